@@ -1,0 +1,77 @@
+"""`microvlm-data`: build the training images, compose the evaluation set, print the baselines."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from microvlm.training.data.sources import SOURCES, DataError, find_packages
+
+
+class _Group(click.Group):
+    """Turns a DataError of any command into one sentence and status 2."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DataError as error:
+            click.echo(f"microvlm-data: {error}", err=True)
+            ctx.exit(2)
+
+
+@click.group(cls=_Group)
+def main() -> None:
+    """Captioned images, scenes and episodes from public emoji drawings."""
+
+
+class _Progress:
+    """A bar on a terminal, one line per vendor and size in a log; always on stderr."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+        self.label = ""
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            if label != self.label:
+                self.bar = tqdm(total=total, desc=label, file=sys.stderr)
+            self.bar.update(1)
+            if done == total:
+                self.bar.close()
+        elif done == total:
+            click.echo(f"{label}: {total} emoji", err=True)
+        self.label = label
+
+
+@main.command()
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to build.")
+@click.option("--packages", type=click.Path(path_type=Path), help="An existing node_modules folder.")
+@click.option("--size", "sizes", type=click.IntRange(16, 512), multiple=True, default=(96,), help="Pixels a side.")
+@click.option(
+    "--vendor", "vendors", type=click.Choice([s.vendor for s in SOURCES]), multiple=True, help="Draw only these."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def emoji(
+    output: Path, packages: Path | None, sizes: tuple[int, ...], vendors: tuple[str, ...], as_json: bool
+) -> None:
+    """Render the emoji of every vendor (96 px), and of the training vendors at other sizes."""
+    from microvlm.training.data.render import build
+
+    summary = build(find_packages(packages), output, sorted(set(sizes)), list(vendors) or None, _Progress())
+    if as_json:
+        click.echo(json.dumps(summary))
+        return
+    click.echo(f"{summary['emoji']} captioned emoji, {summary['core']} drawn by every core vendor")
+    click.echo(f"{summary['seen']} test emoji (seen), {summary['held_out']} with held-out names")
+    for vendor, count in summary["present"].items():
+        click.echo(f"  {vendor:28s}{count:6d}")
+
+
+if __name__ == "__main__":
+    main()

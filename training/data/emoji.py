@@ -1,0 +1,188 @@
+"""Which emoji have a caption, which vendor draws each, and in which split each one is.
+
+Pure tables and hashing: no rendering here, and no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from microvlm.training.data.sources import LABELS_PACKAGE, DataError, IconSet, read_json
+
+CORE_VENDORS = ("noto", "twemoji", "fluent-emoji", "fluent-emoji-flat", "openmoji", "emojione")
+SEEN_MINIMUM = 540
+SKIPPED_GROUPS = ("component", "flags")
+FORMAT = "microvlm-emoji-1"
+
+# A joined sequence with an explicit man or woman is a gender variant of the neutral one.
+_GENDERED = re.compile(r"1F468|1F469")
+
+
+@dataclass(frozen=True)
+class Emoji:
+    """One captioned emoji."""
+
+    hexcode: str
+    caption: str
+    group: str
+    subgroup: str
+
+
+def _ascii(text: str) -> str:
+    """Curly quotes straightened, accents dropped: a tiny tokenizer must spell every caption."""
+    text = text.translate({0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"'})
+    return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+
+
+def slug(label: str) -> str:
+    """The icon name that a label becomes: lower case, words joined by hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", _ascii(label).lower().replace("&", "and").replace("'", "")).strip("-")
+
+
+def captioned(root: Path) -> list[Emoji]:
+    """Every emoji with an English label, in Unicode order, without flags, components, skin tones
+    and gender variants. Captions are lower-case ASCII and unique.
+    """
+    folder = root / LABELS_PACKAGE[0]
+    rows = read_json(folder / "en" / "data.json")
+    meta = read_json(folder / "meta" / "groups.json")
+    kept = []
+    for row in rows:
+        group = meta["groups"].get(str(row.get("group")), "component")
+        code = row["hexcode"]
+        if group in SKIPPED_GROUPS or "gender" in row or ("-200D-" in code and _GENDERED.search(code)):
+            continue
+        caption = _ascii(row["label"]).lower()
+        kept.append((row["order"], Emoji(code, caption, group, meta["subgroups"][str(row["subgroup"])])))
+    emoji = [e for _, e in sorted(kept, key=lambda pair: pair[0])]
+    if len({e.caption for e in emoji}) != len(emoji):
+        raise DataError("The label package gives one caption to two emoji: use the pinned version.")
+    return emoji
+
+
+def match_names(emoji: list[Emoji], sets: dict[str, IconSet], root: Path) -> dict[str, list[str | None]]:
+    """The icon name of each emoji in each set, None where the vendor did not draw it.
+
+    A set's own table of characters decides alone where it has one. The other sets are looked up by
+    the slug of the label, of the Unicode name, and by the names that the tables of the other sets
+    give to the same character.
+    """
+    unicode_names = read_json(root / LABELS_PACKAGE[0] / "meta" / "unicode-names.json")
+    by_hand: dict[str, str | None] = json.loads(_packaged("fxemoji_names.json"))
+    matched: dict[str, list[str | None]] = {}
+    for vendor, icons in sets.items():
+        names: list[str | None] = []
+        for e in emoji:
+            codes = [e.hexcode.lower(), e.hexcode.lower().replace("-fe0f", "")]
+            own = [icons.chars[c] for c in codes if c in icons.chars]
+            others = [s.chars[c] for s in sets.values() for c in codes if c in s.chars]
+            guesses = own or [slug(e.caption), slug(unicode_names.get(e.hexcode, "")), *others]
+            if vendor == "fxemoji":
+                # Its names have no hyphens, and some mean another emoji than they say.
+                guesses = [g.replace("-", "") for g in guesses]
+                if e.caption in by_hand:
+                    guesses = [by_hand[e.caption] or ""]
+            names.append(next((g for g in guesses if g in icons), None))
+        matched[vendor] = names
+    return matched
+
+
+def hash_percent(hexcode: str) -> int:
+    """0..99, from sha256 of the upper-case hexcode: the only thing that decides a split."""
+    return int(hashlib.sha256(hexcode.upper().encode()).hexdigest(), 16) % 100
+
+
+def split_emoji(hexcodes: list[str], core: list[bool]) -> list[str]:
+    """`seen`, `held_out` (both core) or `extra` for each emoji.
+
+    `seen` is hash_percent < T with the smallest T among multiples of 5 that gives SEEN_MINIMUM.
+    """
+    percents = [hash_percent(h) if c else 100 for h, c in zip(hexcodes, core, strict=True)]
+    steps = (t for t in range(5, 101, 5) if sum(p < t for p in percents) >= SEEN_MINIMUM)
+    threshold = next(steps, 100)
+    return ["extra" if p == 100 else "seen" if p < threshold else "held_out" for p in percents]
+
+
+def _packaged(name: str) -> str:
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+
+
+def read_test_emoji() -> list[tuple[str, str]]:
+    """The committed list of test emoji, fixed before any training: (hexcode, caption)."""
+    rows = [line.split("\t") for line in _packaged("test_emoji.txt").splitlines() if line]
+    return [(code, caption) for code, caption in rows]
+
+
+@dataclass(frozen=True)
+class EmojiData:
+    """A rendered folder, opened. N emoji in Unicode order; every list and array has that order."""
+
+    folder: Path
+    hexcodes: list[str]
+    captions: list[str]
+    groups: list[str]
+    subgroups: list[str]
+    splits: list[str]
+    core: np.ndarray
+    """bool [N]: drawn by all six sets that decide the core."""
+    vendors: list[str]
+    _present: dict[str, Any] = field(repr=False)
+
+    @property
+    def seen(self) -> np.ndarray:
+        """bool [N]: the fixed test emoji, whose captions may be trained on with the TRAIN vendors."""
+        return np.array([s == "seen" for s in self.splits])
+
+    @property
+    def held_out(self) -> np.ndarray:
+        """bool [N]: core emoji whose captions are never used in training."""
+        return np.array([s == "held_out" for s in self.splits])
+
+    def images(self, vendor: str, size: int = 96) -> np.ndarray:
+        """uint8 [N, size, size, 4], straight alpha, memory-mapped; all zero where not drawn."""
+        path = self.folder / f"rgba{size}" / f"{vendor}.npy"
+        if not path.is_file():
+            raise DataError(f"{self.folder} has no {size} px images of {vendor}: run microvlm-data emoji.")
+        return np.load(path, mmap_mode="r")
+
+    def present(self, vendor: str) -> np.ndarray:
+        """bool [N]: the vendor drew this emoji."""
+        return np.array(self._present[vendor], dtype=bool)
+
+    def index(self, hexcode: str) -> int:
+        return self.hexcodes.index(hexcode)
+
+
+def load_emoji(folder: str | Path) -> EmojiData:
+    """Open what `microvlm-data emoji -o FOLDER` wrote; DataError says what is wrong with it."""
+    folder = Path(folder)
+    try:
+        table = json.loads((folder / "emoji.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{folder} holds no emoji.json: run microvlm-data emoji -o {folder}.") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}/emoji.json cannot be read ({error}).") from None
+    if not isinstance(table, dict) or table.get("format") != FORMAT:
+        raise DataError(f"{folder}/emoji.json is not in the format {FORMAT}.")
+    rows = table["emoji"]
+    columns = {key: [r[key] for r in rows] for key in ("hexcode", "caption", "group", "subgroup", "split")}
+    return EmojiData(
+        folder=folder,
+        hexcodes=columns["hexcode"],
+        captions=columns["caption"],
+        groups=columns["group"],
+        subgroups=columns["subgroup"],
+        splits=columns["split"],
+        core=np.array([r["core"] for r in rows], dtype=bool),
+        vendors=list(table["present"]),
+        _present=table["present"],
+    )

@@ -1,0 +1,113 @@
+"""SVG drawings to RGBA pixels on disk, written aside and renamed when complete."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from microvlm.training.data import emoji as table
+from microvlm.training.data.sources import SOURCES, TRAIN_VENDORS, DataError, IconSet
+
+Progress = Callable[[str, int, int], None]
+"""Called with (vendor and size, done, total) after every drawing."""
+
+
+def rasterise(svg: str, size: int) -> np.ndarray:
+    """One SVG document to uint8 [size, size, 4] RGBA with straight alpha, centred, aspect kept."""
+    import resvg_py
+
+    # Width alone keeps the aspect ratio; a tall drawing is limited by its height instead.
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=size, skip_system_fonts=True)
+    image = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+    if image.size != (size, size):
+        if image.height > size:
+            png = resvg_py.svg_to_bytes(svg_string=svg, height=size, skip_system_fonts=True)
+            image = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+        square = Image.new("RGBA", (size, size))
+        square.paste(image, ((size - image.width) // 2, (size - image.height) // 2))
+        image = square
+    return np.asarray(image)
+
+
+def render_vendor(icons: IconSet, names: list[str | None], size: int, progress: Progress) -> np.ndarray:
+    """uint8 [N, size, size, 4]; all zero for the emoji without a name."""
+    pixels = np.zeros((len(names), size, size, 4), np.uint8)
+    for i, name in enumerate(names):
+        if name is not None:
+            pixels[i] = rasterise(icons.svg(name), size)
+        progress(f"{icons.source.vendor} {size}px", i + 1, len(names))
+    return pixels
+
+
+def build(root: Path, out: Path, sizes: list[int], vendors: list[str] | None, progress: Progress) -> dict:
+    """Render into `out`; returns the summary that --json prints.
+
+    root : node_modules; sizes : 96 covers every vendor, other sizes the TRAIN vendors only;
+    vendors : draw these again and keep the rest, or None for all.
+    Raises DataError. A failed build leaves `out` as it was.
+    """
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "emoji.json").exists())):
+        raise DataError(f"{out} exists and is not an emoji folder: choose another --output.")
+    sets = {s.vendor: IconSet(s, root) for s in SOURCES}
+    emoji = table.captioned(root)
+    names = table.match_names(emoji, sets, root)
+    core = [all(names[v][i] is not None for v in table.CORE_VENDORS) for i in range(len(emoji))]
+    splits = table.split_emoji([e.hexcode for e in emoji], core)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        for size in sizes:
+            (aside / f"rgba{size}").mkdir()
+            for vendor in vendors or list(sets):
+                if size == 96 or vendor in TRAIN_VENDORS:
+                    pixels = render_vendor(sets[vendor], names[vendor], size, progress)
+                    np.save(aside / f"rgba{size}" / f"{vendor}.npy", pixels)
+        rows = [
+            {
+                "hexcode": e.hexcode,
+                "caption": e.caption,
+                "group": e.group,
+                "subgroup": e.subgroup,
+                "core": core[i],
+                "split": splits[i],
+            }
+            for i, e in enumerate(emoji)
+        ]
+        present = {v: [n is not None for n in column] for v, column in names.items()}
+        document = {"format": table.FORMAT, "emoji": rows, "present": present}
+        (aside / "emoji.json").write_text(json.dumps(document), encoding="utf-8")
+        _move_into(aside, out)
+    except OSError as error:
+        raise DataError(f"{out} cannot be written: {error.strerror or error}.") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return {
+        "output": str(out),
+        "sizes": sizes,
+        "emoji": len(emoji),
+        "core": sum(core),
+        "seen": splits.count("seen"),
+        "held_out": splits.count("held_out"),
+        "present": {v: sum(column) for v, column in present.items()},
+    }
+
+
+def _move_into(aside: Path, out: Path) -> None:
+    """Rename a finished folder, or, over an earlier build, its files one by one with the table last."""
+    if not out.exists():
+        aside.chmod(0o755)
+        aside.rename(out)
+        return
+    for path in sorted(aside.rglob("*.npy")):
+        target = out / path.relative_to(aside)
+        target.parent.mkdir(exist_ok=True)
+        os.replace(path, target)
+    os.replace(aside / "emoji.json", out / "emoji.json")

@@ -1,0 +1,179 @@
+"""Scene specifications and their questions: what stands where on which ground, without any pixel.
+
+Pure numpy and hashing, so that an evaluation can read it without torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from importlib import resources
+
+import numpy as np
+
+GROUNDS = (
+    ("white", (250, 250, 250)),
+    ("black", (22, 22, 22)),
+    ("grey", (134, 134, 134)),
+    ("red", (208, 38, 44)),
+    ("yellow", (250, 212, 52)),
+    ("green", (46, 150, 70)),
+    ("blue", (48, 96, 212)),
+    ("pink", (246, 164, 204)),
+)
+NUMBERS = ("one", "two", "three", "four")
+KINDS = ("what", "where", "how many", "which colour")
+SIDES = {"left-right": ("left", "right"), "above-below": ("above", "below")}
+_ASK_SIDE = {"left": "on the left", "right": "on the right", "above": "above", "below": "below"}
+_ASK_NEXT = {"left": "left of", "right": "right of", "above": "above", "below": "below"}
+_OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
+
+
+@lru_cache(maxsize=1)
+def read_scene_objects() -> tuple[tuple[str, str], ...]:
+    """The committed 48 (hexcode, caption) that scenes are made of; `Placed.object` indexes it."""
+    text = resources.files(__package__).joinpath("scene_objects.txt").read_text(encoding="utf-8")
+    rows = [line.split("\t") for line in text.splitlines() if line]
+    return tuple((code, caption) for code, caption in rows)
+
+
+def pair_is_held_out(hex_a: str, hex_b: str) -> bool:
+    """True for the fifth of the unordered pairs that only tests may compose."""
+    key = "|".join(sorted([hex_a.upper(), hex_b.upper()]))
+    return int(hashlib.sha256(key.encode()).hexdigest(), 16) % 5 == 0
+
+
+@lru_cache(maxsize=1)
+def held_out_pairs() -> np.ndarray:
+    """bool [48, 48], symmetric, False on the diagonal."""
+    codes = [code for code, _ in read_scene_objects()]
+    table = np.array([[a != b and pair_is_held_out(a, b) for b in codes] for a in codes])
+    table.setflags(write=False)
+    return table
+
+
+@dataclass(frozen=True)
+class Placed:
+    """One object in a scene."""
+
+    object: int
+    """Index into read_scene_objects()."""
+    x: float
+    """Centre, 0 at the left edge, 1 at the right."""
+    y: float
+    """Centre, 0 at the top edge, 1 at the bottom."""
+    size: float
+    """Side of the drawing as a share of the image's side."""
+
+    @property
+    def caption(self) -> str:
+        return read_scene_objects()[self.object][1]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question about one scene."""
+
+    kind: str
+    text: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A ground and one to four objects."""
+
+    ground: int
+    """Index into GROUNDS."""
+    objects: tuple[Placed, ...]
+    """With a relation, the first is the left or the upper one."""
+    relation: str | None = None
+    """`left-right`, `above-below`, or None where no question asks for a side."""
+
+    def swapped(self) -> Scene:
+        """The same objects with their places exchanged: a bag of objects cannot tell the two apart."""
+        if self.relation is None:
+            raise ValueError("only a scene with a relation has a swapped twin")
+        first, second = self.objects
+        return replace(
+            self, objects=(replace(first, object=second.object), replace(second, object=first.object))
+        )
+
+    def questions(self, kind: str) -> list[Question]:
+        """Every question of this kind that has one answer; empty where the scene has none."""
+        if kind == "how many":
+            return [Question(kind, "how many objects are there?", NUMBERS[len(self.objects) - 1])]
+        if kind == "which colour":
+            return [Question(kind, "which colour is the ground?", GROUNDS[self.ground][0])]
+        if self.relation is None:
+            return []
+        here = dict(zip(SIDES[self.relation], (o.caption for o in self.objects), strict=True))
+        if kind == "where":
+            return [Question(kind, f"where is the {caption}?", side) for side, caption in here.items()]
+        direct = [Question(kind, f"what is {_ASK_SIDE[s]}?", caption) for s, caption in here.items()]
+        beside = [
+            Question(kind, f"what is {_ASK_NEXT[s]} the {here[_OPPOSITE[s]]}?", caption)
+            for s, caption in here.items()
+        ]
+        return direct + beside
+
+
+def _choose_objects(rng: np.random.Generator, count: int, test: bool) -> list[int]:
+    """`count` objects of which every pair is held out (test) or none is (training)."""
+    held_out = held_out_pairs()
+    allowed = held_out if test else ~held_out & ~np.eye(len(held_out), dtype=bool)
+    while True:
+        chosen = [int(rng.integers(len(allowed)))]
+        while len(chosen) < count:
+            left = np.flatnonzero(allowed[chosen].all(0))
+            if not len(left):
+                break
+            chosen.append(int(rng.choice(left)))
+        if len(chosen) == count:
+            return chosen
+
+
+def _place(rng: np.random.Generator, objects: list[int], cells: list[tuple[float, float, float, float]]) -> tuple:
+    """Each object inside its own cell (left, top, width, height): nothing overlaps."""
+    placed = []
+    for index, (left, top, width, height) in zip(objects, cells, strict=True):
+        size = rng.uniform(0.32, 0.46)
+        x = left + size / 2 + rng.uniform(0.02, max(0.02, width - size - 0.02))
+        y = top + size / 2 + rng.uniform(0.02, max(0.02, height - size - 0.02))
+        placed.append(Placed(index, float(x), float(y), float(size)))
+    return tuple(placed)
+
+
+def sample_scene(rng: np.random.Generator, test: bool = False, relation: bool | None = None) -> Scene:
+    """One random scene. relation : True for two objects side by side or one above the other,
+    False for one to four objects (counts equally likely), None for either.
+    """
+    ground = int(rng.integers(len(GROUNDS)))
+    if relation is None:
+        relation = bool(rng.integers(2))
+    if relation:
+        name = ("left-right", "above-below")[rng.integers(2)]
+        halves = {
+            # The other axis stays near the middle, so that one relation holds and not two.
+            "left-right": [(0.0, 0.2, 0.5, 0.6), (0.5, 0.2, 0.5, 0.6)],
+            "above-below": [(0.2, 0.0, 0.6, 0.5), (0.2, 0.5, 0.6, 0.5)],
+        }
+        return Scene(ground, _place(rng, _choose_objects(rng, 2, test), halves[name]), name)
+    count = int(rng.integers(1, 5))
+    quarters = [(0.5 * (q % 2), 0.5 * (q // 2), 0.5, 0.5) for q in rng.permutation(4)[:count]]
+    return Scene(ground, _place(rng, _choose_objects(rng, count, test), quarters))
+
+
+def sample_question(
+    rng: np.random.Generator, kind: str, test: bool = False, direct: bool = False
+) -> tuple[Scene, Question]:
+    """A random scene with one question of this kind, answers near equally likely.
+
+    direct : never the "what is left of the X?" form, whose twin has no such question.
+    """
+    scene = sample_scene(rng, test, {"what": True, "where": True, "how many": False}.get(kind))
+    questions = scene.questions(kind)
+    if direct and kind == "what":
+        questions = questions[:2]
+    return scene, questions[rng.integers(len(questions))]

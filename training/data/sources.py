@@ -1,0 +1,158 @@
+"""The emoji sets, who drew them and under which licence, and how their npm packages reach this machine.
+
+Knows nothing about captions, splits or pixels: it hands out parsed package files.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+class DataError(Exception):
+    """Bad input or a missing tool, told in one sentence; the command line exits with status 2."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One set of drawings."""
+
+    vendor: str
+    """Our name of the set and the last part of its npm package."""
+    version: str
+    """The pinned package version; another version may draw or name an emoji differently."""
+    artwork: str
+    """Whose drawings these are."""
+    licence: str
+    """SPDX identifier of the artwork's licence."""
+    use: str
+    """`train`, `test` or `stress`."""
+
+    @property
+    def package(self) -> str:
+        return f"@iconify-json/{self.vendor}"
+
+
+SOURCES = (
+    Source("noto", "1.2.9", "Noto Emoji, Google", "Apache-2.0", "train"),
+    Source("noto-v1", "1.2.5", "Noto Emoji (first design), Google", "Apache-2.0", "train"),
+    Source("twemoji", "1.2.5", "Twemoji, Twitter and contributors", "CC-BY-4.0", "train"),
+    Source("fluent-emoji", "1.2.7", "Fluent Emoji (3D), Microsoft", "MIT", "train"),
+    Source("fluent-emoji-flat", "1.2.6", "Fluent Emoji (flat), Microsoft", "MIT", "train"),
+    Source("fluent-emoji-high-contrast", "1.2.6", "Fluent Emoji (high contrast), Microsoft", "MIT", "train"),
+    Source("fxemoji", "1.2.2", "FxEmojis, Mozilla", "CC-BY-4.0", "train"),
+    # EmojiOne 2.x lives on as EmojiTwo; no drawing of it is ever trained on.
+    Source("emojione", "1.2.3", "EmojiOne 2.x / EmojiTwo", "CC-BY-4.0", "test"),
+    # Share-alike line art: the hardest set, for stress tests only, in no bundled checkpoint.
+    Source("openmoji", "1.2.29", "OpenMoji, HfG Schwäbisch Gmünd", "CC-BY-SA-4.0", "stress"),
+)
+TRAIN_VENDORS = tuple(s.vendor for s in SOURCES if s.use == "train")
+TEST_VENDOR = "emojione"
+STRESS_VENDOR = "openmoji"
+LABELS_PACKAGE = ("emojibase-data", "17.0.0")
+
+
+def cache_dir() -> Path:
+    """$MICROVLM_CACHE, or ~/.cache/microvlm."""
+    return Path(os.environ.get("MICROVLM_CACHE") or Path.home() / ".cache" / "microvlm")
+
+
+def install_packages() -> Path:
+    """Return a node_modules folder holding every pinned package, installing it once with npm.
+
+    Raises DataError when npm is missing or fails. Install scripts never run.
+    """
+    wanted = {s.package: s.version for s in SOURCES} | dict([LABELS_PACKAGE])
+    final = cache_dir() / "npm"
+    try:
+        if json.loads((final / "package.json").read_text())["dependencies"] == wanted:
+            return final / "node_modules"
+    except (OSError, ValueError, KeyError):
+        pass
+    npm = shutil.which("npm")
+    if npm is None:
+        raise DataError("npm was not found: install Node.js, or pass an existing folder with --packages.")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix="npm-", dir=final.parent))
+    try:
+        manifest = {"name": "microvlm-emoji", "version": "0.0.0", "private": True, "dependencies": wanted}
+        (aside / "package.json").write_text(json.dumps(manifest))
+        command = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier"]
+        done = subprocess.run(command, cwd=aside, capture_output=True, text=True, check=False)
+        if done.returncode:
+            reason = (done.stderr.strip().splitlines() or ["no message"])[0]
+            raise DataError(f"npm could not install the emoji packages: {reason}")
+        shutil.rmtree(final, ignore_errors=True)
+        aside.rename(final)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return final / "node_modules"
+
+
+def find_packages(packages: Path | None) -> Path:
+    """The node_modules folder to read: the user's (checked) or the installed cache."""
+    if packages is None:
+        return install_packages()
+    root = packages / "node_modules" if (packages / "node_modules").is_dir() else packages
+    if not (root / LABELS_PACKAGE[0]).is_dir():
+        raise DataError(f"--packages {packages} holds no {LABELS_PACKAGE[0]}: it must be a node_modules folder.")
+    return root
+
+
+def read_json(path: Path) -> Any:
+    """Parse one package file; a missing or broken one is a DataError naming it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"The emoji packages are incomplete: {path} is missing.") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"The emoji packages are damaged: {path} cannot be read ({error}).") from None
+
+
+class IconSet:
+    """The drawings of one vendor: names, aliases and SVG text.
+
+    names : every icon and alias; chars : lower-case hexcode -> name where the package says.
+    """
+
+    def __init__(self, source: Source, root: Path):
+        folder = root / source.package
+        data = read_json(folder / "icons.json")
+        self.source = source
+        self.icons: dict[str, dict[str, Any]] = data["icons"]
+        self.aliases: dict[str, dict[str, Any]] = data.get("aliases", {})
+        self.width, self.height = data.get("width", 16), data.get("height", 16)
+        chars = folder / "chars.json"
+        self.chars: dict[str, str] = read_json(chars) if chars.exists() else {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self.icons or name in self.aliases
+
+    def svg(self, name: str) -> str:
+        """One SVG document; an alias may mirror or turn its parent."""
+        turns, mirror, flip = 0, False, False
+        while name in self.aliases:
+            alias = self.aliases[name]
+            turns += alias.get("rotate", 0)
+            mirror ^= bool(alias.get("hFlip"))
+            flip ^= bool(alias.get("vFlip"))
+            name = alias["parent"]
+        icon = self.icons[name]
+        left, top = icon.get("left", 0), icon.get("top", 0)
+        width, height = icon.get("width", self.width), icon.get("height", self.height)
+        body = icon["body"]
+        if turns or mirror or flip:
+            cx, cy = left + width / 2, top + height / 2
+            scale = f"scale({-1 if mirror else 1} {-1 if flip else 1})"
+            place = f"translate({cx} {cy}) rotate({90 * turns}) {scale} translate({-cx} {-cy})"
+            body = f'<g transform="{place}">{body}</g>'
+        return (
+            '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+            f'width="{width}" height="{height}" viewBox="{left} {top} {width} {height}">{body}</svg>'
+        )
