@@ -1,0 +1,50 @@
+"""The adapter: patch features to the k prefix embeddings that the decoder reads (projection, MLP, attention pooling)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from microvlm.attention import attend, attention_weights, merge_heads, split_heads
+from microvlm.config import MicroVLMConfig
+from microvlm.linear import LinearFactory
+
+
+class Adapter(nn.Module):
+    """[B, tokens, vision width] -> [B, k, decoder width]: learned queries attend over projected vision tokens."""
+
+    def __init__(self, config: MicroVLMConfig, linear: LinearFactory):
+        super().__init__()
+        wide, narrow = config.text.hidden_size, config.vision.hidden_size
+        self.heads = config.vision.num_attention_heads
+        self.queries = nn.Parameter(torch.randn(1, config.prefix_tokens, narrow) * 0.02)
+        self.norm_in = nn.LayerNorm(narrow)
+        self.query = linear(narrow, narrow, True)
+        self.key = linear(narrow, narrow, True)
+        self.value = linear(narrow, narrow, True)
+        self.projection = linear(narrow, wide, True)
+        self.norm_mlp = nn.LayerNorm(wide)
+        self.fc1 = linear(wide, 2 * wide, True)
+        self.fc2 = linear(2 * wide, wide, True)
+        self.norm_out = nn.LayerNorm(wide)
+
+    def _heads(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        features = self.norm_in(features)
+        queries = self.query(self.queries).expand(features.shape[0], -1, -1)
+        return (
+            split_heads(queries, self.heads),
+            split_heads(self.key(features), self.heads),
+            split_heads(self.value(features), self.heads),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        query, key, value = self._heads(features)
+        x = self.projection(merge_heads(attend(query, key, value, None)))
+        x = x + self.fc2(F.gelu(self.fc1(self.norm_mlp(x))))
+        return self.norm_out(x)
+
+    def pooling_weights(self, features: Tensor) -> Tensor:
+        """[B, k, tokens]: how much each prefix embedding takes from each vision token, averaged over heads."""
+        query, key, _ = self._heads(features)
+        return attention_weights(query, key, None).mean(1)

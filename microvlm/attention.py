@@ -1,0 +1,64 @@
+"""Attention arithmetic shared by the vision encoder, the decoder and the memory encoder. Holds no weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def split_heads(x: Tensor, heads: int) -> Tensor:
+    """[B, S, heads * D] -> [B, heads, S, D]."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """[B, heads, S, D] -> [B, S, heads * D]."""
+    return x.transpose(1, 2).flatten(2)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Scaled dot-product attention with grouped key/value heads.
+
+    query [B, heads, S, D], key and value [B, kv_heads, T, D], mask bool broadcastable to [B, heads, S, T],
+    true where a query may look. Every row of the mask must allow at least one key.
+    """
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = repeat_heads(key, groups), repeat_heads(value, groups)
+    if query.requires_grad and query.device.type == "cpu":
+        # torch's fused backward takes half of a training step on a CPU; two plain products take a tenth of that.
+        return _softmax(query, key, mask).to(value.dtype) @ value
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(QK' / sqrt(D)) [B, heads, S, T]: what `attend` multiplies the values with, for pictures and statistics."""
+    return _softmax(query, repeat_heads(key, query.shape[1] // key.shape[1]), mask)
+
+
+def _softmax(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+    scores = (query / query.shape[-1] ** 0.5) @ key.transpose(-1, -2)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(-1)
+
+
+def repeat_heads(x: Tensor, groups: int) -> Tensor:
+    """[B, kv_heads, T, D] -> [B, kv_heads * groups, T, D]; query head h reads KV head h // groups."""
+    return x.unsqueeze(2).expand(-1, -1, groups, -1, -1).flatten(1, 2)
+
+
+def rotary_tables(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """int64 [B, S] -> cos and sin, each float32 [B, 1, S, D] (Su et al. 2021, arXiv 2104.09864, half-split order)."""
+    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=position_ids.device) / head_dim
+    angles = position_ids.float().unsqueeze(-1) * theta**-exponent
+    angles = torch.cat([angles, angles], -1).unsqueeze(1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding of [B, heads, S, D]."""
+    half = x.shape[-1] // 2
+    turned = torch.cat([-x[..., half:], x[..., :half]], -1)
+    return x * cos + turned * sin

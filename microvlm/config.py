@@ -1,0 +1,269 @@
+"""Configuration of a MicroVLM: frozen dataclasses, checked when built, JSON in and out. Knows nothing of torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+from microvlm.errors import UserError
+
+CONFIG_FORMAT = 1
+
+
+def _require(condition: bool, sentence: str) -> None:
+    if not condition:
+        raise UserError(f"bad configuration: {sentence}.")
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """A ViT/DeiT encoder (Touvron et al. 2021, arXiv 2012.12877)."""
+
+    image_size: int = 224
+    """Side of the square input, pixels."""
+    patch_size: int = 16
+    hidden_size: int = 192
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 3
+    intermediate_size: int = 768
+    layer_norm_eps: float = 1e-12
+    distillation_token: bool = False
+    """DeiT's second leading token beside [CLS]."""
+    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        _require(self.image_size % self.patch_size == 0, "image_size must be a multiple of patch_size")
+        _require(
+            self.hidden_size % self.num_attention_heads == 0,
+            "vision hidden_size must be a multiple of num_attention_heads",
+        )
+
+    @property
+    def num_patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def num_leading_tokens(self) -> int:
+        return 2 if self.distillation_token else 1
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """A Qwen2 or Llama causal decoder."""
+
+    vocab_size: int = 151_936
+    hidden_size: int = 896
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 14
+    num_key_value_heads: int = 2
+    head_dim: int = 64
+    intermediate_size: int = 4864
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 1_000_000.0
+    attention_bias: bool = True
+    """Biases on q, k and v: true for Qwen2, false for Llama."""
+    sub_norm: bool = False
+    """RMSNorm before o_proj and before down_proj (SubLN), inserted when a decoder is converted to ternary."""
+    max_position_embeddings: int = 32_768
+
+    def __post_init__(self) -> None:
+        _require(
+            self.num_attention_heads % self.num_key_value_heads == 0,
+            "num_attention_heads must be a multiple of num_key_value_heads",
+        )
+        _require(self.head_dim % 2 == 0, "head_dim must be even for rotary embeddings")
+
+    @property
+    def kv_width(self) -> int:
+        return self.num_key_value_heads * self.head_dim
+
+
+@dataclass(frozen=True)
+class MemoryConfig:
+    """Larimar's episodic memory (Das et al. 2024, arXiv 2403.11901) and the encoder that makes its codes."""
+
+    slots: int = 512
+    """K, rows of the memory."""
+    code_size: int = 896
+    """C, width of a code. K < C, else reading is the identity and the memory says nothing."""
+    encoder_layers: int = 2
+    observation_variance: float = 0.01
+    """s2 of the Kalman write."""
+    scope_threshold: float = 0.5
+    """The read is injected when the scope detector's probability is at least this."""
+
+    def __post_init__(self) -> None:
+        _require(self.slots < self.code_size, "memory slots must be fewer than code_size")
+        _require(self.observation_variance > 0, "observation_variance must be positive")
+
+
+@dataclass(frozen=True)
+class QuantizationConfig:
+    """What the weights were trained for. Exporters may store trits at another width, never invent accuracy."""
+
+    decoder_bits: float = 32
+    """Linears of the decoder and of the memory encoder: 32, or 1.58 for ternary."""
+    vision_bits: int = 32
+    """Linears of the vision encoder and the adapter, W_M and the scope detector: 32 or 8."""
+    embedding_bits: int = 32
+    """Token embedding and tied output head: 32 or 8."""
+
+    def __post_init__(self) -> None:
+        _require(self.decoder_bits in (32, 1.58), "decoder_bits must be 32 or 1.58")
+        _require(self.vision_bits in (32, 8), "vision_bits must be 32 or 8")
+        _require(self.embedding_bits in (32, 8), "embedding_bits must be 32 or 8")
+
+    @property
+    def is_ternary(self) -> bool:
+        return self.decoder_bits == 1.58
+
+
+@dataclass(frozen=True)
+class PromptConfig:
+    """How an image and a question become one token sequence."""
+
+    template: str = "<image>{prompt}<|assistant|>"
+    """`<image>` stands for one image's prefix tokens; images beyond the first are put in front."""
+    image_token: str = "<image>"
+    eos_token: str = "<|end|>"
+    pad_token: str = "<|pad|>"
+    caption_prompt: str = "describe the image"
+    """What `microvlm caption` asks when the user asks nothing."""
+
+
+@dataclass(frozen=True)
+class MicroVLMConfig:
+    """A whole model. `name` is a label only."""
+
+    name: str = "custom"
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    text: TextConfig = field(default_factory=TextConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
+    prompt: PromptConfig = field(default_factory=PromptConfig)
+    prefix_tokens: int = 0
+    """k, embeddings an image becomes; 0 takes clamp(ceil(patches / 8), 8, 64)."""
+
+    def __post_init__(self) -> None:
+        if self.prefix_tokens == 0:
+            object.__setattr__(self, "prefix_tokens", min(64, max(8, ceil(self.vision.num_patches / 8))))
+
+    @property
+    def memory_kv_outputs(self) -> int:
+        """Rows of W_M: a key and a value per layer, sized by KV heads."""
+        return self.text.num_hidden_layers * 2 * self.text.kv_width
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"model_type": "microvlm", "format": CONFIG_FORMAT, **dataclasses.asdict(self)}
+
+    def save(self, directory: Path) -> None:
+        (directory / "config.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> MicroVLMConfig:
+        """Raises UserError for another model type, a newer format, or an unknown key."""
+        raw = dict(raw)
+        if raw.pop("model_type", None) != "microvlm":
+            raise UserError("config.json is not a MicroVLM configuration (its model_type is not 'microvlm').")
+        if raw.pop("format", 0) > CONFIG_FORMAT:
+            raise UserError("config.json was written by a newer microvlm; upgrade the package.")
+        parts = {
+            "vision": VisionConfig,
+            "text": TextConfig,
+            "memory": MemoryConfig,
+            "quantization": QuantizationConfig,
+            "prompt": PromptConfig,
+        }
+        try:
+            for key, part in parts.items():
+                raw[key] = part(**_tuples(raw.get(key, {})))
+            return cls(**raw)
+        except TypeError as error:
+            raise UserError(f"config.json has a key this version does not know: {error}.") from error
+
+    @classmethod
+    def load(cls, directory: Path) -> MicroVLMConfig:
+        """Raises UserError when the file is missing or is not JSON."""
+        path = Path(directory) / "config.json"
+        try:
+            return cls.from_dict(json.loads(path.read_text()))
+        except FileNotFoundError:
+            raise UserError(f"{path} is missing: {directory} is not a MicroVLM checkpoint or bundle.") from None
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            raise UserError(f"{path} is not valid JSON: copy the checkpoint again.") from None
+
+
+QWEN_PROMPT = PromptConfig(
+    template="<|im_start|>user\n<|image_pad|>{prompt}<|im_end|>\n<|im_start|>assistant\n",
+    image_token="<|image_pad|>",
+    eos_token="<|im_end|>",
+    pad_token="<|endoftext|>",
+    caption_prompt="Describe this image.",
+)
+SMOLLM_PROMPT = dataclasses.replace(
+    QWEN_PROMPT,
+    template="<|im_start|>user\n<image>{prompt}<|im_end|>\n<|im_start|>assistant\n",
+    image_token="<image>",
+)
+
+_PRESETS: dict[str, MicroVLMConfig] = {
+    # 96 px in 12 px patches costs the same 64 tokens as 64 px in 8 px patches and shows more of a scene.
+    "nano": MicroVLMConfig(
+        name="nano",
+        vision=VisionConfig(
+            image_size=96, patch_size=12, num_hidden_layers=6, layer_norm_eps=1e-6, distillation_token=True
+        ),
+        text=TextConfig(
+            vocab_size=2048,
+            hidden_size=192,
+            num_hidden_layers=4,
+            num_attention_heads=3,
+            num_key_value_heads=1,
+            intermediate_size=512,
+            rope_theta=10_000.0,
+            sub_norm=True,
+            max_position_embeddings=512,
+        ),
+        memory=MemoryConfig(slots=64, code_size=192),
+        quantization=QuantizationConfig(decoder_bits=1.58, vision_bits=8, embedding_bits=8),
+        prefix_tokens=16,
+    ),
+    "small": MicroVLMConfig(
+        name="small",
+        text=TextConfig(
+            vocab_size=49_152,
+            hidden_size=576,
+            num_hidden_layers=30,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            intermediate_size=1536,
+            rms_norm_eps=1e-5,
+            rope_theta=100_000.0,
+            attention_bias=False,
+            max_position_embeddings=8192,
+        ),
+        memory=MemoryConfig(slots=512, code_size=576),
+        prompt=SMOLLM_PROMPT,
+    ),
+    "full": MicroVLMConfig(name="full", prompt=QWEN_PROMPT),
+}
+
+
+def preset_names() -> list[str]:
+    return list(_PRESETS)
+
+
+def preset(name: str) -> MicroVLMConfig:
+    """The configuration of a named preset. Raises UserError for an unknown name."""
+    if name not in _PRESETS:
+        raise UserError(f"unknown preset '{name}'; choose one of {', '.join(_PRESETS)}.")
+    return _PRESETS[name]
+
+
+def _tuples(raw: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}

@@ -1,0 +1,102 @@
+"""Larimar's episodic memory as pure functions over an explicit state (Das et al. 2024, arXiv 2403.11901, section 3).
+
+A state is a mean M [B, K, C] and a row covariance U [B, K, K], float32 or float64. Functions take a state and return
+a new one. Writing rows one at a time is exact recursive least squares: it equals the batch ridge solution, and
+forgetting a written row gives the state that never saw it. Nothing here knows how a code is made.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class MemoryState(NamedTuple):
+    mean: Tensor
+    """M, [B, K, C]."""
+    covariance: Tensor
+    """U, [B, K, K]."""
+
+
+def prior(mean: Tensor, batch: int = 1) -> MemoryState:
+    """R0 [K, C] -> the empty memory: M = R0, U = I."""
+    slots = mean.shape[0]
+    eye = torch.eye(slots, dtype=mean.dtype, device=mean.device)
+    return MemoryState(mean.expand(batch, -1, -1), eye.expand(batch, -1, -1))
+
+
+def address(code: Tensor, pseudo_inverse: Tensor) -> Tensor:
+    """w = z pinv(M_ref): [B, C] and [C, K] -> key [B, K]. M_ref is fixed, so that a key can be made again to forget."""
+    return code @ pseudo_inverse
+
+
+def write(state: MemoryState, key: Tensor, code: Tensor, observation_variance: float) -> MemoryState:
+    """Kalman update with one row: key w [B, K], code z [B, C], variance s2 (Larimar eq. 3, by Sherman-Morrison).
+
+    d = z - wM ; a = U w' ; s = w a + s2 ; M + (a / s) d ; U - a a' / s
+    """
+    residual = code - torch.einsum("bk,bkc->bc", key, state.mean)
+    spread = torch.einsum("bkj,bj->bk", state.covariance, key)
+    gain = spread / ((key * spread).sum(-1, keepdim=True) + observation_variance)
+    return MemoryState(
+        state.mean + gain.unsqueeze(-1) * residual.unsqueeze(-2),
+        state.covariance - spread.unsqueeze(-1) * gain.unsqueeze(-2),
+    )
+
+
+def forget(state: MemoryState, key: Tensor, code: Tensor, observation_variance: float) -> MemoryState:
+    """Undoes `write` of the same (key, code), whatever was written since: a write of variance -s2.
+
+    d = s2 - w a, positive for a row that was written ; M - (a / d)(z - wM) ; U + a a' / d
+    """
+    return write(state, key, code, -observation_variance)
+
+
+def read(state: MemoryState, key: Tensor) -> Tensor:
+    """z_r = w M: [B, K] -> [B, C]. Deterministic; noise belongs to training."""
+    return torch.einsum("bk,bkc->bc", key, state.mean)
+
+
+def batch_solution(prior_mean: Tensor, keys: Tensor, codes: Tensor, observation_variance: float) -> MemoryState:
+    """The ridge posterior of E rows at once: R0 [K, C], W [E, K], Z [E, C]. The oracle of sequential writing."""
+    eye = torch.eye(prior_mean.shape[0], dtype=prior_mean.dtype, device=prior_mean.device)
+    covariance = torch.linalg.inv(eye + keys.T @ keys / observation_variance)
+    mean = covariance @ (prior_mean + keys.T @ codes / observation_variance)
+    return MemoryState(mean.unsqueeze(0), covariance.unsqueeze(0))
+
+
+def pinv_newton_schulz(matrix: Tensor, steps: int = 15, alpha: float = 5e-4) -> Tensor:
+    """Larimar's iterative pseudo-inverse (Ben-Israel & Cohen 1966): X <- 2X - X A X from X0 = alpha A'.
+
+    Recovers 1 - (1 - alpha s^2)^(2^steps) of a singular value s, and diverges when alpha s^2 > 2. An option with a
+    known error; `torch.linalg.pinv` is the default everywhere. Raises ValueError when it would diverge.
+    """
+    if alpha * torch.linalg.matrix_norm(matrix, 2).max() ** 2 > 2:
+        raise ValueError("alpha * s_max^2 is over 2: the iteration diverges; lower alpha")
+    estimate = alpha * matrix.transpose(-1, -2)
+    for _ in range(steps):
+        estimate = 2 * estimate - estimate @ matrix @ estimate
+    return estimate
+
+
+def reference_memory(slots: int, code_size: int, seed: int = 0) -> Tensor:
+    """M_ref [K, C]: fixed orthonormal rows, so that keys of random codes spread over all slots."""
+    generator = torch.Generator().manual_seed(seed)
+    gaussian = torch.randn(code_size, slots, generator=generator, dtype=torch.float64)
+    return torch.linalg.qr(gaussian).Q.T.float().contiguous()
+
+
+def memory_kl(state: MemoryState, prior_mean: Tensor) -> Tensor:
+    """KL of the memory's posterior from its prior, per element (Larimar eq. 5; U0 = I): scalar."""
+    slots, width = prior_mean.shape
+    trace = width * state.covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
+    moved = (state.mean - prior_mean).square().sum((-1, -2))
+    logdet = torch.linalg.slogdet(state.covariance).logabsdet
+    return (0.5 * (trace + moved - slots * width - width * logdet) / (slots * width)).mean()
+
+
+def addressing_kl(key: Tensor, log_variance: Tensor) -> Tensor:
+    """KL of the addressing posterior N(w, e^lv) from N(0, 1), per element: scalar."""
+    return 0.5 * (log_variance.exp() + key.square() - 1 - log_variance).mean()

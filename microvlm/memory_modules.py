@@ -1,0 +1,95 @@
+"""The learned parts around the memory: the encoder of codes, W_M (a code to one past-KV position), the scope detector."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from microvlm.attention import rotary_tables
+from microvlm.config import MicroVLMConfig
+from microvlm.decoder import Cache, DecoderLayer, RMSNorm
+from microvlm.linear import LinearFactory
+from microvlm.memory import address, reference_memory
+
+
+class MemoryEncoder(nn.Module):
+    """inputs_embeds [B, S, H], attention_mask [B, S] -> (code [B, C], unit length; key [B, K]).
+
+    Bidirectional decoder blocks and masked attention pooling. The same encoder makes keys (image or question alone)
+    and values (image with the full fact).
+    """
+
+    def __init__(self, config: MicroVLMConfig, ternary: LinearFactory):
+        super().__init__()
+        text, memory = config.text, config.memory
+        self.text = text
+        self.layers = nn.ModuleList(DecoderLayer(text, ternary) for _ in range(memory.encoder_layers))
+        self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
+        self.pool = nn.Parameter(torch.zeros(text.hidden_size))
+        self.output = ternary(text.hidden_size, memory.code_size, False)
+        reference = reference_memory(memory.slots, memory.code_size)
+        self.register_buffer("pseudo_inverse", torch.linalg.pinv(reference))
+
+    pseudo_inverse: Tensor
+
+    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
+        cos, sin = rotary_tables(positions, self.text.head_dim, self.text.rope_theta)
+        seen = attention_mask.bool()
+        # A padded row attends to everything that is real; a row of nothing but padding sees itself.
+        eye = torch.eye(seen.shape[1], dtype=torch.bool, device=seen.device)
+        mask = seen[:, None, None, :] | eye
+        x = inputs_embeds
+        for layer in self.layers:
+            x, _ = layer(x, cos, sin, mask, None)
+        x = self.norm(x)
+        scores = (x @ self.pool).masked_fill(~seen, torch.finfo(x.dtype).min)
+        pooled = torch.einsum("bs,bsh->bh", scores.softmax(-1), x)
+        code = F.normalize(self.output(pooled), dim=-1, eps=1e-6)
+        return code, address(code, self.pseudo_inverse)
+
+
+class MemoryProjection(nn.Module):
+    """W_M: a code [B, C] -> one key and value per layer, [B, kv_heads, 1, D] each, sized by KV heads."""
+
+    def __init__(self, config: MicroVLMConfig, linear: LinearFactory):
+        super().__init__()
+        self.text = config.text
+        self.linear = linear(config.memory.code_size, config.memory_kv_outputs, True)
+
+    def initialise_from(self, layers: nn.ModuleList) -> None:
+        """Step 0 is the base model: K starts at k_proj's bias (Qwen2's are large), V at 0, the code's part small."""
+        width = self.text.kv_width
+        with torch.no_grad():
+            self.linear.weight.normal_(std=1e-2)
+            bias = self.linear.bias.view(self.text.num_hidden_layers, 2, width)
+            bias.zero_()
+            for row, layer in zip(bias, layers, strict=True):
+                if layer.self_attn.k_proj.bias is not None:
+                    row[0].copy_(layer.self_attn.k_proj.bias)
+
+    def forward(self, code: Tensor) -> Cache:
+        text = self.text
+        flat = self.linear(code)
+        slots = flat.view(-1, text.num_hidden_layers, 2, text.num_key_value_heads, 1, text.head_dim)
+        return [(slots[:, layer, 0], slots[:, layer, 1]) for layer in range(text.num_hidden_layers)]
+
+
+class ScopeDetector(nn.Module):
+    """ScopeNet: query code and read code [B, C] -> (probability that the read answers the query [B], residual [B]).
+
+    The residual |z_r - z_q| is a score of its own that costs nothing.
+    """
+
+    def __init__(self, config: MicroVLMConfig, linear: LinearFactory):
+        super().__init__()
+        width = config.memory.code_size
+        self.fc1 = linear(2 * width + 1, 64, True)
+        self.fc2 = linear(64, 1, True)
+
+    def forward(self, query: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
+        residual = (read - query).square().sum(-1, keepdim=True).add(1e-12).sqrt()
+        features = torch.cat([query, read, residual], -1)
+        logit = self.fc2(F.gelu(self.fc1(features)))
+        return torch.sigmoid(logit).squeeze(-1), residual.squeeze(-1)

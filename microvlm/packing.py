@@ -1,0 +1,102 @@
+"""Byte layouts of quantised weights, packed and unpacked in numpy. The slow reference for every faster reader.
+
+Words used everywhere: `trits` are -1, 0, 1; `codes` are trits + 1, so 0, 1, 2; `packed` are the bytes on disk.
+
+Ternary, P rows a byte (P = 4 at base 4, P = 5 at base 3). N is padded with zero trits to Np, a multiple of P,
+and the rows are dealt out in P planes of R = Np / P consecutive rows:
+
+    packed[r, k] = sum over p of codes[p * R + r, k] * base^p          uint8 [R, K], K contiguous
+
+    2x4, base 4:   bits 7-6 row 3R+r | 5-4 row 2R+r | 3-2 row R+r | 1-0 row r      2.0 bits a weight
+    3x5, base 3:   c0 + 3 c1 + 9 c2 + 27 c3 + 81 c4 <= 242                         1.6 bits a weight
+
+Int8 by row:       packed[n, k] = q + 128, q in -127..127, scale[n] fp32; w = q * scale[n]     uint8 [N, K]
+
+Int4, groups of 32 of one row. K is padded to Kp, a multiple of 32, with zeros:
+    packed[n, j] = (q[2j] + 8) | (q[2j+1] + 8) << 4, q in -7..7                   uint8 [N, Kp/2]
+    multiplier[n, g] in 1..255 (0 for an all-zero group), scale[n] fp32; w = q * multiplier[n, g] * scale[n]
+    The integer multiplier makes the sum over a whole row an exact int32 (K <= 8192), so no float order matters.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+GROUP = 32
+
+
+class TernaryLayout(NamedTuple):
+    base: int
+    rows_per_byte: int
+
+
+LAYOUT_2X4 = TernaryLayout(base=4, rows_per_byte=4)
+LAYOUT_3X5 = TernaryLayout(base=3, rows_per_byte=5)
+
+
+def padded_rows(rows: int, layout: TernaryLayout) -> int:
+    """N rounded up to whole bytes."""
+    return -(-rows // layout.rows_per_byte) * layout.rows_per_byte
+
+
+def pack_trits(trits: np.ndarray, layout: TernaryLayout) -> np.ndarray:
+    """int8 [N, K] of -1, 0, 1 -> uint8 [Np / P, K]. Raises ValueError on any other value."""
+    if trits.ndim != 2 or not np.isin(trits, (-1, 0, 1)).all():
+        raise ValueError("pack_trits takes a matrix of -1, 0 and 1")
+    rows, columns = trits.shape
+    planes_of = padded_rows(rows, layout) // layout.rows_per_byte
+    codes = np.ones((planes_of * layout.rows_per_byte, columns), np.uint16)
+    codes[:rows] = trits.astype(np.int16) + 1
+    powers = layout.base ** np.arange(layout.rows_per_byte, dtype=np.uint16)
+    packed = (codes.reshape(layout.rows_per_byte, planes_of, columns) * powers[:, None, None]).sum(0)
+    packed = packed.astype(np.uint8)
+    assert packed.shape == (planes_of, columns)
+    return packed
+
+
+def unpack_trits(packed: np.ndarray, rows: int, layout: TernaryLayout) -> np.ndarray:
+    """uint8 [Np / P, K] -> int8 [N, K] of -1, 0, 1."""
+    powers = layout.base ** np.arange(layout.rows_per_byte, dtype=np.uint16)
+    codes = packed[None].astype(np.uint16) // powers[:, None, None] % layout.base
+    return (codes.astype(np.int8) - 1).reshape(-1, packed.shape[1])[:rows]
+
+
+def quantize_rows_int8(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """float32 [N, K] -> (uint8 [N, K], float32 scale [N]); symmetric, half to even, absolute maximum at 127."""
+    peak = np.maximum(np.abs(weight).max(1), np.float32(1e-8)).astype(np.float32)
+    scale = (peak / np.float32(127)).astype(np.float32)
+    q = np.clip(np.rint(weight / scale[:, None]), -127, 127)
+    return (q + 128).astype(np.uint8), scale
+
+
+def unpack_rows_int8(packed: np.ndarray) -> np.ndarray:
+    """uint8 [N, K] -> int8 [N, K]."""
+    return (packed.astype(np.int16) - 128).astype(np.int8)
+
+
+def quantize_groups_int4(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """float32 [N, K] -> (uint8 [N, Kp/2], uint8 multiplier [N, Kp/32], float32 scale [N])."""
+    rows, columns = weight.shape
+    padded = np.zeros((rows, -(-columns // GROUP) * GROUP), np.float32)
+    padded[:, :columns] = weight
+    groups = padded.reshape(rows, -1, GROUP)
+    step = np.abs(groups).max(2) / 7
+    scale = np.maximum(step.max(1) / 255, 1e-12).astype(np.float32)
+    multiplier = np.clip(np.ceil(step / scale[:, None] - 1e-3), 0, 255).astype(np.uint8)
+    divisor = np.maximum(multiplier, 1).astype(np.float32) * scale[:, None]
+    q = np.clip(np.rint(groups / divisor[:, :, None]), -7, 7).astype(np.int8).reshape(rows, -1)
+    return pack_nibbles(q), multiplier, scale
+
+
+def pack_nibbles(q: np.ndarray) -> np.ndarray:
+    """int8 [N, Kp] of -7..7 -> uint8 [N, Kp/2]."""
+    codes = (q + 8).astype(np.uint8)
+    return codes[:, 0::2] | codes[:, 1::2] << 4
+
+
+def unpack_nibbles(packed: np.ndarray, columns: int) -> np.ndarray:
+    """uint8 [N, Kp/2] -> int8 [N, K] of -7..7."""
+    codes = np.stack([packed & 15, packed >> 4], -1).reshape(packed.shape[0], -1)[:, :columns]
+    return codes.astype(np.int8) - 8

@@ -1,0 +1,80 @@
+"""Recipes: a training run as frozen dataclasses, read from JSON and checked when built."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from microvlm.config import preset_names
+from microvlm.errors import UserError
+
+TASKS = ("distill", "vlm")
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One stage: a task, its length and its optimiser."""
+
+    name: str
+    task: str
+    """`distill`: the vision encoder from the convolutional teacher; `vlm`: the whole model on captions and scenes."""
+    steps: int
+    batch_size: int
+    learning_rate: float
+    vision_learning_rate: float = 0.0
+    """Rate of the vision encoder in a `vlm` stage; 0 freezes it."""
+    warmup_fraction: float = 0.05
+    weight_decay: float = 0.05
+    max_grad_norm: float = 1.0
+    label_smoothing: float = 0.1
+    augment_strength: float = 1.0
+    mixture: dict[str, float] = field(default_factory=dict)
+    """Share of each kind of sample in a `vlm` batch: caption, scene, episode."""
+    kl_weight: float = 0.01
+    """Weight of the memory KL per element; the addressing KL takes a tenth."""
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise UserError(f"stage '{self.name}': unknown task '{self.task}'; use one of {', '.join(TASKS)}.")
+        if min(self.steps, self.batch_size) < 1 or self.learning_rate <= 0:
+            raise UserError(f"stage '{self.name}': steps, batch_size and learning_rate must be positive.")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a run depends on but the data folder."""
+
+    name: str
+    preset: str
+    seed: int
+    stages: tuple[StageConfig, ...]
+    mixed_precision: str = "bf16"
+    vendor_weights: dict[str, float] = field(default_factory=dict)
+    """How often each TRAIN vendor is drawn, relative to 1."""
+    log_every: int = 20
+    save_every: int = 250
+
+    def __post_init__(self) -> None:
+        if self.preset not in preset_names():
+            raise UserError(f"recipe '{self.name}': unknown preset '{self.preset}'.")
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def load_recipe(source: str) -> Recipe:
+    """A packaged recipe's name or a JSON file. Raises UserError."""
+    packaged = resources.files("microvlm.training").joinpath("recipes", f"{source}.json")
+    try:
+        text = packaged.read_text() if packaged.is_file() else Path(source).read_text()
+        raw = json.loads(text)
+        stages = tuple(StageConfig(**stage) for stage in raw.pop("stages"))
+        return Recipe(stages=stages, **raw)
+    except OSError:
+        raise UserError(f"no recipe '{source}': give a packaged name (nano) or a JSON file.") from None
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise UserError(f"recipe '{source}' cannot be used: {error}.") from None

@@ -1,0 +1,112 @@
+"""Stage `distill`: a small DeiT learns from the convolutional teacher that a package carries, and from emoji labels.
+
+As in DeiT (arXiv 2012.12877, section 4) the class token answers the labels and the distillation token the teacher.
+Labels are used for `seen` emoji only; every other emoji is an unlabelled picture with teacher features.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from microvlm.config import MicroVLMConfig
+from microvlm.linear import linear_factory
+
+from microvlm.training.config import Recipe, StageConfig
+from microvlm.training.data.compose import augment_emoji
+from microvlm.training.data.emoji import EmojiData
+from microvlm.training.data.sources import TRAIN_VENDORS
+from microvlm.training.teacher import TEACHER_WIDTH, teacher_features
+from microvlm.vision import VisionEncoder, normalise
+
+SEEN_SHARE = 0.7
+
+
+class Student(nn.Module):
+    """The vision encoder with the two heads of DeiT."""
+
+    def __init__(self, config: MicroVLMConfig, classes: int):
+        super().__init__()
+        self.vision = VisionEncoder(config.vision, linear_factory(32))
+        width = config.vision.hidden_size
+        self.classify = nn.Linear(width, classes)
+        self.distil = nn.Linear(width, TEACHER_WIDTH)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = self.vision(pixels)
+        return self.classify(tokens[:, 0]), self.distil(tokens[:, 1])
+
+
+class DrawingSampler:
+    """Draws (emoji row, vendor) pairs of the TRAIN vendors, seen emoji in `SEEN_SHARE` of the cases."""
+
+    def __init__(self, emoji: EmojiData, weights: dict[str, float], seen_share: float = SEEN_SHARE):
+        self.vendors = [vendor for vendor in TRAIN_VENDORS if weights.get(vendor, 1.0) > 0]
+        self.images = {vendor: np.asarray(emoji.images(vendor)) for vendor in self.vendors}
+        rate = np.array([weights.get(vendor, 1.0) for vendor in self.vendors])
+        present = np.stack([emoji.present(vendor) for vendor in self.vendors], 1) * rate
+        self.cumulative = np.cumsum(present / np.maximum(present.sum(1, keepdims=True), 1e-9), 1)
+        self.drawn = present.sum(1) > 0
+        self.seen_rows = np.flatnonzero(emoji.seen & self.drawn)
+        self.other_rows = np.flatnonzero(~emoji.seen & self.drawn)
+        self.seen_share = seen_share
+
+    def rows(self, count: int, generator: torch.Generator) -> np.ndarray:
+        uniform = torch.rand(count, 2, generator=generator).numpy()
+        seen = self.seen_rows[(uniform[:, 1] * len(self.seen_rows)).astype(int)]
+        other = self.other_rows[(uniform[:, 1] * len(self.other_rows)).astype(int)]
+        return np.where(uniform[:, 0] < self.seen_share, seen, other)
+
+    def vendors_of(self, rows: np.ndarray, generator: torch.Generator) -> np.ndarray:
+        """One vendor (index) for each row, among those that drew it."""
+        uniform = torch.rand(len(rows), generator=generator).numpy()
+        index = (uniform[:, None] >= self.cumulative[rows]).sum(1)
+        return np.minimum(index, len(self.vendors) - 1)
+
+    def pixels(self, rows: np.ndarray, vendors: np.ndarray) -> Tensor:
+        """uint8 [B, S, S, 4]."""
+        return torch.from_numpy(
+            np.stack([self.images[self.vendors[v]][r] for r, v in zip(rows, vendors, strict=True)])
+        )
+
+
+class DistillTask:
+    """CE on seen labels + cosine distance to the teacher's features of this drawing and of the emoji's mean drawing."""
+
+    def __init__(self, config: MicroVLMConfig, recipe: Recipe, stage: StageConfig, emoji: EmojiData):
+        self.config, self.stage = config, stage
+        self.sampler = DrawingSampler(emoji, recipe.vendor_weights)
+        self.label_of = np.full(len(emoji.hexcodes), -100)
+        self.label_of[np.flatnonzero(emoji.seen)] = np.arange(emoji.seen.sum())
+        cached = teacher_features(emoji, self.sampler.vendors)
+        stacked = torch.from_numpy(np.stack([cached[vendor] for vendor in self.sampler.vendors])).float()
+        # Centred, because pooled features after a ReLU all point the same way.
+        drawn = stacked.abs().sum(-1, keepdim=True) > 0
+        centre = stacked.sum((0, 1)) / drawn.sum()
+        self.features = F.normalize((stacked - centre) * drawn, dim=-1)
+        self.means = F.normalize(self.features.sum(0), dim=-1)
+        self.module = Student(config, int(emoji.seen.sum()))
+
+    def parameter_groups(self) -> list[dict]:
+        return [{"params": list(self.module.parameters()), "lr": self.stage.learning_rate}]
+
+    def loss(self, module: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        rows = self.sampler.rows(self.stage.batch_size, generator)
+        vendors = self.sampler.vendors_of(rows, generator)
+        with torch.autocast("cpu", enabled=False):
+            pixels = augment_emoji(self.sampler.pixels(rows, vendors), generator, self.stage.augment_strength)
+        labels = torch.from_numpy(self.label_of[rows])
+        device = next(module.parameters()).device
+        logits, guess = module(normalise(pixels, self.config.vision).to(device))
+        labels = labels.to(device)
+        classify = F.cross_entropy(logits.float(), labels, label_smoothing=self.stage.label_smoothing)
+        guess = F.normalize(guess.float(), dim=-1)
+        own = self.features[torch.from_numpy(vendors), torch.from_numpy(rows)].to(device)
+        mean = self.means[torch.from_numpy(rows)].to(device)
+        distil = 2 - (guess * own).sum(-1).mean() - (guess * mean).sum(-1).mean()
+        known = labels >= 0
+        accuracy = (logits.argmax(-1) == labels)[known].float().mean()
+        loss = classify + 2.0 * distil
+        return loss, {"ce": classify.item(), "distil": distil.item(), "accuracy": accuracy.item()}

