@@ -73,5 +73,24 @@ def emoji(
         click.echo(f"  {vendor:28s}{count:6d}")
 
 
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--pixels-only", is_flag=True, help="Leave out the network, which takes minutes.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def baselines(folder: Path, pixels_only: bool, as_json: bool) -> None:
+    """Score the nearest class mean of pixels and of EfficientNet-Lite0 on the test emoji of FOLDER."""
+    from microvlm.training.data.baselines import run_baselines
+    from microvlm.training.data.emoji import load_emoji
+
+    result = run_baselines(load_emoji(folder), teacher=not pixels_only)
+    if as_json:
+        click.echo(json.dumps(result))
+        return
+    click.echo(f"{result['classes']} test emoji, fitted on {', '.join(result['fitted_on'])}")
+    for name in ("pixels_24", "efficientnet_lite0"):
+        for vendor, score in result.get(name, {}).items():
+            click.echo(f"  {name:20s}{vendor:12s}{score:7.3f}")
+
+
 if __name__ == "__main__":
     main()

