@@ -1,0 +1,171 @@
+"""Checkpoints on disk: config.json and model.safetensors, written aside and renamed, loaded strictly. Never pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from importlib import resources
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from microvlm.config import MicroVLMConfig
+from microvlm.embedding import HalfEmbedding, PackedEmbedding
+from microvlm.errors import UserError
+from microvlm.linear import DenseTritLinear, HalfLinear, PackedLinear
+from microvlm.lowering import WeightFormat
+from microvlm.model import MicroVLM
+from microvlm.op_table import MATMUL_BY_KIND
+
+WEIGHTS = "model.safetensors"
+BUNDLED = ("nano",)
+PROCESSOR_FILES = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "generation_config.json")
+
+
+def resolve_checkpoint(source: str | Path) -> Path:
+    """A bundled name, a directory or a hub id -> a directory. Raises UserError."""
+    path = Path(source)
+    if path.is_dir():
+        return path
+    if str(source) in BUNDLED:
+        return Path(str(resources.files("microvlm").joinpath("checkpoints", str(source))))
+    if path.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/")):
+        raise UserError(
+            f"'{source}' is no checkpoint: give a directory, a hub id (owner/name) or one of {', '.join(BUNDLED)}."
+        )
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(str(source)))
+    except ImportError:
+        raise UserError(f"loading '{source}' from a hub needs: pip install 'microvlm[export]'.") from None
+    except Exception as error:  # the hub client raises a dozen kinds; each means "could not be had"
+        raise UserError(f"'{source}' could not be fetched from the hub ({type(error).__name__}): check the id and the network.") from None
+
+
+def load_checkpoint(source: str | Path) -> MicroVLM:
+    """A MicroVLM with the stored weights, in evaluation mode. A missing or unexpected key is a UserError naming it."""
+    directory = resolve_checkpoint(source)
+    config = MicroVLMConfig.load(directory)
+    tensors, metadata = read_tensors(directory / WEIGHTS)
+    model = MicroVLM(config)
+    if "layers" in metadata:
+        build_lowered(model, json.loads(metadata["layers"]))
+    load_strictly(model, tensors, str(directory / WEIGHTS))
+    return model.eval()
+
+
+def save_checkpoint(model: MicroVLM, directory: Path) -> None:
+    """Write `model` (latent or lowered) to a directory that does not exist yet, or holds a checkpoint to replace."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    try:
+        layers = describe_lowered(model)
+        metadata = {"format": "pt", **({"layers": json.dumps(layers)} if layers else {})}
+        state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+        save_file(state, str(aside / WEIGHTS), metadata=metadata)
+        model.config.save(aside)
+        directory.mkdir(exist_ok=True)
+        for path in sorted(aside.iterdir()):
+            os.replace(path, directory / path.name)
+    except OSError as error:
+        raise UserError(f"{directory} cannot be written ({error.strerror or error}): free space or choose another folder.") from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Every tensor of a safetensors file and its metadata. Raises UserError when it is missing or damaged."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: copy the checkpoint again.") from None
+    except (SafetensorError, OSError):
+        raise UserError(f"{path} is damaged or not a safetensors file: copy the checkpoint again.") from None
+
+
+def load_strictly(model: nn.Module, tensors: dict[str, Tensor], origin: str) -> None:
+    """Load every key or say which is missing, unexpected or of another shape (UserError)."""
+    wanted = model.state_dict()
+    missing, unexpected = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
+    if missing:
+        raise UserError(f"{origin} lacks '{missing[0]}' ({len(missing)} missing keys): it is another model's file.")
+    if unexpected:
+        raise UserError(f"{origin} has an unexpected '{unexpected[0]}' ({len(unexpected)} such keys): it is another model's file.")
+    for key, value in wanted.items():
+        if tensors[key].shape != value.shape:
+            raise UserError(
+                f"'{key}' is {tuple(tensors[key].shape)} in {origin} and {tuple(value.shape)} in the configuration."
+            )
+    model.load_state_dict(tensors)
+
+
+def describe_lowered(model: nn.Module) -> dict[str, dict]:
+    """name -> kind, rows, columns (and scale length) of every lowered layer: enough to build it empty."""
+    layers: dict[str, dict] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, PackedLinear | DenseTritLinear):
+            kind = module.kind if module.kind != "dense" else f"dense-{str(module.weight.dtype).split('.')[-1]}"
+            layers[name] = {
+                "kind": kind,
+                "rows": module.rows,
+                "columns": module.columns,
+                "scale": module.scale.numel(),
+                "bias": module.bias is not None,
+            }
+        elif isinstance(module, HalfLinear):
+            layers[name] = {"kind": "half", "rows": module.rows, "columns": module.columns, "bias": module.bias is not None}
+        elif isinstance(module, HalfEmbedding):
+            layers[name] = {"kind": "half-embedding", "rows": module.weight.shape[0], "columns": module.weight.shape[1]}
+    return layers
+
+
+def build_lowered(model: MicroVLM, layers: dict[str, dict]) -> None:
+    """Give `model` the empty lowered layers that `describe_lowered` listed, ready for a strict load."""
+    for name, layer in layers.items():
+        parent, _, leaf = name.rpartition(".")
+        built = _empty_layer(layer)
+        if parent == "embedding":
+            model.embedding = PackedEmbedding(built)  # type: ignore[arg-type]
+        else:
+            setattr(model.get_submodule(parent), leaf, built)
+    quantised = next((v["kind"] for k, v in layers.items() if k == "embedding.table"), None)
+    if quantised is None and "embedding" not in layers and model.embedding.bits != 32:
+        # A lowered float embedding holds plain weights and computes without straight-through rounding.
+        model.embedding.bits = 32
+
+
+def _empty_layer(layer: dict) -> nn.Module:
+    kind, rows, columns = layer["kind"], layer["rows"], layer["columns"]
+    bias = torch.zeros(rows) if layer.get("bias") else None
+    if kind == "half-embedding":
+        return HalfEmbedding(torch.zeros(rows, columns))
+    if kind == "half":
+        return HalfLinear(torch.zeros(rows, columns), bias)
+    scale = torch.zeros(layer["scale"])
+    if kind.startswith("dense-"):
+        return DenseTritLinear(torch.zeros(rows, columns), scale, bias, getattr(torch, kind.removeprefix("dense-")))
+    if kind not in MATMUL_BY_KIND:
+        raise UserError(f"this checkpoint stores layers as '{kind}', which this version does not know; upgrade microvlm.")
+    tensors = {"scale": scale}
+    groups = -(-columns // 32)
+    rows_per_byte = {"ternary2x4": 4, "ternary3x5": 5}.get(kind, 1)
+    width = groups * 16 if kind == "int4" else columns
+    tensors["packed"] = torch.zeros(-(-rows // rows_per_byte), width, dtype=torch.uint8)
+    if kind == "int4":
+        tensors["multiplier"] = torch.zeros(rows, groups, dtype=torch.uint8)
+    return PackedLinear(kind, rows, columns, tensors, bias)
+
+
+def weight_format_of(layers: dict[str, dict]) -> WeightFormat | None:
+    """The storage of a lowered checkpoint's decoder, or None for a latent one."""
+    decoder = {layer["kind"] for name, layer in layers.items() if name.startswith("decoder.")}
+    if "ternary3x5" in decoder:
+        return WeightFormat(1.58, "base3")
+    return WeightFormat(1.58, "2bit") if "ternary2x4" in decoder else None

@@ -1,0 +1,171 @@
+"""Lowering: a trained model to the model that is stored and run, every weight in the bytes of one storage format."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from microvlm import packing as layouts
+from microvlm.embedding import HalfEmbedding, PackedEmbedding, TiedEmbedding
+from microvlm.errors import UserError
+from microvlm.linear import DenseTritLinear, HalfLinear, PackedLinear, TernaryLinear, ternarize
+from microvlm.model import MicroVLM
+from microvlm.op_table import TERNARY_LAYOUTS
+
+BITS = (32, 16, 8, 4, 1.58)
+PACKINGS = {"2bit": "ternary2x4", "base3": "ternary3x5"}
+EMBEDDING_BITS = (32, 16, 8, 4)
+TERNARY_PARTS = ("decoder", "memory_encoder")
+"""Parts whose linears are ternary at 1.58 bits; the rest (vision, adapter, W_M, scope) stays at 8 bits or wider."""
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """How the weights of a bundle are stored."""
+
+    bits: float = 1.58
+    packing: str = "2bit"
+    embedding_bits: int = 8
+
+    def __post_init__(self) -> None:
+        if self.bits not in BITS:
+            raise UserError(f"--bits {self.bits:g} is not offered; choose one of 32, 16, 8, 4, 1.58.")
+        if self.packing not in PACKINGS:
+            raise UserError(f"--packing {self.packing} is not offered; choose 2bit or base3.")
+        if self.embedding_bits not in EMBEDDING_BITS:
+            raise UserError(f"--embedding-bits {self.embedding_bits} is not offered; choose 16, 8 or 4.")
+
+
+def lower(model: MicroVLM, weights: WeightFormat) -> MicroVLM:
+    """A copy of `model` in evaluation mode whose linears and embedding hold the bytes of `weights`.
+
+    Ternary-trained (or already packed) layers keep their trits at any width. Float-trained decoders are rounded:
+    8 bits by row, 4 bits by group, or ternarised, which destroys a model that was not trained for it.
+    """
+    lowered = copy.deepcopy(model).eval().requires_grad_(False)
+    for part, child in lowered.named_children():
+        if part == "embedding":
+            lowered.embedding = _embedding(child, weights.embedding_bits)
+        else:
+            _replace_linears(child, weights, part in TERNARY_PARTS)
+    return lowered
+
+
+def set_traced(model: nn.Module, traced: bool) -> None:
+    """Switch every packed layer between eager arithmetic and the custom op that an exporter keeps as one node."""
+    for module in model.modules():
+        if isinstance(module, PackedLinear):
+            module.traced = traced
+
+
+def named_packed(model: nn.Module) -> dict[str, PackedLinear | DenseTritLinear]:
+    """Every layer with activation codes, by its name in the model."""
+    kinds = (PackedLinear, DenseTritLinear)
+    return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+
+
+def ternary_trained(model: nn.Module) -> bool:
+    """Whether the decoder holds trits, latent or packed."""
+    kinds = {layer.kind for layer in named_packed(model.get_submodule("decoder")).values()}
+    trained = any(isinstance(module, TernaryLinear) for module in model.get_submodule("decoder").modules())
+    return trained or bool(kinds & (set(TERNARY_LAYOUTS) | {"dense"}))
+
+
+def _replace_linears(module: nn.Module, weights: WeightFormat, ternary_part: bool) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, nn.Linear | PackedLinear):
+            setattr(module, name, _lower_linear(child, weights, ternary_part))
+        else:
+            _replace_linears(child, weights, ternary_part)
+
+
+def _lower_linear(layer: nn.Linear | PackedLinear, weights: WeightFormat, ternary_part: bool) -> nn.Module:
+    bias = layer.bias
+    if isinstance(layer, TernaryLinear):
+        trits, scale = ternarize(layer.weight)
+        return store_trits(trits, scale, bias, weights)
+    if isinstance(layer, PackedLinear):
+        if layer.kind in TERNARY_LAYOUTS:
+            return store_trits(layer.integers(), layer.scale, bias, weights)
+        return layer
+    if weights.bits == 1.58 and ternary_part:
+        trits, scale = _least_squares_trits(layer.weight)
+        return store_trits(trits, scale, bias, weights)
+    trained_at_8 = type(layer) is not nn.Linear
+    if trained_at_8 or weights.bits == 8 or (weights.bits < 8 and not ternary_part):
+        return _int8(layer.weight, bias)
+    if weights.bits == 4:
+        return _int4(layer.weight, bias)
+    return HalfLinear(layer.weight, bias) if weights.bits == 16 else layer
+
+
+def store_trits(trits: Tensor, scale: Tensor, bias: Tensor | None, weights: WeightFormat) -> nn.Module:
+    """Trits (as floats [N, K]) and their scale [1] or [N] in the storage of `weights`: the same function at any width."""
+    rows, columns = trits.shape
+    if weights.bits >= 16:
+        return DenseTritLinear(trits, scale, bias, torch.float16 if weights.bits == 16 else torch.float32)
+    integers = trits.to(torch.int8).cpu().numpy()
+    if weights.bits == 1.58:
+        kind = PACKINGS[weights.packing]
+        packed = {"packed": _tensor(layouts.pack_trits(integers, TERNARY_LAYOUTS[kind])), "scale": scale}
+        return PackedLinear(kind, rows, columns, packed, bias)
+    per_row = scale.expand(rows).contiguous()
+    if weights.bits == 8:
+        bytes8 = _tensor((integers.astype(np.int16) + 128).astype(np.uint8))
+        return PackedLinear("int8", rows, columns, {"packed": bytes8, "scale": per_row}, bias)
+    padded = np.zeros((rows, -(-columns // layouts.GROUP) * layouts.GROUP), np.int8)
+    padded[:, :columns] = integers
+    multiplier = np.ones((rows, padded.shape[1] // layouts.GROUP), np.uint8)
+    tensors = {
+        "packed": _tensor(layouts.pack_nibbles(padded)),
+        "multiplier": _tensor(multiplier),
+        "scale": per_row,
+    }
+    return PackedLinear("int4", rows, columns, tensors, bias)
+
+
+def _least_squares_trits(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Trits of `ternarize`, with the scale refitted: argmin_g |W - g T|^2 = <W, T> / <T, T>."""
+    trits, _ = ternarize(weight)
+    scale = (weight * trits).sum() / trits.square().sum().clamp(min=1.0)
+    return trits, scale.clamp(min=1e-5).reshape(1)
+
+
+def _int8(weight: Tensor, bias: Tensor | None) -> PackedLinear:
+    packed, scale = layouts.quantize_rows_int8(_numpy(weight))
+    return PackedLinear("int8", *weight.shape, {"packed": _tensor(packed), "scale": _tensor(scale)}, bias)
+
+
+def _int4(weight: Tensor, bias: Tensor | None) -> PackedLinear:
+    packed, multiplier, scale = layouts.quantize_groups_int4(_numpy(weight))
+    tensors = {"packed": _tensor(packed), "multiplier": _tensor(multiplier), "scale": _tensor(scale)}
+    return PackedLinear("int4", *weight.shape, tensors, bias)
+
+
+def _embedding(embedding: nn.Module, bits: int) -> nn.Module:
+    if isinstance(embedding, PackedEmbedding):
+        stored = {"int8": 8, "int4": 4}[embedding.table.kind]
+        if stored == bits:
+            return embedding
+        weight = embedding.table.integers() * embedding.table.scale[:, None]
+    else:
+        weight = embedding.weight
+    if bits == 32:
+        wide = TiedEmbedding(*weight.shape, bits=32)
+        wide.weight = nn.Parameter(weight.float(), requires_grad=False)
+        return wide
+    if bits == 16:
+        return HalfEmbedding(weight)
+    return PackedEmbedding(_int8(weight, None) if bits == 8 else _int4(weight, None))
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().float().cpu().numpy()
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))
