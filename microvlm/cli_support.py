@@ -1,0 +1,89 @@
+"""What every command line shares: one JSON document on stdout, one sentence on stderr, the exit status.
+
+0 fine, 1 a gate or a comparison failed, 2 bad usage or bad input, 130 interrupted. Knows no command.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from microvlm.errors import UserError
+
+GATE_FAILED = 1
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+
+
+def run_click(command: click.Command, arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a click command or group and leave the process with its status.
+
+    A command returns None or an int (the status), and raises UserError for what the user can mend. Those,
+    usage errors and errors of the file system become one sentence on stderr and status 2. An interrupt is
+    quiet and 130. Any other exception is a defect and keeps its traceback.
+    """
+    sys.exit(_status(command, arguments))
+
+
+def print_json(document: Any) -> None:
+    """The one JSON document of `--json`, on stdout. NaN and infinity are no JSON and raise ValueError."""
+    click.echo(json.dumps(document, allow_nan=False, ensure_ascii=False))
+
+
+def note(message: str) -> None:
+    """Progress and remarks, on stderr."""
+    click.echo(message, err=True)
+
+
+def describe_os_error(error: OSError) -> str:
+    """One sentence for an error of the file system."""
+    where = f"{error.filename}: " if error.filename is not None else ""
+    if error.errno in _FULL_DISK:
+        return f"{where}no space is left on the disk; free some or write elsewhere."
+    return f"{where}{error.strerror or error}."
+
+
+def _status(command: click.Command, arguments: Sequence[str] | None) -> int:
+    name = os.path.basename(sys.argv[0]) if arguments is None else command.name
+    try:
+        result = command.main(
+            args=None if arguments is None else list(arguments), prog_name=name, standalone_mode=False
+        )
+        sys.stdout.flush()
+    except click.UsageError as error:
+        path = error.ctx.command_path if error.ctx else name
+        return _fail(f"{error.format_message()} (see {path} --help)")
+    except click.ClickException as error:
+        return _fail(error.format_message())
+    except UserError as error:
+        return _fail(str(error))
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED
+    except BrokenPipeError:
+        _discard_stdout()
+        return 0
+    except OSError as error:
+        _discard_stdout()
+        return _fail(describe_os_error(error))
+    return result if isinstance(result, int) else 0
+
+
+def _fail(sentence: str) -> int:
+    click.echo(f"Error: {sentence}", err=True)
+    return BAD_INPUT
+
+
+def _discard_stdout() -> None:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # What is buffered can't be written; without this the interpreter complains again while it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,78 @@
+"""Exit statuses and sentences that every command line shares."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import click
+import pytest
+
+from microvlm.cli_support import print_json, run_click
+from microvlm.errors import UserError
+
+
+@click.command("demo")
+@click.option("--count", type=int, default=0)
+@click.option("--raise", "kind", default="")
+def demo(count: int, kind: str) -> int | None:
+    if kind == "user":
+        raise UserError("the file is empty; give another.")
+    if kind == "full":
+        raise OSError(28, "No space left on device", "out.bin")
+    if kind == "interrupt":
+        raise KeyboardInterrupt
+    if kind == "defect":
+        raise ZeroDivisionError
+    if kind == "json":
+        print_json({"answer": "é"})
+    return count or None
+
+
+def status_of(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as stopped:
+        run_click(demo, arguments)
+    return stopped.value.code
+
+
+FULL_DISK = "Error: out.bin: no space is left on the disk; free some or write elsewhere."
+BAD_COUNT = "Error: Invalid value for '--count': 'many' is not a valid integer. (see demo --help)"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "sentence"),
+    [
+        ((), 0, ""),
+        (("--count", "1"), 1, ""),
+        (("--raise", "user"), 2, "Error: the file is empty; give another."),
+        (("--raise", "full"), 2, FULL_DISK),
+        (("--raise", "interrupt"), 130, ""),
+        (("--count", "many"), 2, BAD_COUNT),
+    ],
+)
+def test_each_ending_has_its_status_and_one_line(arguments, status, sentence, capsys):
+    assert status_of(*arguments) == status
+    assert capsys.readouterr().err.strip() == sentence
+
+
+def test_json_is_one_document_on_stdout(capsys):
+    assert status_of("--raise", "json") == 0
+    assert json.loads(capsys.readouterr().out) == {"answer": "é"}
+
+
+def test_a_defect_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run_click(demo, ["--raise", "defect"])
+
+
+def test_a_full_stdout_is_one_sentence_and_status_2():
+    program = (
+        "import sys, click; from microvlm.cli_support import *\n"
+        "@click.command()\ndef c():\n    print_json(list(range(10000)))\nrun_click(c, [])"
+    )
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert "no space is left" in done.stderr
+    assert "Traceback" not in done.stderr
