@@ -91,8 +91,12 @@ class MicroVLM(nn.Module):
         variance = self.config.memory.observation_variance
         return tuple(forget(MemoryState(memory_mean, memory_cov), memory_key, memory_code, variance))
 
+    def memory_prior_state(self, batch: int = 1) -> MemoryState:
+        """The empty memory, the learned prior mean R0 and U0 = I, with R0's gradient."""
+        return prior(self.memory_prior, batch)
+
     def memory_reset(self, batch: int = 1) -> MemoryState:
-        """The empty memory: the learned prior mean and unit covariance."""
+        """The empty memory for inference."""
         return prior(self.memory_prior.detach(), batch)
 
     def empty_slot(self, batch: int) -> Cache:

@@ -27,6 +27,8 @@ class StageConfig:
     learning_rate: float
     vision_learning_rate: float = 0.0
     """Rate of the vision encoder in a `vlm` stage; 0 freezes it."""
+    muon_factor: float = 0.0
+    """Rate of Muon on the matrices of the blocks, relative to the group's rate; 0 trains them with AdamW."""
     warmup_fraction: float = 0.05
     weight_decay: float = 0.05
     max_grad_norm: float = 1.0
@@ -34,8 +36,6 @@ class StageConfig:
     augment_strength: float = 1.0
     mixture: dict[str, float] = field(default_factory=dict)
     """Share of each kind of sample in a `vlm` batch: caption, scene, episode."""
-    kl_weight: float = 0.01
-    """Weight of the memory KL per element; the addressing KL takes a tenth."""
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:

@@ -34,6 +34,32 @@ class Task(Protocol):
         ...
 
 
+def build_optimizers(task: Task, stage: StageConfig) -> list[torch.optim.Optimizer]:
+    """AdamW for vectors, embeddings and heads; Muon for the matrices of the blocks where the stage asks for it.
+
+    Muon orthogonalises each update (Jordan et al. 2024); its rate is scaled to AdamW's update size
+    (Liu et al. 2025, arXiv 2502.16982), so that one schedule and one decay serve both.
+    """
+    blocks = {
+        id(p) for name, p in task.module.named_parameters() if p.ndim == 2 and ("layers." in name or "adapter." in name)
+    }
+    muon, adam = [], []
+    for group in task.parameter_groups():
+        hidden = [p for p in group["params"] if stage.muon_factor > 0 and id(p) in blocks]
+        kept = {id(p) for p in hidden}
+        rest = [p for p in group["params"] if id(p) not in kept]
+        muon += [{"params": hidden, "lr": stage.muon_factor * group["lr"]}] if hidden else []
+        adam += [{"params": rest, "lr": group["lr"]}] if rest else []
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(adam, weight_decay=stage.weight_decay, betas=(0.9, 0.98))
+    ]
+    if muon:
+        optimizers.append(
+            torch.optim.Muon(muon, weight_decay=stage.weight_decay, adjust_lr_fn="match_rms_adamw")
+        )
+    return optimizers
+
+
 def cosine(stage: StageConfig) -> Callable[[int], float]:
     """Linear warm-up, then half a cosine down to zero."""
     warmup = max(1, round(stage.steps * stage.warmup_fraction))
@@ -59,9 +85,11 @@ def run_stage(
     """
     stage = recipe.stages[index]
     accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
-    optimizer = torch.optim.AdamW(task.parameter_groups(), weight_decay=stage.weight_decay, betas=(0.9, 0.98))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(stage))
-    module, optimizer, scheduler = accelerator.prepare(task.module, optimizer, scheduler)
+    optimizers = [accelerator.prepare(optimizer) for optimizer in build_optimizers(task, stage)]
+    schedulers = [
+        accelerator.prepare(torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(stage))) for optimizer in optimizers
+    ]
+    module = accelerator.prepare(task.module)
     start = _resume(accelerator, folder)
     log_path = folder / "log.jsonl"
     metrics_sum: dict[str, float] = {}
@@ -72,16 +100,17 @@ def run_stage(
             loss, metrics = task.loss(module, generator)
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(module.parameters(), stage.max_grad_norm)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad(set_to_none=True)
         for key, value in {"loss": loss.item(), "grad_norm": float(norm), **metrics}.items():
             metrics_sum[key] = metrics_sum.get(key, 0.0) + value
         done = step + 1
         if done % recipe.log_every == 0 and accelerator.is_main_process:
             seconds = (time.perf_counter() - began) / recipe.log_every
             row = {key: round(value / recipe.log_every, 5) for key, value in metrics_sum.items()}
-            row |= {"stage": stage.name, "step": done, "lr": scheduler.get_last_lr()[0], "step_s": round(seconds, 4)}
+            row |= {"stage": stage.name, "step": done, "lr": schedulers[0].get_last_lr()[0], "step_s": round(seconds, 4)}
             with log_path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             log(f"{stage.name} {done}/{stage.steps}  " + "  ".join(f"{k} {v:.4g}" for k, v in row.items() if k not in ("stage", "step")))

@@ -1,0 +1,78 @@
+"""Text of the training samples: prompts, questions, and token rows with their labels. No pixels here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from microvlm.config import MicroVLMConfig
+from microvlm.training.data.emoji import EmojiData
+from microvlm.training.data.episodes import ORDINALS
+from microvlm.training.data.scenes import GROUNDS, NUMBERS, read_scene_objects
+
+IGNORED = -100
+CAPTION_PROMPTS = ("describe the image", "what is this?", "what is in the picture?", "name this object", "what do you see?")
+"""The first is the one that `microvlm caption` uses."""
+
+
+def ordinal_question(step: int) -> str:
+    """What the memory is asked, and the text that keys image `step` when it is written."""
+    return f"what was in the {ORDINALS[step]} image?"
+
+
+def corpus(emoji: EmojiData) -> list[str]:
+    """Every text the model may meet, for the tokenizer: all captions (names are no labels), prompts, questions."""
+    lines = [*emoji.captions, *(" " + caption for caption in emoji.captions), *CAPTION_PROMPTS]
+    lines += [ordinal_question(step) for step in range(len(ORDINALS))]
+    lines += ["how many objects are there?", "which colour is the ground?", *NUMBERS, *(name for name, _ in GROUNDS)]
+    lines += ["what is on the left?", "what is on the right?", "what is above?", "what is below?"]
+    lines += ["left", "right", "above", "below"] * 50
+    for _, caption in read_scene_objects():
+        lines += [f"where is the {caption}?"]
+        lines += [f"what is {side} the {caption}?" for side in ("left of", "right of", "above", "below")]
+    return lines
+
+
+class TextRows:
+    """Prompt and answer to one padded row: image placeholders, prompt, answer, end; labels on the answer alone."""
+
+    def __init__(self, tokenizer: Tokenizer, config: MicroVLMConfig):
+        self.tokenizer, self.config = tokenizer, config
+        prompt = config.prompt
+        self.image_id = tokenizer.token_to_id(prompt.image_token)
+        self.end_id = tokenizer.token_to_id(prompt.eos_token)
+        self.pad_id = tokenizer.token_to_id(prompt.pad_token)
+        self._cache: dict[tuple[str, bool], list[int]] = {}
+
+    def prompt_ids(self, prompt: str, image: bool) -> list[int]:
+        """The inference template with its image placeholder expanded, or left out for a question without image."""
+        key = (prompt, image)
+        if key not in self._cache:
+            template = self.config.prompt.template
+            marks = self.config.prompt.image_token * self.config.prefix_tokens
+            text = template.replace(self.config.prompt.image_token, marks if image else "").format(prompt=prompt)
+            self._cache[key] = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return self._cache[key]
+
+    def answer_ids(self, answer: str) -> list[int]:
+        return [*self.tokenizer.encode(answer, add_special_tokens=False).ids, self.end_id]
+
+    def rows(self, samples: Sequence[tuple[str, str]], image: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """(prompt, answer) pairs -> input_ids, attention_mask, labels, each int64 [B, S], right-padded.
+
+        labels[t] is the token that position t must predict, so prompt, prefix and padding are IGNORED.
+        """
+        ids, labels = [], []
+        for prompt, answer in samples:
+            head, tail = self.prompt_ids(prompt, image), self.answer_ids(answer)
+            ids.append(head + tail[:-1])
+            labels.append([IGNORED] * (len(head) - 1) + tail)
+        longest = max(map(len, ids))
+        pad = [longest - len(row) for row in ids]
+        input_ids = torch.tensor([row + [self.pad_id] * n for row, n in zip(ids, pad, strict=True)])
+        mask = torch.tensor([[1] * len(row) + [0] * n for row, n in zip(ids, pad, strict=True)])
+        target = torch.tensor([row + [IGNORED] * n for row, n in zip(labels, pad, strict=True)])
+        return input_ids, mask, target

@@ -1,0 +1,141 @@
+"""Stage `vlm`: the whole model on captions, scene questions and episodes that only the memory can answer.
+
+Every batch has rows with the memory slot masked, rows that see an unrelated memory, and rows that need it, so that
+the model runs in all three (Larimar, arXiv 2403.11901, section 3.3).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from microvlm.memory import MemoryState
+from microvlm.model import MicroVLM
+from microvlm.training.config import Recipe, StageConfig
+from microvlm.training.data.compose import augment_emoji, compose_scenes
+from microvlm.training.data.emoji import EmojiData
+from microvlm.training.data.scenes import KINDS, sample_question
+from microvlm.training.distill import DrawingSampler
+from microvlm.training.texts import CAPTION_PROMPTS, IGNORED, TextRows, ordinal_question
+from microvlm.vision import normalise
+
+DISTRACTOR_SHARE = 0.2
+"""Share of caption and scene rows that see a memory of something else."""
+SCOPE_WEIGHT = 0.1
+
+
+class VLMTask:
+    """Cross-entropy on answers, plus the scope detector's binary cross-entropy."""
+
+    def __init__(self, model: MicroVLM, rows: TextRows, recipe: Recipe, stage: StageConfig, emoji: EmojiData):
+        self.module, self.rows, self.stage, self.emoji = model, rows, stage, emoji
+        self.config = model.config
+        # Captions are learned for seen emoji alone.
+        self.sampler = DrawingSampler(emoji, recipe.vendor_weights, seen_share=1.0)
+        counts = {kind: round(stage.batch_size * share) for kind, share in stage.mixture.items()}
+        self.captions, self.scenes, self.episodes = (counts.get(k, 0) for k in ("caption", "scene", "episode"))
+        model.vision.requires_grad_(stage.vision_learning_rate > 0)
+
+    def parameter_groups(self) -> list[dict]:
+        vision = [p for p in self.module.vision.parameters() if p.requires_grad]
+        inside = {id(p) for p in self.module.vision.parameters()}
+        rest = [p for p in self.module.parameters() if id(p) not in inside]
+        groups = [{"params": rest, "lr": self.stage.learning_rate}]
+        if vision:
+            groups.append({"params": vision, "lr": self.stage.vision_learning_rate})
+        return groups
+
+    def loss(self, module: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
+        drawn = self.sampler.rows(self.captions + 2 * self.episodes, generator)
+        with torch.autocast("cpu", enabled=False):
+            views = augment_emoji(
+                self.sampler.pixels(drawn, self.sampler.vendors_of(drawn, generator)),
+                generator,
+                self.stage.augment_strength,
+            )
+            asked = [sample_question(rng, KINDS[i % len(KINDS)]) for i in range(self.scenes)]
+            scenes = compose_scenes([s for s, _ in asked], self.emoji, generator=generator, strength=1.0)
+        pixels = normalise(torch.cat([views[: self.captions], scenes, views[self.captions :]]), self.config.vision)
+        prefixes = module.encode_image(pixels.to(next(module.parameters()).device))
+        split = self.captions + self.scenes
+        names = [self.emoji.captions[row] for row in drawn]
+        direct = self._captions(names[: self.captions], rng) + [(q.text, q.answer) for _, q in asked]
+        episode = self._episodes(module, prefixes[split:], names[self.captions :], rng)
+        looked, scope_off = self._direct(module, prefixes[:split], direct, episode.pop("state"), rng)
+        scope = 0.5 * (episode.pop("scope") + scope_off)
+        loss = looked + episode["loss"] * (self.episodes / max(1, split)) ** 0.5 + SCOPE_WEIGHT * scope
+        return loss, {"answers": looked.item(), "episodes": episode["loss"].item(), "scope": scope.item()}
+
+    def _captions(self, names: list[str], rng: np.random.Generator) -> list[tuple[str, str]]:
+        """Mostly the prompt that the command line uses, sometimes another way to ask."""
+        other = rng.integers(1, len(CAPTION_PROMPTS), len(names)) * (rng.random(len(names)) < 0.2)
+        return [(CAPTION_PROMPTS[k], name) for k, name in zip(other, names, strict=True)]
+
+    def _embed(self, module: MicroVLM, samples: list[tuple[str, str]], prefixes: Tensor | None) -> tuple:
+        """Embedded rows, mask and labels of prompts with (or without) one image each."""
+        device = next(module.parameters()).device
+        ids, mask, labels = (t.to(device) for t in self.rows.rows(samples, prefixes is not None))
+        if prefixes is None:
+            return module.embed(ids), mask, labels
+        return module.place_images(ids, self.rows.image_id, prefixes), mask, labels
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(
+            logits.float().flatten(0, 1),
+            labels.flatten(),
+            ignore_index=IGNORED,
+            label_smoothing=self.stage.label_smoothing,
+        )
+
+    def _direct(
+        self,
+        module: MicroVLM,
+        prefixes: Tensor,
+        samples: list[tuple[str, str]],
+        state: MemoryState,
+        rng: np.random.Generator,
+    ) -> tuple[Tensor, Tensor]:
+        """Captions and scenes. The memory has nothing to say; some rows see it all the same and must ignore it."""
+        embeds, mask, labels = self._embed(module, samples, prefixes)
+        some = torch.from_numpy(rng.integers(0, state.mean.shape[0], len(samples))).to(embeds.device)
+        # The query ends where the answer starts, so that the detector can't read the answer.
+        query = torch.where(labels == IGNORED, mask, 0) * (labels.cumsum(1) < 0)
+        code, key = module.memory_encode(embeds.detach(), query.long())
+        _, scope, _, slot = module.memory_read(key, code, state.mean.detach()[some])
+        seen = torch.from_numpy((rng.random(len(samples)) < DISTRACTOR_SHARE).astype(np.int64)).to(embeds.device)
+        slot = [(k.float(), v.float()) for k, v in slot]
+        logits = module(embeds, mask, slot, seen)
+        return self._cross_entropy(logits, labels), _bce(scope, 0.0)
+
+    def _episodes(
+        self, module: MicroVLM, prefixes: Tensor, names: list[str], rng: np.random.Generator
+    ) -> dict[str, Tensor | MemoryState]:
+        """Two images written one after the other under the question of their place; one is asked for."""
+        count = len(names) // 2
+        state = MemoryState(*(t.float() for t in module.memory_prior_state(count)))
+        for step in range(2):
+            own = list(range(step, 2 * count, 2))
+            keys, key_mask, _ = self._embed(module, [(ordinal_question(step), "")] * count, None)
+            told = [(CAPTION_PROMPTS[0], names[i]) for i in own]
+            values, value_mask, _ = self._embed(module, told, prefixes[own])
+            _, key = module.memory_encode(keys, key_mask)
+            code, _ = module.memory_encode(values, value_mask)
+            with torch.autocast("cpu", enabled=False):
+                state = MemoryState(*module.memory_write(key.float(), code.float(), *state))
+        asked = rng.integers(0, 2, count)
+        samples = [(ordinal_question(int(step)), names[2 * i + int(step)]) for i, step in enumerate(asked)]
+        questions, question_mask, _ = self._embed(module, [(text, "") for text, _ in samples], None)
+        code, key = module.memory_encode(questions, question_mask)
+        with torch.autocast("cpu", enabled=False):
+            _, scope, _, slot = module.memory_read(key.float(), code.float(), state.mean)
+        embeds, mask, labels = self._embed(module, samples, None)
+        loss = self._cross_entropy(module(embeds, mask, slot), labels)
+        return {"loss": loss, "scope": _bce(scope, 1.0), "state": state}
+
+
+def _bce(probability: Tensor, target: float) -> Tensor:
+    probability = probability.float().clamp(1e-6, 1 - 1e-6)
+    return -(probability.log() if target else (1 - probability).log()).mean()
