@@ -1,4 +1,4 @@
-"""What a captioner must beat: the nearest class mean of raw pixels, and of a convolutional network's features.
+"""What a captioner must beat: the nearest class mean of raw pixels and of a network's features.
 
 Means are fitted on plain views of the TRAIN vendors and scored on the test and the stress vendor, over
 exactly the committed test emoji; nothing here is trained.

@@ -9,16 +9,17 @@ from typing import Any
 
 import click
 
-from microvlm.training.data.sources import SOURCES, DataError, find_packages
+from microvlm.errors import UserError
+from microvlm.training.data.sources import SOURCES, TEST_VENDOR, find_packages
 
 
 class _Group(click.Group):
-    """Turns a DataError of any command into one sentence and status 2."""
+    """Turns a UserError of any command into one sentence and status 2."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except DataError as error:
+        except UserError as error:
             click.echo(f"microvlm-data: {error}", err=True)
             ctx.exit(2)
 
@@ -52,9 +53,15 @@ class _Progress:
 @main.command()
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to build.")
 @click.option("--packages", type=click.Path(path_type=Path), help="An existing node_modules folder.")
-@click.option("--size", "sizes", type=click.IntRange(16, 512), multiple=True, default=(96,), help="Pixels a side.")
 @click.option(
-    "--vendor", "vendors", type=click.Choice([s.vendor for s in SOURCES]), multiple=True, help="Draw only these."
+    "--size", "sizes", type=click.IntRange(16, 512), multiple=True, default=(96,), help="Pixels a side."
+)
+@click.option(
+    "--vendor",
+    "vendors",
+    type=click.Choice([s.vendor for s in SOURCES]),
+    multiple=True,
+    help="Draw only these.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def emoji(
@@ -71,6 +78,24 @@ def emoji(
     click.echo(f"{summary['seen']} test emoji (seen), {summary['held_out']} with held-out names")
     for vendor, count in summary["present"].items():
         click.echo(f"  {vendor:28s}{count:6d}")
+
+
+@main.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def evalset(folder: Path, output: Path, as_json: bool) -> None:
+    """Write the evaluation set from the rendered emoji in FOLDER."""
+    from microvlm.training.data.emoji import load_emoji
+    from microvlm.training.data.evalset import build_evalset
+
+    version = next(s.version for s in SOURCES if s.vendor == TEST_VENDOR)
+    summary = build_evalset(load_emoji(folder), output, version)
+    if as_json:
+        click.echo(json.dumps(summary))
+        return
+    click.echo("{images} images, {scenes} scene questions, {episodes} episodes".format(**summary))
+    click.echo(f"{summary['bytes']:,} bytes in {summary['output']}")
 
 
 @main.command()

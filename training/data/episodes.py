@@ -10,7 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth")
+_WORDS = (
+    "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth "
+    "fourteenth fifteenth sixteenth seventeenth eighteenth nineteenth twentieth"
+)
+ORDINALS = tuple(_WORDS.split())
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,10 @@ class EpisodeQuestion:
 
 @dataclass(frozen=True)
 class Episode:
-    """Two to eight images in order; indices and captions are the caller's, all captions differ."""
+    """Two to twenty images in order; training uses two to eight.
+
+    Indices and captions are the caller's, and all captions differ.
+    """
 
     images: tuple[int, ...]
     captions: tuple[str, ...]

@@ -50,7 +50,7 @@ def render_vendor(icons: IconSet, names: list[str | None], size: int, progress: 
 def build(root: Path, out: Path, sizes: list[int], vendors: list[str] | None, progress: Progress) -> dict:
     """Render into `out`; returns the summary that --json prints.
 
-    root : node_modules; sizes : 96 covers every vendor, other sizes the TRAIN vendors unless `vendors` asks for more;
+    root : node_modules; sizes : 96 covers every vendor, others the TRAIN vendors if `vendors` is None;
     vendors : draw these again and keep the rest, or None for all.
     Raises DataError. A failed build leaves `out` as it was.
     """

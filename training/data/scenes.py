@@ -22,6 +22,7 @@ GROUNDS = (
     ("blue", (48, 96, 212)),
     ("pink", (246, 164, 204)),
 )
+Cell = tuple[float, float, float, float]
 NUMBERS = ("one", "two", "three", "four")
 KINDS = ("what", "where", "how many", "which colour")
 SIDES = {"left-right": ("left", "right"), "above-below": ("above", "below")}
@@ -33,9 +34,18 @@ _OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above
 @lru_cache(maxsize=1)
 def read_scene_objects() -> tuple[tuple[str, str], ...]:
     """The committed 48 (hexcode, caption) that scenes are made of; `Placed.object` indexes it."""
+    return tuple((code, caption) for code, caption, _ in _object_rows())
+
+
+def _object_rows() -> list[list[str]]:
     text = resources.files(__package__).joinpath("scene_objects.txt").read_text(encoding="utf-8")
-    rows = [line.split("\t") for line in text.splitlines() if line]
-    return tuple((code, caption) for code, caption in rows)
+    return [line.split("\t") for line in text.splitlines() if line]
+
+
+@lru_cache(maxsize=1)
+def hidden_objects() -> np.ndarray:
+    """bool [8, 48]: on this ground the object cannot be made out, so no scene shows it there."""
+    return np.array([[name in hidden.split(",") for *_, hidden in _object_rows()] for name, _ in GROUNDS])
 
 
 def pair_is_held_out(hex_a: str, hex_b: str) -> bool:
@@ -119,12 +129,13 @@ class Scene:
         return direct + beside
 
 
-def _choose_objects(rng: np.random.Generator, count: int, test: bool) -> list[int]:
-    """`count` objects of which every pair is held out (test) or none is (training)."""
+def _choose_objects(rng: np.random.Generator, count: int, test: bool, ground: int) -> list[int]:
+    """`count` objects visible on the ground, of which every pair is held out (test) or none is."""
     held_out = held_out_pairs()
-    allowed = held_out if test else ~held_out & ~np.eye(len(held_out), dtype=bool)
+    visible = ~hidden_objects()[ground]
+    allowed = (held_out if test else ~held_out & ~np.eye(len(held_out), dtype=bool)) & visible
     while True:
-        chosen = [int(rng.integers(len(allowed)))]
+        chosen = [int(rng.choice(np.flatnonzero(visible)))]
         while len(chosen) < count:
             left = np.flatnonzero(allowed[chosen].all(0))
             if not len(left):
@@ -134,7 +145,7 @@ def _choose_objects(rng: np.random.Generator, count: int, test: bool) -> list[in
             return chosen
 
 
-def _place(rng: np.random.Generator, objects: list[int], cells: list[tuple[float, float, float, float]]) -> tuple:
+def _place(rng: np.random.Generator, objects: list[int], cells: list[Cell]) -> tuple[Placed, ...]:
     """Each object inside its own cell (left, top, width, height): nothing overlaps."""
     placed = []
     for index, (left, top, width, height) in zip(objects, cells, strict=True):
@@ -145,11 +156,14 @@ def _place(rng: np.random.Generator, objects: list[int], cells: list[tuple[float
     return tuple(placed)
 
 
-def sample_scene(rng: np.random.Generator, test: bool = False, relation: bool | None = None) -> Scene:
+def sample_scene(
+    rng: np.random.Generator, test: bool = False, relation: bool | None = None, ground: int | None = None
+) -> Scene:
     """One random scene. relation : True for two objects side by side or one above the other,
-    False for one to four objects (counts equally likely), None for either.
+    False for one to four objects (counts equally likely), None for either. ground : None for any.
     """
-    ground = int(rng.integers(len(GROUNDS)))
+    if ground is None:
+        ground = int(rng.integers(len(GROUNDS)))
     if relation is None:
         relation = bool(rng.integers(2))
     if relation:
@@ -159,10 +173,10 @@ def sample_scene(rng: np.random.Generator, test: bool = False, relation: bool | 
             "left-right": [(0.0, 0.2, 0.5, 0.6), (0.5, 0.2, 0.5, 0.6)],
             "above-below": [(0.2, 0.0, 0.6, 0.5), (0.2, 0.5, 0.6, 0.5)],
         }
-        return Scene(ground, _place(rng, _choose_objects(rng, 2, test), halves[name]), name)
+        return Scene(ground, _place(rng, _choose_objects(rng, 2, test, ground), halves[name]), name)
     count = int(rng.integers(1, 5))
     quarters = [(0.5 * (q % 2), 0.5 * (q // 2), 0.5, 0.5) for q in rng.permutation(4)[:count]]
-    return Scene(ground, _place(rng, _choose_objects(rng, count, test), quarters))
+    return Scene(ground, _place(rng, _choose_objects(rng, count, test, ground), quarters))
 
 
 def sample_question(

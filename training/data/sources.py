@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from microvlm.errors import UserError
 
-class DataError(Exception):
+
+class DataError(UserError):
     """Bad input or a missing tool, told in one sentence; the command line exits with status 2."""
 
 
@@ -101,7 +103,8 @@ def find_packages(packages: Path | None) -> Path:
         return install_packages()
     root = packages / "node_modules" if (packages / "node_modules").is_dir() else packages
     if not (root / LABELS_PACKAGE[0]).is_dir():
-        raise DataError(f"--packages {packages} holds no {LABELS_PACKAGE[0]}: it must be a node_modules folder.")
+        name = LABELS_PACKAGE[0]
+        raise DataError(f"--packages {packages} holds no {name}: it must be a node_modules folder.")
     return root
 
 
