@@ -1,0 +1,310 @@
+"""The whole build on a tiny set of packages drawn by the test itself: no npm, no network."""
+
+import json
+import os
+import stat
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("resvg_py")
+
+from click.testing import CliRunner  # noqa: E402
+
+from microvlm.training.data import baselines, evalset  # noqa: E402
+from microvlm.training.data.cli import main  # noqa: E402
+from microvlm.training.data.compose import augment_emoji, compose_scenes, plain_emoji  # noqa: E402
+from microvlm.training.data.emoji import load_emoji  # noqa: E402
+from microvlm.training.data.scenes import (  # noqa: E402
+    GROUNDS,
+    Placed,
+    Scene,
+    read_scene_objects,
+)
+from microvlm.training.data.sources import SOURCES, DataError  # noqa: E402
+
+EXTRA = [("1F6AA", "wide door"), ("1F6AB", "tall door"), ("1F6AC", "lonely thing")]
+ROWS = [*read_scene_objects(), *EXTRA]
+GROUPS = {"groups": {"0": "objects", "2": "component", "9": "flags"}, "subgroups": {"0": "thing"}}
+
+
+def colour(index):
+    """Two digits of base 7 and a third channel: far apart in colour for any two rows."""
+    return (index % 7 * 40 + 7, index // 7 * 34 + 7, (index * 3) % 8 * 30 + 15)
+
+
+def write_json(path, document):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document))
+
+
+def draw(index, caption):
+    fill = "rgb({},{},{})".format(*colour(index))
+    if caption == "wide door":
+        return {"body": f'<rect width="64" height="32" fill="{fill}"/>', "height": 32}
+    if caption == "tall door":
+        return {"body": f'<rect width="32" height="64" fill="{fill}"/>', "width": 32}
+    return {"body": f'<circle cx="32" cy="32" r="30" fill="{fill}"/>'}
+
+
+def write_packages(root):
+    """node_modules with the 48 scene objects and three more; openmoji draws every one as its neighbour."""
+    labels = [
+        {"hexcode": code, "label": caption, "group": 0, "subgroup": 0, "order": i}
+        for i, (code, caption) in enumerate(ROWS)
+    ]
+    labels.append(
+        {"hexcode": "1F468-200D-1F527", "label": "man mechanic", "group": 0, "subgroup": 0, "order": 98}
+    )
+    labels.append(
+        {"hexcode": "1F3C3-200D-2642-FE0F", "label": "man running", "group": 0, "gender": 1, "order": 99}
+    )
+    labels.append({"hexcode": "1F1E6", "label": "regional indicator a"})
+    labels.append({"hexcode": "1F3F3-FE0F", "label": "white flag", "group": 9, "subgroup": 0, "order": 100})
+    write_json(root / "emojibase-data/en/data.json", labels)
+    write_json(root / "emojibase-data/meta/groups.json", GROUPS)
+    write_json(root / "emojibase-data/meta/unicode-names.json", {"1F6AC": "SOLITARY THING"})
+    for source in SOURCES:
+        icons, aliases, chars = {}, {}, {}
+        for i, (code, caption) in enumerate(ROWS):
+            name = caption.replace(" ", "" if source.vendor == "fxemoji" else "-")
+            icons[name] = draw((i + 1) % len(ROWS) if source.vendor == "openmoji" else i, caption)
+            chars[code.lower()] = name
+        if source.vendor == "noto-v1":
+            icons["solitary-thing"] = icons.pop("lonely-thing")
+        if source.vendor == "twemoji":
+            half = '<rect width="32" height="64" fill="black"/>'
+            icons["left-half"] = {"body": half}
+            aliases["lonely-thing"] = {"parent": "left-half", "hFlip": True}
+            del icons["lonely-thing"]
+        if source.vendor == "fxemoji":
+            del icons["lonelything"]
+        document = {"icons": icons, "aliases": aliases, "width": 64, "height": 64}
+        write_json(root / source.package / "icons.json", document)
+        if source.vendor in ("noto", "openmoji", "twemoji"):
+            write_json(root / source.package / "chars.json", chars)
+
+
+@pytest.fixture(scope="module")
+def packages(tmp_path_factory):
+    root = tmp_path_factory.mktemp("packages") / "node_modules"
+    write_packages(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def built(packages, tmp_path_factory):
+    out = tmp_path_factory.mktemp("build") / "emoji"
+    result = run("emoji", "-o", out, "--packages", packages, "--json")
+    assert result.exit_code == 0, result.stderr
+    return out, json.loads(result.stdout)
+
+
+@pytest.fixture(scope="module")
+def emoji(built):
+    return load_emoji(built[0])
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def assert_refused(result, *words):
+    """Status 2 and one sentence on stderr."""
+    assert result.exit_code == 2, (result.output, result.exception)
+    message = result.stderr.strip()
+    assert message.startswith("microvlm-data: ")
+    assert len(message.splitlines()) == 1
+    assert "Traceback" not in message
+    for word in words:
+        assert word in message
+
+
+def test_flags_components_and_gender_variants_have_no_caption(built, emoji):
+    assert emoji.hexcodes == [code for code, _ in ROWS]
+    assert built[1]["emoji"] == len(ROWS)
+
+
+def test_a_drawing_is_found_by_character_label_unicode_name_or_joined_words(emoji):
+    last = emoji.index("1F6AC")
+    assert emoji.present("noto-v1")[last]
+    assert not emoji.present("fxemoji")[last]
+    assert emoji.present("fxemoji")[emoji.index("1F6AA")]
+    assert emoji.core.all()
+
+
+def test_a_missing_drawing_is_all_zero_and_a_mirrored_alias_is_mirrored(emoji):
+    last = emoji.index("1F6AC")
+    assert not emoji.images("fxemoji")[last].any()
+    alpha = emoji.images("twemoji")[last][..., 3]
+    assert not alpha[:, :48].any()
+    assert (alpha[:, 48:] == 255).all()
+
+
+def test_a_drawing_that_is_not_square_is_centred_and_keeps_its_shape(emoji):
+    for code, wide in (("1F6AA", True), ("1F6AB", False)):
+        alpha = emoji.images("noto")[emoji.index(code)][..., 3]
+        alpha = alpha if wide else alpha.T
+        assert (alpha[24:72] == 255).all()
+        assert not alpha[:23].any()
+        assert not alpha[73:].any()
+
+
+def test_other_sizes_cover_the_training_vendors_only(packages, tmp_path):
+    out = tmp_path / "emoji"
+    result = run("emoji", "-o", out, "--packages", packages, "--size", "16")
+    assert result.exit_code == 0
+    drawn = {p.stem for p in (out / "rgba16").glob("*.npy")}
+    assert drawn == {s.vendor for s in SOURCES if s.use == "train"}
+    with pytest.raises(DataError, match="no 96 px images of noto"):
+        load_emoji(out).images("noto")
+    assert [p.name for p in tmp_path.iterdir()] == ["emoji"]
+    # Adding a size to a finished folder keeps what is there.
+    assert run("emoji", "-o", out, "--packages", packages, "--size", "20", "--vendor", "noto").exit_code == 0
+    assert load_emoji(out).images("noto", 20).shape == (len(ROWS), 20, 20, 4)
+    assert load_emoji(out).images("noto", 16).shape == (len(ROWS), 16, 16, 4)
+
+
+def test_the_plain_view_is_the_drawing_on_white(emoji):
+    image = plain_emoji(torch.from_numpy(np.array(emoji.images("noto")[:2])))
+    assert image.shape == (2, 3, 96, 96)
+    assert (image[:, :, 0] == 1).all()
+    assert torch.allclose(image[1, :, 48, 48] * 255, torch.tensor(colour(1)).float(), atol=1)
+
+
+def test_augmentation_is_fixed_by_its_generator_and_stays_in_range(emoji):
+    rgba = torch.from_numpy(np.array(emoji.images("noto")[:40]))
+    first, again, other = (augment_emoji(rgba, torch.Generator().manual_seed(s)) for s in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert first.shape == (40, 3, 96, 96)
+    assert first.min() >= 0
+    assert first.max() <= 1
+    assert augment_emoji(rgba, torch.Generator().manual_seed(0), size=48).shape == (40, 3, 48, 48)
+
+
+def test_augmentation_never_mirrors_unless_asked(emoji):
+    half = torch.from_numpy(np.array(emoji.images("twemoji")[[emoji.index("1F6AC")] * 24]))
+    darker_right = [
+        (
+            augment_emoji(half, torch.Generator().manual_seed(0), 0.0, flip=flip)[..., :40].mean((1, 2, 3))
+            > 0.9
+        )
+        for flip in (False, True)
+    ]
+    assert darker_right[0].all()
+    assert 0 < int(darker_right[1].sum()) < 24
+
+
+def test_a_composed_scene_shows_each_object_in_its_place_and_its_twin_exchanges_them(emoji):
+    scene = Scene(5, (Placed(3, 0.25, 0.5, 0.4), Placed(30, 0.75, 0.5, 0.4)), "left-right")
+    images = compose_scenes([scene, scene.swapped()], emoji, ["emojione", "emojione"])
+    points = (images[:, :, 48, [24, 72]] * 255).round()
+    one, other = torch.tensor(colour(3)).float(), torch.tensor(colour(30)).float()
+    for twin, (left, right) in enumerate([(one, other), (other, one)]):
+        assert torch.allclose(points[twin, :, 0], left, atol=1)
+        assert torch.allclose(points[twin, :, 1], right, atol=1)
+    assert torch.allclose(images[:, :, 2, 2] * 255, torch.tensor(GROUNDS[5][1]).float(), atol=1)
+
+
+def test_a_varied_scene_is_fixed_by_its_generator(emoji):
+    scene = Scene(0, (Placed(3, 0.5, 0.5, 0.4),))
+    views = [
+        compose_scenes([scene] * 3, emoji, generator=torch.Generator().manual_seed(s), strength=1.0)
+        for s in (0, 0, 1)
+    ]
+    assert torch.equal(views[0], views[1])
+    assert not torch.equal(views[0], views[2])
+
+
+def test_the_class_mean_baseline_names_the_vendor_that_draws_alike_and_only_that(emoji, monkeypatch):
+    monkeypatch.setattr(baselines, "read_test_emoji", lambda: list(read_scene_objects()))
+    result = baselines.run_baselines(emoji, teacher=False)
+    assert result["classes"] == 48
+    assert result["pixels_24"]["emojione"] == 1.0
+    # Every drawing of the stress vendor is its neighbour's.
+    assert result["pixels_24"]["openmoji"] < 0.1
+
+
+def test_the_evaluation_set_is_written_whole_or_not_at_all(built, emoji, monkeypatch, tmp_path):
+    monkeypatch.setattr(evalset, "choose_images", lambda: list(read_scene_objects()))
+    out = tmp_path / "evalset"
+    summary = evalset.build_evalset(emoji, out, "0")
+    assert summary["images"] == 48
+    assert len(list(out.glob("images/*.png"))) == 48
+    with pytest.raises(DataError, match="exists"):
+        evalset.build_evalset(emoji, out, "0")
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(evalset, "_save_images", fail)
+    with pytest.raises(DataError, match="No space left"):
+        evalset.build_evalset(emoji, tmp_path / "second", "0")
+    assert [p.name for p in tmp_path.iterdir()] == ["evalset"]
+
+
+def test_a_folder_without_packages_is_refused(tmp_path):
+    assert_refused(run("emoji", "-o", tmp_path / "x", "--packages", tmp_path), "--packages", "node_modules")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_damaged_package_is_refused_and_nothing_is_left(tmp_path):
+    root = tmp_path / "node_modules"
+    write_packages(root)
+    broken = root / "@iconify-json/twemoji/icons.json"
+    broken.write_text(broken.read_text()[:100])
+    assert_refused(run("emoji", "-o", tmp_path / "x", "--packages", root), "damaged", "twemoji")
+    broken.unlink()
+    assert_refused(run("emoji", "-o", tmp_path / "x", "--packages", root), "missing", "twemoji")
+    assert [p.name for p in tmp_path.iterdir()] == ["node_modules"]
+
+
+def test_a_foreign_output_folder_is_refused_and_left_alone(packages, tmp_path):
+    (tmp_path / "letter.txt").write_text("dear")
+    assert_refused(run("emoji", "-o", tmp_path, "--packages", packages), "is not an emoji folder")
+    assert [p.name for p in tmp_path.iterdir()] == ["letter.txt"]
+
+
+@pytest.mark.parametrize("command", [("baselines",), ("evalset", "-o", "x")])
+def test_a_folder_that_holds_no_emoji_is_refused(tmp_path, command):
+    assert_refused(run(command[0], tmp_path, *command[1:]), "emoji.json")
+    (tmp_path / "emoji.json").write_text("[]")
+    assert_refused(run(command[0], tmp_path, *command[1:]), "format")
+
+
+def fake_npm(folder, script):
+    folder.mkdir()
+    npm = folder / "npm"
+    npm.write_text(f"#!/bin/sh\n{script}\n")
+    npm.chmod(npm.stat().st_mode | stat.S_IXUSR)
+
+
+def test_without_npm_the_user_is_told_what_to_do(tmp_path, monkeypatch):
+    monkeypatch.setenv("MICROVLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert_refused(run("emoji", "-o", tmp_path / "x"), "npm was not found", "--packages")
+
+
+def test_a_failing_npm_is_one_sentence_and_leaves_no_cache(tmp_path, monkeypatch):
+    fake_npm(tmp_path / "bin", "echo 'npm error network unreachable' >&2; exit 1")
+    monkeypatch.setenv("MICROVLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    assert_refused(run("emoji", "-o", tmp_path / "x"), "network unreachable")
+    assert not any((tmp_path / "cache").iterdir())
+
+
+def test_npm_installs_pinned_versions_once_and_never_runs_scripts(packages, tmp_path, monkeypatch):
+    log = tmp_path / "calls"
+    fake_npm(tmp_path / "bin", f'echo "$@" >> {log}; cp -r {packages} node_modules')
+    monkeypatch.setenv("MICROVLM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    for name in ("a", "b"):
+        assert run("emoji", "-o", tmp_path / name, "--size", "16", "--vendor", "noto").exit_code == 0
+    calls = log.read_text().splitlines()
+    assert len(calls) == 1
+    assert "--ignore-scripts" in calls[0].split()
+    wanted = json.loads((tmp_path / "cache/npm/package.json").read_text())["dependencies"]
+    assert wanted["@iconify-json/emojione"] == "1.2.3"
+    assert all(version[0].isdigit() for version in wanted.values())

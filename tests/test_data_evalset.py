@@ -1,0 +1,117 @@
+"""The shipped evaluation set: complete, small, of test emoji only, and readable without torch."""
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from itertools import combinations
+
+import numpy as np
+import pytest
+
+from microvlm.bench.evalset_reader import load_evalset
+from microvlm.errors import UserError
+from microvlm.training.data.emoji import read_test_emoji
+from microvlm.training.data.evalset import choose_images
+from microvlm.training.data.scenes import KINDS, pair_is_held_out, read_scene_objects
+
+EVALSET = load_evalset()
+
+
+def test_every_file_is_there_and_none_is_left_over():
+    named = {i.file for i in EVALSET.images} | {s.file for s in EVALSET.scenes}
+    found = {str(p.relative_to(EVALSET.folder)) for p in EVALSET.folder.rglob("*.png")}
+    assert named == found
+    assert {f for e in EVALSET.episodes for f in e.files} <= {i.file for i in EVALSET.images}
+
+
+def test_the_set_is_at_most_two_megabytes():
+    assert sum(p.stat().st_size for p in EVALSET.folder.rglob("*") if p.is_file()) <= 2_000_000
+
+
+def test_the_set_is_as_large_as_promised():
+    assert len(EVALSET.images) >= 200
+    assert len({s.file for s in EVALSET.scenes if s.twin}) >= 80
+    assert {s.kind for s in EVALSET.scenes} == set(KINDS)
+    lengths = [len(e.files) for e in EVALSET.episodes]
+    assert lengths.count(2) >= 20
+    assert max(lengths) == 20
+
+
+def test_images_are_the_test_emoji_with_the_smallest_hashes():
+    ranked = sorted(read_test_emoji(), key=lambda row: hashlib.sha256(row[0].encode()).digest())
+    assert [(i.hexcode, i.caption) for i in EVALSET.images] == ranked[: len(EVALSET.images)]
+    assert choose_images(3) == ranked[:3]
+
+
+def test_no_scene_shows_a_pair_that_training_composes():
+    codes = {caption: code for code, caption in read_scene_objects()}
+    pairs = {p for s in EVALSET.scenes for p in combinations(s.objects, 2)}
+    assert len(pairs) >= 40
+    assert all(pair_is_held_out(codes[a], codes[b]) for a, b in pairs)
+
+
+def test_every_twin_asks_the_same_and_answers_otherwise():
+    answers = {(s.file, s.question): s.answer for s in EVALSET.scenes}
+    with_twin = [s for s in EVALSET.scenes if s.twin]
+    assert {s.kind for s in with_twin} == {"what", "where"}
+    for scene in with_twin:
+        assert answers[scene.twin, scene.question] != scene.answer
+        assert not np.array_equal(EVALSET.pixels(scene.file), EVALSET.pixels(scene.twin))
+
+
+def test_episode_answers_are_the_captions_of_the_images_shown():
+    captions = {i.file: i.caption for i in EVALSET.images}
+    for episode in EVALSET.episodes:
+        twin = EVALSET.episodes[episode.twin]
+        assert sorted(twin.files) == sorted(episode.files)
+        for question, other in zip(episode.questions, twin.questions, strict=True):
+            assert question.answer == captions[episode.files[question.step]] != other.answer
+            assert question.distance == len(episode.files) - 1 - question.step
+
+
+def test_pixels_are_96_square_rgb_with_a_white_border_around_a_drawing():
+    for image in EVALSET.images:
+        pixels = EVALSET.pixels(image.file)
+        assert pixels.shape == (96, 96, 3)
+        assert pixels.dtype == np.uint8
+        assert (pixels[0] == 255).all()
+        assert pixels.min() < 240
+
+
+def test_the_artwork_is_attributed_beside_the_files():
+    text = (EVALSET.folder / "README.md").read_text()
+    for word in ("EmojiTwo", "CC BY 4.0", "creativecommons.org/licenses/by/4.0", "Changes made"):
+        assert word in text
+
+
+def test_the_reader_imports_neither_torch_nor_transformers():
+    code = (
+        "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
+        "from microvlm.bench.evalset_reader import load_evalset; print(len(load_evalset().images))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == str(len(EVALSET.images)), done.stderr
+
+
+def test_a_folder_that_is_no_evaluation_set_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"holds no evalset\.json"):
+        load_evalset(tmp_path)
+    (tmp_path / "evalset.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_evalset(tmp_path)
+    (tmp_path / "evalset.json").write_text(
+        json.dumps({"images": [{"file": "x"}], "scenes": [], "episodes": []})
+    )
+    with pytest.raises(UserError, match="format"):
+        load_evalset(tmp_path)
+
+
+def test_a_truncated_image_is_named(tmp_path):
+    file = EVALSET.images[0].file
+    (tmp_path / file).parent.mkdir()
+    shutil.copy(EVALSET.folder / "evalset.json", tmp_path)
+    (tmp_path / file).write_bytes(EVALSET.path(file).read_bytes()[:500])
+    with pytest.raises(UserError, match=file):
+        load_evalset(tmp_path).pixels(file)
