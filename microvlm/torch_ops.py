@@ -15,8 +15,11 @@ EXACT_IN_FLOAT32 = 2**24
 def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     """float32 [..., K] -> (codes as float32 integers [..., K], step [..., 1]). The order of `op_table`."""
     peak = x.abs().amax(-1, keepdim=True).clamp(min=PEAK_FLOOR)
-    codes = torch.clamp(torch.round(x * (127.0 / peak)), -128.0, 127.0)
-    return codes, peak / 127.0
+    # A tensor over a tensor: torch computes `127.0 / peak` as a product with a rounded reciprocal, and CUDA does so
+    # for `peak / 127.0`, each a last bit away from the division that the table and ONNX Runtime perform.
+    limit = torch.full_like(peak, 127.0)
+    codes = torch.clamp(torch.round(x * (limit / peak)), -128.0, 127.0)
+    return codes, peak / limit
 
 
 def integer_sums(codes: Tensor, weights: Tensor, weight_peak: int) -> Tensor:

@@ -1,0 +1,89 @@
+"""Small configurations and the `slow` marker, shared by every test file."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from microvlm.config import MemoryConfig, MicroVLMConfig, QuantizationConfig, TextConfig, VisionConfig
+from microvlm.model import MicroVLM
+
+# One core a test run: these sizes gain nothing from threads, and the machines that run them are small.
+torch.set_num_threads(1)
+
+FLOAT = QuantizationConfig()
+TERNARY = QuantizationConfig(decoder_bits=1.58, vision_bits=8, embedding_bits=8)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run tests marked slow (minutes, gigabytes)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "slow: needs minutes or gigabytes; runs with --slow")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--slow"):
+        return
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
+def tiny_config(quantization: QuantizationConfig = TERNARY, **changes: object) -> MicroVLMConfig:
+    """Two layers of everything, 32 px images, 300 words: a model that builds in milliseconds."""
+    parts: dict = {
+        "name": "tiny",
+        "vision": VisionConfig(
+            image_size=32,
+            patch_size=8,
+            hidden_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=96,
+            distillation_token=True,
+        ),
+        "text": TextConfig(
+            vocab_size=300,
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=32,
+            intermediate_size=96,
+            rope_theta=10_000.0,
+            sub_norm=True,
+            max_position_embeddings=256,
+        ),
+        "memory": MemoryConfig(slots=16, code_size=48),
+        "quantization": quantization,
+        "prefix_tokens": 4,
+    }
+    return MicroVLMConfig(**{**parts, **changes})
+
+
+def seeded_model(config: MicroVLMConfig, seed: int = 0) -> MicroVLM:
+    """Random weights, livened: norms, biases, W_M and the prior away from their neutral starts."""
+    torch.manual_seed(seed)
+    model = MicroVLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name and name.endswith("weight"):
+                parameter.uniform_(0.5, 1.5)
+            elif parameter.ndim == 1 or "token" in name or "prior" in name:
+                parameter.normal_(std=0.2)
+        model.memory_projection.linear.weight.normal_(std=0.5)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def ternary_model() -> MicroVLM:
+    """A small ternary-trained model with random weights. Tests must not change it."""
+    return seeded_model(tiny_config())
+
+
+@pytest.fixture(scope="session")
+def float_model() -> MicroVLM:
+    """The same shape in float. Tests must not change it."""
+    return seeded_model(tiny_config(FLOAT))

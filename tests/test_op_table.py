@@ -1,0 +1,159 @@
+"""Every operator of the table: the numpy reference, the eager torch arithmetic and the torch op give the same bits."""
+
+import numpy as np
+import pytest
+import torch
+
+from microvlm import op_table, packing, torch_ops
+from microvlm.linear import PackedLinear
+from microvlm.op_table import INT4_GATHER, INT4_MATMUL, INT8_GATHER, INT8_MATMUL, TERNARY_2X4, TERNARY_3X5
+
+TERNARY = [TERNARY_2X4, TERNARY_3X5]
+MATMULS = [*TERNARY, INT8_MATMUL, INT4_MATMUL]
+
+
+def weights_of(op, rows: int, columns: int, seed: int = 0, per_row: bool = True) -> dict[str, np.ndarray]:
+    """Random operands of `op` by name."""
+    rng = np.random.default_rng(seed)
+    if op.kind in op_table.TERNARY_LAYOUTS:
+        trits = rng.integers(-1, 2, (rows, columns)).astype(np.int8)
+        scale = rng.uniform(0.01, 2, rows if per_row else 1).astype(np.float32)
+        return {"packed": packing.pack_trits(trits, op_table.TERNARY_LAYOUTS[op.kind]), "scale": scale}
+    weight = rng.normal(size=(rows, columns)).astype(np.float32)
+    names = op.weight_names
+    quantised = (packing.quantize_groups_int4 if op.kind == "int4" else packing.quantize_rows_int8)(weight)
+    return dict(zip(names, quantised, strict=True))
+
+
+def reference(op, x: np.ndarray, weights: dict[str, np.ndarray], rows: int) -> np.ndarray:
+    attributes = {"rows": rows} if "rows" in op.attributes else {}
+    return op.reference(x, *(weights[name] for name in op.weight_names), **attributes)
+
+
+def packed_linear(op, weights: dict[str, np.ndarray], rows: int, columns: int) -> PackedLinear:
+    return PackedLinear(op.kind, rows, columns, {k: torch.from_numpy(v) for k, v in weights.items()}, None)
+
+
+def assert_all_three_equal(op, x: np.ndarray, weights: dict[str, np.ndarray], rows: int) -> None:
+    expected = torch.from_numpy(reference(op, x, weights, rows))
+    layer = packed_linear(op, weights, rows, x.shape[-1])
+    assert torch.equal(layer(torch.from_numpy(x)), expected)
+    layer.traced = True
+    assert torch.equal(layer(torch.from_numpy(x)), expected)
+
+
+@pytest.mark.parametrize("op", MATMULS, ids=lambda op: op.name)
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (4, 8), (5, 31), (7, 64), (19, 100), (33, 896), (20, 1100)])
+def test_numpy_and_torch_agree_on_every_bit(op, rows, columns):
+    x = np.random.default_rng(1).normal(size=(2, 3, columns)).astype(np.float32)
+    assert_all_three_equal(op, x, weights_of(op, rows, columns), rows)
+
+
+@pytest.mark.parametrize("op", TERNARY, ids=lambda op: op.name)
+def test_one_scale_a_tensor_broadcasts(op):
+    x = np.random.default_rng(1).normal(size=(3, 40)).astype(np.float32)
+    assert_all_three_equal(op, x, weights_of(op, 9, 40, per_row=False), 9)
+
+
+def test_activation_codes_agree_on_every_bit_over_many_rows_and_sizes():
+    x = np.random.default_rng(2).normal(size=(4000, 96)).astype(np.float32)
+    x *= np.exp(np.random.default_rng(3).uniform(-20, 20, (4000, 1))).astype(np.float32)
+    codes, step = op_table.quantize_activations(x)
+    torch_codes, torch_step = torch_ops.quantize_activations(torch.from_numpy(x))
+    assert np.array_equal(torch_codes.numpy(), codes)
+    assert np.array_equal(torch_step.numpy(), step)
+
+
+def test_the_activation_factor_is_one_division_and_not_a_rounded_reciprocal():
+    # Each peak comes with values a last bit either side of a tie, where a rounded reciprocal turns the code over.
+    peaks = np.random.default_rng(4).uniform(0.5, 2, 20_000).astype(np.float32)
+    ties = (np.float32(0.5) / (np.float32(127) / peaks)).astype(np.float32)
+    x = np.stack([peaks, ties, np.nextafter(ties, np.float32(9)), np.nextafter(ties, np.float32(0))], 1)
+    codes, _ = op_table.quantize_activations(x)
+    assert np.array_equal(torch_ops.quantize_activations(torch.from_numpy(x))[0].numpy(), codes)
+
+
+def test_codes_round_half_to_even_and_reach_127():
+    x = np.array([[127.0, -127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5]], np.float32)
+    codes, step = op_table.quantize_activations(x)
+    assert codes.tolist() == [[127, -127, 0, 2, 2, 0, -2, -2]]
+    assert step.tolist() == [[1.0]]
+    assert torch_ops.quantize_activations(torch.from_numpy(x))[0].tolist() == codes.tolist()
+
+
+def test_a_token_of_zeros_gives_zeros():
+    for op in MATMULS:
+        weights = weights_of(op, 6, 40)
+        assert not reference(op, np.zeros((2, 40), np.float32), weights, 6).any()
+        assert not packed_linear(op, weights, 6, 40)(torch.zeros(2, 40)).any()
+
+
+@pytest.mark.parametrize("op", TERNARY, ids=lambda op: op.name)
+@pytest.mark.parametrize("columns", [4864, 8960])
+@pytest.mark.parametrize(("trit", "code"), [(1, 127), (-1, -128), (1, -128), (-1, 127)])
+def test_the_largest_ternary_sums_are_exact(op, columns, trit, code):
+    rows = 6
+    trits = np.full((rows, columns), trit, np.int8)
+    sums = op_table.integer_sums(np.full((1, columns), code, np.int8), trits)
+    assert (sums == trit * code * columns).all()
+    packed = packing.pack_trits(trits, op_table.TERNARY_LAYOUTS[op.kind])
+    layer = packed_linear(op, {"packed": packed, "scale": np.ones(1, np.float32)}, rows, columns)
+    torch_sums = torch_ops.integer_sums(torch.full((1, columns), float(code)), layer.integers(), layer.weight_peak)
+    assert (torch_sums.long().numpy() == sums).all()
+
+
+@pytest.mark.parametrize("columns", [4864, 8960])
+@pytest.mark.parametrize(("op", "weight_peak"), [(INT8_MATMUL, 127), (INT4_MATMUL, 7 * 255)], ids=["int8", "int4"])
+def test_the_largest_wider_sums_stay_inside_32_bits(op, weight_peak, columns):
+    weights = np.full((1, columns), weight_peak, np.int64)
+    codes = np.full((1, columns), -128, np.int8)
+    assert abs((codes.astype(np.int64) @ weights.T).item()) < 2**31
+    sums = op_table.integer_sums(codes, weights)
+    assert sums.item() == -128 * weight_peak * columns
+    torch_sums = torch_ops.integer_sums(torch.full((1, columns), -128.0), torch.from_numpy(weights).float(), weight_peak)
+    assert torch_sums.item() == np.float32(sums.item())
+
+
+def test_odd_sums_above_24_bits_round_once_and_to_even():
+    # 2^24 + 1 is not a float: exact sums first, then one rounding, in numpy as in torch.
+    columns, rows = 1100, 3
+    rng = np.random.default_rng(5)
+    weights = rng.integers(100, 128, (rows, columns))
+    codes = rng.integers(100, 128, (7, columns)).astype(np.int8)
+    exact = op_table.integer_sums(codes, weights)
+    assert (exact > 2**23).all()
+    sums = torch_ops.integer_sums(torch.from_numpy(codes).float(), torch.from_numpy(weights).float(), 127)
+    assert np.array_equal(sums.numpy(), exact.astype(np.float32))
+
+
+@pytest.mark.parametrize("op", [INT8_GATHER, INT4_GATHER], ids=lambda op: op.name)
+@pytest.mark.parametrize("columns", [32, 40, 64])
+def test_gathers_agree_on_every_bit(op, columns):
+    weights = weights_of(op, 50, columns)
+    ids = np.random.default_rng(6).integers(0, 50, (2, 7))
+    operands = [weights[name] for name in op.weight_names]
+    attributes = {"columns": columns} if "columns" in op.attributes else {}
+    expected = op.reference(ids, *operands, **attributes)
+    torch_op = torch_ops.int8_gather if op is INT8_GATHER else torch_ops.int4_gather
+    got = torch_op(torch.from_numpy(ids), *map(torch.from_numpy, operands), *attributes.values())
+    assert expected.shape == (2, 7, columns)
+    assert np.array_equal(got.numpy(), expected)
+
+
+def test_every_operator_has_a_fake_that_tells_its_shape():
+    for op in MATMULS:
+        layer = packed_linear(op, weights_of(op, 7, 40), 7, 40)
+        layer.traced = True
+        program = torch.export.export(layer, (torch.zeros(2, 3, 40),), strict=False)
+        names = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
+        assert len([name for name in names if name.startswith("microvlm.")]) == 1
+        assert program.module()(torch.zeros(2, 3, 40)).shape == (2, 3, 7)
+
+
+def test_the_table_says_its_bits_per_weight():
+    assert [op.bits_per_weight for op in MATMULS] == [2.0, 1.6, 8, 4.25]
+    for op in MATMULS:
+        rows, columns = 640, 320
+        stored = weights_of(op, rows, columns, per_row=False)
+        byte_count = sum(array.nbytes for name, array in stored.items() if name != "scale")
+        assert byte_count * 8 / (rows * columns) == op.bits_per_weight
