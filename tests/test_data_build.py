@@ -261,10 +261,42 @@ def test_a_damaged_package_is_refused_and_nothing_is_left(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["node_modules"]
 
 
+def test_a_drawing_that_is_no_svg_is_named(tmp_path):
+    root = tmp_path / "node_modules"
+    write_packages(root)
+    broken = root / "@iconify-json/twemoji/icons.json"
+    document = json.loads(broken.read_text())
+    document["icons"]["lion"]["body"] = "<g>"
+    broken.write_text(json.dumps(document))
+    assert_refused(
+        run("emoji", "-o", tmp_path / "x", "--packages", root, "--vendor", "twemoji"), "lion", "twemoji"
+    )
+    assert [p.name for p in tmp_path.iterdir()] == ["node_modules"]
+
+
+def test_a_place_that_cannot_be_written_is_named(built, packages, tmp_path, monkeypatch):
+    file = tmp_path / "file"
+    file.write_text("")
+    result = run("emoji", "-o", file / "x", "--packages", packages, "--size", "16")
+    assert_refused(result, str(file / "x"), "cannot be written")
+    with monkeypatch.context() as patch:
+        patch.setattr(evalset, "choose_images", lambda: list(read_scene_objects()))
+        assert_refused(run("evalset", built[0], "-o", file / "x"), str(file / "x"), "cannot be written")
+    monkeypatch.setenv("MICROVLM_CACHE", str(file / "cache"))
+    fake_npm(tmp_path / "bin", "exit 0")
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    assert_refused(run("emoji", "-o", tmp_path / "x"), str(file / "cache"), "cannot be written")
+
+
 def test_a_foreign_output_folder_is_refused_and_left_alone(packages, tmp_path):
     (tmp_path / "letter.txt").write_text("dear")
     assert_refused(run("emoji", "-o", tmp_path, "--packages", packages), "is not an emoji folder")
     assert [p.name for p in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_a_folder_that_lacks_a_test_emoji_is_refused(built, tmp_path):
+    assert_refused(run("evalset", built[0], "-o", tmp_path / "x"), "lacks the emoji")
+    assert_refused(run("baselines", built[0], "--pixels-only"), "lacks the emoji")
 
 
 @pytest.mark.parametrize("command", [("baselines",), ("evalset", "-o", "x")])

@@ -159,7 +159,11 @@ class EmojiData:
         return np.array(self._present[vendor], dtype=bool)
 
     def index(self, hexcode: str) -> int:
-        return self.hexcodes.index(hexcode)
+        """Row of this emoji; DataError where the folder lacks it."""
+        try:
+            return self.hexcodes.index(hexcode)
+        except ValueError:
+            raise DataError(f"{self.folder} lacks the emoji {hexcode}: build it again.") from None
 
 
 def load_emoji(folder: str | Path) -> EmojiData:

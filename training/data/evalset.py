@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from microvlm.training.data.aside import written_aside
 from microvlm.training.data.compose import compose_scenes, plain_emoji
 from microvlm.training.data.emoji import EmojiData, read_test_emoji
 from microvlm.training.data.episodes import Episode, sample_episode
@@ -153,9 +152,7 @@ def build_evalset(emoji: EmojiData, out: Path, version: str) -> dict:
         "scenes": _scene_records(scene_files, scenes, twins),
         "episodes": _episode_records(plan_episodes([c for _, c in chosen]), image_files),
     }
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with written_aside(out) as aside:
         drawings = torch.from_numpy(np.array(emoji.images(TEST_VENDOR)[rows]))
         _save_images(aside, image_files, plain_emoji(drawings))
         _save_images(aside, scene_files, compose_scenes(scenes, emoji, [TEST_VENDOR] * len(scenes)))
@@ -166,11 +163,6 @@ def build_evalset(emoji: EmojiData, out: Path, version: str) -> dict:
             for key, records in document.items()
         )
         (aside / "evalset.json").write_text("{\n" + body + "\n}\n", encoding="utf-8")
-        aside.chmod(0o755)
         aside.rename(out)
-    except OSError as error:
-        raise DataError(f"{out} cannot be written: {error.strerror or error}.") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     total = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     return {"output": str(out), **{key: len(records) for key, records in document.items()}, "bytes": total}

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from microvlm.training.data import emoji as table
+from microvlm.training.data.aside import written_aside
 from microvlm.training.data.sources import SOURCES, TRAIN_VENDORS, DataError, IconSet
 
 Progress = Callable[[str, int, int], None]
@@ -42,7 +41,13 @@ def render_vendor(icons: IconSet, names: list[str | None], size: int, progress: 
     pixels = np.zeros((len(names), size, size, 4), np.uint8)
     for i, name in enumerate(names):
         if name is not None:
-            pixels[i] = rasterise(icons.svg(name), size)
+            try:
+                pixels[i] = rasterise(icons.svg(name), size)
+            except ValueError as error:
+                vendor = icons.source.vendor
+                raise DataError(
+                    f"The emoji packages are damaged: {vendor} {name} is no SVG ({error})."
+                ) from None
         progress(f"{icons.source.vendor} {size}px", i + 1, len(names))
     return pixels
 
@@ -61,9 +66,7 @@ def build(root: Path, out: Path, sizes: list[int], vendors: list[str] | None, pr
     names = table.match_names(emoji, sets, root)
     core = [all(names[v][i] is not None for v in table.CORE_VENDORS) for i in range(len(emoji))]
     splits = table.split_emoji([e.hexcode for e in emoji], core)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with written_aside(out) as aside:
         for size in sizes:
             (aside / f"rgba{size}").mkdir()
             for vendor in vendors or list(sets):
@@ -85,10 +88,6 @@ def build(root: Path, out: Path, sizes: list[int], vendors: list[str] | None, pr
         document = {"format": table.FORMAT, "emoji": rows, "present": present}
         (aside / "emoji.json").write_text(json.dumps(document), encoding="utf-8")
         _move_into(aside, out)
-    except OSError as error:
-        raise DataError(f"{out} cannot be written: {error.strerror or error}.") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return {
         "output": str(out),
         "sizes": sizes,
@@ -103,7 +102,6 @@ def build(root: Path, out: Path, sizes: list[int], vendors: list[str] | None, pr
 def _move_into(aside: Path, out: Path) -> None:
     """Rename a finished folder, or, over an earlier build, its files one by one with the table last."""
     if not out.exists():
-        aside.chmod(0o755)
         aside.rename(out)
         return
     for path in sorted(aside.rglob("*.npy")):

@@ -80,8 +80,11 @@ def install_packages() -> Path:
     npm = shutil.which("npm")
     if npm is None:
         raise DataError("npm was not found: install Node.js, or pass an existing folder with --packages.")
-    final.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix="npm-", dir=final.parent))
+    try:
+        final.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix="npm-", dir=final.parent))
+    except OSError as error:
+        raise DataError(f"The cache {final.parent} cannot be written: {error.strerror}.") from None
     try:
         manifest = {"name": "microvlm-emoji", "version": "0.0.0", "private": True, "dependencies": wanted}
         (aside / "package.json").write_text(json.dumps(manifest))
@@ -92,6 +95,8 @@ def install_packages() -> Path:
             raise DataError(f"npm could not install the emoji packages: {reason}")
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
+    except OSError as error:
+        raise DataError(f"The cache {final} cannot be written: {error.strerror}.") from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return final / "node_modules"
