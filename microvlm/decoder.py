@@ -27,7 +27,8 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+        # Statistics in float32 even where autocast made x bfloat16.
+        return F.rms_norm(x.float(), (x.shape[-1],), self.weight, self.eps)
 
 
 class SelfAttention(nn.Module):

@@ -44,7 +44,7 @@ class MemoryEncoder(nn.Module):
         for layer in self.layers:
             x, _ = layer(x, cos, sin, mask, None)
         x = self.norm(x)
-        scores = (x @ self.pool).masked_fill(~seen, torch.finfo(x.dtype).min)
+        scores = (x * self.pool).sum(-1).masked_fill(~seen, torch.finfo(x.dtype).min)
         pooled = torch.einsum("bs,bsh->bh", scores.softmax(-1), x)
         code = F.normalize(self.output(pooled), dim=-1, eps=1e-6)
         return code, address(code, self.pseudo_inverse)

@@ -111,10 +111,12 @@ class MicroVLM(nn.Module):
         attention_mask: Tensor,
         slot: Cache | None = None,
         slot_mask: Tensor | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
         """Teacher forcing: [B, S, H], int64 [B, S] (right or left padded) -> logits [B, S, V].
 
         `slot_mask` int64 [B] says for each row whether it sees `slot`; without a slot it is masked for all.
+        `wanted` bool [B, S] computes logits at those positions alone, [wanted, V]: the head is dear in training.
         """
         batch = inputs_embeds.shape[0]
         if slot is None:
@@ -123,7 +125,8 @@ class MicroVLM(nn.Module):
         elif slot_mask is None:
             slot_mask = attention_mask.new_ones(batch)
         mask = torch.cat([slot_mask[:, None], attention_mask], 1)
-        return self.decode(inputs_embeds, mask, positions_of(attention_mask), slot)[0]
+        hidden, _ = self.decoder(inputs_embeds, mask, positions_of(attention_mask), slot)
+        return self.embedding.head(hidden if wanted is None else hidden[wanted])
 
     def place_images(self, input_ids: Tensor, image_token_id: int, prefixes: Tensor) -> Tensor:
         """Token embeddings with the rows of `image_token_id` replaced, in order, by `prefixes` [images, k, H]."""

@@ -25,6 +25,8 @@ class StageConfig:
     steps: int
     batch_size: int
     learning_rate: float
+    decoder_bits: float = 32
+    """Width that a `vlm` stage trains the decoder and the memory encoder for: 32, or 1.58 (the embedding then at 8)."""
     vision_learning_rate: float = 0.0
     """Rate of the vision encoder in a `vlm` stage; 0 freezes it."""
     muon_factor: float = 0.0

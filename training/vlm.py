@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from microvlm.decoder import Cache
 from microvlm.memory import MemoryState
 from microvlm.model import MicroVLM
 from microvlm.training.config import Recipe, StageConfig
@@ -82,13 +83,12 @@ class VLMTask:
             return module.embed(ids), mask, labels
         return module.place_images(ids, self.rows.image_id, prefixes), mask, labels
 
-    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(
-            logits.float().flatten(0, 1),
-            labels.flatten(),
-            ignore_index=IGNORED,
-            label_smoothing=self.stage.label_smoothing,
-        )
+    def _cross_entropy(
+        self, module: MicroVLM, embeds: Tensor, mask: Tensor, labels: Tensor, slot: Cache, seen: Tensor | None
+    ) -> Tensor:
+        wanted = labels != IGNORED
+        logits = module(embeds, mask, slot, seen, wanted)
+        return F.cross_entropy(logits.float(), labels[wanted], label_smoothing=self.stage.label_smoothing)
 
     def _direct(
         self,
@@ -100,15 +100,17 @@ class VLMTask:
     ) -> tuple[Tensor, Tensor]:
         """Captions and scenes. The memory has nothing to say; some rows see it all the same and must ignore it."""
         embeds, mask, labels = self._embed(module, samples, prefixes)
-        some = torch.from_numpy(rng.integers(0, state.mean.shape[0], len(samples))).to(embeds.device)
+        count = max(1, round(len(samples) * DISTRACTOR_SHARE))
+        rows = torch.from_numpy(rng.permutation(len(samples))[:count].copy()).to(embeds.device)
+        other = torch.from_numpy(rng.integers(0, state.mean.shape[0], count)).to(embeds.device)
         # The query ends where the answer starts, so that the detector can't read the answer.
-        query = torch.where(labels == IGNORED, mask, 0) * (labels.cumsum(1) < 0)
-        code, key = module.memory_encode(embeds.detach(), query.long())
-        _, scope, _, slot = module.memory_read(key, code, state.mean.detach()[some])
-        seen = torch.from_numpy((rng.random(len(samples)) < DISTRACTOR_SHARE).astype(np.int64)).to(embeds.device)
-        slot = [(k.float(), v.float()) for k, v in slot]
-        logits = module(embeds, mask, slot, seen)
-        return self._cross_entropy(logits, labels), _bce(scope, 0.0)
+        query = mask[rows] * (labels[rows] != IGNORED).cumsum(1).eq(0)
+        code, key = module.memory_encode(embeds[rows].detach(), query)
+        with torch.autocast("cpu", enabled=False):
+            _, scope, _, slot = module.memory_read(key.float(), code.float(), state.mean.detach()[other])
+        seen = torch.zeros(len(samples), dtype=torch.long, device=embeds.device).index_fill(0, rows, 1)
+        full = [tuple(_scatter(part, rows, len(samples)) for part in pair) for pair in slot]
+        return self._cross_entropy(module, embeds, mask, labels, full, seen), _bce(scope, 0.0)
 
     def _episodes(
         self, module: MicroVLM, prefixes: Tensor, names: list[str], rng: np.random.Generator
@@ -132,8 +134,13 @@ class VLMTask:
         with torch.autocast("cpu", enabled=False):
             _, scope, _, slot = module.memory_read(key.float(), code.float(), state.mean)
         embeds, mask, labels = self._embed(module, samples, None)
-        loss = self._cross_entropy(module(embeds, mask, slot), labels)
+        loss = self._cross_entropy(module, embeds, mask, labels, slot, None)
         return {"loss": loss, "scope": _bce(scope, 1.0), "state": state}
+
+
+def _scatter(part: Tensor, rows: Tensor, count: int) -> Tensor:
+    """[r, heads, 1, D] at `rows` of a zero [count, heads, 1, D]."""
+    return part.new_zeros(count, *part.shape[1:]).index_copy(0, rows, part)
 
 
 def _bce(probability: Tensor, target: float) -> Tensor:

@@ -1,0 +1,46 @@
+"""`microvlm-train`: a recipe and a data folder in, a checkpoint with its log and metrics out. Resumes by itself."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from microvlm.cli_support import note, print_json, run_click
+
+
+@click.command()
+@click.argument("recipe", default="nano")
+@click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder that `microvlm-data emoji` wrote.")
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Training folder; resumed if begun.")
+@click.option("--float-control", is_flag=True, help="The same recipe with float32 weights: what ternary costs.")
+@click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads.")
+@click.option("--stop-after", type=click.IntRange(min=1), default=None, help="Save and stop after this many steps.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def command(
+    recipe: str,
+    data: Path,
+    output: Path,
+    float_control: bool,
+    threads: int | None,
+    stop_after: int | None,
+    as_json: bool,
+) -> None:
+    """Train RECIPE (a packaged name or a JSON file)."""
+    import torch
+
+    from microvlm.training.config import load_recipe
+    from microvlm.training.data.emoji import load_emoji
+    from microvlm.training.trainer import train
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    loaded = load_recipe(recipe)
+    emoji = load_emoji(data)
+    complete = train(loaded, emoji, output, note, float_control, stop_after)
+    if as_json:
+        print_json({"output": str(output), "recipe": loaded.name, "complete": complete})
+
+
+def main() -> None:
+    run_click(command)

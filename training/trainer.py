@@ -1,0 +1,125 @@
+"""Runs a recipe: its stages one after the other, each starting from the last one's weights, resumable at any step."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from microvlm.checkpoint import load_strictly, read_tensors, save_checkpoint
+from microvlm.config import MicroVLMConfig, QuantizationConfig, preset
+from microvlm.errors import UserError
+from microvlm.lowering import WeightFormat, lower
+from microvlm.model import MicroVLM
+from microvlm.training.config import Recipe, StageConfig
+from microvlm.training.data.emoji import EmojiData
+from microvlm.training.distill import DistillTask
+from microvlm.training.loop import Task, run_stage
+from microvlm.training.texts import TextRows, corpus
+from microvlm.training.tokenizer import save_tokenizer, train_tokenizer
+from microvlm.training.vlm import VLMTask
+
+Log = Callable[[str], None]
+CHECKPOINT = "checkpoint"
+
+
+def train(
+    recipe: Recipe, emoji: EmojiData, out: Path, log: Log, float_control: bool = False, stop_after: int | None = None
+) -> bool:
+    """Train into `out` (a folder a stage, then `checkpoint`). Returns whether the recipe is finished.
+
+    `float_control` runs the same recipe with every weight in float32: what ternary costs is the paired difference.
+    Raises UserError when `out` belongs to another recipe.
+    """
+    _claim(out, recipe, float_control)
+    torch.manual_seed(recipe.seed)
+    tokenizer = train_tokenizer(corpus(emoji), preset(recipe.preset).text.vocab_size)
+    previous: Path | None = None
+    for index, stage in enumerate(recipe.stages):
+        folder = out / stage.name
+        if not (folder / "done").is_file():
+            task = _task(recipe, stage, emoji, tokenizer, float_control)
+            if previous is not None and not (folder / "progress.json").is_file():
+                _inherit(task, previous)
+            if not run_stage(task, recipe, index, folder, log, stop_after):
+                log(f"stopped in stage {stage.name}; run the same command to go on")
+                return False
+            _save_weights(task, folder)
+        previous = folder
+    finish(recipe, out, tokenizer, float_control)
+    log(f"checkpoint written to {out / CHECKPOINT}")
+    return True
+
+
+def stage_config(recipe: Recipe, stage: StageConfig, float_control: bool) -> MicroVLMConfig:
+    """The preset with the widths that this stage trains. Vision is trained in float and rounded to 8 bits at the end."""
+    ternary = stage.decoder_bits == 1.58 and not float_control
+    widths = QuantizationConfig(1.58 if ternary else 32, 32, 8 if ternary else 32)
+    return dataclasses.replace(preset(recipe.preset), quantization=widths)
+
+
+def finish(recipe: Recipe, out: Path, tokenizer: Tokenizer, float_control: bool) -> None:
+    """Lower the last stage's model to what is shipped: trits, int8 vision, int8 embedding; no latent weights."""
+    stage = recipe.stages[-1]
+    model = load_stage(recipe, stage, out / stage.name, float_control)
+    if not float_control:
+        shipped = preset(recipe.preset).quantization
+        model = lower(model, WeightFormat(1.58, "2bit", 8))
+        model.config = dataclasses.replace(model.config, quantization=shipped)
+    target = out / CHECKPOINT
+    save_checkpoint(model, target)
+    save_tokenizer(tokenizer, model.config, target)
+    provenance = {"recipe": recipe.to_dict(), "float_control": float_control, "torch": torch.__version__}
+    (target / "training.json").write_text(json.dumps(provenance, indent=2) + "\n")
+
+
+def load_stage(recipe: Recipe, stage: StageConfig, folder: Path, float_control: bool) -> MicroVLM:
+    model = MicroVLM(stage_config(recipe, stage, float_control))
+    tensors, _ = read_tensors(folder / "weights.safetensors")
+    load_strictly(model, tensors, str(folder / "weights.safetensors"))
+    return model.eval()
+
+
+def _task(recipe: Recipe, stage: StageConfig, emoji: EmojiData, tokenizer: Tokenizer, float_control: bool) -> Task:
+    config = stage_config(recipe, stage, float_control)
+    if stage.task == "distill":
+        return DistillTask(config, recipe, stage, emoji)
+    return VLMTask(MicroVLM(config), TextRows(tokenizer, config), recipe, stage, emoji)
+
+
+def _inherit(task: Task, previous: Path) -> None:
+    """Weights of the last stage: a whole model, or the vision encoder out of a student."""
+    tensors, _ = read_tensors(previous / "weights.safetensors")
+    own = task.module.state_dict()
+    if set(tensors) == set(own):
+        load_strictly(task.module, tensors, str(previous))
+        return
+    vision = {k.removeprefix("vision."): v for k, v in tensors.items() if k.startswith("vision.")}
+    load_strictly(task.module.get_submodule("vision"), vision, str(previous))
+
+
+def _save_weights(task: Task, folder: Path) -> None:
+    from safetensors.torch import save_file
+
+    aside = folder / "weights.tmp"
+    save_file({k: v.detach().cpu().contiguous() for k, v in task.module.state_dict().items()}, str(aside))
+    aside.replace(folder / "weights.safetensors")
+    (folder / "done").touch()
+
+
+def _claim(out: Path, recipe: Recipe, float_control: bool) -> None:
+    """The folder's recipe, written once; a different one is refused rather than mixed."""
+    wanted = json.loads(json.dumps({"recipe": recipe.to_dict(), "float_control": float_control}))
+    path = out / "recipe.json"
+    if path.is_file():
+        if json.loads(path.read_text()) != wanted:
+            raise UserError(f"{out} holds another run ({path}): choose another --output or delete it.")
+        return
+    if out.exists() and any(out.iterdir()) and not all((out / s.name).exists() for s in recipe.stages[:1]):
+        raise UserError(f"{out} exists and is no training folder: choose another --output.")
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(wanted, indent=2) + "\n")
