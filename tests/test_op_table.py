@@ -1,4 +1,4 @@
-"""Every operator of the table: the numpy reference, the eager torch arithmetic and the torch op give the same bits."""
+"""Every operator of the table: numpy reference, eager torch and the torch op give the same bits."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,9 @@ def assert_all_three_equal(op, x: np.ndarray, weights: dict[str, np.ndarray], ro
 
 
 @pytest.mark.parametrize("op", MATMULS, ids=lambda op: op.name)
-@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (4, 8), (5, 31), (7, 64), (19, 100), (33, 896), (20, 1100)])
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(1, 1), (4, 8), (5, 31), (7, 64), (19, 100), (33, 896), (20, 1100)]
+)
 def test_numpy_and_torch_agree_on_every_bit(op, rows, columns):
     x = np.random.default_rng(1).normal(size=(2, 3, columns)).astype(np.float32)
     assert_all_three_equal(op, x, weights_of(op, rows, columns), rows)
@@ -65,7 +67,7 @@ def test_activation_codes_agree_on_every_bit_over_many_rows_and_sizes():
 
 
 def test_the_activation_factor_is_one_division_and_not_a_rounded_reciprocal():
-    # Each peak comes with values a last bit either side of a tie, where a rounded reciprocal turns the code over.
+    # Values a last bit either side of a tie, where a rounded reciprocal turns the code over.
     peaks = np.random.default_rng(4).uniform(0.5, 2, 20_000).astype(np.float32)
     ties = (np.float32(0.5) / (np.float32(127) / peaks)).astype(np.float32)
     x = np.stack([peaks, ties, np.nextafter(ties, np.float32(9)), np.nextafter(ties, np.float32(0))], 1)
@@ -98,19 +100,25 @@ def test_the_largest_ternary_sums_are_exact(op, columns, trit, code):
     assert (sums == trit * code * columns).all()
     packed = packing.pack_trits(trits, op_table.TERNARY_LAYOUTS[op.kind])
     layer = packed_linear(op, {"packed": packed, "scale": np.ones(1, np.float32)}, rows, columns)
-    torch_sums = torch_ops.integer_sums(torch.full((1, columns), float(code)), layer.integers(), layer.weight_peak)
+    torch_sums = torch_ops.integer_sums(
+        torch.full((1, columns), float(code)), layer.integers(), layer.weight_peak
+    )
     assert (torch_sums.long().numpy() == sums).all()
 
 
 @pytest.mark.parametrize("columns", [4864, 8960])
-@pytest.mark.parametrize(("op", "weight_peak"), [(INT8_MATMUL, 127), (INT4_MATMUL, 7 * 255)], ids=["int8", "int4"])
+@pytest.mark.parametrize(
+    ("op", "weight_peak"), [(INT8_MATMUL, 127), (INT4_MATMUL, 7 * 255)], ids=["int8", "int4"]
+)
 def test_the_largest_wider_sums_stay_inside_32_bits(op, weight_peak, columns):
     weights = np.full((1, columns), weight_peak, np.int64)
     codes = np.full((1, columns), -128, np.int8)
     assert abs((codes.astype(np.int64) @ weights.T).item()) < 2**31
     sums = op_table.integer_sums(codes, weights)
     assert sums.item() == -128 * weight_peak * columns
-    torch_sums = torch_ops.integer_sums(torch.full((1, columns), -128.0), torch.from_numpy(weights).float(), weight_peak)
+    torch_sums = torch_ops.integer_sums(
+        torch.full((1, columns), -128.0), torch.from_numpy(weights).float(), weight_peak
+    )
     assert torch_sums.item() == np.float32(sums.item())
 
 
