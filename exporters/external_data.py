@@ -1,0 +1,73 @@
+"""Weights beside their graph: the bytes on disk are the bytes that the operator reads, aligned so that they can be mapped.
+
+A tensor of 1 KiB or more goes to a data file, at a multiple of 64 bytes, or of 4096 above 1 MiB (a page), so that ONNX
+Runtime hands the mapped pointer to the kernel. Each graph has its own file, but a tensor of the tied embedding lives
+once in a file of its own, which the token embedding and the decoder's head both refer to.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+import onnx_ir
+
+from microvlm.exporters.functions import functions_for
+
+INLINE_BELOW_BYTES = 1024
+ALIGNMENT_BYTES = 64
+PAGE_ALIGN_ABOVE_BYTES = 1 << 20
+PAGE_BYTES = 4096
+SHARED_PREFIX = "embedding."
+SHARED_FILE = "embedding.data"
+
+
+def data_file(graph: str) -> str:
+    """Where the weights of a graph lie, relative to its .onnx file."""
+    return f"{graph}.data"
+
+
+class WeightStore:
+    """Data files in one directory, appended to as graphs are saved; a name that is there already is not written again."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self._placed: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def place(self, tensor: onnx_ir.TensorProtocol, name: str, graph: str) -> onnx_ir.ExternalTensor:
+        """Write `tensor` under `name` unless its file has it; returns the reference. Raises OSError."""
+        file = SHARED_FILE if name.startswith(SHARED_PREFIX) else data_file(graph)
+        if (file, name) not in self._placed:
+            self._placed[file, name] = self._append(self.directory / file, tensor)
+        offset, length = self._placed[file, name]
+        return onnx_ir.ExternalTensor(
+            file, offset, length, tensor.dtype, shape=onnx_ir.Shape(tensor.shape), name=name,
+            base_dir=self.directory,
+        )
+
+    @staticmethod
+    def _append(path: Path, tensor: onnx_ir.TensorProtocol) -> tuple[int, int]:
+        alignment = PAGE_BYTES if tensor.nbytes > PAGE_ALIGN_ABOVE_BYTES else ALIGNMENT_BYTES
+        with path.open("ab") as file:
+            offset = -(-file.tell() // alignment) * alignment
+            file.write(b"\0" * (offset - file.tell()))
+            file.write(tensor.tobytes())
+            if file.tell() != offset + tensor.nbytes:
+                raise RuntimeError(f"{path.name}: a tensor's bytes are not its dtype times its shape")
+        return offset, tensor.nbytes
+
+
+def save_graph(model: onnx_ir.Model, graph: str, store: WeightStore) -> onnx.ModelProto:
+    """Write GRAPH.onnx and its weights into the store's directory, our functions attached last. Raises OSError.
+
+    The functions come last because optimizers inline them. Returns what was written.
+    """
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        assert tensor is not None
+        if tensor.nbytes >= INLINE_BELOW_BYTES:
+            value.const_value = store.place(tensor, name, graph)
+    proto = onnx_ir.serde.serialize_model(model)
+    proto.functions.extend(functions_for({node.op_type for node in proto.graph.node}))
+    (store.directory / f"{graph}.onnx").write_bytes(proto.SerializeToString())
+    return proto

@@ -1,0 +1,200 @@
+"""One graph of the contract table from a lowered model: torch's exporter traces it, our operators staying one node each.
+
+Every weight keeps its `state_dict` key as its initializer name and its bytes as they are, so that a bundle's graphs
+hold the whole model and can be read back as one. Nothing here writes a file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import onnx
+import onnx.defs
+import onnx_ir
+import onnxscript
+import torch
+from torch import Tensor, nn
+
+from microvlm.exporters import contract
+from microvlm.exporters.contract import OPSET, Dim, GraphSpec, TensorSpec
+from microvlm.exporters.tidy import tidy
+from microvlm.model import MicroVLM
+from microvlm.op_table import DOMAIN, DOMAIN_VERSION, OPS, OpSpec
+
+_TYPES = {"float32": "tensor(float)", "uint8": "tensor(uint8)", "int64": "tensor(int64)"}
+_TORCH_NAMES = {
+    "TernaryMatMul2x4": "ternary_matmul_2x4",
+    "TernaryMatMul3x5": "ternary_matmul_3x5",
+    "Int8MatMul": "int8_matmul",
+    "Int4MatMul": "int4_matmul",
+    "Int8Gather": "int8_gather",
+    "Int4Gather": "int4_gather",
+}
+# Sizes of an example, all different and above 1, so that the tracer neither specialises nor unifies them.
+_EXAMPLE: dict[Dim, int] = {contract.BATCH: 2, contract.SEQUENCE: 5, contract.PAST: 7, contract.TOTAL: 12}
+
+
+class _Graph(nn.Module):
+    """A method of MicroVLM over flat tensors in contract order."""
+
+    def __init__(self, model: MicroVLM, spec: GraphSpec):
+        super().__init__()
+        self.model = model
+        self.spec = spec
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return call(self.model, self.spec, inputs)
+
+
+def call(model: MicroVLM, spec: GraphSpec, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Run a graph's method in eager torch: flat tensors in, flat tensors out, both in contract order."""
+    if spec.method == "decode":
+        embeds, mask, positions, keep, *flat = inputs
+        past = list(zip(flat[0::2], flat[1::2], strict=True))
+        logits, present = model.decode(embeds, mask, positions, past, keep)
+        return (logits, *_flatten(present))
+    result = getattr(model, spec.method)(*inputs)
+    if spec.method == "memory_read":
+        code, scope, residual, slot = result
+        return (code, scope, residual, *_flatten(slot))
+    return result if isinstance(result, tuple) else (result,)
+
+
+def _flatten(cache: list[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    return [tensor for pair in cache for tensor in pair]
+
+
+def example_inputs(
+    spec: GraphSpec, sizes: dict[Dim, int], seed: int = 0, vocab_size: int = 2
+) -> tuple[Tensor, ...]:
+    """Seeded inputs of a graph in contract order; `sizes` gives each symbolic dimension.
+
+    Masks hide nothing but a random part of the padding-free past; keys and codes are of unit length, as the model
+    makes them, and covariances are symmetric and positive.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(_example(tensor, sizes, generator, vocab_size) for tensor in spec.inputs)
+
+
+def _example(tensor: TensorSpec, sizes: dict[Dim, int], generator: torch.Generator, vocab_size: int) -> Tensor:
+    shape = [dim if isinstance(dim, int) else sizes[dim] for dim in tensor.shape]
+    if tensor.name == "input_ids":
+        return torch.randint(0, vocab_size, shape, generator=generator)
+    if tensor.name == "attention_mask":
+        return torch.ones(shape, dtype=torch.int64)
+    if tensor.name == "position_ids":
+        past = sizes[contract.PAST]
+        return torch.arange(past, past + shape[1]).expand(shape).contiguous()
+    if tensor.name == "num_logits_to_keep":
+        return torch.tensor(min(2, sizes[contract.SEQUENCE]))
+    gaussian = torch.randn(shape, generator=generator)
+    if tensor.name in ("memory_key", "memory_code"):
+        return nn.functional.normalize(gaussian, dim=-1)
+    if tensor.name == "memory_cov":
+        return torch.eye(shape[-1]) + gaussian @ gaussian.transpose(1, 2) / shape[-1]
+    return gaussian
+
+
+def trace(model: MicroVLM, spec: GraphSpec) -> onnx_ir.Model:
+    """The graph of `spec`, inputs and outputs named, typed and shaped exactly as the contract says.
+
+    `model` is lowered and set to traced. Raises RuntimeError when torch gives a graph that breaks the contract.
+    """
+    inputs = example_inputs(spec, _EXAMPLE, vocab_size=model.config.text.vocab_size)
+    wrapper = _Graph(model, spec).eval()
+    with _quiet(), torch.no_grad():
+        program = torch.onnx.export(
+            wrapper,
+            inputs,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[tensor.name for tensor in spec.inputs],
+            output_names=[tensor.name for tensor in spec.outputs],
+            dynamic_shapes=({"inputs": tuple(_dynamic(tensor) for tensor in spec.inputs)}),
+            custom_translation_table=_translations(),
+            optimize=False,
+            verbose=False,
+        )
+    graph = program.model
+    tidy(graph, prefix="model.")
+    _apply_contract(graph, spec)
+    return graph
+
+
+def _dynamic(tensor: TensorSpec) -> dict[int, Any]:
+    return {axis: torch.export.Dim.DYNAMIC for axis, dim in enumerate(tensor.shape) if isinstance(dim, str)}
+
+
+def _schema(op: OpSpec) -> onnx.defs.OpSchema:
+    operands = [onnx.defs.OpSchema.FormalParameter(o.name, _TYPES[o.dtype]) for o in op.inputs]
+    output = onnx.defs.OpSchema.FormalParameter(op.output.name, _TYPES[op.output.dtype])
+    attributes = [
+        onnx.defs.OpSchema.Attribute(name, onnx.defs.OpSchema.AttrType.INT) for name in op.attributes
+    ]
+    return onnx.defs.OpSchema(
+        op.name, DOMAIN, DOMAIN_VERSION, inputs=operands, outputs=[output], attributes=attributes
+    )
+
+
+def _translation(op: OpSpec) -> Callable:
+    node = onnxscript.values.Op(onnxscript.values.Opset(DOMAIN, DOMAIN_VERSION), op.name, _schema(op))
+
+    def translate(*operands: Any, **attributes: Any) -> Any:
+        # torch passes an int argument of the custom op after its tensors.
+        count = len(op.inputs)
+        return node(*operands[:count], **dict(zip(op.attributes, operands[count:], strict=False)), **attributes)
+
+    return translate
+
+
+def _keep_last(hidden: Any, count: Any) -> Any:
+    op = onnxscript.values.Opset("", OPSET)
+    axis = op.Constant(value_ints=[1])
+    begin = op.Reshape(op.Neg(count), op.Constant(value_ints=[1]))
+    return op.Slice(hidden, begin, op.Constant(value_ints=[2**63 - 1]), axis)
+
+
+def _translations() -> dict[Callable, Callable]:
+    namespace = torch.ops.microvlm
+    table = {getattr(namespace, _TORCH_NAMES[name]).default: _translation(op) for name, op in OPS.items()}
+    return {**table, namespace.keep_last.default: _keep_last}
+
+
+def _apply_contract(model: onnx_ir.Model, spec: GraphSpec) -> None:
+    """Give inputs and outputs the contract's symbolic dimensions, after checking names, dtypes and fixed sizes."""
+    for values, tensors in ((model.graph.inputs, spec.inputs), (model.graph.outputs, spec.outputs)):
+        if [value.name for value in values] != [tensor.name for tensor in tensors]:
+            raise RuntimeError(f"{spec.name}: traced {[value.name for value in values]}")
+        for value, tensor in zip(values, tensors, strict=True):
+            _check(value, tensor, spec.name)
+            value.shape = onnx_ir.Shape(tensor.shape)
+
+
+def _check(value: onnx_ir.Value, tensor: TensorSpec, graph: str) -> None:
+    if value.dtype is None or value.dtype.numpy().name != tensor.dtype:
+        raise RuntimeError(f"{graph}: {tensor.name} was traced as {value.dtype}, the contract says {tensor.dtype}")
+    traced = None if value.shape is None else list(value.shape)
+    fits = traced is not None and len(traced) == len(tensor.shape)
+    for got, wanted in zip(traced or [], tensor.shape, strict=False):
+        fits = fits and (got == wanted if isinstance(wanted, int) else not isinstance(got, int))
+    if not fits:
+        raise RuntimeError(f"{graph}: {tensor.name} was traced as {traced}, the contract says {tensor.shape}")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's exporter reports its progress with print and warnings; ours is reported by the caller."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
