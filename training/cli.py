@@ -11,11 +11,23 @@ from microvlm.cli_support import note, print_json, run_click
 
 @click.command()
 @click.argument("recipe", default="nano")
-@click.option("--data", type=click.Path(path_type=Path), required=True, help="Folder that `microvlm-data emoji` wrote.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Training folder; resumed if begun.")
-@click.option("--float-control", is_flag=True, help="The same recipe with float32 weights: what ternary costs.")
+@click.option(
+    "--data", type=click.Path(path_type=Path), required=True, help="Folder that `microvlm-data emoji` wrote."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Training folder; resumed if begun.",
+)
+@click.option(
+    "--float-control", is_flag=True, help="The same recipe with float32 weights: what ternary costs."
+)
 @click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads.")
-@click.option("--stop-after", type=click.IntRange(min=1), default=None, help="Save and stop after this many steps.")
+@click.option(
+    "--stop-after", type=click.IntRange(min=1), default=None, help="Save and stop after this many steps."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
     recipe: str,

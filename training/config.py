@@ -41,7 +41,9 @@ class StageConfig:
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
-            raise UserError(f"stage '{self.name}': unknown task '{self.task}'; use one of {', '.join(TASKS)}.")
+            raise UserError(
+                f"stage '{self.name}': unknown task '{self.task}'; use one of {', '.join(TASKS)}."
+            )
         if min(self.steps, self.batch_size) < 1 or self.learning_rate <= 0:
             raise UserError(f"stage '{self.name}': steps, batch_size and learning_rate must be positive.")
 

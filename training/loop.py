@@ -41,7 +41,9 @@ def build_optimizers(task: Task, stage: StageConfig) -> list[torch.optim.Optimiz
     (Liu et al. 2025, arXiv 2502.16982), so that one schedule and one decay serve both.
     """
     blocks = {
-        id(p) for name, p in task.module.named_parameters() if p.ndim == 2 and ("layers." in name or "adapter." in name)
+        id(p)
+        for name, p in task.module.named_parameters()
+        if p.ndim == 2 and ("layers." in name or "adapter." in name)
     }
     muon, adam = [], []
     for group in task.parameter_groups():
@@ -77,7 +79,12 @@ def step_generator(seed: int, stage: int, step: int, process: int) -> torch.Gene
 
 
 def run_stage(
-    task: Task, recipe: Recipe, index: int, folder: Path, log: Callable[[str], None], stop_after: int | None = None
+    task: Task,
+    recipe: Recipe,
+    index: int,
+    folder: Path,
+    log: Callable[[str], None],
+    stop_after: int | None = None,
 ) -> bool:
     """Train stage `index`, resuming from `folder`/state when it is there. Returns whether the stage is complete.
 
@@ -87,7 +94,8 @@ def run_stage(
     accelerator = Accelerator(mixed_precision=recipe.mixed_precision)
     optimizers = [accelerator.prepare(optimizer) for optimizer in build_optimizers(task, stage)]
     schedulers = [
-        accelerator.prepare(torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(stage))) for optimizer in optimizers
+        accelerator.prepare(torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(stage)))
+        for optimizer in optimizers
     ]
     module = accelerator.prepare(task.module)
     start = _resume(accelerator, folder)
@@ -110,10 +118,18 @@ def run_stage(
         if done % recipe.log_every == 0 and accelerator.is_main_process:
             seconds = (time.perf_counter() - began) / recipe.log_every
             row = {key: round(value / recipe.log_every, 5) for key, value in metrics_sum.items()}
-            row |= {"stage": stage.name, "step": done, "lr": schedulers[0].get_last_lr()[0], "step_s": round(seconds, 4)}
+            row |= {
+                "stage": stage.name,
+                "step": done,
+                "lr": schedulers[0].get_last_lr()[0],
+                "step_s": round(seconds, 4),
+            }
             with log_path.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            log(f"{stage.name} {done}/{stage.steps}  " + "  ".join(f"{k} {v:.4g}" for k, v in row.items() if k not in ("stage", "step")))
+            log(
+                f"{stage.name} {done}/{stage.steps}  "
+                + "  ".join(f"{k} {v:.4g}" for k, v in row.items() if k not in ("stage", "step"))
+            )
             metrics_sum, began = {}, time.perf_counter()
         stopping = stop_after is not None and done - start >= stop_after
         if done % recipe.save_every == 0 or done == stage.steps or stopping:

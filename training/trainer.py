@@ -28,7 +28,12 @@ CHECKPOINT = "checkpoint"
 
 
 def train(
-    recipe: Recipe, emoji: EmojiData, out: Path, log: Log, float_control: bool = False, stop_after: int | None = None
+    recipe: Recipe,
+    emoji: EmojiData,
+    out: Path,
+    log: Log,
+    float_control: bool = False,
+    stop_after: int | None = None,
 ) -> bool:
     """Train into `out` (a folder a stage, then `checkpoint`). Returns whether the recipe is finished.
 
@@ -84,7 +89,9 @@ def load_stage(recipe: Recipe, stage: StageConfig, folder: Path, float_control: 
     return model.eval()
 
 
-def _task(recipe: Recipe, stage: StageConfig, emoji: EmojiData, tokenizer: Tokenizer, float_control: bool) -> Task:
+def _task(
+    recipe: Recipe, stage: StageConfig, emoji: EmojiData, tokenizer: Tokenizer, float_control: bool
+) -> Task:
     config = stage_config(recipe, stage, float_control)
     if stage.task == "distill":
         return DistillTask(config, recipe, stage, emoji)

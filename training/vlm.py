@@ -36,7 +36,9 @@ class VLMTask:
         # Captions are learned for seen emoji alone.
         self.sampler = DrawingSampler(emoji, recipe.vendor_weights, seen_share=1.0)
         counts = {kind: round(stage.batch_size * share) for kind, share in stage.mixture.items()}
-        self.captions, self.scenes, self.episodes = (counts.get(k, 0) for k in ("caption", "scene", "episode"))
+        self.captions, self.scenes, self.episodes = (
+            counts.get(k, 0) for k in ("caption", "scene", "episode")
+        )
         model.vision.requires_grad_(stage.vision_learning_rate > 0)
 
     def parameter_groups(self) -> list[dict]:
@@ -59,7 +61,9 @@ class VLMTask:
             )
             asked = [sample_question(rng, KINDS[i % len(KINDS)]) for i in range(self.scenes)]
             scenes = compose_scenes([s for s, _ in asked], self.emoji, generator=generator, strength=1.0)
-        pixels = normalise(torch.cat([views[: self.captions], scenes, views[self.captions :]]), self.config.vision)
+        pixels = normalise(
+            torch.cat([views[: self.captions], scenes, views[self.captions :]]), self.config.vision
+        )
         prefixes = module.encode_image(pixels.to(next(module.parameters()).device))
         split = self.captions + self.scenes
         names = [self.emoji.captions[row] for row in drawn]
