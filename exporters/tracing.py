@@ -121,7 +121,7 @@ def trace(model: MicroVLM, spec: GraphSpec) -> onnx_ir.Model:
             verbose=False,
         )
     graph = program.model
-    tidy(graph, prefix="model.")
+    tidy(graph, set(model.state_dict()), prefix="model.")
     _apply_contract(graph, spec)
     return graph
 

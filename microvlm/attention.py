@@ -24,12 +24,14 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Te
     true where a query may look. Every row of the mask must allow at least one key.
     """
     groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        key, value = repeat_heads(key, groups), repeat_heads(value, groups)
     if query.requires_grad and query.device.type == "cpu":
         # torch's fused backward takes half of a training step on a CPU; two plain products take a tenth of that.
+        key, value = repeat_heads(key, groups), repeat_heads(value, groups)
         return _softmax(query, key, mask).to(value.dtype) @ value
-    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+    if groups > 1 and query.is_cuda:
+        # The memory-efficient CUDA kernel takes a mask or grouped heads, not both.
+        key, value, groups = repeat_heads(key, groups), repeat_heads(value, groups), 1
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=groups > 1)
 
 
 def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
@@ -51,8 +53,9 @@ def repeat_heads(x: Tensor, groups: int) -> Tensor:
 
 def rotary_tables(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
     """int64 [B, S] -> cos and sin, each float32 [B, 1, S, D] (Su et al. 2021, arXiv 2104.09864, half-split order)."""
-    exponent = torch.arange(0, head_dim, 2, dtype=torch.float32, device=position_ids.device) / head_dim
-    angles = position_ids.float().unsqueeze(-1) * theta**-exponent
+    # From Python's floats and not from a float32 power, which every runtime rounds its own way.
+    frequencies = torch.tensor([theta ** (-i / head_dim) for i in range(0, head_dim, 2)], device=position_ids.device)
+    angles = position_ids.float().unsqueeze(-1) * frequencies
     angles = torch.cat([angles, angles], -1).unsqueeze(1)
     return angles.cos(), angles.sin()
 
