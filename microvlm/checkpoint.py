@@ -57,6 +57,7 @@ def load_checkpoint(source: str | Path) -> MicroVLM:
     if "layers" in metadata:
         build_lowered(model, json.loads(metadata["layers"]))
     load_strictly(model, tensors, str(directory / WEIGHTS))
+    model.directory = directory
     return model.eval()
 
 

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 class MicroVLM(nn.Module):
     """Shapes: B batch, S new tokens, P past positions (the memory slot is position 0), H decoder width, k prefix."""
 
+    directory: Path | None = None
+    """Where the weights came from; the processor's files are there too."""
+
     def __init__(self, config: MicroVLMConfig):
         super().__init__()
         self.config = config
@@ -32,9 +35,7 @@ class MicroVLM(nn.Module):
         ternary, eight = linear_factory(widths.decoder_bits), linear_factory(widths.vision_bits)
         self.vision = VisionEncoder(config.vision, eight)
         self.adapter = Adapter(config, eight)
-        self.embedding = TiedEmbedding(
-            config.text.vocab_size, config.text.hidden_size, widths.embedding_bits
-        )
+        self.embedding = TiedEmbedding(config.text.vocab_size, config.text.hidden_size, widths.embedding_bits)
         self.decoder = Decoder(config.text, ternary)
         self.memory_encoder = MemoryEncoder(config, ternary)
         self.memory_projection = MemoryProjection(config, eight)

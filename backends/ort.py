@@ -1,0 +1,175 @@
+"""Backend `ort`: a bundle's graphs on ONNX Runtime's CPU provider. Needs neither torch nor onnx.
+
+A session is made when its graph is first used, from the file's path, so that weights stay mapped from the disk.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from microvlm.backends.base import Backend, LoadedRuntime
+from microvlm.backends.resolve import open_bundle, resolve_bundle
+from microvlm.config import MicroVLMConfig
+from microvlm.errors import UserError
+from microvlm.runtime import MemoryArrays, MemoryReading
+
+MINIMUM_VERSION = (1, 24)
+MEMORY_PRIOR = "memory_prior"
+
+
+class OrtBackend(Backend):
+    name = "ort"
+
+    def unavailable(self) -> str | None:
+        if importlib.util.find_spec("onnxruntime") is None:
+            return "onnxruntime is not installed; pip install onnxruntime."
+        import onnxruntime
+
+        version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+        if version < MINIMUM_VERSION:
+            return f"onnxruntime {onnxruntime.__version__} is too old; pip install 'onnxruntime>=1.24'."
+        return None
+
+    def load(
+        self,
+        source: str | Path,
+        threads: int | None = None,
+        allow_spinning: bool = False,
+        verify: bool | None = None,
+        **options: Any,
+    ) -> LoadedRuntime:
+        """`allow_spinning`: idle threads poll for work instead of sleeping. `verify`: see `open_bundle`."""
+        if options:
+            raise UserError(f"backend 'ort' has no option '{next(iter(options))}'.")
+        return OrtRuntime(resolve_bundle(source), threads, allow_spinning, verify)
+
+
+class OrtRuntime:
+    """`Runtime` over the graphs of a bundle. The cache stays in ONNX Runtime's own values."""
+
+    def __init__(
+        self,
+        directory: Path,
+        threads: int | None = None,
+        allow_spinning: bool = False,
+        verify: bool | None = None,
+    ):
+        manifest = open_bundle(directory, verify)
+        self.directory = directory
+        self.config = MicroVLMConfig.load(directory)
+        self.fingerprint: str = manifest.get("fingerprint", "")
+        self.threads = threads or len(os.sched_getaffinity(0))
+        self.allow_spinning = allow_spinning
+        self._graphs: dict[str, dict[str, Any]] = manifest["graphs"]
+        self._sessions: dict[str, Any] = {}
+
+    def graph_path(self, graph: str) -> Path:
+        """The ONNX file of a graph of the contract."""
+        return self.directory / self._graphs[graph]["file"]
+
+    def session(self, graph: str) -> Any:
+        """The InferenceSession of a graph, made on first use. Raises UserError."""
+        if graph not in self._sessions:
+            self._sessions[graph] = self._open_session(graph)
+        return self._sessions[graph]
+
+    def session_options(self) -> Any:
+        """Threads are explicit, and ONNX Runtime's own log is silent: its errors are raised."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(self.allow_spinning)))
+        return options
+
+    def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
+        return self._run("vision_encoder", (pixel_values,))[0].numpy()
+
+    def embed_tokens(self, input_ids: np.ndarray) -> np.ndarray:
+        return self._run("embed_tokens", (input_ids,))[0].numpy()
+
+    def decode(
+        self,
+        inputs_embeds: np.ndarray,
+        attention_mask: np.ndarray,
+        position_ids: np.ndarray,
+        past: list[Any],
+        num_logits_to_keep: int = 1,
+    ) -> tuple[np.ndarray, list[Any]]:
+        keep = np.asarray(num_logits_to_keep, np.int64)
+        inputs = (inputs_embeds, attention_mask, position_ids, keep, *past)
+        logits, *present = self._run("decoder_model_merged", inputs)
+        return logits.numpy(), present
+
+    def empty_slot(self, batch: int) -> list[Any]:
+        text = self.config.text
+        zeros = np.zeros((batch, text.num_key_value_heads, 1, text.head_dim), np.float32)
+        return [_value(zeros)] * (2 * text.num_hidden_layers)
+
+    def memory_prior(self) -> MemoryArrays:
+        from safetensors.numpy import load_file
+
+        mean = load_file(self.directory / f"{MEMORY_PRIOR}.safetensors")[MEMORY_PRIOR]
+        return MemoryArrays(mean[None].astype(np.float32), np.eye(len(mean), dtype=np.float32)[None])
+
+    def memory_encode(
+        self, inputs_embeds: np.ndarray, attention_mask: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        code, key = self._run("memory_encode", (inputs_embeds, attention_mask))
+        return code.numpy(), key.numpy()
+
+    def memory_write(self, key: np.ndarray, code: np.ndarray, state: MemoryArrays) -> MemoryArrays:
+        return MemoryArrays(*(part.numpy() for part in self._run("memory_write", (key, code, *state))))
+
+    def memory_forget(self, key: np.ndarray, code: np.ndarray, state: MemoryArrays) -> MemoryArrays:
+        return MemoryArrays(*(part.numpy() for part in self._run("memory_forget", (key, code, *state))))
+
+    def memory_read(self, key: np.ndarray, code: np.ndarray, state: MemoryArrays) -> MemoryReading:
+        recalled, scope, residual, *slot = self._run("memory_read", (key, code, state.mean))
+        return MemoryReading(recalled.numpy(), scope.numpy(), residual.numpy(), slot)
+
+    def _run(self, graph: str, inputs: Sequence[Any]) -> list[Any]:
+        """Inputs in contract order, numpy arrays or ONNX Runtime's values -> its values, in contract order."""
+        spec, session = self._graphs[graph], self.session(graph)
+        names = [tensor["name"] for tensor in spec["inputs"]]
+        feeds = {name: _value(value) for name, value in zip(names, inputs, strict=True)}
+        try:
+            return session.run_with_ort_values([tensor["name"] for tensor in spec["outputs"]], feeds)
+        except Exception as error:  # pybind kinds without a common base of their own
+            raise UserError(
+                f"{self.graph_path(graph)} failed to run ({_first_line(error)}): export it again."
+            ) from error
+
+    def _open_session(self, graph: str) -> Any:
+        import onnxruntime
+
+        path = self.graph_path(graph)
+        try:
+            return onnxruntime.InferenceSession(
+                str(path), self.session_options(), providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # as above
+            raise UserError(
+                f"ONNX Runtime {onnxruntime.__version__} cannot load {path} ({_first_line(error)}): "
+                "export it again or upgrade onnxruntime."
+            ) from error
+
+
+def _value(array: Any) -> Any:
+    import onnxruntime
+
+    if not isinstance(array, np.ndarray):
+        return array
+    return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("\n")[0].strip().rstrip(".")

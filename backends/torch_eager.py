@@ -1,0 +1,110 @@
+"""Backend `torch`: eager PyTorch on a checkpoint, or on the very bytes of a bundle, with integers unpacked once."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from microvlm.backends.base import Backend, LoadedRuntime
+from microvlm.backends.resolve import is_bundle, open_bundle
+from microvlm.config import MicroVLMConfig
+from microvlm.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from microvlm.model import MicroVLM
+
+
+class TorchBackend(Backend):
+    name = "torch"
+
+    def unavailable(self) -> str | None:
+        missing = importlib.util.find_spec("torch") is None
+        return "torch is not installed; pip install 'microvlm[export]'." if missing else None
+
+    def load(
+        self,
+        source: str | Path,
+        threads: int | None = None,
+        device: str = "cpu",
+        verify: bool | None = None,
+        **options: Any,
+    ) -> LoadedRuntime:
+        """`device`: a torch device. `threads` sets torch's number of threads for the whole process."""
+        import torch
+
+        from microvlm.torch_runtime import TorchRuntime
+
+        if options:
+            raise UserError(f"backend 'torch' has no option '{next(iter(options))}'.")
+        if threads is not None:
+            torch.set_num_threads(threads)
+        model = load_bundle(Path(source), verify) if is_bundle(source) else _load_checkpoint(source)
+        return TorchRuntime(model, device)
+
+
+def load_bundle(directory: Path, verify: bool | None = None) -> MicroVLM:
+    """The lowered model whose weights are the initializers of a bundle's graphs. Strict; raises UserError."""
+    if importlib.util.find_spec("onnx") is None:
+        raise UserError("backend 'torch' reads a bundle with onnx; pip install 'microvlm[export]'.")
+    from microvlm.checkpoint import build_lowered, load_strictly
+    from microvlm.model import MicroVLM
+
+    manifest = open_bundle(directory, verify)
+    model = MicroVLM(MicroVLMConfig.load(directory))
+    build_lowered(model, manifest["lowered"])
+    tensors = _initializers(directory, [entry["file"] for entry in manifest["graphs"].values()])
+    load_strictly(model, tensors, str(directory))
+    model.directory = directory
+    return _unpacked(model)
+
+
+def _load_checkpoint(source: str | Path) -> MicroVLM:
+    from microvlm.checkpoint import load_checkpoint
+    from microvlm.lowering import WeightFormat, lower
+
+    model = load_checkpoint(source)
+    widths = model.config.quantization
+    if widths.is_ternary and widths.vision_bits == 8 and widths.embedding_bits == 8:
+        # The latent weights would be rounded again in every call; the result is the same.
+        model = lower(model, WeightFormat())
+    return _unpacked(model)
+
+
+def _unpacked(model: MicroVLM) -> MicroVLM:
+    from microvlm.linear import PackedLinear
+
+    for module in model.modules():
+        if isinstance(module, PackedLinear):
+            module.integers()
+    return model.eval().requires_grad_(False)
+
+
+def _initializers(directory: Path, graphs: list[str]) -> dict[str, Tensor]:
+    """Every initializer of the graphs, and the memory's prior. A name in two graphs must hold the same bytes."""
+    import onnx
+    import torch
+    from onnx import external_data_helper, numpy_helper
+    from safetensors.torch import load_file
+
+    tensors = load_file(directory / "memory_prior.safetensors")
+    for name in graphs:
+        path = directory / name
+        try:
+            graph = onnx.load(str(path), load_external_data=False).graph
+            for tensor in graph.initializer:
+                if external_data_helper.uses_external_data(tensor):
+                    external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+                value = torch.from_numpy(numpy_helper.to_array(tensor).copy())
+                if tensor.name in tensors and not torch.equal(tensors[tensor.name], value):
+                    raise UserError(
+                        f"{path} holds another '{tensor.name}' than the other graphs: export the bundle again."
+                    )
+                tensors[tensor.name] = value
+        except UserError:
+            raise
+        except Exception as error:  # protobuf, onnx and the file system each have their own kinds
+            raise UserError(f"{path} cannot be read ({error}): copy or export the bundle again.") from None
+    return tensors
