@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from importlib import resources
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from microvlm.config import MicroVLMConfig
-from microvlm.embedding import HalfEmbedding, PackedEmbedding
+from microvlm.embedding import HalfEmbedding, PackedEmbedding, TiedEmbedding
 from microvlm.errors import UserError
 from microvlm.linear import DenseTritLinear, HalfLinear, PackedLinear
 from microvlm.lowering import WeightFormat
@@ -24,6 +23,7 @@ from microvlm.op_table import MATMUL_BY_KIND
 
 WEIGHTS = "model.safetensors"
 BUNDLED = ("nano",)
+DENSE_DTYPES = {"dense-float16": torch.float16, "dense-float32": torch.float32}
 PROCESSOR_FILES = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "generation_config.json")
 
 
@@ -41,11 +41,14 @@ def resolve_checkpoint(source: str | Path) -> Path:
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(str(source)))
+        # Pickled weights that a repository may hold beside the safetensors are not even downloaded.
+        return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"]))
     except ImportError:
         raise UserError(f"loading '{source}' from a hub needs: pip install 'microvlm[export]'.") from None
     except Exception as error:  # the hub client raises a dozen kinds; each means "could not be had"
-        raise UserError(f"'{source}' could not be fetched from the hub ({type(error).__name__}): check the id and the network.") from None
+        raise UserError(
+            f"'{source}' could not be fetched from the hub ({type(error).__name__}): check the id and the network."
+        ) from None
 
 
 def load_checkpoint(source: str | Path) -> MicroVLM:
@@ -55,7 +58,7 @@ def load_checkpoint(source: str | Path) -> MicroVLM:
     tensors, metadata = read_tensors(directory / WEIGHTS)
     model = MicroVLM(config)
     if "layers" in metadata:
-        build_lowered(model, json.loads(metadata["layers"]))
+        _build_described(model, metadata["layers"], directory / WEIGHTS)
     load_strictly(model, tensors, str(directory / WEIGHTS))
     model.directory = directory
     return model.eval()
@@ -63,19 +66,27 @@ def load_checkpoint(source: str | Path) -> MicroVLM:
 
 def save_checkpoint(model: MicroVLM, directory: Path) -> None:
     """Write `model` (latent or lowered) to a directory that does not exist yet, or holds a checkpoint to replace."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{directory.name}-", dir=directory.parent))
+    if (directory / "config.json").exists():
+        MicroVLMConfig.load(directory)  # refuses to replace what is not ours
+    directory = Path(os.path.abspath(directory))
+    aside = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
     try:
+        aside.mkdir(parents=True)
         layers = describe_lowered(model)
         metadata = {"format": "pt", **({"layers": json.dumps(layers)} if layers else {})}
         state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
         save_file(state, str(aside / WEIGHTS), metadata=metadata)
         model.config.save(aside)
-        directory.mkdir(exist_ok=True)
-        for path in sorted(aside.iterdir()):
-            os.replace(path, directory / path.name)
-    except OSError as error:
-        raise UserError(f"{directory} cannot be written ({error.strerror or error}): free space or choose another folder.") from None
+        if directory.exists():
+            for path in sorted(aside.iterdir()):
+                os.replace(path, directory / path.name)
+        else:
+            os.rename(aside, directory)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(
+            f"{directory} cannot be written ({reason}): free space or choose another folder."
+        ) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -98,18 +109,23 @@ def load_strictly(model: nn.Module, tensors: dict[str, Tensor], origin: str) -> 
     if missing:
         raise UserError(f"{origin} lacks '{missing[0]}' ({len(missing)} missing keys): it is another model's file.")
     if unexpected:
-        raise UserError(f"{origin} has an unexpected '{unexpected[0]}' ({len(unexpected)} such keys): it is another model's file.")
+        raise UserError(
+            f"{origin} has an unexpected '{unexpected[0]}' ({len(unexpected)} such keys): it is another model's file."
+        )
     for key, value in wanted.items():
         if tensors[key].shape != value.shape:
             raise UserError(
                 f"'{key}' is {tuple(tensors[key].shape)} in {origin} and {tuple(value.shape)} in the configuration."
             )
+        if tensors[key].is_floating_point() != value.is_floating_point():
+            raise UserError(f"'{key}' is {tensors[key].dtype} in {origin} and should be {value.dtype}.")
     model.load_state_dict(tensors)
 
 
-def describe_lowered(model: nn.Module) -> dict[str, dict]:
+def describe_lowered(model: MicroVLM) -> dict[str, dict]:
     """name -> kind, rows, columns (and scale length) of every lowered layer: enough to build it empty."""
     layers: dict[str, dict] = {}
+    config = model.config
     for name, module in model.named_modules():
         if isinstance(module, PackedLinear | DenseTritLinear):
             kind = module.kind if module.kind != "dense" else f"dense-{str(module.weight.dtype).split('.')[-1]}"
@@ -121,10 +137,17 @@ def describe_lowered(model: nn.Module) -> dict[str, dict]:
                 "bias": module.bias is not None,
             }
         elif isinstance(module, HalfLinear):
-            layers[name] = {"kind": "half", "rows": module.rows, "columns": module.columns, "bias": module.bias is not None}
+            shape = {"rows": module.rows, "columns": module.columns}
+            layers[name] = {"kind": "half", **shape, "bias": module.bias is not None}
         elif isinstance(module, HalfEmbedding):
-            layers[name] = {"kind": "half-embedding", "rows": module.weight.shape[0], "columns": module.weight.shape[1]}
+            layers[name] = {"kind": "half-embedding", **_shape_of(module.weight)}
+        elif isinstance(module, TiedEmbedding) and module.bits == 32 and config.quantization.embedding_bits != 32:
+            layers[name] = {"kind": "float-embedding", **_shape_of(module.weight)}
     return layers
+
+
+def _shape_of(weight: Tensor) -> dict[str, int]:
+    return {"rows": weight.shape[0], "columns": weight.shape[1]}
 
 
 def build_lowered(model: MicroVLM, layers: dict[str, dict]) -> None:
@@ -132,28 +155,37 @@ def build_lowered(model: MicroVLM, layers: dict[str, dict]) -> None:
     for name, layer in layers.items():
         parent, _, leaf = name.rpartition(".")
         built = _empty_layer(layer)
-        if parent == "embedding":
-            model.embedding = PackedEmbedding(built)  # type: ignore[arg-type]
+        if parent == "embedding" and isinstance(built, PackedLinear):
+            model.set_submodule("embedding", PackedEmbedding(built))
         else:
             setattr(model.get_submodule(parent), leaf, built)
-    quantised = next((v["kind"] for k, v in layers.items() if k == "embedding.table"), None)
-    if quantised is None and "embedding" not in layers and model.embedding.bits != 32:
-        # A lowered float embedding holds plain weights and computes without straight-through rounding.
-        model.embedding.bits = 32
+
+
+def _build_described(model: MicroVLM, description: str, path: Path) -> None:
+    """`build_lowered` from a file's metadata. Raises UserError when it makes no sense."""
+    try:
+        build_lowered(model, json.loads(description))
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
+        raise UserError(f"{path} lists layers that make no sense: copy the checkpoint again.") from None
 
 
 def _empty_layer(layer: dict) -> nn.Module:
     kind, rows, columns = layer["kind"], layer["rows"], layer["columns"]
     bias = torch.zeros(rows) if layer.get("bias") else None
+    if kind == "float-embedding":
+        # Plain weights, without the straight-through rounding that the configuration trained with.
+        wide = TiedEmbedding(0, 0, bits=32)
+        wide.weight = nn.Parameter(torch.zeros(rows, columns), requires_grad=False)
+        return wide
     if kind == "half-embedding":
         return HalfEmbedding(torch.zeros(rows, columns))
     if kind == "half":
         return HalfLinear(torch.zeros(rows, columns), bias)
     scale = torch.zeros(layer["scale"])
-    if kind.startswith("dense-"):
-        return DenseTritLinear(torch.zeros(rows, columns), scale, bias, getattr(torch, kind.removeprefix("dense-")))
+    if kind in DENSE_DTYPES:
+        return DenseTritLinear(torch.zeros(rows, columns), scale, bias, DENSE_DTYPES[kind])
     if kind not in MATMUL_BY_KIND:
-        raise UserError(f"this checkpoint stores layers as '{kind}', which this version does not know; upgrade microvlm.")
+        raise UserError(f"layers are stored as '{kind}', which this version does not know; upgrade microvlm.")
     tensors = {"scale": scale}
     groups = -(-columns // 32)
     rows_per_byte = {"ternary2x4": 4, "ternary3x5": 5}.get(kind, 1)

@@ -1,4 +1,4 @@
-"""Every kind of linear layer behind one constructor signature, so that a model is defined once and quantised by injection.
+"""Every kind of linear layer behind one constructor signature: a model is defined once, quantised by injection.
 
 Training kinds hold float weights: `Linear`, `TernaryLinear` (BitNet b1.58), `Int8Linear`. Inference kinds hold the
 bytes that an exported graph holds: `PackedLinear`, and `DenseTritLinear` (the same trits at 16 or 32 bits).
@@ -105,33 +105,50 @@ class PackedLinear(nn.Module):
     multiplier: Tensor
     bias: Tensor | None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy carries the bytes, neither what was unpacked from them nor who is listening."""
+        return {**self.__dict__, "_integers": None, "tap": None, "sums_tap": None}
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._integers = None
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
+        self._integers = None
+        super()._apply(fn, recurse)
+        return self
+
     @property
     def weight_peak(self) -> int:
         return {"int8": 127, "int4": 7 * 255}.get(self.kind, 1)
 
     def integers(self) -> Tensor:
-        """The integer weights as float32 [N, K], unpacked once."""
-        if self._integers is None or self._integers.device != self.packed.device:
-            if self.kind in TERNARY_LAYOUTS:
-                self._integers = torch_ops.unpack_ternary(self.packed, self.rows, *TERNARY_LAYOUTS[self.kind])
-            elif self.kind == "int8":
-                self._integers = torch_ops.unpack_int8(self.packed)
-            else:
-                self._integers = torch_ops.unpack_int4(self.packed, self.multiplier, self.columns)
+        """The integer weights as float32 [N, K], unpacked once (and again after a load or a move)."""
+        if self._integers is None:
+            self._integers = self.unpack()
         return self._integers
+
+    def unpack(self) -> Tensor:
+        """The integer weights as float32 [N, K], unpacked now and not kept."""
+        if self.kind in TERNARY_LAYOUTS:
+            return torch_ops.unpack_ternary(self.packed, self.rows, *TERNARY_LAYOUTS[self.kind])
+        if self.kind == "int8":
+            return torch_ops.unpack_int8(self.packed)
+        return torch_ops.unpack_int4(self.packed, self.multiplier, self.columns)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self._node(x) if self.traced else self._eager(x)
         return y if self.bias is None else y + self.bias
 
     def _eager(self, x: Tensor) -> Tensor:
-        codes, step = torch_ops.quantize_activations(x)
-        if self.tap is not None:
-            codes = self.tap(codes)
-        sums = torch_ops.integer_sums(codes, self.integers(), self.weight_peak)
-        if self.sums_tap is not None:
-            self.sums_tap(sums)
-        return torch_ops.scale_sums(sums, step, self.scale)
+        with torch_ops.full_precision(x.device.type):
+            codes, step = torch_ops.quantize_activations(x.float())
+            if self.tap is not None:
+                codes = self.tap(codes)
+            sums = torch_ops.integer_sums(codes, self.integers(), self.weight_peak)
+            if self.sums_tap is not None:
+                self.sums_tap(sums)
+            return torch_ops.scale_sums(sums, step, self.scale)
 
     def _node(self, x: Tensor) -> Tensor:
         if self.kind == "ternary2x4":
@@ -160,10 +177,11 @@ class DenseTritLinear(nn.Module):
     bias: Tensor | None
 
     def forward(self, x: Tensor) -> Tensor:
-        codes, step = torch_ops.quantize_activations(x)
-        if self.tap is not None:
-            codes = self.tap(codes)
-        y = torch_ops.scale_sums(F.linear(codes, self.weight.float()), step, self.scale)
+        with torch_ops.full_precision(x.device.type):
+            codes, step = torch_ops.quantize_activations(x.float())
+            if self.tap is not None:
+                codes = self.tap(codes)
+            y = torch_ops.scale_sums(F.linear(codes, self.weight.float()), step, self.scale)
         return y if self.bias is None else y + self.bias
 
 

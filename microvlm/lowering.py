@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from microvlm import packing as layouts
 from microvlm.embedding import HalfEmbedding, PackedEmbedding, TiedEmbedding
 from microvlm.errors import UserError
-from microvlm.linear import DenseTritLinear, HalfLinear, PackedLinear, TernaryLinear, ternarize
+from microvlm.linear import (
+    DenseTritLinear,
+    HalfLinear,
+    Int8Linear,
+    PackedLinear,
+    TernaryLinear,
+    int8_rows,
+    ternarize,
+)
 from microvlm.model import MicroVLM
 from microvlm.op_table import TERNARY_LAYOUTS
 
@@ -21,6 +29,9 @@ PACKINGS = {"2bit": "ternary2x4", "base3": "ternary3x5"}
 EMBEDDING_BITS = (32, 16, 8, 4)
 TERNARY_PARTS = ("decoder", "memory_encoder")
 """Parts whose linears are ternary at 1.58 bits; the rest (vision, adapter, W_M, scope) stays at 8 bits or wider."""
+
+Layer = nn.Linear | PackedLinear | DenseTritLinear | HalfLinear
+LAYERS = (nn.Linear, PackedLinear, DenseTritLinear, HalfLinear)
 
 
 @dataclass(frozen=True)
@@ -40,19 +51,27 @@ class WeightFormat:
             raise UserError(f"--embedding-bits {self.embedding_bits} is not offered; choose 16, 8 or 4.")
 
 
+@torch.no_grad()
 def lower(model: MicroVLM, weights: WeightFormat) -> MicroVLM:
     """A copy of `model` in evaluation mode whose linears and embedding hold the bytes of `weights`.
 
     Ternary-trained (or already packed) layers keep their trits at any width. Float-trained decoders are rounded:
-    8 bits by row, 4 bits by group, or ternarised, which destroys a model that was not trained for it.
+    8 bits by row, 4 bits by group, or ternarised, which destroys a model that was not trained for it. A decoder
+    that is already packed at 8 or 4 bits cannot be stored at another width (UserError).
     """
-    lowered = copy.deepcopy(model).eval().requires_grad_(False)
-    for part, child in lowered.named_children():
-        if part == "embedding":
-            lowered.embedding = _embedding(child, weights.embedding_bits)
-        else:
-            _replace_linears(child, weights, part in TERNARY_PARTS)
-    return lowered
+    # What the copy finds in `lowered` it takes instead of copying: latent weights are never in memory twice.
+    lowered: dict[int, nn.Module] = {}
+    for part, child in model.named_children():
+        for module in child.modules():
+            if module is model.embedding:
+                stored: nn.Module = _embedding(model.embedding, weights.embedding_bits)
+            elif isinstance(module, LAYERS) and part != "embedding":
+                stored = _lower_linear(module, weights, part in TERNARY_PARTS)
+            else:
+                continue
+            if stored is not module:
+                lowered[id(module)] = stored
+    return copy.deepcopy(model, lowered).eval().requires_grad_(False)
 
 
 def set_traced(model: nn.Module, traced: bool) -> None:
@@ -75,27 +94,27 @@ def ternary_trained(model: nn.Module) -> bool:
     return trained or bool(kinds & (set(TERNARY_LAYOUTS) | {"dense"}))
 
 
-def _replace_linears(module: nn.Module, weights: WeightFormat, ternary_part: bool) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, nn.Linear | PackedLinear):
-            setattr(module, name, _lower_linear(child, weights, ternary_part))
-        else:
-            _replace_linears(child, weights, ternary_part)
-
-
-def _lower_linear(layer: nn.Linear | PackedLinear, weights: WeightFormat, ternary_part: bool) -> nn.Module:
-    bias = layer.bias
+def _lower_linear(layer: Layer, weights: WeightFormat, ternary_part: bool) -> nn.Module:
+    bias = None if layer.bias is None else layer.bias.detach().clone()
     if isinstance(layer, TernaryLinear):
-        trits, scale = ternarize(layer.weight)
-        return store_trits(trits, scale, bias, weights)
+        return store_trits(*ternarize(layer.weight), bias, weights)
+    if isinstance(layer, DenseTritLinear):
+        return store_trits(layer.weight.float(), layer.scale, bias, weights)
     if isinstance(layer, PackedLinear):
         if layer.kind in TERNARY_LAYOUTS:
-            return store_trits(layer.integers(), layer.scale, bias, weights)
+            return store_trits(layer.unpack(), layer.scale, bias, weights)
+        if ternary_part and {"int8": 8, "int4": 4}[layer.kind] != weights.bits:
+            raise UserError(
+                f"this decoder is already stored as {layer.kind}, which --bits {weights.bits:g} cannot be made from: "
+                "export the checkpoint it was made from."
+            )
+        return layer
+    if isinstance(layer, HalfLinear) and weights.bits >= 16:
         return layer
     if weights.bits == 1.58 and ternary_part:
         trits, scale = _least_squares_trits(layer.weight)
         return store_trits(trits, scale, bias, weights)
-    trained_at_8 = type(layer) is not nn.Linear
+    trained_at_8 = isinstance(layer, Int8Linear)
     if trained_at_8 or weights.bits == 8 or (weights.bits < 8 and not ternary_part):
         return _int8(layer.weight, bias)
     if weights.bits == 4:
@@ -104,8 +123,9 @@ def _lower_linear(layer: nn.Linear | PackedLinear, weights: WeightFormat, ternar
 
 
 def store_trits(trits: Tensor, scale: Tensor, bias: Tensor | None, weights: WeightFormat) -> nn.Module:
-    """Trits (as floats [N, K]) and their scale [1] or [N] in the storage of `weights`: the same function at any width."""
+    """Trits (as floats [N, K]) and their scale [1] or [N] in the storage of `weights`: one function at any width."""
     rows, columns = trits.shape
+    scale = scale.clone()
     if weights.bits >= 16:
         return DenseTritLinear(trits, scale, bias, torch.float16 if weights.bits == 16 else torch.float32)
     integers = trits.to(torch.int8).cpu().numpy()
@@ -137,26 +157,34 @@ def _least_squares_trits(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 def _int8(weight: Tensor, bias: Tensor | None) -> PackedLinear:
     packed, scale = layouts.quantize_rows_int8(_numpy(weight))
-    return PackedLinear("int8", *weight.shape, {"packed": _tensor(packed), "scale": _tensor(scale)}, bias)
+    rows, columns = weight.shape
+    return PackedLinear("int8", rows, columns, {"packed": _tensor(packed), "scale": _tensor(scale)}, bias)
 
 
 def _int4(weight: Tensor, bias: Tensor | None) -> PackedLinear:
+    if weight.shape[1] > layouts.INT4_MAX_COLUMNS:
+        raise UserError(f"--bits 4 cannot store {weight.shape[1]} inputs (sums over 32 bits): use --bits 8.")
     packed, multiplier, scale = layouts.quantize_groups_int4(_numpy(weight))
     tensors = {"packed": _tensor(packed), "multiplier": _tensor(multiplier), "scale": _tensor(scale)}
-    return PackedLinear("int4", *weight.shape, tensors, bias)
+    rows, columns = weight.shape
+    return PackedLinear("int4", rows, columns, tensors, bias)
 
 
-def _embedding(embedding: nn.Module, bits: int) -> nn.Module:
+def _embedding(embedding: TiedEmbedding | HalfEmbedding | PackedEmbedding, bits: int) -> nn.Module:
     if isinstance(embedding, PackedEmbedding):
         stored = {"int8": 8, "int4": 4}[embedding.table.kind]
         if stored == bits:
             return embedding
-        weight = embedding.table.integers() * embedding.table.scale[:, None]
+        weight = embedding.table.unpack() * embedding.table.scale[:, None]
+    elif isinstance(embedding, TiedEmbedding) and embedding.bits == 8 != bits:
+        # Trained at eight bits: what the model computes with are the rounded rows, not the latent ones.
+        integers, scale = int8_rows(embedding.weight)
+        weight = integers * scale[:, None]
     else:
         weight = embedding.weight
     if bits == 32:
-        wide = TiedEmbedding(*weight.shape, bits=32)
-        wide.weight = nn.Parameter(weight.float(), requires_grad=False)
+        wide = TiedEmbedding(0, 0, bits=32)
+        wide.weight = nn.Parameter(weight.float().clone(), requires_grad=False)
         return wide
     if bits == 16:
         return HalfEmbedding(weight)

@@ -15,7 +15,7 @@ Int8 by row:       packed[n, k] = q + 128, q in -127..127, scale[n] fp32; w = q 
 Int4, groups of 32 of one row. K is padded to Kp, a multiple of 32, with zeros:
     packed[n, j] = (q[2j] + 8) | (q[2j+1] + 8) << 4, q in -7..7                   uint8 [N, Kp/2]
     multiplier[n, g] in 1..255 (0 for an all-zero group), scale[n] fp32; w = q * multiplier[n, g] * scale[n]
-    The integer multiplier makes the sum over a whole row an exact int32 (K <= 8192), so no float order matters.
+    The integer multiplier makes the sum over a whole row an exact int32 (K <= 9399), so no float order matters.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 GROUP = 32
+INT4_MAX_COLUMNS = (2**31 - 1) // (128 * 7 * 255)
 
 
 class TernaryLayout(NamedTuple):

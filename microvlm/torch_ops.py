@@ -1,6 +1,8 @@
-"""The operators of `op_table` in torch: eager arithmetic, and `torch.library` symbols that a trace keeps as one node each."""
+"""The operators of `op_table` in torch: eager arithmetic, and symbols that a trace keeps as one node each."""
 
 from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -32,6 +34,11 @@ def integer_sums(codes: Tensor, weights: Tensor, weight_peak: int) -> Tensor:
     return torch.nn.functional.linear(codes.double(), weights.double()).float()
 
 
+def full_precision(device_type: str) -> AbstractContextManager:
+    """Where integers must stay exact and a memory must keep its float32: autocast off, if it is on at all."""
+    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
+
+
 def scale_sums(sums: Tensor, step: Tensor, scale: Tensor) -> Tensor:
     return sums * (step * scale)
 
@@ -57,8 +64,9 @@ def unpack_int4(packed: Tensor, multiplier: Tensor, columns: int) -> Tensor:
 
 
 def _matmul(x: Tensor, weights: Tensor, scale: Tensor, weight_peak: int) -> Tensor:
-    codes, step = quantize_activations(x)
-    return scale_sums(integer_sums(codes, weights, weight_peak), step, scale)
+    with full_precision(x.device.type):
+        codes, step = quantize_activations(x.float())
+        return scale_sums(integer_sums(codes, weights, weight_peak), step, scale)
 
 
 @torch.library.custom_op("microvlm::ternary_matmul_2x4", mutates_args=())

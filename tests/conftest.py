@@ -1,4 +1,4 @@
-"""Small configurations and the `slow` marker, shared by every test file."""
+"""Small configurations and models, shared by every test file."""
 
 from __future__ import annotations
 
@@ -13,22 +13,6 @@ torch.set_num_threads(1)
 
 FLOAT = QuantizationConfig()
 TERNARY = QuantizationConfig(decoder_bits=1.58, vision_bits=8, embedding_bits=8)
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--slow", action="store_true", help="also run tests marked slow (minutes, gigabytes)")
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "slow: needs minutes or gigabytes; runs with --slow")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--slow"):
-        return
-    for item in items:
-        if "slow" in item.keywords:
-            item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
 
 
 def tiny_config(quantization: QuantizationConfig = TERNARY, **changes: object) -> MicroVLMConfig:
