@@ -7,7 +7,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from microvlm.training.data.episodes import ORDINALS, sample_episode
+from microvlm.ordinals import ORDINALS
+from microvlm.training.data.episodes import sample_episode
 from microvlm.training.data.evalset import plan_scenes
 from microvlm.training.data.scenes import (
     GROUNDS,

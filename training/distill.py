@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 from microvlm.config import MicroVLMConfig
 from microvlm.linear import linear_factory
-
 from microvlm.training.config import Recipe, StageConfig
 from microvlm.training.data.compose import augment_emoji
 from microvlm.training.data.emoji import EmojiData

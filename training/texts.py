@@ -9,8 +9,8 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from microvlm.config import MicroVLMConfig
+from microvlm.ordinals import ORDINALS, ordinal_question
 from microvlm.training.data.emoji import EmojiData
-from microvlm.training.data.episodes import ORDINALS
 from microvlm.training.data.scenes import GROUNDS, NUMBERS, read_scene_objects
 
 IGNORED = -100
@@ -22,11 +22,6 @@ CAPTION_PROMPTS = (
     "what do you see?",
 )
 """The first is the one that `microvlm caption` uses."""
-
-
-def ordinal_question(step: int) -> str:
-    """What the memory is asked, and the text that keys image `step` when it is written."""
-    return f"what was in the {ORDINALS[step]} image?"
 
 
 def corpus(emoji: EmojiData) -> list[str]:

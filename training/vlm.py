@@ -14,17 +14,19 @@ from torch.nn import functional as F
 from microvlm.decoder import Cache
 from microvlm.memory import MemoryState
 from microvlm.model import MicroVLM
+from microvlm.ordinals import ORDINALS, ordinal_question
 from microvlm.training.config import Recipe, StageConfig
 from microvlm.training.data.compose import augment_emoji, compose_scenes
 from microvlm.training.data.emoji import EmojiData
 from microvlm.training.data.scenes import KINDS, sample_question
 from microvlm.training.distill import DrawingSampler
-from microvlm.training.texts import CAPTION_PROMPTS, IGNORED, TextRows, ordinal_question
+from microvlm.training.texts import CAPTION_PROMPTS, IGNORED, TextRows
 from microvlm.vision import normalise
 
 DISTRACTOR_SHARE = 0.2
 """Share of caption and scene rows that see a memory of something else."""
 SCOPE_WEIGHT = 0.1
+MAX_EPISODE = 8
 
 
 class VLMTask:
@@ -119,24 +121,28 @@ class VLMTask:
     def _episodes(
         self, module: MicroVLM, prefixes: Tensor, names: list[str], rng: np.random.Generator
     ) -> dict[str, Tensor | MemoryState]:
-        """Two images written one after the other under the question of their place; one is asked for."""
-        count = len(names) // 2
-        state = MemoryState(*(t.float() for t in module.memory_prior_state(count)))
-        for step in range(2):
-            own = list(range(step, 2 * count, 2))
-            keys, key_mask, _ = self._embed(module, [(ordinal_question(step), "")] * count, None)
-            told = [(CAPTION_PROMPTS[0], names[i]) for i in own]
-            values, value_mask, _ = self._embed(module, told, prefixes[own])
-            _, key = module.memory_encode(keys, key_mask)
-            code, _ = module.memory_encode(values, value_mask)
-            with torch.autocast("cpu", enabled=False):
-                state = MemoryState(*module.memory_write(key.float(), code.float(), *state))
-        asked = rng.integers(0, 2, count)
-        samples = [(ordinal_question(int(step)), names[2 * i + int(step)]) for i, step in enumerate(asked)]
-        questions, question_mask, _ = self._embed(module, [(text, "") for text, _ in samples], None)
-        code, key = module.memory_encode(questions, question_mask)
+        """Two to eight images written one after the other, each under the question of its place; one is asked for.
+
+        Every image of the batch is encoded once and stands in several episodes.
+        """
+        told = [(CAPTION_PROMPTS[0], name) for name in names]
+        values, value_mask, _ = self._embed(module, told, prefixes)
+        codes, _ = module.memory_encode(values, value_mask)
+        texts = [(ordinal_question(step), "") for step in range(len(ORDINALS))]
+        questions, question_mask, _ = self._embed(module, texts, None)
+        query_codes, keys = module.memory_encode(questions, question_mask)
+        length = int(rng.integers(2, min(MAX_EPISODE, len(names)) + 1))
+        shown = np.stack([rng.permutation(len(names))[:length] for _ in names])
+        asked = rng.integers(0, length, len(names))
+        state = MemoryState(*(t.float() for t in module.memory_prior_state(len(names))))
         with torch.autocast("cpu", enabled=False):
-            _, scope, _, slot = module.memory_read(key.float(), code.float(), state.mean)
+            codes, keys, query_codes = codes.float(), keys.float(), query_codes.float()
+            for step in range(length):
+                key = keys[step].expand(len(names), -1)
+                state = MemoryState(*module.memory_write(key, codes[shown[:, step]], *state))
+            _, scope, _, slot = module.memory_read(keys[asked], query_codes[asked], state.mean)
+        answers = [names[row[step]] for row, step in zip(shown, asked, strict=True)]
+        samples = [(ordinal_question(int(step)), name) for step, name in zip(asked, answers, strict=True)]
         embeds, mask, labels = self._embed(module, samples, None)
         loss = self._cross_entropy(module, embeds, mask, labels, slot, None)
         return {"loss": loss, "scope": _bce(scope, 1.0), "state": state}

@@ -10,11 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_WORDS = (
-    "first second third fourth fifth sixth seventh eighth ninth tenth eleventh twelfth thirteenth "
-    "fourteenth fifteenth sixteenth seventeenth eighteenth nineteenth twentieth"
-)
-ORDINALS = tuple(_WORDS.split())
+from microvlm.ordinals import ORDINALS, ordinal_question
 
 
 @dataclass(frozen=True)
@@ -43,7 +39,7 @@ class Episode:
         """One question for each image."""
         last = len(self.images) - 1
         return [
-            EpisodeQuestion(i, f"what was in the {ORDINALS[i]} image?", caption, last - i)
+            EpisodeQuestion(i, ordinal_question(i), caption, last - i)
             for i, caption in enumerate(self.captions)
         ]
 

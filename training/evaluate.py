@@ -1,0 +1,117 @@
+"""Scores a checkpoint as a user runs it (processor, one decode loop) on drawings of a vendor that training never saw."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from microvlm.generation import GenerationOptions, embed_prompt, generate
+from microvlm.processor import Processor
+from microvlm.runtime import Runtime
+from microvlm.training.data.compose import compose_scenes, plain_emoji
+from microvlm.training.data.emoji import EmojiData, read_test_emoji
+from microvlm.training.data.scenes import KINDS, Scene, sample_question
+from microvlm.training.data.sources import TEST_VENDOR
+
+BATCH = 64
+BOOTSTRAPS = 10_000
+Log = Callable[[str], None]
+
+
+def answer(
+    runtime: Runtime, processor: Processor, prompts: Sequence[str], images: Sequence[np.ndarray]
+) -> list[str]:
+    """Greedy answers to one prompt an image, uint8 [H, W, 3] each."""
+    options = GenerationOptions(max_new_tokens=24, stop_tokens=processor.stop_tokens)
+    answers = []
+    for start in range(0, len(prompts), BATCH):
+        inputs = processor(prompts[start : start + BATCH], [[i] for i in images[start : start + BATCH]])
+        prompt = embed_prompt(runtime, *inputs, processor.image_id)
+        answers += [processor.decode(tokens) for tokens in generate(runtime, prompt, options).tokens]
+    return answers
+
+
+def caption_rows(emoji: EmojiData, vendor: str) -> tuple[list[str], list[np.ndarray]]:
+    """(captions, plain views) of every test emoji that `vendor` draws."""
+    present = emoji.present(vendor)
+    rows = [row for row in (emoji.index(code) for code, _ in read_test_emoji()) if present[row]]
+    views = plain_emoji(torch.from_numpy(np.array(emoji.images(vendor)[rows])))
+    return [emoji.captions[row] for row in rows], to_bytes(views)
+
+
+def to_bytes(pixels: torch.Tensor) -> list[np.ndarray]:
+    """float [B, 3, S, S] in 0..1 -> uint8 [S, S, 3] each, as a picture file holds them."""
+    return list((pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+
+
+def score_captions(
+    runtime: Runtime, processor: Processor, emoji: EmojiData, vendor: str = TEST_VENDOR
+) -> dict[str, Any]:
+    """`exact_match`, `count`, and `correct` (0 or 1 an emoji, for paired comparisons)."""
+    captions, views = caption_rows(emoji, vendor)
+    prompts = [runtime.config.prompt.caption_prompt] * len(captions)
+    given = answer(runtime, processor, prompts, views)
+    correct = [int(a == b) for a, b in zip(given, captions, strict=True)]
+    return {"exact_match": float(np.mean(correct)), "count": len(correct), "correct": correct}
+
+
+def score_scenes(
+    runtime: Runtime,
+    processor: Processor,
+    emoji: EmojiData,
+    per_kind: int = 400,
+    vendor: str = TEST_VENDOR,
+    seed: int = 1,
+) -> dict[str, dict[str, float]]:
+    """Per kind of question: accuracy, the majority answer's share, and `twins`: both of a swapped pair right.
+
+    Scenes hold only pairs of objects that training never composed.
+    """
+    result: dict[str, dict[str, float]] = {}
+    for number, kind in enumerate(KINDS):
+        rng = np.random.default_rng([seed, number])
+        asked = [sample_question(rng, kind, test=True, direct=True) for _ in range(per_kind)]
+        right = _ask(runtime, processor, emoji, vendor, [s for s, _ in asked], [q for _, q in asked])
+        counts = Counter(question.answer for _, question in asked)
+        result[kind] = {
+            "accuracy": float(right.mean()),
+            "majority": counts.most_common(1)[0][1] / per_kind,
+            "count": per_kind,
+        }
+        if kind in ("what", "where"):
+            twins = [_twin(scene, kind, question.text) for scene, question in asked]
+            both = right & _ask(runtime, processor, emoji, vendor, [s.swapped() for s, _ in asked], twins)
+            result[kind]["twins"] = float(both.mean())
+    return result
+
+
+def _twin(scene: Scene, kind: str, text: str) -> Any:
+    """The same question about the swapped scene."""
+    return next(question for question in scene.swapped().questions(kind) if question.text == text)
+
+
+def _ask(
+    runtime: Runtime,
+    processor: Processor,
+    emoji: EmojiData,
+    vendor: str,
+    scenes: list[Scene],
+    questions: list[Any],
+) -> np.ndarray:
+    pixels = to_bytes(compose_scenes(scenes, emoji, [vendor] * len(scenes)))
+    given = answer(runtime, processor, [question.text for question in questions], pixels)
+    return np.array([a == question.answer for a, question in zip(given, questions, strict=True)])
+
+
+def paired_difference(a: Sequence[int], b: Sequence[int], seed: int = 0) -> dict[str, float]:
+    """Mean of a - b over the same items, with the 95 % interval of a paired bootstrap."""
+    difference = np.asarray(a, float) - np.asarray(b, float)
+    rng = np.random.default_rng(seed)
+    draws = rng.integers(0, len(difference), (BOOTSTRAPS, len(difference)))
+    means = difference[draws].mean(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {"difference": float(difference.mean()), "ci95_low": float(low), "ci95_high": float(high)}
