@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from microvlm.checkpoint import PROCESSOR_FILES, load_checkpoint, resolve_checkpoint
 from microvlm.exporters import contract
@@ -89,7 +89,7 @@ def export(
         if not all(check.passed for check in report.checks):
             raise CheckFailed(report)
         lowered.config.save(stage.path)
-        save_file({MEMORY_PRIOR: lowered.memory_prior.detach()}, stage.path / f"{MEMORY_PRIOR}.safetensors")
+        _save_prior(lowered, stage.path)
         _copy_processor(directory, stage.path, report, log)
         report.bits_per_weight = bits_per_weight(lowered)
         write_manifest(stage.path, lowered, weights, report.bits_per_weight, directory / "training.json")
@@ -141,7 +141,13 @@ def _copy_processor(source: Path, folder: Path, report: ExportReport, log: Log) 
         if (source / name).is_file():
             (folder / name).write_bytes((source / name).read_bytes())
     if not (source / "tokenizer.json").is_file():
-        report.notes.append("The checkpoint has no tokenizer.json, so this bundle can run graphs but not read or write text.")
+        report.notes.append(
+            "The checkpoint has no tokenizer.json: the bundle runs graphs, and reads no text."
+        )
         log(report.notes[-1])
 
 
+def _save_prior(lowered: MicroVLM, folder: Path) -> None:
+    """The empty memory's mean, float32 [K, C]. Not by `save_file`, whose files only their owner can read."""
+    path = folder / f"{MEMORY_PRIOR}.safetensors"
+    path.write_bytes(save({MEMORY_PRIOR: lowered.memory_prior.detach().contiguous()}))

@@ -18,13 +18,22 @@ if TYPE_CHECKING:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("checkpoint", default="nano")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to create; NAME-BITSbit by default.")
-@click.option("--bits", default="1.58", show_default=True, help="Width of linear weights: 32, 16, 8, 4 or 1.58.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Folder to create; NAME-BITSbit by default."
+)
+@click.option(
+    "--bits", default="1.58", show_default=True, help="Width of linear weights: 32, 16, 8, 4 or 1.58."
+)
 @click.option("--packing", default="2bit", show_default=True, help="Bytes of ternary weights: 2bit or base3.")
 @click.option(
-    "--embedding-bits", default="8", show_default=True, help="Width of the token table and tied head: 16, 8 or 4."
+    "--embedding-bits",
+    default="8",
+    show_default=True,
+    help="Width of the token table and tied head: 16, 8 or 4.",
 )
-@click.option("--threads", default=0, show_default=True, help="ONNX Runtime threads of the checks; 0 is its choice.")
+@click.option(
+    "--threads", default=0, show_default=True, help="ONNX Runtime threads of the checks; 0 is its choice."
+)
 @click.option("--force", is_flag=True, help="Replace a bundle that is there, once the new one is right.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
 def command(
@@ -69,10 +78,14 @@ def _show(report: ExportReport, as_json: bool) -> None:
     width = max(len(check.output) for check in report.checks)
     for check in report.checks:
         mark = "✓" if check.passed else "✗"
-        click.echo(f"{mark} {check.graph:<22} {check.output:<{width}}  largest difference {check.max_abs_diff:.1e}")
+        click.echo(
+            f"{mark} {check.graph:<22} {check.output:<{width}}  largest difference {check.max_abs_diff:.1e}"
+        )
     if report.total_bytes:
         bits = ", ".join(f"{group} {value:.2f}" for group, value in report.bits_per_weight.items() if value)
-        click.echo(f"\n{report.bundle}: {report.total_bytes / 1e6:.1f} MB, {report.ternary_nodes} ternary operators")
+        click.echo(
+            f"\n{report.bundle}: {report.total_bytes / 1e6:.1f} MB, {report.ternary_nodes} ternary operators"
+        )
         click.echo(f"bits per weight on disk: {bits}")
 
 

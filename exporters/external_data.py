@@ -1,4 +1,4 @@
-"""Weights beside their graph: the bytes on disk are the bytes that the operator reads, aligned so that they can be mapped.
+"""Weights beside their graph: the bytes on disk are the bytes that the operator reads, aligned to be mapped.
 
 A tensor of 1 KiB or more goes to a data file, at a multiple of 64 bytes, or of 4096 above 1 MiB (a page), so that ONNX
 Runtime hands the mapped pointer to the kernel. Each graph has its own file, but a tensor of the tied embedding lives
@@ -28,7 +28,7 @@ def data_file(graph: str) -> str:
 
 
 class WeightStore:
-    """Data files in one directory, appended to as graphs are saved; a name that is there already is not written again."""
+    """Data files in one directory, appended to as graphs are saved; a name that is there is not written again."""
 
     def __init__(self, directory: Path):
         self.directory = directory
@@ -40,9 +40,9 @@ class WeightStore:
         if (file, name) not in self._placed:
             self._placed[file, name] = self._append(self.directory / file, tensor)
         offset, length = self._placed[file, name]
+        shape = onnx_ir.Shape(tensor.numpy().shape)
         return onnx_ir.ExternalTensor(
-            file, offset, length, tensor.dtype, shape=onnx_ir.Shape(tensor.shape), name=name,
-            base_dir=self.directory,
+            file, offset, length, tensor.dtype, shape=shape, name=name, base_dir=self.directory
         )
 
     @staticmethod

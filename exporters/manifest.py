@@ -25,6 +25,7 @@ from microvlm.exporters.staging import MANIFEST
 from microvlm.lowering import TERNARY_PARTS, WeightFormat
 from microvlm.model import MicroVLM
 from microvlm.op_table import DOMAIN, DOMAIN_VERSION
+from microvlm.torch_runtime import fingerprint_of
 
 FORMAT = 1
 MINIMUM_ONNXRUNTIME = "1.24"
@@ -70,7 +71,7 @@ def write_manifest(
     measured_bits: dict[str, float | None],
     training: Path,
 ) -> None:
-    """Write FOLDER/manifest.json over everything else in the folder. `training` is the checkpoint's provenance, if any."""
+    """Write FOLDER/manifest.json over everything else there. `training` is the checkpoint's provenance, if any."""
     files = {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.rglob("*"))
@@ -79,12 +80,15 @@ def write_manifest(
     document: dict[str, Any] = {
         "format": FORMAT,
         "name": lowered.config.name,
+        "fingerprint": fingerprint_of(lowered),
         "bits": weights.bits,
         "packing": weights.packing,
         "embedding_bits": weights.embedding_bits,
         "bits_per_weight": measured_bits,
         "versions": _versions(),
-        "graphs": {spec.name: {"file": spec.file, **_without_name(asdict(spec))} for spec in contract.graphs(lowered.config)},
+        "graphs": {
+            spec.name: {"file": spec.file, **asdict(spec)} for spec in contract.graphs(lowered.config)
+        },
         "lowered": describe_lowered(lowered),
         "files": files,
         "training": json.loads(training.read_text()) if training.is_file() else None,
@@ -95,10 +99,6 @@ def write_manifest(
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _without_name(spec: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in spec.items() if key != "name"}
 
 
 def _versions() -> dict[str, Any]:

@@ -64,7 +64,9 @@ def _refuse(output: Path, force: bool) -> None:
         raise UserError(f"{output} exists: give another folder with -o, or --force to replace it.")
     replaceable = output.is_dir() and not output.is_symlink()
     if not replaceable or not ((output / MANIFEST).is_file() or not any(output.iterdir())):
-        raise UserError(f"{output} is not a bundle, so --force does not replace it: give another folder with -o.")
+        raise UserError(
+            f"{output} is not a bundle, so --force does not replace it: give another folder with -o."
+        )
 
 
 def _publish(aside: Path, output: Path) -> None:
@@ -112,4 +114,6 @@ def _as_user_error(error: OSError, output: Path) -> UserError:
             f"no room is left to write {output}: free space or choose another folder with -o; nothing was kept."
         )
     reason = error.strerror or type(error).__name__
-    return UserError(f"{output} cannot be written ({reason}): choose another folder with -o; nothing was kept.")
+    return UserError(
+        f"{output} cannot be written ({reason}): choose another folder with -o; nothing was kept."
+    )

@@ -1,4 +1,4 @@
-"""One graph of the contract table from a lowered model: torch's exporter traces it, our operators staying one node each.
+"""One graph of the contract table from a lowered model, by torch's exporter, our operators staying one node each.
 
 Every weight keeps its `state_dict` key as its initializer name and its bytes as they are, so that a bundle's graphs
 hold the whole model and can be read back as one. Nothing here writes a file.
@@ -81,7 +81,9 @@ def example_inputs(
     return tuple(_example(tensor, sizes, generator, vocab_size) for tensor in spec.inputs)
 
 
-def _example(tensor: TensorSpec, sizes: dict[Dim, int], generator: torch.Generator, vocab_size: int) -> Tensor:
+def _example(
+    tensor: TensorSpec, sizes: dict[Dim, int], generator: torch.Generator, vocab_size: int
+) -> Tensor:
     shape = [dim if isinstance(dim, int) else sizes[dim] for dim in tensor.shape]
     if tensor.name == "input_ids":
         return torch.randint(0, vocab_size, shape, generator=generator)
@@ -120,6 +122,7 @@ def trace(model: MicroVLM, spec: GraphSpec) -> onnx_ir.Model:
             optimize=False,
             verbose=False,
         )
+    assert program is not None
     graph = program.model
     tidy(graph, set(model.state_dict()), prefix="model.")
     _apply_contract(graph, spec)
@@ -147,7 +150,9 @@ def _translation(op: OpSpec) -> Callable:
     def translate(*operands: Any, **attributes: Any) -> Any:
         # torch passes an int argument of the custom op after its tensors.
         count = len(op.inputs)
-        return node(*operands[:count], **dict(zip(op.attributes, operands[count:], strict=False)), **attributes)
+        return node(
+            *operands[:count], **dict(zip(op.attributes, operands[count:], strict=False)), **attributes
+        )
 
     return translate
 
@@ -177,7 +182,9 @@ def _apply_contract(model: onnx_ir.Model, spec: GraphSpec) -> None:
 
 def _check(value: onnx_ir.Value, tensor: TensorSpec, graph: str) -> None:
     if value.dtype is None or value.dtype.numpy().name != tensor.dtype:
-        raise RuntimeError(f"{graph}: {tensor.name} was traced as {value.dtype}, the contract says {tensor.dtype}")
+        raise RuntimeError(
+            f"{graph}: {tensor.name} was traced as {value.dtype}, the contract says {tensor.dtype}"
+        )
     traced = None if value.shape is None else list(value.shape)
     fits = traced is not None and len(traced) == len(tensor.shape)
     for got, wanted in zip(traced or [], tensor.shape, strict=False):
