@@ -1,0 +1,141 @@
+"""Where a measurement was made: machine, versions, and the memory of this process. Linux's /proc where there is one.
+
+Nothing here imports a backend: versions are read from package metadata.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import os
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PACKAGES = ("microvlm", "numpy", "onnxruntime", "torch", "tokenizers", "pillow")
+_STATUS_FIELDS = {
+    "VmHWM": "peak_rss_bytes",
+    "VmRSS": "rss_bytes",
+    "RssAnon": "anonymous_bytes",
+    "RssFile": "file_backed_bytes",
+}
+
+
+def memory_of_this_process() -> dict[str, int | None]:
+    """Bytes: peak_rss, rss, anonymous, file_backed, pss. A figure this system does not give is None.
+
+    Mapped weights count as file-backed: clean pages that the system can drop and read again without swap.
+    """
+    figures: dict[str, int | None] = dict.fromkeys([*_STATUS_FIELDS.values(), "pss_bytes"])
+    for line in _lines("/proc/self/status"):
+        name, _, value = line.partition(":")
+        if name in _STATUS_FIELDS:
+            figures[_STATUS_FIELDS[name]] = int(value.split()[0]) * 1024
+    for line in _lines("/proc/self/smaps_rollup"):
+        if line.startswith("Pss:"):
+            figures["pss_bytes"] = int(line.split()[1]) * 1024
+    return figures
+
+
+def reset_peak_rss() -> bool:
+    """Start VmHWM anew at the present size. False where the system does not allow it."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def provenance(model: dict[str, Any], threads: int | None) -> dict[str, Any]:
+    """Everything needed to read a figure later. `model` is `describe_model`'s."""
+    return {
+        "date_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "governor": _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
+        "load_average": [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None,
+        "memory_bytes": _total_memory(),
+        "machine": platform.machine(),
+        "os": _os_name(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "versions": package_versions(),
+        "threads": threads,
+        "model": model,
+    }
+
+
+def package_versions() -> dict[str, str | None]:
+    versions: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def describe_model(folder: Path) -> dict[str, Any]:
+    """A bundle's or checkpoint's files in bytes, and one sha256 over all of them (names and contents, sorted)."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(str(path.relative_to(folder)).encode() + b"\0")
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
+    return {"name": folder.name, "sha256": digest.hexdigest(), "total_bytes": sum(sizes.values()), "files": sizes}
+
+
+def cpu_model() -> str:
+    """x86 gives `model name`; boards give `Model` or only the part number."""
+    found: dict[str, str] = {}
+    for line in _lines("/proc/cpuinfo"):
+        name, _, value = line.partition(":")
+        found.setdefault(name.strip(), value.strip())
+    for name in ("model name", "Model", "Hardware"):
+        if found.get(name):
+            return found[name]
+    part = found.get("CPU part")
+    return f"{platform.machine()} part {part}" if part else platform.processor() or platform.machine()
+
+
+def streaming_read_bytes_per_s(megabytes: int = 64, repeats: int = 5) -> float:
+    """Best of a few sums over an array too large for the caches: what one core reads from memory in a second."""
+    array = np.ones(megabytes * 1_000_000 // 8, np.int64)
+    best = float("inf")
+    for _ in range(repeats):
+        began = time.perf_counter()
+        array.sum()
+        best = min(best, time.perf_counter() - began)
+    return array.nbytes / best
+
+
+def _lines(path: str) -> list[str]:
+    try:
+        return Path(path).read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _first_line(path: str) -> str | None:
+    lines = _lines(path)
+    return lines[0].strip() if lines else None
+
+
+def _total_memory() -> int | None:
+    for line in _lines("/proc/meminfo"):
+        if line.startswith("MemTotal:"):
+            return int(line.split()[1]) * 1024
+    return None
+
+
+def _os_name() -> str:
+    for line in _lines("/etc/os-release"):
+        if line.startswith("PRETTY_NAME="):
+            return line.partition("=")[2].strip('"')
+    return platform.system()
