@@ -1,4 +1,4 @@
-"""The adapter: patch features to the k prefix embeddings that the decoder reads (projection, MLP, attention pooling)."""
+"""The adapter: patch features to the k prefix embeddings that the decoder reads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The token embedding and its tied output head: float, trained for eight bits, or packed. One object, used both ways."""
+"""The token embedding and its tied output head, one object: float, trained for eight bits, or packed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The learned parts around the memory: the encoder of codes, W_M (a code to one past-KV position), the scope detector."""
+"""The learned parts around the memory: encoder of codes, W_M (a code to one KV position), scope detector."""
 
 from __future__ import annotations
 

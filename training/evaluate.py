@@ -1,4 +1,4 @@
-"""Scores a checkpoint as a user runs it (processor, one decode loop) on drawings of a vendor that training never saw."""
+"""Scores a checkpoint as a user runs it, on drawings of a vendor that training never saw."""
 
 from __future__ import annotations
 

