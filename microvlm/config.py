@@ -19,6 +19,28 @@ def _require(condition: bool, sentence: str) -> None:
         raise UserError(f"bad configuration: {sentence}.")
 
 
+_KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
+    "int": (int, "a whole number"),
+    "float": ((int, float), "a number"),
+    "str": (str, "text"),
+    "bool": (bool, "true or false"),
+}
+
+
+def _check_fields(part: Any) -> None:
+    """Every field of a dataclass has its kind, and every number is positive (or 0, where that has a meaning)."""
+    for item in dataclasses.fields(part):
+        value = getattr(part, item.name)
+        if item.type not in _KINDS:
+            continue
+        kind, words = _KINDS[str(item.type)]
+        fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+        _require(fits, f"{item.name} must be {words}, not {value!r}")
+        if item.type in ("int", "float"):
+            may_be_zero = item.name in ("prefix_tokens", "scope_threshold")
+            _require(value > 0 or (may_be_zero and value == 0), f"{item.name} must be positive, not {value!r}")
+
+
 @dataclass(frozen=True)
 class VisionConfig:
     """A ViT/DeiT encoder (Touvron et al. 2021, arXiv 2012.12877)."""
@@ -37,6 +59,9 @@ class VisionConfig:
     image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
+        _check_fields(self)
+        for name in ("image_mean", "image_std"):
+            _require(len(getattr(self, name)) == 3, f"{name} must have three numbers, one a channel")
         _require(self.image_size % self.patch_size == 0, "image_size must be a multiple of patch_size")
         _require(
             self.hidden_size % self.num_attention_heads == 0,
@@ -72,6 +97,7 @@ class TextConfig:
     max_position_embeddings: int = 32_768
 
     def __post_init__(self) -> None:
+        _check_fields(self)
         _require(
             self.num_attention_heads % self.num_key_value_heads == 0,
             "num_attention_heads must be a multiple of num_key_value_heads",
@@ -98,8 +124,8 @@ class MemoryConfig:
     """The read is injected when the scope detector's probability is at least this."""
 
     def __post_init__(self) -> None:
+        _check_fields(self)
         _require(self.slots < self.code_size, "memory slots must be fewer than code_size")
-        _require(self.observation_variance > 0, "observation_variance must be positive")
 
 
 @dataclass(frozen=True)
@@ -135,6 +161,9 @@ class PromptConfig:
     caption_prompt: str = "describe the image"
     """What `microvlm caption` asks when the user asks nothing."""
 
+    def __post_init__(self) -> None:
+        _check_fields(self)
+
 
 @dataclass(frozen=True)
 class MicroVLMConfig:
@@ -150,6 +179,7 @@ class MicroVLMConfig:
     """k, embeddings an image becomes; 0 takes clamp(ceil(patches / 8), 8, 64)."""
 
     def __post_init__(self) -> None:
+        _check_fields(self)
         if self.prefix_tokens == 0:
             object.__setattr__(self, "prefix_tokens", min(64, max(8, ceil(self.vision.num_patches / 8))))
 
@@ -166,11 +196,12 @@ class MicroVLMConfig:
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> MicroVLMConfig:
-        """Raises UserError for another model type, a newer format, or an unknown key."""
-        raw = dict(raw)
+        """Raises UserError for another model type, a newer format, an unknown key or a value of the wrong kind."""
+        raw = dict(raw) if isinstance(raw, dict) else {}
         if raw.pop("model_type", None) != "microvlm":
             raise UserError("config.json is not a MicroVLM configuration (its model_type is not 'microvlm').")
-        if raw.pop("format", 0) > CONFIG_FORMAT:
+        written = raw.pop("format", 0)
+        if not isinstance(written, int) or written > CONFIG_FORMAT:
             raise UserError("config.json was written by a newer microvlm; upgrade the package.")
         parts = {
             "vision": VisionConfig,
@@ -181,7 +212,9 @@ class MicroVLMConfig:
         }
         try:
             for key, part in parts.items():
-                raw[key] = part(**_tuples(raw.get(key, {})))
+                section = raw.get(key, {})
+                _require(isinstance(section, dict), f"'{key}' must be an object, not {section!r}")
+                raw[key] = part(**_tuples(section))
             return cls(**raw)
         except TypeError as error:
             raise UserError(f"config.json has a key this version does not know: {error}.") from error
@@ -193,7 +226,9 @@ class MicroVLMConfig:
         try:
             return cls.from_dict(json.loads(path.read_text()))
         except FileNotFoundError:
-            raise UserError(f"{path} is missing: {directory} is not a MicroVLM checkpoint or bundle.") from None
+            raise UserError(
+                f"{path} is missing: {directory} is not a MicroVLM checkpoint or bundle."
+            ) from None
         except (json.JSONDecodeError, UnicodeDecodeError):
             raise UserError(f"{path} is not valid JSON: copy the checkpoint again.") from None
 

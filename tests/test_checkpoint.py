@@ -1,0 +1,221 @@
+"""Checkpoints: what is saved comes back bit for bit, and every damaged file is one sentence."""
+
+import json
+import resource
+
+import pytest
+import torch
+from conftest import FLOAT, TERNARY, seeded_model, tiny_config
+from safetensors.torch import load_file, save_file
+from test_ternary_lowering import run
+
+from microvlm.checkpoint import load_checkpoint, resolve_checkpoint, save_checkpoint
+from microvlm.config import QuantizationConfig
+from microvlm.errors import UserError
+from microvlm.lowering import WeightFormat, lower
+from microvlm.model import MicroVLM
+
+STORAGES = [
+    None,
+    WeightFormat(1.58, "2bit", 8),
+    WeightFormat(1.58, "base3", 4),
+    WeightFormat(4, "2bit", 16),
+    WeightFormat(8, "2bit", 32),
+    WeightFormat(16, "2bit", 16),
+    WeightFormat(32, "2bit", 32),
+]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory, ternary_model):
+    folder = tmp_path_factory.mktemp("checkpoint") / "saved"
+    ternary_model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def damaged(saved, tmp_path):
+    """A copy of the saved checkpoint to spoil."""
+    for path in saved.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    return tmp_path
+
+
+def change_config(folder, change) -> None:
+    raw = json.loads((folder / "config.json").read_text())
+    change(raw)
+    (folder / "config.json").write_text(json.dumps(raw))
+
+
+def change_tensors(folder, change) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors")
+
+
+def assert_same_model(loaded, model) -> None:
+    state, expected = loaded.state_dict(), model.state_dict()
+    assert list(state) == list(expected)
+    for key, value in expected.items():
+        assert state[key].dtype == value.dtype
+        assert torch.equal(state[key], value)
+    assert all(torch.equal(a, b) for a, b in zip(run(loaded), run(model), strict=True))
+
+
+@pytest.mark.parametrize("storage", STORAGES, ids=str)
+def test_every_storage_comes_back_bit_for_bit(ternary_model, tmp_path, storage):
+    model = ternary_model if storage is None else lower(ternary_model, storage)
+    model.save_pretrained(tmp_path / "saved")
+    loaded = MicroVLM.from_pretrained(tmp_path / "saved")
+    assert not loaded.training
+    assert loaded.config == model.config
+    assert_same_model(loaded, model)
+
+
+@pytest.mark.parametrize(
+    "quantization", [FLOAT, QuantizationConfig(32, 32, 8), QuantizationConfig(1.58, 32, 32)], ids=str
+)
+@pytest.mark.parametrize("bits", [32, 16, 8, 4, 1.58])
+def test_float_trained_parts_come_back_too(tmp_path, quantization, bits):
+    model = lower(seeded_model(tiny_config(quantization)), WeightFormat(bits, "2bit", 32))
+    model.save_pretrained(tmp_path / "saved")
+    assert_same_model(load_checkpoint(tmp_path / "saved"), model)
+
+
+def test_only_two_files_are_written_and_nothing_is_left_aside(saved):
+    assert sorted(path.name for path in saved.iterdir()) == ["config.json", "model.safetensors"]
+    assert [path.name for path in saved.parent.iterdir()] == ["saved"]
+
+
+def test_saving_again_replaces_weights_and_keeps_the_tokenizer(saved, tmp_path):
+    first, second = seeded_model(tiny_config(TERNARY), 1), seeded_model(tiny_config(TERNARY), 2)
+    first.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").write_text("{}")
+    second.save_pretrained(tmp_path / "model")
+    assert torch.equal(load_checkpoint(tmp_path / "model").decoder.norm.weight, second.decoder.norm.weight)
+    assert (tmp_path / "model" / "tokenizer.json").read_text() == "{}"
+
+
+def test_another_models_folder_is_not_overwritten(ternary_model, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
+    with pytest.raises(UserError, match="not a MicroVLM"):
+        ternary_model.save_pretrained(tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_a_place_that_cannot_be_written_is_a_sentence(ternary_model, tmp_path):
+    (tmp_path / "file").write_text("")
+    for target in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UserError, match="cannot be written"):
+            save_checkpoint(ternary_model, target)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_leaves_nothing_behind(ternary_model, tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(UserError, match="cannot be written"):
+            ternary_model.save_pretrained(tmp_path / "model")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_key_is_named(damaged):
+    change_tensors(damaged, lambda tensors: tensors.pop("decoder.norm.weight"))
+    with pytest.raises(UserError, match=r"lacks 'decoder\.norm\.weight'"):
+        load_checkpoint(damaged)
+
+
+def test_an_unexpected_key_is_named(damaged):
+    change_tensors(damaged, lambda tensors: tensors.update(extra=torch.ones(1)))
+    with pytest.raises(UserError, match="unexpected 'extra'"):
+        load_checkpoint(damaged)
+
+
+def test_a_reshaped_key_is_named(damaged):
+    change_tensors(damaged, lambda tensors: tensors.update({"decoder.norm.weight": torch.ones(65)}))
+    with pytest.raises(UserError, match=r"'decoder\.norm\.weight' is \(65,\)"):
+        load_checkpoint(damaged)
+
+
+def test_integers_in_the_place_of_floats_are_refused(damaged):
+    change_tensors(damaged, lambda tensors: tensors.update({"decoder.norm.weight": torch.ones(64).long()}))
+    with pytest.raises(UserError, match=r"'decoder\.norm\.weight' is torch\.int64"):
+        load_checkpoint(damaged)
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 7, 500, 200_000])
+def test_a_truncated_file_is_refused(damaged, kept_bytes):
+    weights = damaged / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:kept_bytes])
+    with pytest.raises(UserError, match="damaged"):
+        load_checkpoint(damaged)
+
+
+def test_pickled_weights_are_never_read(damaged):
+    (damaged / "model.safetensors").unlink()
+    torch.save({}, damaged / "pytorch_model.bin")
+    with pytest.raises(UserError, match=r"model\.safetensors is missing"):
+        load_checkpoint(damaged)
+    torch.save({}, damaged / "model.safetensors")
+    with pytest.raises(UserError, match="not a safetensors file"):
+        load_checkpoint(damaged)
+
+
+@pytest.mark.parametrize(
+    "layers", ["{", "[]", '{"decoder": 1}', '{"a.b": {"kind": "int8", "rows": 1, "columns": 1}}']
+)
+def test_a_senseless_list_of_layers_is_refused(damaged, layers):
+    tensors = load_file(damaged / "model.safetensors")
+    save_file(tensors, damaged / "model.safetensors", metadata={"layers": layers})
+    with pytest.raises(UserError, match="make no sense"):
+        load_checkpoint(damaged)
+
+
+def test_a_storage_of_a_later_version_says_upgrade(damaged):
+    tensors = load_file(damaged / "model.safetensors")
+    layers = {"decoder.layers.0.mlp.up_proj": {"kind": "ternary9x9", "rows": 96, "columns": 64, "scale": 1}}
+    save_file(tensors, damaged / "model.safetensors", metadata={"layers": json.dumps(layers)})
+    with pytest.raises(UserError, match=r"ternary9x9.*upgrade"):
+        load_checkpoint(damaged)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda raw: raw.update(model_type="qwen2"), "not a MicroVLM"),
+        (lambda raw: raw.update(format=99), "newer microvlm"),
+        (lambda raw: raw["text"].update(flux=1), "flux"),
+        (lambda raw: raw["memory"].update(slots=48), "fewer than code_size"),
+        (lambda raw: raw["text"].update(num_key_value_heads=0), "num_key_value_heads"),
+        (lambda raw: raw["vision"].update(image_size="big"), "image_size must be a whole number"),
+    ],
+)
+def test_a_configuration_that_does_not_fit_is_a_sentence(damaged, change, said):
+    change_config(damaged, change)
+    with pytest.raises(UserError, match=said):
+        load_checkpoint(damaged)
+
+
+@pytest.mark.parametrize("source", ["no-such-checkpoint", "./absent", "/absent/model", "a/b/c"])
+def test_a_source_that_is_nothing_says_what_would_be(source):
+    with pytest.raises(UserError, match="give a directory, a hub id"):
+        resolve_checkpoint(source)
+
+
+def test_a_hub_id_of_our_format_loads_from_the_hubs_cache(saved, tmp_path, monkeypatch, ternary_model):
+    constants = pytest.importorskip("huggingface_hub.constants")
+    repository = tmp_path / "models--owner--name"
+    snapshot = repository / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(snapshot.name)
+    for path in saved.iterdir():
+        (snapshot / path.name).write_bytes(path.read_bytes())
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    assert_same_model(MicroVLM.from_pretrained("owner/name"), ternary_model)
+    with pytest.raises(UserError, match="could not be fetched"):
+        resolve_checkpoint("owner/absent")
