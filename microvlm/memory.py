@@ -59,7 +59,9 @@ def read(state: MemoryState, key: Tensor) -> Tensor:
     return torch.einsum("bk,bkc->bc", key, state.mean)
 
 
-def batch_solution(prior_mean: Tensor, keys: Tensor, codes: Tensor, observation_variance: float) -> MemoryState:
+def batch_solution(
+    prior_mean: Tensor, keys: Tensor, codes: Tensor, observation_variance: float
+) -> MemoryState:
     """The ridge posterior of E rows at once: R0 [K, C], W [E, K], Z [E, C]. The oracle of sequential writing."""
     eye = torch.eye(prior_mean.shape[0], dtype=prior_mean.dtype, device=prior_mean.device)
     covariance = torch.linalg.inv(eye + keys.T @ keys / observation_variance)
@@ -82,7 +84,12 @@ def pinv_newton_schulz(matrix: Tensor, steps: int = 15, alpha: float = 5e-4) -> 
 
 
 def reference_memory(slots: int, code_size: int, seed: int = 0) -> Tensor:
-    """M_ref [K, C]: fixed orthonormal rows, so that keys of random codes spread over all slots."""
+    """M_ref [K, C]: fixed orthonormal rows, so that keys of random codes spread over all slots.
+
+    Raises ValueError unless K < C: at K = C the read is the identity and the memory says nothing.
+    """
+    if slots >= code_size:
+        raise ValueError(f"{slots} slots must be fewer than the {code_size} numbers of a code")
     generator = torch.Generator().manual_seed(seed)
     gaussian = torch.randn(code_size, slots, generator=generator, dtype=torch.float64)
     return torch.linalg.qr(gaussian).Q.T.float().contiguous()
