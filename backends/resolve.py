@@ -94,7 +94,9 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-_ELSEWHERE = "run microvlm-export where torch is installed (pip install 'microvlm[export]') and give its folder here"
+_ELSEWHERE = (
+    "run microvlm-export where torch is installed (pip install 'microvlm[export]') and give its folder here"
+)
 
 
 def _can_export() -> bool:

@@ -62,7 +62,7 @@ def load_square(source: ImageSource, side: int) -> Image.Image:
     if isinstance(source, Image.Image):
         return fit_square(source, side)
     name, path = str(source), Path(source)
-    _check_file(name, path)
+    check_file(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -99,7 +99,9 @@ def fit_square(image: Image.Image, side: int) -> Image.Image:
     return square
 
 
-def _check_file(name: str, path: Path) -> None:
+def check_file(source: str | Path) -> None:
+    """Raises UserError unless `source` is a file with something in it. Cheap: nothing is decoded."""
+    name, path = str(source), Path(source)
     if path.is_dir():
         raise UserError(f"{name} is a folder; give a picture file.")
     if not path.exists():

@@ -1,0 +1,135 @@
+"""The lines of `microvlm chat`: commands and questions in, answers out. Works on a terminal and on a pipe."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+from microvlm.cli_support import note
+from microvlm.errors import UserError
+from microvlm.images import check_file
+from microvlm.session import Chat
+
+HELP = """\
+/image PATH [QUESTION]  show a picture; it is described, or the question answered, and it stays in view
+/recall QUESTION        ask without the picture in view, from the memory alone
+/memory                 what was written into the memory
+/reset                  empty the memory and put the picture away
+/quit                   leave
+Anything else is a question about the picture in view, or for the memory when there is none."""
+
+
+class ChatLoop:
+    """One conversation. A mistake is one sentence on stderr, and the next line is read."""
+
+    def __init__(self, chat: Chat, memory_file: str | None):
+        """Carries on in `memory_file` when it exists. Raises UserError for a bad one."""
+        self.chat, self.memory_file = chat, memory_file
+        self.picture: str | None = None
+        if memory_file is None:
+            return
+        if Path(memory_file).exists():
+            chat.load(memory_file)
+            note(f"{memory_file}: {len(chat.memory.entries)} entries")
+        else:
+            # Made at once, so that a place that can't be written is known before anything is said.
+            chat.save(memory_file)
+
+    def run(self) -> None:
+        """Until /quit or the end of the input."""
+        for line in _lines():
+            try:
+                if self.handle(line.strip()):
+                    return
+            except UserError as error:
+                note(f"Error: {error}")
+
+    def handle(self, line: str) -> bool:
+        """One line; True to stop. Raises UserError."""
+        command, _, rest = line.partition(" ")
+        rest = rest.strip()
+        if command in ("/quit", "/exit"):
+            return True
+        if command == "/help":
+            click.echo(HELP)
+        elif command == "/memory":
+            self._list()
+        elif command == "/reset":
+            self.chat.reset()
+            self.picture = None
+            self._keep()
+            note("the memory is empty")
+        elif command == "/image":
+            self._show(rest)
+        elif command == "/recall":
+            self._ask(rest, None)
+        elif command.startswith("/"):
+            raise UserError(f"unknown command {command}; /help lists them.")
+        elif line:
+            self._ask(line, self.picture)
+        return False
+
+    def _show(self, rest: str) -> None:
+        path, question = _split_path(rest)
+        check_file(path)
+        self._ask(question or self.chat.processor.config.prompt.caption_prompt, path, new=True)
+        self.picture = path
+
+    def _ask(self, question: str, picture: str | None, new: bool = False) -> None:
+        if not question:
+            raise UserError("ask something after /recall.")
+        label = Path(picture).name if picture else ""
+        turn = self.chat.ask(
+            question, picture, new_image=new, on_text=lambda text: click.echo(text, nl=False), label=label
+        )
+        click.echo()
+        if turn.recalled:
+            note(f"(from the memory, scope {turn.scope:.2f})")
+        self._keep()
+
+    def _keep(self) -> None:
+        if self.memory_file is not None:
+            self.chat.save(self.memory_file)
+
+    def _list(self) -> None:
+        memory = self.chat.memory
+        slots = self.chat.runtime.config.memory.slots
+        click.echo(f"{len(memory.entries)} entries in a memory of {slots} slots")
+        for number, entry in enumerate(memory.entries, 1):
+            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.time))
+            click.echo(f"{number:3}. {when}  {entry.text}")
+
+
+def _split_path(rest: str) -> tuple[str, str]:
+    """`PATH [QUESTION]`; a path with spaces may be quoted, or stand alone."""
+    if not rest:
+        raise UserError("give a picture: /image PATH.")
+    if Path(rest).exists():
+        return rest, ""
+    try:
+        path = shlex.split(rest)[0]
+    except (ValueError, IndexError):
+        path = rest.split()[0]
+    quoted = rest.startswith(("'", '"'))
+    return path, rest[len(path) + 2 * quoted :].strip()
+
+
+def _lines() -> Iterator[str]:
+    if not sys.stdin.isatty():
+        # A stray byte is a strange question, not the end of the conversation.
+        if hasattr(sys.stdin, "reconfigure"):
+            sys.stdin.reconfigure(errors="replace")
+        yield from sys.stdin
+        return
+    note("/help lists the commands, /quit leaves")
+    while True:
+        try:
+            yield input("> ")
+        except EOFError:
+            click.echo()
+            return
