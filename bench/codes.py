@@ -16,7 +16,7 @@ from microvlm.op_table import CODE_MAX, PEAK_FLOOR
 
 
 class Diverged(Exception):
-    """The replaying run made a call that the recorded one did not make: a token differed."""
+    """The replaying run made a call that the recorded one did not make."""
 
 
 class Entry(NamedTuple):

@@ -1,0 +1,113 @@
+"""Two loaded models over the same samples: free-running, teacher-forced and replayed. Measures; `verdict` decides."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from microvlm.bench.codes import Comparison, Tape
+from microvlm.bench.metrics import Agreement, Drift, Metrics
+from microvlm.bench.replay import Instrument
+from microvlm.bench.runs import Answer, answer, forced_logits, make_prompt, play
+from microvlm.bench.samples import EPISODE, EpisodeScript, Sample
+from microvlm.processor import Processor
+from microvlm.runtime import Runtime
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model on one backend."""
+
+    label: str
+    runtime: Runtime
+    instrument: Instrument | None
+    """None where its layers can't be opened, or must not be."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    reference: Subject
+    candidate: Subject
+    processor: Processor
+    limit: int
+    """Most tokens of an answer."""
+
+    @property
+    def replay_unavailable(self) -> str | None:
+        for subject in (self.reference, self.candidate):
+            if subject.instrument is None:
+                return f"the layers of {subject.label} cannot be opened, so nothing can be replayed"
+        assert self.reference.instrument is not None and self.candidate.instrument is not None
+        only = self.reference.instrument.layers ^ self.candidate.instrument.layers
+        if only:
+            return f"the two do not quantise the same layers ({min(only)}), so nothing can be replayed"
+        return None
+
+
+def compare(
+    pair: Pair, samples: Sequence[Sample], episode: EpisodeScript, progress: Progress = lambda _: None
+) -> Metrics:
+    """Every figure of the equivalence report. `progress` gets a line now and then."""
+    metrics = Metrics(replay_unavailable=pair.replay_unavailable)
+    if metrics.replay_unavailable is None:
+        metrics.replayed, metrics.comparison = Agreement(), Comparison()
+    for index, sample in enumerate(samples):
+        _compare_sample(pair, sample, metrics)
+        if (index + 1) % 25 == 0:
+            progress(f"{index + 1} of {len(samples)} samples, {metrics.free.equal} answered alike")
+    progress(f"an episode of {len(episode.images)} images")
+    _compare_episode(pair, episode, metrics)
+    return metrics
+
+
+def _compare_sample(pair: Pair, sample: Sample, metrics: Metrics) -> None:
+    def run(runtime: Runtime, follow: Sequence[int] | None = None) -> Answer:
+        prompt = make_prompt(runtime, pair.processor, sample.prompt, sample.images)
+        return answer(runtime, pair.processor, prompt, pair.limit, None, follow)
+
+    reference_prompt, candidate_prompt = (
+        make_prompt(subject.runtime, pair.processor, sample.prompt, sample.images)
+        for subject in (pair.reference, pair.candidate)
+    )
+    theirs = answer(pair.candidate.runtime, pair.processor, candidate_prompt, pair.limit)
+    if metrics.replayed is None or metrics.comparison is None:
+        ours = answer(pair.reference.runtime, pair.processor, reference_prompt, pair.limit)
+    else:
+        assert pair.reference.instrument is not None and pair.candidate.instrument is not None
+        tape = Tape()
+        with pair.reference.instrument.recording(tape):
+            ours = run(pair.reference.instrument.runtime)
+        with pair.candidate.instrument.replaying(tape, metrics.comparison):
+            replayed = run(pair.candidate.instrument.runtime, ours.choices)
+        metrics.replayed.add_answers(sample.name, ours, replayed)
+        metrics.replayed.add_logits(ours.logits, replayed.logits)
+    metrics.free.add_answers(sample.name, ours, theirs)
+    metrics.free.add_logits(
+        forced_logits(pair.reference.runtime, reference_prompt, ours.choices),
+        forced_logits(pair.candidate.runtime, candidate_prompt, ours.choices),
+    )
+    metrics.scores.add(sample.kind, sample.answer, ours, theirs)
+
+
+def _compare_episode(pair: Pair, script: EpisodeScript, metrics: Metrics) -> None:
+    theirs = play(pair.candidate.runtime, pair.processor, script, pair.limit)
+    if metrics.replayed is None or metrics.comparison is None:
+        ours = play(pair.reference.runtime, pair.processor, script, pair.limit)
+    else:
+        assert pair.reference.instrument is not None and pair.candidate.instrument is not None
+        tape = Tape()
+        with pair.reference.instrument.recording(tape):
+            ours = play(pair.reference.instrument.runtime, pair.processor, script, pair.limit)
+        with pair.candidate.instrument.replaying(tape, metrics.comparison):
+            replayed = play(pair.candidate.instrument.runtime, pair.processor, script, pair.limit, ours.answers)
+        metrics.replayed_drift = Drift.between(ours, replayed)
+        for question, first, second in zip(script.questions, ours.answers, replayed.answers, strict=True):
+            metrics.replayed.add_answers(question, first, second)
+            metrics.replayed.add_logits(first.logits, second.logits)
+    metrics.drift = Drift.between(ours, theirs)
+    answers = zip(script.questions, script.answers, ours.answers, theirs.answers, strict=True)
+    for question, right, first, second in answers:
+        metrics.free.add_answers(question, first, second)
+        metrics.scores.add(EPISODE, right, first, second)

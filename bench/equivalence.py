@@ -1,0 +1,185 @@
+"""`microvlm-bench equivalence`: loads the two models, compares them, judges, and makes the document."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from microvlm.backends import load, resolve_bundle
+from microvlm.bench.compare import Pair, Progress, Subject, compare
+from microvlm.bench.device import describe_model, provenance
+from microvlm.bench.evalset_reader import load_evalset
+from microvlm.bench.metrics import Drift, Metrics
+from microvlm.bench.replay import instrument
+from microvlm.bench.samples import choose, longest_episode
+from microvlm.bench.stats import paired_difference, percentile
+from microvlm.bench.verdict import Verdict, judge, judge_precision
+from microvlm.errors import UserError
+from microvlm.processor import Processor
+
+SAME_FUNCTION = "is the backend right?"
+PRECISION = "what did storing it narrower cost?"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of one comparison."""
+
+    model: str = "nano"
+    against: str | None = None
+    """A second model: the candidate's."""
+    reference: str = "torch"
+    candidate: str = "ort"
+    images: int = 60
+    scenes: int | None = None
+    """As many as images when None."""
+    threads: int | None = None
+    new_tokens: int = 16
+    evalset: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.images < 1:
+            raise UserError(f"--images is {self.images}; give 1 or more.")
+        if self.new_tokens < 1:
+            raise UserError(f"--new-tokens is {self.new_tokens}; give 1 or more.")
+        if self.against is None and self.reference == self.candidate:
+            raise UserError(
+                f"--reference and --candidate are both '{self.reference}': choose two backends, or give --against."
+            )
+
+
+def run(options: Options, progress: Progress = lambda _: None) -> tuple[dict[str, Any], Verdict]:
+    """The document of `--json` and the verdict. Raises UserError for a model or backend that can't be had."""
+    began = time.perf_counter()
+    evalset = load_evalset(options.evalset)
+    first = resolve_bundle(options.model)
+    second = first if options.against is None else resolve_bundle(options.against)
+    reference = _subject(options.reference, first, options.threads)
+    candidate = _subject(options.candidate, second, options.threads)
+    processor = _shared_processor(first, second)
+    config = reference.runtime.config
+    same = options.against is None or same_function(first, second)
+    if not same:
+        # Codes of other weights are other codes: there is nothing to replay.
+        reference = Subject(reference.label, reference.runtime, None)
+    pair = Pair(reference, candidate, processor, options.new_tokens)
+    scenes = options.images if options.scenes is None else options.scenes
+    samples = choose(evalset, config, options.images, scenes)
+    metrics = compare(pair, samples, longest_episode(evalset, config), progress)
+    difference = paired_difference(metrics.scores.candidate, metrics.scores.reference)
+    verdict = judge(metrics) if same else judge_precision(metrics, difference)
+    document = {
+        "verdict": verdict.verdict,
+        "reasons": verdict.reasons,
+        "question": SAME_FUNCTION if same else PRECISION,
+        "reference": {"backend": options.reference, "model": first.name},
+        "candidate": {"backend": options.candidate, "model": second.name},
+        **figures(metrics),
+        "accuracy_difference": difference._asdict(),
+        "seconds": round(time.perf_counter() - began, 2),
+        "provenance": provenance(describe_model(first), options.threads),
+    }
+    if second != first:
+        document["provenance"]["against"] = describe_model(second)
+    return document, verdict
+
+
+def figures(metrics: Metrics) -> dict[str, Any]:
+    """The measured part of the document. A figure that is not finite is null."""
+    free, comparison = metrics.free, metrics.comparison
+    return {
+        "samples": free.samples,
+        "positions": free.positions,
+        "greedy_match": free.greedy_match,
+        "top1_agreement": free.top1_agreement,
+        "logits_max_abs_diff": _finite(free.logits_max_abs_diff),
+        "kl_mean": _finite(free.kl_mean),
+        "kl_p99": _finite(percentile(free.kl, 99)) if free.kl else None,
+        "kl_max": _finite(max(free.kl)) if free.kl else None,
+        "memory_drift": _finite(metrics.drift.largest),
+        "memory": _drift(metrics.drift),
+        "integer_exact": None if comparison is None else comparison.sums > 0 and comparison.sums_differing == 0,
+        "replay": _replay(metrics),
+        "accuracy": metrics.scores.by_kind(),
+        "changed_answers": free.changed,
+    }
+
+
+def _replay(metrics: Metrics) -> dict[str, Any]:
+    names = ("logits_max_abs_diff", "greedy_match", "codes", "codes_differing", "max_code_step", "max_tie_distance")
+    replayed, comparison, drift = metrics.replayed, metrics.comparison, metrics.replayed_drift
+    if replayed is None or comparison is None:
+        return {**dict.fromkeys(names), "unavailable": metrics.replay_unavailable}
+    return {
+        "logits_max_abs_diff": _finite(replayed.logits_max_abs_diff),
+        "greedy_match": replayed.greedy_match,
+        "codes": comparison.codes,
+        "codes_differing": comparison.codes_differing,
+        "codes_differing_per_million": 1e6 * comparison.codes_differing / max(1, comparison.codes),
+        "max_code_step": comparison.max_code_step,
+        "max_tie_distance": comparison.max_tie_distance,
+        "sums": comparison.sums,
+        "sums_differing": comparison.sums_differing,
+        "rows_at_floor": comparison.rows_at_floor,
+        "operator_outputs": comparison.operator_outputs,
+        "operator_mismatches": comparison.operator_mismatches,
+        "differing_by_layer": dict(sorted(comparison.differing_by_layer.items())),
+        "memory_drift": None if drift is None else _finite(drift.largest),
+        "memory": None if drift is None else _drift(drift),
+    }
+
+
+def _drift(drift: Drift) -> dict[str, Any]:
+    parts = ("mean", "covariance", "code", "reading", "scope", "slot")
+    figures = {name: _finite(getattr(drift, name)) for name in parts}
+    return {**figures, "mean_by_write": [_finite(value) for value in drift.by_write]}
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) < float("inf") else None
+
+
+def _subject(backend: str, model: Path, threads: int | None) -> Subject:
+    runtime = load(backend, model, threads)
+    return Subject(f"backend '{backend}'", runtime, instrument(runtime))
+
+
+def _shared_processor(first: Path, second: Path) -> Processor:
+    processor = Processor.from_pretrained(first)
+    if second != first and processor.tokenizer.to_str() != Processor.from_pretrained(second).tokenizer.to_str():
+        raise UserError(f"{first.name} and {second.name} have different tokenizers: their answers cannot be compared.")
+    return processor
+
+
+def same_function(first: Path, second: Path) -> bool:
+    """Whether two bundles hold the same integers and scales in every quantised layer, in whatever bytes.
+
+    Trits at two bits, in base 3 or in whole bytes are one function; eight-bit and four-bit roundings are two.
+    """
+    import torch
+
+    from microvlm.backends.torch_eager import load_bundle
+    from microvlm.lowering import named_packed
+
+    ours, theirs = load_bundle(first), load_bundle(second)
+    layers, others = named_packed(ours), named_packed(theirs)
+    if layers.keys() != others.keys():
+        return False
+    for name, layer in layers.items():
+        other = others[name]
+        if not torch.equal(_integers(layer), _integers(other)):
+            return False
+        if not torch.equal(layer.scale.expand(layer.rows), other.scale.expand(other.rows)):
+            return False
+    packed = tuple(f"{name}." for name in layers)
+    left, right = (
+        {key: value for key, value in model.state_dict().items() if not key.startswith(packed)}
+        for model in (ours, theirs)
+    )
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+def _integers(layer: Any) -> Any:
+    return layer.weight.float() if layer.kind == "dense" else layer.integers()

@@ -1,0 +1,74 @@
+"""What a comparison runs over: evaluation images with the caption prompt, scene questions, and one long episode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from microvlm.bench.evalset_reader import EvalSet
+from microvlm.config import MicroVLMConfig
+
+CAPTION = "caption"
+EPISODE = "episode"
+EPISODE_STEPS = 20
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt with its right answer."""
+
+    name: str
+    kind: str
+    """`caption`, a kind of scene question, or `episode`."""
+    prompt: str
+    images: tuple[Path, ...]
+    answer: str
+
+
+@dataclass(frozen=True)
+class EpisodeScript:
+    """Images that are written one after another, each under a question, and asked for afterwards."""
+
+    images: tuple[Path, ...]
+    captions: tuple[str, ...]
+    questions: tuple[str, ...]
+    answers: tuple[str, ...]
+    caption_prompt: str
+
+
+def choose(evalset: EvalSet, config: MicroVLMConfig, images: int, scenes: int) -> list[Sample]:
+    """`images` captions and `scenes` questions, evenly spread over the set; all of them where it holds fewer."""
+    captions = [
+        Sample(image.file, CAPTION, config.prompt.caption_prompt, (evalset.path(image.file),), image.caption)
+        for image in spread(evalset.images, images)
+    ]
+    questions = [
+        Sample(scene.file, scene.kind, scene.question, (evalset.path(scene.file),), scene.answer)
+        for scene in spread(evalset.scenes, scenes)
+    ]
+    return captions + questions
+
+
+def longest_episode(evalset: EvalSet, config: MicroVLMConfig, steps: int = EPISODE_STEPS) -> EpisodeScript:
+    """The set's first episode of the most images, cut to `steps`."""
+    episode = max(evalset.episodes, key=lambda candidate: len(candidate.files))
+    captions = {image.file: image.caption for image in evalset.images}
+    questions = [question for question in episode.questions if question.step < steps]
+    return EpisodeScript(
+        images=tuple(evalset.path(file) for file in episode.files[:steps]),
+        captions=tuple(captions[file] for file in episode.files[:steps]),
+        questions=tuple(question.question for question in questions),
+        answers=tuple(question.answer for question in questions),
+        caption_prompt=config.prompt.caption_prompt,
+    )
+
+
+def spread(items: Sequence[T], count: int) -> list[T]:
+    """`count` items at equal distances, the first included; every item where there are fewer."""
+    if count >= len(items):
+        return list(items)
+    return [items[index * len(items) // count] for index in range(count)]
