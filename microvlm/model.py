@@ -13,6 +13,7 @@ from microvlm.adapter import Adapter
 from microvlm.config import MicroVLMConfig
 from microvlm.decoder import Cache, Decoder
 from microvlm.embedding import TiedEmbedding
+from microvlm.errors import UserError
 from microvlm.linear import linear_factory
 from microvlm.memory import MemoryState, forget, prior, read, write
 from microvlm.memory_modules import MemoryEncoder, MemoryProjection, ScopeDetector
@@ -130,9 +131,16 @@ class MicroVLM(nn.Module):
         return self.embedding.head(hidden if wanted is None else hidden[wanted])
 
     def place_images(self, input_ids: Tensor, image_token_id: int, prefixes: Tensor) -> Tensor:
-        """Token embeddings with the rows of `image_token_id` replaced, in order, by `prefixes` [images, k, H]."""
+        """Token embeddings with the rows of `image_token_id` replaced, in order, by `prefixes` [images, k, H].
+
+        Raises ValueError when there are not k such tokens for each image.
+        """
         embeds = self.embed(input_ids)
-        where = (input_ids == image_token_id).unsqueeze(-1).expand_as(embeds)
+        places = input_ids == image_token_id
+        count, (images, k, _) = int(places.sum()), prefixes.shape
+        if count != images * k:
+            raise ValueError(f"{count} image tokens do not hold {images} images of {k} embeddings")
+        where = places.unsqueeze(-1).expand_as(embeds)
         return embeds.masked_scatter(where, prefixes.to(embeds.dtype))
 
     @classmethod
@@ -140,7 +148,11 @@ class MicroVLM(nn.Module):
         """A checkpoint: a directory, a hub id, or a bundled name such as `nano`. Loads strictly (UserError)."""
         from microvlm.checkpoint import load_checkpoint
 
-        return load_checkpoint(source).to(device)
+        model = load_checkpoint(source)
+        try:
+            return model.to(device)
+        except (RuntimeError, AssertionError):  # torch says an absent device in either way
+            raise UserError(f"device '{device}' is not available here: choose cpu.") from None
 
     def save_pretrained(self, directory: str | Path) -> None:
         """Writes config.json and model.safetensors (written aside, then renamed)."""
