@@ -14,6 +14,8 @@ from microvlm.processor import Processor
 from microvlm.runtime import Runtime
 
 Progress = Callable[[str], None]
+Instruments = tuple[Instrument, Instrument]
+"""The recording one and the replaying one."""
 
 
 @dataclass(frozen=True)
@@ -34,35 +36,39 @@ class Pair:
     limit: int
     """Most tokens of an answer."""
 
-    @property
-    def replay_unavailable(self) -> str | None:
+    def opened(self) -> Instruments | str:
+        """Both instruments, or why nothing can be replayed."""
         for subject in (self.reference, self.candidate):
             if subject.instrument is None:
                 return f"the layers of {subject.label} cannot be opened, so nothing can be replayed"
-        assert self.reference.instrument is not None and self.candidate.instrument is not None
-        only = self.reference.instrument.layers ^ self.candidate.instrument.layers
+        first, second = self.reference.instrument, self.candidate.instrument
+        assert first is not None
+        assert second is not None
+        only = first.layers ^ second.layers
         if only:
             return f"the two do not quantise the same layers ({min(only)}), so nothing can be replayed"
-        return None
+        return first, second
 
 
 def compare(
     pair: Pair, samples: Sequence[Sample], episode: EpisodeScript, progress: Progress = lambda _: None
 ) -> Metrics:
     """Every figure of the equivalence report. `progress` gets a line now and then."""
-    metrics = Metrics(replay_unavailable=pair.replay_unavailable)
-    if metrics.replay_unavailable is None:
-        metrics.replayed, metrics.comparison = Agreement(), Comparison()
+    opened = pair.opened()
+    if isinstance(opened, str):
+        metrics, instruments = Metrics(replay_unavailable=opened), None
+    else:
+        metrics, instruments = Metrics(replayed=Agreement(), comparison=Comparison()), opened
     for index, sample in enumerate(samples):
-        _compare_sample(pair, sample, metrics)
+        _compare_sample(pair, instruments, sample, metrics)
         if (index + 1) % 25 == 0:
             progress(f"{index + 1} of {len(samples)} samples, {metrics.free.equal} answered alike")
     progress(f"an episode of {len(episode.images)} images")
-    _compare_episode(pair, episode, metrics)
+    _compare_episode(pair, instruments, episode, metrics)
     return metrics
 
 
-def _compare_sample(pair: Pair, sample: Sample, metrics: Metrics) -> None:
+def _compare_sample(pair: Pair, instruments: Instruments | None, sample: Sample, metrics: Metrics) -> None:
     def run(runtime: Runtime, follow: Sequence[int] | None = None) -> Answer:
         prompt = make_prompt(runtime, pair.processor, sample.prompt, sample.images)
         return answer(runtime, pair.processor, prompt, pair.limit, None, follow)
@@ -72,15 +78,15 @@ def _compare_sample(pair: Pair, sample: Sample, metrics: Metrics) -> None:
         for subject in (pair.reference, pair.candidate)
     )
     theirs = answer(pair.candidate.runtime, pair.processor, candidate_prompt, pair.limit)
-    if metrics.replayed is None or metrics.comparison is None:
+    if instruments is None or metrics.replayed is None or metrics.comparison is None:
         ours = answer(pair.reference.runtime, pair.processor, reference_prompt, pair.limit)
     else:
-        assert pair.reference.instrument is not None and pair.candidate.instrument is not None
+        recorder, replayer = instruments
         tape = Tape()
-        with pair.reference.instrument.recording(tape):
-            ours = run(pair.reference.instrument.runtime)
-        with pair.candidate.instrument.replaying(tape, metrics.comparison):
-            replayed = run(pair.candidate.instrument.runtime, ours.choices)
+        with recorder.recording(tape):
+            ours = run(recorder.runtime)
+        with replayer.replaying(tape, metrics.comparison):
+            replayed = run(replayer.runtime, ours.choices)
         metrics.replayed.add_answers(sample.name, ours, replayed)
         metrics.replayed.add_logits(ours.logits, replayed.logits)
     metrics.free.add_answers(sample.name, ours, theirs)
@@ -91,17 +97,19 @@ def _compare_sample(pair: Pair, sample: Sample, metrics: Metrics) -> None:
     metrics.scores.add(sample.kind, sample.answer, ours, theirs)
 
 
-def _compare_episode(pair: Pair, script: EpisodeScript, metrics: Metrics) -> None:
+def _compare_episode(
+    pair: Pair, instruments: Instruments | None, script: EpisodeScript, metrics: Metrics
+) -> None:
     theirs = play(pair.candidate.runtime, pair.processor, script, pair.limit)
-    if metrics.replayed is None or metrics.comparison is None:
+    if instruments is None or metrics.replayed is None or metrics.comparison is None:
         ours = play(pair.reference.runtime, pair.processor, script, pair.limit)
     else:
-        assert pair.reference.instrument is not None and pair.candidate.instrument is not None
+        recorder, replayer = instruments
         tape = Tape()
-        with pair.reference.instrument.recording(tape):
-            ours = play(pair.reference.instrument.runtime, pair.processor, script, pair.limit)
-        with pair.candidate.instrument.replaying(tape, metrics.comparison):
-            replayed = play(pair.candidate.instrument.runtime, pair.processor, script, pair.limit, ours.answers)
+        with recorder.recording(tape):
+            ours = play(recorder.runtime, pair.processor, script, pair.limit)
+        with replayer.replaying(tape, metrics.comparison):
+            replayed = play(replayer.runtime, pair.processor, script, pair.limit, ours.answers)
         metrics.replayed_drift = Drift.between(ours, replayed)
         for question, first, second in zip(script.questions, ours.answers, replayed.answers, strict=True):
             metrics.replayed.add_answers(question, first, second)

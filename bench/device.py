@@ -88,7 +88,12 @@ def describe_model(folder: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     sizes = {str(path.relative_to(folder)): path.stat().st_size for path in files}
-    return {"name": folder.name, "sha256": digest.hexdigest(), "total_bytes": sum(sizes.values()), "files": sizes}
+    return {
+        "name": folder.name,
+        "sha256": digest.hexdigest(),
+        "total_bytes": sum(sizes.values()),
+        "files": sizes,
+    }
 
 
 def cpu_model() -> str:

@@ -100,7 +100,9 @@ def figures(metrics: Metrics) -> dict[str, Any]:
         "kl_max": _finite(max(free.kl)) if free.kl else None,
         "memory_drift": _finite(metrics.drift.largest),
         "memory": _drift(metrics.drift),
-        "integer_exact": None if comparison is None else comparison.sums > 0 and comparison.sums_differing == 0,
+        "integer_exact": None
+        if comparison is None
+        else comparison.sums > 0 and comparison.sums_differing == 0,
         "replay": _replay(metrics),
         "accuracy": metrics.scores.by_kind(),
         "changed_answers": free.changed,
@@ -108,7 +110,14 @@ def figures(metrics: Metrics) -> dict[str, Any]:
 
 
 def _replay(metrics: Metrics) -> dict[str, Any]:
-    names = ("logits_max_abs_diff", "greedy_match", "codes", "codes_differing", "max_code_step", "max_tie_distance")
+    names = (
+        "logits_max_abs_diff",
+        "greedy_match",
+        "codes",
+        "codes_differing",
+        "max_code_step",
+        "max_tie_distance",
+    )
     replayed, comparison, drift = metrics.replayed, metrics.comparison, metrics.replayed_drift
     if replayed is None or comparison is None:
         return {**dict.fromkeys(names), "unavailable": metrics.replay_unavailable}
@@ -148,8 +157,13 @@ def _subject(backend: str, model: Path, threads: int | None) -> Subject:
 
 def _shared_processor(first: Path, second: Path) -> Processor:
     processor = Processor.from_pretrained(first)
-    if second != first and processor.tokenizer.to_str() != Processor.from_pretrained(second).tokenizer.to_str():
-        raise UserError(f"{first.name} and {second.name} have different tokenizers: their answers cannot be compared.")
+    if (
+        second != first
+        and processor.tokenizer.to_str() != Processor.from_pretrained(second).tokenizer.to_str()
+    ):
+        raise UserError(
+            f"{first.name} and {second.name} have different tokenizers: their answers cannot be compared."
+        )
     return processor
 
 

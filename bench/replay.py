@@ -182,7 +182,9 @@ class OrtInstrument:
         outputs = dict(
             zip(probed.outputs, session.run_with_ort_values(list(probed.outputs), feeds), strict=True)
         )
-        arrays = {name: outputs[name].numpy() if name in outputs else feeds[name].numpy() for name in _seen(probed)}
+        arrays = {
+            name: outputs[name].numpy() if name in outputs else feeds[name].numpy() for name in _seen(probed)
+        }
         for layer in probed.layers:
             self._listen(layer, arrays, entries.get(layer.name))
         return [outputs[tensor["name"]] for tensor in spec["outputs"]]
@@ -219,7 +221,9 @@ class OrtInstrument:
 
 
 def _seen(probed: Any) -> list[str]:
-    return list({name for layer in probed.layers for name in (layer.x, layer.sums, layer.scaled, layer.direct)})
+    return list(
+        {name for layer in probed.layers for name in (layer.x, layer.sums, layer.scaled, layer.direct)}
+    )
 
 
 def _value(array: Any) -> Any:

@@ -1,0 +1,145 @@
+"""`microvlm-bench`: time a model, compare two backends or two precisions, turn reports into Markdown."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from microvlm.cli_support import GATE_FAILED, note, print_json, run_click
+from microvlm.errors import UserError
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_HELP = {"help_option_names": ["-h", "--help"]}
+
+
+@click.group(context_settings=_HELP)
+def command() -> None:
+    """Measure, compare, report."""
+
+
+@command.command(context_settings=_HELP)
+@click.argument("model", default="nano")
+@click.option(
+    "--backend", "backends", multiple=True, help="A backend by name; may be repeated. All by default."
+)
+@click.option("--threads", default=1, show_default=True, help="Threads of one operator.")
+@click.option("--repeats", default=10, show_default=True, help="Timed rounds.")
+@click.option("--warmup", default=2, show_default=True, help="Rounds before the clock counts.")
+@click.option("--new-tokens", default=16, show_default=True, help="Tokens of a decode.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
+@click.option("--markdown", type=_FILE, help="Write the tables as Markdown to this file.")
+@click.option("-o", "--output", type=_FILE, help="Write the JSON document to this file.")
+def run(
+    model: str,
+    backends: tuple[str, ...],
+    threads: int,
+    repeats: int,
+    warmup: int,
+    new_tokens: int,
+    as_json: bool,
+    markdown: Path | None,
+    output: Path | None,
+) -> int:
+    """Time MODEL (a bundle, a checkpoint or 'nano'): each backend in its own process, round by round."""
+    from microvlm.bench.run import run as measure
+
+    document = measure(model, backends, threads, repeats, warmup, new_tokens, progress=note)
+    _deliver(document, as_json, markdown, output)
+    states = [entry["status"] for entry in document["results"]]
+    if "failed" in states or "ok" not in states:
+        note("a backend broke, or none could run: see the reasons above")
+        return GATE_FAILED
+    return 0
+
+
+@command.command(context_settings=_HELP)
+@click.argument("model", default="nano")
+@click.option("--reference", default="torch", show_default=True, help="Backend that is believed.")
+@click.option("--candidate", default="ort", show_default=True, help="Backend that is checked.")
+@click.option("--against", help="Run the candidate on this other model: between precisions.")
+@click.option(
+    "--images", default=60, show_default=True, help="Evaluation images, and as many scene questions."
+)
+@click.option("--threads", type=int, help="Threads of one operator; each backend's own choice by default.")
+@click.option("--new-tokens", default=16, show_default=True, help="Most tokens of an answer.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
+@click.option("--markdown", type=_FILE, help="Write the tables as Markdown to this file.")
+@click.option("-o", "--output", type=_FILE, help="Write the JSON document to this file.")
+def equivalence(
+    model: str,
+    reference: str,
+    candidate: str,
+    against: str | None,
+    images: int,
+    threads: int | None,
+    new_tokens: int,
+    as_json: bool,
+    markdown: Path | None,
+    output: Path | None,
+) -> int:
+    """Is MODEL (a bundle, a checkpoint or 'nano') the same on two backends? Status 1 when it is not.
+
+    A difference that disappears when both run with the same activation codes is a rounding tie: AMBIGUOUS, status 0.
+    """
+    from microvlm.bench.equivalence import Options
+    from microvlm.bench.equivalence import run as compare
+
+    options = Options(
+        model=model,
+        against=against,
+        reference=reference,
+        candidate=candidate,
+        images=images,
+        threads=threads,
+        new_tokens=new_tokens,
+    )
+    document, verdict = compare(options, progress=note)
+    _deliver(document, as_json, markdown, output)
+    note(f"{verdict.verdict}: {'; '.join(verdict.reasons)}")
+    return verdict.exit_status
+
+
+@command.command(context_settings=_HELP)
+@click.argument("reports", nargs=-1, required=True, type=_FILE)
+@click.option("-o", "--output", type=_FILE, help="Write to this file instead of stdout.")
+def report(reports: tuple[Path, ...], output: Path | None) -> None:
+    """Saved JSON documents of `run` and `equivalence` as Markdown."""
+    from microvlm.bench.report import markdown as tables
+
+    pages = "\n".join(tables(_read(path)) for path in reports)
+    if output is None:
+        click.echo(pages, nl=False)
+    else:
+        output.write_text(pages)
+
+
+def _deliver(document: dict[str, Any], as_json: bool, markdown: Path | None, output: Path | None) -> None:
+    from microvlm.bench import report as reports
+
+    if as_json:
+        print_json(document)
+    else:
+        click.echo(reports.text(document))
+    if markdown is not None:
+        markdown.write_text(reports.markdown(document))
+    if output is not None:
+        output.write_text(json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: save a report with -o first.") from None
+    except ValueError:
+        raise UserError(f"{path} is not JSON: give a file that -o wrote.") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{path} is no report of microvlm-bench.")
+    return document
+
+
+def main() -> None:
+    run_click(command)
