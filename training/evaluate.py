@@ -4,21 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from microvlm.backends import base as backends
+from microvlm.backends.base import LoadedRuntime
 from microvlm.generation import GenerationOptions, embed_prompt, generate
+from microvlm.ordinals import ordinal_question
 from microvlm.processor import Processor
 from microvlm.runtime import Runtime
+from microvlm.session import Chat
 from microvlm.training.data.compose import compose_scenes, plain_emoji
 from microvlm.training.data.emoji import EmojiData, read_test_emoji
 from microvlm.training.data.scenes import KINDS, Scene, sample_question
-from microvlm.training.data.sources import TEST_VENDOR
+from microvlm.training.data.sources import STRESS_VENDOR, TEST_VENDOR
 
 BATCH = 64
 BOOTSTRAPS = 10_000
+EPISODE_LENGTHS = (2, 4, 8)
 Log = Callable[[str], None]
 
 
@@ -46,6 +52,20 @@ def caption_rows(emoji: EmojiData, vendor: str) -> tuple[list[str], list[np.ndar
 def to_bytes(pixels: torch.Tensor) -> list[np.ndarray]:
     """float [B, 3, S, S] in 0..1 -> uint8 [S, S, 3] each, as a picture file holds them."""
     return list((pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+
+
+def score_model(source: str | Path, emoji: EmojiData, backend: str, log: Log) -> dict[str, Any]:
+    """Everything that is scored of one model, by one backend: `captions`, `captions_stress`, `scenes`, `episodes`."""
+    runtime = backends.load(backend, source)
+    processor = Processor.from_pretrained(runtime.directory)
+    log(f"scoring {source} on {backend}: captions")
+    captions = score_captions(runtime, processor, emoji)
+    stress = score_captions(runtime, processor, emoji, STRESS_VENDOR)
+    log("scene questions")
+    scenes = score_scenes(runtime, processor, emoji)
+    log("episodes")
+    episodes = score_episodes(runtime, processor, emoji)
+    return {"captions": captions, "captions_stress": stress, "scenes": scenes, "episodes": episodes}
 
 
 def score_captions(
@@ -86,6 +106,40 @@ def score_scenes(
             twins = [_twin(scene, kind, question.text) for scene, question in asked]
             both = right & _ask(runtime, processor, emoji, vendor, [s.swapped() for s, _ in asked], twins)
             result[kind]["twins"] = float(both.mean())
+    return result
+
+
+def score_episodes(
+    runtime: LoadedRuntime, processor: Processor, emoji: EmojiData, count: int = 60, seed: int = 2
+) -> dict[str, dict[str, float]]:
+    """By episode length: images captioned and written one after the other, then every one asked for by its place.
+
+    `accuracy` is against the true caption, `consistent` against what the model itself said of the image, and
+    `memory_off` the accuracy of the same questions with an empty memory.
+    """
+    captions, views = caption_rows(emoji, TEST_VENDOR)
+    rng = np.random.default_rng(seed)
+    result = {}
+    for length in EPISODE_LENGTHS:
+        right, same, blind, total = 0, 0, 0, 0
+        for _ in range(max(1, count // length)):
+            shown = rng.permutation(len(captions))[:length]
+            chat = Chat(runtime, processor)
+            said = [
+                chat.ask(runtime.config.prompt.caption_prompt, views[i], new_image=True).answer for i in shown
+            ]
+            for step, row in enumerate(shown):
+                told = chat.ask(ordinal_question(step)).answer
+                right += told == captions[row]
+                same += told == said[step]
+                blind += Chat(runtime, processor).ask(ordinal_question(step)).answer == captions[row]
+                total += 1
+        result[str(length)] = {
+            "accuracy": right / total,
+            "consistent": same / total,
+            "memory_off": blind / total,
+            "count": total,
+        }
     return result
 
 
