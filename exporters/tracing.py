@@ -74,8 +74,8 @@ def example_inputs(
 ) -> tuple[Tensor, ...]:
     """Seeded inputs of a graph in contract order; `sizes` gives each symbolic dimension.
 
-    Masks hide nothing but a random part of the padding-free past; keys and codes are of unit length, as the model
-    makes them, and covariances are symmetric and positive.
+    Keys and codes are of unit length, as the model makes them, and covariances symmetric and positive. Of a batch, the
+    first row's mask hides its first position: the memory slot of a decoder, a padding token of a memory encoder.
     """
     generator = torch.Generator().manual_seed(seed)
     return tuple(_example(tensor, sizes, generator, vocab_size) for tensor in spec.inputs)
@@ -88,7 +88,9 @@ def _example(
     if tensor.name == "input_ids":
         return torch.randint(0, vocab_size, shape, generator=generator)
     if tensor.name == "attention_mask":
-        return torch.ones(shape, dtype=torch.int64)
+        mask = torch.ones(shape, dtype=torch.int64)
+        mask[0, 0] = int(shape[0] == 1)
+        return mask
     if tensor.name == "position_ids":
         past = sizes[contract.PAST]
         return torch.arange(past, past + shape[1]).expand(shape).contiguous()
@@ -124,6 +126,7 @@ def trace(model: MicroVLM, spec: GraphSpec) -> onnx_ir.Model:
         )
     assert program is not None
     graph = program.model
+    graph.graph.name = spec.name
     tidy(graph, set(model.state_dict()), prefix="model.")
     _apply_contract(graph, spec)
     return graph

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from microvlm.config import MemoryConfig, MicroVLMConfig, QuantizationConfig, TextConfig, VisionConfig
 from microvlm.model import MicroVLM
+from microvlm.processor import Processor
 
 # One core a test run: these sizes gain nothing from threads, and the machines that run them are small.
 torch.set_num_threads(1)
@@ -71,3 +76,60 @@ def ternary_model() -> MicroVLM:
 def float_model() -> MicroVLM:
     """The same shape in float. Tests must not change it."""
     return seeded_model(tiny_config(FLOAT))
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(ternary_model: MicroVLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`ternary_model` saved, without a tokenizer. Tests must not change it."""
+    directory = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    ternary_model.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny_checkpoint` exported at 1.58 bits, four trits a byte. Tests must not change it."""
+    from microvlm.exporters.bundle import export
+    from microvlm.lowering import WeightFormat
+
+    directory = tmp_path_factory.mktemp("bundle") / "tiny"
+    export(tiny_checkpoint, directory, WeightFormat(), threads=1)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_processor() -> Processor:
+    """A byte-level tokenizer with the special tokens of the template, for the tiny configuration."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=290,
+        special_tokens=["<|pad|>", "<|end|>", "<|assistant|>", "<image>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["describe the image", "what is this?", "a red heart"], trainer)
+    return Processor(tokenizer, tiny_config())
+
+
+@pytest.fixture(scope="session")
+def speaking_checkpoint(
+    tiny_checkpoint: Path, tiny_processor: Processor, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """`tiny_checkpoint` with a tokenizer. Tests must not change it."""
+    directory = tmp_path_factory.mktemp("speaking") / "checkpoint"
+    shutil.copytree(tiny_checkpoint, directory)
+    tiny_processor.save(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def speaking_bundle(
+    tiny_bundle: Path, tiny_processor: Processor, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """`tiny_bundle` with a tokenizer. Tests must not change it."""
+    directory = tmp_path_factory.mktemp("speaking") / "bundle"
+    shutil.copytree(tiny_bundle, directory)
+    tiny_processor.save(directory)
+    return directory
