@@ -1,0 +1,105 @@
+"""Names, shapes and bytes of the initializers of an ONNX file, read from its protobuf wire format without onnx.
+
+Fields used (onnx.proto): ModelProto.graph 7; GraphProto.initializer 5; TensorProto.dims 1, data_type 2, float_data 4,
+int32_data 5, int64_data 7, name 8, raw_data 9, external_data 13; StringStringEntryProto.key 1, value 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from microvlm.errors import UserError
+
+# TensorProto.DataType -> bytes of one element.
+_ELEMENT_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}
+_VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
+
+
+class Initializer(NamedTuple):
+    name: str
+    shape: tuple[int, ...]
+    nbytes: int
+    location: str | None
+    """The file beside the graph that holds the bytes; None when they are in the graph."""
+
+
+def read_initializers(path: Path) -> list[Initializer]:
+    """Raises UserError when the file is missing or is no ONNX file."""
+    try:
+        return [
+            _initializer(tensor)
+            for field, graph in _fields(memoryview(path.read_bytes()))
+            if field == 7 and isinstance(graph, memoryview)
+            for number, tensor in _fields(graph)
+            if number == 5 and isinstance(tensor, memoryview)
+        ]
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: copy or export the bundle again.") from None
+    except (OSError, ValueError, IndexError, KeyError):
+        raise UserError(f"{path} is no ONNX file: copy or export the bundle again.") from None
+
+
+def _initializer(tensor: memoryview) -> Initializer:
+    name, data_type, dims, location = "", 0, [], None
+    for field, value in _fields(tensor):
+        if field == 1:
+            dims += [value] if isinstance(value, int) else list(_packed_varints(value))
+        elif field == 2 and isinstance(value, int):
+            data_type = value
+        elif field == 8 and isinstance(value, memoryview):
+            name = bytes(value).decode()
+        elif field == 13 and isinstance(value, memoryview):
+            entry = {
+                number: bytes(text).decode()
+                for number, text in _fields(value)
+                if isinstance(text, memoryview)
+            }
+            location = entry.get(2) if entry.get(1) == "location" else location
+    nbytes = _ELEMENT_BYTES[data_type]
+    for length in dims:
+        nbytes *= length
+    return Initializer(name, tuple(dims), nbytes, location)
+
+
+def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """(field number, integer or bytes) of one message. Raises ValueError or IndexError on anything else."""
+    position = 0
+    while position < len(data):
+        tag, position = _varint(data, position)
+        kind = tag & 7
+        if kind == _VARINT:
+            value, position = _varint(data, position)
+            yield tag >> 3, value
+            continue
+        if kind == _LENGTH:
+            length, position = _varint(data, position)
+        elif kind in (_FIXED64, _FIXED32):
+            length = 8 if kind == _FIXED64 else 4
+        else:
+            raise ValueError(f"wire type {kind}")
+        if position + length > len(data):
+            raise ValueError("a field runs over the end")
+        yield tag >> 3, data[position : position + length]
+        position += length
+
+
+def _packed_varints(data: memoryview) -> Iterator[int]:
+    position = 0
+    while position < len(data):
+        value, position = _varint(data, position)
+        yield value
+
+
+def _varint(data: memoryview, position: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[position]
+        value |= (byte & 127) << shift
+        position += 1
+        if byte < 128:
+            return value, position
+        shift += 7
+        if shift > 63:
+            raise ValueError("a varint runs over ten bytes")
