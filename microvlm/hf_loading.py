@@ -12,6 +12,7 @@ from math import ceil
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from microvlm.checkpoint import WEIGHTS, read_tensors, resolve_checkpoint
@@ -19,6 +20,7 @@ from microvlm.config import MicroVLMConfig
 from microvlm.errors import UserError
 from microvlm.hf_config import read_json, text_config, vision_config
 from microvlm.model import MicroVLM
+from microvlm.processor import TOKENIZER, Processor
 
 INDEX = "model.safetensors.index.json"
 UNUSED_VISION_PREFIXES = (
@@ -70,6 +72,46 @@ def assemble(vision: str | Path, decoder: str | Path, base: MicroVLMConfig) -> M
     load_decoder(model, decoder_directory)
     model.memory_projection.initialise_from(model.decoder.layers)
     return model.eval()
+
+
+def assemble_checkpoint(
+    vision: str | Path, decoder: str | Path, base: MicroVLMConfig, directory: str | Path
+) -> MicroVLM:
+    """`assemble`, saved with the decoder's tokenizer: a checkpoint to train, to export and to ask.
+
+    An image token that the tokenizer lacks is added, its embedding the mean of all. Raises UserError, before anything
+    is written, also when the tokenizer lacks another token of `base.prompt`.
+    """
+    decoder_directory = resolve_checkpoint(decoder)
+    path = decoder_directory / TOKENIZER
+    if not path.is_file():
+        raise UserError(f"{path} is missing: the decoder's directory must hold its tokenizer.")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception:  # tokenizers raises plain Exception
+        raise UserError(f"{path} is damaged: copy the decoder again.") from None
+    if tokenizer.token_to_id(base.prompt.image_token) is None:
+        tokenizer.add_special_tokens([base.prompt.image_token])
+    model = assemble(vision, decoder_directory, base)
+    grow_vocabulary(model, max(tokenizer.get_vocab().values()) + 1)
+    processor = Processor(tokenizer, model.config)
+    model.save_pretrained(directory)
+    processor.save(directory)
+    model.directory = Path(directory)
+    return model
+
+
+def grow_vocabulary(model: MicroVLM, vocab_size: int) -> None:
+    """Give `model` embedding rows for at least `vocab_size` tokens; each new row is the mean of the old ones."""
+    old = model.embedding.weight
+    missing = vocab_size - old.shape[0]
+    if missing <= 0:
+        return
+    mean = old.detach().mean(0, keepdim=True)
+    model.embedding.weight = nn.Parameter(torch.cat([old.detach(), mean.expand(missing, -1)]))
+    model.config = dataclasses.replace(
+        model.config, text=dataclasses.replace(model.config.text, vocab_size=vocab_size)
+    )
 
 
 def assembled_config(vision: Path, decoder: Path, base: MicroVLMConfig) -> MicroVLMConfig:

@@ -125,7 +125,9 @@ class PackedLinear(nn.Module):
     def integers(self) -> Tensor:
         """The integer weights as float32 [N, K], unpacked once (and again after a load or a move)."""
         if self._integers is None:
-            self._integers = self.unpack()
+            # Kept beyond this call, so it must not be an inference tensor: gradients may pass through later ones.
+            with torch.inference_mode(False):
+                self._integers = self.unpack()
         return self._integers
 
     def unpack(self) -> Tensor:

@@ -181,6 +181,16 @@ def test_loading_other_weights_forgets_the_unpacked_ones():
     assert not torch.equal(layer(x), first)
 
 
+def test_integers_unpacked_in_inference_mode_serve_gradients_later():
+    layer = packed_of(ternary_layer())
+    with torch.inference_mode():
+        layer(torch.randn(2, 50))
+    assert not layer.integers().is_inference()
+    weight = torch.randn(50, 50, requires_grad=True)
+    layer(torch.randn(2, 50) @ weight).sum().backward()
+    assert weight.grad.isfinite().all()
+
+
 def test_a_tap_sees_the_codes_and_replaces_them():
     layer = packed_of(ternary_layer(bias=False))
     x = torch.randn(2, 50)
