@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from microvlm.backends import load, resolve_bundle
 from microvlm.bench.compare import Pair, Progress, Subject, compare
@@ -18,6 +18,9 @@ from microvlm.bench.stats import paired_difference, percentile
 from microvlm.bench.verdict import Verdict, judge, judge_precision
 from microvlm.errors import UserError
 from microvlm.processor import Processor
+
+if TYPE_CHECKING:
+    from microvlm.model import MicroVLM
 
 SAME_FUNCTION = "is the backend right?"
 PRECISION = "what did storing it narrower cost?"
@@ -60,7 +63,7 @@ def run(options: Options, progress: Progress = lambda _: None) -> tuple[dict[str
     candidate = _subject(options.candidate, second, options.threads)
     processor = _shared_processor(first, second)
     config = reference.runtime.config
-    same = options.against is None or same_function(first, second)
+    same = options.against is None or same_bundles(first, second)
     if not same:
         # Codes of other weights are other codes: there is nothing to replay.
         reference = Subject(reference.label, reference.runtime, None)
@@ -167,17 +170,22 @@ def _shared_processor(first: Path, second: Path) -> Processor:
     return processor
 
 
-def same_function(first: Path, second: Path) -> bool:
-    """Whether two bundles hold the same integers and scales in every quantised layer, in whatever bytes.
+def same_bundles(first: Path, second: Path) -> bool:
+    """Whether two bundles hold one function, whatever their bytes."""
+    from microvlm.backends.torch_eager import load_bundle
+
+    return first == second or same_function(load_bundle(first), load_bundle(second))
+
+
+def same_function(ours: MicroVLM, theirs: MicroVLM) -> bool:
+    """Whether two lowered models hold the same integers and scales in every quantised layer, and the same floats.
 
     Trits at two bits, in base 3 or in whole bytes are one function; eight-bit and four-bit roundings are two.
     """
     import torch
 
-    from microvlm.backends.torch_eager import load_bundle
     from microvlm.lowering import named_packed
 
-    ours, theirs = load_bundle(first), load_bundle(second)
     layers, others = named_packed(ours), named_packed(theirs)
     if layers.keys() != others.keys():
         return False

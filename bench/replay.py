@@ -22,7 +22,9 @@ class Instrument(Protocol):
     """A runtime whose quantised layers can be listened to and overruled. `runtime` is the one to call meanwhile."""
 
     runtime: Runtime
-    layers: frozenset[str]
+
+    @property
+    def layers(self) -> frozenset[str]: ...
 
     def recording(self, tape: Tape) -> Any:
         """Context: every call appends to `tape`."""
@@ -50,7 +52,10 @@ class TorchInstrument:
 
         self.runtime = runtime
         self._layers = named_packed(runtime.model)
-        self.layers = frozenset(self._layers)
+
+    @property
+    def layers(self) -> frozenset[str]:
+        return frozenset(self._layers)
 
     @contextmanager
     def recording(self, tape: Tape) -> Iterator[None]:

@@ -127,7 +127,7 @@ def _replay_failures(metrics: Metrics) -> list[str]:
         failures.append(
             f"with equal codes logits differ by {replayed.logits_max_abs_diff:.1e}, more than {LOGITS:g}"
         )
-    if comparison.codes_differing > max(CODES_ALLOWED, CODES_PER_MILLION * 1e-6 * comparison.codes):
+    if comparison.codes_differing > max(CODES_ALLOWED, CODES_PER_MILLION * comparison.codes / 1e6):
         failures.append(
             f"{comparison.codes_differing} of {comparison.codes} codes differ, over {CODES_PER_MILLION} per million"
         )

@@ -1,0 +1,300 @@
+"""Torch against ONNX Runtime on a real bundle: equal models pass, wrong ones fail, rounding ties are told apart."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+from onnx import helper, numpy_helper
+
+from microvlm.backends import load
+from microvlm.backends.resolve import sha256
+from microvlm.bench.cli import command
+from microvlm.bench.codes import Comparison, Tape
+from microvlm.bench.compare import Pair, Subject, compare
+from microvlm.bench.equivalence import same_function
+from microvlm.bench.evalset_reader import load_evalset
+from microvlm.bench.metrics import Agreement, Drift, Metrics
+from microvlm.bench.probe import is_quantised_matmul, probe
+from microvlm.bench.replay import instrument
+from microvlm.bench.runs import slot_arrays
+from microvlm.bench.samples import choose, longest_episode, spread
+from microvlm.bench.verdict import AMBIGUOUS, FAIL, PASS, judge
+from microvlm.errors import UserError
+from microvlm.lowering import WeightFormat, lower, named_packed
+from microvlm.model import MicroVLM
+from microvlm.processor import Processor
+from microvlm.runtime import MemoryArrays
+
+
+def altered(bundle: Path, folder: Path, graph: str, change: Callable[[onnx.ModelProto], None]) -> Path:
+    """A copy of `bundle` with one graph changed and a manifest that agrees with it."""
+    copy = folder / "altered"
+    shutil.copytree(bundle, copy)
+    path = copy / "onnx" / f"{graph}.onnx"
+    model = onnx.load(str(path), load_external_data=False)
+    change(model)
+    path.write_bytes(model.SerializeToString())
+    mend_manifest(copy)
+    return copy
+
+
+def mend_manifest(bundle: Path) -> None:
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    for name, entry in manifest["files"].items():
+        entry["bytes"], entry["sha256"] = (bundle / name).stat().st_size, sha256(bundle / name)
+    (bundle / "manifest.json").write_text(json.dumps(manifest))
+
+
+def matmul_of(model: onnx.ModelProto, layer: str) -> onnx.NodeProto:
+    return next(
+        node for node in model.graph.node if is_quantised_matmul(node) and node.input[1] == f"{layer}.packed"
+    )
+
+
+def verdict_of(bundle: Path, candidate_bundle: Path, images: int = 2) -> tuple[str, Metrics]:
+    """Torch on one bundle, ONNX Runtime on the other, over a few samples and a three-step episode."""
+    reference, candidate = load("torch", bundle, 1), load("ort", candidate_bundle, 1)
+    pair = Pair(
+        Subject("torch", reference, instrument(reference)),
+        Subject("ort", candidate, instrument(candidate)),
+        Processor.from_pretrained(bundle),
+        4,
+    )
+    evalset, config = load_evalset(), reference.config
+    metrics = compare(pair, choose(evalset, config, images, images), longest_episode(evalset, config, 3))
+    return judge(metrics).verdict, metrics
+
+
+def test_every_integer_sum_is_equal_and_replayed_logits_are_float_noise(speaking_bundle: Path) -> None:
+    verdict, metrics = verdict_of(speaking_bundle, speaking_bundle)
+    comparison = metrics.comparison
+    assert verdict in (PASS, AMBIGUOUS)
+    assert comparison.sums > 100_000
+    assert comparison.sums_differing == 0
+    assert comparison.operator_outputs > 100_000
+    assert comparison.operator_mismatches == 0
+    assert metrics.replayed.greedy_match == 1.0
+    assert metrics.replayed.logits_max_abs_diff <= 1e-4
+    assert metrics.replayed_drift.largest <= 1e-5
+    assert len(metrics.drift.by_write) == 6
+
+
+def test_onnx_runtime_recorded_and_torch_replayed_agree_too(speaking_bundle: Path) -> None:
+    reference, candidate = (
+        instrument(load("ort", speaking_bundle, 1)),
+        instrument(load("torch", speaking_bundle, 1)),
+    )
+    pixels = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
+    tape, comparison = Tape(), Comparison()
+    with reference.recording(tape):
+        wanted = reference.runtime.encode_image(pixels)
+    with candidate.replaying(tape, comparison):
+        got = candidate.runtime.encode_image(pixels)
+    assert tape.left == 0
+    assert comparison.sums > 0
+    assert comparison.sums_differing == 0
+    assert np.abs(got - wanted).max() < 1e-4
+
+
+def test_recording_changes_nothing_that_the_runtime_computes(speaking_bundle: Path) -> None:
+    for backend in ("torch", "ort"):
+        plain = load(backend, speaking_bundle, 1)
+        listened = instrument(plain)
+        state = MemoryArrays(*plain.memory_prior())
+        key, code = np.ones((1, 16), np.float32), np.linspace(-1, 1, 48, dtype=np.float32)[None]
+        with listened.recording(Tape()):
+            recorded = listened.runtime.memory_read(key, code, state)
+        direct = plain.memory_read(key, code, state)
+        assert recorded.scope == direct.scope
+        for ours, theirs in zip(slot_arrays(recorded.slot), slot_arrays(direct.slot), strict=True):
+            assert np.array_equal(ours, theirs)
+
+
+def test_one_wrong_byte_of_packed_weights_fails(speaking_bundle: Path, tmp_path: Path) -> None:
+    layer = "decoder.layers.1.mlp.down_proj"
+
+    def flip(model: onnx.ModelProto) -> None:
+        packed = next(t for t in model.graph.initializer if t.name == f"{layer}.packed")
+        where = {entry.key: entry.value for entry in packed.external_data}
+        data = tmp_path / "altered" / "onnx" / where["location"]
+        content = bytearray(data.read_bytes())
+        # The first row's low two bits hold one trit, code 0, 1 or 2: another one of them.
+        place = int(where["offset"])
+        content[place] = (content[place] & ~3) | (((content[place] & 3) + 1) % 3)
+        data.write_bytes(content)
+
+    bundle = altered(speaking_bundle, tmp_path, "decoder_model_merged", flip)
+    verdict, metrics = verdict_of(speaking_bundle, bundle, images=1)
+    assert verdict == FAIL
+    assert metrics.comparison.sums_differing > 0
+    # One row of one layer: about one sum in 64 of that layer, none of any other.
+    assert metrics.comparison.sums_differing < metrics.comparison.sums / 100
+
+
+def test_a_wrong_function_body_fails_with_status_1(speaking_bundle: Path, tmp_path: Path) -> None:
+    def halve_range(model: onnx.ModelProto) -> None:
+        body = next(f for f in model.functions if f.name == "TernaryMatMul2x4")
+        limit = next(node for node in body.node if node.output[0] == "code_max")
+        limit.attribute[0].t.CopyFrom(numpy_helper.from_array(np.array(126.0, np.float32)))
+
+    bundle = altered(speaking_bundle, tmp_path, "decoder_model_merged", halve_range)
+    result = CliRunner().invoke(
+        command,
+        ["equivalence", str(bundle), "--images", "1", "--threads", "1", "--new-tokens", "3", "--json"],
+        standalone_mode=False,
+    )
+    assert result.return_value == 1, result.output
+    document = json.loads(result.stdout)
+    assert document["verdict"] == "FAIL"
+    assert document["replay"]["operator_mismatches"] > 0 or document["replay"]["sums_differing"] > 0
+
+
+@pytest.mark.parametrize(
+    ("moved_by", "verdict"), [(3e-6, AMBIGUOUS), (0.2, FAIL), (2.0, FAIL)], ids=["tie", "no tie", "two codes"]
+)
+def test_a_code_next_to_a_tie_is_ambiguous_and_any_other_an_error(
+    speaking_bundle: Path, tmp_path: Path, moved_by: float, verdict: str
+) -> None:
+    """W_M's input is a row of the memory, which a one-hot key reads exactly: 127 at the peak, .5 where it may round."""
+    config = load("ort", speaking_bundle, 1).config
+    row = np.zeros(config.memory.code_size, np.float32)
+    row[:2] = 127, 0.5
+    noise = np.zeros_like(row)
+    noise[1] = moved_by
+
+    def move(model: onnx.ModelProto) -> None:
+        node = matmul_of(model, "memory_projection.linear")
+        model.graph.initializer.append(numpy_helper.from_array(noise, "noise"))
+        position = list(model.graph.node).index(node)
+        added = helper.make_node("Add", [node.input[0], "noise"], ["moved"])
+        node.input[0] = "moved"
+        model.graph.node.insert(position, added)
+
+    reference = instrument(load("torch", speaking_bundle, 1))
+    candidate = instrument(load("ort", altered(speaking_bundle, tmp_path, "memory_read", move), 1))
+    mean = np.zeros((1, config.memory.slots, len(row)), np.float32)
+    mean[0, 0] = row
+    key = np.eye(1, config.memory.slots, dtype=np.float32)
+    state = MemoryArrays(mean, np.eye(config.memory.slots, dtype=np.float32)[None])
+    tape, comparison = Tape(), Comparison()
+    with reference.recording(tape):
+        ours = slot_arrays(reference.runtime.memory_read(key, row[None], state).slot)
+    free = slot_arrays(candidate.runtime.memory_read(key, row[None], state).slot)
+    with candidate.replaying(tape, comparison):
+        replayed = slot_arrays(candidate.runtime.memory_read(key, row[None], state).slot)
+
+    def difference(theirs: list[np.ndarray]) -> float:
+        return max(float(np.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True))
+
+    assert difference(free) > 1e-3
+    assert difference(replayed) < 1e-4
+    assert comparison.codes_differing == 1
+    assert comparison.sums_differing == 0
+    assert comparison.max_code_step == max(1, round(0.5 + moved_by))
+    metrics = Metrics(
+        free=Agreement(samples=1, equal=1, positions=1, top1_equal=1),
+        drift=Drift(slot=difference(free)),
+        replayed=Agreement(samples=1, equal=1),
+        comparison=comparison,
+        replayed_drift=Drift(slot=difference(replayed)),
+    )
+    assert judge(metrics).verdict == verdict
+
+
+def test_a_probed_graph_keeps_every_operator_and_names_layers_as_the_model_does(
+    speaking_bundle: Path, ternary_model: MicroVLM
+) -> None:
+    wanted = {
+        name for name in named_packed(lower(ternary_model, WeightFormat())) if name.startswith("decoder.")
+    }
+    probed = probe(speaking_bundle / "onnx" / "decoder_model_merged.onnx")
+    assert {layer.name for layer in probed.layers} == wanted | {"embedding.table"}
+    operators = [node for node in probed.model.graph.node if is_quantised_matmul(node)]
+    # Each twice: as the graph has it, and on integers.
+    assert len(operators) == 2 * len(probed.layers)
+    assert {f.name for f in probed.model.functions} >= {node.op_type for node in operators}
+
+
+def test_trits_are_one_function_in_any_bytes_and_another_training_is_another(ternary_model: MicroVLM) -> None:
+    two_bits = lower(ternary_model, WeightFormat(1.58, "2bit"))
+    for other in (WeightFormat(1.58, "base3"), WeightFormat(8), WeightFormat(4), WeightFormat(16)):
+        assert same_function(two_bits, lower(ternary_model, other)), other
+    assert not same_function(two_bits, lower(ternary_model, WeightFormat(embedding_bits=4)))
+    changed = lower(ternary_model, WeightFormat())
+    changed.decoder.norm.weight.data[0] += 1
+    assert not same_function(two_bits, changed)
+
+
+def test_the_document_has_every_field_of_the_contract(speaking_bundle: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    result = CliRunner().invoke(
+        command,
+        [
+            *("equivalence", str(speaking_bundle), "--images", "1", "--threads", "1", "--new-tokens", "3"),
+            *("--json", "--markdown", str(page)),
+        ],
+        standalone_mode=False,
+    )
+    document = json.loads(result.stdout)
+    assert result.return_value == 0
+    assert document["verdict"] in ("PASS", "AMBIGUOUS")
+    assert document["verdict"] in result.stderr
+    for name in ("greedy_match", "top1_agreement", "logits_max_abs_diff", "kl_mean", "memory_drift"):
+        assert isinstance(document[name], float), name
+    assert document["integer_exact"] is True
+    replay = document["replay"]
+    assert replay["greedy_match"] == 1.0
+    assert replay["logits_max_abs_diff"] <= 1e-4
+    assert {"codes", "codes_differing", "max_code_step", "max_tie_distance"} <= replay.keys()
+    assert document["samples"] == 1 + 1 + 20
+    assert len(document["memory"]["mean_by_write"]) == 25
+    assert document["verdict"] in page.read_text()
+
+
+def test_another_model_is_judged_by_the_answers_it_loses(speaking_bundle: Path, tmp_path: Path) -> None:
+    def change_norm(model: onnx.ModelProto) -> None:
+        norm = next(t for t in model.graph.initializer if t.name == "decoder.norm.weight")
+        values = numpy_helper.to_array(norm).copy()
+        norm.CopyFrom(numpy_helper.from_array(values[::-1].copy(), norm.name))
+
+    other = altered(speaking_bundle, tmp_path, "decoder_model_merged", change_norm)
+    result = CliRunner().invoke(
+        command,
+        [
+            *("equivalence", str(speaking_bundle), "--against", str(other), "--images", "1"),
+            *("--candidate", "torch", "--threads", "1", "--new-tokens", "2", "--json"),
+        ],
+        standalone_mode=False,
+    )
+    document = json.loads(result.stdout)
+    assert document["question"] == "what did storing it narrower cost?"
+    assert document["replay"]["codes"] is None
+    assert document["integer_exact"] is None
+    assert document["kl_mean"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--images", "0"], "--images is 0"),
+        (["--candidate", "torch"], "choose two backends"),
+        (["--candidate", "nobody"], "unknown backend 'nobody'"),
+        (["--new-tokens", "0"], "--new-tokens is 0"),
+    ],
+)
+def test_bad_options_are_one_sentence(speaking_bundle: Path, arguments: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        command.main(["equivalence", str(speaking_bundle), *arguments], standalone_mode=False)
+
+
+def test_samples_are_spread_over_the_set() -> None:
+    assert spread(range(10), 5) == [0, 2, 4, 6, 8]
+    assert spread(range(3), 9) == [0, 1, 2]
+    assert spread(range(9), 0) == []
