@@ -144,7 +144,7 @@ def _replay(metrics: Metrics) -> dict[str, Any]:
 
 
 def _drift(drift: Drift) -> dict[str, Any]:
-    parts = ("mean", "covariance", "code", "reading", "scope", "slot")
+    parts = ("mean", "covariance", "code", "reading", "scope", "slot", "forgotten")
     figures = {name: _finite(getattr(drift, name)) for name in parts}
     return {**figures, "mean_by_write": [_finite(value) for value in drift.by_write]}
 

@@ -58,41 +58,43 @@ class Drift:
     """Largest differences over an episode's writes, readings and forgets."""
 
     mean: float = 0.0
-    """|dM|."""
+    """|dM| after the writes."""
     covariance: float = 0.0
-    """|dU|."""
+    """|dU| after the writes."""
     code: float = 0.0
     reading: float = 0.0
     scope: float = 0.0
     slot: float = 0.0
     """Of W_M's keys and values."""
+    forgotten: float = 0.0
+    """|dM| and |dU| after the forgets."""
     by_write: list[float] = field(default_factory=list)
-    """|dM| after each write and forget."""
+    """|dM| after each write."""
 
     @classmethod
     def between(cls, reference: EpisodeTrace, candidate: EpisodeTrace) -> Drift:
-        pairs = list(zip(reference.states, candidate.states, strict=False))
-        drift = cls(by_write=[max_abs(ours.mean, theirs.mean) for ours, theirs in pairs])
-        drift.mean = max(drift.by_write, default=0.0)
-        drift.covariance = _largest([(ours.covariance, theirs.covariance) for ours, theirs in pairs])
-        drift.code = _largest(zip(reference.codes, candidate.codes, strict=False))
-        drift.reading = _largest(zip(reference.readings, candidate.readings, strict=False))
-        drift.slot = _largest(
-            pair
-            for ours, theirs in zip(reference.slots, candidate.slots, strict=False)
-            for pair in zip(ours, theirs, strict=True)
+        def largest(parts: str) -> float:
+            pairs = zip(getattr(reference, parts), getattr(candidate, parts), strict=True)
+            return max(max_abs(np.asarray(ours), np.asarray(theirs)) for ours, theirs in pairs)
+
+        states = list(zip(reference.states, candidate.states, strict=True))
+        forgotten = zip(reference.forgotten, candidate.forgotten, strict=True)
+        by_write = [max_abs(ours.mean, theirs.mean) for ours, theirs in states]
+        return cls(
+            mean=max(by_write),
+            covariance=max(max_abs(ours.covariance, theirs.covariance) for ours, theirs in states),
+            code=largest("codes"),
+            reading=largest("readings"),
+            scope=largest("scopes"),
+            slot=largest("slots"),
+            forgotten=max(max_abs(a, b) for pair in forgotten for a, b in zip(*pair, strict=True)),
+            by_write=by_write,
         )
-        scopes = zip(reference.scopes, candidate.scopes, strict=False)
-        drift.scope = max((abs(ours - theirs) for ours, theirs in scopes), default=0.0)
-        return drift
 
     @property
     def largest(self) -> float:
+        """Of everything but the forgets, whose noise is of another size."""
         return max(self.mean, self.covariance, self.code, self.reading, self.scope, self.slot)
-
-
-def _largest(pairs) -> float:
-    return max((max_abs(ours, theirs) for ours, theirs in pairs), default=0.0)
 
 
 @dataclass

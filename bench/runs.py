@@ -33,7 +33,9 @@ class EpisodeTrace:
     """Every state and reading of one episode, in order."""
 
     states: list[MemoryArrays] = field(default_factory=list)
-    """After each write, then after each forget."""
+    """After each write."""
+    forgotten: list[MemoryArrays] = field(default_factory=list)
+    """After each forget."""
     codes: list[np.ndarray] = field(default_factory=list)
     """z of each image [1, C]."""
     readings: list[np.ndarray] = field(default_factory=list)
@@ -129,7 +131,7 @@ def play(
         _ask(runtime, processor, question, limit, state, trace, tokens)
     for key, code in written[:forgets]:
         state = runtime.memory_forget(key, code, state)
-        trace.states.append(state)
+        trace.forgotten.append(state)
     return trace
 
 

@@ -24,7 +24,10 @@ TOP1 = 0.995
 POSITIONS_ALLOWED = 1
 """Below 200 positions one near-tie would already exceed the rate."""
 DRIFT = 1e-3
-"""Of the memory, with equal codes. |dM| was 6e-6 after 300 writes in float32, 2.8e-3 after 100 forgets as well."""
+"""Of the memory after writes, and of its readings, with equal codes. |dM| was 6e-6 after 300 writes in float32."""
+FORGET_DRIFT = 1e-1
+"""A forget divides by d = s2 - w U w', which is s2^2 / (v + s2), about 1e-4: float32 noise of 1e-7 becomes 1e-3, and
+keys that resemble each other add another factor of ten. A forget that is wrong leaves a row of size 1."""
 QUALITY_LOSS = 0.05
 """Share of right answers that a narrower storage may cost: the bar that ternary training itself is held to."""
 
@@ -139,4 +142,8 @@ def _replay_failures(metrics: Metrics) -> list[str]:
         )
     if drift is not None and not drift.largest <= DRIFT:
         failures.append(f"with equal codes the memory drifts by {drift.largest:.1e}, more than {DRIFT:g}")
+    if drift is not None and not drift.forgotten <= FORGET_DRIFT:
+        failures.append(
+            f"with equal codes forgetting differs by {drift.forgotten:.1e}, more than {FORGET_DRIFT:g}"
+        )
     return failures

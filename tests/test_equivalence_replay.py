@@ -83,7 +83,8 @@ def test_every_integer_sum_is_equal_and_replayed_logits_are_float_noise(speaking
     assert metrics.replayed.greedy_match == 1.0
     assert metrics.replayed.logits_max_abs_diff <= 1e-4
     assert metrics.replayed_drift.largest <= 1e-5
-    assert len(metrics.drift.by_write) == 6
+    assert 0 < metrics.replayed_drift.forgotten <= 1e-3
+    assert len(metrics.drift.by_write) == 3
 
 
 def test_onnx_runtime_recorded_and_torch_replayed_agree_too(speaking_bundle: Path) -> None:
@@ -254,7 +255,7 @@ def test_the_document_has_every_field_of_the_contract(speaking_bundle: Path, tmp
     assert replay["logits_max_abs_diff"] <= 1e-4
     assert {"codes", "codes_differing", "max_code_step", "max_tie_distance"} <= replay.keys()
     assert document["samples"] == 1 + 1 + 20
-    assert len(document["memory"]["mean_by_write"]) == 25
+    assert len(document["memory"]["mean_by_write"]) == 20
     assert document["verdict"] in page.read_text()
 
 

@@ -47,6 +47,7 @@ def test_a_difference_that_replay_removes_is_ambiguous_and_no_failure() -> None:
         ("replayed", "logits_max_abs_diff", 1.1e-4, "logits differ"),
         ("replayed", "logits_max_abs_diff", float("nan"), "logits differ"),
         ("replayed_drift", "mean", 0.1, "memory drifts"),
+        ("replayed_drift", "forgotten", 0.2, "forgetting differs"),
         ("free", "top1_equal", 994, "below 0.995"),
     ],
 )

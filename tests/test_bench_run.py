@@ -1,0 +1,231 @@
+"""`microvlm-bench run` with real worker processes: the document, backends that cannot run, workers that die."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from microvlm.bench import device, report
+from microvlm.bench.cli import command
+from microvlm.bench.harness import BackendRun, Plan, WorkerFailed, WorkerProcess, measure
+from microvlm.bench.phases import PHASES, phases_to_run
+from microvlm.bench.run import ratios
+from microvlm.errors import UserError
+
+THIRD_PARTY = """
+import os
+from microvlm.backends import Backend
+from microvlm.errors import UserError
+
+class Absent(Backend):
+    name = "absent"
+    def unavailable(self):
+        return "this machine has no such chip; buy one."
+    def load(self, source, threads=None, **options):
+        raise AssertionError("asked to load although unavailable")
+
+class Refusing(Absent):
+    def unavailable(self):
+        return None
+    def load(self, source, threads=None, **options):
+        raise UserError("this model is too large for the chip; export it smaller.")
+
+class Crashing(Refusing):
+    def load(self, source, threads=None, **options):
+        print("noise on stdout")
+        raise RuntimeError("the chip caught fire")
+"""
+
+
+@pytest.fixture
+def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An installed package with three backends: its files and its entry points, on the path of all processes."""
+    site = tmp_path / "site"
+    info = site / "elsewhere-1.0.dist-info"
+    info.mkdir(parents=True)
+    (site / "elsewhere_backends.py").write_text(THIRD_PARTY)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: elsewhere\nVersion: 1.0\n")
+    classes = ("Absent", "Refusing", "Crashing")
+    points = [f"{name.lower()} = elsewhere_backends:{name}" for name in classes]
+    (info / "entry_points.txt").write_text("[microvlm.backends]\n" + "\n".join(points) + "\n")
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setenv("PYTHONPATH", str(site), prepend=":")
+
+
+def bench(*arguments: str) -> tuple[int, dict, str]:
+    result = CliRunner().invoke(command, ["run", *arguments, "--json"], standalone_mode=False)
+    assert result.exception is None, result.output
+    return result.return_value, json.loads(result.stdout), result.stderr
+
+
+@pytest.mark.usefixtures("third_party")
+def test_every_phase_is_measured_and_backends_that_cannot_run_are_listed_with_the_reason(
+    speaking_bundle: Path,
+) -> None:
+    quick = ("--repeats", "2", "--warmup", "1", "--new-tokens", "2")
+    names = ("ort", "absent", "refusing", "crashing")
+    chosen = [argument for name in names for argument in ("--backend", name)]
+    status, document, said = bench(str(speaking_bundle), *chosen, *quick)
+    ort, absent, refusing, crashing = document["results"]
+    assert [entry["backend"] for entry in document["results"]] == list(names)
+    assert list(ort["phases"]) == list(PHASES)
+    for phase in ort["phases"].values():
+        assert 0 < phase["median_ms"] <= phase["p90_ms"]
+    assert ort["phases"]["vision"]["repeats"] == 2
+    assert ort["decode_tokens_per_s"] == pytest.approx(1e3 / ort["phases"]["decode"]["median_ms"], rel=1e-3)
+    assert ort["peak_rss_bytes"] > ort["anonymous_bytes"] > 1_000_000
+    assert ort["file_backed_bytes"] > 1_000_000
+    assert ort["path"] == "function bodies in the graphs"
+    assert (absent["status"], absent["reason"]) == ("skipped", "this machine has no such chip; buy one.")
+    assert (refusing["status"], refusing["phases"]) == ("skipped", {})
+    assert "too large for the chip" in refusing["reason"]
+    assert crashing["status"] == "failed"
+    assert crashing["reason"] == "its process ended with status 1: RuntimeError: the chip caught fire"
+    assert "Traceback" not in said
+    assert status == 1
+    table = report.text(document)
+    assert "absent skipped: this machine has no such chip" in table
+    assert "end_to_end" in table
+    facts = document["provenance"]
+    assert facts["model"]["files"]["manifest.json"] > 0
+    assert len(facts["model"]["sha256"]) == 64
+    assert facts["threads"] == 1
+    assert facts["versions"]["onnxruntime"]
+    assert document["ceiling"]["weight_bytes_per_token"] > 10_000
+
+
+@pytest.mark.usefixtures("third_party")
+def test_a_skipped_backend_is_no_failure_but_no_backend_at_all_is(speaking_bundle: Path) -> None:
+    status, document, _ = bench(str(speaking_bundle), "--backend", "absent")
+    assert status == 1
+    assert document["results"][0]["status"] == "skipped"
+    assert document["results"][0]["decode_tokens_per_s"] is None
+
+
+def test_an_unknown_backend_and_bad_numbers_are_one_sentence(speaking_bundle: Path) -> None:
+    for arguments, said in (
+        (["--backend", "nobody"], "unknown backend 'nobody'"),
+        (["--repeats", "0"], "--repeats is 0"),
+        (["--threads", "0"], "--threads is 0"),
+        (["--warmup", "-1"], "--warmup is -1"),
+        (["--new-tokens", "0"], "--new-tokens is 0"),
+    ):
+        with pytest.raises(UserError, match=said):
+            command.main(["run", str(speaking_bundle), *arguments], standalone_mode=False)
+
+
+def test_a_worker_that_is_killed_is_a_sentence_with_its_signal() -> None:
+    worker = WorkerProcess([sys.executable, "-c", "import os; input(); os.kill(os.getpid(), 9)"])
+    with pytest.raises(WorkerFailed, match="was ended by signal 9: it said nothing"):
+        worker.ask(do="load")
+    worker.close()
+
+
+def test_a_worker_that_says_much_on_stderr_does_not_hang() -> None:
+    program = "import sys; input(); sys.stderr.write('x' * 1_000_000); print('{\"ms\": 1}', flush=True)"
+    worker = WorkerProcess([sys.executable, "-c", program])
+    assert worker.ask(do="phase") == {"ms": 1}
+    worker.close()
+
+
+def test_backends_take_turns_in_every_phase_of_every_round(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    program = textwrap.dedent(f"""
+        import json, sys
+        for line in sys.stdin:
+            request = json.loads(line)
+            if request["do"] == "load":
+                name = request["backend"]
+            if request["do"] == "phase":
+                with open({str(log)!r}, "a") as file:
+                    print(name, request["phase"], request["index"], file=file)
+            print(json.dumps({{"load_ms": 1.0, "import_ms": 1.0, "ms": 1.0}}), flush=True)
+    """)
+    plan = Plan(tmp_path, {}, threads=1, repeats=2, warmup=1, loads=1)
+    runs = measure(["ort", "torch"], plan, spawn=lambda: WorkerProcess([sys.executable, "-c", program]))
+    expected = [
+        f"{backend} {phase} {index}"
+        for index in range(3)
+        for phase in phases_to_run()
+        for backend in ("ort", "torch")
+    ]
+    assert log.read_text().splitlines() == expected
+    assert all(len(run.milliseconds["vision"]) == 2 for run in runs)
+
+
+def test_ratios_are_against_the_first_backend_that_ran() -> None:
+    runs = [
+        BackendRun("broken", status="failed", reason="it broke"),
+        BackendRun("slow", milliseconds={"decode": [4.0, 4.0, 8.0]}),
+        BackendRun("fast", milliseconds={"decode": [2.0, 2.0, 4.0]}),
+    ]
+    assert ratios(runs) == [
+        {"phase": "decode", "backend": "fast", "against": "slow", "value": 0.5, "low": 0.5, "high": 0.5}
+    ]
+
+
+def test_anonymous_and_file_backed_memory_are_told_apart(tmp_path: Path) -> None:
+    size = 40_000_000
+    np.zeros(size, np.uint8).tofile(tmp_path / "weights")
+    before = device.memory_of_this_process()
+    mapped = np.memmap(tmp_path / "weights", np.uint8, "r")
+    mapped.sum()
+    after_mapping = device.memory_of_this_process()
+    held = np.ones(size, np.uint8)
+    after_holding = device.memory_of_this_process()
+    assert after_mapping["file_backed_bytes"] - before["file_backed_bytes"] > 0.9 * size
+    assert after_holding["anonymous_bytes"] - after_mapping["anonymous_bytes"] > 0.9 * size
+    assert after_holding["peak_rss_bytes"] >= after_holding["rss_bytes"]
+    assert held.sum() == size
+
+
+def test_a_saved_report_becomes_markdown(tmp_path: Path) -> None:
+    document = {
+        "results": [{"backend": "ort", "status": "skipped", "reason": "no ort.", "phases": {}}],
+        "provenance": {
+            "model": {"name": "m", "total_bytes": 3, "files": {"a": 1, "b": 2}},
+            "cpu": "c",
+            "cores": 1,
+            "threads": 1,
+            "os": "o",
+            "python": "3",
+            "versions": {"numpy": "2"},
+            "date_utc": "d",
+        },
+    }
+    (tmp_path / "run.json").write_text(json.dumps(document))
+    result = CliRunner().invoke(command, ["report", str(tmp_path / "run.json")], standalone_mode=False)
+    assert "| b | 2 |" in result.stdout
+    assert "- ort skipped: no ort." in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [("{", "is not JSON"), ("[]", "no report"), ("{}", "no report"), (None, "does not exist")],
+)
+def test_a_file_that_is_no_report_is_one_sentence(tmp_path: Path, content: str | None, said: str) -> None:
+    path = tmp_path / "file.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match=said):
+        command.main(["report", str(path)], standalone_mode=False)
+
+
+def test_bench_modules_import_without_torch_transformers_or_onnx() -> None:
+    modules = (
+        "cli codes compare device equivalence evalset_reader harness metrics phases replay report run runs samples "
+        "stats verdict worker"
+    )
+    program = (
+        "import sys, importlib\n"
+        "sys.modules.update(dict.fromkeys(('torch', 'transformers', 'onnx', 'onnxscript')))\n"
+        f"for name in {modules.split()!r}: importlib.import_module('microvlm.bench.' + name)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
