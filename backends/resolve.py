@@ -11,10 +11,13 @@ import importlib.util
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from microvlm.cli_support import note
 from microvlm.errors import UserError
+
+if TYPE_CHECKING:
+    from microvlm.lowering import WeightFormat
 
 MANIFEST = "manifest.json"
 NEWEST_FORMAT = 1
@@ -67,6 +70,7 @@ def resolve_bundle(
             raise UserError(f"{source} is no bundle (it has no {MANIFEST}): {_ELSEWHERE}.")
         raise UserError(f"'{source}' has to be exported first: {_ELSEWHERE}.")
     from microvlm.checkpoint import WEIGHTS, resolve_checkpoint
+    from microvlm.lowering import WeightFormat
 
     checkpoint = resolve_checkpoint(source)
     weights = checkpoint / WEIGHTS
@@ -76,8 +80,8 @@ def resolve_bundle(
     widths = f"{bits:g}bit-{packing}-e{embedding_bits}"
     name = f"{checkpoint.name}-{_content_hash(checkpoint)}-{version}-{widths}"
     bundle = cache_directory() / "bundles" / name
-    if not is_bundle(bundle):
-        _export(checkpoint, bundle, bits, packing, embedding_bits)
+    if not _is_intact(bundle):
+        _export(checkpoint, bundle, WeightFormat(bits, packing, embedding_bits))
     return bundle
 
 
@@ -111,21 +115,26 @@ def _content_hash(checkpoint: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def _export(checkpoint: Path, bundle: Path, bits: float, packing: str, embedding_bits: int) -> None:
+def _is_intact(bundle: Path) -> bool:
+    """Whether a cached bundle is there and whole; a damaged one is made again."""
+    try:
+        return is_bundle(bundle) and bool(open_bundle(bundle))
+    except UserError:
+        return False
+
+
+def _export(checkpoint: Path, bundle: Path, weights: WeightFormat) -> None:
     from microvlm.exporters.bundle import CheckFailed, export
-    from microvlm.lowering import WeightFormat
 
     bundle.parent.mkdir(parents=True, exist_ok=True)
-    note(f"exporting {checkpoint.name} at {bits:g} bits to {bundle}, once")
+    note(f"exporting {checkpoint.name} at {weights.bits:g} bits to {bundle}, once")
     try:
-        export(checkpoint, bundle, WeightFormat(bits, packing, embedding_bits))
+        export(checkpoint, bundle, weights, force=True)
     except CheckFailed as failure:
-        raise UserError(
-            f"{checkpoint} cannot be exported here ({failure}): see microvlm-export {checkpoint}."
-        ) from None
+        raise UserError(f"{checkpoint} cannot be exported here ({failure}); try microvlm-export.") from None
     except UserError:
         # Another process may have exported the same bundle meanwhile.
-        if not is_bundle(bundle):
+        if not _is_intact(bundle):
             raise
 
 

@@ -198,6 +198,10 @@ class TextStream:
         piece, self._shown = text[len(self._shown) :], text
         return piece
 
+    def finish(self) -> str:
+        """What is still held back when no token follows."""
+        return self._processor.decode(self._ids)[len(self._shown) :]
+
 
 def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows of ids -> (input_ids, attention_mask), int64 [B, longest]."""

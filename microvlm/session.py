@@ -88,6 +88,8 @@ class Chat:
                 on_text(stream.feed(token))
 
         made = generate(self.runtime, prompt, self.options, self.memory.state, show, timings)
+        if on_text is not None:
+            on_text(stream.finish())
         tokens, reading = made.tokens[0], made.recall.reading
         answer = self.processor.decode(tokens)
         recalled = bool(made.recall.slot_mask[0])

@@ -62,8 +62,9 @@ class TorchRuntime:
     ) -> tuple[np.ndarray, Cache]:
         with torch.inference_mode():
             arrays = map(self._tensor, (inputs_embeds, attention_mask, position_ids))
-            logits, present = self.model.decode(*arrays, past, torch.tensor(num_logits_to_keep))
-            return _array(logits), present
+            # Sliced here, because the first call of a custom op imports torch's compiler, a second of start-up.
+            hidden, present = self.model.decoder(*arrays, past)
+            return _array(self.model.embedding.head(hidden[:, -num_logits_to_keep:])), present
 
     def empty_slot(self, batch: int) -> Cache:
         with torch.inference_mode():

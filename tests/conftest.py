@@ -125,11 +125,10 @@ def speaking_checkpoint(
 
 
 @pytest.fixture(scope="session")
-def speaking_bundle(
-    tiny_bundle: Path, tiny_processor: Processor, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """`tiny_bundle` with a tokenizer. Tests must not change it."""
-    directory = tmp_path_factory.mktemp("speaking") / "bundle"
-    shutil.copytree(tiny_bundle, directory)
-    tiny_processor.save(directory)
-    return directory
+def speaking_bundle(speaking_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`speaking_checkpoint` exported on first use into a cache. Tests must not change it."""
+    from microvlm.backends import resolve_bundle
+
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("MICROVLM_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return resolve_bundle(speaking_checkpoint)
