@@ -24,7 +24,12 @@ from microvlm.op_table import MATMUL_BY_KIND
 WEIGHTS = "model.safetensors"
 BUNDLED = ("nano",)
 DENSE_DTYPES = {"dense-float16": torch.float16, "dense-float32": torch.float32}
-PROCESSOR_FILES = ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "generation_config.json")
+PROCESSOR_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "preprocessor_config.json",
+    "generation_config.json",
+)
 
 
 def resolve_checkpoint(source: str | Path) -> Path:
@@ -55,11 +60,17 @@ def load_checkpoint(source: str | Path) -> MicroVLM:
     """A MicroVLM with the stored weights, in evaluation mode. A missing or unexpected key is a UserError naming it."""
     directory = resolve_checkpoint(source)
     config = MicroVLMConfig.load(directory)
+    if (directory / "manifest.json").is_file() and not (directory / WEIGHTS).is_file():
+        raise UserError(
+            f"{directory} is an exported bundle: run it, or give the checkpoint it was made from."
+        )
     tensors, metadata = read_tensors(directory / WEIGHTS)
-    model = MicroVLM(config)
-    if "layers" in metadata:
-        _build_described(model, metadata["layers"], directory / WEIGHTS)
-    load_strictly(model, tensors, str(directory / WEIGHTS))
+    # Shapes alone, because every value comes from the file: half a billion random numbers would be thrown away.
+    with torch.device("meta"):
+        model = MicroVLM(config)
+        if "layers" in metadata:
+            _build_described(model, metadata["layers"], directory / WEIGHTS)
+    load_strictly(model, tensors, str(directory / WEIGHTS), assign=True)
     model.directory = directory
     return model.eval()
 
@@ -102,12 +113,17 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"{path} is damaged or not a safetensors file: copy the checkpoint again.") from None
 
 
-def load_strictly(model: nn.Module, tensors: dict[str, Tensor], origin: str) -> None:
-    """Load every key or say which is missing, unexpected or of another shape (UserError)."""
+def load_strictly(model: nn.Module, tensors: dict[str, Tensor], origin: str, assign: bool = False) -> None:
+    """Load every key or say which is missing, unexpected or of another shape (UserError).
+
+    `assign` gives a model on the meta device its memory; otherwise values are copied into the model's own.
+    """
     wanted = model.state_dict()
     missing, unexpected = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
     if missing:
-        raise UserError(f"{origin} lacks '{missing[0]}' ({len(missing)} missing keys): it is another model's file.")
+        raise UserError(
+            f"{origin} lacks '{missing[0]}' ({len(missing)} missing keys): it is another model's file."
+        )
     if unexpected:
         raise UserError(
             f"{origin} has an unexpected '{unexpected[0]}' ({len(unexpected)} such keys): it is another model's file."
@@ -119,7 +135,10 @@ def load_strictly(model: nn.Module, tensors: dict[str, Tensor], origin: str) -> 
             )
         if tensors[key].is_floating_point() != value.is_floating_point():
             raise UserError(f"'{key}' is {tensors[key].dtype} in {origin} and should be {value.dtype}.")
-    model.load_state_dict(tensors)
+    if assign:
+        # Copies, because what safetensors returns is not aligned, and a matrix product may round by alignment.
+        tensors = {key: tensors[key].to(value.dtype, copy=True) for key, value in wanted.items()}
+    model.load_state_dict(tensors, assign=assign)
 
 
 def describe_lowered(model: MicroVLM) -> dict[str, dict]:
@@ -128,7 +147,9 @@ def describe_lowered(model: MicroVLM) -> dict[str, dict]:
     config = model.config
     for name, module in model.named_modules():
         if isinstance(module, PackedLinear | DenseTritLinear):
-            kind = module.kind if module.kind != "dense" else f"dense-{str(module.weight.dtype).split('.')[-1]}"
+            kind = (
+                module.kind if module.kind != "dense" else f"dense-{str(module.weight.dtype).split('.')[-1]}"
+            )
             layers[name] = {
                 "kind": kind,
                 "rows": module.rows,
@@ -141,7 +162,11 @@ def describe_lowered(model: MicroVLM) -> dict[str, dict]:
             layers[name] = {"kind": "half", **shape, "bias": module.bias is not None}
         elif isinstance(module, HalfEmbedding):
             layers[name] = {"kind": "half-embedding", **_shape_of(module.weight)}
-        elif isinstance(module, TiedEmbedding) and module.bits == 32 and config.quantization.embedding_bits != 32:
+        elif (
+            isinstance(module, TiedEmbedding)
+            and module.bits == 32
+            and config.quantization.embedding_bits != 32
+        ):
             layers[name] = {"kind": "float-embedding", **_shape_of(module.weight)}
     return layers
 

@@ -5,6 +5,9 @@ Parameter names are Hugging Face's, so that a checkpoint's keys need only lose t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -140,7 +143,8 @@ class Decoder(nn.Module):
         cos, sin = rotary_tables(position_ids, self.config.head_dim, self.config.rope_theta)
         mask = decoder_mask(attention_mask, inputs_embeds.shape[1])
         x, maps = inputs_embeds, []
-        for layer, layer_past in zip(self.layers, past, strict=True):
+        layers = cast(Iterable[DecoderLayer], self.layers)
+        for layer, layer_past in zip(layers, past, strict=True):
             query, key, _ = layer.self_attn.heads(layer.input_layernorm(x), cos, sin)
             maps.append(attention_weights(query, torch.cat([layer_past[0], key], 2), mask))
             x, _ = layer(x, cos, sin, mask, layer_past)

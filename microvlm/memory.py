@@ -91,7 +91,7 @@ def reference_memory(slots: int, code_size: int, seed: int = 0) -> Tensor:
     if slots >= code_size:
         raise ValueError(f"{slots} slots must be fewer than the {code_size} numbers of a code")
     generator = torch.Generator().manual_seed(seed)
-    gaussian = torch.randn(code_size, slots, generator=generator, dtype=torch.float64)
+    gaussian = torch.randn(code_size, slots, generator=generator, dtype=torch.float64, device="cpu")
     return torch.linalg.qr(gaussian).Q.T.float().contiguous()
 
 

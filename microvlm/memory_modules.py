@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -56,7 +59,7 @@ class MemoryProjection(nn.Module):
     def __init__(self, config: MicroVLMConfig, linear: LinearFactory):
         super().__init__()
         self.text = config.text
-        self.linear = linear(config.memory.code_size, config.memory_kv_outputs, True)
+        self.linear = cast(nn.Linear, linear(config.memory.code_size, config.memory_kv_outputs, True))
 
     def initialise_from(self, layers: nn.ModuleList) -> None:
         """Step 0 is the base model: K starts at k_proj's bias (Qwen2's are large), V at 0, the code's part small."""
@@ -65,7 +68,7 @@ class MemoryProjection(nn.Module):
             self.linear.weight.normal_(std=1e-2)
             bias = self.linear.bias.view(self.text.num_hidden_layers, 2, width)
             bias.zero_()
-            for row, layer in zip(bias, layers, strict=True):
+            for row, layer in zip(bias, cast(Iterable[DecoderLayer], layers), strict=True):
                 if layer.self_attn.k_proj.bias is not None:
                     row[0].copy_(layer.self_attn.k_proj.bias)
 

@@ -84,14 +84,16 @@ class MicroVLM(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """w [B, K], z [B, C], M [B, K, C], U [B, K, K] -> (M, U) with the row written."""
         variance = self.config.memory.observation_variance
-        return tuple(write(MemoryState(memory_mean, memory_cov), memory_key, memory_code, variance))
+        mean, covariance = write(MemoryState(memory_mean, memory_cov), memory_key, memory_code, variance)
+        return mean, covariance
 
     def memory_forget(
         self, memory_key: Tensor, memory_code: Tensor, memory_mean: Tensor, memory_cov: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The reverse of `memory_write` with the same key and code."""
         variance = self.config.memory.observation_variance
-        return tuple(forget(MemoryState(memory_mean, memory_cov), memory_key, memory_code, variance))
+        mean, covariance = forget(MemoryState(memory_mean, memory_cov), memory_key, memory_code, variance)
+        return mean, covariance
 
     def memory_prior_state(self, batch: int = 1) -> MemoryState:
         """The empty memory, the learned prior mean R0 and U0 = I, with R0's gradient."""

@@ -122,6 +122,25 @@ def test_a_full_disk_leaves_nothing_behind(ternary_model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_bundle_in_the_place_of_a_checkpoint_is_told_apart(damaged):
+    (damaged / "model.safetensors").unlink()
+    (damaged / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="exported bundle"):
+        load_checkpoint(damaged)
+
+
+def test_a_loaded_model_trains_on_and_owns_its_memory(saved):
+    before = (saved / "model.safetensors").read_bytes()
+    model = MicroVLM.from_pretrained(saved).train()
+    assert all(parameter.requires_grad and not parameter.is_meta for parameter in model.parameters())
+    ids = torch.arange(6)[None]
+    model(model.embed(ids), torch.ones_like(ids)).sum().backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    assert (saved / "model.safetensors").read_bytes() == before
+
+
 def test_a_missing_key_is_named(damaged):
     change_tensors(damaged, lambda tensors: tensors.pop("decoder.norm.weight"))
     with pytest.raises(UserError, match=r"lacks 'decoder\.norm\.weight'"):
