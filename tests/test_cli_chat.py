@@ -1,0 +1,140 @@
+"""`microvlm chat` on a pipe, and `microvlm info` on both kinds of model."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+
+import pytest
+from PIL import Image
+
+from microvlm.cli import cli
+from microvlm.cli_support import run_click
+
+
+@pytest.fixture
+def chat(capsys, monkeypatch, speaking_bundle):
+    """Lines and flags -> (status, stdout, stderr)."""
+
+    def call(lines: str, *flags: str, model: object = speaking_bundle) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+        with pytest.raises(SystemExit) as stopped:
+            run_click(cli, ["chat", "--model", str(model), "--max-new-tokens", "3", *flags])
+        out, err = capsys.readouterr()
+        return stopped.value.code, out, err
+
+    return call
+
+
+@pytest.fixture
+def picture(tmp_path):
+    path = tmp_path / "my cat.png"
+    Image.new("RGB", (32, 32), "red").save(path)
+    return path
+
+
+def test_a_conversation_carries_on_in_its_file_with_another_backend(
+    chat, picture, tmp_path, speaking_checkpoint
+):
+    trip = str(tmp_path / "trip.mem")
+    status, _, _ = chat(f"/image {picture}\nwhat is this?\n", "--memory", trip, "--backend", "ort")
+    assert status == 0
+    status, out, err = chat("/memory\n/quit\nnever read\n", "--memory", trip, model=speaking_checkpoint)
+    assert status == 0
+    assert "2 entries in a memory of 16 slots" in out
+    assert "my cat.png: describe the image" in out
+    assert "my cat.png: what is this?" in out
+    assert "trip.mem: 2 entries" in err
+
+
+def test_reset_empties_the_memory_and_the_file(chat, picture, tmp_path):
+    trip = str(tmp_path / "trip.mem")
+    chat(f'/image "{picture}" what is this?\n/reset\n', "--memory", trip)
+    _, out, _ = chat("/memory\n", "--memory", trip)
+    assert "0 entries" in out
+
+
+def test_mistakes_are_sentences_and_the_conversation_goes_on(chat, tmp_path):
+    text = tmp_path / "text.png"
+    text.write_text("no picture")
+    lines = (
+        f"/image\n/image {tmp_path}/none.png\n/image {text}\n/fly\n/recall\nhi <image>\n\n/help\n/memory\n"
+    )
+    status, out, err = chat(lines)
+    assert status == 0
+    assert err.count("Error: ") == 6
+    for part in (
+        "/image PATH",
+        "does not exist",
+        "not a picture",
+        "unknown command /fly",
+        "after /recall",
+        "<image>",
+    ):
+        assert part in err
+    assert "0 entries" in out
+    assert "/recall QUESTION" in out
+
+
+def test_a_memory_that_cannot_be_read_or_written_ends_with_status_2(chat, tmp_path):
+    bad = tmp_path / "bad.mem"
+    bad.write_text("no memory")
+    status, _, err = chat("hello\n", "--memory", str(bad))
+    assert (status, "damaged" in err) == (2, True)
+    status, _, err = chat("hello\n", "--memory", str(tmp_path / "none" / "trip.mem"))
+    assert (status, "not saved" in err) == (2, True)
+    assert bad.read_text() == "no memory"
+
+
+def test_caption_reads_a_memory_and_does_not_change_it(chat, picture, tmp_path, speaking_bundle, capsys):
+    trip = tmp_path / "trip.mem"
+    chat(f"/image {picture}\n", "--memory", str(trip))
+    before = trip.read_bytes()
+    with pytest.raises(SystemExit) as stopped:
+        run_click(
+            cli, ["caption", str(picture), "--model", str(speaking_bundle), "--memory", str(trip), "--json"]
+        )
+    assert stopped.value.code == 0
+    assert "memory_read" in json.loads(capsys.readouterr().out)["timings_ms"]
+    assert trip.read_bytes() == before
+
+
+def info(model: object, capsys, *flags: str) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        run_click(cli, ["info", str(model), *flags])
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_info_counts_the_parameters_of_the_model_in_checkpoint_and_bundle(
+    speaking_checkpoint, speaking_bundle, ternary_model, capsys
+):
+    described = [
+        json.loads(info(model, capsys, "--json")) for model in (speaking_checkpoint, speaking_bundle)
+    ]
+    expected = sum(parameter.numel() for parameter in ternary_model.parameters())
+    assert [document["kind"] for document in described] == ["checkpoint", "bundle"]
+    assert [document["parts"]["total"]["parameters"] for document in described] == [expected, expected]
+    latent, stored = (document["parts"] for document in described)
+    assert latent["decoder"]["bits_per_weight"] == 32
+    assert {part: row["parameters"] for part, row in latent.items()} == {
+        part: row["parameters"] for part, row in stored.items()
+    }
+    assert described[1]["backends"]["ort"] == "runs its graphs"
+
+
+def test_info_measures_the_bits_of_the_ternary_weights_on_disk(speaking_bundle, capsys):
+    ternary = json.loads(info(speaking_bundle, capsys, "--json"))["ternary_linears"]
+    # Two bits, padded rows, and four bytes of scale a layer.
+    assert 2.0 <= ternary["bits_per_weight"] <= 2.06
+    table = info(speaking_bundle, capsys)
+    assert "bits/weight" in table
+    assert "predicted sizes" in table
+
+
+def test_info_on_nothing_is_one_sentence(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run_click(cli, ["info", "no-such-model"])
+    assert stopped.value.code == 2
+    assert capsys.readouterr().err.startswith("Error: 'no-such-model' is no folder")

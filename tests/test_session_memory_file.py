@@ -1,0 +1,151 @@
+"""The memory file: bit for bit there and back; refused when cut, altered, newer or another model's; never half-written."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from microvlm.errors import UserError
+from microvlm.memory_file import Entry, EpisodicMemory
+from microvlm.session import Chat
+from microvlm.torch_runtime import TorchRuntime
+
+PRINT = "0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def runtime(ternary_model) -> TorchRuntime:
+    return TorchRuntime(ternary_model)
+
+
+@pytest.fixture
+def memory(runtime) -> EpisodicMemory:
+    rng = np.random.default_rng(0)
+    made = EpisodicMemory.empty(runtime)
+    for number in range(2):
+        key, code = (rng.normal(size=size).astype(np.float32) / 4 for size in (16, 48))
+        made.write(runtime, Entry(f"fact {number}, naïve", key, code, time=1e9 + number, image=number == 0))
+    return made
+
+
+def test_a_memory_comes_back_bit_for_bit_with_its_log(memory, tmp_path):
+    memory.save(tmp_path / "trip.mem", PRINT)
+    loaded = EpisodicMemory.load(tmp_path / "trip.mem", PRINT)
+    for one, other in zip(memory.state, loaded.state, strict=True):
+        assert np.array_equal(one, other)
+    assert [(e.text, e.time, e.image) for e in loaded.entries] == [
+        (e.text, e.time, e.image) for e in memory.entries
+    ]
+    for one, other in zip(memory.entries, loaded.entries, strict=True):
+        assert np.array_equal(one.key, other.key)
+        assert np.array_equal(one.code, other.code)
+
+
+def test_an_empty_memory_comes_back(runtime, tmp_path):
+    EpisodicMemory.empty(runtime).save(tmp_path / "new.mem", PRINT)
+    assert EpisodicMemory.load(tmp_path / "new.mem", PRINT).entries == []
+
+
+def test_the_log_rebuilds_the_state(memory, runtime):
+    rebuilt = EpisodicMemory.empty(runtime)
+    for entry in memory.entries:
+        rebuilt.write(runtime, entry)
+    assert np.array_equal(rebuilt.state.mean, memory.state.mean)
+
+
+def test_another_models_memory_is_refused(memory, tmp_path):
+    memory.save(tmp_path / "trip.mem", PRINT)
+    with pytest.raises(UserError, match="written by another model"):
+        EpisodicMemory.load(tmp_path / "trip.mem", "f" * 16)
+
+
+def test_a_file_cut_at_any_byte_is_refused(memory, tmp_path):
+    path = tmp_path / "trip.mem"
+    memory.save(path, PRINT)
+    whole = path.read_bytes()
+    for length in [*range(0, 64), *range(64, len(whole), 997), len(whole) - 1]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(UserError, match="damaged"):
+            EpisodicMemory.load(path, PRINT)
+
+
+def test_a_file_with_any_altered_byte_is_refused(memory, tmp_path):
+    path = tmp_path / "trip.mem"
+    memory.save(path, PRINT)
+    whole = bytearray(path.read_bytes())
+    refused = 0
+    for at in range(0, len(whole), 97):
+        altered = whole.copy()
+        altered[at] ^= 0x01
+        path.write_bytes(altered)
+        with pytest.raises(UserError):
+            EpisodicMemory.load(path, PRINT)
+        refused += 1
+    assert refused > 50
+
+
+def test_a_newer_format_is_refused(memory, tmp_path):
+    path = tmp_path / "trip.mem"
+    memory.save(path, PRINT)
+    save_file(load_file(path), path, metadata={"format": "2", "fingerprint": PRINT})
+    with pytest.raises(UserError, match="newer microvlm"):
+        EpisodicMemory.load(path, PRINT)
+
+
+def test_a_missing_file_and_a_folder_are_one_sentence_each(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        EpisodicMemory.load(tmp_path / "none.mem", PRINT)
+    with pytest.raises(UserError, match="Is a directory"):
+        EpisodicMemory.load(tmp_path, PRINT)
+
+
+def test_a_crash_while_saving_keeps_the_old_file(memory, tmp_path, monkeypatch):
+    path = tmp_path / "trip.mem"
+    memory.save(path, PRINT)
+    before = path.read_bytes()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"not saved: .*no space is left"):
+        memory.save(path, PRINT)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == ["trip.mem"]
+
+
+def test_a_folder_that_is_not_there_is_one_sentence(memory, tmp_path):
+    with pytest.raises(UserError, match=r"not saved: .*No such file"):
+        memory.save(tmp_path / "none" / "trip.mem", PRINT)
+
+
+def test_each_turn_writes_one_row_and_a_new_picture_is_keyed_by_its_place(runtime, tiny_processor):
+    from microvlm.session import place_question, text_prompt
+
+    chat = Chat(runtime, tiny_processor)
+    picture = np.full((20, 20, 3), 200, np.uint8)
+    chat.ask("what is this?", picture, new_image=True, label="a.png")
+    chat.ask("what is this?", picture)
+    first, second = chat.memory.entries
+    assert first.image
+    assert not second.image
+    _, place_key = runtime.memory_encode(*text_prompt(runtime, tiny_processor, place_question(0)))
+    assert np.array_equal(first.key, place_key[0])
+    assert not np.array_equal(second.key, first.key)
+    assert first.text.startswith("a.png: what is this?")
+    chat.reset()
+    assert chat.memory.entries == []
+    assert np.array_equal(chat.memory.state.mean, runtime.memory_prior().mean)
+
+
+def test_an_answer_out_of_the_memory_is_not_written_back(ternary_model, tiny_processor):
+    runtime = TorchRuntime(ternary_model)
+    config = ternary_model.config
+    always = type(config.memory)(**{**vars(config.memory), "scope_threshold": 0.0})
+    runtime.config = type(config)(**{**vars(config), "memory": always})
+    turn = Chat(runtime, tiny_processor).ask("what is this?")
+    assert turn.recalled
+    assert not turn.stored
