@@ -35,7 +35,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Te
 
 
 def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(QK' / sqrt(D)) [B, heads, S, T]: what `attend` multiplies the values with, for pictures and statistics."""
+    """softmax(QK' / sqrt(D)) [B, heads, S, T]: what `attend` multiplies the values with, to be looked at."""
     return _softmax(query, repeat_heads(key, query.shape[1] // key.shape[1]), mask)
 
 

@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -29,7 +29,7 @@ class Task(Protocol):
         """Optimiser groups; `lr` in each."""
         ...
 
-    def loss(self, module: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, module: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         """The loss of one freshly drawn batch, and what to log beside it."""
         ...
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
-from microvlm.config import MicroVLMConfig
 from microvlm.ordinals import ORDINALS, ordinal_question
+from microvlm.processor import Processor
 from microvlm.training.data.emoji import EmojiData
 from microvlm.training.data.scenes import GROUNDS, NUMBERS, read_scene_objects
 
@@ -45,28 +44,19 @@ def corpus(emoji: EmojiData) -> list[str]:
 class TextRows:
     """Prompt and answer to one padded row: image placeholders, prompt, answer, end; labels on the answer alone."""
 
-    def __init__(self, tokenizer: Tokenizer, config: MicroVLMConfig):
-        self.tokenizer, self.config = tokenizer, config
-        prompt = config.prompt
-        self.image_id = tokenizer.token_to_id(prompt.image_token)
-        self.end_id = tokenizer.token_to_id(prompt.eos_token)
-        self.pad_id = tokenizer.token_to_id(prompt.pad_token)
+    def __init__(self, processor: Processor):
+        self.processor = processor
         self._cache: dict[tuple[str, bool], list[int]] = {}
 
     def prompt_ids(self, prompt: str, image: bool) -> list[int]:
-        """The inference template with its image placeholder expanded, or left out for a question without image."""
+        """The inference template with its image token expanded, or left out for a question without image."""
         key = (prompt, image)
         if key not in self._cache:
-            template = self.config.prompt.template
-            marks = self.config.prompt.image_token * self.config.prefix_tokens
-            text = template.replace(self.config.prompt.image_token, marks if image else "").format(
-                prompt=prompt
-            )
-            self._cache[key] = self.tokenizer.encode(text, add_special_tokens=False).ids
+            self._cache[key] = self.processor.prompt_ids(prompt, int(image))
         return self._cache[key]
 
     def answer_ids(self, answer: str) -> list[int]:
-        return [*self.tokenizer.encode(answer, add_special_tokens=False).ids, self.end_id]
+        return [*self.processor.text_ids(answer), self.processor.eos_id]
 
     def rows(self, samples: Sequence[tuple[str, str]], image: bool) -> tuple[Tensor, Tensor, Tensor]:
         """(prompt, answer) pairs -> input_ids, attention_mask, labels, each int64 [B, S], right-padded.
@@ -80,7 +70,7 @@ class TextRows:
             labels.append([IGNORED] * (len(head) - 1) + tail)
         longest = max(map(len, ids))
         pad = [longest - len(row) for row in ids]
-        input_ids = torch.tensor([row + [self.pad_id] * n for row, n in zip(ids, pad, strict=True)])
+        input_ids = torch.tensor([row + [self.processor.pad_id] * n for row, n in zip(ids, pad, strict=True)])
         mask = torch.tensor([[1] * len(row) + [0] * n for row, n in zip(ids, pad, strict=True)])
         target = torch.tensor([row + [IGNORED] * n for row, n in zip(labels, pad, strict=True)])
         return input_ids, mask, target

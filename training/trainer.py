@@ -15,6 +15,7 @@ from microvlm.config import MicroVLMConfig, QuantizationConfig, preset
 from microvlm.errors import UserError
 from microvlm.lowering import WeightFormat, lower
 from microvlm.model import MicroVLM
+from microvlm.processor import Processor
 from microvlm.training.config import Recipe, StageConfig
 from microvlm.training.data.emoji import EmojiData
 from microvlm.training.distill import DistillTask
@@ -95,7 +96,7 @@ def _task(
     config = stage_config(recipe, stage, float_control)
     if stage.task == "distill":
         return DistillTask(config, recipe, stage, emoji)
-    return VLMTask(MicroVLM(config), TextRows(tokenizer, config), recipe, stage, emoji)
+    return VLMTask(MicroVLM(config), TextRows(Processor(tokenizer, config)), recipe, stage, emoji)
 
 
 def _inherit(task: Task, previous: Path) -> None:

@@ -6,9 +6,11 @@ the model runs in all three (Larimar, arXiv 2403.11901, section 3.3).
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from microvlm.decoder import Cache
@@ -27,6 +29,15 @@ DISTRACTOR_SHARE = 0.2
 """Share of caption and scene rows that see a memory of something else."""
 SCOPE_WEIGHT = 0.1
 MAX_EPISODE = 8
+
+
+class Episodes(NamedTuple):
+    """What the episodes of a batch gave."""
+
+    loss: Tensor
+    scope: Tensor
+    state: MemoryState
+    """The memories after the last write, for other rows to be distracted by."""
 
 
 class VLMTask:
@@ -52,7 +63,7 @@ class VLMTask:
             groups.append({"params": vision, "lr": self.stage.vision_learning_rate})
         return groups
 
-    def loss(self, module: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, module: MicroVLM, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
         drawn = self.sampler.rows(self.captions + 2 * self.episodes, generator)
         with torch.autocast("cpu", enabled=False):
@@ -71,10 +82,10 @@ class VLMTask:
         names = [self.emoji.captions[row] for row in drawn]
         direct = self._captions(names[: self.captions], rng) + [(q.text, q.answer) for _, q in asked]
         episode = self._episodes(module, prefixes[split:], names[self.captions :], rng)
-        looked, scope_off = self._direct(module, prefixes[:split], direct, episode.pop("state"), rng)
-        scope = 0.5 * (episode.pop("scope") + scope_off)
-        loss = looked + episode["loss"] * (self.episodes / max(1, split)) ** 0.5 + SCOPE_WEIGHT * scope
-        return loss, {"answers": looked.item(), "episodes": episode["loss"].item(), "scope": scope.item()}
+        looked, scope_off = self._direct(module, prefixes[:split], direct, episode.state, rng)
+        scope = 0.5 * (episode.scope + scope_off)
+        loss = looked + episode.loss * (self.episodes / max(1, split)) ** 0.5 + SCOPE_WEIGHT * scope
+        return loss, {"answers": looked.item(), "episodes": episode.loss.item(), "scope": scope.item()}
 
     def _captions(self, names: list[str], rng: np.random.Generator) -> list[tuple[str, str]]:
         """Mostly the prompt that the command line uses, sometimes another way to ask."""
@@ -87,7 +98,7 @@ class VLMTask:
         ids, mask, labels = (t.to(device) for t in self.rows.rows(samples, prefixes is not None))
         if prefixes is None:
             return module.embed(ids), mask, labels
-        return module.place_images(ids, self.rows.image_id, prefixes), mask, labels
+        return module.place_images(ids, self.rows.processor.image_id, prefixes), mask, labels
 
     def _cross_entropy(
         self, module: MicroVLM, embeds: Tensor, mask: Tensor, labels: Tensor, slot: Cache, seen: Tensor | None
@@ -115,12 +126,12 @@ class VLMTask:
         with torch.autocast("cpu", enabled=False):
             _, scope, _, slot = module.memory_read(key.float(), code.float(), state.mean.detach()[other])
         seen = torch.zeros(len(samples), dtype=torch.long, device=embeds.device).index_fill(0, rows, 1)
-        full = [tuple(_scatter(part, rows, len(samples)) for part in pair) for pair in slot]
+        full = [(_scatter(k, rows, len(samples)), _scatter(v, rows, len(samples))) for k, v in slot]
         return self._cross_entropy(module, embeds, mask, labels, full, seen), _bce(scope, 0.0)
 
     def _episodes(
         self, module: MicroVLM, prefixes: Tensor, names: list[str], rng: np.random.Generator
-    ) -> dict[str, Tensor | MemoryState]:
+    ) -> Episodes:
         """Two to eight images written one after the other, each under the question of its place; one is asked for.
 
         Every image of the batch is encoded once and stands in several episodes.
@@ -145,7 +156,7 @@ class VLMTask:
         samples = [(ordinal_question(int(step)), name) for step, name in zip(asked, answers, strict=True)]
         embeds, mask, labels = self._embed(module, samples, None)
         loss = self._cross_entropy(module, embeds, mask, labels, slot, None)
-        return {"loss": loss, "scope": _bce(scope, 1.0), "state": state}
+        return Episodes(loss, _bce(scope, 1.0), state)
 
 
 def _scatter(part: Tensor, rows: Tensor, count: int) -> Tensor:
