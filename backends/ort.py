@@ -64,7 +64,7 @@ class OrtRuntime:
         self.directory = directory
         self.config = MicroVLMConfig.load(directory)
         self.fingerprint: str = manifest.get("fingerprint", "")
-        self.threads = threads or len(os.sched_getaffinity(0))
+        self.threads = threads or usable_cores()
         self.allow_spinning = allow_spinning
         self._graphs: dict[str, dict[str, Any]] = manifest["graphs"]
         self._sessions: dict[str, Any] = {}
@@ -161,6 +161,13 @@ class OrtRuntime:
                 f"ONNX Runtime {onnxruntime.__version__} cannot load {path} ({_first_line(error)}): "
                 "export it again or upgrade onnxruntime."
             ) from error
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on, where the system tells; else all of them."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _value(array: Any) -> Any:

@@ -49,10 +49,13 @@ def word_maps(
     whole = with_answer(runtime, prompt, tokens[:-1])
     slot = recall(runtime, prompt, memory)
     mask = np.concatenate([slot.slot_mask[:, None], whole.attention_mask], 1)
-    arrays = (whole.inputs_embeds, mask, positions_of(whole.attention_mask))
     with torch.inference_mode():
         device = model.memory_prior.device
-        layers = model.decoder.attention_maps(*(torch.from_numpy(a).to(device) for a in arrays), slot.slot)
+        embeds, seen, positions = (
+            torch.from_numpy(array).to(device)
+            for array in (whole.inputs_embeds, mask, positions_of(whole.attention_mask))
+        )
+        layers = model.decoder.attention_maps(embeds, seen, positions, slot.slot)
         late = torch.stack(layers[len(layers) // 2 :]).mean((0, 2))[0]
         features = model.vision(torch.from_numpy(inputs.pixel_values).to(device))
         pooling = model.adapter.pooling_weights(features)[0, :, model.config.vision.num_leading_tokens :]

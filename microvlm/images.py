@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from PIL import (
@@ -87,9 +88,9 @@ def fit_square(image: Image.Image, side: int) -> Image.Image:
     small = _shrink_to_rgb(image, max(1, max(image.size) // (2 * side)))
     scale = side / max(image.size)
     # The size comes from the whole picture, because the shrunken one is rounded up.
-    size = tuple(max(1, min(side, round(length * scale))) for length in image.size)
-    if small.size != size:
-        small = small.resize(size, Image.Resampling.BICUBIC)
+    width, height = (max(1, min(side, round(length * scale))) for length in image.size)
+    if small.size != (width, height):
+        small = small.resize((width, height), Image.Resampling.BICUBIC)
     for turn in _TURNS.get(orientation, ()):
         small = small.transpose(turn)
     if small.size == (side, side):
@@ -154,7 +155,8 @@ def _orientation(image: Image.Image) -> int:
 def _shrink_to_rgb(image: Image.Image, factor: int) -> Image.Image:
     """Box-reduced by an integer factor, strip by strip, so that only the stored form is held at full size."""
     image.load()
-    span = image.getextrema() if image.mode in ("I", "F") or image.mode.startswith("I;16") else None
+    is_deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
+    span = cast("tuple[float, float]", image.getextrema()) if is_deep else None
     if factor == 1 and image.width * image.height <= _STRIP_PIXELS:
         return _to_rgb(image, span)
     rows = max(1, _STRIP_PIXELS // image.width // factor) * factor

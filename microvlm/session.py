@@ -10,15 +10,18 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from microvlm.backends.base import LoadedRuntime
 from microvlm.generation import GenerationOptions, Prompt, Timings, embed_prompt, generate
 from microvlm.images import ImageSource
 from microvlm.memory_file import Entry, EpisodicMemory
 from microvlm.processor import Processor
 from microvlm.runtime import Runtime
+
+if TYPE_CHECKING:
+    from microvlm.backends.base import LoadedRuntime
 
 _WORDS = """
 first second third fourth fifth sixth seventh eighth ninth tenth

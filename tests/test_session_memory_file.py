@@ -1,4 +1,4 @@
-"""The memory file: bit for bit there and back; refused when cut, altered, newer or another model's; never half-written."""
+"""The memory file: bit for bit there and back; refused when cut, altered, newer or of another model; never half."""
 
 from __future__ import annotations
 
