@@ -43,13 +43,14 @@ class CodeDifferences:
 
     def add(self, ours: np.ndarray, theirs: np.ndarray, unrounded: np.ndarray) -> None:
         """Count one layer: two sets of codes, and the values that `theirs` were rounded from."""
-        step = np.abs(ours - theirs)
+        # A code that is no number is as far off as a code can be.
+        step = np.nan_to_num(np.abs(ours - theirs), nan=255)
         moved = step > 0
         self.codes += step.size
         self.differing += int(moved.sum())
         self.max_step = max(self.max_step, int(step.max()))
         if moved.any():
-            near = unrounded[moved]
+            near = np.nan_to_num(unrounded[moved])
             distance = float(np.abs(np.abs(near - np.rint(near)) - 0.5).max())
             self.max_tie_distance = max(self.max_tie_distance, distance)
 
@@ -94,7 +95,7 @@ def _packed_inputs(proto: onnx.ModelProto) -> dict[str, str]:
 
 
 def _dense_inputs(proto: onnx.ModelProto) -> dict[str, str]:
-    """Trits stored at 16 or 32 bits: name -> the input of Round, in MatMul(Clip(Round(input)), weight of the name)."""
+    """Trits stored at 16 or 32 bits: name -> the input of Round, in product(Clip(Round(input)), NAME.weight)."""
     producer = {output: node for node in proto.graph.node for output in node.output}
     weights = {tensor.name for tensor in proto.graph.initializer}
 
@@ -105,7 +106,7 @@ def _dense_inputs(proto: onnx.ModelProto) -> dict[str, str]:
 
     found = {}
     for node in proto.graph.node:
-        if node.op_type == "MatMul" and above(node.input[1], "Transpose", "Cast") in weights:
+        if node.op_type in ("MatMul", "Gemm") and above(node.input[1], "Transpose", "Cast") in weights:
             rounded = above(node.input[0], "Clip")
             if rounded in producer and producer[rounded].op_type == "Round":
                 found[above(node.input[1], "Transpose", "Cast").removesuffix(".weight")] = producer[
