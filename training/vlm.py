@@ -120,8 +120,8 @@ class VLMTask:
         count = max(1, round(len(samples) * DISTRACTOR_SHARE))
         rows = torch.from_numpy(rng.permutation(len(samples))[:count].copy()).to(embeds.device)
         other = torch.from_numpy(rng.integers(0, state.mean.shape[0], count)).to(embeds.device)
-        # The query ends where the answer starts, so that the detector can't read the answer.
-        query = mask[rows] * (labels[rows] != IGNORED).cumsum(1).eq(0)
+        # The query is the whole prompt, as at inference; its last token already has the answer's first as its label.
+        query = mask[rows] * (labels[rows] != IGNORED).cumsum(1).le(1)
         code, key = module.memory_encode(embeds[rows].detach(), query)
         with torch.autocast("cpu", enabled=False):
             _, scope, _, slot = module.memory_read(key.float(), code.float(), state.mean.detach()[other])
