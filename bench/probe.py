@@ -10,7 +10,8 @@ y = Op(x, W, scale) becomes, with the operator called on integers so that its re
     direct = Op(x, W, scale)                                  what the graph computes when nobody looks
 
 `x`, `sums`, `y` and `direct` become outputs. A row whose peak is at the floor has no code of 127, so its sums can't be
-asked for this way and it keeps `direct`. Knows one graph; needs onnx.
+asked for this way and it keeps `direct`. Trits that are stored dense, at 16 or 32 bits, have no operator but standard
+nodes, and their MatMul is the sum. Knows one graph; needs onnx.
 """
 
 from __future__ import annotations
@@ -41,8 +42,13 @@ class Layer:
     codes: str
     """Input int8, shaped like `x`, or [1] when recording."""
     sums: str
-    scaled: str
-    direct: str
+    scaled: str = ""
+    direct: str = ""
+    """Empty, as `scaled`, for a dense layer: no operator to hold against its sums."""
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        return tuple(name for name in (self.x, self.sums, self.scaled, self.direct) if name)
 
 
 @dataclass(frozen=True)
@@ -74,12 +80,15 @@ def probe(path: Path) -> ProbedGraph:
     """The graph in the file `path` with every quantised layer opened up."""
     model = onnx.load(str(path), load_external_data=False)
     graph = model.graph
+    dense = _dense_layers(graph)
     layers, nodes = [], list(_constants())
     for node in graph.node:
         if is_quantised_matmul(node):
-            layer = _layer(node)
-            layers.append(layer)
-            nodes += _opened(node, layer)
+            layers.append(_layer(node))
+            nodes += _opened(node, layers[-1])
+        elif node.output[0] in dense:
+            layers.append(dense[node.output[0]])
+            nodes += _opened_dense(node, layers[-1])
         else:
             nodes.append(node)
     del graph.node[:]
@@ -90,7 +99,7 @@ def probe(path: Path) -> ProbedGraph:
     extra: list[str] = []
     for layer in layers:
         graph.input.append(helper.make_tensor_value_info(layer.codes, TensorProto.INT8, None))
-        extra += [layer.x, layer.sums, layer.scaled, layer.direct]
+        extra += layer.outputs
     extra = [name for name in dict.fromkeys(extra) if name not in known]
     graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in extra)
     return ProbedGraph(model, tuple(layers), (*own_outputs, *extra), path.parent)
@@ -99,6 +108,39 @@ def probe(path: Path) -> ProbedGraph:
 def _layer(node: onnx.NodeProto) -> Layer:
     name = node.input[1].removesuffix(".packed")
     return Layer(name, node.input[0], *(f"{PREFIX}.{name}.{part}" for part in ("codes", *_OUTPUTS)))
+
+
+def _dense_layers(graph: onnx.GraphProto) -> dict[str, Layer]:
+    """Layers of dense trits by the output of their MatMul: weights NAME.weight that have a NAME.scale, behind
+    x -> Mul -> Round -> Clip -> MatMul, or Gemm for two dimensions."""
+    makers = {node.output[0]: node for node in graph.node if node.output}
+    names = {tensor.name for tensor in graph.initializer}
+    layers = {}
+    for node in graph.node:
+        if node.op_type not in ("MatMul", "Gemm"):
+            continue
+        weight = node.input[1]
+        while weight in makers and makers[weight].op_type in ("Cast", "Transpose"):
+            weight = makers[weight].input[0]
+        name = weight.removesuffix(".weight")
+        clip = makers.get(node.input[0])
+        if name == weight or f"{name}.scale" not in names or clip is None or clip.op_type != "Clip":
+            continue
+        x = makers[makers[clip.input[0]].input[0]].input[0]
+        layers[node.output[0]] = Layer(name, x, f"{PREFIX}.{name}.codes", node.output[0])
+    return layers
+
+
+def _opened_dense(node: onnx.NodeProto, layer: Layer) -> list[onnx.NodeProto]:
+    given, used = f"{PREFIX}.{layer.name}.given", f"{PREFIX}.{layer.name}.used"
+    product = onnx.NodeProto()
+    product.CopyFrom(node)
+    product.input[0] = used
+    return [
+        helper.make_node("Cast", [layer.codes], [given], to=TensorProto.FLOAT),
+        helper.make_node("Where", [REPLAY, given, node.input[0]], [used]),
+        product,
+    ]
 
 
 def _constants() -> list[onnx.NodeProto]:

@@ -222,13 +222,12 @@ class OrtInstrument:
         above = floor_rows(x)
         equal = comparison.compare_codes(layer.name, x, entry.codes)
         comparison.compare_sums(sums, entry.sums, above)
-        comparison.compare_operator(arrays[layer.direct], arrays[layer.scaled], equal & above)
+        if layer.direct:
+            comparison.compare_operator(arrays[layer.direct], arrays[layer.scaled], equal & above)
 
 
 def _seen(probed: Any) -> list[str]:
-    return list(
-        {name for layer in probed.layers for name in (layer.x, layer.sums, layer.scaled, layer.direct)}
-    )
+    return list({name for layer in probed.layers for name in layer.outputs})
 
 
 def _value(array: Any) -> Any:

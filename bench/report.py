@@ -55,9 +55,10 @@ def _run(document: dict[str, Any]) -> tuple[str, list[Section], list[str]]:
     ceiling = document.get("ceiling")
     if ceiling and ceiling["predicted_decode_tokens_per_s"]:
         remarks.append(
-            f"ceiling: one core reads {ceiling['read_bandwidth_bytes_per_s'] / 1e9:.1f} GB/s here and a token reads "
-            f"{ceiling['weight_bytes_per_token'] / 1e6:.2f} MB of weights, so at most "
-            f"{ceiling['predicted_decode_tokens_per_s']:.0f} tokens/s a core (predicted)"
+            f"ceiling: one core reads {ceiling['read_bandwidth_bytes_per_s'] / 1e9:.1f} GB/s from memory here and a "
+            f"token reads {ceiling['weight_bytes_per_token'] / 1e6:.2f} MB of weights: at most "
+            f"{ceiling['predicted_decode_tokens_per_s']:.0f} tokens/s a core (predicted); weights that fit a cache "
+            "may pass it, and calls of small operators stay far below it"
         )
     return f"{model['name']}: {model['total_bytes'] / 1e6:.2f} MB", sections, [*remarks, _where(document)]
 

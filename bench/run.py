@@ -44,7 +44,8 @@ def run(
         new_tokens=new_tokens,
     )
     plan = Plan(bundle, asdict(workload), threads, repeats, warmup)
-    names = list(dict.fromkeys(backends)) or backend_names()
+    # Without a choice PyTorch comes first, so that the ratios are against the reference.
+    names = list(dict.fromkeys(backends)) or sorted(backend_names(), key=lambda name: (name != "torch", name))
     runs = measure(names, plan, progress)
     described = describe_model(bundle)
     progress("reading memory at full speed, for the ceiling")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from click.testing import CliRunner
 from onnx import helper, numpy_helper
@@ -21,16 +22,20 @@ from microvlm.bench.compare import Pair, Subject, compare
 from microvlm.bench.equivalence import same_function
 from microvlm.bench.evalset_reader import load_evalset
 from microvlm.bench.metrics import Agreement, Drift, Metrics
-from microvlm.bench.probe import is_quantised_matmul, probe
+from microvlm.bench.probe import REPLAY, is_quantised_matmul, probe
 from microvlm.bench.replay import instrument
 from microvlm.bench.runs import slot_arrays
 from microvlm.bench.samples import choose, longest_episode, spread
 from microvlm.bench.verdict import AMBIGUOUS, FAIL, PASS, judge
 from microvlm.errors import UserError
-from microvlm.lowering import WeightFormat, lower, named_packed
+from microvlm.exporters import contract
+from microvlm.exporters.external_data import WeightStore, save_graph
+from microvlm.exporters.tracing import trace
+from microvlm.lowering import WeightFormat, lower, named_packed, set_traced
 from microvlm.model import MicroVLM
 from microvlm.processor import Processor
 from microvlm.runtime import MemoryArrays
+from microvlm.torch_runtime import TorchRuntime
 
 
 def altered(bundle: Path, folder: Path, graph: str, change: Callable[[onnx.ModelProto], None]) -> Path:
@@ -221,6 +226,33 @@ def test_a_probed_graph_keeps_every_operator_and_names_layers_as_the_model_does(
     # Each twice: as the graph has it, and on integers.
     assert len(operators) == 2 * len(probed.layers)
     assert {f.name for f in probed.model.functions} >= {node.op_type for node in operators}
+
+
+def test_dense_trits_are_opened_up_too(ternary_model: MicroVLM, tmp_path: Path) -> None:
+    lowered = lower(ternary_model, WeightFormat(16))
+    spec = contract.graph(lowered.config, "memory_encode")
+    set_traced(lowered, True)
+    save_graph(trace(lowered, spec), spec.name, WeightStore(tmp_path))
+    set_traced(lowered, False)
+    probed = probe(tmp_path / "memory_encode.onnx")
+    reference = instrument(TorchRuntime(lowered, directory=tmp_path))
+    wanted = {name for name in reference.layers if name.startswith("memory_encoder.")}
+    assert {layer.name for layer in probed.layers} == wanted
+    embeds = np.random.default_rng(0).normal(size=(1, 5, 64)).astype(np.float32)
+    mask = np.ones((1, 5), np.int64)
+    tape, comparison = Tape(), Comparison()
+    with reference.recording(tape):
+        code, _ = reference.runtime.memory_encode(embeds, mask)
+    feeds = {"inputs_embeds": embeds, "attention_mask": mask, REPLAY: np.asarray(True)}
+    entries = {layer.name: tape.take(layer.name) for layer in probed.layers}
+    feeds |= {layer.codes: entries[layer.name].codes for layer in probed.layers}
+    session = probed.open(onnxruntime.SessionOptions())
+    got = dict(zip(probed.outputs, session.run(list(probed.outputs), feeds), strict=True))
+    for layer in probed.layers:
+        assert np.array_equal(got[layer.sums], entries[layer.name].sums), layer.name
+        comparison.compare_codes(layer.name, got[layer.x], entries[layer.name].codes)
+    assert comparison.codes_differing <= 1
+    assert np.abs(got["memory_code"] - code).max() < 1e-5
 
 
 def test_trits_are_one_function_in_any_bytes_and_another_training_is_another(ternary_model: MicroVLM) -> None:
