@@ -19,7 +19,7 @@ from microvlm.config import MicroVLMConfig
 from microvlm.errors import UserError
 from microvlm.runtime import MemoryArrays, MemoryReading
 
-MINIMUM_VERSION = (1, 24)
+MINIMUM_VERSION = (1, 25)
 MEMORY_PRIOR = "memory_prior"
 
 
@@ -33,7 +33,7 @@ class OrtBackend(Backend):
 
         version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
         if version < MINIMUM_VERSION:
-            return f"onnxruntime {onnxruntime.__version__} is too old; pip install 'onnxruntime>=1.24'."
+            return f"onnxruntime {onnxruntime.__version__} is too old; pip install 'onnxruntime>=1.25'."
         return None
 
     def load(

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from microvlm.config import MicroVLMConfig
 
 OPSET = 23
-"""Needs ONNX Runtime 1.24 or newer."""
+"""ONNX Runtime reads it from 1.24 on; 1.25 is the first whose AMX kernels sum every integer product rightly."""
 
 BATCH, SEQUENCE, PAST, TOTAL, KEPT = "batch", "sequence", "past", "past + sequence", "kept"
 """Symbolic dimensions. `past` counts the memory slot, which is position 0 and always there."""

@@ -28,7 +28,7 @@ from microvlm.op_table import DOMAIN, DOMAIN_VERSION
 from microvlm.torch_runtime import fingerprint_of
 
 FORMAT = 1
-MINIMUM_ONNXRUNTIME = "1.24"
+MINIMUM_ONNXRUNTIME = "1.25"
 GROUPS = ("ternary", "embedding", "vision", "other")
 
 
