@@ -54,7 +54,9 @@ def repeat_heads(x: Tensor, groups: int) -> Tensor:
 def rotary_tables(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
     """int64 [B, S] -> cos and sin, each float32 [B, 1, S, D] (Su et al. 2021, arXiv 2104.09864, half-split order)."""
     # From Python's floats and not from a float32 power, which every runtime rounds its own way.
-    frequencies = torch.tensor([theta ** (-i / head_dim) for i in range(0, head_dim, 2)], device=position_ids.device)
+    frequencies = torch.tensor(
+        [theta ** (-i / head_dim) for i in range(0, head_dim, 2)], device=position_ids.device
+    )
     angles = position_ids.float().unsqueeze(-1) * frequencies
     angles = torch.cat([angles, angles], -1).unsqueeze(1)
     return angles.cos(), angles.sin()

@@ -17,7 +17,6 @@ from microvlm.config import MicroVLMConfig
 from microvlm.embedding import HalfEmbedding, PackedEmbedding, TiedEmbedding
 from microvlm.errors import UserError
 from microvlm.linear import DenseTritLinear, HalfLinear, PackedLinear
-from microvlm.lowering import WeightFormat
 from microvlm.model import MicroVLM
 from microvlm.op_table import MATMUL_BY_KIND
 
@@ -219,11 +218,3 @@ def _empty_layer(layer: dict) -> nn.Module:
     if kind == "int4":
         tensors["multiplier"] = torch.zeros(rows, groups, dtype=torch.uint8)
     return PackedLinear(kind, rows, columns, tensors, bias)
-
-
-def weight_format_of(layers: dict[str, dict]) -> WeightFormat | None:
-    """The storage of a lowered checkpoint's decoder, or None for a latent one."""
-    decoder = {layer["kind"] for name, layer in layers.items() if name.startswith("decoder.")}
-    if "ternary3x5" in decoder:
-        return WeightFormat(1.58, "base3")
-    return WeightFormat(1.58, "2bit") if "ternary2x4" in decoder else None

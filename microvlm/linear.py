@@ -44,7 +44,9 @@ class _QuantizedProduct(torch.autograd.Function):
         ctx.dtype = x.dtype
         # bfloat16 holds every code (8 bits) and every int8 weight exactly; only the gradient itself is rounded.
         ctx.low = torch.bfloat16 if torch.is_autocast_enabled(x.device.type) else torch.float32
-        sums = torch_ops.integer_sums(codes, integers, 1 if kind == "ternary" else 127)
+        # Autocast would round the sums; exact ones make training the very function that is shipped.
+        with torch_ops.full_precision(x.device.type):
+            sums = torch_ops.integer_sums(codes, integers, 1 if kind == "ternary" else 127)
         return torch_ops.scale_sums(sums, step, scale)
 
     @staticmethod
