@@ -78,7 +78,7 @@ class Chat:
         """Answer `question` about `image`, or about nothing but the memory, then write the turn.
 
         `new_image`: the picture was not shown before. `label` names it in the log. An answer that came out of the
-        memory is not written back. Raises UserError, and then nothing was written.
+        memory alone is not written back. Raises UserError, and then nothing was written.
         """
         timings = Timings()
         with timings.phase("preprocess"):
@@ -96,11 +96,12 @@ class Chat:
         tokens, reading = made.tokens[0], made.recall.reading
         answer = self.processor.decode(tokens)
         recalled = bool(made.recall.slot_mask[0])
-        if not recalled:
+        stored = image is not None or not recalled
+        if stored:
             with timings.phase("memory_write"):
                 self._write(prompt, question, answer, tokens, image is not None and new_image, label)
         scope = float(reading.scope[0]) if reading is not None else 0.0
-        return Turn(question, answer, tokens, timings.milliseconds, recalled, scope, not recalled)
+        return Turn(question, answer, tokens, timings.milliseconds, recalled, scope, stored)
 
     def reset(self) -> None:
         """Back to the empty memory."""

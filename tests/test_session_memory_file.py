@@ -141,11 +141,15 @@ def test_each_turn_writes_one_row_and_a_new_picture_is_keyed_by_its_place(runtim
     assert np.array_equal(chat.memory.state.mean, runtime.memory_prior().mean)
 
 
-def test_an_answer_out_of_the_memory_is_not_written_back(ternary_model, tiny_processor):
+def test_an_answer_out_of_the_memory_alone_is_not_written_back_and_a_picture_always_is(
+    ternary_model, tiny_processor
+):
     runtime = TorchRuntime(ternary_model)
     config = ternary_model.config
     always = type(config.memory)(**{**vars(config.memory), "scope_threshold": 0.0})
     runtime.config = type(config)(**{**vars(config), "memory": always})
-    turn = Chat(runtime, tiny_processor).ask("what is this?")
-    assert turn.recalled
-    assert not turn.stored
+    chat = Chat(runtime, tiny_processor)
+    turn = chat.ask("what is this?")
+    assert (turn.recalled, turn.stored, len(chat.memory.entries)) == (True, False, 0)
+    turn = chat.ask("what is this?", np.zeros((9, 9, 3), np.uint8), new_image=True)
+    assert (turn.recalled, turn.stored, len(chat.memory.entries)) == (True, True, 1)
