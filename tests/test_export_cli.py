@@ -2,6 +2,8 @@
 
 import json
 import os
+import resource
+import signal
 
 import pytest
 import torch
@@ -66,6 +68,20 @@ def test_a_checkpoint_that_is_none_is_one_sentence(tmp_path, capsys):
 
 def test_a_folder_that_exists_is_refused_before_any_work(tiny_checkpoint, tiny_bundle, capsys):
     assert_one_sentence(export([tiny_checkpoint, "-o", tiny_bundle], capsys), "exists")
+
+
+def test_a_disk_that_fills_up_is_one_sentence_and_leaves_nothing(tiny_checkpoint, tmp_path, capsys):
+    """A real refusal by the kernel while weights are written: no file may grow over 64 kB."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+        result = export([tiny_checkpoint, "-o", tmp_path / "bundle"], capsys)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert_one_sentence(result, "no room is left")
+    assert os.listdir(tmp_path) == []
 
 
 def test_json_is_one_document_with_the_promised_keys(tmp_path, capsys):
