@@ -37,7 +37,8 @@ class WorkerProcess:
         # A file, not a pipe: a library that says much would fill a pipe that nobody reads, and stop.
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by `close`
         self._process = subprocess.Popen(
-            command or [sys.executable, "-m", "microvlm.bench.worker"],
+            # -P: in a checkout, the folder `microvlm` here is not the installed package with all its parts.
+            command or [sys.executable, "-P", "-m", "microvlm.bench.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from microvlm.processor import Processor
 
 # One core a test run: these sizes gain nothing from threads, and the machines that run them are small.
 torch.set_num_threads(1)
+# Programs that tests start from the repository's root must import the installed package, not the folder `microvlm`.
+os.environ["PYTHONSAFEPATH"] = "1"
 
 FLOAT = QuantizationConfig()
 TERNARY = QuantizationConfig(decoder_bits=1.58, vision_bits=8, embedding_bits=8)

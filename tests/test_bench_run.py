@@ -128,6 +128,18 @@ def test_a_worker_that_is_killed_is_a_sentence_with_its_signal() -> None:
     worker.close()
 
 
+def test_a_worker_is_the_installed_package_whatever_lies_where_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "microvlm").mkdir()
+    (tmp_path / "microvlm" / "__init__.py").write_text("raise SystemExit('the wrong microvlm')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    worker = WorkerProcess()
+    assert worker.ask(do="memory").keys() >= {"peak_rss_bytes", "anonymous_bytes"}
+    worker.close()
+
+
 def test_a_worker_that_says_much_on_stderr_does_not_hang() -> None:
     program = "import sys; input(); sys.stderr.write('x' * 1_000_000); print('{\"ms\": 1}', flush=True)"
     worker = WorkerProcess([sys.executable, "-c", program])
