@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import isqrt
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -11,14 +13,38 @@ from microvlm.config import MicroVLMConfig
 from microvlm.linear import LinearFactory
 
 
+REGION_BIAS = 5.0
+
+
+def regional_bias(config: MicroVLMConfig) -> Tensor:
+    """float32 [k, tokens]: the first queries start at the class (and distillation) token, the next at the cells of
+    the largest square grid that they fill, in reading order; those left over start without a place.
+    """
+    side = config.vision.image_size // config.vision.patch_size
+    leading = min(config.vision.num_leading_tokens, config.prefix_tokens)
+    bias = torch.zeros(config.prefix_tokens, config.vision.num_leading_tokens + side * side)
+    bias[range(leading), range(leading)] = REGION_BIAS
+    grid = min(isqrt(config.prefix_tokens - leading), side)
+    cell = torch.arange(side) * grid // side if grid else torch.zeros(side, dtype=torch.long)
+    region = (cell[:, None] * grid + cell).flatten()
+    for query in range(grid * grid):
+        bias[leading + query, config.vision.num_leading_tokens :][region == query] = REGION_BIAS
+    return bias
+
+
 class Adapter(nn.Module):
-    """[B, tokens, vision width] -> [B, k, decoder width]: learned queries attend over projected vision tokens."""
+    """[B, tokens, vision width] -> [B, k, decoder width]: learned queries attend over projected vision tokens.
+
+    A learned bias on the scores starts every query at a place of its own: without it, which object stands where is
+    found only after many more steps.
+    """
 
     def __init__(self, config: MicroVLMConfig, linear: LinearFactory):
         super().__init__()
         wide, narrow = config.text.hidden_size, config.vision.hidden_size
         self.heads = config.vision.num_attention_heads
         self.queries = nn.Parameter(torch.randn(1, config.prefix_tokens, narrow) * 0.02)
+        self.pooling_bias = nn.Parameter(regional_bias(config))
         self.norm_in = nn.LayerNorm(narrow)
         self.query = linear(narrow, narrow, True)
         self.key = linear(narrow, narrow, True)
@@ -40,11 +66,11 @@ class Adapter(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         query, key, value = self._heads(features)
-        x = self.projection(merge_heads(attend(query, key, value, None)))
+        x = self.projection(merge_heads(attend(query, key, value, self.pooling_bias)))
         x = x + self.fc2(F.gelu(self.fc1(self.norm_mlp(x))))
         return self.norm_out(x)
 
     def pooling_weights(self, features: Tensor) -> Tensor:
         """[B, k, tokens]: how much each prefix embedding takes from each vision token, averaged over heads."""
         query, key, _ = self._heads(features)
-        return attention_weights(query, key, None).mean(1)
+        return attention_weights(query, key, self.pooling_bias).mean(1)

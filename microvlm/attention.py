@@ -20,10 +20,12 @@ def merge_heads(x: Tensor) -> Tensor:
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Scaled dot-product attention with grouped key/value heads.
 
-    query [B, heads, S, D], key and value [B, kv_heads, T, D], mask bool broadcastable to [B, heads, S, T],
-    true where a query may look. Every row of the mask must allow at least one key.
+    query [B, heads, S, D], key and value [B, kv_heads, T, D], mask broadcastable to [B, heads, S, T]: bool,
+    true where a query may look, or float, added to the scores. Every row of the mask must allow at least one key.
     """
     groups = query.shape[1] // key.shape[1]
+    if mask is not None and mask.dtype != torch.bool:
+        mask = mask.to(query.dtype)
     if query.requires_grad and query.device.type == "cpu":
         # torch's fused backward takes half of a training step on a CPU; two plain products take a tenth of that.
         key, value = repeat_heads(key, groups), repeat_heads(value, groups)
@@ -42,7 +44,7 @@ def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor
 def _softmax(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
     scores = (query / query.shape[-1] ** 0.5) @ key.transpose(-1, -2)
     if mask is not None:
-        scores = scores.masked_fill(~mask, float("-inf"))
+        scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
     return scores.softmax(-1)
 
 

@@ -38,7 +38,9 @@ def _check_fields(part: Any) -> None:
         _require(fits, f"{item.name} must be {words}, not {value!r}")
         if item.type in ("int", "float"):
             may_be_zero = item.name in ("prefix_tokens", "scope_threshold")
-            _require(value > 0 or (may_be_zero and value == 0), f"{item.name} must be positive, not {value!r}")
+            _require(
+                value > 0 or (may_be_zero and value == 0), f"{item.name} must be positive, not {value!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -266,7 +268,8 @@ _PRESETS: dict[str, MicroVLMConfig] = {
         ),
         memory=MemoryConfig(slots=64, code_size=192),
         quantization=QuantizationConfig(decoder_bits=1.58, vision_bits=8, embedding_bits=8),
-        prefix_tokens=16,
+        # The two leading tokens, and a 4 x 4 grid of places.
+        prefix_tokens=18,
     ),
     "small": MicroVLMConfig(
         name="small",

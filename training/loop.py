@@ -43,7 +43,7 @@ def build_optimizers(task: Task, stage: StageConfig) -> list[torch.optim.Optimiz
     blocks = {
         id(p)
         for name, p in task.module.named_parameters()
-        if p.ndim == 2 and ("layers." in name or "adapter." in name)
+        if name.endswith(".weight") and p.ndim == 2 and ("layers." in name or "adapter." in name)
     }
     muon, adam = [], []
     for group in task.parameter_groups():

@@ -100,21 +100,24 @@ def _task(
 
 
 def _inherit(task: Task, previous: Path) -> None:
-    """Weights of the last stage: a whole model, or the vision encoder out of a student."""
+    """Weights of the last stage: a whole model, or the vision encoder and the emoji head of a student."""
     tensors, _ = read_tensors(previous / "weights.safetensors")
-    own = task.module.state_dict()
-    if set(tensors) == set(own):
-        load_strictly(task.module, tensors, str(previous))
+    if not isinstance(task, VLMTask):
+        raise UserError("a distill stage comes first in a recipe: it starts from nothing.")
+    if set(tensors) == set(task.model.state_dict()):
+        load_strictly(task.model, tensors, str(previous))
         return
-    vision = {k.removeprefix("vision."): v for k, v in tensors.items() if k.startswith("vision.")}
-    load_strictly(task.module.get_submodule("vision"), vision, str(previous))
+    for part, module in (("vision.", task.model.vision), ("classify.", task.module.classify)):
+        own = {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)}
+        load_strictly(module, own, str(previous))
 
 
 def _save_weights(task: Task, folder: Path) -> None:
     from safetensors.torch import save_file
 
     aside = folder / "weights.tmp"
-    save_file({k: v.detach().cpu().contiguous() for k, v in task.module.state_dict().items()}, str(aside))
+    kept = task.model if isinstance(task, VLMTask) else task.module
+    save_file({k: v.detach().cpu().contiguous() for k, v in kept.state_dict().items()}, str(aside))
     aside.replace(folder / "weights.safetensors")
     (folder / "done").touch()
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from microvlm.decoder import Cache
@@ -20,7 +20,7 @@ from microvlm.ordinals import ORDINALS, ordinal_question
 from microvlm.training.config import Recipe, StageConfig
 from microvlm.training.data.compose import augment_emoji, compose_scenes
 from microvlm.training.data.emoji import EmojiData
-from microvlm.training.data.scenes import KINDS, sample_question
+from microvlm.training.data.scenes import KINDS, Scene, read_scene_objects, sample_question
 from microvlm.training.distill import DrawingSampler
 from microvlm.training.texts import CAPTION_PROMPTS, IGNORED, TextRows
 from microvlm.vision import normalise
@@ -29,6 +29,21 @@ DISTRACTOR_SHARE = 0.2
 """Share of caption and scene rows that see a memory of something else."""
 SCOPE_WEIGHT = 0.1
 MAX_EPISODE = 8
+PATCH_WEIGHT, CLASSIFY_WEIGHT = 1.0, 0.3
+KIND_SHARES = {"what": 0.4, "where": 0.36, "how many": 0.14, "which colour": 0.1}
+"""Names and places take longer to learn than numbers and colours."""
+
+
+def patch_labels(scenes: list[Scene], side: int) -> np.ndarray:
+    """int64 [B, side * side]: 1 + the object whose drawing holds the patch's centre, 0 for the ground."""
+    centre = (np.arange(side) + 0.5) / side
+    labels = np.zeros((len(scenes), side, side), np.int64)
+    for image, scene in zip(labels, scenes, strict=True):
+        for placed in scene.objects:
+            rows = np.abs(centre - placed.y) < placed.size / 2
+            columns = np.abs(centre - placed.x) < placed.size / 2
+            image[np.ix_(rows, columns)] = 1 + placed.object
+    return labels.reshape(len(scenes), -1)
 
 
 class Episodes(NamedTuple):
@@ -40,12 +55,27 @@ class Episodes(NamedTuple):
     """The memories after the last write, for other rows to be distracted by."""
 
 
+class Helped(nn.Module):
+    """The model with two heads that only training needs: what each patch shows, and which emoji the picture is."""
+
+    def __init__(self, model: MicroVLM, patch_classes: int, classes: int):
+        super().__init__()
+        self.model = model
+        width = model.config.vision.hidden_size
+        self.name_patch = nn.Linear(width, patch_classes)
+        self.classify = nn.Linear(width, classes)
+
+
 class VLMTask:
-    """Cross-entropy on answers, plus the scope detector's binary cross-entropy."""
+    """Cross-entropy on answers, the scope detector's binary cross-entropy, and, while the vision encoder learns, the
+    name of the object under each patch of a scene and of the emoji in a picture (of seen emoji alone)."""
 
     def __init__(self, model: MicroVLM, rows: TextRows, recipe: Recipe, stage: StageConfig, emoji: EmojiData):
-        self.module, self.rows, self.stage, self.emoji = model, rows, stage, emoji
+        self.model, self.rows, self.stage, self.emoji = model, rows, stage, emoji
         self.config = model.config
+        self.module = Helped(model, len(read_scene_objects()) + 1, int(emoji.seen.sum()))
+        self.label_of = np.full(len(emoji.hexcodes), IGNORED)
+        self.label_of[np.flatnonzero(emoji.seen)] = np.arange(emoji.seen.sum())
         # Captions are learned for seen emoji alone.
         self.sampler = DrawingSampler(emoji, recipe.vendor_weights, seen_share=1.0)
         counts = {kind: round(stage.batch_size * share) for kind, share in stage.mixture.items()}
@@ -55,15 +85,16 @@ class VLMTask:
         model.vision.requires_grad_(stage.vision_learning_rate > 0)
 
     def parameter_groups(self) -> list[dict]:
-        vision = [p for p in self.module.vision.parameters() if p.requires_grad]
-        inside = {id(p) for p in self.module.vision.parameters()}
+        vision = [p for p in self.model.vision.parameters() if p.requires_grad]
+        inside = {id(p) for p in self.model.vision.parameters()}
         rest = [p for p in self.module.parameters() if id(p) not in inside]
         groups = [{"params": rest, "lr": self.stage.learning_rate}]
         if vision:
             groups.append({"params": vision, "lr": self.stage.vision_learning_rate})
         return groups
 
-    def loss(self, module: MicroVLM, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, helped: Helped, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+        module = helped.model
         rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
         drawn = self.sampler.rows(self.captions + 2 * self.episodes, generator)
         with torch.autocast("cpu", enabled=False):
@@ -72,20 +103,43 @@ class VLMTask:
                 generator,
                 self.stage.augment_strength,
             )
-            asked = [sample_question(rng, KINDS[i % len(KINDS)]) for i in range(self.scenes)]
+            kinds = rng.choice(len(KINDS), self.scenes, p=[KIND_SHARES[kind] for kind in KINDS])
+            asked = [sample_question(rng, KINDS[kind]) for kind in kinds]
             scenes = compose_scenes([s for s, _ in asked], self.emoji, generator=generator, strength=1.0)
         pixels = normalise(
             torch.cat([views[: self.captions], scenes, views[self.captions :]]), self.config.vision
         )
-        prefixes = module.encode_image(pixels.to(next(module.parameters()).device))
+        features = module.vision(pixels.to(next(module.parameters()).device))
+        prefixes = module.adapter(features)
         split = self.captions + self.scenes
+        shown = self._shown(helped, features, drawn, [scene for scene, _ in asked])
         names = [self.emoji.captions[row] for row in drawn]
         direct = self._captions(names[: self.captions], rng) + [(q.text, q.answer) for _, q in asked]
         episode = self._episodes(module, prefixes[split:], names[self.captions :], rng)
         looked, scope_off = self._direct(module, prefixes[:split], direct, episode.state, rng)
         scope = 0.5 * (episode.scope + scope_off)
         loss = looked + episode.loss * (self.episodes / max(1, split)) ** 0.5 + SCOPE_WEIGHT * scope
-        return loss, {"answers": looked.item(), "episodes": episode.loss.item(), "scope": scope.item()}
+        metrics = {"answers": looked.item(), "episodes": episode.loss.item(), "scope": scope.item()}
+        if shown is None:
+            return loss, metrics
+        return loss + shown, metrics | {"shown": shown.item()}
+
+    def _shown(
+        self, helped: Helped, features: Tensor, drawn: np.ndarray, scenes: list[Scene]
+    ) -> Tensor | None:
+        """Cross-entropy of the two helping heads; None while the vision encoder is frozen."""
+        if self.stage.vision_learning_rate == 0:
+            return None
+        leading = self.config.vision.num_leading_tokens
+        side = self.config.vision.image_size // self.config.vision.patch_size
+        split = self.captions + self.scenes
+        patches = helped.name_patch(features[self.captions : split, leading:]).float()
+        under = torch.from_numpy(patch_labels(scenes, side)).to(features.device)
+        named = F.cross_entropy(patches.flatten(0, 1), under.flatten())
+        whole = torch.cat([features[: self.captions, 0], features[split:, 0]])
+        labels = torch.from_numpy(self.label_of[drawn]).to(features.device)
+        classified = F.cross_entropy(helped.classify(whole).float(), labels, label_smoothing=0.1)
+        return PATCH_WEIGHT * named + CLASSIFY_WEIGHT * classified
 
     def _captions(self, names: list[str], rng: np.random.Generator) -> list[tuple[str, str]]:
         """Mostly the prompt that the command line uses, sometimes another way to ask."""
