@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 from safetensors.torch import save
 
 from microvlm.checkpoint import PROCESSOR_FILES, load_checkpoint, resolve_checkpoint
+from microvlm.errors import UserError
 from microvlm.exporters import contract
 from microvlm.exporters.check import Check, check_graph
 from microvlm.exporters.external_data import WeightStore, save_graph
@@ -76,6 +78,7 @@ def export(
     CheckFailed when ONNX Runtime's outputs are not the model's.
     """
     directory = resolve_checkpoint(source)
+    provenance = _provenance(directory / "training.json")
     report = ExportReport(bundle=str(output), bits=weights.bits, packing=weights.packing)
     with staged(output, force) as stage:
         model = load_checkpoint(directory)
@@ -92,7 +95,7 @@ def export(
         _save_prior(lowered, stage.path)
         _copy_processor(directory, stage.path, report, log)
         report.bits_per_weight = bits_per_weight(lowered)
-        write_manifest(stage.path, lowered, weights, report.bits_per_weight, directory / "training.json")
+        write_manifest(stage.path, lowered, weights, report.bits_per_weight, provenance)
         report.total_bytes = sum(path.stat().st_size for path in stage.path.rglob("*") if path.is_file())
     return report
 
@@ -145,6 +148,16 @@ def _copy_processor(source: Path, folder: Path, report: ExportReport, log: Log) 
             "The checkpoint has no tokenizer.json: the bundle runs graphs, and reads no text."
         )
         log(report.notes[-1])
+
+
+def _provenance(path: Path) -> Any:
+    """How the checkpoint was trained, as its trainer wrote it down, or None."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise UserError(f"{path} is not valid JSON: copy the checkpoint again.") from None
 
 
 def _save_prior(lowered: MicroVLM, folder: Path) -> None:

@@ -69,9 +69,9 @@ def write_manifest(
     lowered: MicroVLM,
     weights: WeightFormat,
     measured_bits: dict[str, float | None],
-    training: Path,
+    training: Any,
 ) -> None:
-    """Write FOLDER/manifest.json over everything else there. `training` is the checkpoint's provenance, if any."""
+    """Write FOLDER/manifest.json over everything else there. `training` is the checkpoint's provenance."""
     files = {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.rglob("*"))
@@ -91,7 +91,7 @@ def write_manifest(
         },
         "lowered": describe_lowered(lowered),
         "files": files,
-        "training": json.loads(training.read_text()) if training.is_file() else None,
+        "training": training,
     }
     (folder / MANIFEST).write_text(json.dumps(document, indent=1) + "\n")
 

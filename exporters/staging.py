@@ -50,7 +50,7 @@ def staged(output: Path, force: bool) -> Iterator[Stage]:
         _sync(aside)
         _publish(aside, output)
     except OSError as error:
-        raise _as_user_error(error, output) from error
+        raise _as_user_error(error, output, aside) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
@@ -108,12 +108,14 @@ def _alive(process: int) -> bool:
     return True
 
 
-def _as_user_error(error: OSError, output: Path) -> UserError:
+def _as_user_error(error: OSError, output: Path, aside: Path) -> UserError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return UserError(
             f"no room is left to write {output}: free space or choose another folder with -o; nothing was kept."
         )
     reason = error.strerror or type(error).__name__
+    if error.filename is not None and aside not in (Path(error.filename), *Path(error.filename).parents):
+        return UserError(f"{error.filename}: {reason}; nothing was written.")
     return UserError(
         f"{output} cannot be written ({reason}): choose another folder with -o; nothing was kept."
     )
