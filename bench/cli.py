@@ -21,7 +21,7 @@ def command() -> None:
 
 
 @command.command(context_settings=_HELP)
-@click.argument("model", default="nano")
+@click.argument("models", nargs=-1)
 @click.option(
     "--backend", "backends", multiple=True, help="A backend by name; may be repeated. All by default."
 )
@@ -33,7 +33,7 @@ def command() -> None:
 @click.option("--markdown", type=_FILE, help="Write the tables as Markdown to this file.")
 @click.option("-o", "--output", type=_FILE, help="Write the JSON document to this file.")
 def run(
-    model: str,
+    models: tuple[str, ...],
     backends: tuple[str, ...],
     threads: int,
     repeats: int,
@@ -43,10 +43,13 @@ def run(
     markdown: Path | None,
     output: Path | None,
 ) -> int:
-    """Time MODEL (a bundle, a checkpoint or 'nano'): each backend in its own process, round by round."""
+    """Time MODELS (bundles, checkpoints or 'nano', the default): each backend in its own process, round by round.
+
+    Several models are timed in turns, so that two precisions can be compared.
+    """
     from microvlm.bench.run import run as measure
 
-    document = measure(model, backends, threads, repeats, warmup, new_tokens, progress=note)
+    document = measure(models or ("nano",), backends, threads, repeats, warmup, new_tokens, progress=note)
     _deliver(document, as_json, markdown, output)
     states = [entry["status"] for entry in document["results"]]
     if "failed" in states or "ok" not in states:

@@ -119,3 +119,13 @@ def _compare_episode(
     for question, right, first, second in answers:
         metrics.free.add_answers(question, first, second)
         metrics.scores.add(EPISODE, right, first, second)
+        reference_logits, candidate_logits = (
+            forced_logits(
+                subject.runtime,
+                make_prompt(subject.runtime, pair.processor, question, []),
+                first.choices,
+                trace.states[-1],
+            )
+            for subject, trace in ((pair.reference, ours), (pair.candidate, theirs))
+        )
+        metrics.free.add_logits(reference_logits, candidate_logits)

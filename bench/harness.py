@@ -1,4 +1,4 @@
-"""Drives one worker process a backend, round by round, so that a drift of the machine hits every backend alike.
+"""Drives one worker process for each backend and model, round by round, so that a drift of the machine hits all alike.
 
 A backend that cannot run, or whose process dies, is reported with its reason; the others go on.
 """
@@ -9,7 +9,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -85,6 +85,9 @@ class BackendRun:
     """Raw timings of one backend. `reason` is set when it could not run to the end."""
 
     backend: str
+    model: Path = Path()
+    label: str = ""
+    """What reports call it: the backend, and the model where there are several."""
     status: str = "ok"
     """`ok`, `skipped` (it cannot run here) or `failed` (it began and broke)."""
     reason: str | None = None
@@ -100,7 +103,6 @@ class BackendRun:
 class Plan:
     """How much is measured."""
 
-    model: Path
     workload: dict[str, Any]
     threads: int
     repeats: int = 10
@@ -116,51 +118,58 @@ class Plan:
 
 
 def measure(
-    backends: list[str],
+    backends: Sequence[str],
+    models: Sequence[Path],
     plan: Plan,
     progress: Progress = lambda _: None,
     spawn: Callable[[], WorkerProcess] = WorkerProcess,
 ) -> list[BackendRun]:
-    """Every backend over every phase, `plan.repeats` times, interleaved. Raises UserError for an unknown backend."""
-    runs = [_first_look(name) for name in backends]
-    workers: dict[str, WorkerProcess] = {}
+    """Every model on every backend over every phase, `plan.repeats` times, interleaved.
+
+    Raises UserError for an unknown backend.
+    """
+    labels = [f"{model.name}, {name}" if len(models) > 1 else name for model in models for name in backends]
+    pairs = [(model, name) for model in models for name in backends]
+    runs = [_first_look(name, model, label) for (model, name), label in zip(pairs, labels, strict=True)]
+    workers: dict[int, WorkerProcess] = {}
     try:
         for attempt in range(plan.loads):
             progress(f"loading, {attempt + 1} of {plan.loads}")
-            for run in _running(runs):
+            for number, run in _running(runs):
                 worker = spawn()
-                workers[run.backend] = worker
+                workers[number] = worker
                 _guarded(run, partial(_load, run, worker, plan, attempt < plan.loads - 1))
                 if attempt < plan.loads - 1:
                     worker.close()
         for index in range(plan.warmup + plan.repeats):
             progress(f"round {index + 1} of {plan.warmup + plan.repeats}")
             for phase in phases_to_run():
-                for run in _running(runs):
+                for number, run in _running(runs):
                     counts = index >= plan.warmup
-                    _guarded(run, partial(_time_phase, run, workers[run.backend], phase, index, counts))
-        for run in _running(runs):
-            _guarded(run, partial(_measure_memory, run, workers[run.backend]))
+                    _guarded(run, partial(_time_phase, run, workers[number], phase, index, counts))
+        for number, run in _running(runs):
+            _guarded(run, partial(_measure_memory, run, workers[number]))
     finally:
         for worker in workers.values():
             worker.close()
     return runs
 
 
-def _first_look(name: str) -> BackendRun:
+def _first_look(name: str, model: Path, label: str) -> BackendRun:
     reason = get_backend(name).unavailable()
-    return BackendRun(name) if reason is None else BackendRun(name, status="skipped", reason=reason)
+    status = "ok" if reason is None else "skipped"
+    return BackendRun(name, model, label, status=status, reason=reason)
 
 
-def _running(runs: list[BackendRun]) -> list[BackendRun]:
-    return [run for run in runs if run.status == "ok"]
+def _running(runs: list[BackendRun]) -> list[tuple[int, BackendRun]]:
+    return [(number, run) for number, run in enumerate(runs) if run.status == "ok"]
 
 
 def _load(run: BackendRun, worker: WorkerProcess, plan: Plan, measure_only_load: bool) -> None:
     answer = worker.ask(
         do="load",
         backend=run.backend,
-        model=str(plan.model),
+        model=str(run.model),
         threads=plan.threads,
         workload=plan.workload,
         measure_only_load=measure_only_load,

@@ -44,27 +44,32 @@ def _run(document: dict[str, Any]) -> tuple[str, list[Section], list[str]]:
     ratios = document.get("ratios", [])
     if ratios:
         sections.append(("ratio of medians [95 % interval]", _ratio_table(ratios)))
-    model = document["provenance"]["model"]
-    files = sorted(model["files"].items(), key=lambda item: -item[1])
-    sections.append(("files", [["file", "bytes"], *([name, f"{size:,}"] for name, size in files)]))
+    models = document["provenance"]["models"]
+    sections.append(("files, bytes", _file_table(models)))
     remarks = [
-        f"{entry['backend']} {entry['status']}: {entry['reason']}"
+        f"{entry['label']} {entry['status']}: {entry['reason']}"
         for entry in document["results"]
         if entry["reason"]
     ]
-    ceiling = document.get("ceiling")
-    if ceiling and ceiling["predicted_decode_tokens_per_s"]:
+    if ran:
         remarks.append(
-            f"ceiling: one core reads {ceiling['read_bandwidth_bytes_per_s'] / 1e9:.1f} GB/s from memory here and a "
-            f"token reads {ceiling['weight_bytes_per_token'] / 1e6:.2f} MB of weights: at most "
-            f"{ceiling['predicted_decode_tokens_per_s']:.0f} tokens/s a core (predicted); weights that fit a cache "
-            "may pass it, and calls of small operators stay far below it"
+            f"ceiling: one core reads {document['ceiling']['read_bandwidth_bytes_per_s'] / 1e9:.1f} GB/s from memory "
+            f"here and a token reads {ran[0]['weight_bytes_per_token'] / 1e6:.2f} MB of weights; weights that fit a "
+            "cache may pass it, and calls of small operators stay far below it"
         )
-    return f"{model['name']}: {model['total_bytes'] / 1e6:.2f} MB", sections, [*remarks, _where(document)]
+    head = "; ".join(f"{model['name']}: {model['total_bytes'] / 1e6:.2f} MB" for model in models)
+    return head, sections, [*remarks, _where(document)]
+
+
+def _file_table(models: Sequence[dict[str, Any]]) -> Rows:
+    names = {name for model in models for name in model["files"]}
+    ordered = sorted(names, key=lambda name: -max(model["files"].get(name, 0) for model in models))
+    rows = [["file", *(model["name"] for model in models)]]
+    return rows + [[name, *(f"{model['files'].get(name, 0):,}" for model in models)] for name in ordered]
 
 
 def _phase_table(ran: Sequence[dict[str, Any]]) -> Rows:
-    rows = [["phase", *(entry["backend"] for entry in ran)]]
+    rows = [["phase", *(entry["label"] for entry in ran)]]
     for phase in PHASES:
         cells = [entry["phases"].get(phase) for entry in ran]
         label = f"{phase} (a token)" if phase == "decode" else phase
@@ -76,7 +81,7 @@ def _memory_table(ran: Sequence[dict[str, Any]]) -> Rows:
     def megabytes(entry: dict[str, Any], field: str) -> str:
         return "-" if entry.get(field) is None else f"{entry[field] / 1e6:.1f}"
 
-    rows = [["", *(entry["backend"] for entry in ran)]]
+    rows = [["", *(entry["label"] for entry in ran)]]
     rows.append(["decode, tokens/s", *(f"{entry['decode_tokens_per_s'] or 0:.1f}" for entry in ran)])
     rows.append(
         ["share of ceiling", *(f"{100 * (entry['decode_share_of_ceiling'] or 0):.1f} %" for entry in ran)]

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from microvlm.backends import backend_names, resolve_bundle
+from microvlm.backends.resolve import open_bundle
 from microvlm.bench.device import describe_model, provenance, streaming_read_bytes_per_s
 from microvlm.bench.evalset_reader import load_evalset
 from microvlm.bench.harness import BackendRun, Plan, Progress, measure
 from microvlm.bench.phases import PHASES, Workload
-from microvlm.bench.samples import CAPTION, choose
+from microvlm.bench.samples import choose
 from microvlm.bench.stats import median, ratio_of_medians, summarise
 from microvlm.config import MicroVLMConfig
 from microvlm.errors import UserError
+from microvlm.processor import Processor
 
 IMAGES = 8
 """Evaluation images that the repeats go round."""
@@ -23,7 +25,7 @@ _MEMORY_FIELDS = ("peak_rss_bytes", "rss_bytes", "anonymous_bytes", "file_backed
 
 
 def run(
-    model: str,
+    models: Sequence[str],
     backends: Sequence[str] = (),
     threads: int = 1,
     repeats: int = 10,
@@ -31,47 +33,55 @@ def run(
     new_tokens: int = 16,
     progress: Progress = lambda _: None,
 ) -> dict[str, Any]:
-    """The document of `--json`. Raises UserError for a model or backend name that can't be had."""
+    """The document of `--json`; several models are compared like several backends.
+
+    Raises UserError for a model or backend name that can't be had.
+    """
     if new_tokens < 1:
         raise UserError(f"--new-tokens is {new_tokens}; give 1 or more.")
-    bundle = resolve_bundle(model)
-    evalset = load_evalset()
-    config = MicroVLMConfig.load(bundle)
-    chosen = [sample for sample in choose(evalset, config, IMAGES, 0) if sample.kind == CAPTION]
-    workload = Workload(
-        tuple(str(sample.images[0]) for sample in chosen),
-        tuple(sample.answer for sample in chosen),
-        new_tokens=new_tokens,
-    )
-    plan = Plan(bundle, asdict(workload), threads, repeats, warmup)
+    bundles = [_checked(resolve_bundle(model)) for model in models]
+    workload = _workload(bundles[0], new_tokens)
+    plan = Plan(asdict(workload), threads, repeats, warmup)
     # Without a choice PyTorch comes first, so that the ratios are against the reference.
     names = list(dict.fromkeys(backends)) or sorted(backend_names(), key=lambda name: (name != "torch", name))
-    runs = measure(names, plan, progress)
-    described = describe_model(bundle)
+    runs = measure(names, bundles, plan, progress)
     progress("reading memory at full speed, for the ceiling")
     bandwidth = streaming_read_bytes_per_s()
-    read_per_token = bytes_read_per_token(bundle)
+    described = [describe_model(bundle) for bundle in bundles]
     return {
-        "results": [result(one, bandwidth, read_per_token) for one in runs],
+        "results": [result(one, bandwidth) for one in runs],
         "ratios": ratios(runs),
-        "ceiling": {
-            "read_bandwidth_bytes_per_s": round(bandwidth),
-            "weight_bytes_per_token": read_per_token,
-            "predicted_decode_tokens_per_s": round(bandwidth / read_per_token, 1) if read_per_token else None,
-        },
+        "ceiling": {"read_bandwidth_bytes_per_s": round(bandwidth), "threads": 1},
         "workload": {
-            "images": len(chosen),
+            "images": len(workload.images),
             "new_tokens": new_tokens,
             "warmup": warmup,
             "repeats": repeats,
             "loads": plan.loads,
         },
-        "provenance": provenance(described, threads),
+        "provenance": {**provenance(described[0], threads), "models": described},
     }
 
 
-def result(one: BackendRun, bandwidth: float, read_per_token: int) -> dict[str, Any]:
-    """One backend's entry. Fields of a backend that did not run are null, and `reason` says why."""
+def _checked(bundle: Path) -> Path:
+    """A bundle whose files are whole and that can speak. Raises UserError."""
+    open_bundle(bundle)
+    Processor.from_pretrained(bundle)
+    return bundle
+
+
+def _workload(bundle: Path, new_tokens: int) -> Workload:
+    samples = choose(load_evalset(), MicroVLMConfig.load(bundle), IMAGES, 0)
+    images = tuple(str(sample.images[0]) for sample in samples)
+    return Workload(images, tuple(sample.answer for sample in samples), new_tokens=new_tokens)
+
+
+def result(one: BackendRun, bandwidth: float) -> dict[str, Any]:
+    """One backend's entry. Fields of a backend that did not run are null, and `reason` says why.
+
+    The ceiling is what one core could decode if it did nothing but read the weights from memory.
+    """
+    read_per_token = bytes_read_per_token(one.model)
     phases = {name: summarise(one.milliseconds[name]) for name in PHASES if one.milliseconds.get(name)}
     decode = phases.get("decode")
     tokens_per_s = 1e3 / decode["median_ms"] if decode and decode["median_ms"] else None
@@ -79,11 +89,15 @@ def result(one: BackendRun, bandwidth: float, read_per_token: int) -> dict[str, 
     after = one.memory.get("anonymous_bytes")
     return {
         "backend": one.backend,
+        "model": one.model.name,
+        "label": one.label,
         "status": one.status,
         "reason": one.reason,
         "path": one.path,
         "phases": phases,
         "decode_tokens_per_s": None if tokens_per_s is None else round(tokens_per_s, 2),
+        "weight_bytes_per_token": read_per_token,
+        "predicted_ceiling_tokens_per_s": round(bandwidth / read_per_token, 1) if read_per_token else None,
         "decode_share_of_ceiling": (
             None if tokens_per_s is None else round(tokens_per_s * read_per_token / bandwidth, 4)
         ),
@@ -106,8 +120,8 @@ def ratios(runs: Sequence[BackendRun]) -> list[dict[str, Any]]:
             table.append(
                 {
                     "phase": phase,
-                    "backend": one.backend,
-                    "against": finished[0].backend,
+                    "backend": one.label,
+                    "against": finished[0].label,
                     **{key: round(value, 4) for key, value in interval._asdict().items()},
                 }
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -98,7 +99,8 @@ def test_every_phase_is_measured_and_backends_that_cannot_run_are_listed_with_th
     assert len(facts["model"]["sha256"]) == 64
     assert facts["threads"] == 1
     assert facts["versions"]["onnxruntime"]
-    assert document["ceiling"]["weight_bytes_per_token"] > 10_000
+    assert ort["weight_bytes_per_token"] > 10_000
+    assert ort["predicted_ceiling_tokens_per_s"] > ort["decode_tokens_per_s"]
 
 
 @pytest.mark.usefixtures("third_party")
@@ -160,8 +162,10 @@ def test_backends_take_turns_in_every_phase_of_every_round(tmp_path: Path) -> No
                     print(name, request["phase"], request["index"], file=file)
             print(json.dumps({{"load_ms": 1.0, "import_ms": 1.0, "ms": 1.0}}), flush=True)
     """)
-    plan = Plan(tmp_path, {}, threads=1, repeats=2, warmup=1, loads=1)
-    runs = measure(["ort", "torch"], plan, spawn=lambda: WorkerProcess([sys.executable, "-c", program]))
+    plan = Plan({}, threads=1, repeats=2, warmup=1, loads=1)
+    runs = measure(
+        ["ort", "torch"], [tmp_path], plan, spawn=lambda: WorkerProcess([sys.executable, "-c", program])
+    )
     expected = [
         f"{backend} {phase} {index}"
         for index in range(3)
@@ -172,11 +176,31 @@ def test_backends_take_turns_in_every_phase_of_every_round(tmp_path: Path) -> No
     assert all(len(run.milliseconds["vision"]) == 2 for run in runs)
 
 
+def test_two_models_are_timed_in_turns_and_told_apart(tmp_path: Path, speaking_bundle: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(speaking_bundle, other)
+    quick = ("--repeats", "1", "--warmup", "0", "--new-tokens", "1", "--backend", "ort")
+    status, document, _ = bench(str(speaking_bundle), str(other), *quick)
+    assert status == 0
+    assert [entry["label"] for entry in document["results"]] == [f"{speaking_bundle.name}, ort", "other, ort"]
+    assert {entry["against"] for entry in document["ratios"]} == {f"{speaking_bundle.name}, ort"}
+    first, second = document["provenance"]["models"]
+    assert first["sha256"] == second["sha256"]
+
+
+def test_a_damaged_bundle_is_one_sentence(tmp_path: Path, speaking_bundle: Path) -> None:
+    damaged = tmp_path / "damaged"
+    shutil.copytree(speaking_bundle, damaged)
+    (damaged / "onnx" / "memory_read.onnx").write_bytes(b"")
+    with pytest.raises(UserError, match="has 0 bytes"):
+        command.main(["run", str(damaged)], standalone_mode=False)
+
+
 def test_ratios_are_against_the_first_backend_that_ran() -> None:
     runs = [
-        BackendRun("broken", status="failed", reason="it broke"),
-        BackendRun("slow", milliseconds={"decode": [4.0, 4.0, 8.0]}),
-        BackendRun("fast", milliseconds={"decode": [2.0, 2.0, 4.0]}),
+        BackendRun("broken", label="broken", status="failed", reason="it broke"),
+        BackendRun("slow", label="slow", milliseconds={"decode": [4.0, 4.0, 8.0]}),
+        BackendRun("fast", label="fast", milliseconds={"decode": [2.0, 2.0, 4.0]}),
     ]
     assert ratios(runs) == [
         {"phase": "decode", "backend": "fast", "against": "slow", "value": 0.5, "low": 0.5, "high": 0.5}
@@ -200,9 +224,14 @@ def test_anonymous_and_file_backed_memory_are_told_apart(tmp_path: Path) -> None
 
 def test_a_saved_report_becomes_markdown(tmp_path: Path) -> None:
     document = {
-        "results": [{"backend": "ort", "status": "skipped", "reason": "no ort.", "phases": {}}],
+        "results": [
+            {"backend": "ort", "label": "ort", "status": "skipped", "reason": "no ort.", "phases": {}}
+        ],
         "provenance": {
-            "model": {"name": "m", "total_bytes": 3, "files": {"a": 1, "b": 2}},
+            "models": [
+                {"name": "m", "total_bytes": 3, "files": {"a": 1, "b": 2}},
+                {"name": "n", "total_bytes": 5, "files": {"b": 5}},
+            ],
             "cpu": "c",
             "cores": 1,
             "threads": 1,
@@ -214,7 +243,7 @@ def test_a_saved_report_becomes_markdown(tmp_path: Path) -> None:
     }
     (tmp_path / "run.json").write_text(json.dumps(document))
     result = CliRunner().invoke(command, ["report", str(tmp_path / "run.json")], standalone_mode=False)
-    assert "| b | 2 |" in result.stdout
+    assert "| b | 2 | 5 |" in result.stdout
     assert "- ort skipped: no ort." in result.stdout
 
 
