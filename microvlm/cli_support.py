@@ -21,13 +21,14 @@ BAD_INPUT = 2
 INTERRUPTED = 130
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+_EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnx_ir", "huggingface_hub")
 
 
 def run_click(command: click.Command, arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a click command or group and leave the process with its status.
 
-    A command returns None or an int (the status), and raises UserError for what the user can mend. Those,
-    usage errors and errors of the file system become one sentence on stderr and status 2. An interrupt is
+    A command returns None or an int (the status), and raises UserError for what the user can mend. Those, usage
+    errors, errors of the file system and absent packages become one sentence on stderr and status 2. An interrupt is
     quiet and 130. Any other exception is a defect and keeps its traceback.
     """
     sys.exit(_status(command, arguments))
@@ -65,6 +66,8 @@ def _status(command: click.Command, arguments: Sequence[str] | None) -> int:
         return _fail(error.format_message())
     except UserError as error:
         return _fail(str(error))
+    except ModuleNotFoundError as error:
+        return _fail(_absent(error))
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
     except BrokenPipeError:
@@ -74,6 +77,15 @@ def _status(command: click.Command, arguments: Sequence[str] | None) -> int:
         _discard_stdout()
         return _fail(describe_os_error(error))
     return result if isinstance(result, int) else 0
+
+
+def _absent(error: ModuleNotFoundError) -> str:
+    """Which extra brings a package that a plain install leaves out. Raises `error` again for one of our own modules."""
+    package = (error.name or "").partition(".")[0]
+    if package in ("", "microvlm"):
+        raise error
+    extra = "export" if package in _EXPORT_PACKAGES else "train"
+    return f"this command needs the package '{package}': pip install 'microvlm[{extra}]'."
 
 
 def _fail(sentence: str) -> int:

@@ -23,6 +23,10 @@ def demo(count: int, kind: str) -> int | None:
         raise OSError(28, "No space left on device", "out.bin")
     if kind == "interrupt":
         raise KeyboardInterrupt
+    if kind == "absent":
+        raise ModuleNotFoundError("No module named 'torch'", name="torch.nn")
+    if kind == "ours":
+        raise ModuleNotFoundError("No module named 'microvlm.x'", name="microvlm.x")
     if kind == "defect":
         raise ZeroDivisionError
     if kind == "json":
@@ -37,6 +41,7 @@ def status_of(*arguments: str) -> int:
 
 
 FULL_DISK = "Error: out.bin: no space is left on the disk; free some or write elsewhere."
+ABSENT = "Error: this command needs the package 'torch': pip install 'microvlm[export]'."
 BAD_COUNT = "Error: Invalid value for '--count': 'many' is not a valid integer. (see demo --help)"
 
 
@@ -47,6 +52,7 @@ BAD_COUNT = "Error: Invalid value for '--count': 'many' is not a valid integer. 
         (("--count", "1"), 1, ""),
         (("--raise", "user"), 2, "Error: the file is empty; give another."),
         (("--raise", "full"), 2, FULL_DISK),
+        (("--raise", "absent"), 2, ABSENT),
         (("--raise", "interrupt"), 130, ""),
         (("--count", "many"), 2, BAD_COUNT),
     ],
@@ -64,6 +70,8 @@ def test_json_is_one_document_on_stdout(capsys):
 def test_a_defect_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         run_click(demo, ["--raise", "defect"])
+    with pytest.raises(ModuleNotFoundError, match=r"microvlm\.x"):
+        run_click(demo, ["--raise", "ours"])
 
 
 def test_a_full_stdout_is_one_sentence_and_status_2():

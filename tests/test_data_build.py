@@ -1,8 +1,11 @@
 """The whole build on a tiny set of packages drawn by the test itself: no npm, no network."""
 
+import contextlib
+import io
 import json
 import os
 import stat
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -10,10 +13,9 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("resvg_py")
 
-from click.testing import CliRunner  # noqa: E402
-
+from microvlm.cli_support import run_click  # noqa: E402
 from microvlm.training.data import baselines, evalset  # noqa: E402
-from microvlm.training.data.cli import main  # noqa: E402
+from microvlm.training.data.cli import command  # noqa: E402
 from microvlm.training.data.compose import augment_emoji, compose_scenes, plain_emoji  # noqa: E402
 from microvlm.training.data.emoji import load_emoji  # noqa: E402
 from microvlm.training.data.scenes import (  # noqa: E402
@@ -106,15 +108,24 @@ def emoji(built):
     return load_emoji(built[0])
 
 
+class Ended(NamedTuple):
+    exit_code: int
+    stdout: str
+    stderr: str
+
+
 def run(*arguments):
-    return CliRunner().invoke(main, [str(a) for a in arguments])
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+        run_click(command, [str(a) for a in arguments])
+    return Ended(ended.value.code, out.getvalue(), err.getvalue())
 
 
 def assert_refused(result, *words):
     """Status 2 and one sentence on stderr."""
-    assert result.exit_code == 2, (result.output, result.exception)
+    assert result.exit_code == 2, (result.stdout, result.stderr)
     message = result.stderr.strip()
-    assert message.startswith("microvlm-data: ")
+    assert message.startswith("Error: ")
     assert len(message.splitlines()) == 1
     assert "Traceback" not in message
     for word in words:

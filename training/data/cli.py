@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
-from microvlm.errors import UserError
+from microvlm.cli_support import print_json, run_click
 from microvlm.training.data.sources import SOURCES, TEST_VENDOR, find_packages
 
 
-class _Group(click.Group):
-    """Turns a UserError of any command into one sentence and status 2."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except UserError as error:
-            click.echo(f"microvlm-data: {error}", err=True)
-            ctx.exit(2)
-
-
-@click.group(cls=_Group)
-def main() -> None:
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def command() -> None:
     """Captioned images, scenes and episodes from public emoji drawings."""
 
 
@@ -50,7 +38,7 @@ class _Progress:
         self.label = label
 
 
-@main.command()
+@command.command()
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to build.")
 @click.option("--packages", type=click.Path(path_type=Path), help="An existing node_modules folder.")
 @click.option(
@@ -72,7 +60,7 @@ def emoji(
 
     summary = build(find_packages(packages), output, sorted(set(sizes)), list(vendors) or None, _Progress())
     if as_json:
-        click.echo(json.dumps(summary))
+        print_json(summary)
         return
     click.echo(f"{summary['emoji']} captioned emoji, {summary['core']} drawn by every core vendor")
     click.echo(f"{summary['seen']} test emoji (seen), {summary['held_out']} with held-out names")
@@ -80,7 +68,7 @@ def emoji(
         click.echo(f"  {vendor:28s}{count:6d}")
 
 
-@main.command()
+@command.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -92,13 +80,13 @@ def evalset(folder: Path, output: Path, as_json: bool) -> None:
     version = next(s.version for s in SOURCES if s.vendor == TEST_VENDOR)
     summary = build_evalset(load_emoji(folder), output, version)
     if as_json:
-        click.echo(json.dumps(summary))
+        print_json(summary)
         return
     click.echo("{images} images, {scenes} scene questions, {episodes} episodes".format(**summary))
     click.echo(f"{summary['bytes']:,} bytes in {summary['output']}")
 
 
-@main.command()
+@command.command()
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--pixels-only", is_flag=True, help="Leave out the network, which takes minutes.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
@@ -109,7 +97,7 @@ def baselines(folder: Path, pixels_only: bool, as_json: bool) -> None:
 
     result = run_baselines(load_emoji(folder), teacher=not pixels_only)
     if as_json:
-        click.echo(json.dumps(result))
+        print_json(result)
         return
     click.echo(f"{result['classes']} test emoji, fitted on {', '.join(result['fitted_on'])}")
     for name in ("pixels_24", "efficientnet_lite0"):
@@ -117,5 +105,5 @@ def baselines(folder: Path, pixels_only: bool, as_json: bool) -> None:
             click.echo(f"  {name:20s}{vendor:12s}{score:7.3f}")
 
 
-if __name__ == "__main__":
-    main()
+def main() -> None:
+    run_click(command)

@@ -6,7 +6,6 @@ Knows nothing about captions, splits or pixels: it hands out parsed package file
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import tempfile
@@ -14,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from microvlm.backends.resolve import cache_directory
 from microvlm.errors import UserError
 
 
@@ -60,18 +60,13 @@ STRESS_VENDOR = "openmoji"
 LABELS_PACKAGE = ("emojibase-data", "17.0.0")
 
 
-def cache_dir() -> Path:
-    """$MICROVLM_CACHE, or ~/.cache/microvlm."""
-    return Path(os.environ.get("MICROVLM_CACHE") or Path.home() / ".cache" / "microvlm")
-
-
 def install_packages() -> Path:
     """Return a node_modules folder holding every pinned package, installing it once with npm.
 
     Raises DataError when npm is missing or fails. Install scripts never run.
     """
     wanted = {s.package: s.version for s in SOURCES} | dict([LABELS_PACKAGE])
-    final = cache_dir() / "npm"
+    final = cache_directory() / "npm"
     try:
         if json.loads((final / "package.json").read_text())["dependencies"] == wanted:
             return final / "node_modules"
