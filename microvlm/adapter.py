@@ -12,7 +12,6 @@ from microvlm.attention import attend, attention_weights, merge_heads, split_hea
 from microvlm.config import MicroVLMConfig
 from microvlm.linear import LinearFactory
 
-
 REGION_BIAS = 5.0
 
 
