@@ -28,7 +28,7 @@ def slow(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Ruff and the type checker."""
-    session.install("ruff>=0.8", "mypy>=1.13", "click", "numpy", "nox")
+    session.install("ruff", "mypy", "click", "numpy", "nox", *CONSTRAINTS)
     session.run("ruff", "check", *SOURCES)
     session.run("ruff", "format", "--check", *SOURCES)
     session.run("mypy", *PACKAGES)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import cast
+from typing import TypeAlias, cast
 
 import numpy as np
 from PIL import (
@@ -40,7 +40,7 @@ FORMATS = tuple(plugin.format for plugin in _PLUGINS)
 MAX_DECODED_PIXELS = 25_000_000
 """Pixels held at once: 100 MB at four bytes each. A JPEG may be larger: it is decoded at a fraction."""
 
-ImageSource = str | Path | Image.Image | np.ndarray
+ImageSource: TypeAlias = str | Path | Image.Image | np.ndarray
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _ORIENTATION = 0x0112

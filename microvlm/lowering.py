@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -30,7 +31,7 @@ EMBEDDING_BITS = (32, 16, 8, 4)
 TERNARY_PARTS = ("decoder", "memory_encoder")
 """Parts whose linears are ternary at 1.58 bits; the rest (vision, adapter, W_M, scope) stays at 8 bits or wider."""
 
-Layer = nn.Linear | PackedLinear | DenseTritLinear | HalfLinear
+Layer: TypeAlias = nn.Linear | PackedLinear | DenseTritLinear | HalfLinear
 LAYERS = (nn.Linear, PackedLinear, DenseTritLinear, HalfLinear)
 
 
