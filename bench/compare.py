@@ -26,6 +26,8 @@ class Subject:
     runtime: Runtime
     instrument: Instrument | None
     """None where its layers can't be opened, or must not be."""
+    closed: str = "its layers cannot be opened"
+    """Why `instrument` is None."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Pair:
         """Both instruments, or why nothing can be replayed."""
         for subject in (self.reference, self.candidate):
             if subject.instrument is None:
-                return f"the layers of {subject.label} cannot be opened, so nothing can be replayed"
+                return f"{subject.label}: {subject.closed}, so nothing can be replayed"
         first, second = self.reference.instrument, self.candidate.instrument
         assert first is not None
         assert second is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,8 +66,9 @@ def run(options: Options, progress: Progress = lambda _: None) -> tuple[dict[str
     config = reference.runtime.config
     same = options.against is None or same_bundles(first, second)
     if not same:
-        # Codes of other weights are other codes: there is nothing to replay.
-        reference = Subject(reference.label, reference.runtime, None)
+        reference = Subject(
+            reference.label, reference.runtime, None, "codes of other weights are other codes"
+        )
     pair = Pair(reference, candidate, processor, options.new_tokens)
     scenes = options.images if options.scenes is None else options.scenes
     samples = choose(evalset, config, options.images, scenes)
@@ -155,7 +157,10 @@ def _finite(value: float) -> float | None:
 
 def _subject(backend: str, model: Path, threads: int | None) -> Subject:
     runtime = load(backend, model, threads)
-    return Subject(f"backend '{backend}'", runtime, instrument(runtime))
+    label = f"backend '{backend}'"
+    if importlib.util.find_spec("onnx") is None:
+        return Subject(label, runtime, None, "opening its layers needs onnx; pip install 'microvlm[bench]'")
+    return Subject(label, runtime, instrument(runtime))
 
 
 def _shared_processor(first: Path, second: Path) -> Processor:
@@ -172,6 +177,10 @@ def _shared_processor(first: Path, second: Path) -> Processor:
 
 def same_bundles(first: Path, second: Path) -> bool:
     """Whether two bundles hold one function, whatever their bytes."""
+    if importlib.util.find_spec("torch") is None:
+        raise UserError(
+            "--against reads the weights of both models with torch; pip install 'microvlm[bench]'."
+        )
     from microvlm.backends.torch_eager import load_bundle
 
     return first == second or same_function(load_bundle(first), load_bundle(second))

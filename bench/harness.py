@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from microvlm.backends.base import get_backend
+from microvlm.backends.base import backend_names, get_backend
 from microvlm.bench.phases import phases_to_run
 from microvlm.errors import UserError
 
@@ -156,9 +156,18 @@ def measure(
 
 
 def _first_look(name: str, model: Path, label: str) -> BackendRun:
-    reason = get_backend(name).unavailable()
-    status = "ok" if reason is None else "skipped"
-    return BackendRun(name, model, label, status=status, reason=reason)
+    """Whether a registered backend can run here at all. Raises UserError for a name nobody registered."""
+    run = BackendRun(name, model, label)
+    registered = name in backend_names()
+    try:
+        run.reason = get_backend(name).unavailable()
+    except UserError as error:
+        if not registered:
+            raise
+        run.reason = str(error)
+    if run.reason is not None:
+        run.status = "skipped"
+    return run
 
 
 def _running(runs: list[BackendRun]) -> list[tuple[int, BackendRun]]:

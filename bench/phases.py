@@ -1,5 +1,6 @@
 """The phases that are timed, each over real evaluation images: what one repeat of each does. No clock, no report.
 
+load          a fresh process, libraries imported: hashes checked, weights and sessions ready
 vision        pixels -> prefix embeddings
 memory_write  encode the key and the fact, write one row
 memory_read   encode the query, read, project to the slot

@@ -57,6 +57,7 @@ def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     points = [f"{name.lower()} = elsewhere_backends:{name}" for name in classes]
     (info / "entry_points.txt").write_text("[microvlm.backends]\n" + "\n".join(points) + "\n")
     monkeypatch.syspath_prepend(str(site))
+    monkeypatch.delitem(sys.modules, "elsewhere_backends", raising=False)
     monkeypatch.setenv("PYTHONPATH", str(site), prepend=":")
 
 
@@ -101,6 +102,18 @@ def test_every_phase_is_measured_and_backends_that_cannot_run_are_listed_with_th
     assert facts["versions"]["onnxruntime"]
     assert ort["weight_bytes_per_token"] > 10_000
     assert ort["predicted_ceiling_tokens_per_s"] > ort["decode_tokens_per_s"]
+
+
+@pytest.mark.usefixtures("third_party")
+def test_without_a_choice_every_registered_backend_is_listed_even_one_that_does_not_import(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "site" / "elsewhere_backends.py").write_text("import a_package_that_nobody_has\n")
+    runs = measure(["absent"], [tmp_path], Plan({}, threads=1))
+    assert runs[0].status == "skipped"
+    assert "backend 'absent' cannot be imported" in runs[0].reason
+    with pytest.raises(UserError, match="unknown backend"):
+        measure(["nobody"], [tmp_path], Plan({}, threads=1))
 
 
 @pytest.mark.usefixtures("third_party")
