@@ -26,6 +26,9 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Te
     groups = query.shape[1] // key.shape[1]
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(query.dtype)
+        if not torch.is_grad_enabled():
+            # A bias that could be trained would choose another kernel, with other last bits, than a frozen one.
+            mask = mask.detach()
     if query.requires_grad and query.device.type == "cpu":
         # torch's fused backward takes half of a training step on a CPU; two plain products take a tenth of that.
         key, value = repeat_heads(key, groups), repeat_heads(value, groups)

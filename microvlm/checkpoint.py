@@ -75,7 +75,10 @@ def load_checkpoint(source: str | Path) -> MicroVLM:
 
 
 def save_checkpoint(model: MicroVLM, directory: Path) -> None:
-    """Write `model` (latent or lowered) to a directory that does not exist yet, or holds a checkpoint to replace."""
+    """Write `model` (latent or lowered) to a directory that does not exist yet, or holds a checkpoint to replace.
+
+    Tokenizer and preprocessor go along from where the model was loaded, if it was.
+    """
     if (directory / "config.json").exists():
         MicroVLMConfig.load(directory)  # refuses to replace what is not ours
     directory = Path(os.path.abspath(directory))
@@ -87,6 +90,9 @@ def save_checkpoint(model: MicroVLM, directory: Path) -> None:
         state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
         save_file(state, str(aside / WEIGHTS), metadata=metadata)
         model.config.save(aside)
+        for name in PROCESSOR_FILES if model.directory is not None else ():
+            if (model.directory / name).is_file():
+                shutil.copyfile(model.directory / name, aside / name)
         if directory.exists():
             for path in sorted(aside.iterdir()):
                 os.replace(path, directory / path.name)

@@ -157,7 +157,7 @@ class MicroVLM(nn.Module):
             raise UserError(f"device '{device}' is not available here: choose cpu.") from None
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Writes config.json and model.safetensors (written aside, then renamed)."""
+        """Writes config.json, model.safetensors and the processor's files where known (aside, then renamed)."""
         from microvlm.checkpoint import save_checkpoint
 
         save_checkpoint(self, Path(directory))

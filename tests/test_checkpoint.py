@@ -96,6 +96,13 @@ def test_saving_again_replaces_weights_and_keeps_the_tokenizer(saved, tmp_path):
     assert (tmp_path / "model" / "tokenizer.json").read_text() == "{}"
 
 
+def test_a_loaded_model_that_is_saved_elsewhere_still_speaks(speaking_checkpoint, tmp_path):
+    loaded = MicroVLM.from_pretrained(speaking_checkpoint)
+    loaded.save_pretrained(tmp_path / "copy")
+    asked = {"prompts": ["what is this?"], "max_new_tokens": 4}
+    assert MicroVLM.from_pretrained(tmp_path / "copy").generate(**asked) == loaded.generate(**asked)
+
+
 def test_another_models_folder_is_not_overwritten(ternary_model, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen2"}))
     with pytest.raises(UserError, match="not a MicroVLM"):
