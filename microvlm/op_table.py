@@ -117,7 +117,11 @@ def _ternary(name: str, kind: str, layout: packing.TernaryLayout, reference: Cal
     return OpSpec(
         name=name,
         kind=kind,
-        inputs=(_X, Operand("packed", "uint8", f"[R = ceil(N / {p}), K]"), Operand("scale", "float32", "[S]")),
+        inputs=(
+            _X,
+            Operand("packed", "uint8", f"[R = ceil(N / {p}), K]"),
+            Operand("scale", "float32", "[S]"),
+        ),
         output=_Y,
         attributes=("rows",),
         layout=f"packed[r, k] = sum of (trit[p * R + r, k] + 1) * {base}^p, p < {p}",

@@ -69,7 +69,9 @@ class Runtime(Protocol):
         """The empty memory, batch 1."""
         ...
 
-    def memory_encode(self, inputs_embeds: np.ndarray, attention_mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def memory_encode(
+        self, inputs_embeds: np.ndarray, attention_mask: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """[B, S, H], [B, S] -> (code [B, C], key [B, K])."""
         ...
 

@@ -36,7 +36,11 @@ def integer_sums(codes: Tensor, weights: Tensor, weight_peak: int) -> Tensor:
 
 def full_precision(device_type: str) -> AbstractContextManager:
     """Where integers must stay exact and a memory must keep its float32: autocast off, if it is on at all."""
-    return torch.autocast(device_type, enabled=False) if torch.is_autocast_enabled(device_type) else nullcontext()
+    return (
+        torch.autocast(device_type, enabled=False)
+        if torch.is_autocast_enabled(device_type)
+        else nullcontext()
+    )
 
 
 def scale_sums(sums: Tensor, step: Tensor, scale: Tensor) -> Tensor:
