@@ -13,6 +13,8 @@ from microvlm.config import preset_names
 from microvlm.errors import UserError
 
 TASKS = ("distill", "vlm")
+SCENE_KINDS = {"what": 0.4, "where": 0.36, "how many": 0.14, "which colour": 0.1}
+"""Names and places take longer to learn than numbers and colours."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,11 @@ class StageConfig:
     augment_strength: float = 1.0
     mixture: dict[str, float] = field(default_factory=dict)
     """Share of each kind of sample in a `vlm` batch: caption, scene, episode."""
+
+    scene_kinds: dict[str, float] = field(default_factory=lambda: dict(SCENE_KINDS))
+    """Share of each kind of scene question; they sum to 1."""
+    naming_weight: float = 0.0
+    """Weight of the loss that makes a prefix embedding over an object read as that object's name in the tied head."""
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:

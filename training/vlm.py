@@ -6,6 +6,7 @@ the model runs in all three (Larimar, arXiv 2403.11901, section 3.3).
 
 from __future__ import annotations
 
+from math import isqrt
 from typing import NamedTuple
 
 import numpy as np
@@ -30,8 +31,6 @@ DISTRACTOR_SHARE = 0.2
 SCOPE_WEIGHT = 0.1
 MAX_EPISODE = 8
 PATCH_WEIGHT, CLASSIFY_WEIGHT = 1.0, 0.3
-KIND_SHARES = {"what": 0.4, "where": 0.36, "how many": 0.14, "which colour": 0.1}
-"""Names and places take longer to learn than numbers and colours."""
 
 
 def patch_labels(scenes: list[Scene], side: int) -> np.ndarray:
@@ -78,6 +77,9 @@ class VLMTask:
         self.label_of[np.flatnonzero(emoji.seen)] = np.arange(emoji.seen.sum())
         # Captions are learned for seen emoji alone.
         self.sampler = DrawingSampler(emoji, recipe.vendor_weights, seen_share=1.0)
+        # As a question holds them: "where is the lion?".
+        words = [rows.processor.text_ids(" " + caption)[0] for _, caption in read_scene_objects()]
+        self.name_tokens = np.array(words, np.int64)
         counts = {kind: round(stage.batch_size * share) for kind, share in stage.mixture.items()}
         self.captions, self.scenes, self.episodes = (
             counts.get(k, 0) for k in ("caption", "scene", "episode")
@@ -103,7 +105,7 @@ class VLMTask:
                 generator,
                 self.stage.augment_strength,
             )
-            kinds = rng.choice(len(KINDS), self.scenes, p=[KIND_SHARES[kind] for kind in KINDS])
+            kinds = rng.choice(len(KINDS), self.scenes, p=[self.stage.scene_kinds[kind] for kind in KINDS])
             asked = [sample_question(rng, KINDS[kind]) for kind in kinds]
             scenes = compose_scenes([s for s, _ in asked], self.emoji, generator=generator, strength=1.0)
         pixels = normalise(
@@ -120,9 +122,28 @@ class VLMTask:
         scope = 0.5 * (episode.scope + scope_off)
         loss = looked + episode.loss * (self.episodes / max(1, split)) ** 0.5 + SCOPE_WEIGHT * scope
         metrics = {"answers": looked.item(), "episodes": episode.loss.item(), "scope": scope.item()}
+        if self.stage.naming_weight:
+            named = self._name_prefixes(
+                module, prefixes[self.captions : split], [scene for scene, _ in asked]
+            )
+            loss = loss + self.stage.naming_weight * named
+            metrics["named"] = named.item()
         if shown is None:
             return loss, metrics
         return loss + shown, metrics | {"shown": shown.item()}
+
+    def _name_prefixes(self, module: MicroVLM, prefixes: Tensor, scenes: list[Scene]) -> Tensor:
+        """Cross-entropy of the tied head on the prefix embeddings that start over an object, against its name's token.
+
+        A picture's place then holds what the text calls it, so that a question's word can find it by likeness.
+        """
+        leading = self.config.vision.num_leading_tokens
+        grid = isqrt(self.config.prefix_tokens - leading)
+        under = patch_labels(scenes, grid)
+        image, cell = np.nonzero(under)
+        wanted = torch.from_numpy(self.name_tokens[under[image, cell] - 1]).to(prefixes.device)
+        logits = module.embedding.head(prefixes[image, leading + cell])
+        return F.cross_entropy(logits.float(), wanted)
 
     def _shown(
         self, helped: Helped, features: Tensor, drawn: np.ndarray, scenes: list[Scene]
