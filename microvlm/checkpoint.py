@@ -90,9 +90,9 @@ def save_checkpoint(model: MicroVLM, directory: Path) -> None:
         state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
         save_file(state, str(aside / WEIGHTS), metadata=metadata)
         model.config.save(aside)
-        for name in PROCESSOR_FILES if model.directory is not None else ():
-            if (model.directory / name).is_file():
-                shutil.copyfile(model.directory / name, aside / name)
+        origin = model.directory
+        if model.directory is not None:
+            _copy_processor(model.directory, aside)
         if directory.exists():
             for path in sorted(aside.iterdir()):
                 os.replace(path, directory / path.name)
@@ -105,6 +105,12 @@ def save_checkpoint(model: MicroVLM, directory: Path) -> None:
         ) from None
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _copy_processor(origin: Path, target: Path) -> None:
+    for name in PROCESSOR_FILES:
+        if (origin / name).is_file():
+            shutil.copyfile(origin / name, target / name)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
