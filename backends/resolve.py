@@ -157,7 +157,12 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
             if Path(name).is_absolute() or ".." in Path(name).parts:
                 raise ValueError(name)
             int(entry["bytes"]), str(entry["sha256"])
-        dict(manifest["lowered"]), dict(manifest["graphs"])
+        for graph in manifest["graphs"].values():
+            if graph["file"] not in manifest["files"]:
+                raise KeyError(graph["file"])
+            [tensor["name"] for tensor in [*graph["inputs"], *graph["outputs"]]]
+        for layer in manifest["lowered"].values():
+            str(layer["kind"]), int(layer["rows"]), int(layer["columns"])
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{path} is damaged: copy or export the bundle again.") from None
     return manifest

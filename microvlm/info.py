@@ -103,7 +103,7 @@ def _read_bundle(directory: Path) -> tuple[list[StoredTensor], dict[str, dict]]:
     from microvlm.backends.resolve import open_bundle
     from microvlm.onnx_weights import read_initializers
 
-    manifest = open_bundle(directory, verify=False)
+    manifest = open_bundle(directory)
     found: dict[str, StoredTensor] = {}
     for graph in manifest["graphs"].values():
         for tensor in read_initializers(directory / graph["file"]):
@@ -133,7 +133,7 @@ def _read_safetensors(path: Path) -> tuple[list[StoredTensor], dict[str, str]]:
         ]
     except FileNotFoundError:
         raise UserError(f"{path} is missing: copy the checkpoint again.") from None
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, MemoryError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError):
         raise UserError(f"{path} is damaged or not a safetensors file: copy the checkpoint again.") from None
     return tensors, metadata
 

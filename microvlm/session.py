@@ -17,22 +17,12 @@ import numpy as np
 from microvlm.generation import GenerationOptions, Prompt, Timings, embed_prompt, generate
 from microvlm.images import ImageSource
 from microvlm.memory_file import Entry, EpisodicMemory
+from microvlm.ordinals import ORDINALS, ordinal_question
 from microvlm.processor import Processor
 from microvlm.runtime import Runtime
 
 if TYPE_CHECKING:
     from microvlm.backends.base import LoadedRuntime
-
-_WORDS = """
-first second third fourth fifth sixth seventh eighth ninth tenth
-eleventh twelfth thirteenth fourteenth fifteenth sixteenth seventeenth eighteenth nineteenth twentieth
-"""
-ORDINALS = tuple(_WORDS.split())
-
-
-def place_question(step: int) -> str:
-    """What a memory is asked for its picture number `step`, from 0; at most 20 have a word for their place."""
-    return f"what was in the {ORDINALS[step]} image?"
 
 
 @dataclass(frozen=True)
@@ -120,7 +110,7 @@ class Chat:
     ) -> None:
         place = sum(entry.image for entry in self.memory.entries)
         by_place = new_image and place < len(ORDINALS)
-        asked = text_prompt(self.runtime, self.processor, place_question(place)) if by_place else prompt
+        asked = text_prompt(self.runtime, self.processor, ordinal_question(place)) if by_place else prompt
         _, key = self.runtime.memory_encode(*asked)
         code, _ = self.runtime.memory_encode(*with_answer(self.runtime, prompt, tokens))
         text = f"{question} {answer}" if not label else f"{label}: {question} {answer}"

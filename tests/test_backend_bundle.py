@@ -166,6 +166,10 @@ def test_a_graph_that_is_no_graph_is_named_even_without_hashes(backend, copy):
         (lambda manifest: manifest.update(format=99), "newer microvlm"),
         (lambda manifest: manifest.pop("files"), "is damaged"),
         (lambda manifest: manifest["files"].update({"../outside": {"bytes": 1, "sha256": ""}}), "is damaged"),
+        (lambda manifest: manifest["files"].pop("onnx/vision_encoder.onnx"), "is damaged"),
+        (lambda manifest: manifest.update(graphs={"vision_encoder": 5}), "is damaged"),
+        (lambda manifest: manifest["graphs"]["embed_tokens"].pop("inputs"), "is damaged"),
+        (lambda manifest: manifest.update(lowered={"scope.fc1": {}}), "is damaged"),
     ],
 )
 def test_a_manifest_that_cannot_be_trusted_is_refused(change, sentence, copy):

@@ -123,7 +123,8 @@ def test_a_folder_that_is_not_there_is_one_sentence(memory, tmp_path):
 
 
 def test_each_turn_writes_one_row_and_a_new_picture_is_keyed_by_its_place(runtime, tiny_processor):
-    from microvlm.session import place_question, text_prompt
+    from microvlm.ordinals import ordinal_question
+    from microvlm.session import text_prompt
 
     chat = Chat(runtime, tiny_processor)
     picture = np.full((20, 20, 3), 200, np.uint8)
@@ -132,7 +133,7 @@ def test_each_turn_writes_one_row_and_a_new_picture_is_keyed_by_its_place(runtim
     first, second = chat.memory.entries
     assert first.image
     assert not second.image
-    _, place_key = runtime.memory_encode(*text_prompt(runtime, tiny_processor, place_question(0)))
+    _, place_key = runtime.memory_encode(*text_prompt(runtime, tiny_processor, ordinal_question(0)))
     assert np.array_equal(first.key, place_key[0])
     assert not np.array_equal(second.key, first.key)
     assert first.text.startswith("a.png: what is this?")
