@@ -90,7 +90,6 @@ def save_checkpoint(model: MicroVLM, directory: Path) -> None:
         state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
         save_file(state, str(aside / WEIGHTS), metadata=metadata)
         model.config.save(aside)
-        origin = model.directory
         if model.directory is not None:
             _copy_processor(model.directory, aside)
         if directory.exists():

@@ -114,7 +114,8 @@ def _lower_linear(layer: Layer, weights: WeightFormat, ternary_part: bool) -> nn
     if isinstance(layer, HalfLinear) and weights.bits >= 16:
         return layer
     if weights.bits == 1.58 and ternary_part:
-        trits, scale = _least_squares_trits(layer.weight)
+        # In float32: the sums of a half layer would overflow float16.
+        trits, scale = _least_squares_trits(layer.weight.float())
         return store_trits(trits, scale, bias, weights)
     trained_at_8 = isinstance(layer, Int8Linear)
     if trained_at_8 or weights.bits == 8 or (weights.bits < 8 and not ternary_part):

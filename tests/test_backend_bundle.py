@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from microvlm.backends import load
+from microvlm.backends import load, resolve
 from microvlm.backends.resolve import open_bundle
 from microvlm.errors import UserError
 from microvlm.generation import embed_prompt, recall, teacher_force
@@ -149,6 +149,18 @@ def test_a_damaged_file_of_a_bundle_is_named(backend, damage, file, copy):
         load(backend, copy)
     assert str(copy / file) in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_small_files_of_a_large_bundle_are_hashed_and_its_weights_on_request(copy, monkeypatch):
+    monkeypatch.setattr(resolve, "HASH_BELOW_BYTES", 0)
+    monkeypatch.setattr(resolve, "SMALL_FILE_BYTES", 20_000)
+    alter(copy / "onnx/vision_encoder.data")
+    open_bundle(copy)
+    with pytest.raises(UserError, match="was altered"):
+        open_bundle(copy, verify=True)
+    alter(copy / "memory_prior.safetensors")
+    with pytest.raises(UserError, match=r"memory_prior\.safetensors was altered"):
+        open_bundle(copy)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
