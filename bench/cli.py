@@ -66,7 +66,7 @@ def run(
 @click.option(
     "--images", default=60, show_default=True, help="Evaluation images, and as many scene questions."
 )
-@click.option("--threads", type=int, help="Threads of one operator; each backend's own choice by default.")
+@click.option("--threads", default=1, show_default=True, help="Threads of one operator.")
 @click.option("--new-tokens", default=16, show_default=True, help="Most tokens of an answer.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
 @click.option("--markdown", type=_FILE, help="Write the tables as Markdown to this file.")
@@ -77,7 +77,7 @@ def equivalence(
     candidate: str,
     against: str | None,
     images: int,
-    threads: int | None,
+    threads: int,
     new_tokens: int,
     as_json: bool,
     markdown: Path | None,
