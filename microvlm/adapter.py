@@ -13,6 +13,7 @@ from microvlm.config import MicroVLMConfig
 from microvlm.linear import LinearFactory
 
 REGION_BIAS = 5.0
+PLACE_SCALE = 1.0
 
 
 def regional_bias(config: MicroVLMConfig) -> Tensor:
@@ -35,7 +36,8 @@ class Adapter(nn.Module):
     """[B, tokens, vision width] -> [B, k, decoder width]: learned queries attend over projected vision tokens.
 
     A learned bias on the scores starts every query at a place of its own: without it, which object stands where is
-    found only after many more steps.
+    found only after many more steps. A learned embedding of each query's place is added to what comes out: rotary
+    attention tells a decoder how far a word lies behind a prefix embedding and not where in the picture that one is.
     """
 
     def __init__(self, config: MicroVLMConfig, linear: LinearFactory):
@@ -53,6 +55,7 @@ class Adapter(nn.Module):
         self.fc1 = linear(wide, 2 * wide, True)
         self.fc2 = linear(2 * wide, wide, True)
         self.norm_out = nn.LayerNorm(wide)
+        self.places = nn.Parameter(torch.randn(1, config.prefix_tokens, wide) * PLACE_SCALE)
 
     def _heads(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         features = self.norm_in(features)
@@ -67,7 +70,7 @@ class Adapter(nn.Module):
         query, key, value = self._heads(features)
         x = self.projection(merge_heads(attend(query, key, value, self.pooling_bias)))
         x = x + self.fc2(F.gelu(self.fc1(self.norm_mlp(x))))
-        return self.norm_out(x)
+        return self.norm_out(x) + self.places
 
     def pooling_weights(self, features: Tensor) -> Tensor:
         """[B, k, tokens]: how much each prefix embedding takes from each vision token, averaged over heads."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -135,3 +136,24 @@ def speaking_bundle(speaking_checkpoint: Path, tmp_path_factory: pytest.TempPath
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("MICROVLM_CACHE", str(tmp_path_factory.mktemp("cache")))
         return resolve_bundle(speaking_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def drawn_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A node_modules folder of emoji packages with discs for drawings. Tests must not change it."""
+    from drawn_emoji import write_packages
+
+    root = tmp_path_factory.mktemp("packages") / "node_modules"
+    write_packages(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def drawn_build(drawn_packages: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
+    """What `microvlm-data emoji` made of `drawn_packages`, and what it printed. Tests must not change it."""
+    from drawn_emoji import run
+
+    out = tmp_path_factory.mktemp("build") / "emoji"
+    result = run("emoji", "-o", out, "--packages", drawn_packages, "--json")
+    assert result.exit_code == 0, result.stderr
+    return out, json.loads(result.stdout)

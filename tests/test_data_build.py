@@ -1,11 +1,8 @@
 """The whole build on a tiny set of packages drawn by the test itself: no npm, no network."""
 
-import contextlib
-import io
 import json
 import os
 import stat
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -13,10 +10,10 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("resvg_py")
 
-from microvlm.cli_support import run_click  # noqa: E402
+from drawn_emoji import ROWS, colour, run, write_packages  # noqa: E402
+
 from microvlm.training.data import baselines, evalset  # noqa: E402
-from microvlm.training.data.cli import command  # noqa: E402
-from microvlm.training.data.compose import augment_emoji, compose_scenes, plain_emoji  # noqa: E402
+from microvlm.training.data.compose import compose_scenes  # noqa: E402
 from microvlm.training.data.emoji import load_emoji  # noqa: E402
 from microvlm.training.data.scenes import (  # noqa: E402
     GROUNDS,
@@ -25,100 +22,22 @@ from microvlm.training.data.scenes import (  # noqa: E402
     read_scene_objects,
 )
 from microvlm.training.data.sources import SOURCES, DataError  # noqa: E402
-
-EXTRA = [("1F6AA", "wide door"), ("1F6AB", "tall door"), ("1F6AC", "lonely thing")]
-ROWS = [*read_scene_objects(), *EXTRA]
-GROUPS = {"groups": {"0": "objects", "2": "component", "9": "flags"}, "subgroups": {"0": "thing"}}
-
-
-def colour(index):
-    """Two digits of base 7 and a third channel: far apart in colour for any two rows."""
-    return (index % 7 * 40 + 7, index // 7 * 34 + 7, (index * 3) % 8 * 30 + 15)
-
-
-def write_json(path, document):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(document))
-
-
-def draw(index, caption):
-    fill = "rgb({},{},{})".format(*colour(index))
-    if caption == "wide door":
-        return {"body": f'<rect width="64" height="32" fill="{fill}"/>', "height": 32}
-    if caption == "tall door":
-        return {"body": f'<rect width="32" height="64" fill="{fill}"/>', "width": 32}
-    return {"body": f'<circle cx="32" cy="32" r="30" fill="{fill}"/>'}
-
-
-def write_packages(root):
-    """node_modules with the 48 scene objects and three more; openmoji draws every one as its neighbour."""
-    labels = [
-        {"hexcode": code, "label": caption, "group": 0, "subgroup": 0, "order": i}
-        for i, (code, caption) in enumerate(ROWS)
-    ]
-    labels.append(
-        {"hexcode": "1F468-200D-1F527", "label": "man mechanic", "group": 0, "subgroup": 0, "order": 98}
-    )
-    labels.append(
-        {"hexcode": "1F3C3-200D-2642-FE0F", "label": "man running", "group": 0, "gender": 1, "order": 99}
-    )
-    labels.append({"hexcode": "1F1E6", "label": "regional indicator a"})
-    labels.append({"hexcode": "1F3F3-FE0F", "label": "white flag", "group": 9, "subgroup": 0, "order": 100})
-    write_json(root / "emojibase-data/en/data.json", labels)
-    write_json(root / "emojibase-data/meta/groups.json", GROUPS)
-    write_json(root / "emojibase-data/meta/unicode-names.json", {"1F6AC": "SOLITARY THING"})
-    for source in SOURCES:
-        icons, aliases, chars = {}, {}, {}
-        for i, (code, caption) in enumerate(ROWS):
-            name = caption.replace(" ", "" if source.vendor == "fxemoji" else "-")
-            icons[name] = draw((i + 1) % len(ROWS) if source.vendor == "openmoji" else i, caption)
-            chars[code.lower()] = name
-        if source.vendor == "noto-v1":
-            icons["solitary-thing"] = icons.pop("lonely-thing")
-        if source.vendor == "twemoji":
-            half = '<rect width="32" height="64" fill="black"/>'
-            icons["left-half"] = {"body": half}
-            aliases["lonely-thing"] = {"parent": "left-half", "hFlip": True}
-            del icons["lonely-thing"]
-        if source.vendor == "fxemoji":
-            del icons["lonelything"]
-        document = {"icons": icons, "aliases": aliases, "width": 64, "height": 64}
-        write_json(root / source.package / "icons.json", document)
-        if source.vendor in ("noto", "openmoji", "twemoji"):
-            write_json(root / source.package / "chars.json", chars)
+from microvlm.training.data.views import augment_emoji, plain_emoji  # noqa: E402
 
 
 @pytest.fixture(scope="module")
-def packages(tmp_path_factory):
-    root = tmp_path_factory.mktemp("packages") / "node_modules"
-    write_packages(root)
-    return root
+def packages(drawn_packages):
+    return drawn_packages
 
 
 @pytest.fixture(scope="module")
-def built(packages, tmp_path_factory):
-    out = tmp_path_factory.mktemp("build") / "emoji"
-    result = run("emoji", "-o", out, "--packages", packages, "--json")
-    assert result.exit_code == 0, result.stderr
-    return out, json.loads(result.stdout)
+def built(drawn_build):
+    return drawn_build
 
 
 @pytest.fixture(scope="module")
 def emoji(built):
     return load_emoji(built[0])
-
-
-class Ended(NamedTuple):
-    exit_code: int
-    stdout: str
-    stderr: str
-
-
-def run(*arguments):
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
-        run_click(command, [str(a) for a in arguments])
-    return Ended(ended.value.code, out.getvalue(), err.getvalue())
 
 
 def assert_refused(result, *words):

@@ -28,6 +28,10 @@ from microvlm.cli_support import note, print_json, run_click
 @click.option(
     "--stop-after", type=click.IntRange(min=1), default=None, help="Save and stop after this many steps."
 )
+@click.option(
+    "--start", default=None, help="A checkpoint to start from, in place of the stages before --start-stage."
+)
+@click.option("--start-stage", default=None, help="The first stage to run; needs --start.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
     recipe: str,
@@ -36,6 +40,8 @@ def command(
     float_control: bool,
     threads: int | None,
     stop_after: int | None,
+    start: str | None,
+    start_stage: str | None,
     as_json: bool,
 ) -> None:
     """Train RECIPE (a packaged name or a JSON file)."""
@@ -49,7 +55,7 @@ def command(
         torch.set_num_threads(threads)
     loaded = load_recipe(recipe)
     emoji = load_emoji(data)
-    complete = train(loaded, emoji, output, note, float_control, stop_after)
+    complete = train(loaded, emoji, output, note, float_control, stop_after, start, start_stage)
     if as_json:
         print_json({"output": str(output), "recipe": loaded.name, "complete": complete})
 

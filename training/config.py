@@ -39,12 +39,15 @@ class StageConfig:
     label_smoothing: float = 0.1
     augment_strength: float = 1.0
     mixture: dict[str, float] = field(default_factory=dict)
-    """Share of each kind of sample in a `vlm` batch: caption, scene, episode."""
+    """Share of each kind of sample in a `vlm` batch: caption, scene, episode, and crowd (small emoji for the vision
+    encoder alone, of use where it learns)."""
 
     scene_kinds: dict[str, float] = field(default_factory=lambda: dict(SCENE_KINDS))
     """Share of each kind of scene question; they sum to 1."""
     naming_weight: float = 0.0
     """Weight of the loss that makes a prefix embedding over an object read as that object's name in the tied head."""
+    guidance_weight: float = 0.0
+    """Weight of the attention losses that teach a question's word to find its object; see `guidance`."""
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:

@@ -14,9 +14,9 @@ from torch.nn import functional as F
 from microvlm.config import MicroVLMConfig
 from microvlm.linear import linear_factory
 from microvlm.training.config import Recipe, StageConfig
-from microvlm.training.data.compose import augment_emoji
 from microvlm.training.data.emoji import EmojiData
 from microvlm.training.data.sources import TRAIN_VENDORS
+from microvlm.training.data.views import augment_emoji
 from microvlm.training.teacher import TEACHER_WIDTH, teacher_features
 from microvlm.vision import VisionEncoder, normalise
 
@@ -49,7 +49,9 @@ class DrawingSampler:
         self.cumulative = np.cumsum(present / np.maximum(present.sum(1, keepdims=True), 1e-9), 1)
         self.drawn = present.sum(1) > 0
         self.seen_rows = np.flatnonzero(emoji.seen & self.drawn)
-        self.other_rows = np.flatnonzero(~emoji.seen & self.drawn)
+        unseen = np.flatnonzero(~emoji.seen & self.drawn)
+        # A small set may have none.
+        self.other_rows = unseen if len(unseen) else self.seen_rows
         self.seen_share = seen_share
 
     def rows(self, count: int, generator: torch.Generator) -> np.ndarray:

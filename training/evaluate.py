@@ -17,10 +17,11 @@ from microvlm.ordinals import ordinal_question
 from microvlm.processor import Processor
 from microvlm.runtime import Runtime
 from microvlm.session import Chat
-from microvlm.training.data.compose import compose_scenes, plain_emoji
+from microvlm.training.data.compose import compose_scenes
 from microvlm.training.data.emoji import EmojiData, read_test_emoji
 from microvlm.training.data.scenes import KINDS, Scene, sample_question
 from microvlm.training.data.sources import STRESS_VENDOR, TEST_VENDOR
+from microvlm.training.data.views import plain_emoji
 
 BATCH = 64
 BOOTSTRAPS = 10_000

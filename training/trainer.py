@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer
@@ -23,6 +24,7 @@ from microvlm.training.loop import Task, run_stage
 from microvlm.training.texts import TextRows, corpus
 from microvlm.training.tokenizer import save_tokenizer, train_tokenizer
 from microvlm.training.vlm import VLMTask
+from microvlm.training.warm_start import start_from, weights_sha256
 
 Log = Callable[[str], None]
 CHECKPOINT = "checkpoint"
@@ -35,28 +37,40 @@ def train(
     log: Log,
     float_control: bool = False,
     stop_after: int | None = None,
+    start: str | None = None,
+    start_stage: str | None = None,
 ) -> bool:
     """Train into `out` (a folder a stage, then `checkpoint`). Returns whether the recipe is finished.
 
     `float_control` runs the same recipe with every weight in float32: what ternary costs is the paired difference.
-    Raises UserError when `out` belongs to another recipe.
+    `start` is a checkpoint that stands for the stages before `start_stage`, which are not run.
+    Raises UserError when `out` belongs to another recipe or another start.
     """
-    _claim(out, recipe, float_control)
+    skipped = _stages_before(recipe, start, start_stage)
+    run = {"recipe": recipe.to_dict(), "float_control": float_control}
+    if start is not None:
+        run |= {"start": {"weights_sha256": weights_sha256(start), "stage": start_stage}}
+    _claim(out, recipe.stages[skipped].name, run)
     torch.manual_seed(recipe.seed)
     tokenizer = train_tokenizer(corpus(emoji), preset(recipe.preset).text.vocab_size)
     previous: Path | None = None
     for index, stage in enumerate(recipe.stages):
+        if index < skipped:
+            continue
         folder = out / stage.name
         if not (folder / "done").is_file():
             task = _task(recipe, stage, emoji, tokenizer, float_control)
-            if previous is not None and not (folder / "progress.json").is_file():
-                _inherit(task, previous)
+            if not (folder / "progress.json").is_file():
+                if previous is not None:
+                    _inherit(task, previous)
+                elif start is not None:
+                    _start(task, start, log)
             if not run_stage(task, recipe, index, folder, log, stop_after):
                 log(f"stopped in stage {stage.name}; run the same command to go on")
                 return False
             _save_weights(task, folder)
         previous = folder
-    finish(recipe, out, tokenizer, float_control)
+    finish(recipe, out, tokenizer, run)
     log(f"checkpoint written to {out / CHECKPOINT}")
     return True
 
@@ -68,9 +82,12 @@ def stage_config(recipe: Recipe, stage: StageConfig, float_control: bool) -> Mic
     return dataclasses.replace(preset(recipe.preset), quantization=widths)
 
 
-def finish(recipe: Recipe, out: Path, tokenizer: Tokenizer, float_control: bool) -> None:
-    """Lower the last stage's model to what is shipped: trits, int8 vision, int8 embedding; no latent weights."""
-    stage = recipe.stages[-1]
+def finish(recipe: Recipe, out: Path, tokenizer: Tokenizer, run: dict[str, Any]) -> None:
+    """Lower the last stage's model to what is shipped: trits, int8 vision, int8 embedding; no latent weights.
+
+    `run` is what the folder's recipe.json says; it goes into the checkpoint's training.json.
+    """
+    stage, float_control = recipe.stages[-1], bool(run["float_control"])
     model = load_stage(recipe, stage, out / stage.name, float_control)
     if not float_control:
         shipped = preset(recipe.preset).quantization
@@ -79,7 +96,7 @@ def finish(recipe: Recipe, out: Path, tokenizer: Tokenizer, float_control: bool)
     target = out / CHECKPOINT
     save_checkpoint(model, target)
     save_tokenizer(tokenizer, model.config, target)
-    provenance = {"recipe": recipe.to_dict(), "float_control": float_control, "torch": torch.__version__}
+    provenance = {**run, "torch": torch.__version__}
     (target / "training.json").write_text(json.dumps(provenance, indent=2) + "\n")
 
 
@@ -112,6 +129,29 @@ def _inherit(task: Task, previous: Path) -> None:
         load_strictly(module, own, str(previous))
 
 
+def _stages_before(recipe: Recipe, start: str | None, start_stage: str | None) -> int:
+    """How many stages a start stands for. Raises UserError when the two options do not go together."""
+    if start is None and start_stage is None:
+        return 0
+    names = [stage.name for stage in recipe.stages]
+    if start is None or start_stage is None:
+        raise UserError(
+            "--start and --start-stage go together: the checkpoint, and the first stage to run from it."
+        )
+    if start_stage not in names:
+        raise UserError(
+            f"recipe '{recipe.name}' has no stage '{start_stage}'; choose one of {', '.join(names)}."
+        )
+    return names.index(start_stage)
+
+
+def _start(task: Task, start: str, log: Log) -> None:
+    if not isinstance(task, VLMTask):
+        raise UserError("a distill stage starts from nothing: choose a later --start-stage.")
+    fresh = start_from(task.model, start)
+    log(f"starting from {start}" + (f"; not in it: {', '.join(fresh)}" if fresh else ""))
+
+
 def _save_weights(task: Task, folder: Path) -> None:
     from safetensors.torch import save_file
 
@@ -122,15 +162,15 @@ def _save_weights(task: Task, folder: Path) -> None:
     (folder / "done").touch()
 
 
-def _claim(out: Path, recipe: Recipe, float_control: bool) -> None:
+def _claim(out: Path, first_stage: str, run: dict[str, Any]) -> None:
     """The folder's recipe, written once; a different one is refused rather than mixed."""
-    wanted = json.loads(json.dumps({"recipe": recipe.to_dict(), "float_control": float_control}))
+    wanted = json.loads(json.dumps(run))
     path = out / "recipe.json"
     if path.is_file():
         if json.loads(path.read_text()) != wanted:
             raise UserError(f"{out} holds another run ({path}): choose another --output or delete it.")
         return
-    if out.exists() and any(out.iterdir()) and not all((out / s.name).exists() for s in recipe.stages[:1]):
+    if out.exists() and any(out.iterdir()) and not (out / first_stage).exists():
         raise UserError(f"{out} exists and is no training folder: choose another --output.")
     out.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(wanted, indent=2) + "\n")

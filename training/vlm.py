@@ -19,10 +19,13 @@ from microvlm.memory import MemoryState
 from microvlm.model import MicroVLM
 from microvlm.ordinals import ORDINALS, ordinal_question
 from microvlm.training.config import Recipe, StageConfig
-from microvlm.training.data.compose import augment_emoji, compose_scenes
+from microvlm.training.crowds import Crowd, draw_crowd, patch_labels, scene_labels
+from microvlm.training.data.compose import compose_scenes
 from microvlm.training.data.emoji import EmojiData
-from microvlm.training.data.scenes import KINDS, Scene, read_scene_objects, sample_question
+from microvlm.training.data.scenes import KINDS, Question, Scene, read_scene_objects, sample_question
+from microvlm.training.data.views import augment_emoji
 from microvlm.training.distill import DrawingSampler
+from microvlm.training.guidance import ANSWER_LAYER, WORD_LAYER, AttentionTap, Lookups
 from microvlm.training.texts import CAPTION_PROMPTS, IGNORED, TextRows
 from microvlm.vision import normalise
 
@@ -31,18 +34,6 @@ DISTRACTOR_SHARE = 0.2
 SCOPE_WEIGHT = 0.1
 MAX_EPISODE = 8
 PATCH_WEIGHT, CLASSIFY_WEIGHT = 1.0, 0.3
-
-
-def patch_labels(scenes: list[Scene], side: int) -> np.ndarray:
-    """int64 [B, side * side]: 1 + the object whose drawing holds the patch's centre, 0 for the ground."""
-    centre = (np.arange(side) + 0.5) / side
-    labels = np.zeros((len(scenes), side, side), np.int64)
-    for image, scene in zip(labels, scenes, strict=True):
-        for placed in scene.objects:
-            rows = np.abs(centre - placed.y) < placed.size / 2
-            columns = np.abs(centre - placed.x) < placed.size / 2
-            image[np.ix_(rows, columns)] = 1 + placed.object
-    return labels.reshape(len(scenes), -1)
 
 
 class Episodes(NamedTuple):
@@ -57,11 +48,11 @@ class Episodes(NamedTuple):
 class Helped(nn.Module):
     """The model with two heads that only training needs: what each patch shows, and which emoji the picture is."""
 
-    def __init__(self, model: MicroVLM, patch_classes: int, classes: int):
+    def __init__(self, model: MicroVLM, classes: int):
         super().__init__()
         self.model = model
         width = model.config.vision.hidden_size
-        self.name_patch = nn.Linear(width, patch_classes)
+        self.name_patch = nn.Linear(width, 1 + classes)
         self.classify = nn.Linear(width, classes)
 
 
@@ -72,17 +63,18 @@ class VLMTask:
     def __init__(self, model: MicroVLM, rows: TextRows, recipe: Recipe, stage: StageConfig, emoji: EmojiData):
         self.model, self.rows, self.stage, self.emoji = model, rows, stage, emoji
         self.config = model.config
-        self.module = Helped(model, len(read_scene_objects()) + 1, int(emoji.seen.sum()))
+        self.module = Helped(model, int(emoji.seen.sum()))
         self.label_of = np.full(len(emoji.hexcodes), IGNORED)
         self.label_of[np.flatnonzero(emoji.seen)] = np.arange(emoji.seen.sum())
+        self.object_labels = self.label_of[[emoji.index(hexcode) for hexcode, _ in read_scene_objects()]]
         # Captions are learned for seen emoji alone.
         self.sampler = DrawingSampler(emoji, recipe.vendor_weights, seen_share=1.0)
         # As a question holds them: "where is the lion?".
         words = [rows.processor.text_ids(" " + caption)[0] for _, caption in read_scene_objects()]
         self.name_tokens = np.array(words, np.int64)
         counts = {kind: round(stage.batch_size * share) for kind, share in stage.mixture.items()}
-        self.captions, self.scenes, self.episodes = (
-            counts.get(k, 0) for k in ("caption", "scene", "episode")
+        self.captions, self.scenes, self.episodes, self.crowds = (
+            counts.get(k, 0) for k in ("caption", "scene", "episode", "crowd")
         )
         model.vision.requires_grad_(stage.vision_learning_rate > 0)
 
@@ -97,6 +89,7 @@ class VLMTask:
 
     def loss(self, helped: Helped, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         module = helped.model
+        size = self.config.vision.image_size
         rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
         drawn = self.sampler.rows(self.captions + 2 * self.episodes, generator)
         with torch.autocast("cpu", enabled=False):
@@ -108,17 +101,21 @@ class VLMTask:
             kinds = rng.choice(len(KINDS), self.scenes, p=[self.stage.scene_kinds[kind] for kind in KINDS])
             asked = [sample_question(rng, KINDS[kind]) for kind in kinds]
             scenes = compose_scenes([s for s, _ in asked], self.emoji, generator=generator, strength=1.0)
+            strength = self.stage.augment_strength
+            crowd = draw_crowd(self.sampler, self.label_of, self.crowds, size, strength, rng, generator)
         pixels = normalise(
-            torch.cat([views[: self.captions], scenes, views[self.captions :]]), self.config.vision
+            torch.cat([views[: self.captions], scenes, views[self.captions :], crowd.pixels]),
+            self.config.vision,
         )
         features = module.vision(pixels.to(next(module.parameters()).device))
-        prefixes = module.adapter(features)
+        shown = self._shown(helped, features, drawn, [scene for scene, _ in asked], crowd)
+        prefixes = module.adapter(features[: len(features) - self.crowds])
         split = self.captions + self.scenes
-        shown = self._shown(helped, features, drawn, [scene for scene, _ in asked])
         names = [self.emoji.captions[row] for row in drawn]
         direct = self._captions(names[: self.captions], rng) + [(q.text, q.answer) for _, q in asked]
         episode = self._episodes(module, prefixes[split:], names[self.captions :], rng)
-        looked, scope_off = self._direct(module, prefixes[:split], direct, episode.state, rng)
+        with AttentionTap(module.decoder) as tap:
+            looked, scope_off = self._direct(module, prefixes[:split], direct, episode.state, rng)
         scope = 0.5 * (episode.scope + scope_off)
         loss = looked + episode.loss * (self.episodes / max(1, split)) ** 0.5 + SCOPE_WEIGHT * scope
         metrics = {"answers": looked.item(), "episodes": episode.loss.item(), "scope": scope.item()}
@@ -128,6 +125,10 @@ class VLMTask:
             )
             loss = loss + self.stage.naming_weight * named
             metrics["named"] = named.item()
+        if self.stage.guidance_weight:
+            guided = self._guide(tap, asked)
+            loss = loss + self.stage.guidance_weight * guided
+            metrics["guided"] = guided.item()
         if shown is None:
             return loss, metrics
         return loss + shown, metrics | {"shown": shown.item()}
@@ -139,25 +140,58 @@ class VLMTask:
         """
         leading = self.config.vision.num_leading_tokens
         grid = isqrt(self.config.prefix_tokens - leading)
-        under = patch_labels(scenes, grid)
+        under = scene_labels(scenes, np.arange(len(self.name_tokens)), grid)
         image, cell = np.nonzero(under)
         wanted = torch.from_numpy(self.name_tokens[under[image, cell] - 1]).to(prefixes.device)
         logits = module.embedding.head(prefixes[image, leading + cell])
         return F.cross_entropy(logits.float(), wanted)
 
+    def _guide(self, tap: AttentionTap, asked: list[tuple[Scene, Question]]) -> Tensor:
+        """The attention losses of the scene rows whose question names an object that is there."""
+        device = next(self.module.parameters()).device
+        word, answer = self._lookups(asked)
+        loss = tap.loss(WORD_LAYER, word.to(device)) if len(word) else torch.zeros((), device=device)
+        return loss + tap.loss(ANSWER_LAYER, answer.to(device)) if len(answer) else loss
+
+    def _lookups(self, asked: list[tuple[Scene, Question]]) -> tuple[Lookups, Lookups]:
+        """From each question's word to the prefix embeddings over its object, and, for `where`, from the position
+        that chooses the answer to the word."""
+        leading = self.config.vision.num_leading_tokens
+        grid = isqrt(self.config.prefix_tokens - leading)
+        under = scene_labels([scene for scene, _ in asked], np.arange(len(self.name_tokens)), grid)
+        width = max(len(self.rows.prompt_ids(question.text, True)) for _, question in asked)
+        words, answers = [], []
+        for index, (scene, question) in enumerate(asked):
+            ids = self.rows.prompt_ids(question.text, True)
+            for placed in scene.objects:
+                named = np.flatnonzero(np.array(ids) == self.name_tokens[placed.object])
+                over = np.flatnonzero(under[index] == 1 + placed.object)
+                if len(named) and len(over):
+                    row, position = self.captions + index, int(named[-1])
+                    words.append((row, position, leading + over))
+                    if question.kind == "where":
+                        answers.append((row, len(ids) - 1, named[-1:]))
+        return Lookups.build(words, width), Lookups.build(answers, width)
+
     def _shown(
-        self, helped: Helped, features: Tensor, drawn: np.ndarray, scenes: list[Scene]
+        self, helped: Helped, features: Tensor, drawn: np.ndarray, scenes: list[Scene], crowd: Crowd
     ) -> Tensor | None:
         """Cross-entropy of the two helping heads; None while the vision encoder is frozen."""
         if self.stage.vision_learning_rate == 0:
             return None
         leading = self.config.vision.num_leading_tokens
         side = self.config.vision.image_size // self.config.vision.patch_size
-        split = self.captions + self.scenes
-        patches = helped.name_patch(features[self.captions : split, leading:]).float()
-        under = torch.from_numpy(patch_labels(scenes, side)).to(features.device)
-        named = F.cross_entropy(patches.flatten(0, 1), under.flatten())
-        whole = torch.cat([features[: self.captions, 0], features[split:, 0]])
+        split, end = self.captions + self.scenes, len(features) - self.crowds
+        small = torch.cat([features[self.captions : split], features[end:]])
+        patches = helped.name_patch(small[:, leading:]).float()
+        under = np.concatenate(
+            [
+                scene_labels(scenes, self.object_labels, side),
+                patch_labels(crowd.labels, crowd.places, side),
+            ]
+        )
+        named = F.cross_entropy(patches.flatten(0, 1), torch.from_numpy(under).to(features.device).flatten())
+        whole = torch.cat([features[: self.captions, 0], features[split:end, 0]])
         labels = torch.from_numpy(self.label_of[drawn]).to(features.device)
         classified = F.cross_entropy(helped.classify(whole).float(), labels, label_smoothing=0.1)
         return PATCH_WEIGHT * named + CLASSIFY_WEIGHT * classified

@@ -1,0 +1,126 @@
+"""The trainer: a resumed run ends where an unbroken one does, and a run can start from a stored checkpoint."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+pytest.importorskip("resvg_py")
+
+from microvlm import MicroVLM
+from microvlm.errors import UserError
+from microvlm.training.config import Recipe, StageConfig
+from microvlm.training.data.emoji import load_emoji
+from microvlm.training.trainer import train
+from microvlm.training.warm_start import float_weights, weights_sha256
+
+MIXTURE = {"caption": 0.4, "scene": 0.4, "episode": 0.2, "crowd": 0.2}
+FLOAT_STAGE = StageConfig(
+    "ground",
+    "vlm",
+    3,
+    10,
+    1e-3,
+    vision_learning_rate=1e-4,
+    muon_factor=2.0,
+    mixture=MIXTURE,
+    naming_weight=0.3,
+    guidance_weight=0.3,
+)
+TERNARY_STAGE = StageConfig("ternary", "vlm", 2, 10, 1e-3, decoder_bits=1.58, mixture=MIXTURE)
+RECIPE = Recipe("tiny", "nano", 0, (FLOAT_STAGE, TERNARY_STAGE), mixed_precision="no", log_every=1)
+
+
+def silent(_: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def emoji(drawn_build):
+    return load_emoji(drawn_build[0])
+
+
+@pytest.fixture(scope="module")
+def finished(emoji, tmp_path_factory):
+    out = tmp_path_factory.mktemp("run") / "run"
+    assert train(RECIPE, emoji, out, silent)
+    return out
+
+
+def tensors(checkpoint):
+    return MicroVLM.from_pretrained(checkpoint).state_dict()
+
+
+def test_a_run_logs_every_loss_and_ships_packed_weights(finished):
+    rows = [json.loads(line) for line in (finished / "ground" / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert {"answers", "episodes", "scope", "named", "guided", "shown"} <= set(rows[0])
+    assert "decoder.layers.0.mlp.up_proj.packed" in tensors(finished / "checkpoint")
+    assert json.loads((finished / "checkpoint" / "training.json").read_text())["recipe"]["name"] == "tiny"
+
+
+def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(finished, emoji, tmp_path):
+    out = tmp_path / "run"
+    calls = 0
+    while not train(RECIPE, emoji, out, silent, stop_after=1):
+        calls += 1
+    assert calls == 3
+    wanted = tensors(finished / "checkpoint")
+    for name, tensor in tensors(out / "checkpoint").items():
+        assert torch.equal(tensor, wanted[name]), name
+
+
+def test_a_run_starts_from_what_a_checkpoint_computes_with(finished, emoji, tmp_path):
+    checkpoint, out = str(finished / "checkpoint"), tmp_path / "run"
+    lines: list[str] = []
+    assert train(RECIPE, emoji, out, lines.append, start=checkpoint, start_stage="ternary")
+    assert not (out / "ground").exists()
+    assert lines[0] == f"starting from {checkpoint}"
+    run = json.loads((out / "checkpoint" / "training.json").read_text())
+    assert run["start"] == {"weights_sha256": weights_sha256(checkpoint), "stage": "ternary"}
+    # Vision is frozen in this stage, so it comes out as it went in: the same bytes.
+    before, after = tensors(checkpoint), tensors(out / "checkpoint")
+    name = "vision.layers.0.mlp.fc1.packed"
+    name = (
+        name
+        if name in before
+        else next(key for key in before if key.startswith("vision.") and "packed" in key)
+    )
+    assert torch.equal(before[name], after[name])
+
+
+def test_float_weights_are_the_integers_times_their_scale(finished):
+    model = MicroVLM.from_pretrained(finished / "checkpoint")
+    wide = float_weights(str(finished / "checkpoint"))
+    layer = model.get_submodule("decoder.layers.1.mlp.down_proj")
+    assert torch.equal(wide["decoder.layers.1.mlp.down_proj.weight"], layer.unpack() * layer.scale)
+    table = model.embedding.table
+    assert torch.equal(wide["embedding.weight"], table.unpack() * table.scale[:, None])
+
+
+@pytest.mark.parametrize(
+    ("start", "stage", "words"),
+    [
+        ("nano", None, "go together"),
+        (None, "ternary", "go together"),
+        ("nano", "polish", "no stage 'polish'"),
+        ("nowhere", "ternary", "is no checkpoint"),
+    ],
+)
+def test_a_start_that_makes_no_sense_is_one_sentence(emoji, tmp_path, start, stage, words):
+    with pytest.raises(UserError, match=words):
+        train(RECIPE, emoji, tmp_path / "run", silent, start=start, start_stage=stage)
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_models_checkpoint_is_refused(emoji, tmp_path, tiny_checkpoint):
+    with pytest.raises(UserError, match="another model's checkpoint"):
+        train(RECIPE, emoji, tmp_path / "run", silent, start=str(tiny_checkpoint), start_stage="ternary")
+
+
+def test_a_folder_of_another_start_is_refused(finished, emoji, tmp_path):
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    with pytest.raises(UserError, match="holds another run"):
+        train(RECIPE, emoji, out, silent, start=str(finished / "checkpoint"), start_stage="ternary")

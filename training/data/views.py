@@ -1,0 +1,204 @@
+"""Views of one emoji, batched in torch: plain and augmented, and the drawing steps that scenes are made of too.
+
+Deterministic given the generator; knows nothing about captions, questions or files. Works on any
+device; every image is float32 [B, 3, H, W] in 0..1.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+PLAIN_SCALE = 0.9
+# About twenty passes over each image: they stay in the cache, where 256 images at once do not.
+_CPU_CHUNK = 32
+_LUMA = (0.299, 0.587, 0.114)
+
+
+class Random:
+    """Uniform draws on the generator's device, delivered to the images' device."""
+
+    def __init__(self, generator: torch.Generator | None, device: torch.device):
+        self.generator, self.device = generator, device
+
+    def __call__(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        where = self.generator.device if self.generator is not None else self.device
+        draw = torch.rand(*shape, generator=self.generator, device=where).to(self.device)
+        return draw * (high - low) + low
+
+    def some(self, count: int, probability: float) -> Tensor:
+        """int64 [k]: each of `count` images with this probability."""
+        return torch.nonzero(self(count) < probability).flatten()
+
+
+def premultiply(rgba: Tensor) -> Tensor:
+    """uint8 [B, H, W, 4] straight alpha -> float32 [B, 4, H, W], colour times alpha, 0..1."""
+    x = rgba.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 255
+    x[:, :3] *= x[:, 3:]
+    return x
+
+
+def place(pre: Tensor, matrix: Tensor, size: int) -> Tensor:
+    """Sample premultiplied [B, 4, h, w] through affine [B, 2, 3] (output -> input) to `size`."""
+    grid = F.affine_grid(matrix, [pre.shape[0], 4, size, size], align_corners=False)
+    return F.grid_sample(pre, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def affine_map(scale: Tensor, angle: Tensor, shear: Tensor, dx: Tensor, dy: Tensor, mirror: Tensor) -> Tensor:
+    """float32 [B, 2, 3], output -> input: an object `scale` of the frame, its centre at (dx, dy) in -1..1."""
+    cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
+    a, b = cos * mirror, (sin + shear * cos) * mirror
+    c, d = -sin, cos - shear * sin
+    return torch.stack([a, b, -(a * dx + b * dy), c, d, -(c * dx + d * dy)], 1).view(-1, 2, 3)
+
+
+def plain_emoji(rgba: Tensor, size: int | None = None) -> Tensor:
+    """The evaluation view: uint8 [B, H, W, 4] -> [B, 3, size, size], on white at scale 0.9."""
+    pre = premultiply(rgba)
+    one = torch.ones(len(pre), device=pre.device)
+    zero = torch.zeros_like(one)
+    placed = place(pre, affine_map(one * PLAIN_SCALE, zero, zero, zero, zero, one), size or rgba.shape[1])
+    return (placed[:, :3] + 1 - placed[:, 3:]).clamp_(0, 1)
+
+
+def _colour_matrix(rand: Random, count: int, strength: float) -> tuple[Tensor, Tensor]:
+    """Hue, saturation, contrast and brightness as one [B, 3, 3] and a bias [B, 3, 1]."""
+    grey = torch.tensor(_LUMA, device=rand.device).expand(3, 3)
+    angle = rand(count, 1, 1, low=-0.25, high=0.25) * strength
+    # A rotation about the grey axis (Rodrigues) turns the hue and keeps greys.
+    k = 1 / math.sqrt(3)
+    cross = k * torch.tensor([[0.0, -1, 1], [1, 0, -1], [-1, 1, 0]], device=rand.device)
+    hue = torch.cos(angle) * torch.eye(3, device=rand.device) + torch.sin(angle) * cross
+    hue = hue + (1 - torch.cos(angle)) / 3
+    saturation = 1 + rand(count, 1, 1, low=-0.7, high=0.6) * strength
+    saturation[rand.some(count, 0.06 * strength)] = 0
+    matrix = grey + saturation * (hue - grey @ hue)
+    contrast = 1 + rand(count, 1, 1, low=-0.4, high=0.4) * strength
+    bias = rand(count, 1, 1, low=-0.15, high=0.15) * strength + 0.5 * (1 - contrast)
+    return matrix * contrast, bias.expand(count, 3, 1)
+
+
+def recolour(rand: Random, pre: Tensor, strength: float) -> None:
+    """Random hue, saturation, contrast and brightness of each premultiplied drawing [B, 4, h, w], in place."""
+    matrix, bias = _colour_matrix(rand, len(pre), strength)
+    flat = pre.view(len(pre), 4, -1)
+    # The bias times alpha: an affine colour map commutes with premultiplication only so.
+    colour = torch.baddbmm(bias * flat[:, 3:], matrix, flat[:, :3])
+    flat[:, :3] = torch.minimum(colour.clamp_(min=0), flat[:, 3:])
+
+
+def random_ground(rand: Random, count: int, size: int, strength: float) -> Tensor:
+    """[B, 3, size, size]: white or one colour, a gradient, or soft noise, from a 4 x 4 grid of colours."""
+    first, second = rand(count, 3, 1, 1), rand(count, 3, 1, 1)
+    ramp = torch.linspace(0, 1, 4, device=rand.device)
+    angle = rand(count, 1, 1, 1, high=2 * math.pi)
+    along = (torch.cos(angle) * (ramp - 0.5) + torch.sin(angle) * (ramp.view(4, 1) - 0.5) + 0.5).clamp(0, 1)
+    kind = rand(count, 1, 1, 1)
+    grid = torch.where(kind < 0.55, first.expand(-1, 3, 4, 4), first + (second - first) * along)
+    grid = torch.where(kind > 0.8, first + (rand(count, 3, 4, 4) - 0.5) * 0.8, grid)
+    # Weak augmentation keeps to the white ground of the evaluation view; so does part of a strong one.
+    grid = torch.where(rand(count, 1, 1, 1) < 1 - 0.7 * min(strength, 1.0), torch.ones_like(grid), grid)
+    return F.interpolate(grid.clamp(0, 1), size=size, mode="bilinear", align_corners=True)
+
+
+def _keep_contrast(ground: Tensor, placed: Tensor) -> Tensor:
+    """Where object and ground are about equally bright, move the ground towards white or black."""
+    luma = torch.tensor(_LUMA, device=placed.device).view(3, 1)
+    mass = placed[:, 3].sum((1, 2)).clamp_min(1)
+    object_luma = (placed[:, :3].sum((2, 3)) @ luma).squeeze(1) / mass
+    ground_luma = (ground.mean((2, 3)) @ luma).squeeze(1)
+    close = ((object_luma - ground_luma).abs() < 0.2).view(-1, 1, 1, 1)
+    target = (object_luma < 0.55).to(ground).view(-1, 1, 1, 1)
+    return torch.where(close, 0.3 * ground + 0.7 * target, ground)
+
+
+def ink(rand: Random, placed: Tensor, strength: float) -> None:
+    """In place, on some: a black outline around the drawing, and dark lines along its inner edges."""
+    some = rand.some(len(placed), 0.18 * strength)
+    if not len(some):
+        return
+    x = placed[some]
+    alpha = x[:, 3:]
+    grown = F.max_pool2d(alpha, 3, 1, 1)
+    grown = torch.where(rand(len(some), 1, 1, 1) < 0.5, F.max_pool2d(grown, 3, 1, 1), grown)
+    luma = x[:, :3].mean(1, keepdim=True)
+    edges = F.max_pool2d(luma, 3, 1, 1) + F.max_pool2d(-luma, 3, 1, 1)
+    weight = rand(len(some), 1, 1, 1, high=3.0)
+    x[:, :3] *= 1 - (edges * weight).clamp_(0, 1)
+    # Black ink below the drawing adds alpha and no colour.
+    x[:, 3:] = alpha + (1 - alpha) * grown
+    # Sometimes the fill fades to white, which leaves line art.
+    fade = (rand(len(some), 1, 1, 1) < 0.3).to(x) * rand(len(some), 1, 1, 1)
+    x[:, :3] += (alpha * (1 - (edges * 3).clamp(0, 1)) - x[:, :3]) * fade
+    placed[some] = x
+
+
+def _finish(rand: Random, images: Tensor, strength: float) -> Tensor:
+    """Tone curve on all; blur or sharpen, posterise, noise and erasing on some; in place."""
+    count, _, height, width = images.shape
+    # x + k x (1 - x) bends the tones as a gamma does, without a power per pixel.
+    images += rand(count, 1, 1, 1, low=-0.35, high=0.35) * strength * images * (1 - images)
+    some = rand.some(count, 0.3 * strength)
+    if len(some):
+        x = images[some]
+        soft = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, 1)
+        images[some] = x + (x - soft) * rand(len(some), 1, 1, 1, low=-1.0, high=1.2)
+    some = rand.some(count, 0.1 * strength)
+    if len(some):
+        levels = torch.floor(rand(len(some), 1, 1, 1, low=2.0, high=6.0))
+        images[some] = torch.round(images[some] * levels) / levels
+    some = rand.some(count, 0.15 * strength)
+    if len(some):
+        noise = rand(len(some), 3, height, width, low=-0.5, high=0.5)
+        images[some] += noise * rand(len(some), 1, 1, 1, high=0.25)
+    some = rand.some(count, 0.2 * strength)
+    if len(some):
+        row = torch.arange(height, device=images.device).view(1, 1, -1, 1) / height
+        column = torch.arange(width, device=images.device).view(1, 1, 1, -1) / width
+        x, y = rand(len(some), 1, 1, 1), rand(len(some), 1, 1, 1)
+        w, h = rand(len(some), 1, 1, 1, low=0.05, high=0.18), rand(len(some), 1, 1, 1, low=0.05, high=0.18)
+        hole = ((row - y).abs() < h) & ((column - x).abs() < w)
+        images[some] = torch.where(hole, rand(len(some), 3, 1, 1), images[some])
+    return images.clamp_(0, 1)
+
+
+def augment_emoji(
+    rgba: Tensor,
+    generator: torch.Generator | None = None,
+    strength: float = 1.0,
+    size: int | None = None,
+    flip: bool = False,
+) -> Tensor:
+    """uint8 [B, H, W, 4] -> [B, 3, size, size], a random view of each drawing.
+
+    strength : 0 is near the plain view, 1 the full ranges. flip : mirror half of the images; off,
+    because a mirrored arrow or hand has another caption.
+    """
+    if rgba.device.type == "cpu" and len(rgba) > _CPU_CHUNK:
+        parts = rgba.split(_CPU_CHUNK)
+        return torch.cat([augment_emoji(part, generator, strength, size, flip) for part in parts])
+    rand = Random(generator, rgba.device)
+    count, size = len(rgba), size or rgba.shape[1]
+    pre = premultiply(rgba)
+    recolour(rand, pre, strength)
+    scale = PLAIN_SCALE + (rand(count, low=0.55, high=1.1) - PLAIN_SCALE) * strength
+    room = (1 - scale).abs() + 0.1 * strength
+    mirror = torch.ones(count, device=rgba.device)
+    if flip:
+        mirror = torch.where(rand(count) < 0.5, -mirror, mirror)
+    affine = affine_map(
+        scale,
+        rand(count, low=-1, high=1) * strength * math.radians(25),
+        rand(count, low=-0.15, high=0.15) * strength,
+        rand(count, low=-1, high=1) * room,
+        rand(count, low=-1, high=1) * room,
+        mirror,
+    )
+    placed = place(pre, affine, size)
+    ink(rand, placed, strength)
+    ground = _keep_contrast(random_ground(rand, count, size, strength), placed)
+    images = torch.addcmul(placed[:, :3], 1 - placed[:, 3:], ground)
+    return _finish(rand, images, strength)
