@@ -55,11 +55,12 @@ struct NibblePair {
   }
 };
 
-// The sum over groups of multiplier . group total, whose eightfold is what nibbles q + 8 add too much.
-inline int32_t eighth_of_excess(const uint8_t* multiplier, const int32_t* group_totals, int64_t groups) {
-  int32_t sum = 0;
-  for (int64_t g = 0; g < groups; ++g) sum += multiplier[g] * group_totals[g];
-  return sum;
+// 8 times the sum over groups of multiplier . group total: what nibbles q + 8 add too much. Unsigned, because it may
+// pass 2^31 where the sum that it is taken from does too.
+inline uint32_t int4_excess(const uint8_t* multiplier, const int32_t* group_totals, int64_t groups) {
+  uint32_t sum = 0;
+  for (int64_t g = 0; g < groups; ++g) sum += multiplier[g] * static_cast<uint32_t>(group_totals[g]);
+  return 8 * sum;
 }
 
 // kRows rows times kTokens tokens. A pair of nibble products is at most 15 * 128 * 2, two of them fit 16 bits, and
@@ -91,8 +92,8 @@ inline void int4_block(const Tokens& tokens, const Matrix& matrix, int64_t n, in
   for (int64_t t = 0; t < kTokens; ++t) {
     const int32_t* group_totals = tokens.group_totals + (m + t) * groups;
     for (int64_t i = 0; i < count; ++i) {
-      const int32_t excess = 8 * eighth_of_excess(matrix.multiplier + (n + i) * groups, group_totals, groups);
-      sums[(m + t) * matrix.rows + n + i] = reduce(acc[t][i]) - excess;
+      const uint32_t excess = int4_excess(matrix.multiplier + (n + i) * groups, group_totals, groups);
+      sums[(m + t) * matrix.rows + n + i] = static_cast<int32_t>(static_cast<uint32_t>(reduce(acc[t][i])) - excess);
     }
   }
 }
