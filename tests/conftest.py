@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -157,3 +159,28 @@ def drawn_build(drawn_packages: Path, tmp_path_factory: pytest.TempPathFactory) 
     result = run("emoji", "-o", out, "--packages", drawn_packages, "--json")
     assert result.exit_code == 0, result.stderr
     return out, json.loads(result.stdout)
+
+
+@pytest.fixture(scope="session")
+def native_library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The installed native library, or else one that is built now; the loader finds it while any test asks for it."""
+    from microvlm.backends import native
+
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv(native.SWITCH, raising=False)
+        environment.delenv("MICROVLM_KERNELS", raising=False)
+        path = native.library_path()
+        if path is None:
+            path = build_native(tmp_path_factory.mktemp("native")) / native.LIBRARY
+            environment.setenv(native.SWITCH, str(path))
+        yield path
+
+
+def build_native(folder: Path, *options: str) -> Path:
+    """Configures and builds backends/native in `folder` with CMake, whose output is the failure's message."""
+    source = Path(__file__).parent.parent / "backends" / "native"
+    commands = (["cmake", "-S", source, "-B", folder, *options], ["cmake", "--build", folder, "-j", "2"])
+    for command in commands:
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder
