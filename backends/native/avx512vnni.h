@@ -18,8 +18,6 @@ void ternary_3x5(const Tokens&, const Matrix&, int64_t begin, int64_t end, int32
 void int8(const Tokens&, const Matrix&, int64_t begin, int64_t end, int32_t* sums, uint8_t* scratch);
 void int4(const Tokens&, const Matrix&, int64_t begin, int64_t end, int32_t* sums, uint8_t* scratch);
 
-// From this many tokens on, transposing weights once and tiling registers beats reducing every sum across lanes.
-constexpr int64_t kTileTokens = 6;
 constexpr int64_t kLanes = 16;
 
 namespace {
@@ -30,6 +28,17 @@ inline __m512i load_first(const void* bytes, int64_t count) {
 }
 inline __mmask16 first_lanes(int64_t count) {
   return count >= 16 ? 0xffff : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
+}
+
+// sum + weights . codes, four products an int32 lane.
+inline __m512i dot(__m512i sum, __m512i weights, __m512i codes) {
+#if defined(__clang__)
+  return _mm512_dpbusd_epi32(sum, weights, codes);
+#else
+  // GCC 12 copies and spills the accumulators around its intrinsic; here it cannot.
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(codes));
+  return sum;
+#endif
 }
 
 // Lane j of four vectors' 128-bit lanes -> [sum of v0 over them, v1, v2, v3] in each 128-bit lane.
@@ -43,10 +52,8 @@ inline __m512i reduce_pairs(__m512i v0, __m512i v1, __m512i v2, __m512i v3) {
 inline __m512i reduce_16(const __m512i* v) {
   const __m512i w0 = reduce_pairs(v[0], v[1], v[2], v[3]), w1 = reduce_pairs(v[4], v[5], v[6], v[7]);
   const __m512i w2 = reduce_pairs(v[8], v[9], v[10], v[11]), w3 = reduce_pairs(v[12], v[13], v[14], v[15]);
-  const __m512i w01 =
-      _mm512_add_epi32(_mm512_shuffle_i32x4(w0, w1, 0x44), _mm512_shuffle_i32x4(w0, w1, 0xee));
-  const __m512i w23 =
-      _mm512_add_epi32(_mm512_shuffle_i32x4(w2, w3, 0x44), _mm512_shuffle_i32x4(w2, w3, 0xee));
+  const __m512i w01 = _mm512_add_epi32(_mm512_shuffle_i32x4(w0, w1, 0x44), _mm512_shuffle_i32x4(w0, w1, 0xee));
+  const __m512i w23 = _mm512_add_epi32(_mm512_shuffle_i32x4(w2, w3, 0x44), _mm512_shuffle_i32x4(w2, w3, 0xee));
   return _mm512_add_epi32(_mm512_shuffle_i32x4(w01, w23, 0x88), _mm512_shuffle_i32x4(w01, w23, 0xdd));
 }
 
@@ -104,7 +111,7 @@ inline void tile(const uint8_t* strip, int64_t quads, const int8_t* codes, int64
       int32_t quad;
       std::memcpy(&quad, codes + t * stride, sizeof quad);
       const __m512i code = _mm512_set1_epi32(quad);
-      for (int w = 0; w < Weights::kVectors; ++w) acc[w][t] = _mm512_dpbusd_epi32(acc[w][t], weights[w], code);
+      for (int w = 0; w < Weights::kVectors; ++w) acc[w][t] = dot(acc[w][t], weights[w], code);
     }
   }
 }
@@ -116,14 +123,30 @@ inline void by_token_groups(int64_t count, const Body& body) {
   for (int64_t g = 0, m = 0; g < groups; ++g) {
     const int64_t size = (count - m + groups - g - 1) / (groups - g);
     switch (size) {
-      case 1: body.template run<1>(m); break;
-      case 2: body.template run<2>(m); break;
-      case 3: body.template run<3>(m); break;
-      case 4: body.template run<4>(m); break;
-      case 5: if constexpr (kMost >= 5) body.template run<5>(m); break;
-      case 6: if constexpr (kMost >= 6) body.template run<6>(m); break;
-      case 7: if constexpr (kMost >= 7) body.template run<7>(m); break;
-      case 8: if constexpr (kMost >= 8) body.template run<8>(m); break;
+      case 1:
+        body.template run<1>(m);
+        break;
+      case 2:
+        body.template run<2>(m);
+        break;
+      case 3:
+        body.template run<3>(m);
+        break;
+      case 4:
+        body.template run<4>(m);
+        break;
+      case 5:
+        if constexpr (kMost >= 5) body.template run<5>(m);
+        break;
+      case 6:
+        if constexpr (kMost >= 6) body.template run<6>(m);
+        break;
+      case 7:
+        if constexpr (kMost >= 7) body.template run<7>(m);
+        break;
+      case 8:
+        if constexpr (kMost >= 8) body.template run<8>(m);
+        break;
     }
     m += size;
   }

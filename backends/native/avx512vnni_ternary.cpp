@@ -12,6 +12,9 @@ namespace {
 // Weights in flight from memory; less than a page table walk away, more than a row.
 constexpr int64_t kPrefetchBytes = 4096;
 
+// From this many tokens on, transposing weights once and tiling registers beats reducing every sum across lanes.
+constexpr int64_t kTwoBitStripTokens = 8, kBaseThreeStripTokens = 3;
+
 // 1 / 81 modulo 2^32: an exact multiple of 81 times this is the exact quotient.
 constexpr uint32_t kInverse81 = 0x781948b1u;
 static_assert(81u * kInverse81 == 1u);
@@ -103,7 +106,7 @@ inline void row_sums(const Layout& layout, const uint8_t* packed, int64_t count,
       __m512i field[Layout::kPlanes];
       layout.split(load(row[i] + k), field);
       _mm_prefetch(reinterpret_cast<const char*>(row[i] + k + prefetch), _MM_HINT_T0);
-      for (int p = 0; p < Layout::kPlanes; ++p) acc[p][i] = _mm512_dpbusd_epi32(acc[p][i], field[p], code);
+      for (int p = 0; p < Layout::kPlanes; ++p) acc[p][i] = dot(acc[p][i], field[p], code);
     }
   }
   if (k < columns) {
@@ -111,15 +114,14 @@ inline void row_sums(const Layout& layout, const uint8_t* packed, int64_t count,
     for (int i = 0; i < Layout::kRows; ++i) {
       __m512i field[Layout::kPlanes];
       layout.split(load_first(row[i] + k, columns - k), field);
-      for (int p = 0; p < Layout::kPlanes; ++p) acc[p][i] = _mm512_dpbusd_epi32(acc[p][i], field[p], code);
+      for (int p = 0; p < Layout::kPlanes; ++p) acc[p][i] = dot(acc[p][i], field[p], code);
     }
   }
   *low = reduce_16(acc[0]);
   if constexpr (Layout::kPlanes == 5) {
     const __m512i lanes = reduce_pairs(acc[4][0], acc[4][1], acc[4][2], acc[4][3]);
     const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(lanes), _mm512_extracti64x4_epi64(lanes, 1));
-    *raw = _mm512_zextsi128_si512(
-        _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
+    *raw = _mm512_zextsi128_si512(_mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
   }
 }
 
@@ -155,7 +157,7 @@ void rows(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end
 // What a strip holds of a quad of columns of 16 packed rows: the packed bytes, for base 3 after their two-bit fields.
 struct TwoBitStrip {
   static constexpr int kVectors = 4;
-  static constexpr int kTokens = 6;
+  static constexpr int kTokens = 4;
   static constexpr int64_t kQuadBytes = 64;
   static void load(const uint8_t* quad, __m512i* field) { Fields().split(_mm512_load_si512(quad), field); }
   static void complete(uint8_t*, int64_t) {}
@@ -163,7 +165,7 @@ struct TwoBitStrip {
 
 struct BaseThreeStrip {
   static constexpr int kVectors = 5;
-  static constexpr int kTokens = 5;
+  static constexpr int kTokens = 3;
   static constexpr int64_t kQuadBytes = 128;
   static void load(const uint8_t* quad, __m512i* field) {
     Fields().split(_mm512_load_si512(quad), field);
@@ -209,14 +211,12 @@ struct StripTimesTokens {
 
 // Strip path: many tokens.
 template <class Strip>
-void strips(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums,
-            uint8_t* scratch) {
+void strips(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums, uint8_t* scratch) {
   for (int64_t r = begin; r < end; r += kLanes) {
     const int64_t count = end - r < kLanes ? end - r : kLanes;
     transpose_strip(matrix.packed + r * matrix.columns, matrix.columns, count, scratch, Strip::kQuadBytes);
     Strip::complete(scratch, (matrix.columns + 3) / 4);
-    by_token_groups<Strip::kTokens>(tokens.count,
-                                    StripTimesTokens<Strip>{tokens, matrix, scratch, r, count, sums});
+    by_token_groups<Strip::kTokens>(tokens.count, StripTimesTokens<Strip>{tokens, matrix, scratch, r, count, sums});
   }
 }
 
@@ -224,13 +224,13 @@ void strips(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t e
 
 void ternary_2x4(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums,
                  uint8_t* scratch) {
-  if (tokens.count < kTileTokens) return rows<TwoBit>(tokens, matrix, begin, end, sums);
+  if (tokens.count < kTwoBitStripTokens) return rows<TwoBit>(tokens, matrix, begin, end, sums);
   strips<TwoBitStrip>(tokens, matrix, begin, end, sums, scratch);
 }
 
 void ternary_3x5(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums,
                  uint8_t* scratch) {
-  if (tokens.count < kTileTokens) return rows<BaseThree>(tokens, matrix, begin, end, sums);
+  if (tokens.count < kBaseThreeStripTokens) return rows<BaseThree>(tokens, matrix, begin, end, sums);
   strips<BaseThreeStrip>(tokens, matrix, begin, end, sums, scratch);
 }
 
