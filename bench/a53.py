@@ -155,9 +155,7 @@ def multiply_adds(body: Sequence[str]) -> int:
     return 8 * long + 16 * dot
 
 
-_TILE = re.compile(
-    r"(?:tile_sums<.*(?P<base>Base[34])|(?P<bytes>Int[48])<.*::tile<)\D*(?P<rows>\d), (?P<tokens>\d)>"
-)
+_TILE = re.compile(r"(?P<product>Base[34]|Int[48]<).*::tile<(?P<rows>\d), (?P<tokens>\d)>")
 _OP_OF_TILE = {
     "Base4": "TernaryMatMul2x4",
     "Base3": "TernaryMatMul3x5",
@@ -175,7 +173,7 @@ def find_loops(file: Path) -> list[Loop]:
             continue
         bodies = [body for body in innermost_loops(code) if multiply_adds(body) > 0]
         body = max(bodies, key=multiply_adds)
-        op = _OP_OF_TILE[tile["base"] or tile["bytes"]]
+        op = _OP_OF_TILE[tile["product"].rstrip("<")]
         loops.append(Loop(op, int(tile["rows"]), int(tile["tokens"]), len(body), multiply_adds(body), body))
     return sorted(loops, key=lambda loop: (loop.op, loop.tokens, -loop.rows))
 
