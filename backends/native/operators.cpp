@@ -1,0 +1,215 @@
+// One product, start to end: codes of all tokens, exact sums by ranges of packed rows, the float order of op_table.py.
+
+#include "operators.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
+namespace microvlm {
+namespace {
+
+// Multiply-adds that a thread must get for waking it to pay: some 10 us of work.
+constexpr int64_t kWorkPerTask = 1 << 20;
+constexpr int64_t kRowsPerBlock = 16;
+
+int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+
+int planes_of(Product product) { return product == Product::kTernary2x4 ? 4 : product == Product::kTernary3x5 ? 5 : 1; }
+
+MatrixSums sums_of(const Kernels& kernels, Product product) {
+  switch (product) {
+    case Product::kTernary2x4:
+      return kernels.ternary_2x4;
+    case Product::kTernary3x5:
+      return kernels.ternary_3x5;
+    case Product::kInt8:
+      return kernels.int8;
+    default:
+      return kernels.int4;
+  }
+}
+
+// Codes of a token for an int4 product: each group's even columns, then its odd ones, and the group's sum.
+void split_groups(int8_t* codes, int64_t groups, int32_t* group_totals) {
+  for (int64_t g = 0; g < groups; ++g, codes += kGroup) {
+    int8_t even_odd[kGroup];
+    int32_t total = 0;
+    for (int j = 0; j < kGroup / 2; ++j) {
+      even_odd[j] = codes[2 * j];
+      even_odd[kGroup / 2 + j] = codes[2 * j + 1];
+      total += codes[2 * j] + codes[2 * j + 1];
+    }
+    std::memcpy(codes, even_odd, sizeof even_odd);
+    group_totals[g] = total;
+  }
+}
+
+// Everything that the tasks of one product share, and the memory it lies in.
+class Job {
+ public:
+  Job(const Kernels& kernels, Product product, const Matrix& matrix, int64_t tokens, int64_t most_tasks)
+      : kernels_(kernels), product_(product), matrix_(matrix), groups_((matrix.columns + kGroup - 1) / kGroup) {
+    tokens_.count = tokens;
+    tokens_.columns = matrix.columns;
+    tokens_.stride = round_up(matrix.columns, kCodeAlignment);
+    divide(most_tasks);
+    scratch_bytes_ = round_up(kernels.scratch_bytes(matrix.columns), kCodeAlignment);
+    const int64_t group_count = product == Product::kInt4 ? groups_ : 0;
+    const int64_t code_bytes = tokens * tokens_.stride, words = tokens * (2 + group_count);
+    const size_t bytes = code_bytes + round_up(words * 4, kCodeAlignment) + tasks_ * scratch_bytes_ + kCodeAlignment;
+    memory_ = std::malloc(bytes);
+    if (memory_ == nullptr) return;
+    const uintptr_t start = round_up(reinterpret_cast<uintptr_t>(memory_), kCodeAlignment);
+    codes_ = reinterpret_cast<int8_t*>(start);
+    totals_ = reinterpret_cast<int32_t*>(start + code_bytes);
+    group_totals_ = totals_ + tokens;
+    steps_ = reinterpret_cast<float*>(group_totals_ + tokens * group_count);
+    scratch_ = reinterpret_cast<uint8_t*>(start + code_bytes + round_up(words * 4, kCodeAlignment));
+    tokens_.codes = codes_;
+    tokens_.totals = totals_;
+    tokens_.group_totals = product == Product::kInt4 ? group_totals_ : nullptr;
+  }
+  ~Job() { std::free(memory_); }
+  Job(const Job&) = delete;
+  Job& operator=(const Job&) = delete;
+
+  bool ready() const { return memory_ != nullptr; }
+
+  void quantize(const float* x) {
+    for (int64_t m = 0; m < tokens_.count; ++m) {
+      kernels_.quantize(x + m * tokens_.columns, tokens_.columns, row(m), steps_ + m, totals_ + m);
+      finish_row(m);
+    }
+  }
+
+  void take(const int8_t* codes) {
+    for (int64_t m = 0; m < tokens_.count; ++m) {
+      std::memcpy(row(m), codes + m * tokens_.columns, tokens_.columns);
+      totals_[m] = 0;
+      for (int64_t k = 0; k < tokens_.columns; ++k) totals_[m] += row(m)[k];
+      finish_row(m);
+    }
+  }
+
+  // Sums land in the memory of `y`; with a scale they become floats there.
+  void run(void* y, const float* scale, bool one_scale, const Pool& pool) {
+    y_ = static_cast<int32_t*>(y);
+    scale_ = scale;
+    one_scale_ = one_scale;
+    if (tasks_ == 1) return task(this, 0);
+    pool.run(pool.handle, task, static_cast<size_t>(tasks_), this);
+  }
+
+ private:
+  int8_t* row(int64_t m) { return codes_ + m * tokens_.stride; }
+
+  void finish_row(int64_t m) {
+    std::memset(row(m) + tokens_.columns, 0, tokens_.stride - tokens_.columns);
+    if (product_ == Product::kInt4) split_groups(row(m), groups_, group_totals_ + m * groups_);
+  }
+
+  void divide(int64_t most_tasks) {
+    const int64_t work = tokens_.count * matrix_.columns * matrix_.rows;
+    const int64_t blocks = (matrix_.packed_rows + kRowsPerBlock - 1) / kRowsPerBlock;
+    tasks_ = std::max<int64_t>(1, std::min({most_tasks, blocks, work / kWorkPerTask}));
+    rows_per_task_ = (blocks + tasks_ - 1) / tasks_ * kRowsPerBlock;
+    tasks_ = (matrix_.packed_rows + rows_per_task_ - 1) / rows_per_task_;
+  }
+
+  // A task takes the lowest scratch that is free, so that one thread warms one, however many tasks it runs.
+  int64_t take_scratch() {
+    uint64_t taken = taken_.load();
+    uint64_t lowest;
+    do {
+      lowest = ~taken & (taken + 1);
+    } while (!taken_.compare_exchange_weak(taken, taken | lowest));
+    return __builtin_ctzll(lowest);
+  }
+
+  static void task(void* state, size_t i) {
+    auto& job = *static_cast<Job*>(state);
+    const int64_t begin = static_cast<int64_t>(i) * job.rows_per_task_;
+    const int64_t end = std::min(begin + job.rows_per_task_, job.matrix_.packed_rows);
+    const int64_t scratch = job.take_scratch();
+    sums_of(job.kernels_, job.product_)(job.tokens_, job.matrix_, begin, end, job.y_,
+                                        job.scratch_ + scratch * job.scratch_bytes_);
+    job.taken_.fetch_and(~(uint64_t{1} << scratch));
+    if (job.scale_ != nullptr) job.scale_range(begin, end);
+  }
+
+  void scale_range(int64_t begin, int64_t end) {
+    for (int64_t m = 0; m < tokens_.count; ++m) {
+      for (int p = 0; p < planes_of(product_); ++p) {
+        const int64_t first = p * matrix_.packed_rows + begin;
+        const int64_t count = std::min(p * matrix_.packed_rows + end, matrix_.rows) - first;
+        if (count <= 0) break;
+        kernels_.scale_sums(y_ + m * matrix_.rows + first, count, steps_[m], one_scale_ ? scale_ : scale_ + first,
+                            one_scale_);
+      }
+    }
+  }
+
+  const Kernels& kernels_;
+  const Product product_;
+  const Matrix& matrix_;
+  const int64_t groups_;
+  Tokens tokens_ = {};
+  int64_t tasks_ = 1, rows_per_task_ = 0, scratch_bytes_ = 0;
+  void* memory_ = nullptr;
+  int8_t* codes_ = nullptr;
+  int32_t *totals_ = nullptr, *group_totals_ = nullptr;
+  float* steps_ = nullptr;
+  uint8_t* scratch_ = nullptr;
+  std::atomic<uint64_t> taken_{0};
+  int32_t* y_ = nullptr;
+  const float* scale_ = nullptr;
+  bool one_scale_ = false;
+};
+
+void run_alone(void*, void (*task)(void*, size_t), size_t tasks, void* state) {
+  for (size_t i = 0; i < tasks; ++i) task(state, i);
+}
+
+}  // namespace
+
+const Pool kCallerOnly = {run_alone, nullptr, 1};
+
+int64_t packed_rows_of(Product product, int64_t rows) {
+  const int64_t planes = planes_of(product);
+  return (rows + planes - 1) / planes;
+}
+
+const char* product_problem(Product product, int64_t packed_rows, int64_t packed_columns, int64_t rows, int64_t columns,
+                            int64_t scales) {
+  const bool int4 = product == Product::kInt4;
+  const int64_t bytes = int4 ? (columns + kGroup - 1) / kGroup * (kGroup / 2) : columns;
+  if (columns < 1 || columns > (int4 ? kInt4MaxColumns : kMaxColumns)) return "x is too wide for exact 32-bit sums";
+  if (packed_columns != bytes) return "x and packed differ in columns";
+  if (packed_rows != packed_rows_of(product, rows)) return "packed does not hold that many rows";
+  if (scales != rows && scales != 1) return "scale has neither one value nor one a row";
+  return nullptr;
+}
+
+bool multiply(const Kernels& kernels, Product product, const Matrix& matrix, const float* scale, bool one_scale,
+              const float* x, int64_t tokens, float* y, const Pool& pool) {
+  if (tokens == 0 || matrix.rows == 0) return true;
+  Job job(kernels, product, matrix, tokens, pool.most_tasks);
+  if (!job.ready()) return false;
+  job.quantize(x);
+  job.run(y, scale, one_scale, pool);
+  return true;
+}
+
+bool multiply_codes(const Kernels& kernels, Product product, const Matrix& matrix, const int8_t* codes, int64_t tokens,
+                    int32_t* sums, const Pool& pool) {
+  if (tokens == 0 || matrix.rows == 0) return true;
+  Job job(kernels, product, matrix, tokens, pool.most_tasks);
+  if (!job.ready()) return false;
+  job.take(codes);
+  job.run(sums, nullptr, true, pool);
+  return true;
+}
+
+}  // namespace microvlm
