@@ -1,10 +1,11 @@
-"""Documents of `run` and `equivalence` as text tables for people and as Markdown. Reads JSON, measures nothing."""
+"""Documents of the commands as text tables for people and as Markdown. Reads JSON, measures nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from microvlm.bench.kernels import tables as kernel_tables
 from microvlm.bench.phases import PHASES
 from microvlm.errors import UserError
 
@@ -32,7 +33,10 @@ def _read(document: dict[str, Any]) -> tuple[str, list[Section], list[str]]:
         return _equivalence(document)
     if "results" in document:
         return _run(document)
-    raise UserError("this is no report of microvlm-bench: it has neither 'results' nor 'verdict'.")
+    if "rows" in document:
+        head, tables, remarks = kernel_tables.sections(document)
+        return head, list(tables), [*remarks, _where(document)]
+    raise UserError("this is no report of microvlm-bench: it has no 'results', 'verdict' or 'rows'.")
 
 
 def _run(document: dict[str, Any]) -> tuple[str, list[Section], list[str]]:
@@ -172,6 +176,8 @@ def _where(document: dict[str, Any]) -> str:
     facts = document["provenance"]
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items() if version)
     threads = facts["threads"] or "default"
+    if isinstance(threads, list):
+        threads = ", ".join(map(str, threads))
     return (
         f"{facts['cpu']}, {facts['cores']} cores, threads: {threads}, {facts['os']}, Python {facts['python']}, "
         f"{versions}; {facts['date_utc']}"

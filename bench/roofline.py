@@ -59,4 +59,3 @@ def _timed(parts: Sequence[np.ndarray]) -> float:
     for thread in others:
         thread.join()
     return time.perf_counter() - began
-

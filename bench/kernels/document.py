@@ -1,4 +1,4 @@
-"""The document of `microvlm-bench kernels`: rows, ratios against the best peer with the bars they must pass, provenance."""
+"""The document of `microvlm-bench kernels`: rows, ratios against the best peer with their bars, provenance."""
 
 from __future__ import annotations
 

@@ -4,8 +4,8 @@ Ours are the ternary operators of `op_table`. ONNX Runtime's are `com.microsoft.
 activations; without it the 2-bit path takes every weight apart at each call) and plain MatMul. MatMulNBits, B bits, one
 fp32 scale for each block of one row's K, zero point 2^(B - 1):
 
-    packed[n, block, j] = the codes of k = block * size + j * 8/B ..., the lowest bits first     uint8 [N, blocks, size * B / 8]
-    weight[n, k] = (code - 2^(B - 1)) * scale[n, k / size]                                         K padded with weight 0
+    packed[n, block, j] = codes of k = block * size + j * 8 / B, ..., lowest first     uint8 [N, blocks, size * B / 8]
+    weight[n, k] = (code - 2^(B - 1)) * scale[n, k / size]                             K padded with weight 0
 
 Random weights everywhere: no path looks at their values. Needs onnx only to make nodes.
 """
@@ -89,9 +89,16 @@ class NBits(Format):
     def node(self, x: str, operands: list[str], y: str, k: int, n: int) -> onnx.NodeProto:
         from onnx import helper
 
-        sizes = {"K": k, "N": n, "bits": self.bits, "block_size": self.block}
         return helper.make_node(
-            "MatMulNBits", [x, *operands], [y], domain="com.microsoft", accuracy_level=4, **sizes
+            "MatMulNBits",
+            [x, *operands],
+            [y],
+            domain="com.microsoft",
+            accuracy_level=4,
+            K=k,
+            N=n,
+            bits=self.bits,
+            block_size=self.block,
         )
 
     def product(self, x: np.ndarray, operands: Operands, n: int) -> np.ndarray:

@@ -1,8 +1,8 @@
 """One shape in one format, many times over, as an ONNX file whose weights lie beside it as in a bundle.
 
-Every copy reads the graph's one input `x` and its own bytes of the file, in the order of a decoder: one linear after the
-other. No two copies are equal, because ONNX Runtime keeps equal initializers once and would read them from a cache. Results that nothing reads are outputs; the caller gives all outputs of one width the same memory, as ONNX Runtime
-does for the activations of a model.
+Every copy reads the graph's one input `x` and its own bytes of the file. No two copies are equal, because ONNX Runtime
+keeps equal initializers once and would read them from a cache. Results that nothing reads are outputs; the caller gives
+outputs of one width the same memory, as ONNX Runtime does for the activations of a model.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def _rolled(array: np.ndarray, copy: int) -> np.ndarray:
     return np.roll(array, (rows, turns), (0, -1)) if array.ndim > 1 else array
 
 
-def write_graph(path: Path, form: Format, shape: Shape, operands: tuple[Operands, ...], copies: int) -> ShapeGraph:
+def write_graph(
+    path: Path, form: Format, shape: Shape, operands: tuple[Operands, ...], copies: int
+) -> ShapeGraph:
     """Write PATH (.onnx) and its weights beside it (.data). Raises OSError."""
     from onnx import TensorProto, helper
 

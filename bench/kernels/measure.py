@@ -83,7 +83,9 @@ class Measurement:
             yield cell
 
     def _running(self, regime: str) -> list[Contender]:
-        return [one for one in self._contenders if regime in one.regimes and self.states[one.name].status == "ok"]
+        return [
+            one for one in self._contenders if one.takes_part(regime) and self.states[one.name].status == "ok"
+        ]
 
     def _runners(
         self, shape: Shape, regime: str, threads: int, written: dict[str, _Material], libraries: Libraries
@@ -117,7 +119,7 @@ class Measurement:
 
 def _write(contender: Contender, shape: Shape, regime: str, folder: Path) -> _Material:
     operands = graphs.random_operands(contender.format, shape)
-    copies, count = copies_and_graphs(graphs.bytes_of(operands), regime)
+    copies, count = (1, 1) if contender.is_slow else copies_and_graphs(graphs.bytes_of(operands), regime)
     stem = contender.name.replace(":", "-")
     written = [
         graphs.write_graph(folder / f"{stem}-{number}.onnx", contender.format, shape, operands, copies)

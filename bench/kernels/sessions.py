@@ -21,8 +21,8 @@ from microvlm.errors import UserError
 
 VARIANT_VARIABLE = "MICROVLM_KERNELS"
 SPIN_US = 2000
-"""How long an idle thread polls. ONNX Runtime's own choice is tens of milliseconds, which the next contender's run would
-share the cores with; this is as fast while runs follow one another, and over after SPIN_PAUSE_S."""
+"""How long an idle thread polls. ONNX Runtime's own choice is tens of milliseconds, in which it would take a core from
+the next contender; this is as fast while runs follow one another, and over after SPIN_PAUSE_S."""
 SPIN_PAUSE_S = 0.005
 
 
@@ -87,6 +87,7 @@ class Runner:
         self._sessions = [self._open(graph, libraries) for graph in graphs]
         self._bindings: list[Any] = []
         self._results: dict[int, Any] = {}
+        self._last_result: Any = None
         self._turn = 0
 
     def bind(self, x: np.ndarray) -> None:
@@ -94,12 +95,15 @@ class Runner:
         import onnxruntime
 
         value = onnxruntime.OrtValue.ortvalue_from_numpy(x)
-        widths = {width for _, width in self._graphs[0].outputs}
-        self._results = {
-            width: onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((len(x), width), np.float32))
-            for width in widths
-        }
-        self._bindings = [self._bound(*pair, value) for pair in zip(self._sessions, self._graphs, strict=True)]
+
+        def memory(width: int) -> Any:
+            return onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros((len(x), width), np.float32))
+
+        self._results = {width: memory(width) for width in {width for _, width in self._graphs[0].outputs}}
+        self._last_result = memory(self._graphs[0].outputs[-1][1])
+        self._bindings = [
+            self._bound(*pair, value) for pair in zip(self._sessions, self._graphs, strict=True)
+        ]
 
     @property
     def graph_count(self) -> int:
@@ -111,14 +115,15 @@ class Runner:
         self._sessions[turn].run_with_iobinding(self._bindings[turn])
 
     def result(self) -> np.ndarray:
-        """The last output of the last run, float32 [M, N]."""
-        return self._results[self._graphs[0].outputs[-1][1]].numpy()
+        """The last output of a graph after the last run, float32 [M, N]."""
+        return self._last_result.numpy()
 
     def _bound(self, session: Any, graph: ShapeGraph, x: Any) -> Any:
         binding = session.io_binding()
         binding.bind_ortvalue_input("x", x)
         for name, width in graph.outputs:
-            result = self._results[width]
+            # ONNX Runtime chooses the order of the copies, so the one that is looked at has memory of its own.
+            result = self._last_result if name == graph.outputs[-1][0] else self._results[width]
             binding.bind_output(name, "cpu", 0, np.float32, result.shape(), result.data_ptr())
         return binding
 

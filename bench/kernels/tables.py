@@ -16,8 +16,8 @@ def sections(document: dict[str, Any]) -> tuple[str, list[Section], list[str]]:
     )
     head = f"ternary operators inside ONNX Runtime; kernels: {facts['kernels']}; memory read at {streams} thread(s)"
     tables = [
-        (f"{shape}, {regime}, {threads} thread{'s' * (threads > 1)}: GMAC/s (GB/s of weights, share of streaming)", table)
-        for (shape, regime, threads), table in _speed_tables(document["rows"])
+        (f"{place}: GMAC/s (GB/s of weights, share of streaming)", table)
+        for place, table in _speed_tables(document["rows"])
     ]
     if document["bars"]:
         tables.append(("ours-2bit against the best peer [95 % interval]", _bar_table(document["bars"])))
@@ -33,11 +33,13 @@ def sections(document: dict[str, Any]) -> tuple[str, list[Section], list[str]]:
     return head, tables, remarks
 
 
-def _speed_tables(rows: list[dict[str, Any]]) -> list[tuple[tuple[str, str, int], list[list[str]]]]:
-    def place(row: dict[str, Any]) -> tuple[str, str, int]:
-        return row["shape"], row["regime"], row["threads"]
+def _speed_tables(rows: list[dict[str, Any]]) -> list[Section]:
+    """A table for each shape, regime and number of threads; batches are its columns."""
 
-    tables = []
+    def place(row: dict[str, Any]) -> str:
+        return f"{row['shape']}, {row['regime']}, {row['threads']} thread{'s' * (row['threads'] > 1)}"
+
+    tables: list[Section] = []
     for key, group in groupby(rows, place):
         cells = list(group)
         batches = list(dict.fromkeys(row["batch"] for row in cells))
@@ -57,7 +59,9 @@ def _speed(row: dict[str, Any] | None) -> str:
 
 
 def _bar_table(bars: list[dict[str, Any]]) -> list[list[str]]:
-    table = [["shape", "regime", "threads", "batch", "best peer", "times as fast", "bar", "of the roofline", "met"]]
+    table = [
+        ["shape", "regime", "threads", "batch", "best peer", "times as fast", "bar", "of the roofline", "met"]
+    ]
     for bar in bars:
         table.append(
             [

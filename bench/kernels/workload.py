@@ -1,9 +1,8 @@
 """What `microvlm-bench kernels` measures: shapes, batches, threads and regimes, checked as the user typed them.
 
-`hot`: matrices that together take at most HOT_BYTES, so that they stay in a cache; several of them where they are small,
-       because the cost of a call to ONNX Runtime should not hide that of the operator. A matrix that is larger than
-       this is alone, and a row says how many bytes its run read.
-`dram`: graphs of GRAPH_BYTES or more each and DRAM_BYTES or more together, run in turn: before one is read again, all of
+`hot`: matrices that together take at most HOT_BYTES, so that they stay in a cache; several where they are small,
+       because the cost of a call should not hide the operator's. A larger one is alone: see a row's `run_bytes`.
+`dram`: graphs of GRAPH_BYTES or more each and DRAM_BYTES or more together, run in turn: before one is read again, all
        the others were, and no cache holds that many.
 """
 
@@ -127,7 +126,7 @@ def parse_names(texts: Sequence[str]) -> tuple[str, ...]:
 
 
 def copies_and_graphs(shape_bytes: int, regime: str) -> tuple[int, int]:
-    """How often a graph holds a shape of `shape_bytes` (in a contender's format), and how many such graphs there are."""
+    """How often a graph holds a shape of `shape_bytes` (in a contender's format), and how many graphs there are."""
     if regime == "hot":
         return max(1, min(HOT_MOST_COPIES, HOT_BYTES // shape_bytes)), 1
     copies = -(-GRAPH_BYTES // shape_bytes)
