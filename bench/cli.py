@@ -139,6 +139,7 @@ def kernels(
     """
     from microvlm.bench.kernels import workload
     from microvlm.bench.kernels.run import run as measure
+    from microvlm.bench.roofline import ARRAY_BYTES
 
     plan = workload.Plan(
         shapes=tuple(map(workload.parse_shape, workload.parse_names(shapes) or workload.DEFAULT_SHAPES)),
@@ -147,11 +148,44 @@ def kernels(
         regimes=workload.parse_names(regimes) or workload.REGIMES,
         seconds=min(seconds, 0.1) if quick else seconds,
         least_rounds=2 if quick else 5,
+        stream_bytes=ARRAY_BYTES // 4 if quick else ARRAY_BYTES,
     )
     document = measure(plan, workload.parse_names(contenders), progress=note)
     _deliver(document, as_json, markdown, output)
     if not document["rows"] or any(entry["status"] == "failed" for entry in document["contenders"]):
         note("a contender broke, or none could run: see the reasons above")
+        return GATE_FAILED
+    return 0
+
+
+@command.command(context_settings=_HELP)
+@click.argument("bundle", required=False, type=click.Path(path_type=Path))
+@click.option("--threads", default=1, show_default=True, help="Threads of one operator.")
+@click.option("--rounds", default=5, show_default=True, help="Timed rounds of a prefill and a decode.")
+@click.option("--new-tokens", default=16, show_default=True, help="Tokens of a decode.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
+@click.option("--markdown", type=_FILE, help="Write the tables as Markdown to this file.")
+@click.option("-o", "--output", type=_FILE, help="Write the JSON document to this file.")
+def full(
+    bundle: Path | None,
+    threads: int,
+    rounds: int,
+    new_tokens: int,
+    as_json: bool,
+    markdown: Path | None,
+    output: Path | None,
+) -> int:
+    """Time the decoder of BUNDLE at full size on ONNX Runtime: prefill of 64 tokens, decode, memory, roofline.
+
+    Without BUNDLE: 24 layers of Qwen2.5-0.5B's shapes with random weights, made once (minutes, 6 GB) and kept.
+    """
+    from microvlm.bench.full import run as measure
+    from microvlm.bench.full_bundle import random_full_bundle
+
+    document = measure(bundle or random_full_bundle(note), threads, rounds, new_tokens, progress=note)
+    _deliver(document, as_json, markdown, output)
+    if not document["full"]["finite"]:
+        note("the decoder's logits are no numbers")
         return GATE_FAILED
     return 0
 

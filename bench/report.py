@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from microvlm.bench import full
 from microvlm.bench.kernels import tables as kernel_tables
 from microvlm.bench.phases import PHASES
 from microvlm.errors import UserError
@@ -33,10 +34,13 @@ def _read(document: dict[str, Any]) -> tuple[str, list[Section], list[str]]:
         return _equivalence(document)
     if "results" in document:
         return _run(document)
+    if "full" in document:
+        head, tables, remarks = full.section(document)
+        return head, list(tables), [*remarks, _where(document)]
     if "rows" in document:
         head, tables, remarks = kernel_tables.sections(document)
         return head, list(tables), [*remarks, _where(document)]
-    raise UserError("this is no report of microvlm-bench: it has no 'results', 'verdict' or 'rows'.")
+    raise UserError("this is no report of microvlm-bench: it has no 'results', 'verdict', 'rows' or 'full'.")
 
 
 def _run(document: dict[str, Any]) -> tuple[str, list[Section], list[str]]:
@@ -126,7 +130,9 @@ def _equivalence(document: dict[str, Any]) -> tuple[str, list[Section], list[str
     if document["replay"].get("unavailable"):
         remarks.append(document["replay"]["unavailable"])
     if "kernels" in candidate:
-        remarks.append(f"quantised layers: reference {reference['kernels']}, candidate {candidate['kernels']}")
+        remarks.append(
+            f"quantised layers: reference {reference['kernels']}, candidate {candidate['kernels']}"
+        )
     return head, [("agreement", rows), ("exact match", accuracy)], [*remarks, _where(document)]
 
 

@@ -22,7 +22,7 @@ def run(plan: Plan, wanted: Sequence[str] = (), progress: Progress = lambda _: N
     contenders = choose(available(active, others), wanted, library is not None)
     if library is None:
         progress("there is no native library here: our operators run as function bodies only")
-    roofline = StreamingRoofline()
+    roofline = StreamingRoofline(plan.stream_bytes)
     measurement = Measurement(plan, contenders, library, roofline, progress)
     cells = list(measurement.cells())
     described = {

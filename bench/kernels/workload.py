@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from microvlm.bench.roofline import ARRAY_BYTES
 from microvlm.errors import UserError
 
 REGIMES = ("hot", "dram")
@@ -90,6 +91,8 @@ class Plan:
     """Timed seconds that one cell (shape, regime, threads, batch) may take with all its contenders."""
     least_rounds: int = 5
     most_rounds: int = 40
+    stream_bytes: int = ARRAY_BYTES
+    """Of the array whose reading is the roofline."""
 
     def __post_init__(self) -> None:
         for flag, values in (("--batch", self.batches), ("--threads", self.threads)):
