@@ -116,7 +116,7 @@ def equivalence(
     "--contender", "contenders", multiple=True, help="One by name; may be repeated. All by default."
 )
 @click.option("--seconds", default=2.0, show_default=True, help="Timed seconds of one cell, all contenders.")
-@click.option("--quick", is_flag=True, help="Few rounds: a look, not a measurement.")
+@click.option("--quick", is_flag=True, help="Few rounds, no simulator: a look, not a measurement.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
 @click.option("--markdown", type=_FILE, help="Write the tables as Markdown to this file.")
 @click.option("-o", "--output", type=_FILE, help="Write the JSON document to this file.")
@@ -149,6 +149,7 @@ def kernels(
         seconds=min(seconds, 0.1) if quick else seconds,
         least_rounds=2 if quick else 5,
         stream_bytes=ARRAY_BYTES // 4 if quick else ARRAY_BYTES,
+        simulate=not quick,
     )
     document = measure(plan, workload.parse_names(contenders), progress=note)
     _deliver(document, as_json, markdown, output)

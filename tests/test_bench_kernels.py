@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from microvlm.backends import native
 from microvlm.bench import report
 from microvlm.bench.cli import command
-from microvlm.bench.kernels import contenders, graphs, workload
+from microvlm.bench.kernels import contenders, graphs, tables, workload
 from microvlm.bench.kernels.check import expected, relative_error
 from microvlm.bench.kernels.contenders import FUNCTION, OURS, PEERS, Contender
 from microvlm.bench.kernels.document import bar_for, compare, rows
@@ -207,6 +207,26 @@ def test_json_is_one_document_of_the_contract():
     for page in (report.text(document), report.markdown(document)):
         assert "ort-2bit-b128" in page
         assert "128x96, hot, 1 thread" in page
+
+
+def test_what_a_simulator_says_is_called_a_prediction():
+    measured = {"stream_gb_per_s": {"1": 20.0}, "kernels": "avx2"}
+    loop = {
+        "op": "TernaryMatMul2x4",
+        "packed_rows": 2,
+        "tokens": 1,
+        "predicted_macs_per_cycle": 3.6,
+        "predicted_macs_per_cycle_bound": 4.5,
+    }
+    document = {"rows": [], "bars": [], "contenders": [], "provenance": measured}
+    simulated = {"loops": [loop], "unavailable": None}
+    _, sections, _ = tables.sections({**document, "predicted_cortex_a53": simulated})
+    assert sections[-1][0].startswith("predicted: Cortex-A53")
+    assert sections[-1][1][1] == ["TernaryMatMul2x4, 2 packed rows x 1 tokens", "3.60", "4.50"]
+    absent = {"loops": [], "unavailable": "Not found: llvm-mca."}
+    _, sections, remarks = tables.sections({**document, "predicted_cortex_a53": absent})
+    assert sections == []
+    assert "no estimate for the Cortex-A53: Not found: llvm-mca." in remarks
 
 
 def test_memory_is_streamed_in_the_dram_regime():

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from microvlm.backends import native
+from microvlm.bench.a53 import predicted_loops
 from microvlm.bench.device import provenance
 from microvlm.bench.kernels.contenders import FUNCTION, OURS, PEERS, Contender, choose, variants_of
 from microvlm.bench.kernels.document import document
@@ -31,7 +32,26 @@ def run(plan: Plan, wanted: Sequence[str] = (), progress: Progress = lambda _: N
         "kernels": active or "function bodies",
         "other_variants": others,
     }
-    return document(cells, measurement.states, roofline, described)
+    return {
+        **document(cells, measurement.states, roofline, described),
+        "predicted_cortex_a53": _cortex_a53() if plan.simulate else None,
+    }
+
+
+def _cortex_a53() -> dict[str, Any]:
+    """The inner loops of the ARMv8.0 kernels on a simulated Cortex-A53, where a checkout and its tools are here."""
+    estimates, reason = predicted_loops()
+    loops = [
+        {
+            "op": one.loop.op,
+            "packed_rows": one.loop.rows,
+            "tokens": one.loop.tokens,
+            "predicted_macs_per_cycle": round(one.predicted_macs_per_cycle, 3),
+            "predicted_macs_per_cycle_bound": round(one.predicted_macs_per_cycle_bound, 3),
+        }
+        for one in estimates or ()
+    ]
+    return {"simulator": "llvm-mca -mcpu=cortex-a53", "loops": loops, "unavailable": reason or None}
 
 
 def available(active: str | None, others: Sequence[str]) -> list[Contender]:

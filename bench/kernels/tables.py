@@ -21,11 +21,18 @@ def sections(document: dict[str, Any]) -> tuple[str, list[Section], list[str]]:
     ]
     if document["bars"]:
         tables.append(("ours-2bit against the best peer [95 % interval]", _bar_table(document["bars"])))
+    simulated = document.get("predicted_cortex_a53")
+    if simulated and simulated["loops"]:
+        tables.append(
+            ("predicted: Cortex-A53, multiply-adds a cycle by llvm-mca", _loop_table(simulated["loops"]))
+        )
     remarks = [
         f"{entry['name']} {entry['status']}: {entry['reason']}"
         for entry in document["contenders"]
         if entry["reason"]
     ]
+    if simulated and simulated["unavailable"]:
+        remarks.append(f"no estimate for the Cortex-A53: {simulated['unavailable']}")
     remarks.append(
         "each contender at its best setting; a hot figure's bytes come from a cache, so its share may pass 1, and a "
         "layer in fp32 (60 MB) fits none"
@@ -76,6 +83,15 @@ def _bar_table(bars: list[dict[str, Any]]) -> list[list[str]]:
                 _verdict(bar),
             ]
         )
+    return table
+
+
+def _loop_table(loops: list[dict[str, Any]]) -> list[list[str]]:
+    table = [["loop", "simulated", "bound by the busiest unit"]]
+    for loop in loops:
+        name = f"{loop['op']}, {loop['packed_rows']} packed rows x {loop['tokens']} tokens"
+        figures = (loop["predicted_macs_per_cycle"], loop["predicted_macs_per_cycle_bound"])
+        table.append([name, *(f"{figure:.2f}" for figure in figures)])
     return table
 
 

@@ -93,6 +93,8 @@ class Plan:
     most_rounds: int = 40
     stream_bytes: int = ARRAY_BYTES
     """Of the array whose reading is the roofline."""
+    simulate: bool = True
+    """Whether the ARM kernels' loops are put through a simulator, where there is one."""
 
     def __post_init__(self) -> None:
         for flag, values in (("--batch", self.batches), ("--threads", self.threads)):
