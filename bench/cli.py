@@ -1,4 +1,4 @@
-"""`microvlm-bench`: time a model, compare two backends or two precisions, turn reports into Markdown."""
+"""`microvlm-bench`: time a model or the kernels, compare two backends or two precisions, reports as Markdown."""
 
 from __future__ import annotations
 
@@ -106,10 +106,96 @@ def equivalence(
 
 
 @command.command(context_settings=_HELP)
+@click.option(
+    "--shape", "shapes", multiple=True, help="KxN or layer; may be repeated. Those of Qwen2.5-0.5B."
+)
+@click.option("--batch", "batches", default="1,32,64", show_default=True, help="Tokens at once.")
+@click.option("--threads", default="1,2", show_default=True, help="Threads of one operator.")
+@click.option("--regime", "regimes", multiple=True, help="hot (weights in a cache) or dram. Both by default.")
+@click.option(
+    "--contender", "contenders", multiple=True, help="One by name; may be repeated. All by default."
+)
+@click.option("--seconds", default=2.0, show_default=True, help="Timed seconds of one cell, all contenders.")
+@click.option("--quick", is_flag=True, help="Few rounds, no simulator: a look, not a measurement.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
+@click.option("--markdown", type=_FILE, help="Write the tables as Markdown to this file.")
+@click.option("-o", "--output", type=_FILE, help="Write the JSON document to this file.")
+def kernels(
+    shapes: tuple[str, ...],
+    batches: str,
+    threads: str,
+    regimes: tuple[str, ...],
+    contenders: tuple[str, ...],
+    seconds: float,
+    quick: bool,
+    as_json: bool,
+    markdown: Path | None,
+    output: Path | None,
+) -> int:
+    """Time the ternary operators inside ONNX Runtime against its own quantised paths, beside the streaming roofline.
+
+    `layer` is one graph with the seven linears of a Qwen2.5-0.5B layer, each after the one it depends on. Lists may
+    also be separated by commas. Status 1 when a contender broke or none could run.
+    """
+    from microvlm.bench.kernels import workload
+    from microvlm.bench.kernels.run import run as measure
+    from microvlm.bench.roofline import ARRAY_BYTES
+
+    plan = workload.Plan(
+        shapes=tuple(map(workload.parse_shape, workload.parse_names(shapes) or workload.DEFAULT_SHAPES)),
+        batches=workload.parse_numbers("--batch", batches),
+        threads=workload.parse_numbers("--threads", threads),
+        regimes=workload.parse_names(regimes) or workload.REGIMES,
+        seconds=min(seconds, 0.1) if quick else seconds,
+        least_rounds=2 if quick else 5,
+        stream_bytes=ARRAY_BYTES // 4 if quick else ARRAY_BYTES,
+        simulate=not quick,
+    )
+    document = measure(plan, workload.parse_names(contenders), progress=note)
+    _deliver(document, as_json, markdown, output)
+    if not document["rows"] or any(entry["status"] == "failed" for entry in document["contenders"]):
+        note("a contender broke, or none could run: see the reasons above")
+        return GATE_FAILED
+    return 0
+
+
+@command.command(context_settings=_HELP)
+@click.argument("bundle", required=False, type=click.Path(path_type=Path))
+@click.option("--threads", default=1, show_default=True, help="Threads of one operator.")
+@click.option("--rounds", default=5, show_default=True, help="Timed rounds of a prefill and a decode.")
+@click.option("--new-tokens", default=16, show_default=True, help="Tokens of a decode.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
+@click.option("--markdown", type=_FILE, help="Write the tables as Markdown to this file.")
+@click.option("-o", "--output", type=_FILE, help="Write the JSON document to this file.")
+def full(
+    bundle: Path | None,
+    threads: int,
+    rounds: int,
+    new_tokens: int,
+    as_json: bool,
+    markdown: Path | None,
+    output: Path | None,
+) -> int:
+    """Time the decoder of BUNDLE at full size on ONNX Runtime: prefill of 64 tokens, decode, memory, roofline.
+
+    Without BUNDLE: 24 layers of Qwen2.5-0.5B's shapes with random weights, made once (minutes, 6 GB) and kept.
+    """
+    from microvlm.bench.full import run as measure
+    from microvlm.bench.full_bundle import random_full_bundle
+
+    document = measure(bundle or random_full_bundle(note), threads, rounds, new_tokens, progress=note)
+    _deliver(document, as_json, markdown, output)
+    if not document["full"]["finite"]:
+        note("the decoder's logits are no numbers")
+        return GATE_FAILED
+    return 0
+
+
+@command.command(context_settings=_HELP)
 @click.argument("reports", nargs=-1, required=True, type=_FILE)
 @click.option("-o", "--output", type=_FILE, help="Write to this file instead of stdout.")
 def report(reports: tuple[Path, ...], output: Path | None) -> None:
-    """Saved JSON documents of `run` and `equivalence` as Markdown."""
+    """Saved JSON documents of the other commands as Markdown."""
     from microvlm.bench.report import markdown as tables
 
     pages = "\n".join(tables(_read(path)) for path in reports)

@@ -1,10 +1,12 @@
-"""Documents of `run` and `equivalence` as text tables for people and as Markdown. Reads JSON, measures nothing."""
+"""Documents of the commands as text tables for people and as Markdown. Reads JSON, measures nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from microvlm.bench import full
+from microvlm.bench.kernels import tables as kernel_tables
 from microvlm.bench.phases import PHASES
 from microvlm.errors import UserError
 
@@ -32,7 +34,13 @@ def _read(document: dict[str, Any]) -> tuple[str, list[Section], list[str]]:
         return _equivalence(document)
     if "results" in document:
         return _run(document)
-    raise UserError("this is no report of microvlm-bench: it has neither 'results' nor 'verdict'.")
+    if "full" in document:
+        head, tables, remarks = full.section(document)
+        return head, list(tables), [*remarks, _where(document)]
+    if "rows" in document:
+        head, tables, remarks = kernel_tables.sections(document)
+        return head, list(tables), [*remarks, _where(document)]
+    raise UserError("this is no report of microvlm-bench: it has no 'results', 'verdict', 'rows' or 'full'.")
 
 
 def _run(document: dict[str, Any]) -> tuple[str, list[Section], list[str]]:
@@ -122,7 +130,9 @@ def _equivalence(document: dict[str, Any]) -> tuple[str, list[Section], list[str
     if document["replay"].get("unavailable"):
         remarks.append(document["replay"]["unavailable"])
     if "kernels" in candidate:
-        remarks.append(f"quantised layers: reference {reference['kernels']}, candidate {candidate['kernels']}")
+        remarks.append(
+            f"quantised layers: reference {reference['kernels']}, candidate {candidate['kernels']}"
+        )
     return head, [("agreement", rows), ("exact match", accuracy)], [*remarks, _where(document)]
 
 
@@ -174,6 +184,8 @@ def _where(document: dict[str, Any]) -> str:
     facts = document["provenance"]
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items() if version)
     threads = facts["threads"] or "default"
+    if isinstance(threads, list):
+        threads = ", ".join(map(str, threads))
     return (
         f"{facts['cpu']}, {facts['cores']} cores, threads: {threads}, {facts['os']}, Python {facts['python']}, "
         f"{versions}; {facts['date_utc']}"

@@ -84,11 +84,10 @@ def _open_sessions(runtime: Any) -> None:
             runtime.session(spec.name)
 
 
-def main() -> None:
-    """Serve stdin until it ends. An answer has `error` where the request failed for a reason the user can mend."""
+def serve(worker: Any) -> None:
+    """Let `worker.answer` answer stdin until it ends. What the user can mend is an answer with `error`."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    worker = Worker()
     for line in sys.stdin:
         try:
             answer = worker.answer(json.loads(line))
@@ -98,4 +97,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(Worker())

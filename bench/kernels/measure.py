@@ -1,0 +1,146 @@
+"""Goes through the plan: weights written, sessions opened and their products checked, then each cell timed.
+
+A contender that cannot load or multiplies wrongly is reported with its reason; the others go on.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+
+from microvlm.bench.kernels import graphs
+from microvlm.bench.kernels.check import expected, relative_error
+from microvlm.bench.kernels.contenders import Contender
+from microvlm.bench.kernels.formats import Operands
+from microvlm.bench.kernels.sessions import Libraries, Runner, Setting, settings_for
+from microvlm.bench.kernels.timing import HOPELESS, Cell, time_cell
+from microvlm.bench.kernels.workload import Plan, Shape, copies_and_graphs
+from microvlm.bench.roofline import StreamingRoofline
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class State:
+    """`ok`, or `failed` for a reason."""
+
+    status: str = "ok"
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class _Material:
+    """A contender's weights of one shape, in memory and as the graphs of one regime."""
+
+    operands: tuple[Operands, ...]
+    graphs: list[graphs.ShapeGraph]
+
+
+class Measurement:
+    """`cells()` does everything; `states` says what became of each contender, by name."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        contenders: Sequence[Contender],
+        library: Path | None,
+        roofline: StreamingRoofline,
+        progress: Progress = lambda _: None,
+    ):
+        self.states = {contender.name: State() for contender in contenders}
+        self._plan, self._contenders, self._library = plan, contenders, library
+        self._roofline, self._progress = roofline, progress
+        # Where prepacking was found to be indispensable: (contender, threads).
+        self._must_prepack: set[tuple[str, int]] = set()
+
+    def cells(self) -> Iterator[Cell]:
+        with tempfile.TemporaryDirectory(prefix="microvlm-kernels-") as folder:
+            libraries = Libraries(self._library, Path(folder))
+            for shape, regime in product(self._plan.shapes, self._plan.regimes):
+                with tempfile.TemporaryDirectory(dir=folder) as files:
+                    written = {
+                        contender.name: _write(contender, shape, regime, Path(files))
+                        for contender in self._running(regime)
+                    }
+                    for threads in self._plan.threads:
+                        self._progress(f"{shape.name}, {regime}, {threads} thread{'s' * (threads > 1)}")
+                        runners = self._runners(shape, regime, threads, written, libraries)
+                        yield from self._timed(shape, regime, threads, runners)
+
+    def _timed(self, shape: Shape, regime: str, threads: int, runners: list[Runner]) -> Iterator[Cell]:
+        for batch in self._plan.batches:
+            self._roofline.sample(threads)
+            cell = time_cell(shape, regime, threads, batch, runners, self._plan)
+            for timing in cell.timings:
+                best = cell.best(timing.contender.name)
+                if not timing.setting.prepacking and best and timing.median_ms > HOPELESS * best.median_ms:
+                    self._must_prepack.add((timing.contender.name, threads))
+            yield cell
+
+    def _running(self, regime: str) -> list[Contender]:
+        return [
+            one for one in self._contenders if one.takes_part(regime) and self.states[one.name].status == "ok"
+        ]
+
+    def _runners(
+        self, shape: Shape, regime: str, threads: int, written: dict[str, _Material], libraries: Libraries
+    ) -> list[Runner]:
+        """One for each contender and setting. What cannot load or is wrong takes no part any more."""
+        runners = []
+        for contender in self._running(regime):
+            material = written[contender.name]
+            try:
+                opened = [
+                    Runner(contender, setting, threads, material.graphs, libraries)
+                    for setting in self._settings(contender, regime, threads)
+                ]
+            except Exception as error:  # pybind kinds without a common base of their own, and UserError
+                self.states[contender.name] = State("failed", str(error).strip().split("\n")[0])
+                continue
+            problem = _problem(contender, shape, material.operands, opened)
+            if problem:
+                self.states[contender.name] = State("failed", problem)
+            else:
+                runners += opened
+        return runners
+
+    def _settings(self, contender: Contender, regime: str, threads: int) -> list[Setting]:
+        """Without prepacking, 160 MB may take minutes at each call: the hot cells find out first."""
+        settled = (contender.name, threads) in self._must_prepack
+        unknown = regime == "dram" and "hot" not in self._plan.regimes
+        every = settings_for(threads, contender.is_peer)
+        return [setting for setting in every if setting.prepacking or not (settled or unknown)]
+
+
+def _write(contender: Contender, shape: Shape, regime: str, folder: Path) -> _Material:
+    operands = graphs.random_operands(contender.format, shape)
+    copies, count = (1, 1) if contender.is_slow else copies_and_graphs(graphs.bytes_of(operands), regime)
+    stem = contender.name.replace(":", "-")
+    written = [
+        graphs.write_graph(folder / f"{stem}-{number}.onnx", contender.format, shape, operands, copies)
+        for number in range(count)
+    ]
+    return _Material(operands, written)
+
+
+def _problem(
+    contender: Contender, shape: Shape, operands: tuple[Operands, ...], runners: Sequence[Runner]
+) -> str | None:
+    """What is wrong with a contender's product of two tokens at any setting, as a sentence, or None."""
+    x = np.random.default_rng(1).standard_normal((2, shape.inputs), np.float32)
+    last = graphs.copy_of(operands, runners[0].copies - 1)
+    wanted = expected(contender.format, shape, last, x)
+    for runner in runners:
+        runner.bind(x)
+        for _ in range(runner.graph_count):  # each, so that no clock sees the first touch of its weights
+            runner.run()
+        error = relative_error(runner.result(), wanted)
+        # A NaN compares false, so it fails.
+        if not error <= contender.format.tolerance:
+            return f"its product of {shape.name} is off by {error:.1e} of its norm ({runner.setting})"
+    return None

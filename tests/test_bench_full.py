@@ -1,0 +1,63 @@
+"""`microvlm-bench full` on a small bundle: the document, bars that scale with the bandwidth, bad input."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+
+from microvlm.bench import full, report
+from microvlm.bench.cli import command
+from microvlm.bench.run import bytes_read_per_token
+from microvlm.errors import UserError
+
+
+def test_a_decoder_is_timed_beside_the_roofline(tiny_bundle):
+    arguments = ["full", str(tiny_bundle), "--rounds", "2", "--new-tokens", "3", "--json"]
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    measured = document["full"]
+    assert measured["prefill"]["repeats"] == 2
+    assert measured["decode"]["repeats"] == 2 * 3
+    assert measured["prefill_tokens_per_s"] > 0
+    assert measured["weight_bytes_per_token"] == bytes_read_per_token(tiny_bundle)
+    assert measured["tokenizer_anonymous_bytes"] is None, "this bundle has no tokenizer"
+    assert 0 < measured["anonymous_of_model_bytes"] < measured["peak_rss_bytes"]
+    assert document["provenance"]["stream_gb_per_s"]["1"] > 0
+    assert [bar["name"] for bar in document["bars"]] == [
+        "anonymous_of_model_bytes",
+        "decode_tokens_per_s",
+        "prefill_tokens_per_s",
+    ]
+    for page in (report.text(document), report.markdown(document)):
+        assert "prefill of 64, tokens/s" in page
+
+
+def test_speeds_are_demanded_in_proportion_to_the_bandwidth():
+    measured = {
+        "anonymous_of_model_bytes": 60_000_001,
+        "decode_tokens_per_s": 60.0,
+        "prefill_tokens_per_s": 219.0,
+    }
+    memory, decode, prefill = full.bars(measured, 1, 20.0)
+    assert (decode["at_least"], decode["met"]) == (60.0, True)
+    assert (prefill["at_least"], prefill["met"]) == (146.67, True)
+    assert memory["met"] is False
+    assert full.bars(measured, 1, 30.0)[2]["met"] is False
+    assert [bar["name"] for bar in full.bars(measured, 2, 20.0)] == ["anonymous_of_model_bytes"]
+    assert full.bars({**measured, "anonymous_of_model_bytes": None}, 2, 20.0)[0]["met"] is None
+
+
+@pytest.mark.parametrize("flag", ["--threads", "--rounds", "--new-tokens"])
+def test_a_count_below_one_is_refused(flag, tiny_bundle):
+    result = CliRunner().invoke(command, ["full", str(tiny_bundle), flag, "0"])
+    assert isinstance(result.exception, UserError)
+    assert f"{flag} is 0" in str(result.exception)
+
+
+def test_a_folder_that_is_no_bundle_is_refused(tmp_path):
+    result = CliRunner().invoke(command, ["full", str(tmp_path)])
+    assert isinstance(result.exception, UserError)
+    assert "no bundle" in str(result.exception)
