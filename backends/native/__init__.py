@@ -1,4 +1,75 @@
 """The native library of `ai.microvlm` kernels: where it is, which variants run here, which one is in use.
 
-Needs numpy only for the bare kernels, and neither ONNX Runtime nor torch. The package may be without a library.
+Needs neither ONNX Runtime nor torch. A package may be without the library: its functions then say so. Environment:
+MICROVLM_NATIVE is 0 to go without it or the path of another library; MICROVLM_KERNELS forces a variant by name.
 """
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from pathlib import Path
+
+from microvlm.errors import UserError
+
+LIBRARY = "libmicrovlm_ops.so"
+SWITCH = "MICROVLM_NATIVE"
+
+
+def library_path() -> Path | None:
+    """The library to use, or None: there is none in this package, or MICROVLM_NATIVE=0. Raises UserError."""
+    switch = os.environ.get(SWITCH, "")
+    if switch == "0":
+        return None
+    if switch not in ("", "1"):
+        path = Path(switch)
+        if not path.is_file():
+            raise UserError(f"{SWITCH}={switch} is neither 0 nor a library: give 0, 1 or the path of {LIBRARY}.")
+        return path.resolve()
+    path = Path(__file__).with_name(LIBRARY)
+    if path.is_file():
+        return path.resolve()
+    if switch == "1":
+        raise UserError(
+            f"{SWITCH}=1, but this package was installed without {LIBRARY}: install a wheel that has it, or install "
+            "from source where CMake and a C++ compiler are."
+        )
+    return None
+
+
+def library() -> ctypes.CDLL:
+    """The library's C exports (`c_api.cpp`). Raises UserError."""
+    path = library_path()
+    if path is None:
+        raise UserError(f"there is no native library here ({LIBRARY} is missing or {SWITCH}=0).")
+    return _open(path)
+
+
+def variants() -> list[str]:
+    """Names of the variants that run on this processor, best first; `reference` is always one. Raises UserError."""
+    opened = library()
+    return [opened.microvlm_variant_name(i).decode() for i in range(opened.microvlm_variant_count())]
+
+
+def active_variant() -> str:
+    """The variant that the operators use: MICROVLM_KERNELS where it is set, else the best. Raises UserError."""
+    problem = ctypes.c_char_p()
+    name = library().microvlm_active_variant(ctypes.byref(problem))
+    if name is None:
+        raise UserError(f"{(problem.value or b'').decode()}.")
+    return name.decode()
+
+
+@functools.cache
+def _open(path: Path) -> ctypes.CDLL:
+    try:
+        opened = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise UserError(f"the native library {path} cannot be loaded ({error}).") from error
+    opened.microvlm_variant_count.restype = ctypes.c_int64
+    opened.microvlm_variant_name.restype = ctypes.c_char_p
+    opened.microvlm_variant_name.argtypes = [ctypes.c_int64]
+    opened.microvlm_active_variant.restype = ctypes.c_char_p
+    opened.microvlm_active_variant.argtypes = [ctypes.POINTER(ctypes.c_char_p)]
+    return opened

@@ -10,7 +10,9 @@ namespace microvlm {
 namespace {
 
 const Kernels* const kBuilt[] = {
-#if defined(__aarch64__)
+#if defined(__x86_64__)
+    &kAvx512Vnni,
+#elif defined(__aarch64__)
     &kNeonDot, &kNeon,
 #endif
     &kReference,

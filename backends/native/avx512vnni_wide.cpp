@@ -1,0 +1,231 @@
+// Products of the avx512vnni variant with int8 and int4 weights, by rows for few tokens and by strips for many.
+
+#include "avx512vnni.h"
+
+namespace microvlm {
+namespace avx512vnni {
+namespace {
+
+constexpr int64_t kPrefetchBytes = 4096;
+constexpr int64_t kHalfGroup = kGroup / 2;
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Sixteen rows of bytes q + 128 times one token -> lane i is row i's sum. Rows from `count` on repeat the last.
+inline __m512i int8_rows(const uint8_t* packed, int64_t count, int64_t columns, const int8_t* codes) {
+  __m512i acc[16];
+  for (__m512i& sum : acc) sum = _mm512_setzero_si512();
+  for (int64_t k = 0; k < columns; k += 64) {
+    const __m512i code = _mm512_load_si512(codes + k);
+    for (int64_t i = 0; i < 16; ++i) {
+      const uint8_t* bytes = packed + smaller(i, count - 1) * columns + k;
+      acc[i] = _mm512_dpbusd_epi32(acc[i], load_first(bytes, columns - k), code);
+      _mm_prefetch(reinterpret_cast<const char*>(bytes + 16 * columns), _MM_HINT_T0);
+    }
+  }
+  return reduce_16(acc);
+}
+
+// Four vectors of 16 rows each, transposed one beside the other.
+struct Int8Strip {
+  static constexpr int kVectors = 4;
+  static constexpr int64_t kQuadBytes = 4 * 64;
+  static void load(const uint8_t* quad, __m512i* weights) {
+    for (int w = 0; w < kVectors; ++w) weights[w] = _mm512_load_si512(quad + w * 64);
+  }
+};
+
+struct Int8Tile {
+  const Tokens& tokens;
+  const Matrix& matrix;
+  const uint8_t* strip;
+  int64_t row;
+  int64_t end;
+  int32_t* sums;
+
+  template <int kTokens>
+  void run(int64_t m) const {
+    __m512i acc[Int8Strip::kVectors][kTokens];
+    tile<Int8Strip, kTokens>(strip, (matrix.columns + 3) / 4, tokens.codes + m * tokens.stride, tokens.stride, acc);
+    for (int t = 0; t < kTokens; ++t) {
+      const __m512i offset = _mm512_set1_epi32(128 * tokens.totals[m + t]);
+      for (int64_t w = 0; w < Int8Strip::kVectors; ++w) {
+        const int64_t n = row + w * kLanes;
+        _mm512_mask_storeu_epi32(sums + (m + t) * matrix.rows + n, first_lanes(end - n),
+                                 _mm512_sub_epi32(acc[w][t], offset));
+      }
+    }
+  }
+};
+
+// The bytes of four groups -> their multipliers, each in its group's four int32 lanes. Past `groups`: 0.
+inline __m512i spread_multipliers(const uint8_t* multiplier, int64_t groups) {
+  const __m512i place = _mm512_set_epi32(-253, -253, -253, -253, -254, -254, -254, -254, -255, -255, -255, -255, -256,
+                                         -256, -256, -256);
+  int32_t four = 0;
+  std::memcpy(&four, multiplier, groups >= 4 ? 4 : groups);
+  return _mm512_shuffle_epi8(_mm512_set1_epi32(four), place);
+}
+
+// 128 columns of one row times one token: nibbles q + 8 of four groups, four int32 lanes a group, times multipliers.
+inline __m512i int4_block(__m512i bytes, __m512i multiplier, __m512i even, __m512i odd) {
+  const __m512i mask = _mm512_set1_epi8(15);
+  const __m512i low = _mm512_and_si512(bytes, mask), high = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), mask);
+  __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), low, even);
+  sum = _mm512_dpbusd_epi32(sum, high, odd);
+  return _mm512_mullo_epi32(sum, multiplier);
+}
+
+// 64 code bytes each of two groups, even columns before odd ones -> the even and the odd ones of four groups.
+inline void even_and_odd(const int8_t* codes, int64_t groups, __m512i* even, __m512i* odd) {
+  const __m512i first = _mm512_load_si512(codes);
+  const __m512i second = groups > 2 ? _mm512_load_si512(codes + 64) : _mm512_setzero_si512();
+  *even = _mm512_shuffle_i32x4(first, second, 0x88);
+  *odd = _mm512_shuffle_i32x4(first, second, 0xdd);
+}
+
+// 8 times the sum over groups of multiplier . group total, 16 groups a lane each: what nibbles q + 8 add too much.
+inline __m512i int4_excess(const uint8_t* multiplier, const int32_t* group_totals, int64_t groups) {
+  __m512i excess = _mm512_setzero_si512();
+  for (int64_t g = 0; g < groups; g += 16) {
+    const __mmask16 lanes = first_lanes(groups - g);
+    const __m512i wide = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(lanes, multiplier + g));
+    excess = _mm512_add_epi32(excess, _mm512_mullo_epi32(wide, _mm512_maskz_loadu_epi32(lanes, group_totals + g)));
+  }
+  return _mm512_slli_epi32(excess, 3);
+}
+
+// Four rows times token m -> lanes 0..3. Rows from `count` on repeat the last.
+inline __m128i int4_rows(const Tokens& tokens, const Matrix& matrix, int64_t n, int64_t count, int64_t m) {
+  const int64_t groups = (matrix.columns + kGroup - 1) / kGroup, row_bytes = groups * kHalfGroup;
+  const int8_t* codes = tokens.codes + m * tokens.stride;
+  const uint8_t *bytes[4], *multiplier[4];
+  __m512i acc[4];
+  for (int64_t i = 0; i < 4; ++i) {
+    const int64_t row = n + smaller(i, count - 1);
+    bytes[i] = matrix.packed + row * row_bytes;
+    multiplier[i] = matrix.multiplier + row * groups;
+    acc[i] = _mm512_setzero_si512();
+  }
+  __m512i even, odd;
+  int64_t g = 0;
+  for (; g + 4 <= groups; g += 4) {
+    even_and_odd(codes + g * kGroup, 4, &even, &odd);
+    for (int i = 0; i < 4; ++i) {
+      const uint8_t* block = bytes[i] + g * kHalfGroup;
+      const __m512i scaled = int4_block(load(block), spread_multipliers(multiplier[i] + g, 4), even, odd);
+      acc[i] = _mm512_add_epi32(acc[i], scaled);
+      _mm_prefetch(reinterpret_cast<const char*>(block + kPrefetchBytes), _MM_HINT_T0);
+    }
+  }
+  if (g < groups) even_and_odd(codes + g * kGroup, groups - g, &even, &odd);
+  for (int i = 0; i < 4; ++i) {
+    if (g < groups) {
+      const __m512i block = load_first(bytes[i] + g * kHalfGroup, (groups - g) * kHalfGroup);
+      acc[i] = _mm512_add_epi32(acc[i], int4_block(block, spread_multipliers(multiplier[i] + g, groups - g), even, odd));
+    }
+    acc[i] = _mm512_sub_epi32(acc[i], int4_excess(multiplier[i], tokens.group_totals + m * groups, groups));
+  }
+  const __m512i lanes = reduce_pairs(acc[0], acc[1], acc[2], acc[3]);
+  const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(lanes), _mm512_extracti64x4_epi64(lanes, 1));
+  return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+}
+
+// Sixteen rows: quads of packed bytes transposed, four to a group, then the groups' multipliers as int32.
+struct Int4Tile {
+  const Tokens& tokens;
+  const Matrix& matrix;
+  const uint8_t* strip;
+  const uint8_t* multipliers;
+  int64_t row;
+  int64_t end;
+  int32_t* sums;
+
+  template <int kTokens>
+  void run(int64_t m) const {
+    const int64_t groups = (matrix.columns + kGroup - 1) / kGroup;
+    const __m512i mask = _mm512_set1_epi8(15);
+    __m512i acc[kTokens];
+    for (__m512i& sum : acc) sum = _mm512_setzero_si512();
+    for (int64_t g = 0; g < groups; ++g) {
+      const int8_t* codes = tokens.codes + m * tokens.stride + g * kGroup;
+      __m512i group[kTokens];
+      for (int64_t t = 0; t < kTokens; ++t) {
+        group[t] = _mm512_set1_epi32(-8 * tokens.group_totals[(m + t) * groups + g]);
+      }
+      for (int64_t q = 0; q < 4; ++q) {
+        const __m512i bytes = _mm512_load_si512(strip + (g * 4 + q) * 64);
+        const __m512i low = _mm512_and_si512(bytes, mask);
+        const __m512i high = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), mask);
+        for (int64_t t = 0; t < kTokens; ++t) {
+          int32_t even, odd;
+          std::memcpy(&even, codes + t * tokens.stride + q * 4, sizeof even);
+          std::memcpy(&odd, codes + t * tokens.stride + kHalfGroup + q * 4, sizeof odd);
+          group[t] = _mm512_dpbusd_epi32(group[t], low, _mm512_set1_epi32(even));
+          group[t] = _mm512_dpbusd_epi32(group[t], high, _mm512_set1_epi32(odd));
+        }
+      }
+      const __m512i multiplier = _mm512_load_si512(multipliers + g * 64);
+      for (int t = 0; t < kTokens; ++t) {
+        acc[t] = _mm512_add_epi32(acc[t], _mm512_mullo_epi32(group[t], multiplier));
+      }
+    }
+    for (int64_t t = 0; t < kTokens; ++t) {
+      _mm512_mask_storeu_epi32(sums + (m + t) * matrix.rows + row, first_lanes(end - row), acc[t]);
+    }
+  }
+};
+
+}  // namespace
+
+void int8(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums, uint8_t* scratch) {
+  if (tokens.count >= kTileTokens) {
+    constexpr int64_t kRows = Int8Strip::kVectors * kLanes;
+    for (int64_t n = begin; n < end; n += kRows) {
+      for (int64_t w = 0; w < Int8Strip::kVectors; ++w) {
+        const int64_t row = n + w * kLanes;
+        const int64_t first = smaller(row, end);
+        transpose_strip(matrix.packed + first * matrix.columns, matrix.columns, end - first, scratch + w * 64,
+                        Int8Strip::kQuadBytes);
+      }
+      by_token_groups<6>(tokens.count, Int8Tile{tokens, matrix, scratch, n, end, sums});
+    }
+    return;
+  }
+  for (int64_t n = begin; n < end; n += kLanes) {
+    const int64_t count = smaller(end - n, kLanes);
+    for (int64_t m = 0; m < tokens.count; ++m) {
+      const __m512i sum = int8_rows(matrix.packed + n * matrix.columns, count, matrix.columns,
+                                    tokens.codes + m * tokens.stride);
+      _mm512_mask_storeu_epi32(sums + m * matrix.rows + n, first_lanes(count),
+                               _mm512_sub_epi32(sum, _mm512_set1_epi32(128 * tokens.totals[m])));
+    }
+  }
+}
+
+void int4(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums, uint8_t* scratch) {
+  const int64_t groups = (matrix.columns + kGroup - 1) / kGroup, row_bytes = groups * kHalfGroup;
+  if (tokens.count < kTileTokens) {
+    for (int64_t n = begin; n < end; n += 4) {
+      const int64_t count = smaller(end - n, 4);
+      for (int64_t m = 0; m < tokens.count; ++m) {
+        _mm_mask_storeu_epi32(sums + m * matrix.rows + n, static_cast<__mmask8>((1 << count) - 1),
+                              int4_rows(tokens, matrix, n, count, m));
+      }
+    }
+    return;
+  }
+  uint8_t* multipliers = scratch + (row_bytes + 63) / 64 * 64 * kLanes;
+  for (int64_t n = begin; n < end; n += kLanes) {
+    transpose_strip(matrix.packed + n * row_bytes, row_bytes, end - n, scratch, 64);
+    for (int64_t g = 0; g < groups; ++g) {
+      int32_t column[kLanes] = {};
+      for (int64_t i = 0; i < smaller(end - n, kLanes); ++i) column[i] = matrix.multiplier[(n + i) * groups + g];
+      std::memcpy(multipliers + g * 64, column, sizeof column);
+    }
+    by_token_groups<8>(tokens.count, Int4Tile{tokens, matrix, scratch, multipliers, n, end, sums});
+  }
+}
+
+}  // namespace avx512vnni
+}  // namespace microvlm
