@@ -43,10 +43,8 @@ inline __m512i reduce_pairs(__m512i v0, __m512i v1, __m512i v2, __m512i v3) {
 inline __m512i reduce_16(const __m512i* v) {
   const __m512i w0 = reduce_pairs(v[0], v[1], v[2], v[3]), w1 = reduce_pairs(v[4], v[5], v[6], v[7]);
   const __m512i w2 = reduce_pairs(v[8], v[9], v[10], v[11]), w3 = reduce_pairs(v[12], v[13], v[14], v[15]);
-  const __m512i w01 =
-      _mm512_add_epi32(_mm512_shuffle_i32x4(w0, w1, 0x44), _mm512_shuffle_i32x4(w0, w1, 0xee));
-  const __m512i w23 =
-      _mm512_add_epi32(_mm512_shuffle_i32x4(w2, w3, 0x44), _mm512_shuffle_i32x4(w2, w3, 0xee));
+  const __m512i w01 = _mm512_add_epi32(_mm512_shuffle_i32x4(w0, w1, 0x44), _mm512_shuffle_i32x4(w0, w1, 0xee));
+  const __m512i w23 = _mm512_add_epi32(_mm512_shuffle_i32x4(w2, w3, 0x44), _mm512_shuffle_i32x4(w2, w3, 0xee));
   return _mm512_add_epi32(_mm512_shuffle_i32x4(w01, w23, 0x88), _mm512_shuffle_i32x4(w01, w23, 0xdd));
 }
 
@@ -116,14 +114,30 @@ inline void by_token_groups(int64_t count, const Body& body) {
   for (int64_t g = 0, m = 0; g < groups; ++g) {
     const int64_t size = (count - m + groups - g - 1) / (groups - g);
     switch (size) {
-      case 1: body.template run<1>(m); break;
-      case 2: body.template run<2>(m); break;
-      case 3: body.template run<3>(m); break;
-      case 4: body.template run<4>(m); break;
-      case 5: if constexpr (kMost >= 5) body.template run<5>(m); break;
-      case 6: if constexpr (kMost >= 6) body.template run<6>(m); break;
-      case 7: if constexpr (kMost >= 7) body.template run<7>(m); break;
-      case 8: if constexpr (kMost >= 8) body.template run<8>(m); break;
+      case 1:
+        body.template run<1>(m);
+        break;
+      case 2:
+        body.template run<2>(m);
+        break;
+      case 3:
+        body.template run<3>(m);
+        break;
+      case 4:
+        body.template run<4>(m);
+        break;
+      case 5:
+        if constexpr (kMost >= 5) body.template run<5>(m);
+        break;
+      case 6:
+        if constexpr (kMost >= 6) body.template run<6>(m);
+        break;
+      case 7:
+        if constexpr (kMost >= 7) body.template run<7>(m);
+        break;
+      case 8:
+        if constexpr (kMost >= 8) body.template run<8>(m);
+        break;
     }
     m += size;
   }

@@ -118,8 +118,7 @@ inline void row_sums(const Layout& layout, const uint8_t* packed, int64_t count,
   if constexpr (Layout::kPlanes == 5) {
     const __m512i lanes = reduce_pairs(acc[4][0], acc[4][1], acc[4][2], acc[4][3]);
     const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(lanes), _mm512_extracti64x4_epi64(lanes, 1));
-    *raw = _mm512_zextsi128_si512(
-        _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
+    *raw = _mm512_zextsi128_si512(_mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
   }
 }
 
@@ -209,14 +208,12 @@ struct StripTimesTokens {
 
 // Strip path: many tokens.
 template <class Strip>
-void strips(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums,
-            uint8_t* scratch) {
+void strips(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums, uint8_t* scratch) {
   for (int64_t r = begin; r < end; r += kLanes) {
     const int64_t count = end - r < kLanes ? end - r : kLanes;
     transpose_strip(matrix.packed + r * matrix.columns, matrix.columns, count, scratch, Strip::kQuadBytes);
     Strip::complete(scratch, (matrix.columns + 3) / 4);
-    by_token_groups<Strip::kTokens>(tokens.count,
-                                    StripTimesTokens<Strip>{tokens, matrix, scratch, r, count, sums});
+    by_token_groups<Strip::kTokens>(tokens.count, StripTimesTokens<Strip>{tokens, matrix, scratch, r, count, sums});
   }
 }
 

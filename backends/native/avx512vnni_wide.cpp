@@ -60,8 +60,8 @@ struct Int8Tile {
 
 // The bytes of four groups -> their multipliers, each in its group's four int32 lanes. Past `groups`: 0.
 inline __m512i spread_multipliers(const uint8_t* multiplier, int64_t groups) {
-  const __m512i place = _mm512_set_epi32(-253, -253, -253, -253, -254, -254, -254, -254, -255, -255, -255, -255, -256,
-                                         -256, -256, -256);
+  const __m512i place =
+      _mm512_set_epi32(-253, -253, -253, -253, -254, -254, -254, -254, -255, -255, -255, -255, -256, -256, -256, -256);
   int32_t four = 0;
   std::memcpy(&four, multiplier, groups >= 4 ? 4 : groups);
   return _mm512_shuffle_epi8(_mm512_set1_epi32(four), place);
@@ -122,7 +122,8 @@ inline __m128i int4_rows(const Tokens& tokens, const Matrix& matrix, int64_t n, 
   for (int i = 0; i < 4; ++i) {
     if (g < groups) {
       const __m512i block = load_first(bytes[i] + g * kHalfGroup, (groups - g) * kHalfGroup);
-      acc[i] = _mm512_add_epi32(acc[i], int4_block(block, spread_multipliers(multiplier[i] + g, groups - g), even, odd));
+      acc[i] =
+          _mm512_add_epi32(acc[i], int4_block(block, spread_multipliers(multiplier[i] + g, groups - g), even, odd));
     }
     acc[i] = _mm512_sub_epi32(acc[i], int4_excess(multiplier[i], tokens.group_totals + m * groups, groups));
   }
@@ -195,8 +196,8 @@ void int8(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end
   for (int64_t n = begin; n < end; n += kLanes) {
     const int64_t count = smaller(end - n, kLanes);
     for (int64_t m = 0; m < tokens.count; ++m) {
-      const __m512i sum = int8_rows(matrix.packed + n * matrix.columns, count, matrix.columns,
-                                    tokens.codes + m * tokens.stride);
+      const __m512i sum =
+          int8_rows(matrix.packed + n * matrix.columns, count, matrix.columns, tokens.codes + m * tokens.stride);
       _mm512_mask_storeu_epi32(sums + m * matrix.rows + n, first_lanes(count),
                                _mm512_sub_epi32(sum, _mm512_set1_epi32(128 * tokens.totals[m])));
     }

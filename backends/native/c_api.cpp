@@ -68,8 +68,8 @@ MICROVLM_EXPORT const char* microvlm_multiply_codes(const char* variant, const c
   Call call;
   const char* problem = find_call(variant, op, packed, multiplier, rows, columns, &call);
   if (problem != nullptr) return problem;
-  const bool done = microvlm::multiply_codes(*call.kernels, call.product, call.matrix, codes, tokens, sums,
-                                             microvlm::kCallerOnly);
+  const bool done =
+      microvlm::multiply_codes(*call.kernels, call.product, call.matrix, codes, tokens, sums, microvlm::kCallerOnly);
   return done ? nullptr : kNoMemory;
 }
 

@@ -3,6 +3,7 @@
 #include "operators.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <cstring>
 
@@ -11,22 +12,22 @@ namespace {
 
 // Multiply-adds that a thread must get for waking it to pay: some 10 us of work.
 constexpr int64_t kWorkPerTask = 1 << 20;
-// More ranges than threads even out threads of different speed, once each is long enough not to matter.
-constexpr int64_t kTasksPerThread = 4;
 constexpr int64_t kRowsPerBlock = 16;
 
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
 
-int planes_of(Product product) {
-  return product == Product::kTernary2x4 ? 4 : product == Product::kTernary3x5 ? 5 : 1;
-}
+int planes_of(Product product) { return product == Product::kTernary2x4 ? 4 : product == Product::kTernary3x5 ? 5 : 1; }
 
 MatrixSums sums_of(const Kernels& kernels, Product product) {
   switch (product) {
-    case Product::kTernary2x4: return kernels.ternary_2x4;
-    case Product::kTernary3x5: return kernels.ternary_3x5;
-    case Product::kInt8: return kernels.int8;
-    default: return kernels.int4;
+    case Product::kTernary2x4:
+      return kernels.ternary_2x4;
+    case Product::kTernary3x5:
+      return kernels.ternary_3x5;
+    case Product::kInt8:
+      return kernels.int8;
+    default:
+      return kernels.int4;
   }
 }
 
@@ -48,12 +49,12 @@ void split_groups(int8_t* codes, int64_t groups, int32_t* group_totals) {
 // Everything that the tasks of one product share, and the memory it lies in.
 class Job {
  public:
-  Job(const Kernels& kernels, Product product, const Matrix& matrix, int64_t tokens, int64_t threads)
+  Job(const Kernels& kernels, Product product, const Matrix& matrix, int64_t tokens, int64_t most_tasks)
       : kernels_(kernels), product_(product), matrix_(matrix), groups_((matrix.columns + kGroup - 1) / kGroup) {
     tokens_.count = tokens;
     tokens_.columns = matrix.columns;
     tokens_.stride = round_up(matrix.columns, kCodeAlignment);
-    divide(threads);
+    divide(most_tasks);
     scratch_bytes_ = round_up(kernels.scratch_bytes(matrix.columns), kCodeAlignment);
     const int64_t group_count = product == Product::kInt4 ? groups_ : 0;
     const int64_t code_bytes = tokens * tokens_.stride, words = tokens * (2 + group_count);
@@ -109,23 +110,32 @@ class Job {
     if (product_ == Product::kInt4) split_groups(row(m), groups_, group_totals_ + m * groups_);
   }
 
-  void divide(int64_t threads) {
+  void divide(int64_t most_tasks) {
     const int64_t work = tokens_.count * matrix_.columns * matrix_.rows;
     const int64_t blocks = (matrix_.packed_rows + kRowsPerBlock - 1) / kRowsPerBlock;
-    const int64_t most = threads > 1 ? threads * kTasksPerThread : 1;
-    tasks_ = std::max<int64_t>(1, std::min({most, blocks, work / kWorkPerTask}));
-    // A last task that runs alone while others wait costs more than larger tasks.
-    if (tasks_ > threads) tasks_ -= tasks_ % threads;
+    tasks_ = std::max<int64_t>(1, std::min({most_tasks, blocks, work / kWorkPerTask}));
     rows_per_task_ = (blocks + tasks_ - 1) / tasks_ * kRowsPerBlock;
+    tasks_ = (matrix_.packed_rows + rows_per_task_ - 1) / rows_per_task_;
+  }
+
+  // A task takes the lowest scratch that is free, so that one thread warms one, however many tasks it runs.
+  int64_t take_scratch() {
+    uint64_t taken = taken_.load();
+    uint64_t lowest;
+    do {
+      lowest = ~taken & (taken + 1);
+    } while (!taken_.compare_exchange_weak(taken, taken | lowest));
+    return __builtin_ctzll(lowest);
   }
 
   static void task(void* state, size_t i) {
     auto& job = *static_cast<Job*>(state);
     const int64_t begin = static_cast<int64_t>(i) * job.rows_per_task_;
     const int64_t end = std::min(begin + job.rows_per_task_, job.matrix_.packed_rows);
-    if (begin >= end) return;
+    const int64_t scratch = job.take_scratch();
     sums_of(job.kernels_, job.product_)(job.tokens_, job.matrix_, begin, end, job.y_,
-                                        job.scratch_ + static_cast<int64_t>(i) * job.scratch_bytes_);
+                                        job.scratch_ + scratch * job.scratch_bytes_);
+    job.taken_.fetch_and(~(uint64_t{1} << scratch));
     if (job.scale_ != nullptr) job.scale_range(begin, end);
   }
 
@@ -152,6 +162,7 @@ class Job {
   int32_t *totals_ = nullptr, *group_totals_ = nullptr;
   float* steps_ = nullptr;
   uint8_t* scratch_ = nullptr;
+  std::atomic<uint64_t> taken_{0};
   int32_t* y_ = nullptr;
   const float* scale_ = nullptr;
   bool one_scale_ = false;
@@ -163,15 +174,15 @@ void run_alone(void*, void (*task)(void*, size_t), size_t tasks, void* state) {
 
 }  // namespace
 
-const Pool kCallerOnly = {1, run_alone, nullptr};
+const Pool kCallerOnly = {run_alone, nullptr, 1};
 
 int64_t packed_rows_of(Product product, int64_t rows) {
   const int64_t planes = planes_of(product);
   return (rows + planes - 1) / planes;
 }
 
-const char* product_problem(Product product, int64_t packed_rows, int64_t packed_columns, int64_t rows,
-                            int64_t columns, int64_t scales) {
+const char* product_problem(Product product, int64_t packed_rows, int64_t packed_columns, int64_t rows, int64_t columns,
+                            int64_t scales) {
   const bool int4 = product == Product::kInt4;
   const int64_t bytes = int4 ? (columns + kGroup - 1) / kGroup * (kGroup / 2) : columns;
   if (columns < 1 || columns > (int4 ? kInt4MaxColumns : kMaxColumns)) return "x is too wide for exact 32-bit sums";
@@ -184,17 +195,17 @@ const char* product_problem(Product product, int64_t packed_rows, int64_t packed
 bool multiply(const Kernels& kernels, Product product, const Matrix& matrix, const float* scale, bool one_scale,
               const float* x, int64_t tokens, float* y, const Pool& pool) {
   if (tokens == 0 || matrix.rows == 0) return true;
-  Job job(kernels, product, matrix, tokens, pool.threads);
+  Job job(kernels, product, matrix, tokens, pool.most_tasks);
   if (!job.ready()) return false;
   job.quantize(x);
   job.run(y, scale, one_scale, pool);
   return true;
 }
 
-bool multiply_codes(const Kernels& kernels, Product product, const Matrix& matrix, const int8_t* codes,
-                    int64_t tokens, int32_t* sums, const Pool& pool) {
+bool multiply_codes(const Kernels& kernels, Product product, const Matrix& matrix, const int8_t* codes, int64_t tokens,
+                    int32_t* sums, const Pool& pool) {
   if (tokens == 0 || matrix.rows == 0) return true;
-  Job job(kernels, product, matrix, tokens, pool.threads);
+  Job job(kernels, product, matrix, tokens, pool.most_tasks);
   if (!job.ready()) return false;
   job.take(codes);
   job.run(sums, nullptr, true, pool);

@@ -13,7 +13,8 @@ const Kernels* const kBuilt[] = {
 #if defined(__x86_64__)
     &kAvx512Vnni,
 #elif defined(__aarch64__)
-    &kNeonDot, &kNeon,
+    &kNeonDot,
+    &kNeon,
 #endif
     &kReference,
 };
@@ -45,10 +46,11 @@ struct Choice {
       if (std::strcmp(runnable[i]->name, name) == 0) active = runnable[i];
     }
     if (active != nullptr) return;
-    int written = std::snprintf(problem, sizeof problem, "MICROVLM_KERNELS=%.60s names no kernels that run here; there are ", name);
+    int written = std::snprintf(problem, sizeof problem,
+                                "MICROVLM_KERNELS=%.60s names no kernels that run here; there are ", name);
     for (int64_t i = 0; i < count && written < static_cast<int>(sizeof problem); ++i) {
-      written += std::snprintf(problem + written, sizeof problem - written, "%s%s", i == 0 ? "" : ", ",
-                               runnable[i]->name);
+      written +=
+          std::snprintf(problem + written, sizeof problem - written, "%s%s", i == 0 ? "" : ", ", runnable[i]->name);
     }
   }
 };

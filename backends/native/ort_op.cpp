@@ -1,0 +1,327 @@
+// The glue that makes the operators custom operators of ONNX Runtime: register with
+// SessionOptions.register_custom_ops_library. Shapes and pointers only, no arithmetic.
+
+#include <atomic>
+#include <cstddef>
+#include <cstdlib>
+#include <new>
+
+#include "operators.h"
+#include "ort_abi.h"
+
+namespace {
+
+using namespace microvlm;
+
+constexpr int kInvalidArgument = 2, kRuntimeException = 6;  // OrtErrorCode
+
+Status fail(const OrtApi* api, int code, const char* message) { return call<kCreateStatus>(api, code, message); }
+
+struct Shape {
+  int64_t dimension[kMostDimensions] = {};
+  size_t rank = 0;
+
+  int64_t last() const { return rank == 0 ? 0 : dimension[rank - 1]; }
+  int64_t first() const { return rank == 0 ? 0 : dimension[0]; }
+  // Product of the first `count` dimensions.
+  int64_t lead(size_t count) const {
+    int64_t product = 1;
+    for (size_t i = 0; i < count; ++i) product *= dimension[i];
+    return product;
+  }
+};
+
+// A row of op_table.py.
+struct Op : OrtCustomOp {
+  const OrtApi* api;
+  const char* name;
+  int first_type;  // of input 0; inputs after it are packed, multiplier where there is one, scale
+  bool has_multiplier;
+  const char* attribute;  // the width of the output, or null where packed tells it
+  Product product;        // meaningless for gathers
+
+  bool gathers() const { return first_type == kInt64; }
+  size_t inputs() const { return has_multiplier ? 4 : 3; }
+};
+
+struct Kernel {
+  const OrtApi* api;
+  const Op* op;
+  const Kernels* kernels;
+  int64_t attribute;
+};
+
+Status read_shape(const OrtApi* api, void* info, Shape* shape) {
+  Status status = call<kGetDimensionCount>(api, static_cast<const void*>(info), &shape->rank);
+  if (status == nullptr && shape->rank > kMostDimensions) status = fail(api, kInvalidArgument, "too many dimensions");
+  if (status == nullptr)
+    status = call<kGetDimensions>(api, static_cast<const void*>(info), shape->dimension, shape->rank);
+  return status;
+}
+
+template <class T>
+Status read_input(const OrtApi* api, void* context, size_t index, const T** data, Shape* shape) {
+  const void* value = nullptr;
+  void *info = nullptr, *bytes = nullptr;
+  Status status = call<kGetInput>(api, static_cast<const void*>(context), index, &value);
+  if (status == nullptr) status = call<kGetShapeInfo>(api, value, &info);
+  if (status == nullptr) status = read_shape(api, info, shape);
+  call<kReleaseShapeInfo, void>(api, info);
+  if (status == nullptr) status = call<kGetTensorMutableData>(api, const_cast<void*>(value), &bytes);
+  *data = static_cast<const T*>(bytes);
+  return status;
+}
+
+Status make_output(const OrtApi* api, void* context, const Shape& shape, float** data) {
+  void *value = nullptr, *bytes = nullptr;
+  Status status =
+      call<kGetOutput>(api, context, size_t{0}, static_cast<const int64_t*>(shape.dimension), shape.rank, &value);
+  if (status == nullptr) status = call<kGetTensorMutableData>(api, value, &bytes);
+  *data = static_cast<float*>(bytes);
+  return status;
+}
+
+// The interface does not tell how many threads a session has: enough tasks for eight to share evenly.
+constexpr int64_t kSessionTasks = 16;
+
+struct Threads {
+  const OrtApi* api;
+  const void* context;
+};
+
+// Batches of tasks go to the session's own threads; 0 lets it choose how many.
+void run_in_session(void* handle, void (*task)(void*, size_t), size_t tasks, void* state) {
+  const auto& threads = *static_cast<const Threads*>(handle);
+  Status status = call<kParallelFor>(threads.api, threads.context, task, tasks, size_t{0}, state);
+  if (status == nullptr) return;
+  call<kReleaseStatus, void>(threads.api, status);
+  for (size_t i = 0; i < tasks; ++i) task(state, i);
+}
+
+struct Operands {
+  Shape first_shape, packed_shape, multiplier_shape, scale_shape;
+  const uint8_t *packed = nullptr, *multiplier = nullptr;
+  const float* scale = nullptr;
+};
+
+Status read_weights(const Kernel& kernel, void* context, Operands* operands) {
+  size_t index = 1;
+  Status status = read_input(kernel.api, context, index++, &operands->packed, &operands->packed_shape);
+  if (status == nullptr && kernel.op->has_multiplier) {
+    status = read_input(kernel.api, context, index++, &operands->multiplier, &operands->multiplier_shape);
+  }
+  if (status == nullptr) status = read_input(kernel.api, context, index, &operands->scale, &operands->scale_shape);
+  if (status == nullptr && (operands->packed_shape.rank != 2 || operands->scale_shape.rank != 1)) {
+    status = fail(kernel.api, kInvalidArgument, "packed is no matrix or scale no vector");
+  }
+  return status;
+}
+
+Status multiply_node(const Kernel& kernel, void* context) {
+  const float* x = nullptr;
+  Operands in;
+  Status status = read_input(kernel.api, context, 0, &x, &in.first_shape);
+  if (status == nullptr) status = read_weights(kernel, context, &in);
+  if (status != nullptr) return status;
+  if (in.first_shape.rank == 0) return fail(kernel.api, kInvalidArgument, "x is a scalar");
+  const int64_t columns = in.first_shape.last(), packed_rows = in.packed_shape.first();
+  const int64_t rows = kernel.op->attribute != nullptr ? kernel.attribute : packed_rows;
+  const char* problem =
+      product_problem(kernel.op->product, packed_rows, in.packed_shape.last(), rows, columns, in.scale_shape.first());
+  if (problem == nullptr && in.multiplier != nullptr &&
+      (in.multiplier_shape.first() != rows || in.multiplier_shape.last() != (columns + kGroup - 1) / kGroup)) {
+    problem = "multiplier does not fit packed";
+  }
+  if (problem != nullptr) return fail(kernel.api, kInvalidArgument, problem);
+
+  const int64_t tokens = in.first_shape.lead(in.first_shape.rank - 1);
+  Shape y_shape = in.first_shape;
+  y_shape.dimension[y_shape.rank - 1] = rows;
+  float* y = nullptr;
+  status = make_output(kernel.api, context, y_shape, &y);
+  if (status != nullptr) return status;
+  Threads threads = {kernel.api, context};
+  const Matrix matrix = {in.packed, in.multiplier, rows, packed_rows, columns};
+  const bool done = multiply(*kernel.kernels, kernel.op->product, matrix, in.scale, in.scale_shape.first() == 1, x,
+                             tokens, y, Pool{run_in_session, &threads, kSessionTasks});
+  return done ? nullptr : fail(kernel.api, kRuntimeException, "not enough memory for the codes of x");
+}
+
+Status gather_node(const Kernel& kernel, void* context) {
+  const int64_t* ids = nullptr;
+  Operands in;
+  Status status = read_input(kernel.api, context, 0, &ids, &in.first_shape);
+  if (status == nullptr) status = read_weights(kernel, context, &in);
+  if (status != nullptr) return status;
+  const int64_t vocabulary = in.packed_shape.first(), row_bytes = in.packed_shape.last();
+  const int64_t columns = kernel.op->has_multiplier ? kernel.attribute : row_bytes;
+  const int64_t groups = (columns + kGroup - 1) / kGroup;
+  const bool fits =
+      in.scale_shape.first() == vocabulary &&
+      (in.multiplier == nullptr || (row_bytes == groups * kGroup / 2 && in.multiplier_shape.first() == vocabulary &&
+                                    in.multiplier_shape.last() == groups));
+  if (!fits || in.first_shape.rank == kMostDimensions) {
+    return fail(kernel.api, kInvalidArgument, "the table's operands do not fit each other");
+  }
+  const int64_t count = in.first_shape.lead(in.first_shape.rank);
+  Shape y_shape = in.first_shape;
+  y_shape.dimension[y_shape.rank++] = columns;
+  float* y = nullptr;
+  status = make_output(kernel.api, context, y_shape, &y);
+  if (status != nullptr) return status;
+  for (int64_t i = 0; i < count; ++i, y += columns) {
+    const int64_t id = ids[i] < 0 ? ids[i] + vocabulary : ids[i];
+    if (id < 0 || id >= vocabulary) return fail(kernel.api, kInvalidArgument, "an id is outside the table");
+    const uint8_t* packed = in.packed + id * row_bytes;
+    if (in.multiplier == nullptr) {
+      kernel.kernels->dequantize_int8(packed, columns, in.scale[id], y);
+    } else {
+      kernel.kernels->dequantize_int4(packed, in.multiplier + id * groups, columns, in.scale[id], y);
+    }
+  }
+  return nullptr;
+}
+
+Status compute(void* kernel, void* context) {
+  const auto& self = *static_cast<const Kernel*>(kernel);
+  return self.op->gathers() ? gather_node(self, context) : multiply_node(self, context);
+}
+
+Status create_kernel(const OrtCustomOp* op, const OrtApi* api, const void* info, void** kernel) {
+  const auto* self = static_cast<const Op*>(op);
+  const char* problem = nullptr;
+  const Kernels* kernels = active_variant(&problem);
+  if (kernels == nullptr) return fail(api, kInvalidArgument, problem);
+  int64_t attribute = 0;
+  if (self->attribute != nullptr) {
+    Status status = call<kGetAttributeInt64>(api, info, self->attribute, &attribute);
+    if (status != nullptr) return status;
+  }
+  void* memory = std::malloc(sizeof(Kernel));
+  if (memory == nullptr) return fail(api, kRuntimeException, "not enough memory");
+  *kernel = new (memory) Kernel{api, self, kernels, attribute};
+  return nullptr;
+}
+
+// Width of the output: the attribute, or a side of packed, or -1.
+Status infer_width(const Op& op, void* context, int64_t* width) {
+  const void* node = context;
+  if (op.attribute != nullptr) {
+    const void* attribute = nullptr;
+    size_t read = 0;
+    Status status = call<kGetShapeAttribute>(op.api, node, op.attribute, &attribute);
+    if (status != nullptr) return status;
+    return call<kReadAttribute>(op.api, attribute, kAttributeInt, static_cast<void*>(width), sizeof *width, &read);
+  }
+  void* info = nullptr;
+  Shape packed;
+  Status status = call<kGetInputTypeShape>(op.api, node, size_t{1}, &info);
+  if (status == nullptr) status = read_shape(op.api, info, &packed);
+  *width = packed.rank != 2 ? -1 : op.gathers() ? packed.last() : packed.first();
+  return status;
+}
+
+// y is x with N for K, or a row of the table for every id. A dimension has a value or a name, else y's shape is left
+// unknown; rank 0 is what ONNX Runtime hands out for a shape that it could not infer itself.
+Status infer_shape(const OrtCustomOp* self, void* context) {
+  const Op& op = *static_cast<const Op*>(self);
+  const OrtApi* api = op.api;
+  void *info = nullptr, *y_info = nullptr;
+  Shape shape;
+  const char* names[kMostDimensions] = {};
+  Status status = call<kGetInputTypeShape>(api, static_cast<const void*>(context), size_t{0}, &info);
+  if (status == nullptr) status = read_shape(api, info, &shape);
+  if (status == nullptr) {
+    status = call<kGetSymbolicDimensions>(api, static_cast<const void*>(info), &names[0], shape.rank);
+  }
+  int64_t width = -1;
+  if (status == nullptr) status = infer_width(op, context, &width);
+  if (status != nullptr || shape.rank == 0 || shape.rank == kMostDimensions || width < 0) return status;
+  if (op.gathers()) ++shape.rank;
+  shape.dimension[shape.rank - 1] = width;
+  names[shape.rank - 1] = "";
+  for (size_t i = 0; i < shape.rank; ++i) {
+    if (shape.dimension[i] < 0 && *names[i] == '\0') return nullptr;
+  }
+  status = call<kCreateShapeInfo>(api, &y_info);
+  if (status != nullptr) return status;
+  status = call<kSetElementType>(api, y_info, kFloat);
+  if (status == nullptr) {
+    status = call<kSetDimensions>(api, y_info, static_cast<const int64_t*>(shape.dimension), shape.rank);
+  }
+  if (status == nullptr) status = call<kSetSymbolicDimensions>(api, y_info, &names[0], shape.rank);
+  if (status == nullptr) status = call<kSetOutputTypeShape>(api, context, size_t{0}, static_cast<const void*>(y_info));
+  call<kReleaseShapeInfo, void>(api, y_info);
+  return status;
+}
+
+int input_type(const OrtCustomOp* op, size_t index) {
+  const auto* self = static_cast<const Op*>(op);
+  return index == 0 ? self->first_type : index + 1 == self->inputs() ? kFloat : kUint8;
+}
+
+Op make_op(const char* name, int first_type, bool has_multiplier, const char* attribute, Product product) {
+  Op op = {};
+  op.version = kApiVersion;
+  op.get_name = [](const OrtCustomOp* self) { return static_cast<const Op*>(self)->name; };
+  op.get_execution_provider = [](const OrtCustomOp*) { return "CPUExecutionProvider"; };
+  op.get_input_type = input_type;
+  op.get_input_count = [](const OrtCustomOp* self) { return static_cast<const Op*>(self)->inputs(); };
+  op.get_output_type = [](const OrtCustomOp*, size_t) { return kFloat; };
+  op.get_output_count = [](const OrtCustomOp*) -> size_t { return 1; };
+  op.get_input_characteristic = op.get_output_characteristic = op.get_input_memory_type =
+      [](const OrtCustomOp*, size_t) { return 0; };  // required; required; the provider's own memory
+  op.get_start_version = op.get_end_version = [](const OrtCustomOp*) { return 1; };
+  op.destroy_kernel = std::free;
+  op.create_kernel = create_kernel;
+  op.compute = compute;
+  op.infer_shape = infer_shape;
+  op.name = name;
+  op.first_type = first_type;
+  op.has_multiplier = has_multiplier;
+  op.attribute = attribute;
+  op.product = product;
+  return op;
+}
+
+Op ops[] = {
+    make_op("TernaryMatMul2x4", kFloat, false, "rows", Product::kTernary2x4),
+    make_op("TernaryMatMul3x5", kFloat, false, "rows", Product::kTernary3x5),
+    make_op("Int8MatMul", kFloat, false, nullptr, Product::kInt8),
+    make_op("Int4MatMul", kFloat, true, nullptr, Product::kInt4),
+    make_op("Int8Gather", kInt64, false, nullptr, Product::kInt8),
+    make_op("Int4Gather", kInt64, true, "columns", Product::kInt4),
+};
+
+// One domain for the life of the process: sessions may outlive whoever registered it.
+std::atomic<void*> domain{nullptr};
+
+Status make_domain(const OrtApi* api, void** made) {
+  Status status = call<kCreateCustomOpDomain>(api, "ai.microvlm", made);
+  for (Op& op : ops) {
+    op.api = api;
+    if (status == nullptr) status = call<kCustomOpDomainAdd>(api, *made, static_cast<const OrtCustomOp*>(&op));
+  }
+  return status;
+}
+
+}  // namespace
+
+extern "C" __attribute__((visibility("default"))) Status RegisterCustomOps(void* options, const OrtApiBase* base) {
+  const OrtApi* api = base->get_api(kApiVersion);
+  if (api == nullptr) std::abort();  // older than 1.17, and without its table there is no way to say so
+  const char* problem = nullptr;
+  if (active_variant(&problem) == nullptr) return fail(api, kInvalidArgument, problem);
+  void* current = domain.load();
+  if (current == nullptr) {
+    void* made = nullptr;
+    Status status = make_domain(api, &made);
+    if (status != nullptr) return status;
+    if (domain.compare_exchange_strong(current, made)) {
+      current = made;
+    } else {
+      call<kReleaseCustomOpDomain, void>(api, made);
+    }
+  }
+  return call<kAddCustomOpDomain>(api, options, current);
+}
