@@ -1,0 +1,57 @@
+// The variant for ARMv8.2 processors with the dot product (Cortex-A55, A76 and later): 32-bit sums of sdot.
+
+#include <sys/auxv.h>
+
+#include "neon_bytes.h"
+#include "neon_elementwise.h"
+#include "neon_ternary.h"
+
+namespace microvlm {
+namespace {
+
+// Sixteen products an instruction, already 32 bits wide.
+struct DotProduct {
+  static constexpr bool kNarrow = false;
+  using Partial = int32x4_t;
+
+  static MICROVLM_INLINE Partial zero() { return vdupq_n_s32(0); }
+
+  static MICROVLM_INLINE void widen(int32x4_t& total, Partial partial) { total = vaddq_s32(total, partial); }
+
+  template <int kPlanes>
+  static MICROVLM_INLINE void add_products(Partial (&sum)[kPlanes], const int8x16_t (&part)[kPlanes], int8x16_t x) {
+    MICROVLM_UNROLL for (int p = 0; p < kPlanes; ++p) sum[p] = vdotq_s32(sum[p], part[p], x);
+  }
+
+  static MICROVLM_INLINE void add_wide_products(int32x4_t& total, int8x16_t q, int8x16_t x) {
+    total = vdotq_s32(total, q, x);
+  }
+
+  static MICROVLM_INLINE void add_group(int32x4_t& total, int8x16_t low, int8x16_t high, int8x16_t even, int8x16_t odd,
+                                        int16_t factor) {
+    const int32x4_t sum = vdotq_s32(vdotq_s32(vdupq_n_s32(0), low, even), high, odd);
+    total = vmlaq_n_s32(total, sum, factor);
+  }
+};
+
+int score() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0 ? 20 : 0; }
+
+int64_t scratch_bytes(int64_t) { return 0; }
+
+}  // namespace
+
+const Kernels kNeonDot = {
+    "neon-dot",
+    score,
+    quantize,
+    scale_sums,
+    scratch_bytes,
+    by_tiles<Ternary<DotProduct, Base4, 2, 4>>,
+    by_tiles<Ternary<DotProduct, Base3, 1, 2>>,
+    by_tiles<Int8<DotProduct>>,
+    by_tiles<Int4<DotProduct>>,
+    dequantize_int8,
+    dequantize_int4,
+};
+
+}  // namespace microvlm

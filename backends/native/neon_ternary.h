@@ -1,0 +1,196 @@
+// The ternary products of both ARM variants, written over the instruction that multiplies and adds.
+// Knows byte layouts and sums; knows nothing of float and of who calls it from which thread.
+// All of it is in an unnamed namespace: each variant keeps its own copy, compiled for its own instructions.
+#pragma once
+
+#include <arm_neon.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#include "neon_tiles.h"
+
+namespace microvlm {
+namespace {
+
+// A `Base` splits 16 packed bytes into one vector of small integers a plane. Taking the digits apart costs two
+// instructions for each; sums of neighbouring digits cost one, and integers let `separate` take the sums apart.
+//
+// Four digits d + 4 e + 16 f + 64 g in a byte: vectors d, d + 4 e, f + 4 g, g; at most 2, 10, 10, 2.
+struct Base4 {
+  static constexpr int kPlanes = 4;
+  static constexpr int64_t kStep = 64;
+  // Of 16-bit sums: 192 columns are 24 products a lane, and 24 * 10 * 128 < 2^15.
+  static constexpr int64_t kUnit = 192;
+  static constexpr int kEagerPlanes = 0;
+
+  const uint8x16_t low_one = vdupq_n_u8(3), low_two = vdupq_n_u8(15);
+
+  MICROVLM_INLINE void split(uint8x16_t packed, int8x16_t (&part)[kPlanes]) const {
+    part[0] = vreinterpretq_s8_u8(vandq_u8(packed, low_one));
+    part[1] = vreinterpretq_s8_u8(vandq_u8(packed, low_two));
+    part[2] = vreinterpretq_s8_u8(vshrq_n_u8(packed, 4));
+    part[3] = vreinterpretq_s8_u8(vshrq_n_u8(packed, 6));
+  }
+
+  static MICROVLM_INLINE void separate(int32_t (&sum)[kPlanes]) {
+    sum[1] = (sum[1] - sum[0]) >> 2;
+    sum[2] -= 4 * sum[3];
+  }
+};
+
+// Digit f = i / 3 % 3 and digit g = i / 9 of i = e + 3 f + 9 g in 0..26, then digit d = i / 3 of i = c + 3 d in 0..8.
+// Bytes 243 to 255 are not of the format; their quotients 27 and 28 read a zero.
+alignas(16) constexpr uint8_t kTables[80] = {
+    0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 0, 0,  //
+    0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 0, 0, 0, 0, 0,  //
+    0, 0, 0, 1, 1, 1, 2, 2, 2,
+};
+
+// Five digits c + 3 d + 9 e + 27 f + 81 g in a byte: with high = byte / 9 and low = byte - 9 high, vectors
+// high = e + 3 f + 9 g, low = c + 3 d, and from tables of 27 and 9 entries f, g, d; at most 26, 8, 2, 2, 2.
+struct Base3 {
+  static constexpr int kPlanes = 5;
+  static constexpr int64_t kStep = 64;
+  // 256 columns are 32 products a lane, and 32 * 8 * 128 = 2^15, reached on the negative side only.
+  static constexpr int64_t kUnit = 256;
+  // `high` fills 16 bits sooner: 64 columns are 8 products, and 8 * 26 * 128 < 2^15.
+  static constexpr int kEagerPlanes = 1;
+
+  // 57 / 512 = 1 / 9 + 1 / 4608: the floor is right for every byte up to 255.
+  const uint8x16_t reciprocal = vdupq_n_u8(57), nine = vdupq_n_u8(9);
+  uint8x16x2_t digit_f, digit_g;
+  uint8x16_t digit_d;
+
+  Base3() {
+    // The compiler must not know the tables: it would load them again for each use.
+    const uint8_t* tables = kTables;
+    __asm__("" : "+r"(tables));
+    digit_f = vld1q_u8_x2(tables);
+    digit_g = vld1q_u8_x2(tables + 32);
+    digit_d = vld1q_u8(tables + 64);
+  }
+
+  MICROVLM_INLINE void split(uint8x16_t packed, int8x16_t (&part)[kPlanes]) const {
+    const uint16x8_t lower = vmull_u8(vget_low_u8(packed), vget_low_u8(reciprocal));
+    const uint16x8_t upper = vmull_high_u8(packed, reciprocal);
+    const uint8x16_t by_256 = vuzp2q_u8(vreinterpretq_u8_u16(lower), vreinterpretq_u8_u16(upper));
+    const uint8x16_t high = vshrq_n_u8(by_256, 1);
+    const uint8x16_t low = vmlsq_u8(packed, high, nine);
+    part[0] = vreinterpretq_s8_u8(high);
+    part[1] = vreinterpretq_s8_u8(low);
+    part[2] = vreinterpretq_s8_u8(vqtbl1q_u8(digit_d, low));
+    part[3] = vreinterpretq_s8_u8(vqtbl2q_u8(digit_f, high));
+    part[4] = vreinterpretq_s8_u8(vqtbl2q_u8(digit_g, high));
+  }
+
+  static MICROVLM_INLINE void separate(int32_t (&sum)[kPlanes]) {
+    const int32_t high = sum[0], low = sum[1];
+    sum[0] = low - 3 * sum[2];
+    sum[1] = sum[2];
+    sum[2] = high - 3 * sum[3] - 9 * sum[4];
+  }
+};
+
+// Running sums of kRows packed rows times kTokens tokens: `partial` as the instruction yields them, `total` exact.
+template <class Mac, class Base, int kRows, int kTokens>
+struct Tile {
+  static constexpr int kPlanes = Base::kPlanes;
+  static constexpr int kEager = Mac::kNarrow ? Base::kEagerPlanes : 0;
+
+  const Base base;
+  typename Mac::Partial partial[kRows][kTokens][kPlanes];
+  int32x4_t total[kRows][kTokens][kPlanes];
+
+  MICROVLM_INLINE Tile() {
+    MICROVLM_UNROLL for (int r = 0; r < kRows; ++r)
+    MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t)
+    MICROVLM_UNROLL for (int p = 0; p < kPlanes; ++p) total[r][t][p] = vdupq_n_s32(0);
+  }
+
+  MICROVLM_INLINE void clear(int first, int last) {
+    MICROVLM_UNROLL for (int r = 0; r < kRows; ++r)
+    MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t)
+    MICROVLM_UNROLL for (int p = first; p < last; ++p) partial[r][t][p] = Mac::zero();
+  }
+
+  MICROVLM_INLINE void widen(int first, int last) {
+    MICROVLM_UNROLL for (int r = 0; r < kRows; ++r)
+    MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t)
+    MICROVLM_UNROLL for (int p = first; p < last; ++p) Mac::widen(total[r][t][p], partial[r][t][p]);
+  }
+
+  // kStep columns.
+  MICROVLM_INLINE void step(const uint8_t* packed, int64_t packed_stride, const int8_t* codes, int64_t stride) {
+    clear(0, kEager);
+    MICROVLM_UNROLL for (int64_t k = 0; k < Base::kStep; k += 16) {
+      int8x16_t x[kTokens];
+      MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t) x[t] = vld1q_s8(codes + t * stride + k);
+      MICROVLM_UNROLL for (int r = 0; r < kRows; ++r) {
+        int8x16_t part[kPlanes];
+        base.split(vld1q_u8(packed + r * packed_stride + k), part);
+        MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t) Mac::add_products(partial[r][t], part, x[t]);
+      }
+    }
+    widen(0, kEager);
+  }
+};
+
+// Sums over the columns of kRows consecutive packed rows with the codes of kTokens tokens: of digits, not of trits.
+// Not inlined, so that its loop can be found and counted in a disassembly.
+template <class Mac, class Base, int kRows, int kTokens>
+__attribute__((noinline)) void tile_sums(const uint8_t* packed, const int8_t* codes, int64_t stride, int64_t columns,
+                                         int32_t (&sums)[kRows][kTokens][Base::kPlanes]) {
+  using T = Tile<Mac, Base, kRows, kTokens>;
+  constexpr int64_t kStep = Base::kStep, kUnit = Mac::kNarrow ? Base::kUnit : kMaxColumns;
+  T tile;
+  const int64_t whole = columns / kStep * kStep;
+  int64_t k = 0;
+  while (k < whole) {
+    const int64_t end = std::min(k + kUnit, whole);
+    tile.clear(T::kEager, T::kPlanes);
+    do {
+      tile.step(packed + k, columns, codes + k, stride);
+      k += kStep;
+    } while (k < end);
+    tile.widen(T::kEager, T::kPlanes);
+  }
+  if (k < columns) {
+    // Codes are padded with zeros, packed rows are not: the bytes behind the last one may be nobody's.
+    uint8_t rest[kRows][kStep] = {};
+    for (int r = 0; r < kRows; ++r) std::memcpy(rest[r], packed + r * columns + k, columns - k);
+    tile.clear(T::kEager, T::kPlanes);
+    tile.step(rest[0], kStep, codes + k, stride);
+    tile.widen(T::kEager, T::kPlanes);
+  }
+  MICROVLM_UNROLL for (int r = 0; r < kRows; ++r)
+  MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t) {
+    MICROVLM_UNROLL for (int p = 0; p < T::kPlanes; ++p) sums[r][t][p] = vaddvq_s32(tile.total[r][t][p]);
+    Base::separate(sums[r][t]);
+  }
+}
+
+// TernaryMatMul2x4 and TernaryMatMul3x5. A lone token takes its packed rows by kAloneRows, more come by kMostTokens.
+template <class Mac, class Base, int kAlone, int kMost>
+struct Ternary {
+  static constexpr int kAloneRows = kAlone, kMostTokens = kMost;
+
+  template <int kRows, int kTokens>
+  static void tile(const Tokens& tokens, const Matrix& matrix, int64_t r, int64_t m, int32_t* sums) {
+    int32_t digit_sums[kRows][kTokens][Base::kPlanes];
+    tile_sums<Mac, Base, kRows, kTokens>(matrix.packed + r * matrix.columns, tokens.codes + m * tokens.stride,
+                                         tokens.stride, matrix.columns, digit_sums);
+    for (int i = 0; i < kRows; ++i) {
+      for (int t = 0; t < kTokens; ++t) {
+        int32_t* row = sums + (m + t) * matrix.rows;
+        for (int64_t p = 0, n = r + i; p < Base::kPlanes && n < matrix.rows; ++p, n += matrix.packed_rows) {
+          row[n] = digit_sums[i][t][p] - tokens.totals[m + t];
+        }
+      }
+    }
+  }
+};
+
+}  // namespace
+}  // namespace microvlm

@@ -1,0 +1,43 @@
+// The order in which both ARM variants pass over a product: blocks of packed rows, tiles of tokens, tiles of rows.
+// Knows no byte layout. In an unnamed namespace, as all that is shared by files of different instruction sets.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "kernels.h"
+
+// Arrays of vectors live in registers only when every loop over them is unrolled.
+#define MICROVLM_UNROLL _Pragma("GCC unroll 16")
+#define MICROVLM_INLINE __attribute__((always_inline)) inline
+
+namespace microvlm {
+namespace {
+
+// Packed rows that stay in a second-level cache of 256 KB while all tokens pass over them.
+constexpr int64_t kRowsInCache = 16;
+
+// A `Product` has tile<kRows, kTokens>(tokens, matrix, r, m, sums), which writes the sums of packed rows r, r + 1, ...
+// with tokens m, m + 1, ...; with kAloneRows the rows that pay for a lone token, and kMostTokens, 2 or 4.
+template <class Product>
+void by_tiles(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums, uint8_t*) {
+  constexpr int kAlone = Product::kAloneRows, kMost = Product::kMostTokens;
+  for (int64_t block = begin; block < end; block += kRowsInCache) {
+    const int64_t last = std::min(block + kRowsInCache, end);
+    int64_t m = 0;
+    for (; m + kMost <= tokens.count; m += kMost) {
+      for (int64_t r = block; r < last; ++r) Product::template tile<1, kMost>(tokens, matrix, r, m, sums);
+    }
+    if (kMost > 2 && m + 2 <= tokens.count) {
+      for (int64_t r = block; r < last; ++r) Product::template tile<1, 2>(tokens, matrix, r, m, sums);
+      m += 2;
+    }
+    if (m == tokens.count) continue;
+    int64_t r = block;
+    for (; r + kAlone <= last; r += kAlone) Product::template tile<kAlone, 1>(tokens, matrix, r, m, sums);
+    for (; r < last; ++r) Product::template tile<1, 1>(tokens, matrix, r, m, sums);
+  }
+}
+
+}  // namespace
+}  // namespace microvlm
