@@ -35,6 +35,10 @@ class Backend(ABC):
     def unavailable(self) -> str | None:
         """Why this backend cannot run here, one sentence that says what to install; None when it can."""
 
+    def kernels(self) -> str | None:
+        """Which code would run the quantised layers here; None where there is only one. Raises UserError."""
+        return None
+
     @abstractmethod
     def load(self, source: str | Path, threads: int | None = None, **options: Any) -> LoadedRuntime:
         """A checkpoint or bundle, by directory or by a name such as `nano`. Raises UserError for a bad one.

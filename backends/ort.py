@@ -1,6 +1,7 @@
 """Backend `ort`: a bundle's graphs on ONNX Runtime's CPU provider. Needs neither torch nor onnx.
 
-A session is made when its graph is first used, from the file's path, so that weights stay mapped from the disk.
+A session is made when its graph is first used, from the file's path, so that weights stay mapped from the disk. The
+operators of `ai.microvlm` run in the native library where this package has one, else by the functions in the graphs.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from microvlm.backends import native as native_library
 from microvlm.backends.base import Backend, LoadedRuntime
 from microvlm.backends.resolve import open_bundle, resolve_bundle
 from microvlm.config import MicroVLMConfig
@@ -21,6 +23,7 @@ from microvlm.runtime import MemoryArrays, MemoryReading
 
 MINIMUM_VERSION = (1, 25)
 MEMORY_PRIOR = "memory_prior"
+FUNCTION_BODIES = "function bodies in the graphs"
 
 
 class OrtBackend(Backend):
@@ -36,18 +39,26 @@ class OrtBackend(Backend):
             return f"onnxruntime {onnxruntime.__version__} is too old; pip install 'onnxruntime>=1.25'."
         return None
 
+    def kernels(self) -> str:
+        return _kernels(native_library.library_path())
+
     def load(
         self,
         source: str | Path,
         threads: int | None = None,
         allow_spinning: bool = False,
         verify: bool | None = None,
+        native: bool | None = None,
         **options: Any,
     ) -> LoadedRuntime:
-        """`allow_spinning`: idle threads poll for work instead of sleeping. `verify`: see `open_bundle`."""
+        """`allow_spinning`: idle threads poll for work instead of sleeping. `verify`: see `open_bundle`.
+
+        `native`: True for the native library, False for the graphs' own functions, None for the library if there is
+        one. Raises UserError for True without one.
+        """
         if options:
             raise UserError(f"backend 'ort' has no option '{next(iter(options))}'.")
-        return OrtRuntime(resolve_bundle(source), threads, allow_spinning, verify)
+        return OrtRuntime(resolve_bundle(source), threads, allow_spinning, verify, native)
 
 
 class OrtRuntime:
@@ -59,6 +70,7 @@ class OrtRuntime:
         threads: int | None = None,
         allow_spinning: bool = False,
         verify: bool | None = None,
+        native: bool | None = None,
     ):
         manifest = open_bundle(directory, verify)
         self.directory = directory
@@ -66,6 +78,11 @@ class OrtRuntime:
         self.fingerprint: str = manifest.get("fingerprint", "")
         self.threads = threads or usable_cores()
         self.allow_spinning = allow_spinning
+        self._library = None if native is False else native_library.library_path()
+        if native and self._library is None:
+            raise UserError("there is no native library here: install a wheel that has it, or load without it.")
+        self.kernels = _kernels(self._library)
+        """Which code runs the quantised layers: `native` and its variant, or `FUNCTION_BODIES`."""
         self._graphs: dict[str, dict[str, Any]] = manifest["graphs"]
         self._sessions: dict[str, Any] = {}
 
@@ -88,6 +105,8 @@ class OrtRuntime:
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
         options.add_session_config_entry("session.intra_op.allow_spinning", str(int(self.allow_spinning)))
+        if self._library is not None:
+            options.register_custom_ops_library(str(self._library))
         return options
 
     def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
@@ -168,6 +187,11 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def _kernels(library: Path | None) -> str:
+    """Raises UserError where MICROVLM_KERNELS forces what can't run."""
+    return FUNCTION_BODIES if library is None else f"native {native_library.active_variant()}"
 
 
 def _value(array: Any) -> Any:

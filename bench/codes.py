@@ -35,7 +35,8 @@ class Tape:
     layers: dict[str, deque[Entry]] = field(default_factory=dict)
 
     def add(self, layer: str, codes: np.ndarray, sums: np.ndarray) -> None:
-        self.layers.setdefault(layer, deque()).append(Entry(codes.astype(np.int8), sums))
+        # torch's codes of a token that is not finite may be NaN, where the table has 0.
+        self.layers.setdefault(layer, deque()).append(Entry(np.nan_to_num(codes).astype(np.int8), sums))
 
     def take(self, layer: str, shape: tuple[int, ...] | None = None) -> Entry:
         """The layer's next entry. Raises Diverged where there is none, or none of this shape."""
@@ -65,7 +66,7 @@ class Comparison:
     sums: int = 0
     sums_differing: int = 0
     rows_at_floor: int = 0
-    """Rows of a peak of at most 1e-5, whose sums are not compared."""
+    """Rows of a peak of at most 1e-5 or of none that is finite, whose sums are not compared."""
     operator_outputs: int = 0
     operator_mismatches: int = 0
     """Outputs of the operator itself, on equal codes, that are not its sums times its scales, bit for bit."""
@@ -74,7 +75,7 @@ class Comparison:
     def compare_codes(self, layer: str, x: np.ndarray, recorded: np.ndarray) -> np.ndarray:
         """The candidate's input x [..., K] against recorded codes int8 -> bool [...], rows whose codes are equal."""
         peak = np.maximum(np.abs(x).max(-1, keepdims=True), PEAK_FLOOR)
-        scaled = x * (CODE_MAX / peak)
+        scaled = np.nan_to_num(x * (CODE_MAX / peak))
         own = np.clip(np.rint(scaled), -128, 127).astype(np.int8)
         self.codes += own.size
         moved = own != recorded
@@ -106,5 +107,6 @@ class Comparison:
 
 
 def floor_rows(x: np.ndarray) -> np.ndarray:
-    """float32 [..., K] -> bool [...], rows whose peak is above the floor."""
-    return np.abs(x).max(-1) > PEAK_FLOOR
+    """float32 [..., K] -> bool [...], rows whose peak is above the floor and finite."""
+    peak = np.abs(x).max(-1)
+    return (peak > PEAK_FLOOR) & np.isfinite(peak)

@@ -96,6 +96,14 @@ def describe_model(folder: Path) -> dict[str, Any]:
     }
 
 
+def kernels_of(runtime: Any) -> str:
+    """Which code runs the quantised layers of a loaded runtime."""
+    described = getattr(runtime, "kernels", None)
+    if isinstance(described, str):
+        return described
+    return "eager, integers unpacked at load" if hasattr(runtime, "model") else "the backend's own"
+
+
 def cpu_model() -> str:
     """x86 gives `model name`; boards give `Model` or only the part number."""
     found: dict[str, str] = {}

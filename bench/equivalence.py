@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from microvlm.backends import load, resolve_bundle
 from microvlm.bench.compare import Pair, Progress, Subject, compare
-from microvlm.bench.device import describe_model, provenance
+from microvlm.bench.device import describe_model, kernels_of, provenance
 from microvlm.bench.evalset_reader import load_evalset
 from microvlm.bench.metrics import Drift, Metrics
 from microvlm.bench.replay import instrument
@@ -79,8 +79,8 @@ def run(options: Options, progress: Progress = lambda _: None) -> tuple[dict[str
         "verdict": verdict.verdict,
         "reasons": verdict.reasons,
         "question": SAME_FUNCTION if same else PRECISION,
-        "reference": {"backend": options.reference, "model": first.name},
-        "candidate": {"backend": options.candidate, "model": second.name},
+        "reference": _side(options.reference, first, reference),
+        "candidate": _side(options.candidate, second, candidate),
         **figures(metrics),
         "accuracy_difference": difference._asdict(),
         "seconds": round(time.perf_counter() - began, 2),
@@ -89,6 +89,10 @@ def run(options: Options, progress: Progress = lambda _: None) -> tuple[dict[str
     if second != first:
         document["provenance"]["against"] = describe_model(second)
     return document, verdict
+
+
+def _side(backend: str, model: Path, subject: Subject) -> dict[str, str]:
+    return {"backend": backend, "model": model.name, "kernels": kernels_of(subject.runtime)}
 
 
 def figures(metrics: Metrics) -> dict[str, Any]:

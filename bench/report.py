@@ -121,6 +121,8 @@ def _equivalence(document: dict[str, Any]) -> tuple[str, list[Section], list[str
     remarks = list(document["reasons"])
     if document["replay"].get("unavailable"):
         remarks.append(document["replay"]["unavailable"])
+    if "kernels" in candidate:
+        remarks.append(f"quantised layers: reference {reference['kernels']}, candidate {candidate['kernels']}")
     return head, [("agreement", rows), ("exact match", accuracy)], [*remarks, _where(document)]
 
 

@@ -28,7 +28,7 @@ class Worker:
     def _load(self, request: dict[str, Any]) -> dict[str, Any]:
         """Imports are timed apart: an application pays for them once, and they are the libraries', not the model's."""
         from microvlm.backends import get_backend
-        from microvlm.bench.device import memory_of_this_process
+        from microvlm.bench.device import kernels_of, memory_of_this_process
         from microvlm.bench.phases import PhaseRunner, Workload
         from microvlm.processor import Processor
 
@@ -47,7 +47,7 @@ class Worker:
         loaded = {
             "load_ms": load_ms,
             "import_ms": imported_ms,
-            "path": _path_of(runtime),
+            "path": kernels_of(runtime),
             "memory_before_load": before,
         }
         if request["measure_only_load"]:
@@ -82,16 +82,6 @@ def _open_sessions(runtime: Any) -> None:
 
         for spec in contract.graphs(runtime.config):
             runtime.session(spec.name)
-
-
-def _path_of(runtime: Any) -> str:
-    """Which code ran the quantised layers."""
-    described = getattr(runtime, "kernels", None)
-    if isinstance(described, str):
-        return described
-    if hasattr(runtime, "session_options"):
-        return "function bodies in the graphs"
-    return "eager, integers unpacked at load" if hasattr(runtime, "model") else "the backend's own"
 
 
 def main() -> None:

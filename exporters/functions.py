@@ -23,6 +23,8 @@ CHUNK_ROWS = 4096
 """Rows of an int4 table that are unpacked at a time."""
 
 # x [..., K] -> lead, the leading dimensions; step [M, 1]; clipped [M, K], the codes as floats.
+# `blank` is a token's 0, or NaN when a value of it is NaN or infinite: then the step is NaN and the codes are 0,
+# because nothing else is said of a NaN's way through ReduceMax, Max and Cast.
 _QUANTIZE = """
     lead = Shape <start: int = 0, end: int = -1> (x)
     width = Shape <start: int = -1> (x)
@@ -39,8 +41,14 @@ _QUANTIZE = """
     inverse_step = Div (code_max, peak)
     scaled = Mul (flat, inverse_step)
     rounded = Round (scaled)
-    clipped = Clip (rounded, code_min, code_max)
-    step = Div (peak, code_max)
+    limited = Clip (rounded, code_min, code_max)
+    nothing = Sub (flat, flat)
+    blank = ReduceSum <keepdims: int = 1> (nothing, columns_axis)
+    not_finite = IsNaN (blank)
+    no_code = Constant <value = float {0.0}> ()
+    clipped = Where (not_finite, no_code, limited)
+    finite_step = Div (peak, code_max)
+    step = Where (not_finite, blank, finite_step)
 """
 
 _SIGNED_CODES = """

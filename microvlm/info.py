@@ -202,12 +202,16 @@ def _backends(directory: Path) -> dict[str, str]:
 
     states = {}
     for name in backend_names():
+        kernels = None
         try:
-            reason = get_backend(name).unavailable()
+            backend = get_backend(name)
+            reason = backend.unavailable()
+            kernels = None if reason else backend.kernels()
         except UserError as error:
             reason = str(error)
         runs = "runs its graphs" if is_bundle(directory) else "runs it after an export, made on first use"
         if name == "torch":
             runs = "runs the graphs' weights eagerly" if is_bundle(directory) else "runs it eagerly"
+        runs += f", quantised layers by {kernels}" if kernels else ""
         states[name] = f"cannot run here: {reason}" if reason else runs
     return states

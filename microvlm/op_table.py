@@ -8,6 +8,9 @@ every float step in IEEE float32 and none of them fused:
     codes = clip(rint(x * (127 / peak)), -128, 127)  int8, half to even
     acc   = sum over k of codes[m, k] * w[n, k]      exact int32
     y     = float(acc) * ((peak / 127) * scale[n])   the bracket first, then one multiplication an output
+
+A token with a NaN or an infinity anywhere in it has codes 0 and a step, peak / 127, of NaN, so that each of its
+outputs is NaN. Other tokens do not change for it.
 """
 
 from __future__ import annotations
@@ -55,10 +58,15 @@ class OpSpec:
 
 
 def quantize_activations(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """float32 [..., K] -> (codes int8 [..., K], step float32 [..., 1] = peak / 127)."""
+    """float32 [..., K] -> (codes int8 [..., K], step float32 [..., 1] = peak / 127).
+
+    A row that is not finite has codes 0 and step NaN.
+    """
+    finite = np.isfinite(x).all(-1, keepdims=True)
+    x = np.where(finite, x, np.float32(0))
     peak = np.maximum(np.abs(x).max(-1, keepdims=True), PEAK_FLOOR).astype(np.float32)
     codes = np.clip(np.rint(x * (CODE_MAX / peak)), -128, 127).astype(np.int8)
-    return codes, peak / CODE_MAX
+    return codes, np.where(finite, peak / CODE_MAX, np.float32(np.nan))
 
 
 def integer_sums(codes: np.ndarray, weights: np.ndarray) -> np.ndarray:

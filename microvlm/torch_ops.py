@@ -15,7 +15,11 @@ EXACT_IN_FLOAT32 = 2**24
 
 
 def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
-    """float32 [..., K] -> (codes as float32 integers [..., K], step [..., 1]). The order of `op_table`."""
+    """float32 [..., K] -> (codes as float32 integers [..., K], step [..., 1]). The order of `op_table`.
+
+    Codes that are floats need no rule for a row that is not finite: every NaN and infinity of it becomes a code of
+    NaN, and the step NaN or infinite, so that all its outputs are NaN, as the table wants.
+    """
     peak = x.abs().amax(-1, keepdim=True).clamp(min=PEAK_FLOOR)
     # A tensor over a tensor: torch computes `127.0 / peak` as a product with a rounded reciprocal, and CUDA does so
     # for `peak / 127.0`, each a last bit away from the division that the table and ONNX Runtime perform.

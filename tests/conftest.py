@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -135,3 +137,28 @@ def speaking_bundle(speaking_checkpoint: Path, tmp_path_factory: pytest.TempPath
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("MICROVLM_CACHE", str(tmp_path_factory.mktemp("cache")))
         return resolve_bundle(speaking_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def native_library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The installed native library, or else one that is built now; the loader finds it while any test asks for it."""
+    from microvlm.backends import native
+
+    with pytest.MonkeyPatch.context() as environment:
+        environment.delenv(native.SWITCH, raising=False)
+        environment.delenv("MICROVLM_KERNELS", raising=False)
+        path = native.library_path()
+        if path is None:
+            path = build_native(tmp_path_factory.mktemp("native")) / native.LIBRARY
+            environment.setenv(native.SWITCH, str(path))
+        yield path
+
+
+def build_native(folder: Path, *options: str) -> Path:
+    """Configures and builds backends/native in `folder` with CMake, whose output is the failure's message."""
+    source = Path(__file__).parent.parent / "backends" / "native"
+    commands = (["cmake", "-S", source, "-B", folder, *options], ["cmake", "--build", folder, "-j", "2"])
+    for command in commands:
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder

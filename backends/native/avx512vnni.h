@@ -18,8 +18,6 @@ void ternary_3x5(const Tokens&, const Matrix&, int64_t begin, int64_t end, int32
 void int8(const Tokens&, const Matrix&, int64_t begin, int64_t end, int32_t* sums, uint8_t* scratch);
 void int4(const Tokens&, const Matrix&, int64_t begin, int64_t end, int32_t* sums, uint8_t* scratch);
 
-// From this many tokens on, transposing weights once and tiling registers beats reducing every sum across lanes.
-constexpr int64_t kTileTokens = 6;
 constexpr int64_t kLanes = 16;
 
 namespace {
@@ -30,6 +28,17 @@ inline __m512i load_first(const void* bytes, int64_t count) {
 }
 inline __mmask16 first_lanes(int64_t count) {
   return count >= 16 ? 0xffff : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
+}
+
+// sum + weights . codes, four products an int32 lane.
+inline __m512i dot(__m512i sum, __m512i weights, __m512i codes) {
+#if defined(__clang__)
+  return _mm512_dpbusd_epi32(sum, weights, codes);
+#else
+  // GCC 12 copies and spills the accumulators around its intrinsic; here it cannot.
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(codes));
+  return sum;
+#endif
 }
 
 // Lane j of four vectors' 128-bit lanes -> [sum of v0 over them, v1, v2, v3] in each 128-bit lane.
@@ -102,7 +111,7 @@ inline void tile(const uint8_t* strip, int64_t quads, const int8_t* codes, int64
       int32_t quad;
       std::memcpy(&quad, codes + t * stride, sizeof quad);
       const __m512i code = _mm512_set1_epi32(quad);
-      for (int w = 0; w < Weights::kVectors; ++w) acc[w][t] = _mm512_dpbusd_epi32(acc[w][t], weights[w], code);
+      for (int w = 0; w < Weights::kVectors; ++w) acc[w][t] = dot(acc[w][t], weights[w], code);
     }
   }
 }

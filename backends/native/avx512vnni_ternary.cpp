@@ -12,6 +12,9 @@ namespace {
 // Weights in flight from memory; less than a page table walk away, more than a row.
 constexpr int64_t kPrefetchBytes = 4096;
 
+// From this many tokens on, transposing weights once and tiling registers beats reducing every sum across lanes.
+constexpr int64_t kTwoBitStripTokens = 8, kBaseThreeStripTokens = 3;
+
 // 1 / 81 modulo 2^32: an exact multiple of 81 times this is the exact quotient.
 constexpr uint32_t kInverse81 = 0x781948b1u;
 static_assert(81u * kInverse81 == 1u);
@@ -103,7 +106,7 @@ inline void row_sums(const Layout& layout, const uint8_t* packed, int64_t count,
       __m512i field[Layout::kPlanes];
       layout.split(load(row[i] + k), field);
       _mm_prefetch(reinterpret_cast<const char*>(row[i] + k + prefetch), _MM_HINT_T0);
-      for (int p = 0; p < Layout::kPlanes; ++p) acc[p][i] = _mm512_dpbusd_epi32(acc[p][i], field[p], code);
+      for (int p = 0; p < Layout::kPlanes; ++p) acc[p][i] = dot(acc[p][i], field[p], code);
     }
   }
   if (k < columns) {
@@ -111,7 +114,7 @@ inline void row_sums(const Layout& layout, const uint8_t* packed, int64_t count,
     for (int i = 0; i < Layout::kRows; ++i) {
       __m512i field[Layout::kPlanes];
       layout.split(load_first(row[i] + k, columns - k), field);
-      for (int p = 0; p < Layout::kPlanes; ++p) acc[p][i] = _mm512_dpbusd_epi32(acc[p][i], field[p], code);
+      for (int p = 0; p < Layout::kPlanes; ++p) acc[p][i] = dot(acc[p][i], field[p], code);
     }
   }
   *low = reduce_16(acc[0]);
@@ -154,7 +157,7 @@ void rows(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end
 // What a strip holds of a quad of columns of 16 packed rows: the packed bytes, for base 3 after their two-bit fields.
 struct TwoBitStrip {
   static constexpr int kVectors = 4;
-  static constexpr int kTokens = 6;
+  static constexpr int kTokens = 4;
   static constexpr int64_t kQuadBytes = 64;
   static void load(const uint8_t* quad, __m512i* field) { Fields().split(_mm512_load_si512(quad), field); }
   static void complete(uint8_t*, int64_t) {}
@@ -162,7 +165,7 @@ struct TwoBitStrip {
 
 struct BaseThreeStrip {
   static constexpr int kVectors = 5;
-  static constexpr int kTokens = 5;
+  static constexpr int kTokens = 3;
   static constexpr int64_t kQuadBytes = 128;
   static void load(const uint8_t* quad, __m512i* field) {
     Fields().split(_mm512_load_si512(quad), field);
@@ -221,13 +224,13 @@ void strips(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t e
 
 void ternary_2x4(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums,
                  uint8_t* scratch) {
-  if (tokens.count < kTileTokens) return rows<TwoBit>(tokens, matrix, begin, end, sums);
+  if (tokens.count < kTwoBitStripTokens) return rows<TwoBit>(tokens, matrix, begin, end, sums);
   strips<TwoBitStrip>(tokens, matrix, begin, end, sums, scratch);
 }
 
 void ternary_3x5(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums,
                  uint8_t* scratch) {
-  if (tokens.count < kTileTokens) return rows<BaseThree>(tokens, matrix, begin, end, sums);
+  if (tokens.count < kBaseThreeStripTokens) return rows<BaseThree>(tokens, matrix, begin, end, sums);
   strips<BaseThreeStrip>(tokens, matrix, begin, end, sums, scratch);
 }
 

@@ -7,6 +7,8 @@ namespace avx512vnni {
 namespace {
 
 constexpr int64_t kPrefetchBytes = 4096;
+// From this many tokens on, transposing weights once and tiling registers beats reducing every sum across lanes.
+constexpr int64_t kStripTokens = 4;
 constexpr int64_t kHalfGroup = kGroup / 2;
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -19,7 +21,7 @@ inline __m512i int8_rows(const uint8_t* packed, int64_t count, int64_t columns, 
     const __m512i code = _mm512_load_si512(codes + k);
     for (int64_t i = 0; i < 16; ++i) {
       const uint8_t* bytes = packed + smaller(i, count - 1) * columns + k;
-      acc[i] = _mm512_dpbusd_epi32(acc[i], load_first(bytes, columns - k), code);
+      acc[i] = dot(acc[i], load_first(bytes, columns - k), code);
       _mm_prefetch(reinterpret_cast<const char*>(bytes + 16 * columns), _MM_HINT_T0);
     }
   }
@@ -62,17 +64,16 @@ struct Int8Tile {
 inline __m512i spread_multipliers(const uint8_t* multiplier, int64_t groups) {
   const __m512i place =
       _mm512_set_epi32(-253, -253, -253, -253, -254, -254, -254, -254, -255, -255, -255, -255, -256, -256, -256, -256);
-  int32_t four = 0;
-  std::memcpy(&four, multiplier, groups >= 4 ? 4 : groups);
-  return _mm512_shuffle_epi8(_mm512_set1_epi32(four), place);
+  const __m128i four = _mm_maskz_loadu_epi8(first_lanes(groups >= 4 ? 4 : groups), multiplier);
+  return _mm512_shuffle_epi8(_mm512_broadcastd_epi32(four), place);
 }
 
 // 128 columns of one row times one token: nibbles q + 8 of four groups, four int32 lanes a group, times multipliers.
 inline __m512i int4_block(__m512i bytes, __m512i multiplier, __m512i even, __m512i odd) {
   const __m512i mask = _mm512_set1_epi8(15);
   const __m512i low = _mm512_and_si512(bytes, mask), high = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), mask);
-  __m512i sum = _mm512_dpbusd_epi32(_mm512_setzero_si512(), low, even);
-  sum = _mm512_dpbusd_epi32(sum, high, odd);
+  __m512i sum = dot(_mm512_setzero_si512(), low, even);
+  sum = dot(sum, high, odd);
   return _mm512_mullo_epi32(sum, multiplier);
 }
 
@@ -162,8 +163,8 @@ struct Int4Tile {
           int32_t even, odd;
           std::memcpy(&even, codes + t * tokens.stride + q * 4, sizeof even);
           std::memcpy(&odd, codes + t * tokens.stride + kHalfGroup + q * 4, sizeof odd);
-          group[t] = _mm512_dpbusd_epi32(group[t], low, _mm512_set1_epi32(even));
-          group[t] = _mm512_dpbusd_epi32(group[t], high, _mm512_set1_epi32(odd));
+          group[t] = dot(group[t], low, _mm512_set1_epi32(even));
+          group[t] = dot(group[t], high, _mm512_set1_epi32(odd));
         }
       }
       const __m512i multiplier = _mm512_load_si512(multipliers + g * 64);
@@ -180,7 +181,7 @@ struct Int4Tile {
 }  // namespace
 
 void int8(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums, uint8_t* scratch) {
-  if (tokens.count >= kTileTokens) {
+  if (tokens.count >= kStripTokens) {
     constexpr int64_t kRows = Int8Strip::kVectors * kLanes;
     for (int64_t n = begin; n < end; n += kRows) {
       for (int64_t w = 0; w < Int8Strip::kVectors; ++w) {
@@ -189,7 +190,7 @@ void int8(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end
         transpose_strip(matrix.packed + first * matrix.columns, matrix.columns, end - first, scratch + w * 64,
                         Int8Strip::kQuadBytes);
       }
-      by_token_groups<6>(tokens.count, Int8Tile{tokens, matrix, scratch, n, end, sums});
+      by_token_groups<4>(tokens.count, Int8Tile{tokens, matrix, scratch, n, end, sums});
     }
     return;
   }
@@ -206,7 +207,7 @@ void int8(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end
 
 void int4(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums, uint8_t* scratch) {
   const int64_t groups = (matrix.columns + kGroup - 1) / kGroup, row_bytes = groups * kHalfGroup;
-  if (tokens.count < kTileTokens) {
+  if (tokens.count < kStripTokens) {
     for (int64_t n = begin; n < end; n += 4) {
       const int64_t count = smaller(end - n, 4);
       for (int64_t m = 0; m < tokens.count; ++m) {

@@ -12,6 +12,7 @@ namespace {
 const Kernels* const kBuilt[] = {
 #if defined(__x86_64__)
     &kAvx512Vnni,
+    &kAvx2,
 #elif defined(__aarch64__)
     &kNeonDot,
     &kNeon,

@@ -1,0 +1,81 @@
+// Shared by the files of the avx2 variant: reductions, transposition, and the register tile for many tokens.
+//
+// vpmaddubsw adds two products of unsigned and signed bytes into 16 bits, saturating. With codes 0..2 a pair is
+// -512..508, so 64 of them fit an int16 before they must be widened; with codes four times as large, 16.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstring>
+
+#include "kernels.h"
+
+namespace microvlm {
+namespace avx2 {
+
+void ternary_2x4(const Tokens&, const Matrix&, int64_t begin, int64_t end, int32_t* sums, uint8_t* scratch);
+void ternary_3x5(const Tokens&, const Matrix&, int64_t begin, int64_t end, int32_t* sums, uint8_t* scratch);
+void int8(const Tokens&, const Matrix&, int64_t begin, int64_t end, int32_t* sums, uint8_t* scratch);
+void int4(const Tokens&, const Matrix&, int64_t begin, int64_t end, int32_t* sums, uint8_t* scratch);
+
+namespace {
+
+constexpr int64_t kLanes = 8;
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+inline __m256i load(const void* bytes) { return _mm256_loadu_si256(static_cast<const __m256i*>(bytes)); }
+inline __m256i load_aligned(const void* bytes) { return _mm256_load_si256(static_cast<const __m256i*>(bytes)); }
+inline void store_aligned(void* bytes, __m256i value) { _mm256_store_si256(static_cast<__m256i*>(bytes), value); }
+// Zeros from byte `count` on, of which none is read.
+inline __m256i load_first(const void* bytes, int64_t count) {
+  if (count >= 32) return load(bytes);
+  alignas(32) uint8_t block[32] = {};
+  if (count > 0) std::memcpy(block, bytes, static_cast<size_t>(count));
+  return load_aligned(block);
+}
+
+inline __m256i widen_pairs(__m256i sums16) { return _mm256_madd_epi16(sums16, _mm256_set1_epi16(1)); }
+
+inline int32_t reduce(__m256i sums) {
+  __m128i half = _mm_add_epi32(_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1));
+  half = _mm_add_epi32(half, _mm_shuffle_epi32(half, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
+}
+
+// Eight vectors -> lane i is the sum of all lanes of v[i].
+inline __m256i reduce_8(const __m256i* v) {
+  const __m256i a = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
+  const __m256i b = _mm256_hadd_epi32(_mm256_hadd_epi32(v[4], v[5]), _mm256_hadd_epi32(v[6], v[7]));
+  return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+}
+
+// Lanes below `count` to sums[0..count).
+inline void store_first(int32_t* sums, int64_t count, __m256i value) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m256i below = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int32_t>(count)), lane);
+  _mm256_maskstore_epi32(sums, below, value);
+}
+
+// 8 rows of 32 bytes -> quads[q] holds dword q of every row.
+inline void transpose_8(const __m256i* rows, __m256i* quads) {
+  __m256i a[8], b[8];
+  for (int i = 0; i < 8; i += 2) {
+    a[i] = _mm256_unpacklo_epi32(rows[i], rows[i + 1]);
+    a[i + 1] = _mm256_unpackhi_epi32(rows[i], rows[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    b[i] = _mm256_unpacklo_epi64(a[i], a[i + 2]);
+    b[i + 1] = _mm256_unpackhi_epi64(a[i], a[i + 2]);
+    b[i + 2] = _mm256_unpacklo_epi64(a[i + 1], a[i + 3]);
+    b[i + 3] = _mm256_unpackhi_epi64(a[i + 1], a[i + 3]);
+  }
+  for (int j = 0; j < 4; ++j) {
+    quads[j] = _mm256_permute2x128_si256(b[j], b[4 + j], 0x20);
+    quads[4 + j] = _mm256_permute2x128_si256(b[j], b[4 + j], 0x31);
+  }
+}
+
+}  // namespace
+}  // namespace avx2
+}  // namespace microvlm

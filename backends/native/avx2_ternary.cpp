@@ -1,0 +1,200 @@
+// Ternary products of the avx2 variant, two bits and base 3.
+//
+// Few tokens: packed rows are read along K, 32 bytes at a time, and each accumulator is summed across its lanes at
+// the end. Many tokens: strips of 8 packed rows are unpacked to codes once, transposed so that a lane is a row.
+
+#include "avx2.h"
+
+namespace microvlm {
+namespace avx2 {
+namespace {
+
+// Weights in flight from memory.
+constexpr int64_t kPrefetchBytes = 2048;
+// From this many tokens on, unpacking and transposing weights once beats reducing every sum across lanes.
+constexpr int64_t kTwoBitStripTokens = 4, kBaseThreeStripTokens = 2;
+// vpmaddubsw that an int16 lane takes of codes 0..2.
+constexpr int64_t kStepsOfCodes = 64;
+
+// One vector of packed bytes -> kPlanes vectors of codes, some times 4 where kShift says so.
+struct TwoBit {
+  static constexpr int kPlanes = 4;
+  static constexpr int kRows = 2;
+  static constexpr int64_t kSteps = 16;  // of fields left in place: codes 0, 4, 8
+  static constexpr int kShift[kPlanes] = {0, 2, 0, 2};
+  static void fields(__m256i packed, __m256i* field) {
+    const __m256i low = _mm256_set1_epi8(0x03), high = _mm256_set1_epi8(0x0c);
+    const __m256i upper = _mm256_srli_epi16(packed, 4);
+    field[0] = _mm256_and_si256(packed, low);
+    field[1] = _mm256_and_si256(packed, high);
+    field[2] = _mm256_and_si256(upper, low);
+    field[3] = _mm256_and_si256(upper, high);
+  }
+  static void codes(__m256i packed, __m256i* code) {
+    const __m256i low = _mm256_set1_epi8(0x03);
+    for (int p = 0; p < kPlanes; ++p) code[p] = _mm256_and_si256(_mm256_srli_epi16(packed, 2 * p), low);
+  }
+};
+
+struct BaseThree {
+  static constexpr int kPlanes = 5;
+  static constexpr int kRows = 1;
+  static constexpr int64_t kSteps = kStepsOfCodes;
+  static constexpr int kShift[kPlanes] = {0, 0, 0, 0, 0};
+  // floor(b / 3^p) of every byte b <= 255: x * ceil(2^16 / 3^p) >> 16 is exact for one byte in 16 bits.
+  static __m256i quotient(__m256i even, __m256i odd, int power) {
+    const __m256i factor = _mm256_set1_epi16(static_cast<int16_t>((65535 + power) / power));
+    const __m256i odd_quotient = _mm256_slli_epi16(_mm256_mulhi_epu16(odd, factor), 8);
+    return _mm256_or_si256(_mm256_mulhi_epu16(even, factor), odd_quotient);
+  }
+  // Digit p = quotient p - 3 quotient p + 1.
+  static void codes(__m256i packed, __m256i* code) {
+    const __m256i even = _mm256_and_si256(packed, _mm256_set1_epi16(0xff)), odd = _mm256_srli_epi16(packed, 8);
+    __m256i above = packed;
+    for (int p = 0, power = 3; p < kPlanes - 1; ++p, power *= 3) {
+      const __m256i next = quotient(even, odd, power);
+      code[p] = _mm256_sub_epi8(_mm256_sub_epi8(above, next), _mm256_add_epi8(next, next));
+      above = next;
+    }
+    code[kPlanes - 1] = above;
+  }
+  static void fields(__m256i packed, __m256i* field) { codes(packed, field); }
+};
+
+// kRows packed rows times one token -> plane_sums[i][p], sums of codes. Rows from `count` on repeat the last.
+template <class Layout>
+inline void row_sums(const uint8_t* packed, int64_t count, int64_t columns, const int8_t* codes,
+                     int32_t (&plane_sums)[Layout::kRows][Layout::kPlanes]) {
+  constexpr int kRows = Layout::kRows, kPlanes = Layout::kPlanes;
+  const int64_t ahead = (kPrefetchBytes + kRows * columns - 1) / (kRows * columns) * (kRows * columns);
+  __m256i wide[8] = {};
+  for (int64_t k = 0; k < columns;) {
+    const int64_t stop = smaller(columns, k + 32 * Layout::kSteps);
+    __m256i acc[kRows][kPlanes];
+    for (auto& row : acc) {
+      for (__m256i& sum : row) sum = _mm256_setzero_si256();
+    }
+    for (; k < stop; k += 32) {
+      const __m256i code = load_aligned(codes + k);
+      for (int i = 0; i < kRows; ++i) {
+        const uint8_t* bytes = packed + smaller(i, count - 1) * columns + k;
+        __m256i field[kPlanes];
+        Layout::fields(k + 32 <= columns ? load(bytes) : load_first(bytes, columns - k), field);
+        _mm_prefetch(reinterpret_cast<const char*>(bytes + ahead), _MM_HINT_T0);
+        for (int p = 0; p < kPlanes; ++p) {
+          acc[i][p] = _mm256_add_epi16(acc[i][p], _mm256_maddubs_epi16(field[p], code));
+        }
+      }
+    }
+    for (int i = 0; i < kRows; ++i) {
+      for (int p = 0; p < kPlanes; ++p) {
+        wide[i * kPlanes + p] = _mm256_add_epi32(wide[i * kPlanes + p], widen_pairs(acc[i][p]));
+      }
+    }
+  }
+  alignas(32) int32_t lanes[8];
+  store_aligned(lanes, reduce_8(wide));
+  for (int i = 0; i < kRows; ++i) {
+    for (int p = 0; p < kPlanes; ++p) plane_sums[i][p] = lanes[i * kPlanes + p] >> Layout::kShift[p];
+  }
+}
+
+template <class Layout>
+void rows(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums) {
+  for (int64_t r = begin; r < end; r += Layout::kRows) {
+    const int64_t count = smaller(end - r, Layout::kRows);
+    for (int64_t m = 0; m < tokens.count; ++m) {
+      int32_t plane_sums[Layout::kRows][Layout::kPlanes];
+      row_sums<Layout>(matrix.packed + r * matrix.columns, count, matrix.columns, tokens.codes + m * tokens.stride,
+                       plane_sums);
+      for (int64_t i = 0; i < count; ++i) {
+        for (int64_t p = 0; p < Layout::kPlanes; ++p) {
+          const int64_t n = p * matrix.packed_rows + r + i;
+          if (n < matrix.rows) sums[m * matrix.rows + n] = plane_sums[i][p] - tokens.totals[m];
+        }
+      }
+    }
+  }
+}
+
+// Eight packed rows -> codes[(quad * kPlanes + p) * 32 + 4 i ..] of row i, for whole blocks of eight quads.
+template <class Layout>
+void unpack_strip(const uint8_t* packed, int64_t count, int64_t columns, uint8_t* codes) {
+  for (int64_t k = 0; k < columns; k += 32) {
+    __m256i row[8], quad[8];
+    for (int64_t i = 0; i < 8; ++i) {
+      row[i] = i < count ? load_first(packed + i * columns + k, columns - k) : _mm256_setzero_si256();
+    }
+    transpose_8(row, quad);
+    for (const __m256i& packed_quad : quad) {
+      __m256i code[Layout::kPlanes];
+      Layout::codes(packed_quad, code);
+      for (int p = 0; p < Layout::kPlanes; ++p, codes += 32) store_aligned(codes, code[p]);
+    }
+  }
+}
+
+// A strip times kTokens tokens from m on.
+template <class Layout, int kTokens>
+inline void strip_times_tokens(const Tokens& tokens, const Matrix& matrix, const uint8_t* strip, int64_t row,
+                               int64_t count, int64_t m, int32_t* sums) {
+  constexpr int kPlanes = Layout::kPlanes;
+  const int64_t quads = (matrix.columns + 3) / 4;
+  __m256i wide[kTokens][kPlanes] = {};
+  for (int64_t q = 0; q < quads;) {
+    const int64_t stop = smaller(quads, q + kStepsOfCodes);
+    __m256i acc[kTokens][kPlanes];
+    for (auto& token : acc) {
+      for (__m256i& sum : token) sum = _mm256_setzero_si256();
+    }
+    for (; q < stop; ++q, strip += 32 * kPlanes) {
+      for (int t = 0; t < kTokens; ++t) {
+        int32_t quad;
+        std::memcpy(&quad, tokens.codes + (m + t) * tokens.stride + 4 * q, sizeof quad);
+        const __m256i code = _mm256_set1_epi32(quad);
+        for (int p = 0; p < kPlanes; ++p) {
+          acc[t][p] = _mm256_add_epi16(acc[t][p], _mm256_maddubs_epi16(load_aligned(strip + 32 * p), code));
+        }
+      }
+    }
+    for (int t = 0; t < kTokens; ++t) {
+      for (int p = 0; p < kPlanes; ++p) wide[t][p] = _mm256_add_epi32(wide[t][p], widen_pairs(acc[t][p]));
+    }
+  }
+  for (int t = 0; t < kTokens; ++t) {
+    const __m256i total = _mm256_set1_epi32(tokens.totals[m + t]);
+    for (int p = 0; p < kPlanes; ++p) {
+      const int64_t n = p * matrix.packed_rows + row;
+      store_first(sums + (m + t) * matrix.rows + n, smaller(count, matrix.rows - n),
+                  _mm256_sub_epi32(wide[t][p], total));
+    }
+  }
+}
+
+template <class Layout>
+void strips(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums, uint8_t* scratch) {
+  for (int64_t r = begin; r < end; r += kLanes) {
+    const int64_t count = smaller(end - r, kLanes);
+    unpack_strip<Layout>(matrix.packed + r * matrix.columns, count, matrix.columns, scratch);
+    int64_t m = 0;
+    for (; m + 2 <= tokens.count; m += 2) strip_times_tokens<Layout, 2>(tokens, matrix, scratch, r, count, m, sums);
+    if (m < tokens.count) strip_times_tokens<Layout, 1>(tokens, matrix, scratch, r, count, m, sums);
+  }
+}
+
+}  // namespace
+
+void ternary_2x4(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums,
+                 uint8_t* scratch) {
+  if (tokens.count < kTwoBitStripTokens) return rows<TwoBit>(tokens, matrix, begin, end, sums);
+  strips<TwoBit>(tokens, matrix, begin, end, sums, scratch);
+}
+
+void ternary_3x5(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums,
+                 uint8_t* scratch) {
+  if (tokens.count < kBaseThreeStripTokens) return rows<BaseThree>(tokens, matrix, begin, end, sums);
+  strips<BaseThree>(tokens, matrix, begin, end, sums, scratch);
+}
+
+}  // namespace avx2
+}  // namespace microvlm

@@ -1,0 +1,127 @@
+// The avx2 variant: AVX2 alone, 256 bits wide. Its products are in avx2_ternary.cpp and avx2_wide.cpp; here are the
+// floats around them.
+
+#include <limits>
+
+#include "avx2.h"
+#include "cpu_x86.h"
+
+namespace microvlm {
+namespace {
+
+int score() { return has_avx2() ? 200 : 0; }
+
+inline __m256i load_magnitudes(const float* x) {
+  return _mm256_and_si256(avx2::load(x), _mm256_set1_epi32(0x7fffffff));
+}
+
+// The bits of the largest magnitude: magnitudes order as their bits do, NaN and infinity above all numbers.
+int32_t peak_bits(const float* x, int64_t columns) {
+  __m256i top = _mm256_castps_si256(_mm256_set1_ps(kPeakFloor));
+  int64_t k = 0;
+  for (; k + 8 <= columns; k += 8) top = _mm256_max_epi32(top, load_magnitudes(x + k));
+  alignas(32) int32_t lanes[8];
+  avx2::store_aligned(lanes, top);
+  int32_t bits = 0;
+  for (const int32_t lane : lanes) bits = lane > bits ? lane : bits;
+  for (; k < columns; ++k) {
+    int32_t one;
+    std::memcpy(&one, x + k, sizeof one);
+    one &= 0x7fffffff;
+    bits = one > bits ? one : bits;
+  }
+  return bits;
+}
+
+void quantize(const float* x, int64_t columns, int8_t* codes, float* step, int32_t* total) {
+  const int32_t bits = peak_bits(x, columns);
+  if (bits >= 0x7f800000) {
+    std::memset(codes, 0, static_cast<size_t>(columns));
+    *step = std::numeric_limits<float>::quiet_NaN();
+    *total = 0;
+    return;
+  }
+  float peak;
+  std::memcpy(&peak, &bits, sizeof peak);
+  const float inverse_step = 127.0f / peak;
+  const __m256 factor = _mm256_set1_ps(inverse_step);
+  __m256i sum = _mm256_setzero_si256();
+  int64_t k = 0;
+  for (; k + 32 <= columns; k += 32) {
+    __m256i code[4];
+    for (int i = 0; i < 4; ++i) {
+      code[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + k + 8 * i), factor));
+      sum = _mm256_add_epi32(sum, code[i]);
+    }
+    const __m256i bytes =
+        _mm256_packs_epi16(_mm256_packs_epi32(code[0], code[1]), _mm256_packs_epi32(code[2], code[3]));
+    // Packing works within 128-bit lanes: dwords 0 4 1 5 2 6 3 7 are the order of columns.
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + k), _mm256_permutevar8x32_epi32(bytes, order));
+  }
+  *total = avx2::reduce(sum);
+  for (; k < columns; ++k) {
+    const int32_t code = _mm_cvtss_si32(_mm_set_ss(x[k] * inverse_step));
+    codes[k] = static_cast<int8_t>(code);
+    *total += code;
+  }
+  *step = peak / 127.0f;
+}
+
+void scale_sums(void* sums_then_floats, int64_t count, float step, const float* scale, bool one_scale) {
+  char* place = static_cast<char*>(sums_then_floats);
+  const __m256 steps = _mm256_set1_ps(step);
+  __m256 factor = _mm256_mul_ps(steps, _mm256_set1_ps(scale[0]));
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8, place += 32) {
+    if (!one_scale) factor = _mm256_mul_ps(steps, _mm256_loadu_ps(scale + i));
+    const __m256 sum = _mm256_cvtepi32_ps(avx2::load(place));
+    _mm256_storeu_ps(reinterpret_cast<float*>(place), _mm256_mul_ps(sum, factor));
+  }
+  for (; i < count; ++i, place += 4) {
+    int32_t sum;
+    std::memcpy(&sum, place, sizeof sum);
+    const float y = static_cast<float>(sum) * (step * scale[one_scale ? 0 : i]);
+    std::memcpy(place, &y, sizeof y);
+  }
+}
+
+// A strip of codes: eight packed rows of five planes, whole blocks of 32 columns.
+int64_t scratch_bytes(int64_t columns) { return (columns + 31) / 32 * 32 * 8 * 5; }
+
+void dequantize_int8(const uint8_t* packed, int64_t columns, float scale, float* y) {
+  int64_t k = 0;
+  for (; k + 8 <= columns; k += 8) {
+    const __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(packed + k)));
+    const __m256 q = _mm256_cvtepi32_ps(_mm256_sub_epi32(bytes, _mm256_set1_epi32(128)));
+    _mm256_storeu_ps(y + k, _mm256_mul_ps(q, _mm256_set1_ps(scale)));
+  }
+  for (; k < columns; ++k) y[k] = static_cast<float>(packed[k] - 128) * scale;
+}
+
+void dequantize_int4(const uint8_t* packed, const uint8_t* multiplier, int64_t columns, float scale, float* y) {
+  int64_t k = 0;
+  for (; k + 8 <= columns; k += 8) {
+    int32_t four;
+    std::memcpy(&four, packed + k / 2, sizeof four);
+    // Lane i: the nibble at bit 4 i.
+    const __m256i shifted = _mm256_srlv_epi32(_mm256_set1_epi32(four), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
+    const __m256i nibble = _mm256_and_si256(shifted, _mm256_set1_epi32(15));
+    const __m256i q = _mm256_sub_epi32(nibble, _mm256_set1_epi32(8));
+    const __m256i weight = _mm256_mullo_epi32(q, _mm256_set1_epi32(multiplier[k / kGroup]));
+    _mm256_storeu_ps(y + k, _mm256_mul_ps(_mm256_cvtepi32_ps(weight), _mm256_set1_ps(scale)));
+  }
+  for (; k < columns; ++k) {
+    const int q = (packed[k / 2] >> (k % 2 * 4) & 15) - 8;
+    y[k] = static_cast<float>(q * multiplier[k / kGroup]) * scale;
+  }
+}
+
+}  // namespace
+
+const Kernels kAvx2 = {
+    "avx2",     score,      quantize,        scale_sums,      scratch_bytes, avx2::ternary_2x4, avx2::ternary_3x5,
+    avx2::int8, avx2::int4, dequantize_int8, dequantize_int4,
+};
+
+}  // namespace microvlm

@@ -1,0 +1,106 @@
+"""Which code runs: the library's switches, what `ort` says of itself, and whole graphs with and without the library."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from microvlm.backends import get_backend, load, native
+from microvlm.backends.ort import FUNCTION_BODIES, OrtRuntime
+from microvlm.bench.device import kernels_of
+from microvlm.errors import UserError
+from microvlm.exporters import contract
+
+
+def example_feeds(runtime: OrtRuntime, spec, seed: int) -> dict[str, np.ndarray]:
+    """Random inputs of a graph of the contract: two rows, five tokens, three of the past."""
+    rng = np.random.default_rng(seed)
+    sizes = {"batch": 2, "sequence": 5, "past_sequence": 3, "total_sequence": 8}
+    feeds = {}
+    for value in runtime.session(spec.name).get_inputs():
+        shape = [sizes.get(size, 4) if isinstance(size, str) else size for size in value.shape]
+        if value.name == "num_logits_to_keep":
+            feeds[value.name] = np.asarray(2, np.int64)
+        elif value.name == "input_ids":
+            feeds[value.name] = rng.integers(0, runtime.config.text.vocab_size, shape)
+        elif value.name == "position_ids":
+            feeds[value.name] = np.broadcast_to(np.arange(4, 4 + shape[1]), shape).copy()
+        elif value.name == "attention_mask":
+            feeds[value.name] = np.ones(shape, np.int64)
+        else:
+            feeds[value.name] = rng.normal(size=shape).astype(np.float32)
+    return feeds
+
+
+@pytest.mark.usefixtures("native_library")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_every_graph_of_a_bundle_gives_the_same_bits_with_and_without_the_library(tiny_bundle, threads):
+    fast = OrtRuntime(tiny_bundle, threads, native=True)
+    plain = OrtRuntime(tiny_bundle, threads, native=False)
+    assert fast.kernels == f"native {native.active_variant()}"
+    assert plain.kernels == FUNCTION_BODIES
+    for spec in contract.graphs(fast.config):
+        feeds = example_feeds(fast, spec, seed=1)
+        names = [tensor.name for tensor in spec.outputs]
+        for name, got, expected in zip(
+            names, fast.session(spec.name).run(names, feeds), plain.session(spec.name).run(names, feeds), strict=True
+        ):
+            np.testing.assert_array_equal(
+                got.view(np.int32), expected.view(np.int32), err_msg=f"{spec.name}: {name}"
+            )
+
+
+@pytest.mark.usefixtures("native_library")
+def test_ort_takes_the_library_and_says_so(tiny_bundle):
+    runtime = load("ort", tiny_bundle)
+    assert kernels_of(runtime) == f"native {native.active_variant()}"
+    assert get_backend("ort").kernels() == runtime.kernels
+    assert native.active_variant() == native.variants()[0]
+    assert native.variants()[-1] == "reference"
+
+
+def test_ort_goes_without_the_library_where_it_is_told_to(tiny_bundle, monkeypatch):
+    monkeypatch.setenv(native.SWITCH, "0")
+    assert native.library_path() is None
+    assert kernels_of(load("ort", tiny_bundle)) == FUNCTION_BODIES
+    with pytest.raises(UserError, match="no native library"):
+        load("ort", tiny_bundle, native=True)
+    with pytest.raises(UserError, match="no native library"):
+        native.variants()
+
+
+def test_a_library_that_is_not_there_is_one_sentence(monkeypatch, tmp_path):
+    monkeypatch.setenv(native.SWITCH, str(tmp_path / "no.so"))
+    with pytest.raises(UserError, match="neither 0 nor a library"):
+        native.library_path()
+    (tmp_path / "no.so").write_text("not a library")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        native.variants()
+
+
+def run_info(tiny_bundle) -> str:
+    command = [sys.executable, "-m", "microvlm.cli", "info", str(tiny_bundle)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.usefixtures("native_library")
+def test_info_says_which_code_runs_and_which_cannot(tiny_bundle, monkeypatch):
+    for variant in native.variants():
+        monkeypatch.setenv("MICROVLM_KERNELS", variant)
+        assert f"backend ort: runs its graphs, quantised layers by native {variant}" in run_info(tiny_bundle)
+    monkeypatch.setenv("MICROVLM_KERNELS", "abacus")
+    said = run_info(tiny_bundle)
+    assert "backend ort: cannot run here: MICROVLM_KERNELS=abacus names no kernels that run here" in said
+    assert ", ".join(native.variants()) in said
+    monkeypatch.setenv(native.SWITCH, "0")
+    assert f"quantised layers by {FUNCTION_BODIES}" in run_info(tiny_bundle)
+
+
+@pytest.mark.usefixtures("native_library")
+def test_a_variant_that_cannot_run_is_one_sentence_and_status_2(tiny_bundle, monkeypatch):
+    monkeypatch.setenv("MICROVLM_KERNELS", "abacus")
+    command = [sys.executable, "-m", "microvlm.cli", "caption", str(tiny_bundle), "--model", str(tiny_bundle)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
