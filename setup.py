@@ -20,6 +20,7 @@ from typing import ClassVar
 from setuptools import Command, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
+from setuptools.command.install import install
 
 SOURCE = Path("backends", "native")
 PACKAGE = Path("microvlm", "backends", "native")
@@ -162,6 +163,14 @@ class Build(build):
     sub_commands: ClassVar = [*build.sub_commands, ("build_native", None)]
 
 
+class Install(install):
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        if self.get_finalized_command("build_native").built():
+            # As for a package with an extension module.
+            self.install_lib = self.install_platlib
+
+
 class BdistWheel(bdist_wheel):
     """The library is loaded by ONNX Runtime, not by Python: one wheel a platform serves every Python."""
 
@@ -176,7 +185,7 @@ class BdistWheel(bdist_wheel):
 
 
 setup(
-    cmdclass={"build": Build, "build_native": BuildNative, "bdist_wheel": BdistWheel},
+    cmdclass={"build": Build, "build_native": BuildNative, "install": Install, "bdist_wheel": BdistWheel},
     # A build front end installs these before it builds; a CMake of the system spares the download.
     setup_requires=["cmake>=3.20"] if wanted() is not False and find_compiler() and not find_cmake() else [],
 )
