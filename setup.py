@@ -53,17 +53,28 @@ def find_compiler() -> str | None:
     return next((name for name in candidates if shutil.which(name)), None)
 
 
+def find_program(name: str) -> str | None:
+    """On the path, or beside this Python, where a wheel puts it."""
+    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+
+
 def find_cmake() -> str | None:
-    """A CMake that is new enough: on the path, or beside this Python, where a wheel puts it."""
-    for folder in (None, str(Path(sys.executable).parent)):
-        program = shutil.which("cmake", path=folder)
-        if program is None:
-            continue
-        shown = subprocess.run([program, "--version"], capture_output=True, text=True).stdout
-        version = re.search(r"(\d+)\.(\d+)", shown)
-        if version and (int(version[1]), int(version[2])) >= CMAKE_OLDEST:
-            return program
-    return None
+    """A CMake that is new enough."""
+    program = find_program("cmake")
+    if program is None:
+        return None
+    shown = subprocess.run([program, "--version"], capture_output=True, text=True).stdout
+    version = re.search(r"(\d+)\.(\d+)", shown)
+    return program if version and (int(version[1]), int(version[2])) >= CMAKE_OLDEST else None
+
+
+def build_tools() -> list[str]:
+    """Packages that a build needs beside the compiler. A build front end installs them first; the system's are taken
+    where they are, which spares the download."""
+    if wanted() is False or find_compiler() is None:
+        return []
+    tools = [] if find_cmake() else [f"cmake>={'.'.join(map(str, CMAKE_OLDEST))}"]
+    return tools if find_program("make") or find_program("ninja") else [*tools, "ninja"]
 
 
 def run_cmake(*arguments: str) -> None:
@@ -93,6 +104,8 @@ def compile_library(destination: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         options = ["-DCMAKE_BUILD_TYPE=Release", f"-DCMAKE_INSTALL_PREFIX={folder}/installed"]
         options += ["-DCMAKE_SHARED_LINKER_FLAGS=-s"]
+        if find_program("ninja") and "CMAKE_GENERATOR" not in os.environ:
+            options += ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={find_program('ninja')}"]
         options += shlex.split(os.environ.get("CMAKE_ARGS", ""))
         run_cmake(cmake, "-S", str(SOURCE), "-B", f"{folder}/build", *options)
         jobs = os.environ.get("CMAKE_BUILD_PARALLEL_LEVEL", str(min(4, os.cpu_count() or 1)))
@@ -186,6 +199,5 @@ class BdistWheel(bdist_wheel):
 
 setup(
     cmdclass={"build": Build, "build_native": BuildNative, "install": Install, "bdist_wheel": BdistWheel},
-    # A build front end installs these before it builds; a CMake of the system spares the download.
-    setup_requires=["cmake>=3.20"] if wanted() is not False and find_compiler() and not find_cmake() else [],
+    setup_requires=build_tools(),
 )

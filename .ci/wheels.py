@@ -115,7 +115,9 @@ def main(out: Path) -> None:
         raise SystemExit("a wheel ran on another machine than its own.")
     if host["captions"] != board["captions"]:
         raise SystemExit("the captions of the two machines differ.")
-    print(f"{len(PICTURES)} captions and {host['operators']} operators: x86_64 and aarch64 agree in every bit asked for")
+    print(
+        f"{len(PICTURES)} captions and {host['operators']} operators: x86_64 and aarch64 agree in every bit asked for"
+    )
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def translate(argument: str) -> str:
 
 if __name__ == "__main__":
     arguments = [translate(argument) for argument in sys.argv[1:]]
-    if "-shared" in arguments:
+    if not {"-c", "-E"} & set(arguments):
         # The library needs no C++ runtime: this proves it, and spares the minute in which zig compiles its own.
         arguments.append("-nostdlib++")
     sys.exit(subprocess.run([sys.executable, "-m", "ziglang", "c++", *arguments]).returncode)

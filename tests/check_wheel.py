@@ -29,7 +29,9 @@ WANTED = (
 )
 ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
 # Where people and build machines keep sources; a library's own strings hold no such path.
-HOST_PATH = re.compile(rb"(?:/(?:home|root|tmp|build|work|Users|mnt|opt|var)/|[\w.-]+/)[\w./+-]+\.(?:cpp|cc|hpp|h|o)\b")
+HOST_PATH = re.compile(
+    rb"(?:/(?:home|root|tmp|build|work|Users|mnt|opt|var)/|[\w.-]+/)[\w./+-]+\.(?:cpp|cc|hpp|h|o)\b"
+)
 
 
 def check(wheel: Path) -> list[str]:
@@ -42,7 +44,9 @@ def check(wheel: Path) -> list[str]:
     complaints = [f"top-level names are {sorted(tops)}, not microvlm alone"] if tops != {"microvlm"} else []
     complaints += [f"{name} is missing" for name in WANTED if name not in names]
     complaints += [f"{name} is a source of the library" for name in names if name.endswith((".cpp", ".h"))]
-    complaints += [] if (REASON in names) == (library is None) else [f"{REASON} and {LIBRARY}: not one of them"]
+    complaints += (
+        [] if (REASON in names) == (library is None) else [f"{REASON} and {LIBRARY}: not one of them"]
+    )
     if wheel.stat().st_size > LIMIT_BYTES:
         complaints.append(f"{wheel.stat().st_size} bytes are over {LIMIT_BYTES}")
     python, abi, platform = wheel.stem.split("-")[-3:]
@@ -70,7 +74,9 @@ def check_library(library: bytes, platform: str) -> list[str]:
     if len(library) > LIBRARY_LIMIT_BYTES:
         complaints.append(f"the library's {len(library)} bytes are over {LIBRARY_LIMIT_BYTES}")
     paths = {match.group().decode() for match in HOST_PATH.finditer(library)}
-    complaints += [f"the library holds the path {path} of the machine that built it" for path in sorted(paths)]
+    complaints += [
+        f"the library holds the path {path} of the machine that built it" for path in sorted(paths)
+    ]
     return complaints
 
 

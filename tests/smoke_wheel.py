@@ -46,7 +46,10 @@ def main(folder: Path) -> int:
         return 1
     paths = {"native": library, "function body": None}
     wrong = [
-        f"{op.name}, {how}" for op in OPS.values() for how, use in paths.items() if not is_exact(op, folder, use)
+        f"{op.name}, {how}"
+        for op in OPS.values()
+        for how, use in paths.items()
+        if not is_exact(op, folder, use)
     ]
     document: dict[str, Any] = {
         "machine": platform.machine(),
