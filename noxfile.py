@@ -3,9 +3,27 @@
 import nox
 
 CONSTRAINTS = ("-c", ".ci/constraints.txt")
-SOURCES = ("microvlm", "exporters", "backends", "bench", "training", "tests", "noxfile.py")
 PACKAGES = ("microvlm", "exporters", "backends", "bench", "training")
+SOURCES = (*PACKAGES, "tests", "setup.py", "noxfile.py", ".ci")
 MODEL = "nano"
+# COMMAND=PACKAGE: installed by apt where the command is missing.
+COMPILER = ("c++=g++",)
+EMULATOR = ("qemu-aarch64-static=qemu-user-static",)
+ARM_TOOLS = (
+    "aarch64-linux-gnu-g++=g++-aarch64-linux-gnu",
+    "aarch64-linux-gnu-objdump=binutils-aarch64-linux-gnu",
+)
+TEST_TOOLS = (
+    *COMPILER,
+    "cmake=cmake",
+    "make=make",
+    *ARM_TOOLS,
+    *EMULATOR,
+    "qemu-aarch64=qemu-user",
+    "llvm-mca=llvm",
+)
+REQUIRE_NATIVE = {"MICROVLM_BUILD_NATIVE": "1"}
+NO_NATIVE = {"MICROVLM_BUILD_NATIVE": "0"}
 
 nox.options.sessions = ["lint", "build", "equivalence", "tests"]
 nox.options.reuse_existing_virtualenvs = True
@@ -14,14 +32,16 @@ nox.options.reuse_existing_virtualenvs = True
 @nox.session
 def tests(session: nox.Session) -> None:
     """The fast test set."""
-    session.install(".[dev]", *CONSTRAINTS)
+    need(session, *TEST_TOOLS)
+    session.install(".[dev]", *CONSTRAINTS, env=REQUIRE_NATIVE)
     session.run("pytest", *session.posargs)
 
 
 @nox.session
 def slow(session: nox.Session) -> None:
     """Tests that take gigabytes or minutes."""
-    session.install(".[dev]", *CONSTRAINTS)
+    need(session, *TEST_TOOLS)
+    session.install(".[dev]", *CONSTRAINTS, env=REQUIRE_NATIVE)
     session.run("pytest", "-m", "slow", *session.posargs)
 
 
@@ -31,13 +51,14 @@ def lint(session: nox.Session) -> None:
     session.install("ruff", "mypy", "click", "numpy", "nox", *CONSTRAINTS)
     session.run("ruff", "check", *SOURCES)
     session.run("ruff", "format", "--check", *SOURCES)
-    session.run("mypy", *PACKAGES)
+    session.run("mypy", *PACKAGES, "setup.py")
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
     """The main job: export the bundled checkpoint at 1.58 bit, bench it on every backend that runs here."""
-    session.install(".[bench]", *CONSTRAINTS)
+    need(session, *COMPILER)
+    session.install(".[bench]", *CONSTRAINTS, env=REQUIRE_NATIVE)
     bundle = f"{session.create_tmp()}/{MODEL}"
     session.run("microvlm-export", MODEL, "-o", bundle, "--bits", "1.58", "--force")
     session.run("microvlm-bench", "run", bundle, *session.posargs)
@@ -46,7 +67,8 @@ def bench(session: nox.Session) -> None:
 @nox.session
 def equivalence(session: nox.Session) -> None:
     """Are PyTorch and ONNX Runtime the same model? Exit status 1 when they are not."""
-    session.install(".[bench]", *CONSTRAINTS)
+    need(session, *COMPILER)
+    session.install(".[bench]", *CONSTRAINTS, env=REQUIRE_NATIVE)
     bundle = f"{session.create_tmp()}/{MODEL}"
     session.run("microvlm-export", MODEL, "-o", bundle, "--bits", "1.58", "--force")
     session.run("microvlm-bench", "equivalence", bundle, *session.posargs)
@@ -71,3 +93,18 @@ def build(session: nox.Session) -> None:
     out = session.create_tmp()
     session.run("python", "-m", "build", "--wheel", "--outdir", out)
     session.run("python", "tests/check_wheel.py", out)
+
+
+@nox.session
+def wheels(session: nox.Session) -> None:
+    """Wheels for x86-64 and aarch64, each run where nothing else is: the second on an emulated Cortex-A53."""
+    need(session, *EMULATOR)
+    # The session's own copy only exports and compares: the wheels are built by zig, for each machine.
+    tools = ("build", "ziglang", "auditwheel", "pytest")
+    session.install(".[export]", *tools, *CONSTRAINTS, env=NO_NATIVE)
+    session.run("python", ".ci/wheels.py", *session.posargs or [session.create_tmp()])
+
+
+def need(session: nox.Session, *packages: str) -> None:
+    """Programs that pip does not bring."""
+    session.run("bash", ".ci/apt", *packages, external=True, silent=True)

@@ -1,14 +1,24 @@
-"""The newest wheel in a folder: its only top-level name is microvlm, it is at most 10 MB, and the parts are in it."""
+"""The newest wheel in a folder: its only top-level name is microvlm, it is at most 10 MB, the parts are in it, and its
+tag tells whether it carries the native library, for which machine and which glibc. Standard library only.
+"""
 
+from __future__ import annotations
+
+import re
 import sys
 import zipfile
 from pathlib import Path
 
 LIMIT_BYTES = 10_000_000
+LIBRARY_LIMIT_BYTES = 1_000_000
+LIBRARY = "microvlm/backends/native/libmicrovlm_ops.so"
+REASON = "microvlm/backends/native/not_built.txt"
 WANTED = (
     "microvlm/cli.py",
     "microvlm/exporters/contract.py",
     "microvlm/backends/ort.py",
+    "microvlm/backends/native/__init__.py",
+    "microvlm/backends/emulation/__init__.py",
     "microvlm/bench/cli.py",
     "microvlm/training/recipes/nano.json",
     "microvlm/training/data/test_emoji.txt",
@@ -17,22 +27,69 @@ WANTED = (
     "microvlm/checkpoints/nano/tokenizer.json",
     "microvlm/py.typed",
 )
+ELF_MACHINES = {62: "x86_64", 183: "aarch64"}
+# Where people and build machines keep sources; a library's own strings hold no such path.
+HOST_PATH = re.compile(
+    rb"(?:/(?:home|root|tmp|build|work|Users|mnt|opt|var)/|[\w.-]+/)[\w./+-]+\.(?:cpp|cc|hpp|h|o)\b"
+)
 
 
 def check(wheel: Path) -> list[str]:
     """Every complaint, one sentence each."""
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
-    tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
+        library = archive.read(LIBRARY) if LIBRARY in names else None
+        tops = {name.split("/")[0] for name in names if ".dist-info/" not in name}
+        metadata = next(archive.read(name).decode() for name in names if name.endswith(".dist-info/WHEEL"))
     complaints = [f"top-level names are {sorted(tops)}, not microvlm alone"] if tops != {"microvlm"} else []
     complaints += [f"{name} is missing" for name in WANTED if name not in names]
+    complaints += [f"{name} is a source of the library" for name in names if name.endswith((".cpp", ".h"))]
+    complaints += (
+        [] if (REASON in names) == (library is None) else [f"{REASON} and {LIBRARY}: not one of them"]
+    )
     if wheel.stat().st_size > LIMIT_BYTES:
         complaints.append(f"{wheel.stat().st_size} bytes are over {LIMIT_BYTES}")
+    python, abi, platform = wheel.stem.split("-")[-3:]
+    if f"Tag: {python}-{abi}-{platform}" not in metadata or (python, abi) != ("py3", "none"):
+        complaints.append(f"the tag {python}-{abi}-{platform} is not py3-none, or not that of WHEEL")
+    if f"Root-Is-Purelib: {str(library is None).lower()}" not in metadata:
+        complaints.append("Root-Is-Purelib does not tell whether there is a library")
+    if library is None:
+        return complaints + ([] if platform == "any" else [f"it is for {platform}, but has no library"])
+    return complaints + check_library(library, platform)
+
+
+def check_library(library: bytes, platform: str) -> list[str]:
+    """Complaints about the library of a wheel for `platform`, as in `linux_x86_64` or `manylinux_2_17_aarch64`."""
+    complaints = []
+    machine = ELF_MACHINES.get(int.from_bytes(library[18:20], "little"), "another machine")
+    if library[:4] != b"\x7fELF" or not platform.endswith(machine):
+        complaints.append(f"the library is for {machine} and the wheel for {platform}")
+    newest = max((int(minor) for minor in re.findall(rb"GLIBC_2\.(\d+)", library)), default=0)
+    promised = re.match(r"manylinux_2_(\d+)_", platform)
+    if promised and newest > int(promised[1]):
+        complaints.append(f"the library needs glibc 2.{newest} and the wheel says 2.{promised[1]}")
+    if promised and re.search(rb"lib(?:std)?c\+\+\.so", library):
+        complaints.append("the library needs a C++ runtime, which manylinux does not promise at its version")
+    if len(library) > LIBRARY_LIMIT_BYTES:
+        complaints.append(f"the library's {len(library)} bytes are over {LIBRARY_LIMIT_BYTES}")
+    paths = {match.group().decode() for match in HOST_PATH.finditer(library)}
+    complaints += [
+        f"the library holds the path {path} of the machine that built it" for path in sorted(paths)
+    ]
     return complaints
+
+
+def describe(wheel: Path) -> str:
+    """One line: sizes."""
+    with zipfile.ZipFile(wheel) as archive:
+        sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
+    native = f"native library {sizes[LIBRARY]} bytes" if LIBRARY in sizes else "no native library"
+    return f"{wheel.name}: {wheel.stat().st_size} bytes, {native}, microvlm only"
 
 
 if __name__ == "__main__":
     newest = max(Path(sys.argv[1]).glob("*.whl"), key=lambda path: path.stat().st_mtime)
     found = check(newest)
-    print("\n".join(found) or f"{newest.name}: {newest.stat().st_size} bytes, microvlm only")
+    print("\n".join(found) or describe(newest))
     sys.exit(1 if found else 0)

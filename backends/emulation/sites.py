@@ -1,0 +1,93 @@
+"""Folders of aarch64 Python packages, installed by this machine's pip from wheels only; for an emulated PYTHONPATH."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from microvlm.backends.emulation.cache import cached_folder
+from microvlm.backends.emulation.progress import Progress
+from microvlm.errors import UserError
+
+OLDEST_GLIBC = 17
+
+
+def ensure_site(
+    sysroot: Path, requirements: Sequence[str], report: Progress, dependencies: bool = True
+) -> Path:
+    """The folder with `requirements` (as pip takes them, paths of wheels too) for the Python of `sysroot`.
+
+    A wheel's content belongs to the recipe, so a rebuilt wheel is installed anew. pip resolves the environment
+    markers of dependencies for this machine. Raises UserError.
+    """
+    python, glibc = python_version(sysroot), glibc_minor(sysroot)
+    recipe = {
+        "python": python,
+        "glibc": glibc,
+        "requirements": {each: _digest(each) for each in sorted(requirements)},
+        "dependencies": dependencies,
+    }
+    return cached_folder("site", recipe, lambda folder: _install(folder, recipe, report))
+
+
+def runtime_requirements() -> list[str]:
+    """What microvlm needs where it only runs, at the versions of this machine where they are installed here."""
+    pinned = []
+    for requirement in importlib.metadata.requires("microvlm") or []:
+        if "extra ==" in requirement:
+            continue
+        name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+        try:
+            pinned.append(f"{name}=={importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            pinned.append(requirement)
+    return pinned
+
+
+def python_version(sysroot: Path) -> str:
+    """As in `3.11`. Raises UserError for a tree without Python."""
+    for program in sorted((sysroot / "usr" / "bin").glob("python3.*")):
+        version = re.fullmatch(r"python(3\.\d+)", program.name)
+        if version:
+            return version[1]
+    raise UserError(f"{sysroot} has no Python: remove it, and it is built again.")
+
+
+def glibc_minor(sysroot: Path) -> int:
+    """36 for glibc 2.36, by which wheels are chosen: the newest symbol version that its libc defines."""
+    library = next(sysroot.glob("lib/aarch64-linux-gnu/libc.so.6"), None)
+    if library is None:
+        raise UserError(f"{sysroot} has no C library: remove it, and it is built again.")
+    return max(int(minor) for minor in re.findall(rb"\0GLIBC_2\.(\d+)(?=\0)", library.read_bytes()))
+
+
+def _install(folder: Path, recipe: dict, report: Progress) -> None:
+    step = "emulated Python: installing packages"
+    report(step, 0)
+    platforms = [f"manylinux_2_{minor}_aarch64" for minor in range(recipe["glibc"], OLDEST_GLIBC - 1, -1)]
+    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
+    command += ["--target", str(folder), "--no-compile", "--only-binary=:all:", "--implementation=cp"]
+    command += [f"--python-version={recipe['python']}", *(f"--platform={name}" for name in platforms)]
+    command += ["--platform=manylinux2014_aarch64", "--platform=linux_aarch64"]
+    command += [] if recipe["dependencies"] else ["--no-deps"]
+    done = subprocess.run([*command, *recipe["requirements"]], capture_output=True, text=True)
+    if done.returncode:
+        errors = re.findall(r"^(?:ERROR: )?(.*)$", done.stderr.strip(), re.M)
+        raise UserError(f"pip could not install packages for aarch64: {errors[-1].rstrip('.')}.")
+    if f"{sys.version_info[0]}.{sys.version_info[1]}" == recipe["python"]:
+        # Compiled here in a second instead of there in a minute. Hash-based, for pip keeps no times.
+        compile_all = [sys.executable, "-m", "compileall", "-qq", "--invalidation-mode", "unchecked-hash"]
+        subprocess.run([*compile_all, str(folder)], check=False)
+    report(step, 1)
+
+
+def _digest(requirement: str) -> str:
+    if not requirement.endswith(".whl"):
+        return ""
+    return hashlib.sha256(Path(os.path.expanduser(requirement)).read_bytes()).hexdigest()

@@ -1,0 +1,129 @@
+"""A folder of aarch64 Debian or Ubuntu packages with a Python in it, unpacked without root, chroot or containers.
+
+Packages are of this machine's own distribution and sources, resolved and verified by apt under a configuration of its
+own: another architecture, no installed package, its own state and cache.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from microvlm.backends.emulation.cache import STAMP, cached_folder
+from microvlm.backends.emulation.cpus import CPUS, write_description
+from microvlm.backends.emulation.progress import Progress
+from microvlm.errors import UserError
+
+PACKAGES = ("python3-minimal", "libpython3-stdlib", "libstdc++6", "libgomp1", "zlib1g")
+LINKED = ("bin", "lib", "lib64", "sbin")
+"""Links into /usr that a distribution's base package makes and that unpacking alone doesn't."""
+
+# `Post-Invoke` hooks of the machine are for its own packages.
+_APT = """\
+APT::Architecture "arm64";
+#clear APT::Architectures;
+APT::Architectures { "arm64"; };
+APT::Install-Recommends "false";
+APT::Sandbox::User "root";
+Acquire::Languages "none";
+Acquire::Retries "3";
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+#clear DPkg::Post-Invoke;
+Dir::State "@/state";
+Dir::State::status "@/status";
+Dir::Cache "@/cache";
+Dir::Etc::sourcelist "@/sources.list";
+Dir::Etc::sourceparts "@/sources.list.d";
+"""
+
+
+def ensure_sysroot(cpu: str, report: Progress, packages: Sequence[str] = PACKAGES) -> Path:
+    """The tree that `qemu-aarch64 -L` takes, described as a board with `cpu`. Raises UserError."""
+    if cpu not in CPUS:
+        raise UserError(f"'{cpu}' is no emulated CPU; choose one of {', '.join(CPUS)}.")
+    recipe = {"system": system_name(), "packages": sorted(packages)}
+    tree = cached_folder("sysroot", recipe, lambda folder: _unpack_packages(folder, packages, report))
+
+    def link(view: Path) -> None:
+        for entry in sorted(tree.iterdir()):
+            if entry.name not in ("proc", "sys", STAMP):
+                (view / entry.name).symlink_to(Path("..", tree.name, entry.name))
+        write_description(CPUS[cpu], view)
+
+    return cached_folder(cpu, {**recipe, "cpu": str(CPUS[cpu])}, link)
+
+
+def system_name() -> str:
+    """As in `debian 12`. Raises UserError where there is no apt."""
+    missing = [program for program in ("apt-get", "dpkg-deb") if shutil.which(program) is None]
+    if missing:
+        raise UserError(f"{missing[0]} was not found: the emulated machine needs Debian or Ubuntu.")
+    release = platform.freedesktop_os_release()
+    return f"{release['ID']} {release.get('VERSION_ID', release.get('VERSION_CODENAME', ''))}"
+
+
+def ports(sources: str) -> str:
+    """apt sources with Ubuntu's mirrors of amd64 replaced by the one of every other architecture."""
+    mirror = r"(?:https?://[\w.-]*\b(?:archive|security)\.ubuntu\.com/ubuntu|mirror\+file:/etc/apt/apt-mirrors\.txt)(?=[\s/])/?"
+    text = re.sub(mirror, "http://ports.ubuntu.com/ubuntu-ports/", sources)
+    # A source that names its architectures names the machine's.
+    text = re.sub(r"\barch=[\w,-]+", "arch=arm64", text)
+    return re.sub(r"(?m)^Architectures:.*$", "Architectures: arm64", text)
+
+
+def _unpack_packages(folder: Path, packages: Sequence[str], report: Progress) -> None:
+    apt = folder.with_name("apt")
+    archives = _download(apt, packages, report)
+    for count, archive in enumerate(archives):
+        report("sysroot: unpacking", count / len(archives))
+        _run(["dpkg-deb", "--extract", str(archive), str(folder)])
+    for name in LINKED:
+        if (folder / "usr" / name).is_dir() and not (folder / name).exists():
+            (folder / name).symlink_to(f"usr/{name}")
+    shutil.rmtree(apt)
+    for unused in ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/lintian", "var"):
+        shutil.rmtree(folder / unused, ignore_errors=True)
+    report("sysroot: unpacking", 1)
+
+
+def _download(apt: Path, packages: Sequence[str], report: Progress) -> list[Path]:
+    for name in ("state/lists/partial", "cache/archives/partial", "sources.list.d"):
+        (apt / name).mkdir(parents=True)
+    (apt / "status").touch()
+    (apt / "apt.conf").write_text(_APT.replace("@", str(apt)))
+    for found in [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]:
+        if found.suffix in (".list", ".sources") and found.is_file():
+            target = apt / found.relative_to("/etc/apt")
+            target.write_text(ports(found.read_text()))
+    base = ["apt-get", "--config-file", str(apt / "apt.conf"), "--quiet=2", "--assume-yes"]
+    report("sysroot: reading package lists", 0)
+    # A third party's source without arm64 fails here, and that alone is no reason to stop.
+    update = subprocess.run([*base, "update"], env=_c_locale(), capture_output=True, text=True)
+    report("sysroot: reading package lists", 1)
+    report("sysroot: downloading packages", 0)
+    _run([*base, "install", "--download-only", *packages], update.stderr)
+    report("sysroot: downloading packages", 1)
+    return sorted((apt / "cache" / "archives").glob("*.deb"))
+
+
+def _run(command: Sequence[str], earlier: str = "") -> None:
+    """Raises UserError with the first error that the program, or the one before it, printed."""
+    done = subprocess.run(command, env=_c_locale(), capture_output=True, text=True)
+    if done.returncode:
+        said = [
+            line for line in (earlier + done.stderr).splitlines() if line.startswith(("E:", "Err:", "dpkg"))
+        ]
+        reason = said[0] if said else f"exit status {done.returncode}"
+        raise UserError(
+            f"{command[0]} could not get aarch64 packages ({reason}): check the network and the disk."
+        )
+
+
+def _c_locale() -> dict[str, str]:
+    return {**os.environ, "LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"}

@@ -1,0 +1,69 @@
+"""Does an installed wheel work? Every operator with and without the native library, `==` the table's numpy reference.
+
+Runs where only the wheel and its dependencies are, emulated machines included: `python tests/smoke_wheel.py FOLDER`
+with the files of smoke_inputs.py. Prints one JSON document; exit status 1 and the operator's name for a wrong bit.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+import microvlm
+from microvlm.backends import native
+from microvlm.op_table import OPS, OpSpec
+
+
+def run(model: Path, value: np.ndarray, library: Path | None) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 2
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if library is not None:
+        options.register_custom_ops_library(str(library))
+    session = onnxruntime.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
+    return session.run(None, {session.get_inputs()[0].name: value})[0]
+
+
+def is_exact(op: OpSpec, folder: Path, library: Path | None) -> bool:
+    """Bit for bit."""
+    with np.load(folder / f"{op.name}.npz") as stored:
+        value, weights = stored["input"], [stored[name] for name in op.weight_names]
+        attributes = {name: int(stored[name]) for name in op.attributes}
+    expected = op.reference(value, *weights, **attributes)
+    return run(folder / f"{op.name}.onnx", value, library).tobytes() == expected.tobytes()
+
+
+def main(folder: Path) -> int:
+    library = native.library_path()
+    if library is None or not library.is_relative_to(Path(microvlm.__file__).resolve().parent):
+        print(f"the wheel's own native library is not in use: {library}", file=sys.stderr)
+        return 1
+    paths = {"native": library, "function body": None}
+    wrong = [
+        f"{op.name}, {how}"
+        for op in OPS.values()
+        for how, use in paths.items()
+        if not is_exact(op, folder, use)
+    ]
+    document: dict[str, Any] = {
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "onnxruntime": onnxruntime.__version__,
+        "variants": native.variants(),
+        "active_variant": native.active_variant(),
+        "operators": len(OPS),
+        "wrong": wrong,
+        "torch_imported": "torch" in sys.modules,
+    }
+    print(json.dumps(document))
+    return 1 if wrong or document["torch_imported"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

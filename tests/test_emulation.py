@@ -1,0 +1,138 @@
+"""The emulated aarch64 Python: a sysroot is built once, whole or not at all, and describes a Raspberry Pi."""
+
+from __future__ import annotations
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+from microvlm.backends import emulation
+from microvlm.backends.emulation.cache import cached_folder
+from microvlm.backends.emulation.sysroot import ports
+from microvlm.errors import UserError
+
+RECIPE = {"of": "a test"}
+DESCRIBE = """
+import ctypes, json, platform
+words = open("/proc/cpuinfo").read().split()
+capabilities = ctypes.CDLL(None).getauxval(16)
+print(json.dumps({
+    "machine": platform.machine(), "dot_product": bool(capabilities >> 20 & 1), "part": words[words.index("part") + 2],
+    "online": open("/sys/devices/system/cpu/online").read().strip()}))
+"""
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("MICROVLM_CACHE", str(tmp_path))
+    return tmp_path / "emulation"
+
+
+def write_two(folder: Path) -> None:
+    (folder / "one").write_text("1")
+    (folder / "below").mkdir()
+    (folder / "below" / "two").write_text("22")
+
+
+def test_a_folder_is_built_once(cache: Path) -> None:
+    built: list[Path] = []
+    first = cached_folder("tree", RECIPE, lambda folder: (built.append(folder), write_two(folder))[1])
+    assert cached_folder("tree", RECIPE, built.append) == first
+    assert len(built) == 1
+    assert cached_folder("tree", {"of": "another"}, write_two) != first
+    assert [path for path in cache.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_build_that_fails_leaves_nothing(cache: Path) -> None:
+    def fail(folder: Path) -> None:
+        write_two(folder)
+        raise UserError("the network is gone.")
+
+    with pytest.raises(UserError):
+        cached_folder("tree", RECIPE, fail)
+    assert list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "no stamp"])
+def test_a_damaged_folder_is_built_again(cache: Path, damage: str) -> None:
+    folder = cached_folder("tree", RECIPE, write_two)
+    if damage == "missing":
+        (folder / "one").unlink()
+    elif damage == "cut":
+        (folder / "below" / "two").write_text("2")
+    else:
+        (folder / "stamp.json").unlink()
+    assert cached_folder("tree", RECIPE, write_two) == folder
+    assert (folder / "one").read_text() + (folder / "below" / "two").read_text() == "122"
+
+
+def test_bytecode_that_the_emulated_python_writes_is_no_damage(cache: Path) -> None:
+    folder = cached_folder("tree", RECIPE, write_two)
+    (folder / "__pycache__").mkdir()
+    (folder / "__pycache__" / "one.pyc").write_text("code")
+    assert cached_folder("tree", RECIPE, lambda _: pytest.fail("built again")) == folder
+
+
+def test_what_a_dead_builder_left_is_removed(cache: Path) -> None:
+    (cache / ".tree-0123.4194304.x").mkdir(parents=True)
+    cached_folder("tree", RECIPE, write_two)
+    assert [path for path in cache.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(
+    ("programs", "sentence"),
+    [
+        ((), "QEMU's aarch64 emulator was not found: apt-get install qemu-user-static."),
+        (("qemu-aarch64",), "apt-get was not found: the emulated machine needs Debian or Ubuntu."),
+    ],
+)
+def test_what_is_missing_is_named_in_one_sentence(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, programs: tuple[str, ...], sentence: str
+) -> None:
+    for name in programs:
+        (tmp_path / name).touch(mode=0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError) as error:
+        emulation.open_machine()
+    assert str(error.value) == sentence
+
+
+def test_an_unknown_cpu_is_refused_with_the_known_ones(cache: Path) -> None:
+    with pytest.raises(UserError, match=r"'cortex-a7' is no emulated CPU; choose one of cortex-a53, "):
+        emulation.open_machine("cortex-a7")
+
+
+def test_ubuntu_has_arm_packages_on_another_mirror_and_debian_has_not() -> None:
+    one_line = "deb [arch=amd64 signed-by=/k.gpg] http://archive.ubuntu.com/ubuntu noble main"
+    assert (
+        ports(one_line)
+        == "deb [arch=arm64 signed-by=/k.gpg] http://ports.ubuntu.com/ubuntu-ports/ noble main"
+    )
+    stanza = (
+        "Types: deb\nURIs: http://security.ubuntu.com/ubuntu/\nSuites: noble-security\nArchitectures: amd64\n"
+    )
+    moved = "Types: deb\nURIs: http://ports.ubuntu.com/ubuntu-ports/\nSuites: noble-security\nArchitectures: arm64\n"
+    assert ports(stanza) == moved
+    debian = "Types: deb\nURIs: http://deb.debian.org/debian\nSuites: bookworm\n"
+    assert ports(debian) == debian
+
+
+def test_the_device_gets_what_a_device_needs_at_this_machines_versions() -> None:
+    pinned = emulation.runtime_requirements()
+    assert f"onnxruntime=={version('onnxruntime')}" in pinned
+    assert not any(requirement.startswith(("torch", "onnxscript", "pytest")) for requirement in pinned)
+
+
+@pytest.mark.parametrize(
+    ("cpu", "part", "dot_product"), [("cortex-a53", "0xd03", False), ("cortex-a76", "0xd0b", True)]
+)
+def test_the_emulated_python_sees_the_board_and_not_this_machine(
+    cpu: str, part: str, dot_product: bool
+) -> None:
+    """Builds the sysroot into the user's own cache: apt and some seconds, the first time."""
+    done = emulation.open_machine(cpu).run("-c", DESCRIBE)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert seen == {"machine": "aarch64", "dot_product": dot_product, "part": part, "online": "0-3"}

@@ -1,0 +1,183 @@
+"""What pip builds from the sources: with a compiler the native library, without one a package that says so."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from check_wheel import LIBRARY, REASON, check, check_library
+
+ROOT = Path(__file__).parent.parent
+GENERATED = (
+    ".*",
+    "build",
+    "dist",
+    "*.egg-info",
+    "__pycache__",
+    "*.so",
+    "not_built.txt",
+    "data",
+    "runs",
+    "reports",
+)
+MANYLINUX = "manylinux_2_17_x86_64"
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    copied = tmp_path_factory.mktemp("packaging") / "source"
+    shutil.copytree(ROOT, copied, ignore=shutil.ignore_patterns(*GENERATED))
+    shutil.copytree(ROOT / "training" / "data", copied / "training" / "data", dirs_exist_ok=True)
+    return copied
+
+
+def hook(source: Path, call: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs a hook of the build back end in a process of its own, as build front ends do."""
+    ours = (
+        "CXX",
+        "CMAKE_ARGS",
+        "CMAKE_GENERATOR",
+        "CMAKE_TOOLCHAIN_FILE",
+        "MICROVLM_BUILD_NATIVE",
+        "PYTHONSAFEPATH",
+    )
+    inherited = {name: value for name, value in os.environ.items() if name not in ours}
+    return subprocess.run(
+        [sys.executable, "-c", f"from setuptools import build_meta; print(build_meta.{call})"],
+        cwd=source,
+        capture_output=True,
+        text=True,
+        env={**inherited, **environment},
+    )
+
+
+def build_wheel(source: Path, out: Path, **environment: str) -> tuple[Path, str]:
+    """(wheel, log)."""
+    done = hook(source, f"build_wheel({str(out)!r})", **environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out / done.stdout.splitlines()[-1], done.stdout
+
+
+def run_installed(wheel: Path, folder: Path, code: str) -> str:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(folder)
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(folder), "MICROVLM_NATIVE": ""},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+@pytest.fixture
+def broken_compiler(tmp_path: Path) -> str:
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\necho 'error: this compiler is broken' >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    return str(compiler)
+
+
+def test_without_a_compiler_the_wheel_is_for_any_machine_and_says_why(source: Path, tmp_path: Path) -> None:
+    wheel, log = build_wheel(source, tmp_path, PATH=str(tmp_path))
+    assert "no native library: no C++ compiler was found when the package was built" in log
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert check(wheel) == []
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.read(REASON) == b"no C++ compiler was found when the package was built\n"
+    code = "import sys; sys.argv = ['microvlm', 'info']; from microvlm.cli import main; main()"
+    assert "function bod" in run_installed(wheel, tmp_path / "installed", code)
+
+
+def test_with_a_compiler_the_wheel_is_for_this_machine_and_its_library_runs(
+    source: Path, tmp_path: Path
+) -> None:
+    wheel, _ = build_wheel(source, tmp_path, MICROVLM_BUILD_NATIVE="1")
+    assert wheel.name.endswith(f"-py3-none-linux_{platform.machine()}.whl")
+    assert check(wheel) == []
+    folder = tmp_path / "installed"
+    code = "from microvlm.backends import native; print(native.library_path(), native.active_variant())"
+    path, variant = run_installed(wheel, folder, code).split()
+    assert path == str((folder / LIBRARY).resolve())
+    assert variant
+    # The same folder again without it: what the first build left there must not get in.
+    bare, _ = build_wheel(source, tmp_path, MICROVLM_BUILD_NATIVE="0")
+    assert bare.name.endswith("-py3-none-any.whl")
+    assert check(bare) == []
+
+
+def test_a_broken_compiler_is_a_warning(source: Path, tmp_path: Path, broken_compiler: str) -> None:
+    wheel, log = build_wheel(source, tmp_path, CXX=broken_compiler)
+    assert "no native library: the build failed" in log
+    assert check(wheel) == []
+
+
+def test_a_broken_compiler_is_an_error_where_the_library_is_required(
+    source: Path, tmp_path: Path, broken_compiler: str
+) -> None:
+    call = f"build_wheel({str(tmp_path)!r})"
+    done = hook(source, call, CXX=broken_compiler, MICROVLM_BUILD_NATIVE="1")
+    assert done.returncode != 0
+    assert "MICROVLM_BUILD_NATIVE=1, but there is no native library: the build failed" in done.stderr
+    assert list(tmp_path.glob("*.whl")) == []
+
+
+def test_the_switch_is_0_or_1(source: Path) -> None:
+    done = hook(source, "get_requires_for_build_wheel()", MICROVLM_BUILD_NATIVE="yes")
+    assert done.returncode != 0
+    assert "MICROVLM_BUILD_NATIVE is 'yes'" in done.stderr
+
+
+def test_cmake_is_asked_for_only_where_a_compiler_is_and_the_system_has_none(
+    source: Path, tmp_path: Path, broken_compiler: str
+) -> None:
+    # Beside the interpreter of a test environment CMake may lie; a link to it elsewhere has no such neighbours.
+    def asked(**environment: str) -> str:
+        done = hook(source, "get_requires_for_build_wheel()", **environment)
+        assert done.returncode == 0, done.stderr
+        return done.stdout.splitlines()[-1]
+
+    beside = Path(sys.executable).parent
+    if not (beside / "cmake").exists():
+        expected = "['cmake>=3.20']" if (beside / "ninja").exists() else "['cmake>=3.20', 'ninja']"
+        assert asked(PATH=str(tmp_path)) == expected
+    assert asked(PATH=str(tmp_path / "nothing")) == "[]"
+    assert asked(PATH=str(tmp_path), MICROVLM_BUILD_NATIVE="0") == "[]"
+
+
+def test_the_source_distribution_has_what_a_build_needs(source: Path, tmp_path: Path) -> None:
+    done = hook(source, f"build_sdist({str(tmp_path)!r})")
+    assert done.returncode == 0, done.stderr
+    with tarfile.open(tmp_path / done.stdout.splitlines()[-1]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    native = {path.relative_to(source).as_posix() for path in (source / "backends" / "native").iterdir()}
+    assert {"setup.py", "pyproject.toml", "backends/native/CMakeLists.txt"} <= names
+    assert {name for name in native if name.endswith((".cpp", ".h", ".py"))} <= names
+
+
+def elf(machine: int, *strings: bytes) -> bytes:
+    return b"\x7fELF" + bytes(14) + machine.to_bytes(2, "little") + b"\0".join((b"", *strings, b""))
+
+
+@pytest.mark.parametrize(
+    ("library", "complaint"),
+    [
+        (elf(62, b"GLIBC_2.2.5", b"GLIBC_2.14"), None),
+        (elf(183), "the library is for aarch64 and the wheel for manylinux_2_17_x86_64"),
+        (elf(62, b"GLIBC_2.34"), "the library needs glibc 2.34 and the wheel says 2.17"),
+        (elf(62, b"libstdc++.so.6"), "the library needs a C++ runtime"),
+        (elf(62, b"/home/someone/ops/kernels.cpp"), "the path /home/someone/ops/kernels.cpp"),
+    ],
+)
+def test_the_check_of_a_library_finds(library: bytes, complaint: str | None) -> None:
+    found = check_library(library, MANYLINUX)
+    assert len(found) == (complaint is not None)
+    assert complaint is None or complaint in found[0]
