@@ -75,6 +75,18 @@ def equivalence(session: nox.Session) -> None:
 
 
 @nox.session
+def native(session: nox.Session) -> None:
+    """The native kernels under the sanitizers: every variant that runs here against the reference."""
+    session.install("cmake", *CONSTRAINTS)
+    for sanitizers in ("address,undefined", "thread"):
+        out = f"{session.create_tmp()}/{sanitizers}"
+        options = (f"-DMICROVLM_SANITIZE={sanitizers}", "-DMICROVLM_TESTS=ON")
+        session.run("cmake", "-S", "backends/native", "-B", out, *options)
+        session.run("cmake", "--build", out, "--target", "test_kernels")
+        session.run(f"{out}/test_kernels", external=True)
+
+
+@nox.session
 def build(session: nox.Session) -> None:
     """The wheel, and what is in it."""
     session.install("build")
