@@ -119,7 +119,7 @@ struct Weights {
 void run_backwards(void*, void (*task)(void*, size_t), size_t tasks, void* state) {
   for (size_t i = tasks; i > 0; --i) task(state, i - 1);
 }
-const microvlm::Pool kThreePretended = {3, run_backwards, nullptr};
+const microvlm::Pool kBackwards = {run_backwards, nullptr, 12};
 
 void compare_sums(const Shape& shape, Weights& weights, Guarded<int8_t>& codes) {
   const Matrix matrix = weights.matrix(shape);
@@ -127,7 +127,7 @@ void compare_sums(const Shape& shape, Weights& weights, Guarded<int8_t>& codes) 
   sums.fill(-1);
   microvlm::multiply_codes(reference, shape.product, matrix, codes.data(), shape.tokens, expected.data(),
                            microvlm::kCallerOnly);
-  microvlm::multiply_codes(*variant, shape.product, matrix, codes.data(), shape.tokens, sums.data(), kThreePretended);
+  microvlm::multiply_codes(*variant, shape.product, matrix, codes.data(), shape.tokens, sums.data(), kBackwards);
   if (!sums.same_bytes(expected)) fail("integer sums", shape);
   ++cases;
 }
@@ -189,7 +189,7 @@ void compare_floats(const Shape& shape, bool one_scale) {
   microvlm::multiply(reference, shape.product, matrix, scale.data(), one_scale, x.data(), shape.tokens,
                      expected.data(), microvlm::kCallerOnly);
   microvlm::multiply(*variant, shape.product, matrix, scale.data(), one_scale, x.data(), shape.tokens, y.data(),
-                     kThreePretended);
+                     kBackwards);
   for (int64_t m = 0; m < shape.tokens; ++m) {
     const bool finite = is_finite_row(x.data() + m * shape.columns, shape.columns);
     for (int64_t i = m * shape.rows; i < (m + 1) * shape.rows; ++i) {

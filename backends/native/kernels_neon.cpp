@@ -26,20 +26,32 @@ struct MultiplyLong {
     MICROVLM_UNROLL for (int p = 0; p < kPlanes; ++p) sum[p] = vmlal_high_s8(sum[p], part[p], x);
   }
 
-  // Two products of -127..127 and -128..127 are all that 16 bits hold.
-  static MICROVLM_INLINE void add_wide_products(int32x4_t& total, int8x16_t q, int8x16_t x) {
-    const int16x8_t lower = vmull_s8(vget_low_s8(q), vget_low_s8(x));
-    total = vpadalq_s16(total, vmlal_high_s8(lower, q, x));
+  // Two products of -127..127 and -128..127 are all that 16 bits hold. Step by step over all pairs of a row and a
+  // token, as above.
+  template <int kRows, int kTokens>
+  static MICROVLM_INLINE void add_wide_products(int32x4_t (&total)[kRows][kTokens], const int8x16_t (&q)[kRows],
+                                                const int8x16_t (&x)[kTokens]) {
+    int16x8_t two[kRows][kTokens];
+    MICROVLM_EACH_PAIR two[r][t] = vmull_s8(vget_low_s8(q[r]), vget_low_s8(x[t]));
+    MICROVLM_EACH_PAIR two[r][t] = vmlal_high_s8(two[r][t], q[r], x[t]);
+    MICROVLM_EACH_PAIR total[r][t] = vpadalq_s16(total[r][t], two[r][t]);
   }
 
-  static MICROVLM_INLINE void add_group(int32x4_t& total, int8x16_t low, int8x16_t high, int8x16_t even, int8x16_t odd,
-                                        int16_t factor) {
-    int16x8_t sum = vmull_s8(vget_low_s8(low), vget_low_s8(even));
-    sum = vmlal_high_s8(sum, low, even);
-    sum = vmlal_s8(sum, vget_low_s8(high), vget_low_s8(odd));
-    sum = vmlal_high_s8(sum, high, odd);
-    total = vmlal_n_s16(total, vget_low_s16(sum), factor);
-    total = vmlal_high_n_s16(total, sum, factor);
+  // One factor a lane.
+  using Factors = int16x8_t;
+  static MICROVLM_INLINE Factors factors(int16x8_t eight) { return eight; }
+
+  template <int kLane, int kRows, int kTokens>
+  static MICROVLM_INLINE void add_group(int32x4_t (&total)[kRows][kTokens], const int8x16_t (&low)[kRows],
+                                        const int8x16_t (&high)[kRows], const int8x16_t (&even)[kTokens],
+                                        const int8x16_t (&odd)[kTokens], const Factors (&factor)[kRows]) {
+    int16x8_t four[kRows][kTokens];
+    MICROVLM_EACH_PAIR four[r][t] = vmull_s8(vget_low_s8(low[r]), vget_low_s8(even[t]));
+    MICROVLM_EACH_PAIR four[r][t] = vmlal_high_s8(four[r][t], low[r], even[t]);
+    MICROVLM_EACH_PAIR four[r][t] = vmlal_s8(four[r][t], vget_low_s8(high[r]), vget_low_s8(odd[t]));
+    MICROVLM_EACH_PAIR four[r][t] = vmlal_high_s8(four[r][t], high[r], odd[t]);
+    MICROVLM_EACH_PAIR total[r][t] = vmlal_laneq_s16(total[r][t], vget_low_s16(four[r][t]), factor[r], kLane);
+    MICROVLM_EACH_PAIR total[r][t] = vmlal_high_laneq_s16(total[r][t], four[r][t], factor[r], kLane);
   }
 };
 

@@ -23,14 +23,28 @@ struct DotProduct {
     MICROVLM_UNROLL for (int p = 0; p < kPlanes; ++p) sum[p] = vdotq_s32(sum[p], part[p], x);
   }
 
-  static MICROVLM_INLINE void add_wide_products(int32x4_t& total, int8x16_t q, int8x16_t x) {
-    total = vdotq_s32(total, q, x);
+  template <int kRows, int kTokens>
+  static MICROVLM_INLINE void add_wide_products(int32x4_t (&total)[kRows][kTokens], const int8x16_t (&q)[kRows],
+                                                const int8x16_t (&x)[kTokens]) {
+    MICROVLM_EACH_PAIR total[r][t] = vdotq_s32(total[r][t], q[r], x[t]);
   }
 
-  static MICROVLM_INLINE void add_group(int32x4_t& total, int8x16_t low, int8x16_t high, int8x16_t even, int8x16_t odd,
-                                        int16_t factor) {
-    const int32x4_t sum = vdotq_s32(vdotq_s32(vdupq_n_s32(0), low, even), high, odd);
-    total = vmlaq_n_s32(total, sum, factor);
+  // One factor a lane.
+  struct Factors {
+    int32x4_t four[2];
+  };
+  static MICROVLM_INLINE Factors factors(int16x8_t eight) {
+    return {{vmovl_s16(vget_low_s16(eight)), vmovl_high_s16(eight)}};
+  }
+
+  template <int kLane, int kRows, int kTokens>
+  static MICROVLM_INLINE void add_group(int32x4_t (&total)[kRows][kTokens], const int8x16_t (&low)[kRows],
+                                        const int8x16_t (&high)[kRows], const int8x16_t (&even)[kTokens],
+                                        const int8x16_t (&odd)[kTokens], const Factors (&factor)[kRows]) {
+    int32x4_t sum[kRows][kTokens];
+    MICROVLM_EACH_PAIR sum[r][t] = vdotq_s32(vdupq_n_s32(0), low[r], even[t]);
+    MICROVLM_EACH_PAIR sum[r][t] = vdotq_s32(sum[r][t], high[r], odd[t]);
+    MICROVLM_EACH_PAIR total[r][t] = vmlaq_laneq_s32(total[r][t], sum[r][t], factor[r].four[kLane / 4], kLane % 4);
   }
 };
 

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <utility>
 
 #include "neon_tiles.h"
 
@@ -20,84 +21,122 @@ struct Int8 {
   template <int kRows, int kTokens>
   __attribute__((noinline)) static void tile(const Tokens& tokens, const Matrix& matrix, int64_t n, int64_t m,
                                              int32_t* sums) {
-    const int64_t columns = matrix.columns, whole = columns / 16 * 16;
-    const uint8_t* packed = matrix.packed + n * columns;
-    const int8_t* codes = tokens.codes + m * tokens.stride;
+    constexpr int64_t kStep = 64;
+    const int64_t columns = matrix.columns, whole = columns / kStep * kStep;
+    const uint8_t* packed[kRows];
+    const int8_t* codes[kTokens];
     int32x4_t total[kRows][kTokens];
-    MICROVLM_UNROLL for (int r = 0; r < kRows; ++r)
-    MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t) total[r][t] = vdupq_n_s32(0);
-    int64_t k = 0;
-    for (; k + 32 <= whole; k += 32) {
-      step(packed + k, columns, codes + k, tokens.stride, total);
-      step(packed + k + 16, columns, codes + k + 16, tokens.stride, total);
+    MICROVLM_UNROLL for (int r = 0; r < kRows; ++r) packed[r] = matrix.packed + (n + r) * columns;
+    MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t) codes[t] = tokens.codes + (m + t) * tokens.stride;
+    MICROVLM_EACH_PAIR total[r][t] = vdupq_n_s32(0);
+    for (int64_t k = 0; k < whole; k += kStep) {
+      MICROVLM_UNROLL for (int64_t i = 0; i < kStep; i += 16) add_columns(packed, codes, total);
     }
-    for (; k < whole; k += 16) step(packed + k, columns, codes + k, tokens.stride, total);
-    if (k < columns) {
+    if (whole < columns) {
       // Codes are padded with zeros, packed rows are not: the bytes behind the last one may be nobody's.
-      uint8_t rest[kRows][16] = {};
-      for (int r = 0; r < kRows; ++r) std::memcpy(rest[r], packed + r * columns + k, columns - k);
-      step(rest[0], 16, codes + k, tokens.stride, total);
+      uint8_t rest[kRows][kStep] = {};
+      for (int r = 0; r < kRows; ++r) {
+        std::memcpy(rest[r], packed[r], columns - whole);
+        packed[r] = rest[r];
+      }
+      MICROVLM_UNROLL for (int64_t i = 0; i < kStep; i += 16) add_columns(packed, codes, total);
     }
-    MICROVLM_UNROLL for (int r = 0; r < kRows; ++r)
-    MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t) sums[(m + t) * matrix.rows + n + r] = vaddvq_s32(total[r][t]);
+    MICROVLM_EACH_PAIR sums[(m + t) * matrix.rows + n + r] = vaddvq_s32(total[r][t]);
   }
 
  private:
+  // Sixteen columns; moves the pointers on.
   template <int kRows, int kTokens>
-  static MICROVLM_INLINE void step(const uint8_t* packed, int64_t packed_stride, const int8_t* codes, int64_t stride,
-                                   int32x4_t (&total)[kRows][kTokens]) {
-    const uint8x16_t top_bit = vdupq_n_u8(128);
-    int8x16_t x[kTokens];
-    MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t) x[t] = vld1q_s8(codes + t * stride);
-    MICROVLM_UNROLL for (int r = 0; r < kRows; ++r) {
-      const int8x16_t q = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(packed + r * packed_stride), top_bit));
-      MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t) Mac::add_wide_products(total[r][t], q, x[t]);
+  static MICROVLM_INLINE void add_columns(const uint8_t* (&packed)[kRows], const int8_t* (&codes)[kTokens],
+                                          int32x4_t (&total)[kRows][kTokens]) {
+    int8x16_t q[kRows], x[kTokens];
+    MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t, codes[t - 1] += 16) x[t] = vld1q_s8(codes[t]);
+    MICROVLM_UNROLL for (int r = 0; r < kRows; ++r, packed[r - 1] += 16) {
+      q[r] = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(packed[r]), vdupq_n_u8(128)));
     }
+    Mac::add_wide_products(total, q, x);
   }
 };
 
 // packed[n, j] = (q[2j] + 8) | (q[2j + 1] + 8) << 4, 16 bytes a group; codes come split the same way. Products are
-// made with q + 8, and 8 times the sum of the group's codes is taken off before the group's multiplier is applied.
+// made with q + 8, and multiplier * 8 times the sum of the group's codes is taken off. With q + 8 up to 15 a sum may
+// pass 2^31 on its way to an exact result, and then wraps back.
 template <class Mac>
 struct Int4 {
-  static constexpr int kAloneRows = 4, kMostTokens = 4;
+  static constexpr int kAloneRows = 2, kMostTokens = 4;
 
   template <int kRows, int kTokens>
   __attribute__((noinline)) static void tile(const Tokens& tokens, const Matrix& matrix, int64_t n, int64_t m,
                                              int32_t* sums) {
     const int64_t groups = (matrix.columns + kGroup - 1) / kGroup;
-    const uint8_t* packed = matrix.packed + n * groups * (kGroup / 2);
     const uint8_t* multiplier = matrix.multiplier + n * groups;
-    const int8_t* codes = tokens.codes + m * tokens.stride;
     const int32_t* group_total = tokens.group_totals + m * groups;
-    const uint8x16_t low_four = vdupq_n_u8(15);
+    Places<kRows, kTokens> places;
+    MICROVLM_UNROLL for (int r = 0; r < kRows; ++r) places.packed[r] = matrix.packed + (n + r) * groups * (kGroup / 2);
+    MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t) places.codes[t] = tokens.codes + (m + t) * tokens.stride;
     int32x4_t total[kRows][kTokens];
-    // Unsigned: with q + 8 up to 15 the sum may pass 2^31 on its way to an exact result, and then wraps back.
-    uint32_t offset[kRows][kTokens] = {};
-    MICROVLM_UNROLL for (int r = 0; r < kRows; ++r)
-    MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t) total[r][t] = vdupq_n_s32(0);
-    for (int64_t g = 0; g < groups; ++g) {
-      int8x16_t even[kTokens], odd[kTokens];
+    MICROVLM_EACH_PAIR total[r][t] = vdupq_n_s32(0);
+    int64_t g = 0;
+    for (; g + 8 <= groups; g += 8) {
+      typename Mac::Factors factors[kRows];
+      int32x4_t excess[kTokens][2];
       MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t) {
-        even[t] = vld1q_s8(codes + t * tokens.stride + g * kGroup);
-        odd[t] = vld1q_s8(codes + t * tokens.stride + g * kGroup + kGroup / 2);
+        excess[t][0] = vshlq_n_s32(vld1q_s32(group_total + t * groups + g), 3);
+        excess[t][1] = vshlq_n_s32(vld1q_s32(group_total + t * groups + g + 4), 3);
       }
       MICROVLM_UNROLL for (int r = 0; r < kRows; ++r) {
-        const uint8x16_t bytes = vld1q_u8(packed + (r * groups + g) * (kGroup / 2));
-        const int8x16_t low = vreinterpretq_s8_u8(vandq_u8(bytes, low_four));
-        const int8x16_t high = vreinterpretq_s8_u8(vshrq_n_u8(bytes, 4));
-        const int16_t factor = multiplier[r * groups + g];
+        const int16x8_t eight = vreinterpretq_s16_u16(vmovl_u8(vld1_u8(multiplier + r * groups + g)));
+        factors[r] = Mac::factors(eight);
         MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t) {
-          Mac::add_group(total[r][t], low, high, even[t], odd[t], factor);
-          offset[r][t] += static_cast<uint32_t>(factor) * static_cast<uint32_t>(group_total[t * groups + g]);
+          total[r][t] = vmlsq_s32(total[r][t], vmovl_s16(vget_low_s16(eight)), excess[t][0]);
+          total[r][t] = vmlsq_s32(total[r][t], vmovl_high_s16(eight), excess[t][1]);
         }
       }
+      add_groups(places, factors, total, std::make_integer_sequence<int, 8>());
     }
-    MICROVLM_UNROLL for (int r = 0; r < kRows; ++r)
-    MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t) {
+    uint32_t excess[kRows][kTokens] = {};
+    for (; g < groups; ++g) {
+      typename Mac::Factors factors[kRows];
+      MICROVLM_UNROLL for (int r = 0; r < kRows; ++r) factors[r] = Mac::factors(vdupq_n_s16(multiplier[r * groups + g]));
+      MICROVLM_EACH_PAIR excess[r][t] += 8u * multiplier[r * groups + g] * group_total[t * groups + g];
+      add_groups(places, factors, total, std::make_integer_sequence<int, 1>());
+    }
+    MICROVLM_EACH_PAIR {
       const uint32_t digits = static_cast<uint32_t>(vaddvq_s32(total[r][t]));
-      sums[(m + t) * matrix.rows + n + r] = static_cast<int32_t>(digits - 8 * offset[r][t]);
+      sums[(m + t) * matrix.rows + n + r] = static_cast<int32_t>(digits - excess[r][t]);
     }
+  }
+
+ private:
+  template <int kRows, int kTokens>
+  struct Places {
+    const uint8_t* packed[kRows];
+    const int8_t* codes[kTokens];
+  };
+
+  // One group for each of kLanes, with that lane of the factors; moves the places on.
+  template <int kRows, int kTokens, int... kLanes>
+  static MICROVLM_INLINE void add_groups(Places<kRows, kTokens>& places, const typename Mac::Factors (&factors)[kRows],
+                                         int32x4_t (&total)[kRows][kTokens], std::integer_sequence<int, kLanes...>) {
+    (add_group<kLanes>(places, factors, total), ...);
+    MICROVLM_UNROLL for (int r = 0; r < kRows; ++r) places.packed[r] += sizeof...(kLanes) * kGroup / 2;
+    MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t) places.codes[t] += sizeof...(kLanes) * kGroup;
+  }
+
+  template <int kLane, int kRows, int kTokens>
+  static MICROVLM_INLINE void add_group(const Places<kRows, kTokens>& places, const typename Mac::Factors (&factors)[kRows],
+                                        int32x4_t (&total)[kRows][kTokens]) {
+    int8x16_t low[kRows], high[kRows], even[kTokens], odd[kTokens];
+    MICROVLM_UNROLL for (int r = 0; r < kRows; ++r) {
+      const uint8x16_t bytes = vld1q_u8(places.packed[r] + kLane * kGroup / 2);
+      low[r] = vreinterpretq_s8_u8(vandq_u8(bytes, vdupq_n_u8(15)));
+      high[r] = vreinterpretq_s8_u8(vshrq_n_u8(bytes, 4));
+    }
+    MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t) {
+      even[t] = vld1q_s8(places.codes[t] + kLane * kGroup);
+      odd[t] = vld1q_s8(places.codes[t] + kLane * kGroup + kGroup / 2);
+    }
+    Mac::template add_group<kLane>(total, low, high, even, odd, factors);
   }
 };
 

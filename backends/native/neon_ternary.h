@@ -34,9 +34,10 @@ struct Base4 {
     part[3] = vreinterpretq_s8_u8(vshrq_n_u8(packed, 6));
   }
 
-  static MICROVLM_INLINE void separate(int32_t (&sum)[kPlanes]) {
-    sum[1] = (sum[1] - sum[0]) >> 2;
-    sum[2] -= 4 * sum[3];
+  // Lane by lane: all is linear, and a multiple of 4 in each.
+  static MICROVLM_INLINE void separate(int32x4_t (&sum)[kPlanes]) {
+    sum[1] = vshrq_n_s32(vsubq_s32(sum[1], sum[0]), 2);
+    sum[2] = vsubq_s32(sum[2], vshlq_n_s32(sum[3], 2));
   }
 };
 
@@ -85,11 +86,11 @@ struct Base3 {
     part[4] = vreinterpretq_s8_u8(vqtbl2q_u8(digit_g, high));
   }
 
-  static MICROVLM_INLINE void separate(int32_t (&sum)[kPlanes]) {
-    const int32_t high = sum[0], low = sum[1];
-    sum[0] = low - 3 * sum[2];
+  static MICROVLM_INLINE void separate(int32x4_t (&sum)[kPlanes]) {
+    const int32x4_t high = sum[0], low = sum[1];
+    sum[0] = vmlsq_n_s32(low, sum[2], 3);
     sum[1] = sum[2];
-    sum[2] = high - 3 * sum[3] - 9 * sum[4];
+    sum[2] = vmlsq_n_s32(vmlsq_n_s32(high, sum[3], 3), sum[4], 9);
   }
 };
 
@@ -137,57 +138,61 @@ struct Tile {
   }
 };
 
-// Sums over the columns of kRows consecutive packed rows with the codes of kTokens tokens: of digits, not of trits.
-// Not inlined, so that its loop can be found and counted in a disassembly.
-template <class Mac, class Base, int kRows, int kTokens>
-__attribute__((noinline)) void tile_sums(const uint8_t* packed, const int8_t* codes, int64_t stride, int64_t columns,
-                                         int32_t (&sums)[kRows][kTokens][Base::kPlanes]) {
-  using T = Tile<Mac, Base, kRows, kTokens>;
-  constexpr int64_t kStep = Base::kStep, kUnit = Mac::kNarrow ? Base::kUnit : kMaxColumns;
-  T tile;
-  const int64_t whole = columns / kStep * kStep;
-  int64_t k = 0;
-  while (k < whole) {
-    const int64_t end = std::min(k + kUnit, whole);
-    tile.clear(T::kEager, T::kPlanes);
-    do {
-      tile.step(packed + k, columns, codes + k, stride);
-      k += kStep;
-    } while (k < end);
-    tile.widen(T::kEager, T::kPlanes);
-  }
-  if (k < columns) {
-    // Codes are padded with zeros, packed rows are not: the bytes behind the last one may be nobody's.
-    uint8_t rest[kRows][kStep] = {};
-    for (int r = 0; r < kRows; ++r) std::memcpy(rest[r], packed + r * columns + k, columns - k);
-    tile.clear(T::kEager, T::kPlanes);
-    tile.step(rest[0], kStep, codes + k, stride);
-    tile.widen(T::kEager, T::kPlanes);
-  }
-  MICROVLM_UNROLL for (int r = 0; r < kRows; ++r)
-  MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t) {
-    MICROVLM_UNROLL for (int p = 0; p < T::kPlanes; ++p) sums[r][t][p] = vaddvq_s32(tile.total[r][t][p]);
-    Base::separate(sums[r][t]);
-  }
-}
-
-// TernaryMatMul2x4 and TernaryMatMul3x5. A lone token takes its packed rows by kAloneRows, more come by kMostTokens.
+// TernaryMatMul2x4 and TernaryMatMul3x5. A lone token takes its packed rows by kAlone, more tokens come by kMost.
 template <class Mac, class Base, int kAlone, int kMost>
 struct Ternary {
   static constexpr int kAloneRows = kAlone, kMostTokens = kMost;
 
+  // Not inlined, so that its loop can be found and counted in a disassembly.
   template <int kRows, int kTokens>
-  static void tile(const Tokens& tokens, const Matrix& matrix, int64_t r, int64_t m, int32_t* sums) {
-    int32_t digit_sums[kRows][kTokens][Base::kPlanes];
-    tile_sums<Mac, Base, kRows, kTokens>(matrix.packed + r * matrix.columns, tokens.codes + m * tokens.stride,
-                                         tokens.stride, matrix.columns, digit_sums);
-    for (int i = 0; i < kRows; ++i) {
-      for (int t = 0; t < kTokens; ++t) {
-        int32_t* row = sums + (m + t) * matrix.rows;
-        for (int64_t p = 0, n = r + i; p < Base::kPlanes && n < matrix.rows; ++p, n += matrix.packed_rows) {
-          row[n] = digit_sums[i][t][p] - tokens.totals[m + t];
-        }
-      }
+  __attribute__((noinline)) static void tile(const Tokens& tokens, const Matrix& matrix, int64_t r, int64_t m,
+                                             int32_t* sums) {
+    using T = Tile<Mac, Base, kRows, kTokens>;
+    constexpr int64_t kStep = Base::kStep, kUnit = Mac::kNarrow ? Base::kUnit : kMaxColumns;
+    const int64_t columns = matrix.columns, whole = columns / kStep * kStep, stride = tokens.stride;
+    const uint8_t* packed = matrix.packed + r * columns;
+    const int8_t* codes = tokens.codes + m * stride;
+    T tile;
+    int64_t k = 0;
+    while (k < whole) {
+      const int64_t end = std::min(k + kUnit, whole);
+      tile.clear(T::kEager, T::kPlanes);
+      do {
+        tile.step(packed + k, columns, codes + k, stride);
+        k += kStep;
+      } while (k < end);
+      tile.widen(T::kEager, T::kPlanes);
+    }
+    if (k < columns) {
+      // Codes are padded with zeros, packed rows are not: the bytes behind the last one may be nobody's.
+      uint8_t rest[kRows][kStep] = {};
+      for (int i = 0; i < kRows; ++i) std::memcpy(rest[i], packed + i * columns + k, columns - k);
+      tile.clear(T::kEager, T::kPlanes);
+      tile.step(rest[0], kStep, codes + k, stride);
+      tile.widen(T::kEager, T::kPlanes);
+    }
+    MICROVLM_UNROLL for (int i = 0; i < kRows; ++i)
+    MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t) {
+      store(tile.total[i][t], tokens.totals[m + t], matrix, r + i, sums + (m + t) * matrix.rows);
+    }
+  }
+
+ private:
+  // Sums of digits become sums of trits, each in its plane's row; the last planes may lack the row.
+  static MICROVLM_INLINE void store(int32x4_t (&total)[Base::kPlanes], int32_t token_total, const Matrix& matrix,
+                                    int64_t r, int32_t* row) {
+    constexpr int kPlanes = Base::kPlanes;
+    Base::separate(total);
+    const int32x4_t first_two = vpaddq_s32(total[0], total[1]), next_two = vpaddq_s32(total[2], total[3]);
+    const int32x4_t four = vsubq_s32(vpaddq_s32(first_two, next_two), vdupq_n_s32(token_total));
+    int32_t sum[8];
+    vst1q_s32(sum, four);
+    if (kPlanes == 5) sum[4] = vaddvq_s32(total[kPlanes - 1]) - token_total;
+    const int64_t plane = matrix.packed_rows;
+    if (r + (kPlanes - 1) * plane < matrix.rows) {
+      MICROVLM_UNROLL for (int p = 0; p < kPlanes; ++p) row[r + p * plane] = sum[p];
+    } else {
+      for (int p = 0; p < kPlanes && r + p * plane < matrix.rows; ++p) row[r + p * plane] = sum[p];
     }
   }
 };

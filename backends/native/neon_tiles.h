@@ -9,6 +9,9 @@
 
 // Arrays of vectors live in registers only when every loop over them is unrolled.
 #define MICROVLM_UNROLL _Pragma("GCC unroll 16")
+#define MICROVLM_EACH_PAIR                         \
+  MICROVLM_UNROLL for (int r = 0; r < kRows; ++r) \
+  MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t)
 #define MICROVLM_INLINE __attribute__((always_inline)) inline
 
 namespace microvlm {

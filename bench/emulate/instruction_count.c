@@ -1,0 +1,127 @@
+// A TCG plugin for qemu-aarch64 7.x and 8.x: counts executed instructions between two marks that the program sets.
+//
+// A mark is the system call sched_get_priority_max(0x7e570000 | n), which changes nothing: from it to the next one,
+// instructions belong to region n; n = 0 ends counting. At the end one line goes to stderr for each region used:
+//   instruction-count region=1 total=123 simd=45 multiply=6 crypto=0
+// One thread only: the counters are shared and not locked. Not for qemu-aarch64-static, which loads no plugin.
+// `simd` is the A64 encoding group "Data Processing -- Scalar Floating-Point and Advanced SIMD" and the loads and
+// stores of its registers; `multiply` are integer multiply-adds, long ones and dot products; `crypto` AES, SHA and
+// 64-bit polynomial products, which QEMU's Cortex-A53 has and a Raspberry Pi's has not.
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+// Version 1 of QEMU's plugin interface, as far as it is used here (docs/devel/tcg-plugins of QEMU).
+typedef uint64_t qemu_plugin_id_t;
+typedef struct qemu_info_t qemu_info_t;
+struct qemu_plugin_tb;
+struct qemu_plugin_insn;
+enum qemu_plugin_op { QEMU_PLUGIN_INLINE_ADD_U64 };
+typedef void (*qemu_plugin_vcpu_tb_trans_cb_t)(qemu_plugin_id_t id, struct qemu_plugin_tb *tb);
+typedef void (*qemu_plugin_vcpu_syscall_cb_t)(qemu_plugin_id_t id, unsigned int vcpu, int64_t number, uint64_t a1,
+                                              uint64_t a2, uint64_t a3, uint64_t a4, uint64_t a5, uint64_t a6,
+                                              uint64_t a7, uint64_t a8);
+typedef void (*qemu_plugin_udata_cb_t)(qemu_plugin_id_t id, void *userdata);
+void qemu_plugin_register_vcpu_tb_trans_cb(qemu_plugin_id_t id, qemu_plugin_vcpu_tb_trans_cb_t callback);
+void qemu_plugin_register_vcpu_syscall_cb(qemu_plugin_id_t id, qemu_plugin_vcpu_syscall_cb_t callback);
+void qemu_plugin_register_atexit_cb(qemu_plugin_id_t id, qemu_plugin_udata_cb_t callback, void *userdata);
+void qemu_plugin_register_vcpu_tb_exec_inline(struct qemu_plugin_tb *tb, enum qemu_plugin_op op, void *counter,
+                                              uint64_t amount);
+size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *tb);
+struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *tb, size_t index);
+const void *qemu_plugin_insn_data(const struct qemu_plugin_insn *insn);
+
+#define EXPORT __attribute__((visibility("default")))
+EXPORT int qemu_plugin_version = 1;
+
+enum { TOTAL, SIMD, MULTIPLY, CRYPTO, CLASSES };
+enum { REGIONS = 65536, SCHED_GET_PRIORITY_MAX = 125 };
+static const char *const class_names[CLASSES] = {"total", "simd", "multiply", "crypto"};
+
+static uint64_t executed[CLASSES];
+static uint64_t at_mark[CLASSES];
+static uint64_t of_region[REGIONS][CLASSES];
+static unsigned region;
+
+static bool is_simd(uint32_t word) {
+    bool data_processing = (word >> 25 & 7) == 7;
+    bool load_store = (word >> 25 & 5) == 4 && (word >> 26 & 1) != 0;
+    return data_processing || load_store;
+}
+
+static bool is_crypto(uint32_t word) {
+    bool aes = (word & 0xff3e0c00) == 0x4e280800;
+    bool sha = (word & 0xff208c00) == 0x5e000000 || (word & 0xff3e0c00) == 0x5e280800;
+    bool polynomial = (word & 0xbfe0fc00) == 0x0ee0e000;
+    return aes || sha || polynomial;
+}
+
+// Mask and value of the encodings, any size and register.
+static bool is_multiply(uint32_t word) {
+    static const uint32_t encodings[][2] = {
+        {0x9f20dc00, 0x0e208000},  // smlal, smlsl and unsigned
+        {0x9f20fc00, 0x0e20c000},  // smull, umull
+        {0x9f20fc00, 0x0e209400},  // mla, mls
+        {0xbf20fc00, 0x0e209c00},  // mul
+        {0x9f20fc00, 0x0e009400},  // sdot, udot
+        {0x9f00b400, 0x0f002000},  // smlal, smlsl by element
+        {0xbf00f400, 0x0f008000},  // mul by element
+        {0xbf00b400, 0x2f000000},  // mla, mls by element
+    };
+    for (size_t i = 0; i < sizeof encodings / sizeof encodings[0]; ++i) {
+        if ((word & encodings[i][0]) == encodings[i][1]) return true;
+    }
+    return false;
+}
+
+static void translated(qemu_plugin_id_t id, struct qemu_plugin_tb *tb) {
+    (void)id;
+    uint64_t amounts[CLASSES] = {0};
+    size_t count = qemu_plugin_tb_n_insns(tb);
+    for (size_t i = 0; i < count; ++i) {
+        uint32_t word;
+        memcpy(&word, qemu_plugin_insn_data(qemu_plugin_tb_get_insn(tb, i)), sizeof word);
+        amounts[TOTAL] += 1;
+        amounts[SIMD] += is_simd(word);
+        amounts[MULTIPLY] += is_multiply(word);
+        amounts[CRYPTO] += is_crypto(word);
+    }
+    for (int i = 0; i < CLASSES; ++i) {
+        if (amounts[i] == 0) continue;
+        qemu_plugin_register_vcpu_tb_exec_inline(tb, QEMU_PLUGIN_INLINE_ADD_U64, &executed[i], amounts[i]);
+    }
+}
+
+static void system_call(qemu_plugin_id_t id, unsigned int vcpu, int64_t number, uint64_t a1, uint64_t a2, uint64_t a3,
+                        uint64_t a4, uint64_t a5, uint64_t a6, uint64_t a7, uint64_t a8) {
+    (void)id, (void)vcpu, (void)a2, (void)a3, (void)a4, (void)a5, (void)a6, (void)a7, (void)a8;
+    if (number != SCHED_GET_PRIORITY_MAX || (a1 & 0xffff0000) != 0x7e570000) return;
+    for (int i = 0; i < CLASSES; ++i) {
+        of_region[region][i] += executed[i] - at_mark[i];
+        at_mark[i] = executed[i];
+    }
+    region = a1 & 0xffff;
+}
+
+static void finished(qemu_plugin_id_t id, void *userdata) {
+    (void)id, (void)userdata;
+    for (unsigned n = 1; n < REGIONS; ++n) {
+        if (of_region[n][TOTAL] == 0) continue;
+        fprintf(stderr, "instruction-count region=%u", n);
+        for (int i = 0; i < CLASSES; ++i) {
+            fprintf(stderr, " %s=%llu", class_names[i], (unsigned long long)of_region[n][i]);
+        }
+        fprintf(stderr, "\n");
+    }
+}
+
+EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const qemu_info_t *info, int argc, char **argv) {
+    (void)info, (void)argc, (void)argv;
+    qemu_plugin_register_vcpu_tb_trans_cb(id, translated);
+    qemu_plugin_register_vcpu_syscall_cb(id, system_call);
+    qemu_plugin_register_atexit_cb(id, finished, NULL);
+    return 0;
+}
