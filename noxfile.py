@@ -77,6 +77,7 @@ def equivalence(session: nox.Session) -> None:
 @nox.session
 def native(session: nox.Session) -> None:
     """The native kernels under the sanitizers: every variant that runs here against the reference."""
+    need(session, *COMPILER, "make=make")
     session.install("cmake", *CONSTRAINTS)
     for sanitizers in ("address,undefined", "thread"):
         out = f"{session.create_tmp()}/{sanitizers}"

@@ -43,7 +43,10 @@ def check(wheel: Path) -> list[str]:
         metadata = next(archive.read(name).decode() for name in names if name.endswith(".dist-info/WHEEL"))
     complaints = [f"top-level names are {sorted(tops)}, not microvlm alone"] if tops != {"microvlm"} else []
     complaints += [f"{name} is missing" for name in WANTED if name not in names]
-    complaints += [f"{name} is a source of the library" for name in names if name.endswith((".cpp", ".h"))]
+    sources = [
+        name for name in names if name.startswith("microvlm/backends/") and name.endswith((".cpp", ".h"))
+    ]
+    complaints += [f"{name} is a source of the library" for name in sources]
     complaints += (
         [] if (REASON in names) == (library is None) else [f"{REASON} and {LIBRARY}: not one of them"]
     )

@@ -26,6 +26,8 @@ GENERATED = (
     "data",
     "runs",
     "reports",
+    "bundles",
+    "venv",
 )
 MANYLINUX = "manylinux_2_17_x86_64"
 
