@@ -1,10 +1,11 @@
-"""Documents of `run` and `equivalence` as text tables for people and as Markdown. Reads JSON, measures nothing."""
+"""Documents of `run`, `equivalence` and `memory` as text tables and as Markdown. Reads JSON, measures nothing."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
+from microvlm.bench import memory_report
 from microvlm.bench.phases import PHASES
 from microvlm.errors import UserError
 
@@ -32,7 +33,10 @@ def _read(document: dict[str, Any]) -> tuple[str, list[Section], list[str]]:
         return _equivalence(document)
     if "results" in document:
         return _run(document)
-    raise UserError("this is no report of microvlm-bench: it has neither 'results' nor 'verdict'.")
+    if "costs" in document:
+        head, sections, remarks = memory_report.tables(document)
+        return head, list(sections), [*remarks, _where(document)]
+    raise UserError("this is no report of microvlm-bench: it has neither 'results', 'verdict' nor 'costs'.")
 
 
 def _run(document: dict[str, Any]) -> tuple[str, list[Section], list[str]]:
