@@ -38,6 +38,9 @@ class EpisodicMemory:
 
     states: list[MemoryArrays]
     entries: list[Entry]
+    forgotten: list[int] = field(default_factory=lambda: [0])
+    """Of each state, how many rows were forgotten since it was built. After K it is built anew: each forgotten
+    row of a full memory adds rounding errors, and a write for each is what the cure costs."""
 
     @classmethod
     def empty(cls, runtime: Runtime) -> EpisodicMemory:
@@ -61,6 +64,7 @@ class EpisodicMemory:
         entry = self.entries[index]
         self._apply(runtime.memory_forget, entry)
         del self.entries[index]
+        self._count_forgotten(runtime, entry.memory)
         return entry
 
     def overwrite(self, runtime: Runtime, index: int, entry: Entry) -> Entry:
@@ -70,6 +74,7 @@ class EpisodicMemory:
         self._apply(runtime.memory_forget, old)
         self._apply(runtime.memory_write, entry)
         self.entries[index] = entry
+        self._count_forgotten(runtime, entry.memory)
         return entry
 
     def rebuild(self, runtime: Runtime) -> float:
@@ -77,10 +82,9 @@ class EpisodicMemory:
 
         Returns the largest change of a mean: how far the states had drifted.
         """
-        before = self.states
-        self.states = [runtime.memory_prior() for _ in before]
-        for entry in self.entries:
-            self._apply(runtime.memory_write, entry)
+        before = list(self.states)
+        for number in range(len(before)):
+            self._rebuild_state(runtime, number)
         return max(
             float(np.abs(old.mean - new.mean).max()) for old, new in zip(before, self.states, strict=True)
         )
@@ -105,7 +109,19 @@ class EpisodicMemory:
         if len(free):
             return int(free[0])
         self.states.append(runtime.memory_prior())
+        self.forgotten.append(0)
         return len(self.states) - 1
+
+    def _count_forgotten(self, runtime: Runtime, number: int) -> None:
+        self.forgotten[number] += 1
+        if self.forgotten[number] >= self.slots:
+            self._rebuild_state(runtime, number)
+
+    def _rebuild_state(self, runtime: Runtime, number: int) -> None:
+        self.states[number], self.forgotten[number] = runtime.memory_prior(), 0
+        for entry in self.entries:
+            if entry.memory == number:
+                self._apply(runtime.memory_write, entry)
 
     def _apply(self, operation: object, entry: Entry) -> None:
         state = self.states[entry.memory]

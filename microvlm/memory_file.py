@@ -2,7 +2,8 @@
 
 Tensors, float32: memory_mean [S, K, C] and memory_cov [S, K, K] of S states, and the rows that are in them, oldest
 first: log_keys [N, K], log_codes [N, C]. Metadata: format, fingerprint of the model, log (a JSON list of text, time,
-image, memory: the row's state), sha256 of it all. Format 1, which is still read, had one state, without the S.
+image, memory: the row's state), forgotten (a JSON list: rows forgotten in each state since it was built), sha256 of it
+all. Format 1, which is still read, had one state, without the S, and no `forgotten`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from microvlm.runtime import MemoryArrays
 
 FORMAT = 2
 _TENSORS = ("memory_mean", "memory_cov", "log_keys", "log_codes")
-_METADATA = ("format", "fingerprint", "log")
+_METADATA = ("format", "fingerprint", "log", "forgotten")
 
 
 def save_memory(memory: EpisodicMemory, path: str | Path, fingerprint: str) -> None:
@@ -44,7 +45,8 @@ def save_memory(memory: EpisodicMemory, path: str | Path, fingerprint: str) -> N
     log = json.dumps(
         [{"text": e.text, "time": e.time, "image": e.image, "memory": e.memory} for e in entries]
     )
-    metadata = {"format": str(FORMAT), "fingerprint": fingerprint, "log": log}
+    forgotten = json.dumps(memory.forgotten)
+    metadata = {"format": str(FORMAT), "fingerprint": fingerprint, "log": log, "forgotten": forgotten}
     _replace(Path(path), save(tensors, {**metadata, "sha256": _digest(tensors, metadata)}))
 
 
@@ -69,7 +71,8 @@ def read_memory(path: str | Path) -> tuple[EpisodicMemory, str]:
     entries = [
         Entry(e["text"], key, code, e["time"], e["image"], e.get("memory", 0)) for e, key, code in rows
     ]
-    return EpisodicMemory(states, entries), metadata["fingerprint"]
+    forgotten = json.loads(metadata.get("forgotten", "[0]"))
+    return EpisodicMemory(states, entries, forgotten), metadata["fingerprint"]
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -96,7 +99,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         raise UserError(describe_os_error(error)) from None
     except SafetensorError:
         raise damaged from None
-    wanted = {key: metadata.get(key, "") for key in _METADATA}
+    wanted = {key: metadata[key] for key in _METADATA if key in metadata}
     if _digest(tensors, wanted) != metadata.get("sha256"):
         raise damaged
     return tensors, wanted

@@ -50,7 +50,7 @@ def test_a_forgotten_row_leaves_state_and_log_as_if_never_written(runtime):
     memory = filled(runtime, rows)
     assert memory.forget(runtime, 3).text == "fact 3"
     others = filled(runtime, rows[:3] + rows[4:])
-    assert distance(memory, others) < 1e-4
+    assert distance(memory, others) < 1e-3
     assert texts(memory) == texts(others)
 
 
@@ -59,7 +59,7 @@ def test_overwriting_is_the_new_row_in_the_old_ones_place(runtime):
     memory = filled(runtime, rows)
     memory.overwrite(runtime, 2, new)
     expected = filled(runtime, [*rows[:2], new, *rows[3:]])
-    assert distance(memory, expected) < 1e-4
+    assert distance(memory, expected) < 1e-3
     assert texts(memory) == texts(expected)
 
 
@@ -83,6 +83,18 @@ def test_the_nearest_row_of_the_log_is_the_newest_of_equals(runtime):
     index, cosine = memory.nearest(3 * rows[1].key)
     assert (index, round(cosine, 5)) == (4, 1)
     assert EpisodicMemory.empty(runtime).nearest(rows[0].key) == (-1, 0.0)
+
+
+def test_a_state_is_built_anew_after_as_many_forgotten_rows_as_it_has_slots(runtime):
+    rows = entries(2 * SLOTS)
+    memory = filled(runtime, rows[:2])
+    for number in range(2, SLOTS + 1):
+        memory.overwrite(runtime, 1, rows[number])
+    assert memory.forgotten == [SLOTS - 1]
+    assert distance(memory, filled(runtime, memory.entries)) > 0
+    memory.overwrite(runtime, 1, rows[-1])
+    assert memory.forgotten == [0]
+    assert distance(memory, filled(runtime, memory.entries)) == 0
 
 
 def test_after_a_thousand_mixed_operations_float32_is_near_float64_and_a_rebuild_restores_it(runtime):
@@ -110,7 +122,7 @@ def test_after_a_thousand_mixed_operations_float32_is_near_float64_and_a_rebuild
     assert np.abs(memory.states[0].mean - mean).max() < 1e-2
     assert np.abs(memory.states[0].covariance - covariance).max() < 1e-2
     drift = memory.rebuild(runtime)
-    assert 0 < drift < 1e-2
+    assert drift < 1e-2
     assert distance(memory, filled(runtime, memory.entries)) == 0
     keys, codes = (
         torch.from_numpy(np.stack([getattr(e, part) for e in memory.entries])) for part in ("key", "code")

@@ -18,10 +18,11 @@ def runtime(tiny_bundle):
 
 
 def rows(count: int, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Keys as long as those of unit codes under a reference of orthonormal rows: |w|^2 = K / C on average."""
     rng = np.random.default_rng(seed)
     made = []
     for _ in range(count):
-        key, code = rng.normal(size=(1, SLOTS)) / SLOTS**0.5, rng.normal(size=(1, WIDTH))
+        key, code = rng.normal(size=(1, SLOTS)) / WIDTH**0.5, rng.normal(size=(1, WIDTH))
         made.append((key.astype(np.float32), (code / np.linalg.norm(code)).astype(np.float32)))
     return made
 

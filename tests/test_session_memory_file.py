@@ -44,6 +44,7 @@ def test_a_memory_comes_back_bit_for_bit_with_its_log(memory, tmp_path):
     loaded = load_memory(tmp_path / "trip.mem", PRINT)
     for one, other in zip(memory.states[0], loaded.states[0], strict=True):
         assert np.array_equal(one, other)
+    assert loaded.forgotten == memory.forgotten
     assert [(e.text, e.time, e.image) for e in loaded.entries] == [
         (e.text, e.time, e.image) for e in memory.entries
     ]
@@ -77,8 +78,9 @@ def small_file(tmp_path) -> tuple[Path, bytes]:
     state = MemoryArrays(rng.normal(size=(1, 3, 5)), np.eye(3)[None])
     entry = Entry("naïve", rng.normal(size=3), rng.normal(size=5), time=1e9)
     path = tmp_path / "small.mem"
-    save_memory(EpisodicMemory([state], [entry]), path, PRINT)
+    save_memory(EpisodicMemory([state], [entry], [7]), path, PRINT)
     assert load_memory(path, PRINT).entries[0].text == "naïve"
+    assert load_memory(path, PRINT).forgotten == [7]
     return path, path.read_bytes()
 
 
