@@ -45,7 +45,7 @@ def deal(evalset: EvalSet, count: int, seed: int = 0) -> list[Fact]:
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(evalset.images))
     pictures = [evalset.pixels(evalset.images[index].file) for index in order]
-    facts = []
+    facts: list[Fact] = []
     for question, paraphrase in QUESTIONS:
         for number, picture in enumerate(pictures[: max(0, count - len(facts))]):
             other = pictures[(number + 1) % len(pictures)]

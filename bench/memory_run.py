@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from microvlm.backends import load, resolve_bundle
+from microvlm.backends import load
 from microvlm.bench import memory_costs as costs
 from microvlm.bench import memory_scores as scores
 from microvlm.bench.device import describe_model, provenance
@@ -49,9 +49,8 @@ class Options:
 def run(options: Options, progress: Progress = lambda _: None) -> dict[str, Any]:
     """The document of `--json`. Raises UserError for a model or backend that can't be had."""
     began = time.perf_counter()
-    bundle = resolve_bundle(options.model)
-    runtime = load(options.backend, bundle, options.threads)
-    subject = Subject(runtime, Processor.from_pretrained(bundle))
+    runtime = load(options.backend, options.model, options.threads)
+    subject = Subject(runtime, Processor.from_pretrained(runtime.directory))
     progress("encoding the facts")
     most = 1 if options.costs else options.facts or 4 * subject.slots
     encoded = scores.Encoded(subject, deal(load_evalset(), most, options.seed))
@@ -68,7 +67,7 @@ def run(options: Options, progress: Progress = lambda _: None) -> dict[str, Any]
         },
         "backend": options.backend,
         "seconds": round(time.perf_counter() - began, 2),
-        "provenance": provenance(describe_model(bundle), options.threads),
+        "provenance": provenance(describe_model(runtime.directory), options.threads),
     }
 
 

@@ -48,10 +48,10 @@ def test_four_times_more_facts_than_slots_are_recalled_from_four_memories(rows):
     assert ((unit(readings) @ codes.T).argmax(1) == np.arange(4 * rows)).mean() > 0.99
 
 
-def test_one_memory_of_the_same_facts_forgets_many():
-    keys, codes = facts(4 * SLOTS)
+def test_one_memory_of_eight_times_its_slots_loses_many():
+    keys, codes = facts(8 * SLOTS)
     single = keys @ written(keys, codes).mean[0]
-    assert ((unit(single) @ codes.T).argmax(1) == np.arange(4 * SLOTS)).mean() < 0.9
+    assert ((unit(single) @ codes.T).argmax(1) == np.arange(8 * SLOTS)).mean() < 0.8
 
 
 def test_an_empty_memory_is_never_asked_for_what_another_holds():
