@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from microvlm.bench import memory_report
+from microvlm.bench.memory_report import tables as memory_tables
 from microvlm.bench.phases import PHASES
 from microvlm.errors import UserError
 
@@ -34,7 +34,7 @@ def _read(document: dict[str, Any]) -> tuple[str, list[Section], list[str]]:
     if "results" in document:
         return _run(document)
     if "costs" in document:
-        head, sections, remarks = memory_report.tables(document)
+        head, sections, remarks = memory_tables(document)
         return head, list(sections), [*remarks, _where(document)]
     raise UserError("this is no report of microvlm-bench: it has neither 'results', 'verdict' nor 'costs'.")
 
