@@ -5,20 +5,29 @@ No step copies or allocates a state. The buffers are numpy arrays that ONNX Runt
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from microvlm.runtime import MemoryArrays, MemoryReading
 
-if TYPE_CHECKING:
-    from microvlm.backends.ort import OrtRuntime
+
+class BoundGraphs(Protocol):
+    """What `OrtRuntime` gives a held state."""
+
+    def session(self, graph: str) -> Any: ...
+
+    def tensor_names(self, graph: str) -> tuple[list[str], list[str]]: ...
+
+    def run_bound(self, graph: str, binding: Any) -> None: ...
+
+    def memory_read(self, key: np.ndarray, code: np.ndarray, state: MemoryArrays) -> MemoryReading: ...
 
 
 class OrtMemory:
     """A state of batch B, changed in place by `write` and `forget`; keys [B, K], codes [B, C], float32."""
 
-    def __init__(self, runtime: OrtRuntime, state: MemoryArrays):
+    def __init__(self, runtime: BoundGraphs, state: MemoryArrays):
         """Starts with a copy of `state`."""
         self._runtime = runtime
         self._buffers = [tuple(np.array(part, np.float32, order="C") for part in state) for _ in range(2)]

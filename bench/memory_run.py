@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from microvlm.backends import load
-from microvlm.bench import memory_costs as costs
-from microvlm.bench import memory_scores as scores
 from microvlm.bench.device import describe_model, provenance
 from microvlm.bench.evalset_reader import load_evalset
 from microvlm.bench.harness import Progress
+from microvlm.bench.memory_costs import latencies, measured_shares, predicted
 from microvlm.bench.memory_deck import NAMES, deal
+from microvlm.bench.memory_scores import Encoded, edit, forget, gate, recall_curve, sequential
 from microvlm.bench.memory_subject import Subject
 from microvlm.config import preset
 from microvlm.errors import UserError
@@ -53,17 +53,17 @@ def run(options: Options, progress: Progress = lambda _: None) -> dict[str, Any]
     subject = Subject(runtime, Processor.from_pretrained(runtime.directory))
     progress("encoding the facts")
     most = 1 if options.costs else options.facts or 4 * subject.slots
-    encoded = scores.Encoded(subject, deal(load_evalset(), most, options.seed))
+    encoded = Encoded(subject, deal(load_evalset(), most, options.seed))
     scored = {} if options.costs else score(subject, encoded, options, progress)
     progress("timing")
-    latency_ms = costs.latencies(subject, encoded, options.repeats)
+    latency_ms = latencies(subject, encoded, options.repeats)
     return {
         "slots": subject.slots,
         **scored,
         "latency_ms": latency_ms,
         "costs": {
-            "measured": costs.measured_shares(latency_ms),
-            "sizes": [costs.predicted(config) for config in (runtime.config, preset("full"))],
+            "measured": measured_shares(latency_ms),
+            "sizes": [predicted(config) for config in (runtime.config, preset("full"))],
         },
         "backend": options.backend,
         "seconds": round(time.perf_counter() - began, 2),
@@ -71,27 +71,21 @@ def run(options: Options, progress: Progress = lambda _: None) -> dict[str, Any]
     }
 
 
-def score(subject: Subject, encoded: scores.Encoded, options: Options, progress: Progress) -> dict[str, Any]:
+def score(subject: Subject, encoded: Encoded, options: Options, progress: Progress) -> dict[str, Any]:
     """Every table that is a share of right answers."""
     slots, count = subject.slots, len(encoded.facts)
+    tables: dict[str, Any] = {"chance": 1 / len(NAMES)}
     progress("recall against the number of facts")
-    recall = scores.recall_curve(subject, encoded, fact_counts(slots, count))
+    tables["recall"] = recall_curve(subject, encoded, fact_counts(slots, count))
     progress("one-shot edits")
-    edit = scores.edit(subject, encoded, min(50, count))
+    tables["edit"] = edit(subject, encoded, min(50, count))
     progress("forgetting")
-    forgotten = scores.forget(subject, encoded, min(slots, count))
+    tables["forget"] = forget(subject, encoded, min(slots, count))
     progress(f"{options.edits} edits in sequence")
-    sequential = scores.sequential(subject, encoded, min(slots // 2, count), options.edits, options.seed)
+    tables["sequential"] = sequential(subject, encoded, min(slots // 2, count), options.edits, options.seed)
     progress("the scope gate")
-    gate = scores.gate(subject, encoded, min(slots, count // 4))
-    return {
-        "chance": 1 / len(NAMES),
-        "recall": recall,
-        "edit": edit,
-        "forget": forgotten,
-        "sequential": sequential,
-        "gate": gate,
-    }
+    tables["gate"] = gate(subject, encoded, min(slots, count // 4))
+    return tables
 
 
 def fact_counts(slots: int, most: int) -> list[int]:
