@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 
 from microvlm.backends import native as native_library
 from microvlm.backends.base import Backend, LoadedRuntime
+from microvlm.backends.ort_memory import OrtMemory
 from microvlm.backends.resolve import open_bundle, resolve_bundle
 from microvlm.config import MicroVLMConfig
 from microvlm.errors import UserError
@@ -80,7 +81,9 @@ class OrtRuntime:
         self.allow_spinning = allow_spinning
         self._library = None if native is False else native_library.library_path()
         if native and self._library is None:
-            raise UserError("there is no native library here: install a wheel that has it, or load without it.")
+            raise UserError(
+                "there is no native library here: install a wheel that has it, or load without it."
+            )
         self.kernels = _kernels(self._library)
         """Which code runs the quantised layers: `native` and its variant, or `FUNCTION_BODIES`."""
         self._graphs: dict[str, dict[str, Any]] = manifest["graphs"]
@@ -155,13 +158,30 @@ class OrtRuntime:
         recalled, scope, residual, *slot = self._run("memory_read", (key, code, state.mean))
         return MemoryReading(recalled.numpy(), scope.numpy(), residual.numpy(), slot)
 
+    def hold_memory(self, state: MemoryArrays) -> OrtMemory:
+        """`state` in buffers of its own, where writing and forgetting copy nothing."""
+        return OrtMemory(self, state)
+
+    def tensor_names(self, graph: str) -> tuple[list[str], list[str]]:
+        """Names of a graph's inputs and outputs, in contract order."""
+        spec = self._graphs[graph]
+        inputs, outputs = ([tensor["name"] for tensor in spec[side]] for side in ("inputs", "outputs"))
+        return inputs, outputs
+
+    def run_bound(self, graph: str, binding: Any) -> None:
+        """Run a graph on an IOBinding of its session. Raises UserError."""
+        self._guard(graph, lambda session: session.run_with_iobinding(binding))
+
     def _run(self, graph: str, inputs: Sequence[Any]) -> list[Any]:
         """Inputs in contract order, numpy arrays or ONNX Runtime's values -> its values, in contract order."""
-        spec, session = self._graphs[graph], self.session(graph)
-        names = [tensor["name"] for tensor in spec["inputs"]]
+        names, outputs = self.tensor_names(graph)
         feeds = {name: _value(value) for name, value in zip(names, inputs, strict=True)}
+        return self._guard(graph, lambda session: session.run_with_ort_values(outputs, feeds))
+
+    def _guard(self, graph: str, action: Callable[[Any], Any]) -> Any:
+        session = self.session(graph)
         try:
-            return session.run_with_ort_values([tensor["name"] for tensor in spec["outputs"]], feeds)
+            return action(session)
         except Exception as error:  # pybind kinds without a common base of their own
             raise UserError(
                 f"{self.graph_path(graph)} failed to run ({_first_line(error)}): export it again."

@@ -1,4 +1,4 @@
-"""`microvlm-bench`: time a model or the kernels, compare two backends or two precisions, reports as Markdown."""
+"""`microvlm-bench`: time a model or the kernels, compare two backends or precisions, test the memory, write reports."""
 
 from __future__ import annotations
 
@@ -189,6 +189,39 @@ def full(
         note("the decoder's logits are no numbers")
         return GATE_FAILED
     return 0
+
+
+@command.command(context_settings=_HELP)
+@click.argument("model", default="nano")
+@click.option("--backend", default="ort", show_default=True, help="Backend that remembers.")
+@click.option("--threads", default=1, show_default=True, help="Threads of one operator.")
+@click.option("--facts", default=0, help="Most facts written at once; four times the slots by default.")
+@click.option("--edits", default=1000, show_default=True, help="Edits one after the other.")
+@click.option("--repeats", default=20, show_default=True, help="Timed rounds.")
+@click.option("--seed", default=0, show_default=True, help="Of names, objects and views.")
+@click.option("--costs", is_flag=True, help="Time and count only; an untrained model will do.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
+@click.option("--markdown", type=_FILE, help="Write the tables as Markdown to this file.")
+@click.option("-o", "--output", type=_FILE, help="Write the JSON document to this file.")
+def memory(
+    model: str,
+    backend: str,
+    threads: int,
+    facts: int,
+    edits: int,
+    repeats: int,
+    seed: int,
+    costs: bool,
+    as_json: bool,
+    markdown: Path | None,
+    output: Path | None,
+) -> None:
+    """What MODEL (a bundle, a checkpoint or 'nano') remembers: recall, edits, forgetting, scope, and their cost."""
+    from microvlm.bench.memory_run import Options
+    from microvlm.bench.memory_run import run as remember
+
+    options = Options(model, backend, threads, facts, edits, repeats, seed, costs)
+    _deliver(remember(options, progress=note), as_json, markdown, output)
 
 
 @command.command(context_settings=_HELP)

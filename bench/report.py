@@ -7,6 +7,7 @@ from typing import Any
 
 from microvlm.bench import full
 from microvlm.bench.kernels import tables as kernel_tables
+from microvlm.bench.memory_report import tables as memory_tables
 from microvlm.bench.phases import PHASES
 from microvlm.errors import UserError
 
@@ -40,7 +41,12 @@ def _read(document: dict[str, Any]) -> tuple[str, list[Section], list[str]]:
     if "rows" in document:
         head, tables, remarks = kernel_tables.sections(document)
         return head, list(tables), [*remarks, _where(document)]
-    raise UserError("this is no report of microvlm-bench: it has no 'results', 'verdict', 'rows' or 'full'.")
+    if "costs" in document:
+        head, sections, remarks = memory_tables(document)
+        return head, list(sections), [*remarks, _where(document)]
+    raise UserError(
+        "this is no report of microvlm-bench: it has no 'results', 'verdict', 'rows', 'full' or 'costs'."
+    )
 
 
 def _run(document: dict[str, Any]) -> tuple[str, list[Section], list[str]]:

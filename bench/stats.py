@@ -79,3 +79,26 @@ def max_abs(a: np.ndarray, b: np.ndarray) -> float:
         return 0.0
     difference = float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max())
     return difference if np.isfinite(difference) else float("inf")
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927): honest near 0 and 1, where a normal interval has no width."""
+    z, share = 1.959964, successes / trials
+    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    half = z * ((share * (1 - share) + z * z / (4 * trials)) / trials) ** 0.5 / (1 + z * z / trials)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def equal_error_rate(positive: np.ndarray, negative: np.ndarray) -> tuple[float, float]:
+    """(area under the ROC curve, equal error rate) of scores that should be high for `positive`.
+
+    The area is the chance that a positive scores above a negative, equals counted half (Mann-Whitney). The rate is the
+    mean of both errors at the threshold where they are nearest.
+    """
+    above = (positive[:, None] > negative).mean() + 0.5 * (positive[:, None] == negative).mean()
+    thresholds = np.unique(np.concatenate([positive, negative]))
+    thresholds = np.append(thresholds, thresholds[-1] + 1)
+    missed = (positive[:, None] < thresholds).mean(0)
+    alarms = (negative[:, None] >= thresholds).mean(0)
+    at = np.abs(missed - alarms).argmin()
+    return float(above), float((missed[at] + alarms[at]) / 2)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import click
 from microvlm.cli_support import note
 from microvlm.errors import UserError
 from microvlm.images import check_file
+from microvlm.memory_cli import describe
 from microvlm.session import Chat
 
 HELP = """\
@@ -98,11 +98,8 @@ class ChatLoop:
 
     def _list(self) -> None:
         memory = self.chat.memory
-        slots = self.chat.runtime.config.memory.slots
-        click.echo(f"{len(memory.entries)} entries in a memory of {slots} slots")
-        for number, entry in enumerate(memory.entries, 1):
-            when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.time))
-            click.echo(f"{number:3}. {when}  {entry.text}")
+        for line in describe(memory.entries, memory.slots, len(memory.states)):
+            click.echo(line)
 
 
 def _split_path(rest: str) -> tuple[str, str]:

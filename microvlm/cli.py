@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from microvlm.cli_model import generation_options, model_options, open_model, sampling_options
 from microvlm.cli_support import print_json, run_click
 from microvlm.errors import UserError
+from microvlm.memory_cli import memory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -19,45 +21,13 @@ if TYPE_CHECKING:
     from microvlm.backends import LoadedRuntime
     from microvlm.generation import GenerationOptions
     from microvlm.processor import Processor
-    from microvlm.runtime import MemoryArrays
+    from microvlm.runtime import Memories
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="microvlm")
 def cli() -> None:
     """A tiny vision-language model with an episodic memory and 1.58-bit weights."""
-
-
-def model_options(command: Callable) -> Callable:
-    """--model, --backend and --threads."""
-    for option in (
-        click.option("--threads", type=int, help="Threads of one operator; the backend's choice by default."),
-        click.option(
-            "--backend", help="torch, ort or another installed one; by default what suits the model."
-        ),
-        click.option(
-            "--model",
-            default="nano",
-            show_default=True,
-            help="A checkpoint or a bundle: folder, hub id or name.",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def sampling_options(command: Callable) -> Callable:
-    """--max-new-tokens, --temperature, --top-p and --seed."""
-    for option in (
-        click.option("--seed", default=0, show_default=True, help="Of the sampling."),
-        click.option(
-            "--top-p", default=1.0, show_default=True, help="Sample among the likeliest of this probability."
-        ),
-        click.option("--temperature", default=0.0, show_default=True, help="0 takes the likeliest token."),
-        click.option("--max-new-tokens", type=int, help="Longest answer; the model's default when left out."),
-    ):
-        command = option(command)
-    return command
 
 
 @cli.command()
@@ -145,42 +115,14 @@ def info(model: str, as_json: bool) -> None:
         click.echo(format_description(description))
 
 
-def default_backend(model: str) -> str:
-    """`ort` for a bundle; for a checkpoint `torch`, which needs no export, unless it is not installed."""
-    from microvlm.backends import get_backend
-    from microvlm.backends.resolve import is_bundle
-
-    return "torch" if not is_bundle(model) and get_backend("torch").unavailable() is None else "ort"
+cli.add_command(memory)
 
 
-def open_model(
-    model: str, backend: str | None, threads: int | None
-) -> tuple[LoadedRuntime, Processor, float]:
-    """(runtime, processor, milliseconds it took). Raises UserError."""
-    from microvlm.backends import load
-    from microvlm.processor import Processor
+def read_memory(path: str | None, runtime: LoadedRuntime) -> Memories | None:
+    """The states of a memory file that must exist, or None without one. Raises UserError."""
+    from microvlm.memory_file import load_memory
 
-    start = time.perf_counter()
-    runtime = load(backend or default_backend(model), model, threads)
-    processor = Processor.from_pretrained(runtime.directory)
-    return runtime, processor, (time.perf_counter() - start) * 1e3
-
-
-def generation_options(
-    processor: Processor, max_new_tokens: int | None, temperature: float, top_p: float, seed: int
-) -> GenerationOptions:
-    """The flags over the model's defaults. Raises UserError."""
-    from microvlm.generation import GenerationOptions
-
-    length = processor.max_new_tokens if max_new_tokens is None else max_new_tokens
-    return GenerationOptions(length, temperature, top_p, seed, processor.stop_tokens)
-
-
-def read_memory(path: str | None, runtime: LoadedRuntime) -> MemoryArrays | None:
-    """The state of a memory file that must exist, or None without one. Raises UserError."""
-    from microvlm.memory_file import EpisodicMemory
-
-    return None if path is None else EpisodicMemory.load(path, runtime.fingerprint).state
+    return None if path is None else load_memory(path, runtime.fingerprint).states
 
 
 def caption_one(
@@ -189,7 +131,7 @@ def caption_one(
     image: str,
     prompt: str | None,
     options: GenerationOptions,
-    memory: MemoryArrays | None,
+    memory: Memories | None,
     attention: str | None,
 ) -> dict[str, Any]:
     """`caption`, `tokens` (ids) and `timings_ms` of one image; draws its heatmap to the file `attention`."""

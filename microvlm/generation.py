@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from microvlm.errors import UserError
-from microvlm.runtime import MemoryArrays, MemoryReading, Past, Runtime
+from microvlm.hierarchy import state_for
+from microvlm.runtime import Memories, MemoryArrays, MemoryReading, Past, Runtime
 
 PHASES = ("vision", "embed", "memory_read", "prefill", "decode")
 
@@ -131,18 +132,19 @@ def embed_prompt(
 
 
 def recall(
-    runtime: Runtime, prompt: Prompt, memory: MemoryArrays | None, timings: Timings | None = None
+    runtime: Runtime, prompt: Prompt, memory: Memories | None, timings: Timings | None = None
 ) -> Recall:
     """Phase `memory_read`: the prompt is the query. Out of scope, a row's slot is masked.
 
-    `memory` is one state for all rows (batch 1) or one a row.
+    `memory` is one state for all rows (batch 1) or one a row; of a list of states, batch 1 each, every row reads the
+    one that knows its key best.
     """
     batch = len(prompt.inputs_embeds)
     if memory is None:
         return Recall(runtime.empty_slot(batch), np.zeros(batch, np.int64), None)
     with (timings or Timings()).phase("memory_read"):
         code, key = runtime.memory_encode(prompt.inputs_embeds, prompt.attention_mask)
-        reading = runtime.memory_read(key, code, repeat_memory(memory, batch))
+        reading = runtime.memory_read(key, code, _state_of(key, memory))
     seen = reading.scope >= runtime.config.memory.scope_threshold
     return Recall(reading.slot, seen.astype(np.int64), reading)
 
@@ -172,11 +174,17 @@ def repeat_memory(memory: MemoryArrays, batch: int) -> MemoryArrays:
     return MemoryArrays(*(np.repeat(part, batch, 0) for part in memory))
 
 
+def _state_of(key: np.ndarray, memory: Memories) -> MemoryArrays:
+    if isinstance(memory, MemoryArrays):
+        return repeat_memory(memory, len(key))
+    return repeat_memory(memory[0], len(key)) if len(memory) == 1 else state_for(key, memory)
+
+
 def generate(
     runtime: Runtime,
     prompt: Prompt,
     options: GenerationOptions,
-    memory: MemoryArrays | None = None,
+    memory: Memories | None = None,
     on_token: OnToken | None = None,
     timings: Timings | None = None,
 ) -> Generated:

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from microvlm.generation import Prompt, positions_of, recall
 from microvlm.images import ImageSource, load_square
 from microvlm.processor import Inputs, Processor
-from microvlm.runtime import MemoryArrays
+from microvlm.runtime import Memories
 from microvlm.session import with_answer
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def word_maps(
     inputs: Inputs,
     prompt: Prompt,
     tokens: list[int],
-    memory: MemoryArrays | None = None,
+    memory: Memories | None = None,
 ) -> list[WordMap]:
     """One map a word of the answer `tokens` to `prompt`, batch 1 with one picture."""
     import torch

@@ -1,18 +1,18 @@
-"""An episodic memory with its log, and the file it is kept in: safetensors with JSON metadata, renamed into place.
+"""The file that an episodic memory is kept in: safetensors with JSON metadata, renamed into place. Needs no torch.
 
-Tensors, float32: memory_mean [K, C], memory_cov [K, K], and the rows that were written, oldest first: log_keys [N, K],
-log_codes [N, C]. Metadata: format, fingerprint of the model, log (a JSON list of text, time, image), sha256 of it all.
-Needs no torch.
+Tensors, float32: memory_mean [S, K, C] and memory_cov [S, K, K] of S states, and the rows that are in them, oldest
+first: log_keys [N, K], log_codes [N, C]. Metadata: format, fingerprint of the model, log (a JSON list of text, time,
+image, memory: the row's state), forgotten (a JSON list: rows forgotten in each state since it was built), sha256 of it
+all. Format 1, which is still read, had one state, without the S, and no `forgotten`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import tempfile
-import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -20,73 +20,59 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from microvlm.cli_support import describe_os_error
+from microvlm.episodic import Entry, EpisodicMemory
 from microvlm.errors import UserError
-from microvlm.runtime import MemoryArrays, Runtime
+from microvlm.runtime import MemoryArrays
 
-FORMAT = 1
+FORMAT = 2
 _TENSORS = ("memory_mean", "memory_cov", "log_keys", "log_codes")
+_METADATA = ("format", "fingerprint", "log", "forgotten")
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One row that was written."""
+def save_memory(memory: EpisodicMemory, path: str | Path, fingerprint: str) -> None:
+    """Replace the file at `path`; a crash or a full disk keeps the old one. Raises UserError."""
+    if not fingerprint:
+        raise UserError("this bundle has no fingerprint, so no memory can belong to it; export it again.")
+    entries = memory.entries
+    slots, width = memory.states[0].mean.shape[1:]
+    tensors = {
+        "memory_mean": np.concatenate([state.mean for state in memory.states]),
+        "memory_cov": np.concatenate([state.covariance for state in memory.states]),
+        "log_keys": np.stack([e.key for e in entries]) if entries else np.zeros((0, slots)),
+        "log_codes": np.stack([e.code for e in entries]) if entries else np.zeros((0, width)),
+    }
+    tensors = {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}
+    log = json.dumps(
+        [{"text": e.text, "time": e.time, "image": e.image, "memory": e.memory} for e in entries]
+    )
+    forgotten = json.dumps(memory.forgotten)
+    metadata = {"format": str(FORMAT), "fingerprint": fingerprint, "log": log, "forgotten": forgotten}
+    _replace(Path(path), save(tensors, {**metadata, "sha256": _digest(tensors, metadata)}))
 
-    text: str
-    key: np.ndarray
-    """w, float32 [K]."""
-    code: np.ndarray
-    """z, float32 [C]."""
-    time: float = field(default_factory=time.time)
-    """Seconds since 1970."""
-    image: bool = False
-    """Whether the row is a picture's, found again by its place."""
+
+def load_memory(path: str | Path, fingerprint: str) -> EpisodicMemory:
+    """Raises UserError for a missing, damaged or newer file, and for another model's."""
+    memory, written_by = read_memory(path)
+    if written_by != fingerprint:
+        raise UserError(
+            f"{path} was written by another model; give the model that wrote it, or another file."
+        )
+    return memory
 
 
-@dataclass
-class EpisodicMemory:
-    """A state, batch 1, and what was written into it."""
-
-    state: MemoryArrays
-    entries: list[Entry]
-
-    @classmethod
-    def empty(cls, runtime: Runtime) -> EpisodicMemory:
-        """The prior of the model."""
-        return cls(runtime.memory_prior(), [])
-
-    def write(self, runtime: Runtime, entry: Entry) -> None:
-        """Write one row into the state and the log."""
-        self.state = runtime.memory_write(entry.key[None], entry.code[None], self.state)
-        self.entries.append(entry)
-
-    def save(self, path: str | Path, fingerprint: str) -> None:
-        """Replace the file at `path`; a crash or a full disk keeps the old one. Raises UserError."""
-        if not fingerprint:
-            raise UserError("this bundle has no fingerprint, so no memory can belong to it; export it again.")
-        slots, width = self.state.mean.shape[1:]
-        tensors = {
-            "memory_mean": self.state.mean[0],
-            "memory_cov": self.state.covariance[0],
-            "log_keys": np.stack([e.key for e in self.entries]) if self.entries else np.zeros((0, slots)),
-            "log_codes": np.stack([e.code for e in self.entries]) if self.entries else np.zeros((0, width)),
-        }
-        tensors = {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}
-        log = json.dumps([{"text": e.text, "time": e.time, "image": e.image} for e in self.entries])
-        metadata = {"format": str(FORMAT), "fingerprint": fingerprint, "log": log}
-        _replace(Path(path), save(tensors, {**metadata, "sha256": _digest(tensors, metadata)}))
-
-    @classmethod
-    def load(cls, path: str | Path, fingerprint: str) -> EpisodicMemory:
-        """Raises UserError for a missing, damaged or newer file, and for another model's."""
-        tensors, metadata = _read(Path(path))
-        if metadata["fingerprint"] != fingerprint:
-            raise UserError(
-                f"{path} was written by another model; give the model that wrote it, or another file."
-            )
-        state = MemoryArrays(tensors["memory_mean"][None], tensors["memory_cov"][None])
-        log = json.loads(metadata["log"])
-        rows = zip(log, tensors["log_keys"], tensors["log_codes"], strict=True)
-        return cls(state, [Entry(e["text"], key, code, e["time"], e["image"]) for e, key, code in rows])
+def read_memory(path: str | Path) -> tuple[EpisodicMemory, str]:
+    """(what is in the file, the fingerprint of the model that it belongs to). Raises UserError as `load_memory`."""
+    tensors, metadata = _read(Path(path))
+    mean, covariance = tensors["memory_mean"], tensors["memory_cov"]
+    if metadata["format"] == "1":
+        mean, covariance = mean[None], covariance[None]
+    states = [MemoryArrays(mean[i : i + 1], covariance[i : i + 1]) for i in range(len(mean))]
+    rows = zip(json.loads(metadata["log"]), tensors["log_keys"], tensors["log_codes"], strict=True)
+    entries = [
+        Entry(e["text"], key, code, e["time"], e["image"], e.get("memory", 0)) for e, key, code in rows
+    ]
+    forgotten = json.loads(metadata.get("forgotten", "[0]"))
+    return EpisodicMemory(states, entries, forgotten), metadata["fingerprint"]
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -97,23 +83,26 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             pass
         with safe_open(str(path), framework="np") as file:
             metadata = file.metadata() or {}
-            if not metadata.get("format", "").isdigit():
+            written = metadata.get("format", "")
+            if not (written.isascii() and written.isdigit() and len(written) < 9):
                 raise damaged
-            if int(metadata["format"]) > FORMAT:
+            if int(written) > FORMAT:
                 raise UserError(f"{path} was written by a newer microvlm; upgrade the package.")
+            if {*file.keys()} != {*_TENSORS}:
+                raise damaged
             tensors = {name: file.get_tensor(name) for name in _TENSORS}
     except FileNotFoundError:
         raise UserError(
-            f"{path} does not exist; give a memory file, as microvlm chat --memory writes it."
+            f"{path} does not exist; give a memory file, as microvlm chat --memory or memory write makes it."
         ) from None
     except OSError as error:
         raise UserError(describe_os_error(error)) from None
     except SafetensorError:
         raise damaged from None
-    wanted = {key: metadata.get(key, "") for key in ("format", "fingerprint", "log")}
+    wanted = {key: metadata[key] for key in _METADATA if key in metadata}
     if _digest(tensors, wanted) != metadata.get("sha256"):
         raise damaged
-    return tensors, metadata
+    return tensors, wanted
 
 
 def _digest(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
@@ -126,6 +115,7 @@ def _digest(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
 
 
 def _replace(path: Path, content: bytes) -> None:
+    """Written aside, flushed to the disk and renamed, and the rename flushed too."""
     aside = None
     try:
         handle, aside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
@@ -134,8 +124,19 @@ def _replace(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
+        _flush_folder(path.parent)
     except OSError as error:
         if aside is not None and os.path.exists(aside):
             os.unlink(aside)
         error.filename = str(path)
         raise UserError(f"the memory was not saved: {describe_os_error(error)}") from None
+
+
+def _flush_folder(folder: Path) -> None:
+    """As far as the system lets a folder be opened and flushed; the file itself is safe already."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -24,6 +24,10 @@ class MemoryArrays(NamedTuple):
     """[B, K, K]"""
 
 
+Memories = MemoryArrays | list[MemoryArrays]
+"""One state, or the states of an episode that outgrew one."""
+
+
 class MemoryReading(NamedTuple):
     """What reading gave."""
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from microvlm.episodic import Entry, EpisodicMemory
 from microvlm.generation import GenerationOptions, Prompt, Timings, embed_prompt, generate
 from microvlm.images import ImageSource
-from microvlm.memory_file import Entry, EpisodicMemory
+from microvlm.memory_file import load_memory, save_memory
 from microvlm.ordinals import ORDINALS, ordinal_question
 from microvlm.processor import Processor
 from microvlm.runtime import Runtime
@@ -80,7 +81,7 @@ class Chat:
             if on_text is not None:
                 on_text(stream.feed(token))
 
-        made = generate(self.runtime, prompt, self.options, self.memory.state, show, timings)
+        made = generate(self.runtime, prompt, self.options, self.memory.states, show, timings)
         if on_text is not None:
             on_text(stream.finish())
         tokens, reading = made.tokens[0], made.recall.reading
@@ -98,12 +99,12 @@ class Chat:
         self.memory = EpisodicMemory.empty(self.runtime)
 
     def save(self, path: str | Path) -> None:
-        """See `EpisodicMemory.save`."""
-        self.memory.save(path, self.runtime.fingerprint)
+        """See `save_memory`."""
+        save_memory(self.memory, path, self.runtime.fingerprint)
 
     def load(self, path: str | Path) -> None:
-        """See `EpisodicMemory.load`."""
-        self.memory = EpisodicMemory.load(path, self.runtime.fingerprint)
+        """See `load_memory`."""
+        self.memory = load_memory(path, self.runtime.fingerprint)
 
     def _write(
         self, prompt: Prompt, question: str, answer: str, tokens: list[int], new_image: bool, label: str

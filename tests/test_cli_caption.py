@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from microvlm.cli import cli, default_backend
+from microvlm.cli import cli
+from microvlm.cli_model import default_backend
 from microvlm.cli_support import run_click
 
 

@@ -45,7 +45,10 @@ def test_every_graph_of_a_bundle_gives_the_same_bits_with_and_without_the_librar
         feeds = example_feeds(fast, spec, seed=1)
         names = [tensor.name for tensor in spec.outputs]
         for name, got, expected in zip(
-            names, fast.session(spec.name).run(names, feeds), plain.session(spec.name).run(names, feeds), strict=True
+            names,
+            fast.session(spec.name).run(names, feeds),
+            plain.session(spec.name).run(names, feeds),
+            strict=True,
         ):
             np.testing.assert_array_equal(
                 got.view(np.int32), expected.view(np.int32), err_msg=f"{spec.name}: {name}"

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from microvlm import memory_file
+from microvlm.episodic import Entry, EpisodicMemory
 from microvlm.errors import UserError
-from microvlm.memory_file import Entry, EpisodicMemory
+from microvlm.memory_file import load_memory, save_memory
+from microvlm.runtime import MemoryArrays
 from microvlm.session import Chat
 from microvlm.torch_runtime import TorchRuntime
 
@@ -32,10 +40,11 @@ def memory(runtime) -> EpisodicMemory:
 
 
 def test_a_memory_comes_back_bit_for_bit_with_its_log(memory, tmp_path):
-    memory.save(tmp_path / "trip.mem", PRINT)
-    loaded = EpisodicMemory.load(tmp_path / "trip.mem", PRINT)
-    for one, other in zip(memory.state, loaded.state, strict=True):
+    save_memory(memory, tmp_path / "trip.mem", PRINT)
+    loaded = load_memory(tmp_path / "trip.mem", PRINT)
+    for one, other in zip(memory.states[0], loaded.states[0], strict=True):
         assert np.array_equal(one, other)
+    assert loaded.forgotten == memory.forgotten
     assert [(e.text, e.time, e.image) for e in loaded.entries] == [
         (e.text, e.time, e.image) for e in memory.entries
     ]
@@ -45,66 +54,109 @@ def test_a_memory_comes_back_bit_for_bit_with_its_log(memory, tmp_path):
 
 
 def test_an_empty_memory_comes_back(runtime, tmp_path):
-    EpisodicMemory.empty(runtime).save(tmp_path / "new.mem", PRINT)
-    assert EpisodicMemory.load(tmp_path / "new.mem", PRINT).entries == []
+    save_memory(EpisodicMemory.empty(runtime), tmp_path / "new.mem", PRINT)
+    assert load_memory(tmp_path / "new.mem", PRINT).entries == []
 
 
 def test_the_log_rebuilds_the_state(memory, runtime):
     rebuilt = EpisodicMemory.empty(runtime)
     for entry in memory.entries:
         rebuilt.write(runtime, entry)
-    assert np.array_equal(rebuilt.state.mean, memory.state.mean)
+    assert np.array_equal(rebuilt.states[0].mean, memory.states[0].mean)
 
 
 def test_another_models_memory_is_refused(memory, tmp_path):
-    memory.save(tmp_path / "trip.mem", PRINT)
+    save_memory(memory, tmp_path / "trip.mem", PRINT)
     with pytest.raises(UserError, match="written by another model"):
-        EpisodicMemory.load(tmp_path / "trip.mem", "f" * 16)
+        load_memory(tmp_path / "trip.mem", "f" * 16)
 
 
-def test_a_file_cut_at_any_byte_is_refused(memory, tmp_path):
-    path = tmp_path / "trip.mem"
-    memory.save(path, PRINT)
-    whole = path.read_bytes()
-    for length in [*range(0, 64), *range(64, len(whole), 997), len(whole) - 1]:
+@pytest.fixture
+def small_file(tmp_path) -> tuple[Path, bytes]:
+    """A memory of three slots with one row: small enough to try every byte."""
+    rng = np.random.default_rng(1)
+    state = MemoryArrays(rng.normal(size=(1, 3, 5)), np.eye(3)[None])
+    entry = Entry("naïve", rng.normal(size=3), rng.normal(size=5), time=1e9)
+    path = tmp_path / "small.mem"
+    save_memory(EpisodicMemory([state], [entry], [7]), path, PRINT)
+    assert load_memory(path, PRINT).entries[0].text == "naïve"
+    assert load_memory(path, PRINT).forgotten == [7]
+    return path, path.read_bytes()
+
+
+def test_a_file_cut_at_any_byte_is_refused(small_file):
+    path, whole = small_file
+    assert len(whole) > 600
+    for length in range(len(whole)):
         path.write_bytes(whole[:length])
         with pytest.raises(UserError, match="damaged"):
-            EpisodicMemory.load(path, PRINT)
+            load_memory(path, PRINT)
 
 
-def test_a_file_with_any_altered_byte_is_refused(memory, tmp_path):
-    path = tmp_path / "trip.mem"
-    memory.save(path, PRINT)
-    whole = bytearray(path.read_bytes())
-    refused = 0
-    for at in range(0, len(whole), 97):
-        altered = whole.copy()
-        altered[at] ^= 0x01
+def test_a_file_with_any_altered_byte_is_refused(small_file):
+    path, whole = small_file
+    for at in range(len(whole)):
+        altered = bytearray(whole)
+        altered[at] ^= 1 << at % 8
         path.write_bytes(altered)
-        with pytest.raises(UserError):
-            EpisodicMemory.load(path, PRINT)
-        refused += 1
-    assert refused > 50
+        with pytest.raises(UserError, match=r"damaged|newer microvlm"):
+            load_memory(path, PRINT)
+
+
+def test_a_file_with_bytes_behind_it_is_refused(small_file):
+    path, whole = small_file
+    path.write_bytes(whole + b"\0")
+    with pytest.raises(UserError, match="damaged"):
+        load_memory(path, PRINT)
+
+
+def test_a_killed_save_keeps_the_old_file(small_file):
+    path, whole = small_file
+    killed = """
+import os, signal, sys
+from microvlm.memory_file import read_memory, save_memory
+memory, fingerprint = read_memory(sys.argv[1])
+memory.entries.clear()
+os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+save_memory(memory, sys.argv[1], fingerprint)
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", killed, str(path)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert path.read_bytes() == whole
+    assert len(load_memory(path, PRINT).entries) == 1
+
+
+def test_a_file_of_the_first_format_is_still_read(memory, tmp_path):
+    path = tmp_path / "trip.mem"
+    save_memory(memory, path, PRINT)
+    tensors = load_file(path)
+    tensors |= {name: tensors[name][0] for name in ("memory_mean", "memory_cov")}
+    log = [{"text": e.text, "time": e.time, "image": e.image} for e in memory.entries]
+    metadata = {"format": "1", "fingerprint": PRINT, "log": json.dumps(log)}
+    save_file(tensors, path, metadata | {"sha256": memory_file._digest(tensors, metadata)})
+    loaded = load_memory(path, PRINT)
+    assert np.array_equal(loaded.states[0].covariance, memory.states[0].covariance)
+    assert [entry.memory for entry in loaded.entries] == [0, 0]
 
 
 def test_a_newer_format_is_refused(memory, tmp_path):
     path = tmp_path / "trip.mem"
-    memory.save(path, PRINT)
-    save_file(load_file(path), path, metadata={"format": "2", "fingerprint": PRINT})
+    save_memory(memory, path, PRINT)
+    save_file(load_file(path), path, metadata={"format": "3", "fingerprint": PRINT})
     with pytest.raises(UserError, match="newer microvlm"):
-        EpisodicMemory.load(path, PRINT)
+        load_memory(path, PRINT)
 
 
 def test_a_missing_file_and_a_folder_are_one_sentence_each(tmp_path):
     with pytest.raises(UserError, match="does not exist"):
-        EpisodicMemory.load(tmp_path / "none.mem", PRINT)
+        load_memory(tmp_path / "none.mem", PRINT)
     with pytest.raises(UserError, match="Is a directory"):
-        EpisodicMemory.load(tmp_path, PRINT)
+        load_memory(tmp_path, PRINT)
 
 
 def test_a_crash_while_saving_keeps_the_old_file(memory, tmp_path, monkeypatch):
     path = tmp_path / "trip.mem"
-    memory.save(path, PRINT)
+    save_memory(memory, path, PRINT)
     before = path.read_bytes()
 
     def full(descriptor: int) -> None:
@@ -112,14 +164,14 @@ def test_a_crash_while_saving_keeps_the_old_file(memory, tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match=r"not saved: .*no space is left"):
-        memory.save(path, PRINT)
+        save_memory(memory, path, PRINT)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["trip.mem"]
 
 
 def test_a_folder_that_is_not_there_is_one_sentence(memory, tmp_path):
     with pytest.raises(UserError, match=r"not saved: .*No such file"):
-        memory.save(tmp_path / "none" / "trip.mem", PRINT)
+        save_memory(memory, tmp_path / "none" / "trip.mem", PRINT)
 
 
 def test_each_turn_writes_one_row_and_a_new_picture_is_keyed_by_its_place(runtime, tiny_processor):
@@ -139,7 +191,7 @@ def test_each_turn_writes_one_row_and_a_new_picture_is_keyed_by_its_place(runtim
     assert first.text.startswith("a.png: what is this?")
     chat.reset()
     assert chat.memory.entries == []
-    assert np.array_equal(chat.memory.state.mean, runtime.memory_prior().mean)
+    assert np.array_equal(chat.memory.states[0].mean, runtime.memory_prior().mean)
 
 
 def test_an_answer_out_of_the_memory_alone_is_not_written_back_and_a_picture_always_is(

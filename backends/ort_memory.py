@@ -1,0 +1,74 @@
+"""A memory state that stays in ONNX Runtime: two pairs of buffers; a step reads one, writes the other, by IOBinding.
+
+No step copies or allocates a state. The buffers are numpy arrays that ONNX Runtime's values share.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from microvlm.runtime import MemoryArrays, MemoryReading
+
+
+class BoundGraphs(Protocol):
+    """What `OrtRuntime` gives a held state."""
+
+    def session(self, graph: str) -> Any: ...
+
+    def tensor_names(self, graph: str) -> tuple[list[str], list[str]]: ...
+
+    def run_bound(self, graph: str, binding: Any) -> None: ...
+
+    def memory_read(self, key: np.ndarray, code: np.ndarray, state: MemoryArrays) -> MemoryReading: ...
+
+
+class OrtMemory:
+    """A state of batch B, changed in place by `write` and `forget`; keys [B, K], codes [B, C], float32."""
+
+    def __init__(self, runtime: BoundGraphs, state: MemoryArrays):
+        """Starts with a copy of `state`."""
+        self._runtime = runtime
+        self._buffers = [tuple(np.array(part, np.float32, order="C") for part in state) for _ in range(2)]
+        self._values = [tuple(_shared(part) for part in pair) for pair in self._buffers]
+        self._now = 0
+
+    @property
+    def state(self) -> MemoryArrays:
+        """The state as it is now, without a copy; the step after next overwrites it."""
+        return MemoryArrays(*self._buffers[self._now])
+
+    def snapshot(self) -> MemoryArrays:
+        """A copy of the state."""
+        return MemoryArrays(*(part.copy() for part in self._buffers[self._now]))
+
+    def write(self, key: np.ndarray, code: np.ndarray) -> None:
+        """See `Runtime.memory_write`."""
+        self._step("memory_write", key, code)
+
+    def forget(self, key: np.ndarray, code: np.ndarray) -> None:
+        """See `Runtime.memory_forget`."""
+        self._step("memory_forget", key, code)
+
+    def read(self, key: np.ndarray, code: np.ndarray) -> MemoryReading:
+        """See `Runtime.memory_read`."""
+        return self._runtime.memory_read(key, code, MemoryArrays(*self._values[self._now]))
+
+    def _step(self, graph: str, key: np.ndarray, code: np.ndarray) -> None:
+        binding = self._runtime.session(graph).io_binding()
+        names, made = self._runtime.tensor_names(graph)
+        row = (_shared(np.ascontiguousarray(part, np.float32)) for part in (key, code))
+        for name, value in zip(names, (*row, *self._values[self._now]), strict=True):
+            binding.bind_ortvalue_input(name, value)
+        for name, value in zip(made, self._values[1 - self._now], strict=True):
+            binding.bind_ortvalue_output(name, value)
+        self._runtime.run_bound(graph, binding)
+        self._now = 1 - self._now
+
+
+def _shared(array: np.ndarray) -> Any:
+    """A value of ONNX Runtime over the array's own memory."""
+    import onnxruntime
+
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)

@@ -1,0 +1,83 @@
+"""Facts to remember, made of the evaluation set: an object in a picture, a question about it, and a person's name.
+
+Every fact is asked for with another view of its object than it was written with. Knows no model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from microvlm.bench.evalset_reader import EvalSet
+
+_NAMES = """
+anna ben clara david emma felix grace henry iris jack karen leo maria noah olive peter ruth sam tina victor adam bella
+carl diana eric fiona george helen ivan julia kevin laura mark nina oscar paula quinn robert sara thomas ursula vera
+walter xenia yusuf zoe alice bruno cora daniel
+"""
+NAMES = tuple(_NAMES.split())
+"""Fifty values: a guess is right in one of fifty."""
+QUESTIONS = (("whose is this?", "who owns this?"), ("who gave me this?", "who is this from?"))
+"""A question and another wording of it; each object has one fact for each."""
+GROUNDS = ((255, 255, 255), (180, 215, 245), (250, 225, 150), (190, 230, 190), (225, 225, 225))
+WHITE_TOLERANCE = 24
+
+
+@dataclass(frozen=True)
+class Fact:
+    """Pixels are uint8 [S, S, 3]."""
+
+    object: int
+    """Which drawing; two facts of one object differ in their question."""
+    question: str
+    paraphrase: str
+    name: str
+    written: np.ndarray
+    """The picture that is shown when the fact is told."""
+    asked: np.ndarray
+    """Another view, shown when it is asked for."""
+
+
+def deal(evalset: EvalSet, count: int, seed: int = 0) -> list[Fact]:
+    """`count` facts, or as many as the set has objects and questions; names and views are drawn with `seed`."""
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(evalset.images))
+    pictures = [evalset.pixels(evalset.images[index].file) for index in order]
+    facts: list[Fact] = []
+    for question, paraphrase in QUESTIONS:
+        for number, picture in enumerate(pictures[: max(0, count - len(facts))]):
+            other = pictures[(number + 1) % len(pictures)]
+            name = NAMES[int(rng.integers(len(NAMES)))]
+            views = another_view(picture, other, rng), another_view(picture, other, rng)
+            facts.append(Fact(int(order[number]), question, paraphrase, name, *views))
+    return facts
+
+
+def another_view(picture: np.ndarray, neighbour: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A drawing on white, turned, scaled and moved on another ground, at times with `neighbour` in a corner."""
+    side = picture.shape[0]
+    drawn = Image.fromarray(picture)
+    # White that touches a corner is ground; white inside of a drawing is not.
+    mask = Image.new("L", (side + 2, side + 2), 255)
+    framed = Image.new("RGB", (side + 2, side + 2), (255, 255, 255))
+    framed.paste(drawn, (1, 1))
+    marker = (255, 0, 255)
+    ImageDraw.floodfill(framed, (0, 0), marker, thresh=WHITE_TOLERANCE)
+    ground = (np.asarray(framed) == marker).all(-1)
+    mask = Image.fromarray(np.where(ground, 0, 255).astype(np.uint8)).crop((1, 1, side + 1, side + 1))
+    size = round(side * rng.uniform(0.7, 1.1))
+    angle = float(rng.uniform(-20, 20))
+    drawn, mask = (
+        part.rotate(angle, Image.Resampling.BICUBIC, expand=False, fillcolor=fill).resize((size, size))
+        for part, fill in ((drawn, (255, 255, 255)), (mask, 0))
+    )
+    view = Image.new("RGB", (side, side), GROUNDS[int(rng.integers(len(GROUNDS)))])
+    if rng.random() < 0.5:
+        small = Image.fromarray(neighbour).resize((side // 4, side // 4))
+        view.paste(small, (0 if rng.random() < 0.5 else side - side // 4, side - side // 4))
+    reach = max(1, abs(side - size) // 2 + side // 16)
+    left, top = ((side - size) // 2 + int(rng.integers(-reach, reach + 1)) for _ in range(2))
+    view.paste(drawn, (left, top), mask)
+    return np.asarray(view)

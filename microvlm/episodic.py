@@ -1,0 +1,128 @@
+"""An episodic memory with the log of its rows: write, forget, overwrite, rebuild, over as many states as are needed.
+
+Works on keys and codes, on any `Runtime`; knows no text, no picture and no file. One state takes as many rows as it has
+slots; a row beyond that opens another, and `hierarchy` says which one answers a key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from microvlm.runtime import MemoryArrays, Runtime
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row that was written."""
+
+    text: str
+    key: np.ndarray
+    """w, float32 [K]."""
+    code: np.ndarray
+    """z, float32 [C]."""
+    time: float = field(default_factory=time.time)
+    """Seconds since 1970."""
+    image: bool = False
+    """Whether the row is a picture's, found again by its place."""
+    memory: int = 0
+    """Which of the states holds it."""
+
+
+@dataclass
+class EpisodicMemory:
+    """States, batch 1 each, and the rows that are in them, oldest first."""
+
+    states: list[MemoryArrays]
+    entries: list[Entry]
+    forgotten: list[int] = field(default_factory=lambda: [0])
+    """Of each state, how many rows were forgotten since it was built. After K it is built anew: each forgotten
+    row of a full memory adds rounding errors, and a write for each is what the cure costs."""
+
+    @classmethod
+    def empty(cls, runtime: Runtime) -> EpisodicMemory:
+        """The prior of the model."""
+        return cls([runtime.memory_prior()], [])
+
+    @property
+    def slots(self) -> int:
+        """K, of one state."""
+        return self.states[0].mean.shape[1]
+
+    def write(self, runtime: Runtime, entry: Entry) -> Entry:
+        """Write one row into the first state that has room, and into the log; the entry as it was logged."""
+        entry = dataclasses.replace(entry, memory=self._with_room(runtime))
+        self._apply(runtime.memory_write, entry)
+        self.entries.append(entry)
+        return entry
+
+    def forget(self, runtime: Runtime, index: int) -> Entry:
+        """Take row `index` of the log out of its state, as if it had never been written. Raises IndexError."""
+        entry = self.entries[index]
+        self._apply(runtime.memory_forget, entry)
+        del self.entries[index]
+        self._count_forgotten(runtime, entry.memory)
+        return entry
+
+    def overwrite(self, runtime: Runtime, index: int, entry: Entry) -> Entry:
+        """Forget row `index` and write `entry` into the same state and the same place of the log."""
+        old = self.entries[index]
+        entry = dataclasses.replace(entry, memory=old.memory)
+        self._apply(runtime.memory_forget, old)
+        self._apply(runtime.memory_write, entry)
+        self.entries[index] = entry
+        self._count_forgotten(runtime, entry.memory)
+        return entry
+
+    def rebuild(self, runtime: Runtime) -> float:
+        """Write the log anew into empty states, which ends the rounding errors of forgotten rows.
+
+        Returns the largest change of a mean: how far the states had drifted.
+        """
+        before = list(self.states)
+        for number in range(len(before)):
+            self._rebuild_state(runtime, number)
+        return max(
+            float(np.abs(old.mean - new.mean).max()) for old, new in zip(before, self.states, strict=True)
+        )
+
+    def nearest(self, key: np.ndarray) -> tuple[int, float]:
+        """Row of the log whose key points most in the direction of `key` [K], the newest of equals, and the cosine.
+
+        (-1, 0) for an empty log.
+        """
+        if not self.entries:
+            return -1, 0.0
+        keys = np.stack([entry.key for entry in self.entries])
+        lengths = np.linalg.norm(keys, axis=1) * np.linalg.norm(key)
+        cosines = keys @ key / np.maximum(lengths, np.finfo(np.float32).tiny)
+        index = len(cosines) - 1 - int(cosines[::-1].argmax())
+        return index, float(cosines[index])
+
+    def _with_room(self, runtime: Runtime) -> int:
+        """The first state with fewer rows than slots; a new one when all are full."""
+        rows = np.bincount([entry.memory for entry in self.entries], minlength=len(self.states))
+        free = np.flatnonzero(rows < self.slots)
+        if len(free):
+            return int(free[0])
+        self.states.append(runtime.memory_prior())
+        self.forgotten.append(0)
+        return len(self.states) - 1
+
+    def _count_forgotten(self, runtime: Runtime, number: int) -> None:
+        self.forgotten[number] += 1
+        if self.forgotten[number] >= self.slots:
+            self._rebuild_state(runtime, number)
+
+    def _rebuild_state(self, runtime: Runtime, number: int) -> None:
+        self.states[number], self.forgotten[number] = runtime.memory_prior(), 0
+        for entry in self.entries:
+            if entry.memory == number:
+                self._apply(runtime.memory_write, entry)
+
+    def _apply(self, operation: object, entry: Entry) -> None:
+        state = self.states[entry.memory]
+        self.states[entry.memory] = operation(entry.key[None], entry.code[None], state)  # type: ignore[operator]

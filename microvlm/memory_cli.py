@@ -1,0 +1,195 @@
+"""`microvlm memory`: the operations of an episodic memory on a file, on any backend. Every command ends with the file
+whole: as it was, or with the change in it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from microvlm.cli_model import generation_options, model_options, open_model
+from microvlm.cli_support import print_json
+from microvlm.errors import UserError
+
+if TYPE_CHECKING:
+    from microvlm.episodic import Entry
+    from microvlm.facts import FactMemory
+
+
+@click.group()
+def memory() -> None:
+    """Write, read and forget facts in a memory FILE, which chat --memory carries on with."""
+
+
+def _options(command: Callable) -> Callable:
+    json_flag = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+    return click.argument("file", metavar="FILE")(json_flag(model_options(command)))
+
+
+def _query_options(command: Callable) -> Callable:
+    for option in (
+        click.option("--image", metavar="PICTURE", help="The picture that the fact is about."),
+        click.option("--question", default="", help="How the fact is asked for."),
+    ):
+        command = option(command)
+    return command
+
+
+@memory.command()
+@click.option("--text", required=True, help="The fact.")
+@_query_options
+@_options
+def write(file: str, text: str, question: str, image: str | None, as_json: bool, **model: Any) -> None:
+    """Remember a fact: --text as the answer to --question about --image. FILE is made when it is not there."""
+    facts = _open(file, image, model, may_be_new=True)
+    entry = facts.write(text, question, image, _label(image))
+    facts.save(file)
+    _tell(
+        f"{len(facts.entries)}. {entry.text}",
+        {"written": _described(len(facts.entries), entry)},
+        facts,
+        as_json,
+    )
+
+
+@memory.command()
+@_query_options
+@click.option("--max-new-tokens", type=int, help="Longest answer; the model's default when left out.")
+@_options
+def read(
+    file: str, question: str, image: str | None, max_new_tokens: int | None, as_json: bool, **model: Any
+) -> None:
+    """Answer --question about --image with the memory; FILE is not changed."""
+    facts = _open(file, image, model)
+    found = facts.read(question, image, generation_options(facts.processor, max_new_tokens, 0.0, 1.0, 0))
+    where = "from the memory" if found.recalled else "not from the memory"
+    _tell(f"{found.answer}\n({where}: scope {found.scope:.2f})", vars(found), facts, as_json)
+
+
+@memory.command()
+@click.option("--entry", type=int, help="Which one, by its number in the list.")
+@_query_options
+@_options
+def forget(
+    file: str, entry: int | None, question: str, image: str | None, as_json: bool, **model: Any
+) -> None:
+    """Forget one fact: --entry, or the one that was written under --question and --image."""
+    if (entry is None) == (not question and image is None):
+        raise UserError("say what to forget: either --entry or --question and --image.")
+    facts = _open(file, image, model)
+    index = facts.find(question, image) if entry is None else entry - 1
+    gone = facts.forget(index)
+    facts.save(file)
+    _tell(f"forgotten: {gone.text}", {"forgotten": _described(index + 1, gone)}, facts, as_json)
+
+
+@memory.command()
+@click.option("--text", required=True, help="The fact as it is now.")
+@_query_options
+@_options
+def overwrite(file: str, text: str, question: str, image: str | None, as_json: bool, **model: Any) -> None:
+    """Replace the fact under --question and --image by --text."""
+    facts = _open(file, image, model)
+    number = facts.find(question, image) + 1
+    old, new = facts.overwrite(text, question, image, _label(image))
+    facts.save(file)
+    document = {"forgotten": _described(number, old), "written": _described(number, new)}
+    _tell(f"{old.text}\n-> {new.text}", document, facts, as_json)
+
+
+@memory.command()
+@_options
+def reset(file: str, as_json: bool, **model: Any) -> None:
+    """Forget everything."""
+    facts = _open(file, None, model)
+    count = len(facts.entries)
+    facts.reset()
+    facts.save(file)
+    _tell(f"{count} entries forgotten", {"forgotten": count}, facts, as_json)
+
+
+@memory.command()
+@_options
+def rebuild(file: str, as_json: bool, **model: Any) -> None:
+    """Make the states anew from the log, without the rounding errors of what was forgotten."""
+    facts = _open(file, None, model)
+    drift = facts.rebuild()
+    facts.save(file)
+    _tell(
+        f"{len(facts.entries)} entries written anew; the state had drifted by {drift:.1e}",
+        {"drift": drift},
+        facts,
+        as_json,
+    )
+
+
+@memory.command("list")
+@click.argument("file", metavar="FILE")
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def list_entries(file: str, as_json: bool) -> None:
+    """What was written into FILE, oldest first. Needs no model."""
+    from microvlm.memory_file import read_memory
+
+    kept, fingerprint = read_memory(file)
+    if as_json:
+        entries = [_described(number, entry) for number, entry in enumerate(kept.entries, 1)]
+        print_json(
+            {
+                "fingerprint": fingerprint,
+                "slots": kept.slots,
+                "memories": len(kept.states),
+                "entries": entries,
+            }
+        )
+        return
+    for line in describe(kept.entries, kept.slots, len(kept.states)):
+        click.echo(line)
+
+
+def describe(entries: list[Entry], slots: int, memories: int) -> list[str]:
+    """Lines for a person: how full the memory is, then one line an entry."""
+    of = f"a memory of {slots} slots" if memories == 1 else f"{memories} memories of {slots} slots"
+    lines = [f"{len(entries)} entries in {of}"]
+    for number, entry in enumerate(entries, 1):
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.time))
+        lines.append(f"{number:3}. {when}  {entry.text}")
+    return lines
+
+
+def _open(file: str, image: str | None, model: dict[str, Any], may_be_new: bool = False) -> FactMemory:
+    """The facts of `file`, the picture looked at first: a model takes a while to load."""
+    from microvlm.facts import FactMemory
+    from microvlm.images import check_file
+    from microvlm.memory_file import load_memory, read_memory
+
+    is_new = may_be_new and not Path(file).exists()
+    if not is_new:
+        read_memory(file)
+    if image is not None:
+        check_file(image)
+    runtime, processor, _ = open_model(**model)
+    return FactMemory(runtime, processor, None if is_new else load_memory(file, runtime.fingerprint))
+
+
+def _label(image: str | None) -> str:
+    return "" if image is None else Path(image).name
+
+
+def _described(number: int, entry: Entry) -> dict[str, Any]:
+    return {
+        "entry": number,
+        "text": entry.text,
+        "time": entry.time,
+        "image": entry.image,
+        "memory": entry.memory,
+    }
+
+
+def _tell(sentence: str, document: dict[str, Any], facts: FactMemory, as_json: bool) -> None:
+    if as_json:
+        print_json({**document, "entries": len(facts.entries), "memories": len(facts.memory.states)})
+    else:
+        click.echo(sentence)

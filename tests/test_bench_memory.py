@@ -1,0 +1,139 @@
+"""`microvlm-bench memory`: its document, its tables, and the statistics and views that it stands on."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from conftest import tiny_config
+
+from microvlm.bench.cli import command
+from microvlm.bench.evalset_reader import load_evalset
+from microvlm.bench.memory_costs import predicted
+from microvlm.bench.memory_deck import NAMES, another_view, deal
+from microvlm.bench.memory_run import fact_counts
+from microvlm.bench.stats import equal_error_rate, wilson
+from microvlm.cli_support import run_click
+from microvlm.config import preset
+
+
+@pytest.fixture
+def bench(capsys, speaking_bundle):
+    """Flags -> (status, stdout, stderr)."""
+
+    def call(*flags: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as stopped:
+            run_click(command, ["memory", str(speaking_bundle), "--repeats", "1", *flags])
+        out, err = capsys.readouterr()
+        return stopped.value.code, out, err
+
+    return call
+
+
+def test_the_document_has_every_table_and_an_untrained_model_recalls_nothing(bench, tmp_path):
+    saved = tmp_path / "memory.json"
+    status, out, _ = bench("--facts", "24", "--edits", "5", "-o", str(saved))
+    assert status == 0
+    document = json.loads(saved.read_text())
+    assert document["slots"] == 16
+    assert [(row["facts"], row["memories"]) for row in document["recall"]] == [
+        (2, 1),
+        (4, 1),
+        (8, 1),
+        (16, 1),
+        (24, 2),
+    ]
+    for row in document["recall"]:
+        assert {"accuracy", "ci95", "control", "control_ci95", "nearest_neighbour"} <= row.keys()
+        assert row["accuracy"] == row["control"] == 0
+    assert document["edit"].keys() == {
+        "efficacy",
+        "paraphrase",
+        "neighbourhood",
+        "neighbourhood_without_gate",
+    }
+    assert document["edit"]["neighbourhood_without_gate"] < 1
+    assert document["forget"].keys() == {"forgotten", "retained", "attack"}
+    assert document["forget"]["retained"] is None
+    assert {"edits", "retention"} <= document["sequential"].keys()
+    assert document["sequential"]["drift"] < 1e-3
+    assert {"encode", "read", "write", "forget", "decode_token"} <= document["latency_ms"].keys()
+    assert min(document["latency_ms"].values()) > 0
+    assert {"auroc", "eer"} <= document["gate"].keys()
+    for part in ("recall, facts written once", "retention after 5 edits of 8 facts", "in one memory"):
+        assert part in out
+
+
+def test_costs_alone_need_no_answers(bench):
+    status, out, _ = bench("--costs", "--json")
+    document = json.loads(out)
+    assert status == 0
+    assert "recall" not in document
+    assert document["costs"]["measured"]["encode_share_of_prefill"] > 0
+    assert [size["name"] for size in document["costs"]["sizes"]] == ["tiny", "full"]
+
+
+def test_too_few_facts_are_refused(bench):
+    status, out, err = bench("--facts", "3")
+    assert (status, out) == (2, "")
+    assert "--facts is 3; give 8 or more" in err
+
+
+def test_the_full_size_is_predicted_to_cost_what_the_design_allows():
+    size = predicted(preset("full"))
+    assert size["predicted_read_write_share_of_answer"] < 0.01
+    assert size["predicted_encode_share_of_prefill"] < 0.1
+    tiny = predicted(tiny_config())
+    # One layer of the tiny decoder: q and o 64 x 64, k and v 64 x 32, three of 64 x 96.
+    layer = 2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96
+    assert tiny["predicted_encode_macs"] == 2 * (20 * layer + 2 * 20 * 20 * 64) + 48 * (64 + 16)
+
+
+def test_facts_are_dealt_again_alike_and_their_two_views_differ():
+    evalset = load_evalset()
+    facts, again = deal(evalset, 6), deal(evalset, 6)
+    for one, other in zip(facts, again, strict=True):
+        assert (one.object, one.name) == (other.object, other.name)
+        assert np.array_equal(one.asked, other.asked)
+        assert one.written.shape == (96, 96, 3)
+        assert not np.array_equal(one.written, one.asked)
+        assert one.name in NAMES
+    assert len(set(NAMES)) == 50
+    objects = len(evalset.images)
+    more = deal(evalset, 3 * objects)
+    assert len(more) == 2 * objects
+    assert more[0].object == more[objects].object
+    assert more[0].question != more[objects].question
+
+
+def test_a_view_keeps_the_object_and_changes_its_ground():
+    picture = np.full((96, 96, 3), 255, np.uint8)
+    picture[30:66, 30:66] = (200, 10, 10)
+    views = [another_view(picture, picture, np.random.default_rng(seed)) for seed in range(12)]
+    red = [(np.abs(view.astype(int) - (200, 10, 10)).sum(-1) < 30).sum() for view in views]
+    assert min(red) > 300
+    assert len({tuple(view[48, 0]) for view in views}) > 1
+    assert len(set(red)) > 3
+
+
+def test_fact_counts_double_to_four_times_the_slots():
+    assert fact_counts(64, 256) == [8, 16, 32, 64, 128, 256]
+    assert fact_counts(64, 210) == [8, 16, 32, 64, 128, 210]
+    assert fact_counts(16, 8) == [2, 4, 8]
+
+
+def test_wilsons_interval_of_known_cases():
+    # Agresti & Coull 1998: 0 of 10 and 5 of 10.
+    assert wilson(0, 10) == pytest.approx((0, 0.2775), abs=1e-4)
+    assert wilson(5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+
+
+def test_area_and_equal_error_rate_of_known_scores():
+    high, low = np.array([0.9, 0.8, 0.7]), np.array([0.1, 0.2, 0.3])
+    assert equal_error_rate(high, low) == (1.0, 0.0)
+    assert equal_error_rate(low, high)[0] == 0.0
+    same = np.array([0.5, 0.5])
+    assert equal_error_rate(same, same)[0] == 0.5
+    auroc, eer = equal_error_rate(np.array([1.0, 0.6, 0.4, 0.9]), np.array([0.5, 0.1, 0.2, 0.3]))
+    assert (auroc, eer) == (15 / 16, 0.25)

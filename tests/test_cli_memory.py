@@ -1,0 +1,100 @@
+"""`microvlm memory`: every operation on a file, as sentences and as JSON, and refusals with status 2."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from PIL import Image
+
+from microvlm.cli import cli
+from microvlm.cli_support import run_click
+
+
+@pytest.fixture
+def memory(capsys, speaking_bundle):
+    """Arguments -> (status, stdout, stderr). The model is the small bundle on ONNX Runtime unless they name one."""
+
+    def call(command: str, *arguments: object) -> tuple[int, str, str]:
+        model = [] if command == "list" or "--model" in arguments else ["--model", speaking_bundle]
+        with pytest.raises(SystemExit) as stopped:
+            run_click(cli, ["memory", command, *map(str, (*arguments, *model))])
+        out, err = capsys.readouterr()
+        return stopped.value.code, out, err
+
+    return call
+
+
+@pytest.fixture
+def bike(tmp_path):
+    path = tmp_path / "bike.png"
+    Image.new("RGB", (32, 32), "red").save(path)
+    return path
+
+
+def test_a_fact_is_written_listed_read_overwritten_and_forgotten(memory, bike, tmp_path):
+    trip = tmp_path / "trip.mem"
+    about = ("--question", "whose is this?", "--image", bike)
+    assert memory("write", "--text", "mine", *about, trip)[:2] == (0, "1. bike.png: whose is this? mine\n")
+    memory("write", "--text", "a heart is red", trip)
+    status, out, _ = memory("list", trip)
+    assert status == 0
+    assert "2 entries in a memory of 16 slots" in out
+    assert "a heart is red" in out
+    before = trip.read_bytes()
+    status, out, _ = memory("read", *about, "--max-new-tokens", 3, trip)
+    assert (status, "the memory: scope" in out, trip.read_bytes() == before) == (0, True, True)
+    status, out, _ = memory("overwrite", "--text", "yours", *about, trip)
+    assert (status, "-> bike.png: whose is this? yours" in out) == (0, True)
+    assert "forgotten: a heart is red" in memory("forget", "--entry", 2, trip)[1]
+    assert "yours" in memory("forget", *about, trip)[1]
+    assert "0 entries" in memory("list", trip)[1]
+
+
+def test_json_is_one_document_a_command(memory, tmp_path, speaking_checkpoint):
+    trip = tmp_path / "trip.mem"
+    written = json.loads(memory("write", "--text", "a red heart", "--question", "what?", "--json", trip)[1])
+    assert (written["written"]["entry"], written["entries"], written["memories"]) == (1, 1, 1)
+    found = json.loads(
+        memory(
+            "read",
+            "--question",
+            "what?",
+            "--json",
+            trip,
+            "--model",
+            speaking_checkpoint,
+            "--backend",
+            "torch",
+        )[1]
+    )
+    assert {"answer", "recalled", "scope", "residual", "timings_ms"} <= found.keys()
+    listed = json.loads(memory("list", "--json", trip)[1])
+    assert (listed["slots"], listed["entries"][0]["text"]) == (16, "what? a red heart")
+    assert json.loads(memory("rebuild", "--json", trip)[1])["drift"] == 0
+    assert json.loads(memory("reset", "--json", trip)[1]) == {"forgotten": 1, "entries": 0, "memories": 1}
+
+
+def test_refusals_are_one_sentence_and_status_2(memory, tmp_path):
+    trip = tmp_path / "trip.mem"
+    memory("write", "--text", "a red heart", trip)
+    whole = trip.read_bytes()
+    cut, other = tmp_path / "cut.mem", tmp_path / "other.mem"
+    cut.write_bytes(whole[:-1])
+    other.write_bytes(whole)
+    for arguments, sentence in (
+        (("read", "--question", "what?", tmp_path / "none.mem"), "does not exist"),
+        (("reset", cut), "damaged"),
+        (("list", cut), "damaged"),
+        (("read", trip), "a question, a picture or both"),
+        (("forget", trip), "say what to forget"),
+        (("forget", "--entry", 7, trip), "there is no entry 7"),
+        (("overwrite", "--text", "x", "--question", "never asked", trip), "nothing was written under that"),
+        (("write", "--text", "x", "--image", tmp_path / "none.png", trip), "does not exist"),
+        (("write", "--text", "x", tmp_path / "none" / "trip.mem"), "not saved"),
+        (("reset", other, "--model", "nano"), "another model"),
+    ):
+        status, out, err = memory(*arguments)
+        assert (status, out, err.count("\n")) == (2, "", 1), arguments
+        assert sentence in err
+    assert trip.read_bytes() == whole
