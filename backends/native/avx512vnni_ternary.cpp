@@ -88,47 +88,65 @@ struct BaseThree {
 template <class Layout>
 inline void row_lanes(const Layout& layout, const uint8_t* packed, int64_t columns, const int8_t* codes, __m512i* low,
                       __m512i* raw) {
-  __m512i acc[5];
-  for (__m512i& sum : acc) sum = _mm512_setzero_si512();
-  __m512i field[Layout::kPlanes];
+  // Two sets: one alone would wait for each vpdpbusd before the next of its own.
+  __m512i acc[5], second[5], field[Layout::kPlanes];
+  for (int p = 0; p < 5; ++p) acc[p] = second[p] = _mm512_setzero_si512();
   int64_t k = 0;
-  for (; k + 64 <= columns; k += 64) {
-    const __m512i code = _mm512_load_si512(codes + k);
+  for (; k + 128 <= columns; k += 128) {
     layout.split(load(packed + k), field);
-    for (int p = 0; p < Layout::kPlanes; ++p) acc[p] = dot(acc[p], field[p], code);
+    for (int p = 0; p < Layout::kPlanes; ++p) acc[p] = dot(acc[p], field[p], _mm512_load_si512(codes + k));
+    layout.split(load(packed + k + 64), field);
+    for (int p = 0; p < Layout::kPlanes; ++p) second[p] = dot(second[p], field[p], _mm512_load_si512(codes + k + 64));
+  }
+  if (k + 64 <= columns) {
+    layout.split(load(packed + k), field);
+    for (int p = 0; p < Layout::kPlanes; ++p) acc[p] = dot(acc[p], field[p], _mm512_load_si512(codes + k));
+    k += 64;
   }
   if (k < columns) {
-    const __m512i code = _mm512_load_si512(codes + k);
     layout.split(load_first(packed + k, columns - k), field);
-    for (int p = 0; p < Layout::kPlanes; ++p) acc[p] = dot(acc[p], field[p], code);
+    for (int p = 0; p < Layout::kPlanes; ++p) second[p] = dot(second[p], field[p], _mm512_load_si512(codes + k));
   }
+  for (int p = 0; p < Layout::kPlanes; ++p) acc[p] = _mm512_add_epi32(acc[p], second[p]);
   *low = reduce_pairs(acc[0], acc[1], acc[2], acc[3]);
   *raw = acc[4];
+}
+
+constexpr int64_t kGroupRows = 4;
+
+// Four packed rows times one token -> lane i of plane[p] is the sum of codes of plane p of row i. Rows from `count` on
+// repeat the last. Not inlined: GCC runs out of registers for the loops around it.
+template <class Layout>
+__attribute__((noinline)) void group_sums(const uint8_t* packed, int64_t count, int64_t columns, const int8_t* codes,
+                                          __m512i* plane) {
+  const Layout layout;
+  __m512i low[kGroupRows], raw[kGroupRows], field[5];
+#pragma GCC unroll 4
+  for (int64_t i = 0; i < kGroupRows; ++i) {
+    row_lanes(layout, packed, columns, codes, low + i, raw + i);
+    if (i + 1 < count) packed += columns;
+  }
+  // Lane p * 4 + i is the sum of field p of row i.
+  const __m512i by_plane = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  field[0] = _mm512_permutexvar_epi32(by_plane, reduce_lanes(low[0], low[1], low[2], low[3]));
+  field[1] = _mm512_shuffle_i32x4(field[0], field[0], 0x01);
+  field[2] = _mm512_shuffle_i32x4(field[0], field[0], 0x02);
+  field[3] = _mm512_shuffle_i32x4(field[0], field[0], 0x03);
+  if constexpr (Layout::kPlanes == 5) field[4] = _mm512_zextsi128_si512(reduce_4(raw[0], raw[1], raw[2], raw[3]));
+  unscale<Layout::kPlanes>(field, plane);
 }
 
 // Row path: few tokens.
 template <class Layout>
 void rows(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums) {
-  constexpr int kRows = 4, kPlanes = Layout::kPlanes;
-  const Layout layout;
-  const __m512i by_plane = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-  for (int64_t r = begin; r < end; r += kRows) {
-    const int64_t count = end - r < kRows ? end - r : kRows;
+  for (int64_t r = begin; r < end; r += kGroupRows) {
+    const int64_t count = end - r < kGroupRows ? end - r : kGroupRows;
     for (int64_t m = 0; m < tokens.count; ++m) {
-      __m512i low[kRows], raw[kRows], field[5], plane[5];
-      for (int64_t i = 0; i < kRows; ++i) {
-        const uint8_t* packed = matrix.packed + (r + (i < count ? i : count - 1)) * matrix.columns;
-        row_lanes(layout, packed, matrix.columns, tokens.codes + m * tokens.stride, low + i, raw + i);
-      }
-      // Lane p * 4 + i is the sum of field p of row i.
-      field[0] = _mm512_permutexvar_epi32(by_plane, reduce_lanes(low[0], low[1], low[2], low[3]));
-      field[1] = _mm512_shuffle_i32x4(field[0], field[0], 0x01);
-      field[2] = _mm512_shuffle_i32x4(field[0], field[0], 0x02);
-      field[3] = _mm512_shuffle_i32x4(field[0], field[0], 0x03);
-      if constexpr (kPlanes == 5) field[4] = _mm512_zextsi128_si512(reduce_4(raw[0], raw[1], raw[2], raw[3]));
-      unscale<kPlanes>(field, plane);
+      __m512i plane[Layout::kPlanes];
+      group_sums<Layout>(matrix.packed + r * matrix.columns, count, matrix.columns, tokens.codes + m * tokens.stride,
+                         plane);
       const __m512i total = _mm512_set1_epi32(tokens.totals[m]);
-      for (int p = 0; p < kPlanes; ++p) {
+      for (int p = 0; p < Layout::kPlanes; ++p) {
         const int64_t n = p * matrix.packed_rows + r, left = matrix.rows - n;
         _mm512_mask_storeu_epi32(sums + m * matrix.rows + n, first_lanes(left < count ? left : count),
                                  _mm512_sub_epi32(plane[p], total));
