@@ -148,8 +148,13 @@ void rows(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end
       const __m512i total = _mm512_set1_epi32(tokens.totals[m]);
       for (int p = 0; p < Layout::kPlanes; ++p) {
         const int64_t n = p * matrix.packed_rows + r, left = matrix.rows - n;
-        _mm512_mask_storeu_epi32(sums + m * matrix.rows + n, first_lanes(left < count ? left : count),
-                                 _mm512_sub_epi32(plane[p], total));
+        const __m128i exact = _mm512_castsi512_si128(_mm512_sub_epi32(plane[p], total));
+        if (count == kGroupRows && left >= kGroupRows) {
+          _mm_storeu_si128(reinterpret_cast<__m128i*>(sums + m * matrix.rows + n), exact);
+        } else {
+          const auto lanes = static_cast<__mmask8>(first_lanes(left < count ? left : count));
+          _mm_mask_storeu_epi32(sums + m * matrix.rows + n, lanes, exact);
+        }
       }
     }
   }
