@@ -17,10 +17,10 @@ from microvlm.exporters import contract
 def example_feeds(runtime: OrtRuntime, spec, seed: int) -> dict[str, np.ndarray]:
     """Random inputs of a graph of the contract: two rows, five tokens, three of the past."""
     rng = np.random.default_rng(seed)
-    sizes = {"batch": 2, "sequence": 5, "past_sequence": 3, "total_sequence": 8}
+    sizes = {contract.BATCH: 2, contract.SEQUENCE: 5, contract.PAST: 3, contract.TOTAL: 8}
     feeds = {}
     for value in runtime.session(spec.name).get_inputs():
-        shape = [sizes.get(size, 4) if isinstance(size, str) else size for size in value.shape]
+        shape = [sizes[size] if isinstance(size, str) else size for size in value.shape]
         if value.name == "num_logits_to_keep":
             feeds[value.name] = np.asarray(2, np.int64)
         elif value.name == "input_ids":
