@@ -2,7 +2,7 @@
 
 Runs where only the wheel and its dependencies are, emulated machines included: `python tests/smoke_wheel.py FOLDER`
 with the files of smoke_inputs.py. Prints one JSON document; exit status 1 for a wrong bit, for a backend that leaves
-the library unused, for torch.
+the library unused, for an import of torch.
 """
 
 from __future__ import annotations
