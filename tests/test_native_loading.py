@@ -84,9 +84,8 @@ def test_a_library_that_is_not_there_is_one_sentence(monkeypatch, tmp_path):
 
 
 def run_cli(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "microvlm.cli", *map(str, arguments)], capture_output=True, text=True
-    )
+    program = [sys.executable, "-c", "from microvlm.cli import main; main()"]
+    return subprocess.run([*program, *map(str, arguments)], capture_output=True, text=True)
 
 
 @pytest.mark.usefixtures("native_library")
