@@ -80,7 +80,9 @@ class OrtRuntime:
         self.allow_spinning = allow_spinning
         self._library = None if native is False else native_library.library_path()
         if native and self._library is None:
-            raise UserError("there is no native library here: install a wheel that has it, or load without it.")
+            raise UserError(
+                "there is no native library here: install a wheel that has it, or load without it."
+            )
         self.kernels = _kernels(self._library)
         """Which code runs the quantised layers: `native` and its variant, or `FUNCTION_BODIES`."""
         self._graphs: dict[str, dict[str, Any]] = manifest["graphs"]

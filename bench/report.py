@@ -122,7 +122,9 @@ def _equivalence(document: dict[str, Any]) -> tuple[str, list[Section], list[str
     if document["replay"].get("unavailable"):
         remarks.append(document["replay"]["unavailable"])
     if "kernels" in candidate:
-        remarks.append(f"quantised layers: reference {reference['kernels']}, candidate {candidate['kernels']}")
+        remarks.append(
+            f"quantised layers: reference {reference['kernels']}, candidate {candidate['kernels']}"
+        )
     return head, [("agreement", rows), ("exact match", accuracy)], [*remarks, _where(document)]
 
 

@@ -144,7 +144,12 @@ def test_one_wrong_byte_of_packed_weights_fails(speaking_bundle: Path, tmp_path:
     assert metrics.comparison.sums_differing < metrics.comparison.sums / 100
 
 
-def test_a_wrong_function_body_fails_with_status_1(speaking_bundle: Path, tmp_path: Path) -> None:
+def test_a_wrong_function_body_fails_with_status_1(
+    speaking_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The native library would run in place of the body.
+    monkeypatch.setenv("MICROVLM_NATIVE", "0")
+
     def halve_range(model: onnx.ModelProto) -> None:
         body = next(f for f in model.functions if f.name == "TernaryMatMul2x4")
         limit = next(node for node in body.node if node.output[0] == "code_max")

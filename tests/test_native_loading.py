@@ -17,10 +17,10 @@ from microvlm.exporters import contract
 def example_feeds(runtime: OrtRuntime, spec, seed: int) -> dict[str, np.ndarray]:
     """Random inputs of a graph of the contract: two rows, five tokens, three of the past."""
     rng = np.random.default_rng(seed)
-    sizes = {"batch": 2, "sequence": 5, "past_sequence": 3, "total_sequence": 8}
+    sizes = {contract.BATCH: 2, contract.SEQUENCE: 5, contract.PAST: 3, contract.TOTAL: 8}
     feeds = {}
     for value in runtime.session(spec.name).get_inputs():
-        shape = [sizes.get(size, 4) if isinstance(size, str) else size for size in value.shape]
+        shape = [sizes[size] if isinstance(size, str) else size for size in value.shape]
         if value.name == "num_logits_to_keep":
             feeds[value.name] = np.asarray(2, np.int64)
         elif value.name == "input_ids":
@@ -45,7 +45,10 @@ def test_every_graph_of_a_bundle_gives_the_same_bits_with_and_without_the_librar
         feeds = example_feeds(fast, spec, seed=1)
         names = [tensor.name for tensor in spec.outputs]
         for name, got, expected in zip(
-            names, fast.session(spec.name).run(names, feeds), plain.session(spec.name).run(names, feeds), strict=True
+            names,
+            fast.session(spec.name).run(names, feeds),
+            plain.session(spec.name).run(names, feeds),
+            strict=True,
         ):
             np.testing.assert_array_equal(
                 got.view(np.int32), expected.view(np.int32), err_msg=f"{spec.name}: {name}"
@@ -81,9 +84,8 @@ def test_a_library_that_is_not_there_is_one_sentence(monkeypatch, tmp_path):
 
 
 def run_cli(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "microvlm.cli", *map(str, arguments)], capture_output=True, text=True
-    )
+    program = [sys.executable, "-c", "from microvlm.cli import main; main()"]
+    return subprocess.run([*program, *map(str, arguments)], capture_output=True, text=True)
 
 
 @pytest.mark.usefixtures("native_library")

@@ -145,7 +145,9 @@ def test_weights_are_read_where_they_lie_at_any_address(native_library, tmp_path
     """External data at an odd offset of its file is mapped at an odd address."""
     op = OPS["TernaryMatMul2x4"]
     weights = operands(op, 30, 50)
-    model = one_node_model(op, {"packed": unaligned(weights["packed"]), "scale": weights["scale"]}, {"rows": 30}, 2)
+    model = one_node_model(
+        op, {"packed": unaligned(weights["packed"]), "scale": weights["scale"]}, {"rows": 30}, 2
+    )
     tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "packed")
     (tmp_path / "weights.data").write_bytes(b"!" + tensor.raw_data)
     tensor.ClearField("raw_data")

@@ -165,3 +165,18 @@ def test_the_table_says_its_bits_per_weight():
         stored = weights_of(op, rows, columns, per_row=False)
         byte_count = sum(array.nbytes for name, array in stored.items() if name != "scale")
         assert byte_count * 8 / (rows * columns) == op.bits_per_weight
+
+
+@pytest.mark.parametrize("op", MATMULS, ids=lambda op: op.name)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_token_that_is_not_finite_is_nan_in_numpy_and_in_torch_and_the_others_do_not_change(op, bad):
+    weights = weights_of(op, 9, 40)
+    x = np.random.default_rng(7).normal(size=(4, 40)).astype(np.float32)
+    clean = reference(op, x, weights, 9)
+    x[1, 0] = x[3, 39] = bad
+    got = reference(op, x, weights, 9)
+    assert np.isnan(got[[1, 3]]).all()
+    assert np.array_equal(got[[0, 2]], clean[[0, 2]])
+    layer = packed_linear(op, weights, 9, 40)
+    for layer.traced in (False, True):
+        np.testing.assert_array_equal(layer(torch.from_numpy(x)).numpy(), got)

@@ -25,7 +25,9 @@ def library_path() -> Path | None:
     if switch not in ("", "1"):
         path = Path(switch)
         if not path.is_file():
-            raise UserError(f"{SWITCH}={switch} is neither 0 nor a library: give 0, 1 or the path of {LIBRARY}.")
+            raise UserError(
+                f"{SWITCH}={switch} is neither 0 nor a library: give 0, 1 or the path of {LIBRARY}."
+            )
         return path.resolve()
     path = Path(__file__).with_name(LIBRARY)
     if path.is_file():

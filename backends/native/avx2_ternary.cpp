@@ -1,7 +1,8 @@
 // Ternary products of the avx2 variant, two bits and base 3.
 //
-// Few tokens: packed rows are read along K, 32 bytes at a time, and each accumulator is summed across its lanes at
-// the end. Many tokens: strips of 8 packed rows are unpacked to codes once, transposed so that a lane is a row.
+// Few tokens: packed rows are read one after the other, as one stream, and each accumulator is summed across its lanes
+// at the end of a row. Many tokens: strips of 8 packed rows are unpacked to codes once, transposed so that a lane is a
+// row.
 
 #include "avx2.h"
 
@@ -9,19 +10,16 @@ namespace microvlm {
 namespace avx2 {
 namespace {
 
-// Weights in flight from memory.
-constexpr int64_t kPrefetchBytes = 2048;
 // From this many tokens on, unpacking and transposing weights once beats reducing every sum across lanes.
 constexpr int64_t kTwoBitStripTokens = 4, kBaseThreeStripTokens = 2;
 // vpmaddubsw that an int16 lane takes of codes 0..2.
 constexpr int64_t kStepsOfCodes = 64;
 
-// One vector of packed bytes -> kPlanes vectors of codes, some times 4 where kShift says so.
+// One vector of packed bytes -> kPlanes vectors of codes, times 2^shift.
 struct TwoBit {
   static constexpr int kPlanes = 4;
-  static constexpr int kRows = 2;
   static constexpr int64_t kSteps = 16;  // of fields left in place: codes 0, 4, 8
-  static constexpr int kShift[kPlanes] = {0, 2, 0, 2};
+  static __m256i shift() { return _mm256_setr_epi32(0, 2, 0, 2, 0, 0, 0, 0); }
   static void fields(__m256i packed, __m256i* field) {
     const __m256i low = _mm256_set1_epi8(0x03), high = _mm256_set1_epi8(0x0c);
     const __m256i upper = _mm256_srli_epi16(packed, 4);
@@ -38,9 +36,8 @@ struct TwoBit {
 
 struct BaseThree {
   static constexpr int kPlanes = 5;
-  static constexpr int kRows = 1;
   static constexpr int64_t kSteps = kStepsOfCodes;
-  static constexpr int kShift[kPlanes] = {0, 0, 0, 0, 0};
+  static __m256i shift() { return _mm256_setzero_si256(); }
   // floor(b / 3^p) of every byte b <= 255: x * ceil(2^16 / 3^p) >> 16 is exact for one byte in 16 bits.
   static __m256i quotient(__m256i even, __m256i odd, int power) {
     const __m256i factor = _mm256_set1_epi16(static_cast<int16_t>((65535 + power) / power));
@@ -61,57 +58,36 @@ struct BaseThree {
   static void fields(__m256i packed, __m256i* field) { codes(packed, field); }
 };
 
-// kRows packed rows times one token -> plane_sums[i][p], sums of codes. Rows from `count` on repeat the last.
+// One packed row times one token -> lane p is the sum of codes of plane p.
 template <class Layout>
-inline void row_sums(const uint8_t* packed, int64_t count, int64_t columns, const int8_t* codes,
-                     int32_t (&plane_sums)[Layout::kRows][Layout::kPlanes]) {
-  constexpr int kRows = Layout::kRows, kPlanes = Layout::kPlanes;
-  const int64_t ahead = (kPrefetchBytes + kRows * columns - 1) / (kRows * columns) * (kRows * columns);
+inline __m256i row_sums(const uint8_t* packed, int64_t columns, const int8_t* codes) {
+  constexpr int kPlanes = Layout::kPlanes;
   __m256i wide[8] = {};
   for (int64_t k = 0; k < columns;) {
     const int64_t stop = smaller(columns, k + 32 * Layout::kSteps);
-    __m256i acc[kRows][kPlanes];
-    for (auto& row : acc) {
-      for (__m256i& sum : row) sum = _mm256_setzero_si256();
-    }
+    __m256i acc[kPlanes];
+    for (__m256i& sum : acc) sum = _mm256_setzero_si256();
     for (; k < stop; k += 32) {
       const __m256i code = load_aligned(codes + k);
-      for (int i = 0; i < kRows; ++i) {
-        const uint8_t* bytes = packed + smaller(i, count - 1) * columns + k;
-        __m256i field[kPlanes];
-        Layout::fields(k + 32 <= columns ? load(bytes) : load_first(bytes, columns - k), field);
-        _mm_prefetch(reinterpret_cast<const char*>(bytes + ahead), _MM_HINT_T0);
-        for (int p = 0; p < kPlanes; ++p) {
-          acc[i][p] = _mm256_add_epi16(acc[i][p], _mm256_maddubs_epi16(field[p], code));
-        }
-      }
+      __m256i field[kPlanes];
+      Layout::fields(k + 32 <= columns ? load(packed + k) : load_first(packed + k, columns - k), field);
+      for (int p = 0; p < kPlanes; ++p) acc[p] = _mm256_add_epi16(acc[p], _mm256_maddubs_epi16(field[p], code));
     }
-    for (int i = 0; i < kRows; ++i) {
-      for (int p = 0; p < kPlanes; ++p) {
-        wide[i * kPlanes + p] = _mm256_add_epi32(wide[i * kPlanes + p], widen_pairs(acc[i][p]));
-      }
-    }
+    for (int p = 0; p < kPlanes; ++p) wide[p] = _mm256_add_epi32(wide[p], widen_pairs(acc[p]));
   }
-  alignas(32) int32_t lanes[8];
-  store_aligned(lanes, reduce_8(wide));
-  for (int i = 0; i < kRows; ++i) {
-    for (int p = 0; p < kPlanes; ++p) plane_sums[i][p] = lanes[i * kPlanes + p] >> Layout::kShift[p];
-  }
+  return _mm256_srav_epi32(reduce_8(wide), Layout::shift());
 }
 
 template <class Layout>
 void rows(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums) {
-  for (int64_t r = begin; r < end; r += Layout::kRows) {
-    const int64_t count = smaller(end - r, Layout::kRows);
+  for (int64_t r = begin; r < end; ++r) {
     for (int64_t m = 0; m < tokens.count; ++m) {
-      int32_t plane_sums[Layout::kRows][Layout::kPlanes];
-      row_sums<Layout>(matrix.packed + r * matrix.columns, count, matrix.columns, tokens.codes + m * tokens.stride,
-                       plane_sums);
-      for (int64_t i = 0; i < count; ++i) {
-        for (int64_t p = 0; p < Layout::kPlanes; ++p) {
-          const int64_t n = p * matrix.packed_rows + r + i;
-          if (n < matrix.rows) sums[m * matrix.rows + n] = plane_sums[i][p] - tokens.totals[m];
-        }
+      alignas(32) int32_t plane_sums[8];
+      store_aligned(plane_sums, row_sums<Layout>(matrix.packed + r * matrix.columns, matrix.columns,
+                                                 tokens.codes + m * tokens.stride));
+      for (int64_t p = 0; p < Layout::kPlanes; ++p) {
+        const int64_t n = p * matrix.packed_rows + r;
+        if (n < matrix.rows) sums[m * matrix.rows + n] = plane_sums[p] - tokens.totals[m];
       }
     }
   }

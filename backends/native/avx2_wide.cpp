@@ -7,7 +7,6 @@ namespace avx2 {
 namespace {
 
 constexpr int64_t kHalfGroup = kGroup / 2;
-constexpr int64_t kPrefetchBytes = 2048;
 
 inline __m128i load_half(const void* bytes) { return _mm_loadu_si128(static_cast<const __m128i*>(bytes)); }
 inline __m128i load_half_first(const uint8_t* bytes, int64_t count) {
@@ -81,7 +80,6 @@ inline void int4_block(const Tokens& tokens, const Matrix& matrix, int64_t n, in
       const int64_t row = n + smaller(i, count - 1);
       const uint8_t* bytes = matrix.packed + row * row_bytes + g * kHalfGroup;
       const NibblePair pair(bytes, matrix.multiplier + row * groups + g, groups - g);
-      _mm_prefetch(reinterpret_cast<const char*>(bytes + kPrefetchBytes), _MM_HINT_T0);
       for (int t = 0; t < kTokens; ++t) {
         const __m256i products =
             _mm256_add_epi16(_mm256_maddubs_epi16(pair.low, even[t]), _mm256_maddubs_epi16(pair.high, odd[t]));
@@ -100,7 +98,12 @@ inline void int4_block(const Tokens& tokens, const Matrix& matrix, int64_t n, in
 
 }  // namespace
 
+// A single token reads row after row, as one stream.
 void int8(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums, uint8_t*) {
+  if (tokens.count == 1) {
+    for (int64_t n = begin; n < end; ++n) int8_block<1, 1>(tokens, matrix, n, 1, 0, sums);
+    return;
+  }
   for (int64_t n = begin; n < end; n += 4) {
     const int64_t count = smaller(end - n, 4);
     int64_t m = 0;
@@ -110,6 +113,10 @@ void int8(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end
 }
 
 void int4(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums, uint8_t*) {
+  if (tokens.count == 1) {
+    for (int64_t n = begin; n < end; ++n) int4_block<1, 1>(tokens, matrix, n, 1, 0, sums);
+    return;
+  }
   for (int64_t n = begin; n < end; n += 2) {
     const int64_t count = smaller(end - n, 2);
     int64_t m = 0;

@@ -41,20 +41,31 @@ inline __m512i dot(__m512i sum, __m512i weights, __m512i codes) {
 #endif
 }
 
-// Lane j of four vectors' 128-bit lanes -> [sum of v0 over them, v1, v2, v3] in each 128-bit lane.
+// Four vectors -> 128-bit lanes that sum to [sum of v0, of v1, of v2, of v3].
 inline __m512i reduce_pairs(__m512i v0, __m512i v1, __m512i v2, __m512i v3) {
   const __m512i v01 = _mm512_add_epi32(_mm512_unpacklo_epi32(v0, v1), _mm512_unpackhi_epi32(v0, v1));
   const __m512i v23 = _mm512_add_epi32(_mm512_unpacklo_epi32(v2, v3), _mm512_unpackhi_epi32(v2, v3));
   return _mm512_add_epi32(_mm512_unpacklo_epi64(v01, v23), _mm512_unpackhi_epi64(v01, v23));
 }
 
-// Sixteen vectors -> lane i is the sum of all lanes of v[i].
-inline __m512i reduce_16(const __m512i* v) {
-  const __m512i w0 = reduce_pairs(v[0], v[1], v[2], v[3]), w1 = reduce_pairs(v[4], v[5], v[6], v[7]);
-  const __m512i w2 = reduce_pairs(v[8], v[9], v[10], v[11]), w3 = reduce_pairs(v[12], v[13], v[14], v[15]);
+// Four vectors -> 128-bit lane i is the sum of the 128-bit lanes of w_i.
+inline __m512i reduce_lanes(__m512i w0, __m512i w1, __m512i w2, __m512i w3) {
   const __m512i w01 = _mm512_add_epi32(_mm512_shuffle_i32x4(w0, w1, 0x44), _mm512_shuffle_i32x4(w0, w1, 0xee));
   const __m512i w23 = _mm512_add_epi32(_mm512_shuffle_i32x4(w2, w3, 0x44), _mm512_shuffle_i32x4(w2, w3, 0xee));
   return _mm512_add_epi32(_mm512_shuffle_i32x4(w01, w23, 0x88), _mm512_shuffle_i32x4(w01, w23, 0xdd));
+}
+
+// Sixteen vectors -> lane i is the sum of all lanes of v[i].
+inline __m512i reduce_16(const __m512i* v) {
+  return reduce_lanes(reduce_pairs(v[0], v[1], v[2], v[3]), reduce_pairs(v[4], v[5], v[6], v[7]),
+                      reduce_pairs(v[8], v[9], v[10], v[11]), reduce_pairs(v[12], v[13], v[14], v[15]));
+}
+
+// Four vectors -> lane i is the sum of all lanes of v_i.
+inline __m128i reduce_4(__m512i v0, __m512i v1, __m512i v2, __m512i v3) {
+  const __m512i lanes = reduce_pairs(v0, v1, v2, v3);
+  const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(lanes), _mm512_extracti64x4_epi64(lanes, 1));
+  return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
 }
 
 // 16 rows of 64 bytes -> out[q] holds dword q of every row.

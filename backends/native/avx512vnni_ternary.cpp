@@ -1,16 +1,14 @@
 // Ternary products of the avx512vnni variant, two bits and base 3.
 //
-// Few tokens: packed rows are read along K, 64 bytes at a time, several rows at once, and each accumulator is summed
-// across its lanes at the end. Many tokens: strips of 16 packed rows are transposed so that a lane is a row.
+// Few tokens: packed rows are read one after the other, as one stream of 64-byte lines, and each accumulator is summed
+// across its lanes at the end of a row. Rows side by side, or prefetches by hand, read memory at half the speed.
+// Many tokens: strips of 16 packed rows are transposed so that a lane is a row.
 
 #include "avx512vnni.h"
 
 namespace microvlm {
 namespace avx512vnni {
 namespace {
-
-// Weights in flight from memory; less than a page table walk away, more than a row.
-constexpr int64_t kPrefetchBytes = 4096;
 
 // From this many tokens on, transposing weights once and tiling registers beats reducing every sum across lanes.
 constexpr int64_t kTwoBitStripTokens = 8, kBaseThreeStripTokens = 3;
@@ -72,14 +70,12 @@ inline void unscale(const __m512i* field, __m512i* plane) {
 // The two ways in which a 64-byte load becomes kPlanes operands of vpdpbusd.
 struct TwoBit {
   static constexpr int kPlanes = 4;
-  static constexpr int kRows = 4;
   Fields fields;
   void split(__m512i packed, __m512i* field) const { fields.split(packed, field); }
 };
 
 struct BaseThree {
   static constexpr int kPlanes = 5;
-  static constexpr int kRows = 3;
   Fields fields;
   Digits digits;
   void split(__m512i packed, __m512i* field) const {
@@ -88,67 +84,77 @@ struct BaseThree {
   }
 };
 
-// kRows packed rows times one token -> lane p * 4 + i of `low` is the sum of field p < 4 of row i; `raw` lane i that
-// of field 4. Rows from `count` on repeat the last.
+// One packed row times one token -> 128-bit lanes that sum to [field 0, 1, 2, 3], and lanes that sum to field 4.
 template <class Layout>
-inline void row_sums(const Layout& layout, const uint8_t* packed, int64_t count, int64_t columns, const int8_t* codes,
-                     int64_t prefetch, __m512i* low, __m512i* raw) {
-  __m512i acc[5][4];
-  for (auto& plane : acc) {
-    for (__m512i& sum : plane) sum = _mm512_setzero_si512();
-  }
-  const uint8_t* row[Layout::kRows];
-  for (int i = 0; i < Layout::kRows; ++i) row[i] = packed + (i < count ? i : count - 1) * columns;
+inline void row_lanes(const Layout& layout, const uint8_t* packed, int64_t columns, const int8_t* codes, __m512i* low,
+                      __m512i* raw) {
+  // Two sets: one alone would wait for each vpdpbusd before the next of its own.
+  __m512i acc[5], second[5], field[Layout::kPlanes];
+  for (int p = 0; p < 5; ++p) acc[p] = second[p] = _mm512_setzero_si512();
   int64_t k = 0;
-  for (; k + 64 <= columns; k += 64) {
-    const __m512i code = _mm512_load_si512(codes + k);
-    for (int i = 0; i < Layout::kRows; ++i) {
-      __m512i field[Layout::kPlanes];
-      layout.split(load(row[i] + k), field);
-      _mm_prefetch(reinterpret_cast<const char*>(row[i] + k + prefetch), _MM_HINT_T0);
-      for (int p = 0; p < Layout::kPlanes; ++p) acc[p][i] = dot(acc[p][i], field[p], code);
-    }
+  for (; k + 128 <= columns; k += 128) {
+    layout.split(load(packed + k), field);
+    for (int p = 0; p < Layout::kPlanes; ++p) acc[p] = dot(acc[p], field[p], _mm512_load_si512(codes + k));
+    layout.split(load(packed + k + 64), field);
+    for (int p = 0; p < Layout::kPlanes; ++p) second[p] = dot(second[p], field[p], _mm512_load_si512(codes + k + 64));
+  }
+  if (k + 64 <= columns) {
+    layout.split(load(packed + k), field);
+    for (int p = 0; p < Layout::kPlanes; ++p) acc[p] = dot(acc[p], field[p], _mm512_load_si512(codes + k));
+    k += 64;
   }
   if (k < columns) {
-    const __m512i code = _mm512_load_si512(codes + k);
-    for (int i = 0; i < Layout::kRows; ++i) {
-      __m512i field[Layout::kPlanes];
-      layout.split(load_first(row[i] + k, columns - k), field);
-      for (int p = 0; p < Layout::kPlanes; ++p) acc[p][i] = dot(acc[p][i], field[p], code);
-    }
+    layout.split(load_first(packed + k, columns - k), field);
+    for (int p = 0; p < Layout::kPlanes; ++p) second[p] = dot(second[p], field[p], _mm512_load_si512(codes + k));
   }
-  *low = reduce_16(acc[0]);
-  if constexpr (Layout::kPlanes == 5) {
-    const __m512i lanes = reduce_pairs(acc[4][0], acc[4][1], acc[4][2], acc[4][3]);
-    const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(lanes), _mm512_extracti64x4_epi64(lanes, 1));
-    *raw = _mm512_zextsi128_si512(_mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1)));
+  for (int p = 0; p < Layout::kPlanes; ++p) acc[p] = _mm512_add_epi32(acc[p], second[p]);
+  *low = reduce_pairs(acc[0], acc[1], acc[2], acc[3]);
+  *raw = acc[4];
+}
+
+constexpr int64_t kGroupRows = 4;
+
+// Four packed rows times one token -> lane i of plane[p] is the sum of codes of plane p of row i. Rows from `count` on
+// repeat the last. Not inlined: GCC runs out of registers for the loops around it.
+template <class Layout>
+__attribute__((noinline)) void group_sums(const uint8_t* packed, int64_t count, int64_t columns, const int8_t* codes,
+                                          __m512i* plane) {
+  const Layout layout;
+  __m512i low[kGroupRows], raw[kGroupRows], field[5];
+#pragma GCC unroll 4
+  for (int64_t i = 0; i < kGroupRows; ++i) {
+    row_lanes(layout, packed, columns, codes, low + i, raw + i);
+    if (i + 1 < count) packed += columns;
   }
+  // Lane p * 4 + i is the sum of field p of row i.
+  const __m512i by_plane = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  field[0] = _mm512_permutexvar_epi32(by_plane, reduce_lanes(low[0], low[1], low[2], low[3]));
+  field[1] = _mm512_shuffle_i32x4(field[0], field[0], 0x01);
+  field[2] = _mm512_shuffle_i32x4(field[0], field[0], 0x02);
+  field[3] = _mm512_shuffle_i32x4(field[0], field[0], 0x03);
+  if constexpr (Layout::kPlanes == 5) field[4] = _mm512_zextsi128_si512(reduce_4(raw[0], raw[1], raw[2], raw[3]));
+  unscale<Layout::kPlanes>(field, plane);
 }
 
 // Row path: few tokens.
 template <class Layout>
 void rows(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums) {
-  constexpr int kRows = Layout::kRows, kPlanes = Layout::kPlanes;
-  const Layout layout;
-  // A whole number of row groups ahead, so that the prefetched lines are the next to be read.
-  const int64_t group_bytes = kRows * matrix.columns;
-  const int64_t prefetch = (kPrefetchBytes + group_bytes - 1) / group_bytes * group_bytes;
-  for (int64_t r = begin; r < end; r += kRows) {
-    const int64_t count = end - r < kRows ? end - r : kRows;
+  for (int64_t r = begin; r < end; r += kGroupRows) {
+    const int64_t count = end - r < kGroupRows ? end - r : kGroupRows;
     for (int64_t m = 0; m < tokens.count; ++m) {
-      __m512i low, field[5], plane[5];
-      row_sums(layout, matrix.packed + r * matrix.columns, count, matrix.columns, tokens.codes + m * tokens.stride,
-               prefetch, &low, &field[4]);
-      field[0] = low;
-      field[1] = _mm512_shuffle_i32x4(low, low, 0x01);
-      field[2] = _mm512_shuffle_i32x4(low, low, 0x02);
-      field[3] = _mm512_shuffle_i32x4(low, low, 0x03);
-      unscale<kPlanes>(field, plane);
+      __m512i plane[Layout::kPlanes];
+      group_sums<Layout>(matrix.packed + r * matrix.columns, count, matrix.columns, tokens.codes + m * tokens.stride,
+                         plane);
       const __m512i total = _mm512_set1_epi32(tokens.totals[m]);
-      for (int p = 0; p < kPlanes; ++p) {
+      for (int p = 0; p < Layout::kPlanes; ++p) {
         const int64_t n = p * matrix.packed_rows + r, left = matrix.rows - n;
-        _mm512_mask_storeu_epi32(sums + m * matrix.rows + n, first_lanes(left < count ? left : count),
-                                 _mm512_sub_epi32(plane[p], total));
+        const __m128i exact = _mm512_castsi512_si128(_mm512_sub_epi32(plane[p], total));
+        if (count == kGroupRows && left >= kGroupRows) {
+          _mm_storeu_si128(reinterpret_cast<__m128i*>(sums + m * matrix.rows + n), exact);
+        } else {
+          const auto lanes = static_cast<__mmask8>(first_lanes(left < count ? left : count));
+          _mm_mask_storeu_epi32(sums + m * matrix.rows + n, lanes, exact);
+        }
       }
     }
   }

@@ -6,26 +6,28 @@ namespace microvlm {
 namespace avx512vnni {
 namespace {
 
-constexpr int64_t kPrefetchBytes = 4096;
 // From this many tokens on, transposing weights once and tiling registers beats reducing every sum across lanes.
 constexpr int64_t kStripTokens = 4;
 constexpr int64_t kHalfGroup = kGroup / 2;
 
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-// Sixteen rows of bytes q + 128 times one token -> lane i is row i's sum. Rows from `count` on repeat the last.
+// Sixteen rows of bytes q + 128 times one token, one row after the other -> lane i is row i's sum. Rows from `count`
+// on repeat the last.
 inline __m512i int8_rows(const uint8_t* packed, int64_t count, int64_t columns, const int8_t* codes) {
-  __m512i acc[16];
-  for (__m512i& sum : acc) sum = _mm512_setzero_si512();
-  for (int64_t k = 0; k < columns; k += 64) {
-    const __m512i code = _mm512_load_si512(codes + k);
-    for (int64_t i = 0; i < 16; ++i) {
-      const uint8_t* bytes = packed + smaller(i, count - 1) * columns + k;
-      acc[i] = dot(acc[i], load_first(bytes, columns - k), code);
-      _mm_prefetch(reinterpret_cast<const char*>(bytes + 16 * columns), _MM_HINT_T0);
+  __m512i sums[kLanes];
+  for (int64_t i = 0; i < kLanes; ++i) {
+    const uint8_t* row = packed + smaller(i, count - 1) * columns;
+    __m512i acc[2] = {_mm512_setzero_si512(), _mm512_setzero_si512()};
+    int64_t k = 0;
+    for (; k + 128 <= columns; k += 128) {
+      acc[0] = dot(acc[0], load(row + k), _mm512_load_si512(codes + k));
+      acc[1] = dot(acc[1], load(row + k + 64), _mm512_load_si512(codes + k + 64));
     }
+    for (; k < columns; k += 64) acc[0] = dot(acc[0], load_first(row + k, columns - k), _mm512_load_si512(codes + k));
+    sums[i] = _mm512_add_epi32(acc[0], acc[1]);
   }
-  return reduce_16(acc);
+  return reduce_16(sums);
 }
 
 // Four vectors of 16 rows each, transposed one beside the other.
@@ -96,41 +98,31 @@ inline __m512i int4_excess(const uint8_t* multiplier, const int32_t* group_total
   return _mm512_slli_epi32(excess, 3);
 }
 
-// Four rows times token m -> lanes 0..3. Rows from `count` on repeat the last.
-inline __m128i int4_rows(const Tokens& tokens, const Matrix& matrix, int64_t n, int64_t count, int64_t m) {
-  const int64_t groups = (matrix.columns + kGroup - 1) / kGroup, row_bytes = groups * kHalfGroup;
+// One row times token m -> lanes that sum to its product.
+inline __m512i int4_row(const Tokens& tokens, const Matrix& matrix, int64_t row, int64_t m) {
+  const int64_t groups = (matrix.columns + kGroup - 1) / kGroup;
   const int8_t* codes = tokens.codes + m * tokens.stride;
-  const uint8_t *bytes[4], *multiplier[4];
-  __m512i acc[4];
-  for (int64_t i = 0; i < 4; ++i) {
-    const int64_t row = n + smaller(i, count - 1);
-    bytes[i] = matrix.packed + row * row_bytes;
-    multiplier[i] = matrix.multiplier + row * groups;
-    acc[i] = _mm512_setzero_si512();
-  }
-  __m512i even, odd;
+  const uint8_t *bytes = matrix.packed + row * groups * kHalfGroup, *multiplier = matrix.multiplier + row * groups;
+  __m512i acc = _mm512_setzero_si512(), even, odd;
   int64_t g = 0;
   for (; g + 4 <= groups; g += 4) {
     even_and_odd(codes + g * kGroup, 4, &even, &odd);
-    for (int i = 0; i < 4; ++i) {
-      const uint8_t* block = bytes[i] + g * kHalfGroup;
-      const __m512i scaled = int4_block(load(block), spread_multipliers(multiplier[i] + g, 4), even, odd);
-      acc[i] = _mm512_add_epi32(acc[i], scaled);
-      _mm_prefetch(reinterpret_cast<const char*>(block + kPrefetchBytes), _MM_HINT_T0);
-    }
+    const __m512i block = load(bytes + g * kHalfGroup);
+    acc = _mm512_add_epi32(acc, int4_block(block, spread_multipliers(multiplier + g, 4), even, odd));
   }
-  if (g < groups) even_and_odd(codes + g * kGroup, groups - g, &even, &odd);
-  for (int i = 0; i < 4; ++i) {
-    if (g < groups) {
-      const __m512i block = load_first(bytes[i] + g * kHalfGroup, (groups - g) * kHalfGroup);
-      acc[i] =
-          _mm512_add_epi32(acc[i], int4_block(block, spread_multipliers(multiplier[i] + g, groups - g), even, odd));
-    }
-    acc[i] = _mm512_sub_epi32(acc[i], int4_excess(multiplier[i], tokens.group_totals + m * groups, groups));
+  if (g < groups) {
+    even_and_odd(codes + g * kGroup, groups - g, &even, &odd);
+    const __m512i block = load_first(bytes + g * kHalfGroup, (groups - g) * kHalfGroup);
+    acc = _mm512_add_epi32(acc, int4_block(block, spread_multipliers(multiplier + g, groups - g), even, odd));
   }
-  const __m512i lanes = reduce_pairs(acc[0], acc[1], acc[2], acc[3]);
-  const __m256i half = _mm256_add_epi32(_mm512_castsi512_si256(lanes), _mm512_extracti64x4_epi64(lanes, 1));
-  return _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+  return _mm512_sub_epi32(acc, int4_excess(multiplier, tokens.group_totals + m * groups, groups));
+}
+
+// Four rows times token m, one row after the other -> lanes 0..3. Rows from `count` on repeat the last.
+inline __m128i int4_rows(const Tokens& tokens, const Matrix& matrix, int64_t n, int64_t count, int64_t m) {
+  __m512i sums[4];
+  for (int64_t i = 0; i < 4; ++i) sums[i] = int4_row(tokens, matrix, n + smaller(i, count - 1), m);
+  return reduce_4(sums[0], sums[1], sums[2], sums[3]);
 }
 
 // Sixteen rows: quads of packed bytes transposed, four to a group, then the groups' multipliers as int32.
