@@ -211,7 +211,10 @@ def usable_cores() -> int:
 
 def _kernels(library: Path | None) -> str:
     """Raises UserError where MICROVLM_KERNELS forces what can't run."""
-    return FUNCTION_BODIES if library is None else f"native {native_library.active_variant()}"
+    if library is not None:
+        return f"native {native_library.active_variant()}"
+    reason = native_library.absence()
+    return f"{FUNCTION_BODIES} (no native library: {reason})" if reason else FUNCTION_BODIES
 
 
 def _value(array: Any) -> Any:

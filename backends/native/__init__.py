@@ -15,6 +15,8 @@ from microvlm.errors import UserError
 
 LIBRARY = "libmicrovlm_ops.so"
 SWITCH = "MICROVLM_NATIVE"
+REASON = "not_built.txt"
+"""What the build left in the library's place: one line."""
 
 
 def library_path() -> Path | None:
@@ -38,6 +40,12 @@ def library_path() -> Path | None:
             "from source where CMake and a C++ compiler are."
         )
     return None
+
+
+def absence() -> str:
+    """Why this package was built without the library, a few words; empty where it was not."""
+    path = Path(__file__).with_name(REASON)
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
 
 
 def library() -> ctypes.CDLL:
