@@ -230,7 +230,7 @@ def test_anonymous_and_file_backed_memory_are_told_apart(tmp_path: Path) -> None
     mapped.sum()
     after_mapping = device.memory_of_this_process()
     # From the kernel, and not from what earlier tests freed to the allocator.
-    held = np.frombuffer(mmap.mmap(-1, size), np.uint8)
+    held = np.frombuffer(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
     held += 1
     after_holding = device.memory_of_this_process()
     assert after_mapping["file_backed_bytes"] - before["file_backed_bytes"] > 0.9 * size

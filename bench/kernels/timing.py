@@ -17,7 +17,7 @@ from microvlm.bench.kernels.sessions import SPIN_PAUSE_S, Runner, Setting
 from microvlm.bench.kernels.workload import Plan, Shape
 from microvlm.bench.stats import median
 
-HOPELESS = 1.5
+HOPELESS = 3.0
 """A setting this many times slower than the contender's best, while warming up, is not measured further."""
 _SAMPLE_S = {"hot": 0.002, "dram": 0.006}
 """A sample repeats short runs for about this long, so that neither the clock nor the waking of a thread shows."""
