@@ -92,9 +92,10 @@ def native(session: nox.Session) -> None:
 @nox.session
 def build(session: nox.Session) -> None:
     """The wheel, and what is in it."""
-    session.install("build")
+    need(session, *COMPILER)
+    session.install("build", *CONSTRAINTS)
     out = session.create_tmp()
-    session.run("python", "-m", "build", "--wheel", "--outdir", out)
+    session.run("python", "-m", "build", "--wheel", "--outdir", out, env=REQUIRE_NATIVE)
     session.run("python", "tests/check_wheel.py", out)
 
 

@@ -118,6 +118,14 @@ def compile_library(destination: Path) -> None:
         os.replace(aside, destination)
 
 
+def compile_library_or_say_why(destination: Path) -> None:
+    """`compile_library` with what the system refuses (a full disk, a tool that does not start) as CannotBuild."""
+    try:
+        compile_library(destination)
+    except OSError as error:
+        raise CannotBuild(f"the build failed: {error}") from None
+
+
 class BuildNative(Command):
     """A step of `build`: the library, or the reason for its absence; an editable install has it in the sources."""
 
@@ -136,7 +144,7 @@ class BuildNative(Command):
         for path in (library, reason):
             path.unlink(missing_ok=True)
         try:
-            compile_library(library)
+            compile_library_or_say_why(library)
             print(f"microvlm: native library built: {library.stat().st_size} bytes", flush=True)
         except CannotBuild as error:
             if wanted():

@@ -84,7 +84,7 @@ class OrtRuntime:
             raise UserError(
                 "there is no native library here: install a wheel that has it, or load without it."
             )
-        self.kernels = _kernels(self._library)
+        self.kernels = _kernels(self._library, native is None)
         """Which code runs the quantised layers: `native` and its variant, or `FUNCTION_BODIES`."""
         self._graphs: dict[str, dict[str, Any]] = manifest["graphs"]
         self._sessions: dict[str, Any] = {}
@@ -209,11 +209,11 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _kernels(library: Path | None) -> str:
-    """Raises UserError where MICROVLM_KERNELS forces what can't run."""
+def _kernels(library: Path | None, missed: bool = True) -> str:
+    """`missed`: nobody asked to go without. Raises UserError where MICROVLM_KERNELS forces what can't run."""
     if library is not None:
         return f"native {native_library.active_variant()}"
-    reason = native_library.absence()
+    reason = native_library.absence() if missed else ""
     return f"{FUNCTION_BODIES} (no native library: {reason})" if reason else FUNCTION_BODIES
 
 

@@ -58,7 +58,8 @@ class OrtMemory:
     def _step(self, graph: str, key: np.ndarray, code: np.ndarray) -> None:
         binding = self._runtime.session(graph).io_binding()
         names, made = self._runtime.tensor_names(graph)
-        row = (_shared(np.ascontiguousarray(part, np.float32)) for part in (key, code))
+        # Held until the run is over: a value does not keep its array alive for ONNX Runtime.
+        row = [_shared(np.ascontiguousarray(part, np.float32)) for part in (key, code)]
         for name, value in zip(names, (*row, *self._values[self._now]), strict=True):
             binding.bind_ortvalue_input(name, value)
         for name, value in zip(made, self._values[1 - self._now], strict=True):

@@ -83,7 +83,8 @@ class Count:
 
 def missing(*tools: str) -> str:
     """Empty, or a sentence that names what is not here."""
-    if not KERNELS.is_dir():
+    # An installed package has the folder, with the library and not the sources.
+    if not (KERNELS / "kernels_neon.cpp").is_file():
         return "The C++ sources are not installed with the package; run this from a checkout."
     absent = [tool for tool in tools if shutil.which(tool) is None]
     return f"Not found: {', '.join(absent)}." if absent else ""

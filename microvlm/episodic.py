@@ -71,8 +71,14 @@ class EpisodicMemory:
         """Forget row `index` and write `entry` into the same state and the same place of the log."""
         old = self.entries[index]
         entry = dataclasses.replace(entry, memory=old.memory)
+        before = self.states[old.memory]
         self._apply(runtime.memory_forget, old)
-        self._apply(runtime.memory_write, entry)
+        try:
+            self._apply(runtime.memory_write, entry)
+        except BaseException:
+            # The log still has the old row, so its state must too.
+            self.states[old.memory] = before
+            raise
         self.entries[index] = entry
         self._count_forgotten(runtime, entry.memory)
         return entry

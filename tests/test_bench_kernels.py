@@ -57,7 +57,7 @@ def test_the_first_code_of_a_block_is_in_the_lowest_bits():
 @pytest.mark.parametrize("contender", EVERY, ids=lambda one: one.name)
 def test_every_contender_multiplies_as_numpy_does(contender, shape, tmp_path):
     if contender.native and native.library_path() is None:
-        return
+        pytest.skip("this package was installed without the native library")
     parsed = parse_shape(shape)
     operands = graphs.random_operands(contender.format, parsed)
     x = np.random.default_rng(3).standard_normal((5, parsed.inputs), np.float32)

@@ -15,6 +15,10 @@ import pytest
 
 from microvlm.bench import a53
 
+# The sources of this checkout: an installed package has none.
+ROOT = Path(__file__).resolve().parent.parent
+a53.KERNELS, a53.EMULATE = ROOT / "backends" / "native", ROOT / "bench" / "emulate"
+
 PROGRAM_SOURCE = Path(__file__).resolve().with_name("native_variants.cpp")
 CROSS_TOOLS = (f"{a53.CROSS}g++", f"{a53.CROSS}objdump", "qemu-aarch64-static")
 SHAPE = (896, 4864)

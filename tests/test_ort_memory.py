@@ -60,6 +60,16 @@ def test_a_held_state_is_bit_for_bit_that_of_the_functions(runtime):
     assert np.array_equal(first.code, runtime.memory_read(*written[0], state).code)
 
 
+def test_rows_of_another_type_or_order_are_converted_and_kept_until_they_are_read(runtime):
+    held, plain = (runtime.hold_memory(runtime.memory_prior()) for _ in range(2))
+    for key, code in rows(20):
+        plain.write(key, code)
+        wide, strided = key.astype(np.float64), np.repeat(code, 2, axis=1)[:, ::2]
+        held.write(wide, strided)
+    for ours, theirs in zip(held.state, plain.state, strict=True):
+        assert np.array_equal(ours, theirs)
+
+
 def test_a_snapshot_does_not_change_with_later_steps(runtime):
     held = runtime.hold_memory(runtime.memory_prior())
     first, second, third = rows(3)

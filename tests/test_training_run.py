@@ -117,6 +117,7 @@ def test_a_start_that_makes_no_sense_is_one_sentence(emoji, tmp_path, start, sta
 def test_another_models_checkpoint_is_refused(emoji, tmp_path, tiny_checkpoint):
     with pytest.raises(UserError, match="another model's checkpoint"):
         train(RECIPE, emoji, tmp_path / "run", silent, start=str(tiny_checkpoint), start_stage="ternary")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_of_another_start_is_refused(finished, emoji, tmp_path):

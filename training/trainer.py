@@ -47,6 +47,9 @@ def train(
     Raises UserError when `out` belongs to another recipe or another start.
     """
     skipped = _stages_before(recipe, start, start_stage)
+    if start is not None:
+        # Before anything is written: a start that does not fit must not claim the folder.
+        start_from(MicroVLM(stage_config(recipe, recipe.stages[skipped], float_control)), start)
     run = {"recipe": recipe.to_dict(), "float_control": float_control}
     if start is not None:
         run |= {"start": {"weights_sha256": weights_sha256(start), "stage": start_stage}}
@@ -142,12 +145,14 @@ def _stages_before(recipe: Recipe, start: str | None, start_stage: str | None) -
         raise UserError(
             f"recipe '{recipe.name}' has no stage '{start_stage}'; choose one of {', '.join(names)}."
         )
-    return names.index(start_stage)
+    index = names.index(start_stage)
+    if recipe.stages[index].task == "distill":
+        raise UserError(f"stage '{start_stage}' starts from nothing: choose a later --start-stage.")
+    return index
 
 
 def _start(task: Task, start: str, log: Log) -> None:
-    if not isinstance(task, VLMTask):
-        raise UserError("a distill stage starts from nothing: choose a later --start-stage.")
+    assert isinstance(task, VLMTask)  # `_stages_before` refuses the others
     fresh = start_from(task.model, start)
     log(f"starting from {start}" + (f"; not in it: {', '.join(fresh)}" if fresh else ""))
 

@@ -6,6 +6,7 @@ the model runs in all three (Larimar, arXiv 2403.11901, section 3.3).
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from math import isqrt
 from typing import NamedTuple
 
@@ -114,7 +115,7 @@ class VLMTask:
         names = [self.emoji.captions[row] for row in drawn]
         direct = self._captions(names[: self.captions], rng) + [(q.text, q.answer) for _, q in asked]
         episode = self._episodes(module, prefixes[split:], names[self.captions :], rng)
-        with AttentionTap(module.decoder) as tap:
+        with AttentionTap(module.decoder) if self.stage.guidance_weight else nullcontext() as tap:
             looked, scope_off = self._direct(module, prefixes[:split], direct, episode.state, rng)
         scope = 0.5 * (episode.scope + scope_off)
         loss = looked + episode.loss * (self.episodes / max(1, split)) ** 0.5 + SCOPE_WEIGHT * scope
@@ -125,7 +126,7 @@ class VLMTask:
             )
             loss = loss + self.stage.naming_weight * named
             metrics["named"] = named.item()
-        if self.stage.guidance_weight:
+        if tap is not None:
             guided = self._guide(tap, asked)
             loss = loss + self.stage.guidance_weight * guided
             metrics["guided"] = guided.item()
@@ -159,7 +160,7 @@ class VLMTask:
         leading = self.config.vision.num_leading_tokens
         grid = isqrt(self.config.prefix_tokens - leading)
         under = scene_labels([scene for scene, _ in asked], np.arange(len(self.name_tokens)), grid)
-        width = max(len(self.rows.prompt_ids(question.text, True)) for _, question in asked)
+        width = max(len(self.rows.prompt_ids(question.text, True)) for _, question in asked) if asked else 0
         words, answers = [], []
         for index, (scene, question) in enumerate(asked):
             ids = self.rows.prompt_ids(question.text, True)

@@ -32,7 +32,7 @@ def library_path() -> Path | None:
             )
         return path.resolve()
     path = Path(__file__).with_name(LIBRARY)
-    if path.is_file():
+    if path.is_file() and (switch == "1" or not _load_problem(path.resolve())):
         return path.resolve()
     if switch == "1":
         raise UserError(
@@ -43,7 +43,12 @@ def library_path() -> Path | None:
 
 
 def absence() -> str:
-    """Why this package was built without the library, a few words; empty where it was not."""
+    """Why there is no library although nobody turned it off, a few words; empty where that is not so."""
+    if os.environ.get(SWITCH, ""):
+        return ""
+    built = Path(__file__).with_name(LIBRARY)
+    if built.is_file():
+        return _load_problem(built.resolve())
     path = Path(__file__).with_name(REASON)
     return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
 
@@ -69,6 +74,16 @@ def active_variant() -> str:
     if name is None:
         raise UserError(f"{(problem.value or b'').decode()}.")
     return name.decode()
+
+
+@functools.cache
+def _load_problem(path: Path) -> str:
+    """Why this system cannot load the library (an older C library than the builder's, another machine), or nothing."""
+    try:
+        ctypes.CDLL(str(path))
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """The kernels of one variant by themselves, over numpy arrays: for tests and for benchmarks without ONNX Runtime.
 
-Every function raises ValueError where the library says that its operands do not fit each other.
+Operands must be of the types and sizes that are named: only their pointers reach the library, which cannot tell. It
+raises ValueError for a variant or operator that it does not have and for a width that it cannot multiply exactly.
 """
 
 from __future__ import annotations

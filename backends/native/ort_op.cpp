@@ -114,6 +114,9 @@ Status read_weights(const Kernel& kernel, void* context, Operands* operands) {
   if (status == nullptr && (operands->packed_shape.rank != 2 || operands->scale_shape.rank != 1)) {
     status = fail(kernel.api, kInvalidArgument, "packed is no matrix or scale no vector");
   }
+  if (status == nullptr && kernel.op->has_multiplier && operands->multiplier_shape.rank != 2) {
+    status = fail(kernel.api, kInvalidArgument, "multiplier is no matrix");
+  }
   return status;
 }
 
