@@ -63,6 +63,22 @@ def test_overwriting_is_the_new_row_in_the_old_ones_place(runtime):
     assert texts(memory) == texts(expected)
 
 
+def test_an_overwrite_that_fails_leaves_the_old_row_in_state_and_log(runtime, monkeypatch):
+    first, second, third = entries(3)
+    memory = filled(runtime, [first, second])
+    before, log = memory.states[0].mean.copy(), texts(memory)
+
+    def full_disk(*_):
+        raise OSError("no space")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "memory_write", full_disk)
+        with pytest.raises(OSError, match="no space"):
+            memory.overwrite(runtime, 0, third)
+    assert np.array_equal(memory.states[0].mean, before)
+    assert texts(memory) == log
+
+
 def test_a_row_beyond_the_slots_opens_a_state_and_room_is_used_again(runtime):
     rows = entries(2 * SLOTS + 2)
     memory = filled(runtime, rows)

@@ -111,3 +111,17 @@ def test_a_variant_that_cannot_run_is_one_sentence_and_status_2(speaking_bundle,
     assert done.stdout == ""
     assert done.stderr.strip().endswith(f"there are {', '.join(native.variants())}.")
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_library_that_this_system_cannot_load_is_gone_without_and_the_reason_said(
+    tiny_bundle, tmp_path, monkeypatch
+):
+    (tmp_path / native.LIBRARY).write_bytes(b"of another machine")
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.delenv(native.SWITCH, raising=False)
+    assert native.library_path() is None
+    assert OrtRuntime(tiny_bundle).kernels.startswith(f"{FUNCTION_BODIES} (no native library: ")
+    # Asked for, it is not silently left out.
+    monkeypatch.setenv(native.SWITCH, "1")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        native.active_variant()
