@@ -1,6 +1,7 @@
 """A memory state that stays in ONNX Runtime: two pairs of buffers; a step reads one, writes the other, by IOBinding.
 
-No step copies or allocates a state. The buffers are numpy arrays that ONNX Runtime's values share.
+No step copies or allocates a state. The buffers are numpy arrays that ONNX Runtime's values share. Overwriting takes
+two steps and a third pair, made when it is first needed: the state before them is whole until both are done.
 """
 
 from __future__ import annotations
@@ -25,47 +26,64 @@ class BoundGraphs(Protocol):
 
 
 class OrtMemory:
-    """A state of batch B, changed in place by `write` and `forget`; keys [B, K], codes [B, C], float32."""
+    """A `HeldMemory`: a state of batch B, changed in place; keys [B, K], codes [B, C], float32."""
 
     def __init__(self, runtime: BoundGraphs, state: MemoryArrays):
         """Starts with a copy of `state`."""
         self._runtime = runtime
-        self._buffers = [tuple(np.array(part, np.float32, order="C") for part in state) for _ in range(2)]
-        self._values = [tuple(_shared(part) for part in pair) for pair in self._buffers]
+        self._buffers = [MemoryArrays(*(np.array(part, np.float32, order="C") for part in state))]
+        self._values = [tuple(_shared(part) for part in self._buffers[0])]
+        self._add_pair()
         self._now = 0
 
     @property
     def state(self) -> MemoryArrays:
         """The state as it is now, without a copy; the step after next overwrites it."""
-        return MemoryArrays(*self._buffers[self._now])
+        return self._buffers[self._now]
 
     def snapshot(self) -> MemoryArrays:
         """A copy of the state."""
-        return MemoryArrays(*(part.copy() for part in self._buffers[self._now]))
+        return MemoryArrays(*(part.copy() for part in self.state))
 
     def write(self, key: np.ndarray, code: np.ndarray) -> None:
         """See `Runtime.memory_write`."""
-        self._step("memory_write", key, code)
+        self._now = self._step("memory_write", key, code, self._now)
 
     def forget(self, key: np.ndarray, code: np.ndarray) -> None:
         """See `Runtime.memory_forget`."""
-        self._step("memory_forget", key, code)
+        self._now = self._step("memory_forget", key, code, self._now)
+
+    def overwrite(
+        self, old_key: np.ndarray, old_code: np.ndarray, key: np.ndarray, code: np.ndarray
+    ) -> None:
+        """Forget the old row and write the new one; the state is as before when either fails."""
+        if len(self._buffers) == 2:
+            self._add_pair()
+        self._now = self._step(
+            "memory_write", key, code, self._step("memory_forget", old_key, old_code, self._now)
+        )
 
     def read(self, key: np.ndarray, code: np.ndarray) -> MemoryReading:
         """See `Runtime.memory_read`."""
         return self._runtime.memory_read(key, code, MemoryArrays(*self._values[self._now]))
 
-    def _step(self, graph: str, key: np.ndarray, code: np.ndarray) -> None:
+    def _step(self, graph: str, key: np.ndarray, code: np.ndarray, source: int) -> int:
+        """Runs a graph from the pair `source` into the next one, whose number is returned."""
+        target = (source + 1) % len(self._buffers)
         binding = self._runtime.session(graph).io_binding()
         names, made = self._runtime.tensor_names(graph)
         # Held until the run is over: a value does not keep its array alive for ONNX Runtime.
         row = [_shared(np.ascontiguousarray(part, np.float32)) for part in (key, code)]
-        for name, value in zip(names, (*row, *self._values[self._now]), strict=True):
+        for name, value in zip(names, (*row, *self._values[source]), strict=True):
             binding.bind_ortvalue_input(name, value)
-        for name, value in zip(made, self._values[1 - self._now], strict=True):
+        for name, value in zip(made, self._values[target], strict=True):
             binding.bind_ortvalue_output(name, value)
         self._runtime.run_bound(graph, binding)
-        self._now = 1 - self._now
+        return target
+
+    def _add_pair(self) -> None:
+        self._buffers.append(MemoryArrays(*(np.empty_like(part) for part in self._buffers[0])))
+        self._values.append(tuple(_shared(part) for part in self._buffers[-1]))
 
 
 def _shared(array: np.ndarray) -> Any:

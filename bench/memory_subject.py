@@ -11,6 +11,7 @@ import numpy as np
 from microvlm.backends.base import LoadedRuntime
 from microvlm.episodic import Entry, EpisodicMemory
 from microvlm.generation import GenerationOptions, Prompt, embed_prompt, generate, recall
+from microvlm.held_memory import hold
 from microvlm.processor import Processor
 from microvlm.runtime import Memories, MemoryReading
 
@@ -65,13 +66,19 @@ class Subject:
 
     def remember(self, keys: np.ndarray, codes: np.ndarray, single: bool = False) -> EpisodicMemory:
         """A memory with these rows, in as many states as they need, or all in one."""
+        entries = [
+            Entry(str(number), key, code, time=0.0)
+            for number, (key, code) in enumerate(zip(keys, codes, strict=True))
+        ]
         memory = EpisodicMemory.empty(self.runtime)
-        for number, (key, code) in enumerate(zip(keys, codes, strict=True)):
-            if single:
-                memory.states[0] = self.runtime.memory_write(key[None], code[None], memory.states[0])
-            else:
-                memory.write(self.runtime, Entry(str(number), key, code, time=0.0))
-        return memory
+        if not single:
+            for entry in entries:
+                memory.write(self.runtime, entry)
+            return memory
+        held = hold(self.runtime, memory.states[0])
+        for entry in entries:
+            held.write(*entry.row)
+        return EpisodicMemory([held.snapshot()], entries)
 
     @contextmanager
     def gate_open(self) -> Iterator[None]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
 
 from microvlm.cli_support import note
 from microvlm.errors import UserError
+from microvlm.file_lock import locked
 from microvlm.images import check_file
 from microvlm.memory_cli import describe
 from microvlm.session import Chat
@@ -28,26 +30,31 @@ class ChatLoop:
     """One conversation. A mistake is one sentence on stderr, and the next line is read."""
 
     def __init__(self, chat: Chat, memory_file: str | None):
-        """Carries on in `memory_file` when it exists. Raises UserError for a bad one."""
+        """Carries on in `memory_file` when it exists; nobody else changes it until `run` ends. Raises UserError."""
         self.chat, self.memory_file = chat, memory_file
         self.picture: str | None = None
         if memory_file is None:
+            self._lock = ExitStack()
             return
-        if Path(memory_file).exists():
-            chat.load(memory_file)
-            note(f"{memory_file}: {len(chat.memory.entries)} entries")
-        else:
-            # Made at once, so that a place that can't be written is known before anything is said.
-            chat.save(memory_file)
+        with ExitStack() as lock:
+            lock.enter_context(locked(memory_file))
+            if Path(memory_file).exists():
+                chat.load(memory_file)
+                note(f"{memory_file}: {len(chat.memory.entries)} entries")
+            else:
+                # Made at once, so that a place that can't be written is known before anything is said.
+                chat.save(memory_file)
+            self._lock = lock.pop_all()
 
     def run(self) -> None:
         """Until /quit or the end of the input."""
-        for line in _lines():
-            try:
-                if self.handle(line.strip()):
-                    return
-            except UserError as error:
-                note(f"Error: {error}")
+        with self._lock:
+            for line in _lines():
+                try:
+                    if self.handle(line.strip()):
+                        return
+                except UserError as error:
+                    note(f"Error: {error}")
 
     def handle(self, line: str) -> bool:
         """One line; True to stop. Raises UserError."""

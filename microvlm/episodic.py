@@ -1,17 +1,20 @@
 """An episodic memory with the log of its rows: write, forget, overwrite, rebuild, over as many states as are needed.
 
-Works on keys and codes, on any `Runtime`; knows no text, no picture and no file. One state takes as many rows as it has
-slots; a row beyond that opens another, and `hierarchy` says which one answers a key.
+Works on keys and codes, on any `Runtime`, in its own buffers where it holds states; knows no text, no picture and no
+file. One state takes as many rows as it has slots; a row beyond that opens another, and `hierarchy` says which one
+answers a key.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from microvlm.held_memory import HeldMemory, hold
 from microvlm.runtime import MemoryArrays, Runtime
 
 
@@ -31,21 +34,34 @@ class Entry:
     memory: int = 0
     """Which of the states holds it."""
 
+    @property
+    def row(self) -> tuple[np.ndarray, np.ndarray]:
+        """(w [1, K], z [1, C])."""
+        return self.key[None], self.code[None]
 
-@dataclass
+
 class EpisodicMemory:
     """States, batch 1 each, and the rows that are in them, oldest first."""
 
-    states: list[MemoryArrays]
-    entries: list[Entry]
-    forgotten: list[int] = field(default_factory=lambda: [0])
-    """Of each state, how many rows were forgotten since it was built. After K it is built anew: each forgotten
-    row of a full memory adds rounding errors, and a write for each is what the cure costs."""
+    def __init__(
+        self, states: Sequence[MemoryArrays], entries: list[Entry], forgotten: list[int] | None = None
+    ):
+        self._kept: list[MemoryArrays | HeldMemory] = list(states)
+        self._holder: Runtime | None = None
+        self.entries = entries
+        self.forgotten = [0] * len(states) if forgotten is None else forgotten
+        """Of each state, how many rows were forgotten since it was built. After K it is built anew: each forgotten
+        row of a full memory adds rounding errors, and a write for each is what the cure costs."""
 
     @classmethod
     def empty(cls, runtime: Runtime) -> EpisodicMemory:
         """The prior of the model."""
         return cls([runtime.memory_prior()], [])
+
+    @property
+    def states(self) -> list[MemoryArrays]:
+        """As they are now, not copied: a later operation may change the arrays."""
+        return [kept if isinstance(kept, MemoryArrays) else kept.state for kept in self._kept]
 
     @property
     def slots(self) -> int:
@@ -55,14 +71,14 @@ class EpisodicMemory:
     def write(self, runtime: Runtime, entry: Entry) -> Entry:
         """Write one row into the first state that has room, and into the log; the entry as it was logged."""
         entry = dataclasses.replace(entry, memory=self._with_room(runtime))
-        self._apply(runtime.memory_write, entry)
+        self._held(runtime, entry.memory).write(*entry.row)
         self.entries.append(entry)
         return entry
 
     def forget(self, runtime: Runtime, index: int) -> Entry:
         """Take row `index` of the log out of its state, as if it had never been written. Raises IndexError."""
         entry = self.entries[index]
-        self._apply(runtime.memory_forget, entry)
+        self._held(runtime, entry.memory).forget(*entry.row)
         del self.entries[index]
         self._count_forgotten(runtime, entry.memory)
         return entry
@@ -71,14 +87,7 @@ class EpisodicMemory:
         """Forget row `index` and write `entry` into the same state and the same place of the log."""
         old = self.entries[index]
         entry = dataclasses.replace(entry, memory=old.memory)
-        before = self.states[old.memory]
-        self._apply(runtime.memory_forget, old)
-        try:
-            self._apply(runtime.memory_write, entry)
-        except BaseException:
-            # The log still has the old row, so its state must too.
-            self.states[old.memory] = before
-            raise
+        self._held(runtime, old.memory).overwrite(*old.row, *entry.row)
         self.entries[index] = entry
         self._count_forgotten(runtime, entry.memory)
         return entry
@@ -88,11 +97,11 @@ class EpisodicMemory:
 
         Returns the largest change of a mean: how far the states had drifted.
         """
-        before = list(self.states)
+        before = [state.mean.copy() for state in self.states]
         for number in range(len(before)):
             self._rebuild_state(runtime, number)
         return max(
-            float(np.abs(old.mean - new.mean).max()) for old, new in zip(before, self.states, strict=True)
+            float(np.abs(old - new.mean).max()) for old, new in zip(before, self.states, strict=True)
         )
 
     def nearest(self, key: np.ndarray) -> tuple[int, float]:
@@ -110,13 +119,13 @@ class EpisodicMemory:
 
     def _with_room(self, runtime: Runtime) -> int:
         """The first state with fewer rows than slots; a new one when all are full."""
-        rows = np.bincount([entry.memory for entry in self.entries], minlength=len(self.states))
+        rows = np.bincount([entry.memory for entry in self.entries], minlength=len(self._kept))
         free = np.flatnonzero(rows < self.slots)
         if len(free):
             return int(free[0])
-        self.states.append(runtime.memory_prior())
+        self._kept.append(runtime.memory_prior())
         self.forgotten.append(0)
-        return len(self.states) - 1
+        return len(self._kept) - 1
 
     def _count_forgotten(self, runtime: Runtime, number: int) -> None:
         self.forgotten[number] += 1
@@ -124,11 +133,17 @@ class EpisodicMemory:
             self._rebuild_state(runtime, number)
 
     def _rebuild_state(self, runtime: Runtime, number: int) -> None:
-        self.states[number], self.forgotten[number] = runtime.memory_prior(), 0
+        self._kept[number], self.forgotten[number] = runtime.memory_prior(), 0
         for entry in self.entries:
             if entry.memory == number:
-                self._apply(runtime.memory_write, entry)
+                self._held(runtime, number).write(*entry.row)
 
-    def _apply(self, operation: object, entry: Entry) -> None:
-        state = self.states[entry.memory]
-        self.states[entry.memory] = operation(entry.key[None], entry.code[None], state)  # type: ignore[operator]
+    def _held(self, runtime: Runtime, number: int) -> HeldMemory:
+        """State `number` where `runtime` changes it in place. A runtime takes over what another held."""
+        if self._holder is not runtime:
+            self._kept = [MemoryArrays(*state) for state in self.states]
+            self._holder = runtime
+        kept = self._kept[number]
+        if isinstance(kept, MemoryArrays):
+            kept = self._kept[number] = hold(runtime, kept)
+        return kept

@@ -25,8 +25,13 @@ def choose_memory(key: np.ndarray, states: Sequence[MemoryArrays]) -> np.ndarray
 
 
 def state_for(key: np.ndarray, states: Sequence[MemoryArrays]) -> MemoryArrays:
-    """One state a row, [B, K, C] and [B, K, K]: of several states, batch 1 each, the one that knows the row's key."""
+    """One state a row, [B, K, C] and [B, K, K]: of several states, batch 1 each, the one that knows the row's key.
+
+    For one row it is the state itself, not a copy.
+    """
     chosen = choose_memory(key, states)
+    if len(chosen) == 1:
+        return states[chosen[0]]
     return MemoryArrays(
         *(np.concatenate([part[index] for index in chosen]) for part in zip(*states, strict=True))
     )

@@ -1,10 +1,11 @@
 """`microvlm memory`: the operations of an episodic memory on a file, on any backend. Every command ends with the file
-whole: as it was, or with the change in it."""
+whole: as it was, or with the change in it; two at once on one file come one after the other, and neither is lost."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,9 +45,8 @@ def _query_options(command: Callable) -> Callable:
 @_options
 def write(file: str, text: str, question: str, image: str | None, as_json: bool, **model: Any) -> None:
     """Remember a fact: --text as the answer to --question about --image. FILE is made when it is not there."""
-    facts = _open(file, image, model, may_be_new=True)
-    entry = facts.write(text, question, image, _label(image))
-    facts.save(file)
+    with _changing(file, image, model, may_be_new=True) as facts:
+        entry = facts.write(text, question, image, _label(image))
     _tell(
         f"{len(facts.entries)}. {entry.text}",
         {"written": _described(len(facts.entries), entry)},
@@ -64,6 +64,7 @@ def read(
 ) -> None:
     """Answer --question about --image with the memory; FILE is not changed."""
     facts = _open(file, image, model)
+    facts.load(file)
     found = facts.read(question, image, generation_options(facts.processor, max_new_tokens, 0.0, 1.0, 0))
     where = "from the memory" if found.recalled else "not from the memory"
     _tell(f"{found.answer}\n({where}: scope {found.scope:.2f})", vars(found), facts, as_json)
@@ -79,10 +80,9 @@ def forget(
     """Forget one fact: --entry, or the one that was written under --question and --image."""
     if (entry is None) == (not question and image is None):
         raise UserError("say what to forget: either --entry or --question and --image.")
-    facts = _open(file, image, model)
-    index = facts.find(question, image) if entry is None else entry - 1
-    gone = facts.forget(index)
-    facts.save(file)
+    with _changing(file, image, model) as facts:
+        index = facts.find(question, image) if entry is None else entry - 1
+        gone = facts.forget(index)
     _tell(f"forgotten: {gone.text}", {"forgotten": _described(index + 1, gone)}, facts, as_json)
 
 
@@ -92,10 +92,9 @@ def forget(
 @_options
 def overwrite(file: str, text: str, question: str, image: str | None, as_json: bool, **model: Any) -> None:
     """Replace the fact under --question and --image by --text."""
-    facts = _open(file, image, model)
-    number = facts.find(question, image) + 1
-    old, new = facts.overwrite(text, question, image, _label(image))
-    facts.save(file)
+    with _changing(file, image, model) as facts:
+        number = facts.find(question, image) + 1
+        old, new = facts.overwrite(text, question, image, _label(image))
     document = {"forgotten": _described(number, old), "written": _described(number, new)}
     _tell(f"{old.text}\n-> {new.text}", document, facts, as_json)
 
@@ -104,10 +103,9 @@ def overwrite(file: str, text: str, question: str, image: str | None, as_json: b
 @_options
 def reset(file: str, as_json: bool, **model: Any) -> None:
     """Forget everything."""
-    facts = _open(file, None, model)
-    count = len(facts.entries)
-    facts.reset()
-    facts.save(file)
+    with _changing(file, None, model) as facts:
+        count = len(facts.entries)
+        facts.reset()
     _tell(f"{count} entries forgotten", {"forgotten": count}, facts, as_json)
 
 
@@ -115,9 +113,8 @@ def reset(file: str, as_json: bool, **model: Any) -> None:
 @_options
 def rebuild(file: str, as_json: bool, **model: Any) -> None:
     """Make the states anew from the log, without the rounding errors of what was forgotten."""
-    facts = _open(file, None, model)
-    drift = facts.rebuild()
-    facts.save(file)
+    with _changing(file, None, model) as facts:
+        drift = facts.rebuild()
     _tell(
         f"{len(facts.entries)} entries written anew; the state had drifted by {drift:.1e}",
         {"drift": drift},
@@ -159,19 +156,36 @@ def describe(entries: list[Entry], slots: int, memories: int) -> list[str]:
     return lines
 
 
+@contextmanager
+def _changing(
+    file: str, image: str | None, model: dict[str, Any], may_be_new: bool = False
+) -> Iterator[FactMemory]:
+    """The facts of `file`, which are saved at the end unless something went wrong; nobody else changes it meanwhile.
+
+    The lock is taken when the model is loaded, so that others wait milliseconds.
+    """
+    from microvlm.file_lock import locked
+
+    facts = _open(file, image, model, may_be_new)
+    with locked(file):
+        if not (may_be_new and not Path(file).exists()):
+            facts.load(file)
+        yield facts
+        facts.save(file)
+
+
 def _open(file: str, image: str | None, model: dict[str, Any], may_be_new: bool = False) -> FactMemory:
-    """The facts of `file`, the picture looked at first: a model takes a while to load."""
+    """A model over an empty memory. `file` and the picture are looked at first: a model takes a while to load."""
     from microvlm.facts import FactMemory
     from microvlm.images import check_file
-    from microvlm.memory_file import load_memory, read_memory
+    from microvlm.memory_file import read_memory
 
-    is_new = may_be_new and not Path(file).exists()
-    if not is_new:
+    if not (may_be_new and not Path(file).exists()):
         read_memory(file)
     if image is not None:
         check_file(image)
     runtime, processor, _ = open_model(**model)
-    return FactMemory(runtime, processor, None if is_new else load_memory(file, runtime.fingerprint))
+    return FactMemory(runtime, processor)
 
 
 def _label(image: str | None) -> str:

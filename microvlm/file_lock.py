@@ -1,0 +1,87 @@
+"""One writer at a time for a file that is replaced by renaming: a lock beside it, which the system drops with its holder.
+
+The file itself can't carry the lock, because every save puts another file in its place. Knows no memory.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from microvlm.cli_support import describe_os_error
+from microvlm.errors import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows, where writers are not kept apart
+    fcntl = None  # type: ignore[assignment]
+
+WAIT_S = 10.0
+_POLL_S = 0.02
+
+
+@contextmanager
+def locked(path: str | Path, wait_s: float = WAIT_S) -> Iterator[None]:
+    """Within, no other process that asks for the lock of `path` has it. `.NAME.lock` is there for as long.
+
+    Raises UserError when another holds it for `wait_s` seconds, and when the folder can't be written.
+    """
+    path = Path(path)
+    beside = path.with_name(f".{path.name}.lock")
+    descriptor = _acquire(beside, path, wait_s)
+    try:
+        yield
+    finally:
+        # Removed while it is held: who waits for it then finds that the name is gone, and makes another.
+        beside.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _acquire(beside: Path, path: Path, wait_s: float) -> int:
+    until = time.monotonic() + wait_s
+    while True:
+        descriptor = _open(beside, path)
+        if _try_lock(descriptor):
+            if _is_named(descriptor, beside):
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, str(os.getpid()).encode())
+                return descriptor
+            os.close(descriptor)
+            continue
+        holder = os.pread(descriptor, 20, 0).decode("ascii", "replace")
+        os.close(descriptor)
+        if time.monotonic() >= until:
+            who = f"process {holder}" if holder.isdigit() else "another process"
+            raise UserError(
+                f"{path} is being changed by {who}, as an open microvlm chat does; end it or use another file."
+            )
+        time.sleep(_POLL_S)
+
+
+def _open(beside: Path, path: Path) -> int:
+    try:
+        return os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        error.filename = str(path)
+        raise UserError(f"the memory was not saved: {describe_os_error(error)}") from None
+
+
+def _try_lock(descriptor: int) -> bool:
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_named(descriptor: int, beside: Path) -> bool:
+    """Whether the locked file is still the one of that name: its last holder may have removed it."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(beside))
+    except FileNotFoundError:
+        return False
