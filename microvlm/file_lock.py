@@ -24,14 +24,14 @@ _POLL_S = 0.02
 
 
 @contextmanager
-def locked(path: str | Path, wait_s: float = WAIT_S) -> Iterator[None]:
+def locked(path: str | Path, wait_s: float | None = None) -> Iterator[None]:
     """Within, no other process that asks for the lock of `path` has it. `.NAME.lock` is there for as long.
 
-    Raises UserError when another holds it for `wait_s` seconds, and when the folder can't be written.
+    Raises UserError when another holds it for `wait_s` seconds (`WAIT_S` when left out), and when the folder can't be written.
     """
     path = Path(path)
     beside = path.with_name(f".{path.name}.lock")
-    descriptor = _acquire(beside, path, wait_s)
+    descriptor = _acquire(beside, path, WAIT_S if wait_s is None else wait_s)
     try:
         yield
     finally:

@@ -1,0 +1,111 @@
+"""One writer at a time: rows of processes that write one memory file at once are all kept, and who waits is told why."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from microvlm.cli import cli
+from microvlm.cli_support import run_click
+from microvlm.errors import UserError
+from microvlm.file_lock import locked
+from microvlm.memory_file import read_memory
+
+HOLD = """
+import sys
+from microvlm.file_lock import locked
+with locked(sys.argv[1]):
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+COUNT = """
+import sys
+from pathlib import Path
+from microvlm.file_lock import locked
+path = Path(sys.argv[1])
+for _ in range(200):
+    with locked(path, wait_s=60):
+        path.write_text(str(int(path.read_text()) + 1))
+"""
+
+
+def start(program: str, path: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-P", "-c", program, str(path)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def holder(tmp_path):
+    """A process that holds the lock of trip.mem."""
+    process = start(HOLD, tmp_path / "trip.mem")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_memory_writes_at_once_from_three_processes_lose_no_row(speaking_bundle, tmp_path):
+    trip = tmp_path / "trip.mem"
+    program = "from microvlm.cli import main; main()"
+    command = [sys.executable, "-P", "-c", program, "memory", "write", str(trip), "--threads", "1"]
+    command += ["--model", str(speaking_bundle), "--text"]
+    running = [subprocess.Popen([*command, f"number {number}"]) for number in range(3)]
+    assert [process.wait(120) for process in running] == [0, 0, 0]
+    memory, _ = read_memory(trip)
+    assert sorted(entry.text for entry in memory.entries) == ["number 0", "number 1", "number 2"]
+    assert os.listdir(tmp_path) == ["trip.mem"]
+
+
+def test_no_step_of_two_processes_comes_between_another_ones(tmp_path):
+    path = tmp_path / "count"
+    path.write_text("0")
+    running = [start(COUNT, path) for _ in range(2)]
+    for process in running:
+        process.communicate(timeout=120)
+        assert process.returncode == 0
+    assert path.read_text() == "400"
+
+
+def test_who_waits_too_long_is_told_which_process_has_the_file(holder, tmp_path):
+    with pytest.raises(UserError, match=f"trip.mem is being changed by process {holder.pid}"):
+        with locked(tmp_path / "trip.mem", wait_s=0.1):
+            pass
+    with locked(tmp_path / "other.mem", wait_s=0.1):
+        assert (tmp_path / ".other.mem.lock").read_text() == str(os.getpid())
+    holder.communicate("go on\n")
+    with locked(tmp_path / "trip.mem", wait_s=0.1):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_lock_of_a_killed_process_is_free(holder, tmp_path):
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    with locked(tmp_path / "trip.mem", wait_s=0.1):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_chat_keeps_others_from_its_file_and_lets_go_of_it(
+    holder, speaking_bundle, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("microvlm.file_lock.WAIT_S", 0.1)
+    flags = ["--memory", str(tmp_path / "trip.mem"), "--model", str(speaking_bundle)]
+
+    def chat() -> int:
+        with pytest.raises(SystemExit) as stopped:
+            run_click(cli, ["chat", *flags])
+        return stopped.value.code
+
+    monkeypatch.setattr(sys, "stdin", open(os.devnull))
+    assert chat() == 2
+    assert "is being changed by process" in capsys.readouterr().err
+    holder.communicate("go on\n")
+    assert chat() == 0
+    assert os.listdir(tmp_path) == ["trip.mem"]
