@@ -53,9 +53,7 @@ class OrtMemory:
         """See `Runtime.memory_forget`."""
         self._now = self._step("memory_forget", key, code, self._now)
 
-    def overwrite(
-        self, old_key: np.ndarray, old_code: np.ndarray, key: np.ndarray, code: np.ndarray
-    ) -> None:
+    def overwrite(self, old_key: np.ndarray, old_code: np.ndarray, key: np.ndarray, code: np.ndarray) -> None:
         """Forget the old row and write the new one; the state is as before when either fails."""
         if len(self._buffers) == 2:
             self._add_pair()

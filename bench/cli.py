@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
-from microvlm.cli_support import GATE_FAILED, note, print_json, run_click
+from microvlm.bench.memory_cli import memory
+from microvlm.bench.output import deliver as _deliver
+from microvlm.cli_support import GATE_FAILED, note, run_click
 from microvlm.errors import UserError
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -191,37 +193,7 @@ def full(
     return 0
 
 
-@command.command(context_settings=_HELP)
-@click.argument("model", default="nano")
-@click.option("--backend", default="ort", show_default=True, help="Backend that remembers.")
-@click.option("--threads", default=1, show_default=True, help="Threads of one operator.")
-@click.option("--facts", default=0, help="Most facts written at once; four times the slots by default.")
-@click.option("--edits", default=1000, show_default=True, help="Edits one after the other.")
-@click.option("--repeats", default=20, show_default=True, help="Timed rounds.")
-@click.option("--seed", default=0, show_default=True, help="Of names, objects and views.")
-@click.option("--costs", is_flag=True, help="Time and count only; an untrained model will do.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
-@click.option("--markdown", type=_FILE, help="Write the tables as Markdown to this file.")
-@click.option("-o", "--output", type=_FILE, help="Write the JSON document to this file.")
-def memory(
-    model: str,
-    backend: str,
-    threads: int,
-    facts: int,
-    edits: int,
-    repeats: int,
-    seed: int,
-    costs: bool,
-    as_json: bool,
-    markdown: Path | None,
-    output: Path | None,
-) -> None:
-    """What MODEL (a bundle, a checkpoint or 'nano') remembers: recall, edits, forgetting, scope, and their cost."""
-    from microvlm.bench.memory_run import Options
-    from microvlm.bench.memory_run import run as remember
-
-    options = Options(model, backend, threads, facts, edits, repeats, seed, costs)
-    _deliver(remember(options, progress=note), as_json, markdown, output)
+command.add_command(memory)
 
 
 @command.command(context_settings=_HELP)
@@ -236,19 +208,6 @@ def report(reports: tuple[Path, ...], output: Path | None) -> None:
         click.echo(pages, nl=False)
     else:
         output.write_text(pages)
-
-
-def _deliver(document: dict[str, Any], as_json: bool, markdown: Path | None, output: Path | None) -> None:
-    from microvlm.bench import report as reports
-
-    if as_json:
-        print_json(document)
-    else:
-        click.echo(reports.text(document))
-    if markdown is not None:
-        markdown.write_text(reports.markdown(document))
-    if output is not None:
-        output.write_text(json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
 def _read(path: Path) -> dict[str, Any]:

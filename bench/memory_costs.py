@@ -1,6 +1,7 @@
-"""What the memory costs: operations timed on this model, and multiplications counted for any configuration.
+"""What the memory costs: operations timed on a model, and multiplications counted for any configuration.
 
-The counts are `predicted_`: they say how the work grows with the size, not how long it takes.
+The counts are `predicted_`: they say how the work grows with the size, not how long it takes. A timed prompt is one
+picture and 16 random tokens, so that a model needs no tokenizer and no training.
 """
 
 from __future__ import annotations
@@ -9,39 +10,40 @@ from typing import Any
 
 import numpy as np
 
-from microvlm.bench.memory_scores import Encoded
-from microvlm.bench.memory_subject import Subject
 from microvlm.bench.phases import clock
-from microvlm.bench.stats import median
-from microvlm.config import MicroVLMConfig
-from microvlm.generation import positions_of, prefill, recall
+from microvlm.bench.stats import median, ratio_of_medians
+from microvlm.config import MicroVLMConfig, preset
+from microvlm.generation import Prompt, positions_of, prefill, recall
+from microvlm.held_memory import hold
+from microvlm.runtime import Runtime
 
 ANSWER_TOKENS = 50
 PROMPT_TOKENS = 16
-"""Text tokens that a predicted prompt has beside its picture."""
+"""Text tokens that a prompt has beside its picture."""
+BAR_READ_WRITE = 0.01
+BAR_ENCODE = 0.10
 
 
-def latencies(subject: Subject, encoded: Encoded, repeats: int) -> dict[str, float]:
-    """Median milliseconds of one row: encode, read, write, forget, prefill, decode_token. Timed in turns.
+def timings(runtime: Runtime, repeats: int, seed: int = 0) -> dict[str, list[float]]:
+    """Milliseconds of one row: encode, read, write, forget, prefill, decode_token; `repeats` of each, in turns.
 
-    A backend that holds a state in buffers of its own (`hold_memory`) is timed on it.
+    A backend that holds a state in buffers of its own is timed on it.
     """
-    runtime = subject.runtime
-    prompt = subject.prompt(encoded.asked[:1])
-    state = runtime.memory_prior()
-    key, code, value = encoded.keys[:1], encoded.codes[:1], encoded.values[:1]
-    held = runtime.hold_memory(state) if hasattr(runtime, "hold_memory") else None
+    prompt, value = random_prompt(runtime, seed), random_prompt(runtime, seed + 1)
+    code, key = runtime.memory_encode(*prompt)
+    fact, _ = runtime.memory_encode(*value)
+    held = hold(runtime, runtime.memory_prior())
     off = recall(runtime, prompt, None)
     mask = np.concatenate([off.slot_mask[:, None], prompt.attention_mask, np.ones((1, 1), np.int64)], 1)
     position = positions_of(prompt.attention_mask)[:, -1:] + 1
     _, past = prefill(runtime, prompt, off)
-    token = np.full((1, 1), subject.processor.eos_id, np.int64)
+    token = np.zeros((1, 1), np.int64)
     actions = {
         "encode": lambda: runtime.memory_encode(*prompt),
-        "read": lambda: held.read(key, code) if held else runtime.memory_read(key, code, state),
-        "write": lambda: held.write(key, value) if held else runtime.memory_write(key, value, state),
-        "forget": lambda: held.forget(key, value) if held else runtime.memory_forget(key, value, state),
         "prefill": lambda: prefill(runtime, prompt, off),
+        "read": lambda: runtime.memory_read(key, code, held.state),
+        "write": lambda: held.write(key, fact),
+        "forget": lambda: held.forget(key, fact),
         "decode_token": lambda: runtime.decode(runtime.embed_tokens(token), mask, position, past),
     }
     times: dict[str, list[float]] = {name: [] for name in actions}
@@ -49,16 +51,54 @@ def latencies(subject: Subject, encoded: Encoded, repeats: int) -> dict[str, flo
         for name, action in actions.items():
             times[name].append(clock(action))
     # The first round opens graphs.
-    return {name: round(median(values[1:]), 4) for name, values in times.items()}
+    return {name: values[1:] for name, values in times.items()}
 
 
-def measured_shares(latency_ms: dict[str, float]) -> dict[str, float]:
-    """Reading and writing against an answer of 50 tokens, and encoding against the prefill, as times."""
-    answer = ANSWER_TOKENS * latency_ms["decode_token"]
-    return {
-        "read_write_share_of_answer": (latency_ms["read"] + latency_ms["write"]) / answer,
-        "encode_share_of_prefill": latency_ms["encode"] / latency_ms["prefill"],
-    }
+def random_prompt(runtime: Runtime, seed: int = 0) -> Prompt:
+    """One picture of noise and 16 random tokens, embedded."""
+    rng = np.random.default_rng(seed)
+    config = runtime.config
+    side = config.vision.image_size
+    picture = runtime.encode_image(rng.normal(size=(1, 3, side, side)).astype(np.float32))
+    ids = rng.integers(config.text.vocab_size, size=(1, PROMPT_TOKENS))
+    embeds = np.concatenate([picture, runtime.embed_tokens(ids)], 1)
+    return Prompt(embeds, np.ones(embeds.shape[:2], np.int64))
+
+
+def latency_ms(times: dict[str, list[float]]) -> dict[str, float]:
+    """Medians."""
+    return {name: round(median(values), 4) for name, values in times.items()}
+
+
+def measured_shares(times: dict[str, list[float]]) -> dict[str, Any]:
+    """Reading and writing against an answer of 50 tokens, and encoding against the prefill, as ratios of medians."""
+    both = [read + write for read, write in zip(times["read"], times["write"], strict=True)]
+    answer = [ANSWER_TOKENS * token for token in times["decode_token"]]
+    shares: dict[str, Any] = {}
+    for name, part, whole in (
+        ("read_write_share_of_answer", both, answer),
+        ("encode_share_of_prefill", times["encode"], times["prefill"]),
+    ):
+        ratio = ratio_of_medians(part, whole)
+        shares |= {name: ratio.value, f"{name}_ci95": (ratio.low, ratio.high)}
+    return shares
+
+
+def bars(config: MicroVLMConfig, measured: dict[str, Any]) -> list[dict[str, Any]]:
+    """What is demanded at full size; `met` is None for another."""
+    is_full = config.text.hidden_size >= preset("full").text.hidden_size
+    return [
+        {
+            "name": name,
+            "at_most": limit,
+            "value": measured[name],
+            "met": measured[name] <= limit if is_full else None,
+        }
+        for name, limit in (
+            ("read_write_share_of_answer", BAR_READ_WRITE),
+            ("encode_share_of_prefill", BAR_ENCODE),
+        )
+    ]
 
 
 def predicted(config: MicroVLMConfig) -> dict[str, Any]:

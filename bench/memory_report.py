@@ -1,28 +1,46 @@
-"""The document of `memory` as tables. Reads JSON, measures nothing."""
+"""The document of `memory` as tables: one model, or several side by side. Reads JSON, measures nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 Rows = list[list[str]]
+Figures = list[tuple[str, str]]
+"""Label and value, one a line of a table."""
 
 
 def tables(document: dict[str, Any]) -> tuple[str, list[tuple[str, Rows]], list[str]]:
     """(head, titled tables whose first rows are heads, remarks)."""
-    name = document["provenance"]["model"]["name"]
-    head = f"episodic memory of {name} on {document['backend']}: {document['slots']} slots"
-    sections, remarks = [], []
-    if "recall" in document:
-        sections += [
-            ("recall, facts written once and asked for with another view", _recall(document["recall"])),
-            ("edits, forgetting, scope", _figures(document)),
-        ]
-        remarks.append(f"a guess among the names is right in {document['chance']:.3f} of the cases")
-    sections += [
-        ("time, ms (median)", _pairs(document["latency_ms"], "{:.3f}")),
-        ("cost", _costs(document["costs"])),
+    subjects = document.get("subjects", [document])
+    heads = [
+        f"episodic memory of {one['provenance']['model']['name']} on {one['backend']}: {one['slots']} slots"
+        for one in subjects
     ]
-    return head, sections, remarks
+    sections, remarks = [], []
+    scored = [one for one in subjects if "recall" in one]
+    for one in scored:
+        title = "recall, facts written once and asked for with another view"
+        sections.append((title if len(subjects) == 1 else f"{title}: {one['label']}", _recall(one["recall"])))
+    if scored:
+        sections += [
+            ("edits, forgetting, scope", _beside(scored, _figures)),
+            ("neighbours whose answer stays, by kind", _beside(scored, _neighbours)),
+        ]
+        remarks.append(f"a guess among the names is right in {scored[0]['chance']:.3f} of the cases")
+    tuned = [one for one in scored if "tuning" in one]
+    if tuned:
+        sections.append(("one fact written, or trained into the decoder", _beside(tuned, _tuning)))
+    sections += [("time, ms (median)", _beside(subjects, _latencies)), ("cost", _costs(subjects))]
+    return "; ".join(heads), sections, remarks
+
+
+def _beside(subjects: Sequence[dict[str, Any]], figures: Callable[[dict[str, Any]], Figures]) -> Rows:
+    """One column a subject; every subject has the same lines."""
+    columns = [dict(figures(one)) for one in subjects]
+    labels = dict.fromkeys(label for column in columns for label in column)
+    head = ["", "value"] if len(subjects) == 1 else ["", *(one["label"] for one in subjects)]
+    return [head, *([label, *(column.get(label, "-") for column in columns)] for label in labels)]
 
 
 def _recall(rows: list[dict[str, Any]]) -> Rows:
@@ -30,44 +48,94 @@ def _recall(rows: list[dict[str, Any]]) -> Rows:
         ["facts", "memories", "recall", "95 %", "memory reset", "reading", "1-NN of codes", "in one memory"]
     ]
     for row in rows:
-        low, high = row["ci95"]
         cells = [f"{row[name]:.3f}" for name in ("control", "reading", "nearest_neighbour")]
         single = f"{row['single']:.3f}" if "single" in row else "-"
-        interval = f"{low:.3f}-{high:.3f}"
-        table.append(
-            [str(row["facts"]), str(row["memories"]), f"{row['accuracy']:.3f}", interval, *cells, single]
-        )
+        counts = [str(row["facts"]), str(row["memories"]), f"{row['accuracy']:.3f}"]
+        table.append([*counts, _interval(row["ci95"]), *cells, single])
     return table
 
 
-def _figures(document: dict[str, Any]) -> Rows:
-    table = [["", "share"]]
-    for part in ("edit", "forget", "gate"):
-        table += [
-            [f"{part}: {name.replace('_', ' ')}", _share(value)] for name, value in document[part].items()
-        ]
-    sequential = document["sequential"]
-    label = f"retention after {sequential['edits']} edits of {sequential['facts']} facts"
+def _figures(document: dict[str, Any]) -> Figures:
+    other, sequential, drift = (document[name] for name in ("other_vendor", "sequential", "drift"))
+    edit, forget, gate = (document[name] for name in ("edit", "forget", "gate"))
+    retention = f"retention after {sequential['edits']} edits of {sequential['facts']} facts"
     return [
-        *table,
-        [label, _share(sequential["retention"])],
-        ["drift of the state then", f"{sequential['drift']:.1e}"],
+        (f"another vendor's drawing, {other['facts']} facts", _share(other["recall"])),
+        ("another vendor's drawing, 1-NN of codes", _share(other["nearest_neighbour"])),
+        ("edit: efficacy", _share(edit["efficacy"])),
+        ("edit: paraphrase", _share(edit["paraphrase"])),
+        (f"edit: neighbourhood, {edit['facts_written']} facts written", _share(edit["neighbourhood"])),
+        ("edit: neighbourhood without gate", _share(edit["neighbourhood_without_gate"])),
+        *((f"forget: {name}", _share(forget[name])) for name in ("forgotten", "retained", "attack")),
+        *((f"gate: {name}", _share(gate[name])) for name in ("auroc", "eer")),
+        *((f"gate: residual {name}", _share(gate[f"residual_{name}"])) for name in ("auroc", "eer")),
+        (retention, _share(sequential["retention"])),
+        ("drift of the state then", f"{sequential['drift']:.1e}"),
+        (f"float32 against float64 after {drift['steps']} mixed steps", f"{drift['float32_vs_float64']:.1e}"),
+        ("the same, never built anew", f"{drift['without_rebuilds']:.1e}"),
+        ("the same, built anew from the log", f"{drift['after_rebuild']:.1e}"),
+        ("slots in effect", f"{document['addressing']['effective_slots']:.1f} of {document['slots']}"),
     ]
 
 
-def _costs(document: dict[str, Any]) -> Rows:
-    shares = ("read_write_share_of_answer", "encode_share_of_prefill")
+def _neighbours(document: dict[str, Any]) -> Figures:
+    figures: Figures = []
+    for name, kind in document["edit"]["neighbours"].items():
+        words = name.replace("_", " ")
+        figures += [
+            (f"{words}, {kind['cases']} cases", f"{kind['kept']:.3f} ({_interval(kind['ci95'])})"),
+            (f"{words}, without gate", f"{kind['kept_without_gate']:.3f}"),
+        ]
+    return figures
+
+
+def _tuning(document: dict[str, Any]) -> Figures:
+    tuning = document["tuning"]
+    figures: Figures = [
+        (f"written, ms (median of {tuning['facts']} facts)", f"{tuning['write_ms']:.2f}"),
+        ("written on torch, ms", f"{tuning['write_torch_ms']:.2f}"),
+        ("trained, ms", f"{tuning['tuning_ms']:.0f}"),
+        ("trained, steps", f"{tuning['steps']:.0f}"),
+        ("trained / written, times as long", f"{tuning['tuning_over_write']:.0f}"),
+    ]
+    for name in ("written", "tuned"):
+        word = "trained" if name == "tuned" else name
+        figures += [
+            (f"{word}: answered right", _share(tuning[name])),
+            (f"{word}: paraphrase", _share(tuning[f"{name}_paraphrase"])),
+            (f"{word}: neighbours' answers that stay", _share(tuning[f"{name}_neighbourhood"])),
+        ]
+    return figures
+
+
+def _latencies(document: dict[str, Any]) -> Figures:
+    return [(name.replace("_", " "), f"{value:.3f}") for name, value in document["latency_ms"].items()]
+
+
+def _costs(subjects: Sequence[dict[str, Any]]) -> Rows:
+    sizes = list({size["name"]: size for one in subjects for size in one["costs"]["sizes"]}.values())
+    measured = ["measured, time"] if len(subjects) == 1 else [f"measured: {one['label']}" for one in subjects]
+    table = [
+        ["", *measured, *(f"predicted, multiplications: {size['name']}" for size in sizes), "bar, full size"]
+    ]
     labels = ("read + write, of an answer of 50 tokens", "encode, of the prefill")
-    sizes = document["sizes"]
-    table = [["", "measured, time", *(f"predicted, multiplications: {size['name']}" for size in sizes)]]
-    for share, label in zip(shares, labels, strict=True):
-        counted = [f"{100 * size[f'predicted_{share}']:.2f} %" for size in sizes]
-        table.append([label, f"{100 * document['measured'][share]:.2f} %", *counted])
+    for index, label in enumerate(labels):
+        found = [one["costs"]["bars"][index] for one in subjects]
+        cells = [
+            _percent(bar["value"]) + {True: ", met", False: ", NOT MET", None: ""}[bar["met"]]
+            for bar in found
+        ]
+        counted = [_percent(size[f"predicted_{found[0]['name']}"]) for size in sizes]
+        table.append([label, *cells, *counted, f"<= {_percent(found[0]['at_most'])}"])
     return table
 
 
-def _pairs(values: dict[str, float], form: str) -> Rows:
-    return [["", "value"], *([name.replace("_", " "), form.format(value)] for name, value in values.items())]
+def _interval(ends: Sequence[float]) -> str:
+    return f"{ends[0]:.3f}-{ends[1]:.3f}"
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.2f} %"
 
 
 def _share(value: float | None) -> str:

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
+import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from microvlm.backends import load
-from microvlm.bench.device import describe_model, provenance
+from microvlm.backends import get_backend, load
+from microvlm.backends.base import LoadedRuntime
+from microvlm.backends.resolve import MANIFEST, is_bundle
+from microvlm.bench.device import describe_model, kernels_of, provenance
 from microvlm.bench.evalset_reader import load_evalset
 from microvlm.bench.harness import Progress
-from microvlm.bench.memory_costs import latencies, measured_shares, predicted
+from microvlm.bench.memory_costs import bars, latency_ms, measured_shares, predicted, timings
 from microvlm.bench.memory_deck import NAMES, deal
-from microvlm.bench.memory_scores import Encoded, edit, forget, gate, recall_curve, sequential
+from microvlm.bench.memory_drift import drift
+from microvlm.bench.memory_edit import edit
+from microvlm.bench.memory_scores import Encoded, addressing, forget, gate, recall_curve, sequential
 from microvlm.bench.memory_subject import Subject
+from microvlm.bench.memory_vendor import load_other_vendor, other_vendor
 from microvlm.config import preset
 from microvlm.errors import UserError
 from microvlm.processor import Processor
+
+RANDOM_MODEL = "full"
+"""With `costs`, the name of a full-size model with random weights."""
 
 
 @dataclass(frozen=True)
@@ -33,58 +46,113 @@ class Options:
     seed: int = 0
     costs: bool = False
     """Time and count only, which an untrained model is good enough for."""
+    tune: int | None = None
+    """Facts that are also trained into the decoder; None takes five where torch is installed, 0 none."""
+    other_vendor: str | None = None
+    """A folder with another vendor's drawings; OpenMoji's in the package when left out."""
 
     def __post_init__(self) -> None:
         for flag, value, least in (
             ("--facts", self.facts, 0),
             ("--edits", self.edits, 1),
             ("--repeats", self.repeats, 1),
+            ("--tune", self.tune or 0, 0),
         ):
             if value < least:
                 raise UserError(f"{flag} is {value}; give {least} or more.")
         if 0 < self.facts < 8:
             raise UserError(f"--facts is {self.facts}; give 8 or more.")
+        if self.tune and not _has_torch():
+            raise UserError(
+                "--tune trains with torch, which is not installed; pip install 'microvlm[export]'."
+            )
+
+
+def run_each(
+    models: Sequence[str], backends: Sequence[str], options: Options, progress: Progress = lambda _: None
+) -> dict[str, Any]:
+    """One document for one model on one backend; of several, `subjects`: a document for each. Raises UserError."""
+    for backend in backends:
+        reason = get_backend(backend).unavailable()
+        if reason is not None:
+            raise UserError(f"backend '{backend}' cannot run here: {reason}")
+    pairs = [(model, backend) for model in models for backend in backends]
+    documents = []
+    for model, backend in pairs:
+        if len(pairs) > 1:
+            progress(f"{model} on {backend}")
+        documents.append(run(dataclasses.replace(options, model=model, backend=backend), progress))
+    if len(documents) == 1:
+        return documents[0]
+    for number, document in enumerate(documents):
+        if document["label"] in [other["label"] for other in documents[:number]]:
+            document["label"] += f"-{number + 1}"
+    return {"subjects": documents, "provenance": documents[0]["provenance"]}
 
 
 def run(options: Options, progress: Progress = lambda _: None) -> dict[str, Any]:
     """The document of `--json`. Raises UserError for a model or backend that can't be had."""
     began = time.perf_counter()
-    runtime = load(options.backend, options.model, options.threads)
-    subject = Subject(runtime, Processor.from_pretrained(runtime.directory))
-    progress("encoding the facts")
-    most = 1 if options.costs else options.facts or 4 * subject.slots
-    encoded = Encoded(subject, deal(load_evalset(), most, options.seed))
-    scored = {} if options.costs else score(subject, encoded, options, progress)
+    runtime = load(options.backend, _source(options, progress), options.threads)
+    scored = {} if options.costs else score(runtime, options, progress)
     progress("timing")
-    latency_ms = latencies(subject, encoded, options.repeats)
+    times = timings(runtime, options.repeats, options.seed)
+    measured = measured_shares(times)
+    name = runtime.directory.name
     return {
-        "slots": subject.slots,
+        "label": f"{name}-{options.backend}",
+        "slots": runtime.config.memory.slots,
         **scored,
-        "latency_ms": latency_ms,
+        "latency_ms": latency_ms(times),
         "costs": {
-            "measured": measured_shares(latency_ms),
-            "sizes": [predicted(config) for config in (runtime.config, preset("full"))],
+            "measured": measured,
+            "bars": bars(runtime.config, measured),
+            "sizes": [
+                predicted(config)
+                for config in (runtime.config, preset("full"))
+                if config is runtime.config or runtime.config.name != config.name
+            ],
         },
         "backend": options.backend,
+        "kernels": kernels_of(runtime),
+        "precision": precision(runtime),
         "seconds": round(time.perf_counter() - began, 2),
         "provenance": provenance(describe_model(runtime.directory), options.threads),
     }
 
 
-def score(subject: Subject, encoded: Encoded, options: Options, progress: Progress) -> dict[str, Any]:
-    """Every table that is a share of right answers."""
-    slots, count = subject.slots, len(encoded.facts)
+def score(runtime: LoadedRuntime, options: Options, progress: Progress) -> dict[str, Any]:
+    """Every table that is a share of right answers, the drift, and how the slots were used."""
+    evalset = load_evalset()
+    other = load_other_vendor(options.other_vendor, evalset)
+    subject = Subject(runtime, Processor.from_pretrained(runtime.directory))
+    slots = subject.slots
+    progress("encoding the facts")
+    encoded = Encoded(subject, deal(evalset, options.facts or 4 * slots, options.seed))
+    count, objects = len(encoded.facts), len({fact.object for fact in encoded.facts})
+    half = min(slots // 2, count)
     tables: dict[str, Any] = {"chance": 1 / len(NAMES)}
     progress("recall against the number of facts")
     tables["recall"] = recall_curve(subject, encoded, fact_counts(slots, count))
-    progress("one-shot edits")
-    tables["edit"] = edit(subject, encoded, min(50, count))
+    progress("another vendor's drawings")
+    tables["other_vendor"] = other_vendor(subject, encoded, min(half, objects), evalset, other)
+    progress("one-shot edits and their neighbours")
+    tables["edit"] = edit(subject, encoded, min(50, count), min(slots // 2, objects // 2))
     progress("forgetting")
     tables["forget"] = forget(subject, encoded, min(slots, count))
     progress(f"{options.edits} edits in sequence")
-    tables["sequential"] = sequential(subject, encoded, min(slots // 2, count), options.edits, options.seed)
+    tables["sequential"] = sequential(subject, encoded, half, options.edits, options.seed)
     progress("the scope gate")
     tables["gate"] = gate(subject, encoded, min(slots, count // 4))
+    tables["addressing"] = addressing(subject, encoded, min(slots, count))
+    progress("drift")
+    tables["drift"] = drift(runtime, encoded.keys, encoded.values, seed=options.seed)
+    if options.tune != 0 and _has_torch():
+        from microvlm.bench.memory_tuning import tuning
+
+        progress("training facts into the decoder")
+        facts = min(options.tune or 5, count)
+        tables["tuning"] = tuning(subject, encoded, options.model, facts, options.threads)
     return tables
 
 
@@ -92,3 +160,27 @@ def fact_counts(slots: int, most: int) -> list[int]:
     """An eighth of the slots to four times as many, doubling, as far as there are facts; `most` is the last."""
     counts = [slots * eighths // 8 for eighths in (1, 2, 4, 8, 16, 32)]
     return sorted({count for count in counts if 0 < count <= most} | {most})
+
+
+def precision(runtime: LoadedRuntime) -> dict[str, Any]:
+    """Bits of the decoder's linears and of the token table, as stored: of a bundle by its manifest."""
+    if is_bundle(runtime.directory):
+        manifest = json.loads((runtime.directory / MANIFEST).read_text(encoding="utf-8"))
+        return {name: manifest.get(key) for name, key in _PRECISION.items()}
+    widths = runtime.config.quantization
+    return {"decoder_bits": widths.decoder_bits, "embedding_bits": widths.embedding_bits, "packing": None}
+
+
+_PRECISION = {"decoder_bits": "bits", "embedding_bits": "embedding_bits", "packing": "packing"}
+
+
+def _source(options: Options, progress: Progress) -> str | Path:
+    if options.costs and options.model == RANDOM_MODEL and not Path(RANDOM_MODEL).exists():
+        from microvlm.bench.full_bundle import random_full_bundle
+
+        return random_full_bundle(progress)
+    return options.model
+
+
+def _has_torch() -> bool:
+    return importlib.util.find_spec("torch") is not None

@@ -1,4 +1,4 @@
-"""Larimar's tables (arXiv 2403.11901, section 5) on facts about pictures: recall, edits, forgetting, scope.
+"""Larimar's tables (arXiv 2403.11901, section 5) on facts about pictures: recall, forgetting, scope.
 
 Every figure is a share of answers that the model itself gave, greedily; nothing is scored from the codes but
 `nearest_neighbour` and `reading`, which say how much the codes could give.
@@ -40,8 +40,8 @@ def recall_curve(subject: Subject, encoded: Encoded, counts: Sequence[int]) -> l
     for count in counts:
         asked, names = encoded.asked[:count], encoded.names[:count]
         memory = subject.remember(encoded.keys[:count], encoded.values[:count])
-        right = _right(subject.answers(asked, memory.states), names)
-        control = _right(subject.answers(asked, empty), names)
+        right = right_answers(subject.answers(asked, memory.states), names)
+        control = right_answers(subject.answers(asked, empty), names)
         recalled = np.concatenate([reading.code for reading in subject.readings(asked, memory.states)])
         row = {
             "facts": count,
@@ -50,37 +50,14 @@ def recall_curve(subject: Subject, encoded: Encoded, counts: Sequence[int]) -> l
             "ci95": wilson(right, count),
             "control": control / count,
             "control_ci95": wilson(control, count),
-            "nearest_neighbour": _nearest(encoded.asked_codes[:count], encoded.codes[:count], names),
-            "reading": _nearest(recalled, encoded.values[:count], names),
+            "nearest_neighbour": nearest_name(encoded.asked_codes[:count], encoded.codes[:count], names),
+            "reading": nearest_name(recalled, encoded.values[:count], names),
         }
         if count > subject.slots:
             one = subject.remember(encoded.keys[:count], encoded.values[:count], single=True)
-            row["single"] = _right(subject.answers(asked, one.states), names) / count
+            row["single"] = right_answers(subject.answers(asked, one.states), names) / count
         rows.append(row)
     return rows
-
-
-def edit(subject: Subject, encoded: Encoded, count: int) -> dict[str, float]:
-    """One fact in an otherwise empty memory, `count` times: the same question and picture (efficacy), another wording
-    and view (paraphrase), and whether the caption of another object stays as it was without a memory (neighbourhood).
-    """
-    prompt = subject.runtime.config.prompt.caption_prompt
-    totals = dict.fromkeys(("efficacy", "paraphrase", "neighbourhood", "neighbourhood_without_gate"), 0)
-    for index, fact in enumerate(encoded.facts[:count]):
-        rows = slice(index, index + 1)
-        states = subject.remember(encoded.keys[rows], encoded.values[rows]).states
-        other: Query = (prompt, encoded.facts[(index + 1) % len(encoded.facts)].asked)
-        same, reworded, near = subject.answers(
-            [(fact.question, fact.written), (fact.paraphrase, fact.asked), other], states
-        )
-        with subject.gate_open():
-            (ungated,) = subject.answers([other], states)
-        (before,) = subject.answers([other], None)
-        totals["efficacy"] += same == fact.name
-        totals["paraphrase"] += reworded == fact.name
-        totals["neighbourhood"] += near == before
-        totals["neighbourhood_without_gate"] += ungated == before
-    return {name: total / count for name, total in totals.items()}
 
 
 def forget(subject: Subject, encoded: Encoded, count: int) -> dict[str, float | None]:
@@ -98,7 +75,7 @@ def forget(subject: Subject, encoded: Encoded, count: int) -> dict[str, float | 
     return {
         "forgotten": sum(after[i] == names[i] for i in gone) / len(gone),
         "retained": sum(after[i] == names[i] for i in kept) / len(kept) if kept else None,
-        "attack": _right(subject.answers(attack, memory.states), [names[i] for i in gone]) / len(gone),
+        "attack": right_answers(subject.answers(attack, memory.states), [names[i] for i in gone]) / len(gone),
     }
 
 
@@ -116,7 +93,7 @@ def sequential(subject: Subject, encoded: Encoded, count: int, edits: int, seed:
     for index, name, code in zip(chosen, names, codes, strict=True):
         last[index] = NAMES[name]
         memory.overwrite(subject.runtime, int(index), Entry(last[index], encoded.keys[index], code, time=0.0))
-    right = _right(subject.answers(encoded.asked[:count], memory.states), last)
+    right = right_answers(subject.answers(encoded.asked[:count], memory.states), last)
     return {
         "edits": edits,
         "facts": count,
@@ -126,22 +103,65 @@ def sequential(subject: Subject, encoded: Encoded, count: int, edits: int, seed:
     }
 
 
-def gate(subject: Subject, encoded: Encoded, count: int) -> dict[str, float]:
-    """The scope detector on `count` questions about what was written and as many about objects that were not."""
+def gate(subject: Subject, encoded: Encoded, count: int) -> dict[str, Any]:
+    """The scope detector on `count` questions about what was written and as many about objects that were not.
+
+    `roc`: (false alarms, hits) at every threshold, from (0, 0) to (1, 1); `residual_roc` of the residual as a score.
+    """
     states = subject.remember(encoded.keys[:count], encoded.values[:count]).states
     asked = subject.readings(encoded.asked[: 2 * count], states)
     scope = np.concatenate([reading.scope for reading in asked])
     residual = np.concatenate([reading.residual for reading in asked])
-    auroc, eer = equal_error_rate(scope[:count], scope[count:])
-    residual_auroc, residual_eer = equal_error_rate(-residual[:count], -residual[count:])
-    return {"auroc": auroc, "eer": eer, "residual_auroc": residual_auroc, "residual_eer": residual_eer}
+    table: dict[str, Any] = {}
+    for name, score in (("", scope), ("residual_", -residual)):
+        known, unknown = score[:count], score[count:]
+        table[f"{name}auroc"], table[f"{name}eer"] = equal_error_rate(known, unknown)
+        table[f"{name}roc"] = roc(known, unknown)
+    return table
 
 
-def _right(answers: Sequence[str], names: Sequence[str]) -> int:
+def addressing(subject: Subject, encoded: Encoded, count: int) -> dict[str, Any]:
+    """How `count` facts in one state used its slots.
+
+    `weights`: the keys w, a row a fact in the order of writing, a column a slot. `slot_use`: 1 - U_kk, the share of its
+    prior variance that a slot lost by what was written: 0 untouched, near 1 settled. `effective_slots`: exp of the
+    entropy of the squared weights over slots, K where all carry alike.
+    """
+    weights = encoded.keys[:count]
+    states = subject.remember(weights, encoded.values[:count]).states
+    share = np.square(weights, dtype=np.float64).sum(0)
+    share = share[share > 0] / share.sum()
+    return {
+        "weights": [[round(float(weight), 3) for weight in row] for row in weights],
+        "slot_use": [round(float(1 - value), 4) for value in np.diagonal(states[0].covariance[0])],
+        "effective_slots": round(float(np.exp(-(share * np.log(share)).sum())), 2),
+    }
+
+
+def roc(positive: np.ndarray, negative: np.ndarray) -> list[tuple[float, float]]:
+    """(false alarms, hits) for thresholds from above all scores to below them, corners alone."""
+    thresholds = np.unique(np.concatenate([positive, negative]))[::-1]
+    alarms = (negative[:, None] >= thresholds).mean(0)
+    hits = (positive[:, None] >= thresholds).mean(0)
+    points = [
+        (0.0, 0.0),
+        *((round(float(x), 4), round(float(y), 4)) for x, y in zip(alarms, hits, strict=True)),
+    ]
+    # A point amid a straight step says nothing.
+    return [
+        point
+        for index, point in enumerate(points)
+        if not 0 < index < len(points) - 1
+        or not any(points[index - 1][axis] == point[axis] == points[index + 1][axis] for axis in (0, 1))
+    ]
+
+
+def right_answers(answers: Sequence[str], names: Sequence[str]) -> int:
+    """How many answers are the name, to the letter."""
     return sum(answer == name for answer, name in zip(answers, names, strict=True))
 
 
-def _nearest(queries: np.ndarray, stored: np.ndarray, names: Sequence[str]) -> float:
+def nearest_name(queries: np.ndarray, stored: np.ndarray, names: Sequence[str]) -> float:
     """Share of rows whose nearest stored code, by the cosine, has the row's own name."""
     lengths = np.maximum(np.linalg.norm(stored, axis=1), np.finfo(np.float32).tiny)
     found = (queries @ stored.T / lengths).argmax(1)

@@ -41,7 +41,7 @@ class Subject:
         codes = []
         for start in range(0, len(queries), BATCH):
             part = slice(start, start + BATCH)
-            told = self._with_answers(self.prompt(queries[part]), answers[part])
+            told = self.with_answers(self.prompt(queries[part]), answers[part])
             codes.append(self.runtime.memory_encode(*told)[0])
         return np.concatenate(codes)
 
@@ -91,7 +91,7 @@ class Subject:
         finally:
             self.runtime.config = config
 
-    def _with_answers(self, prompt: Prompt, answers: Sequence[str]) -> Prompt:
+    def with_answers(self, prompt: Prompt, answers: Sequence[str]) -> Prompt:
         """The answers' tokens behind the prompts, padded on the right."""
         rows = [self.processor.text_ids(answer) for answer in answers]
         ids = np.full((len(rows), max(map(len, rows))), self.processor.pad_id, np.int64)

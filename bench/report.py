@@ -41,7 +41,7 @@ def _read(document: dict[str, Any]) -> tuple[str, list[Section], list[str]]:
     if "rows" in document:
         head, tables, remarks = kernel_tables.sections(document)
         return head, list(tables), [*remarks, _where(document)]
-    if "costs" in document:
+    if "costs" in document or "subjects" in document:
         head, sections, remarks = memory_tables(document)
         return head, list(sections), [*remarks, _where(document)]
     raise UserError(

@@ -100,9 +100,7 @@ class EpisodicMemory:
         before = [state.mean.copy() for state in self.states]
         for number in range(len(before)):
             self._rebuild_state(runtime, number)
-        return max(
-            float(np.abs(old - new.mean).max()) for old, new in zip(before, self.states, strict=True)
-        )
+        return max(float(np.abs(old - new.mean).max()) for old, new in zip(before, self.states, strict=True))
 
     def nearest(self, key: np.ndarray) -> tuple[int, float]:
         """Row of the log whose key points most in the direction of `key` [K], the newest of equals, and the cosine.

@@ -1,4 +1,4 @@
-"""One writer at a time for a file that is replaced by renaming: a lock beside it, which the system drops with its holder.
+"""One writer at a time for a file that is replaced by renaming: a lock beside it, which ends with its holder.
 
 The file itself can't carry the lock, because every save puts another file in its place. Knows no memory.
 """
@@ -27,7 +27,8 @@ _POLL_S = 0.02
 def locked(path: str | Path, wait_s: float | None = None) -> Iterator[None]:
     """Within, no other process that asks for the lock of `path` has it. `.NAME.lock` is there for as long.
 
-    Raises UserError when another holds it for `wait_s` seconds (`WAIT_S` when left out), and when the folder can't be written.
+    Raises UserError when another holds it for `wait_s` seconds (`WAIT_S` when left out), and when the folder can't be
+    written.
     """
     path = Path(path)
     beside = path.with_name(f".{path.name}.lock")

@@ -28,9 +28,7 @@ class HeldMemory(Protocol):
 
     def forget(self, key: np.ndarray, code: np.ndarray) -> None: ...
 
-    def overwrite(
-        self, old_key: np.ndarray, old_code: np.ndarray, key: np.ndarray, code: np.ndarray
-    ) -> None:
+    def overwrite(self, old_key: np.ndarray, old_code: np.ndarray, key: np.ndarray, code: np.ndarray) -> None:
         """Forget the old row, write the new one; the state is as before when either fails."""
         ...
 
@@ -50,9 +48,7 @@ class FunctionalMemory:
     def forget(self, key: np.ndarray, code: np.ndarray) -> None:
         self.state = self._runtime.memory_forget(key, code, self.state)
 
-    def overwrite(
-        self, old_key: np.ndarray, old_code: np.ndarray, key: np.ndarray, code: np.ndarray
-    ) -> None:
+    def overwrite(self, old_key: np.ndarray, old_code: np.ndarray, key: np.ndarray, code: np.ndarray) -> None:
         without = self._runtime.memory_forget(old_key, old_code, self.state)
         self.state = self._runtime.memory_write(key, code, without)
 

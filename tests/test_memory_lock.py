@@ -1,7 +1,8 @@
-"""One writer at a time: rows of processes that write one memory file at once are all kept, and who waits is told why."""
+"""One writer at a time: processes that write one memory file at once lose no row, and who waits is told why."""
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -73,9 +74,9 @@ def test_no_step_of_two_processes_comes_between_another_ones(tmp_path):
 
 
 def test_who_waits_too_long_is_told_which_process_has_the_file(holder, tmp_path):
-    with pytest.raises(UserError, match=f"trip.mem is being changed by process {holder.pid}"):
-        with locked(tmp_path / "trip.mem", wait_s=0.1):
-            pass
+    said = f"trip.mem is being changed by process {holder.pid}"
+    with pytest.raises(UserError, match=said), locked(tmp_path / "trip.mem", wait_s=0.1):
+        pass
     with locked(tmp_path / "other.mem", wait_s=0.1):
         assert (tmp_path / ".other.mem.lock").read_text() == str(os.getpid())
     holder.communicate("go on\n")
@@ -103,7 +104,7 @@ def test_a_chat_keeps_others_from_its_file_and_lets_go_of_it(
             run_click(cli, ["chat", *flags])
         return stopped.value.code
 
-    monkeypatch.setattr(sys, "stdin", open(os.devnull))
+    monkeypatch.setattr(sys, "stdin", io.StringIO())
     assert chat() == 2
     assert "is being changed by process" in capsys.readouterr().err
     holder.communicate("go on\n")

@@ -1,0 +1,202 @@
+"""Line charts, bars and heatmaps as SVG text, for reports. Knows no measurement. Pillow packs a heatmap's pixels.
+
+A chart is a white card, so that it reads on a dark page too; every number on it has two or three digits.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+from PIL import Image
+
+WIDTH, HEIGHT = 640, 400
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 20, 44, 56
+COLOURS = ("#0b6e8f", "#c2541b", "#5b7f2b", "#7b4fa3", "#666666")
+"""Of lines, told apart by people who see no red or no green, and by their dashes and markers."""
+_DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 4")
+# Dark to bright, so that the map reads in grey too: (position, red, green, blue).
+_MAP = np.array(
+    [(0.0, 0, 0, 4), (0.25, 87, 16, 110), (0.5, 188, 55, 84), (0.75, 249, 142, 9), (1.0, 252, 255, 164)]
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve; `low` and `high` are the ends of its band, as long as `y`, or empty."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What a side of a chart shows, from `low` to `high`."""
+
+    title: str
+    low: float
+    high: float
+    ticks: Sequence[float]
+    log: bool = False
+
+    def share(self, value: float) -> float:
+        """Where `value` lies, 0..1."""
+        scale: Callable[[float], float] = np.log if self.log else float
+        return float((scale(value) - scale(self.low)) / (scale(self.high) - scale(self.low)))
+
+
+def chart(
+    title: str,
+    lines: Sequence[Line],
+    x: Axis,
+    y: Axis,
+    marks: Sequence[tuple[float, str]] = (),
+    legend: tuple[float, float] = (0.03, 0.4),
+) -> str:
+    """Curves with their bands; `marks` are upright lines with a word each; `legend` is where its last line starts, as
+    shares of the sides from the lower left.
+    """
+    body = [_frame(title, x, y)]
+    for value, word in marks:
+        at = _x(x, value)
+        body.append(
+            f'<line x1="{at}" y1="{_TOP}" x2="{at}" y2="{HEIGHT - _BOTTOM}" stroke="#999" stroke-dasharray="3 3"/>'
+        )
+        body.append(_text(at + 4, _TOP + 12, word, anchor="start", size=11, colour="#666"))
+    for index, line in enumerate(lines):
+        body.append(_curve(line, x, y, index))
+        left = _LEFT + legend[0] * (WIDTH - _LEFT - _RIGHT)
+        top = HEIGHT - _BOTTOM - legend[1] * (HEIGHT - _TOP - _BOTTOM) - 16 * (len(lines) - 1 - index)
+        body.append(
+            f'<line x1="{left:.1f}" y1="{top - 4:.1f}" x2="{left + 28:.1f}" y2="{top - 4:.1f}" '
+            f'stroke="{_colour(index)}" stroke-width="2" stroke-dasharray="{_DASHES[index % len(_DASHES)]}"/>'
+        )
+        body.append(_text(round(left + 34, 1), round(top, 1), line.name, anchor="start"))
+    return _document(title, body)
+
+
+def bars(title: str, values: Sequence[float], x_title: str, y: Axis) -> str:
+    """One bar a value, as wide as they fit."""
+    count = len(values)
+    ticks = sorted({0, count - 1, *range(0, count, max(1, round(count / 8 / 4) * 4))})
+    x = Axis(
+        x_title,
+        -0.5,
+        count - 0.5,
+        [tick for tick in ticks if tick == count - 1 or count - 1 - tick > count / 16],
+    )
+    width = (WIDTH - _LEFT - _RIGHT) / count
+    body = [_frame(title, x, y)]
+    for index, value in enumerate(values):
+        top, bottom = _y(y, value), _y(y, y.low)
+        body.append(
+            f'<rect x="{_LEFT + index * width:.2f}" y="{top}" width="{max(width * 0.85, 0.5):.2f}" '
+            f'height="{max(bottom - top, 0):.2f}" fill="{COLOURS[0]}"/>'
+        )
+    return _document(title, body)
+
+
+def heatmap(title: str, values: np.ndarray, x_title: str, y_title: str, key: str) -> str:
+    """values [rows, columns] from their smallest (dark) to their largest (bright); row 0 is at the top."""
+    rows, columns = values.shape
+    low, high = float(values.min()), float(values.max())
+    shares = (values - low) / max(high - low, 1e-12)
+    y = Axis(y_title, rows - 0.5, -0.5, _round_ticks(rows))
+    x = Axis(x_title, -0.5, columns - 0.5, _round_ticks(columns))
+    body = [
+        _frame(title, x, y, grid=False),
+        _pixels(shares, _LEFT, _TOP, WIDTH - _LEFT - _RIGHT, HEIGHT - _TOP - _BOTTOM),
+    ]
+    left = WIDTH - _RIGHT - 190
+    body.append(_text(left - 6, 34, f"{key}: {low:.2g}", anchor="end", size=11))
+    body.append(_pixels(np.linspace(0, 1, 64)[None], left, 25, 140, 10))
+    body.append(_text(left + 146, 34, f"{high:.2g}", anchor="start", size=11))
+    return _document(title, body)
+
+
+def _curve(line: Line, x: Axis, y: Axis, index: int) -> str:
+    points = [(_x(x, a), _y(y, b)) for a, b in zip(line.x, line.y, strict=True)]
+    path = " ".join(f"{a},{b}" for a, b in points)
+    parts = []
+    if line.low:
+        there = [f"{_x(x, a)},{_y(y, b)}" for a, b in zip(line.x, line.high, strict=True)]
+        back = [f"{_x(x, a)},{_y(y, b)}" for a, b in zip(line.x, line.low, strict=True)]
+        parts.append(
+            f'<polygon points="{" ".join([*there, *back[::-1]])}" fill="{_colour(index)}" opacity="0.16"/>'
+        )
+    dash = _DASHES[index % len(_DASHES)]
+    parts.append(
+        f'<polyline points="{path}" fill="none" stroke="{_colour(index)}" stroke-width="2" stroke-dasharray="{dash}"/>'
+    )
+    if len(points) <= 16:
+        parts += [f'<circle cx="{a}" cy="{b}" r="3" fill="{_colour(index)}"/>' for a, b in points]
+    return "".join(parts)
+
+
+def _frame(title: str, x: Axis, y: Axis, grid: bool = True) -> str:
+    parts = [_text(_LEFT, 24, title, anchor="start", size=15)]
+    bottom, right = HEIGHT - _BOTTOM, WIDTH - _RIGHT
+    for tick in y.ticks:
+        at = _y(y, tick)
+        if grid:
+            parts.append(f'<line x1="{_LEFT}" y1="{at}" x2="{right}" y2="{at}" stroke="#e4e4e4"/>')
+        parts.append(_text(_LEFT - 8, at + 4, f"{tick:g}", anchor="end"))
+    for tick in x.ticks:
+        at = _x(x, tick)
+        parts.append(f'<line x1="{at}" y1="{bottom}" x2="{at}" y2="{bottom + 5}" stroke="#888"/>')
+        parts.append(_text(at, bottom + 19, f"{tick:g}"))
+    parts.append(f'<path d="M{_LEFT},{_TOP}V{bottom}H{right}" fill="none" stroke="#888"/>')
+    parts.append(_text((_LEFT + right) / 2, HEIGHT - 14, x.title))
+    middle = (_TOP + bottom) / 2
+    parts.append(f'<g transform="rotate(-90 18 {middle})">{_text(18, middle, y.title)}</g>')
+    return "".join(parts)
+
+
+def _pixels(shares: np.ndarray, left: float, top: float, width: float, height: float) -> str:
+    """shares [rows, columns] in 0..1, a pixel each, stretched without smoothing."""
+    colours = np.stack([np.interp(shares, _MAP[:, 0], _MAP[:, c]) for c in (1, 2, 3)], -1)
+    packed = io.BytesIO()
+    Image.fromarray(colours.round().astype(np.uint8)).save(packed, "PNG", optimize=True)
+    data = base64.b64encode(packed.getvalue()).decode()
+    return (
+        f'<image x="{left}" y="{top}" width="{width}" height="{height}" preserveAspectRatio="none" '
+        f'style="image-rendering:pixelated" image-rendering="optimizeSpeed" href="data:image/png;base64,{data}"/>'
+    )
+
+
+def _round_ticks(count: int) -> list[float]:
+    step = next(step for step in (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024) if count / step <= 9)
+    return [float(tick) for tick in range(0, count, step)]
+
+
+def _x(axis: Axis, value: float) -> float:
+    return round(_LEFT + axis.share(value) * (WIDTH - _LEFT - _RIGHT), 2)
+
+
+def _y(axis: Axis, value: float) -> float:
+    return round(HEIGHT - _BOTTOM - axis.share(value) * (HEIGHT - _TOP - _BOTTOM), 2)
+
+
+def _colour(index: int) -> str:
+    return COLOURS[index % len(COLOURS)]
+
+
+def _text(
+    x: float, y: float, words: str, anchor: str = "middle", size: int = 12, colour: str = "#222"
+) -> str:
+    return f'<text x="{x}" y="{y}" text-anchor="{anchor}" font-size="{size}" fill="{colour}">{escape(words)}</text>'
+
+
+def _document(title: str, body: Sequence[str]) -> str:
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
+        f'font-family="Helvetica, Arial, sans-serif" role="img"><title>{escape(title)}</title>'
+        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>{"".join(body)}</svg>\n'
+    )
