@@ -148,12 +148,23 @@ def score(runtime: LoadedRuntime, options: Options, progress: Progress) -> dict[
     progress("drift")
     tables["drift"] = drift(runtime, encoded.keys, encoded.values, seed=options.seed)
     if options.tune != 0 and _has_torch():
-        from microvlm.bench.memory_tuning import tuning
-
-        progress("training facts into the decoder")
-        facts = min(options.tune or 5, count)
-        tables["tuning"] = tuning(subject, encoded, options.model, facts, options.threads)
+        tables |= _tuned(subject, encoded, options, progress)
     return tables
+
+
+def _tuned(subject: Subject, encoded: Encoded, options: Options, progress: Progress) -> dict[str, Any]:
+    """`tuning`, or nothing where torch can't load this model and nobody asked for it."""
+    from microvlm.bench.memory_tuning import tuning
+
+    progress("training facts into the decoder")
+    count = min(options.tune or 5, len(encoded.facts))
+    try:
+        return {"tuning": tuning(subject, encoded, options.model, count, options.threads)}
+    except UserError as error:
+        if options.tune:
+            raise
+        progress(f"left out: {error}")
+        return {}
 
 
 def fact_counts(slots: int, most: int) -> list[int]:

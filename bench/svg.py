@@ -69,7 +69,7 @@ def chart(
         body.append(
             f'<line x1="{at}" y1="{_TOP}" x2="{at}" y2="{HEIGHT - _BOTTOM}" stroke="#999" stroke-dasharray="3 3"/>'
         )
-        body.append(_text(at + 4, _TOP + 12, word, anchor="start", size=11, colour="#666"))
+        body.append(_text(at, _TOP - 5, word, size=11, colour="#666"))
     for index, line in enumerate(lines):
         body.append(_curve(line, x, y, index))
         left = _LEFT + legend[0] * (WIDTH - _LEFT - _RIGHT)

@@ -7,7 +7,11 @@ import pytest
 import torch
 
 from microvlm.backends import load
+from microvlm.episodic import Entry, EpisodicMemory
+from microvlm.errors import UserError
+from microvlm.hierarchy import state_for
 from microvlm.memory import MemoryState, forget, prior, read, write
+from microvlm.torch_runtime import TorchRuntime
 
 SLOTS, WIDTH = 16, 48
 
@@ -120,3 +124,86 @@ def test_a_thousand_random_steps_equal_the_pytorch_functions(runtime):
     for key, code in live:
         reading = torch.from_numpy(held.read(key, code).code)
         assert (reading - read(single, torch.from_numpy(key))).abs().max() < 1e-2
+
+
+def test_an_overwrite_is_two_steps_that_copy_nothing_and_a_failed_one_leaves_the_state(runtime, monkeypatch):
+    first, second, third = rows(3)
+    held = runtime.hold_memory(runtime.memory_prior())
+    held.write(*first)
+    before, place = held.snapshot(), addresses(held.state)
+    run = runtime.run_bound
+
+    def fail_to_write(graph, binding):
+        run(graph, binding)
+        if graph == "memory_write":
+            raise UserError("the disk is gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "run_bound", fail_to_write)
+        with pytest.raises(UserError, match="disk is gone"):
+            held.overwrite(*first, *second)
+    assert addresses(held.state) == place
+    for ours, theirs in zip(held.state, before, strict=True):
+        assert np.array_equal(ours, theirs)
+    held.overwrite(*first, *second)
+    state = runtime.memory_write(*second, runtime.memory_forget(*first, before))
+    assert np.array_equal(held.state.mean, state.mean)
+    seen = {place, addresses(held.state)}
+    for old, new in ((second, third), (third, first), (first, second), (second, third)):
+        held.overwrite(*old, *new)
+        seen.add(addresses(held.state))
+    assert len(seen) == 3
+
+
+def test_an_episode_on_onnx_runtime_steps_in_held_buffers_and_equals_the_functions(runtime, monkeypatch):
+    """Every operation of the commands, beyond the slots too; the functions, which copy, are not called."""
+
+    def operate() -> EpisodicMemory:
+        memory = EpisodicMemory.empty(runtime)
+        written = [Entry(str(number), key[0], code[0]) for number, (key, code) in enumerate(rows(40))]
+        for entry in written[:20]:
+            memory.write(runtime, entry)
+        for number in range(20):
+            memory.overwrite(runtime, number % 7, written[20 + number])
+        memory.forget(runtime, 3)
+        memory.forget(runtime, 18)
+        return memory
+
+    def copies(*_):
+        raise AssertionError("a function that copies the state was called")
+
+    with monkeypatch.context() as patch:
+        for name in ("memory_write", "memory_forget"):
+            patch.setattr(runtime, name, copies)
+        ours = operate()
+    monkeypatch.setattr(type(runtime), "hold_memory", None)
+    theirs = operate()
+    assert len(ours.states) == len(theirs.states) == 2
+    assert ours.forgotten == theirs.forgotten
+    for one, other in zip(ours.states, theirs.states, strict=True):
+        for part, same in zip(one, other, strict=True):
+            assert np.array_equal(part, same)
+
+
+def test_a_state_that_one_backend_held_is_taken_over_by_another(runtime, ternary_model):
+    memory, torch_runtime = EpisodicMemory.empty(runtime), TorchRuntime(ternary_model)
+    first, second, third = (Entry("", key[0], code[0]) for key, code in rows(3))
+    memory.write(runtime, first)
+    memory.write(torch_runtime, second)
+    memory.write(runtime, third)
+    expected = prior(torch.from_numpy(runtime.memory_prior().mean[0]))
+    for entry in (first, second, third):
+        expected = write(
+            expected, *map(torch.from_numpy, entry.row), runtime.config.memory.observation_variance
+        )
+    assert np.abs(memory.states[0].mean - expected.mean.numpy()).max() < 1e-5
+
+
+def test_one_question_reads_the_chosen_state_itself_and_several_get_theirs(runtime):
+    states = [runtime.memory_prior() for _ in range(2)]
+    (key, code), (other, other_code) = rows(2)
+    states = [runtime.memory_write(key, code, states[0]), runtime.memory_write(other, other_code, states[1])]
+    assert state_for(other, states) is states[1]
+    both = state_for(np.concatenate([other, key]), states)
+    assert np.array_equal(both.mean[0], states[1].mean[0])
+    assert np.array_equal(both.mean[1], states[0].mean[0])
