@@ -10,8 +10,9 @@ from conftest import tiny_config
 
 from microvlm.bench.cli import command
 from microvlm.bench.evalset_reader import load_evalset
-from microvlm.bench.memory_costs import predicted
+from microvlm.bench.memory_costs import bars, predicted
 from microvlm.bench.memory_deck import NAMES, another_view, deal
+from microvlm.bench.memory_report import tables
 from microvlm.bench.memory_run import fact_counts
 from microvlm.bench.stats import equal_error_rate, wilson
 from microvlm.cli_support import run_click
@@ -33,7 +34,10 @@ def bench(capsys, speaking_bundle):
 
 def test_the_document_has_every_table_and_an_untrained_model_recalls_nothing(bench, tmp_path):
     saved = tmp_path / "memory.json"
-    status, out, _ = bench("--facts", "24", "--edits", "5", "-o", str(saved))
+    drawn = tmp_path / "plots"
+    status, out, _ = bench(
+        "--facts", "24", "--edits", "5", "--tune", "0", "-o", str(saved), "--plots", str(drawn)
+    )
     assert status == 0
     document = json.loads(saved.read_text())
     assert document["slots"] == 16
@@ -47,13 +51,20 @@ def test_the_document_has_every_table_and_an_untrained_model_recalls_nothing(ben
     for row in document["recall"]:
         assert {"accuracy", "ci95", "control", "control_ci95", "nearest_neighbour"} <= row.keys()
         assert row["accuracy"] == row["control"] == 0
-    assert document["edit"].keys() == {
-        "efficacy",
-        "paraphrase",
-        "neighbourhood",
-        "neighbourhood_without_gate",
+    edit = document["edit"]
+    assert {"efficacy", "paraphrase", "neighbourhood", "neighbourhood_without_gate"} <= edit.keys()
+    assert edit["facts_written"] == 8
+    kinds = edit["neighbours"]
+    assert {name: kind["cases"] for name, kind in kinds.items()} == {
+        "other_caption": 16,
+        "other_object": 16,
+        "other_question": 16,
     }
-    assert document["edit"]["neighbourhood_without_gate"] < 1
+    assert edit["neighbourhood"] == pytest.approx(sum(kind["kept"] for kind in kinds.values()) / 3)
+    assert edit["neighbourhood_without_gate"] < 1
+    assert {"recall", "nearest_neighbour"} <= document["other_vendor"].keys()
+    assert document["drift"]["float32_vs_float64"] < 1e-2
+    assert "tuning" not in document
     assert document["forget"].keys() == {"forgotten", "retained", "attack"}
     assert document["forget"]["retained"] is None
     assert {"edits", "retention"} <= document["sequential"].keys()
@@ -63,6 +74,8 @@ def test_the_document_has_every_table_and_an_untrained_model_recalls_nothing(ben
     assert {"auroc", "eer"} <= document["gate"].keys()
     for part in ("recall, facts written once", "retention after 5 edits of 8 facts", "in one memory"):
         assert part in out
+    names = ["addressing.svg", "recall.svg", "scope_roc.svg", "slot_use.svg"]
+    assert sorted(path.name for path in drawn.iterdir()) == names
 
 
 def test_costs_alone_need_no_answers(bench):
@@ -74,10 +87,37 @@ def test_costs_alone_need_no_answers(bench):
     assert [size["name"] for size in document["costs"]["sizes"]] == ["tiny", "full"]
 
 
-def test_too_few_facts_are_refused(bench):
-    status, out, err = bench("--facts", "3")
-    assert (status, out) == (2, "")
-    assert "--facts is 3; give 8 or more" in err
+def test_several_backends_are_put_side_by_side(bench):
+    status, out, _ = bench("--costs", "--backend", "ort,torch", "--json")
+    document = json.loads(out)
+    assert status == 0
+    assert [one["backend"] for one in document["subjects"]] == ["ort", "torch"]
+    assert all(one["precision"]["decoder_bits"] == 1.58 for one in document["subjects"])
+    head, sections, _ = tables(document)
+    assert "tiny" in head
+    labels = [one["label"] for one in document["subjects"]]
+    (times,) = [rows for title, rows in sections if title.startswith("time")]
+    assert times[0] == ["", *labels]
+    encode = next(row for row in times if row[0] == "encode")
+    assert encode[1:] == [f"{one['latency_ms']['encode']:.3f}" for one in document["subjects"]]
+
+
+def test_mistakes_are_one_sentence(bench):
+    for flags, said in (
+        (("--facts", "3"), "--facts is 3; give 8 or more"),
+        (("--tune", "-1"), "--tune is -1; give 0 or more"),
+        (("--backend", "ort,none"), "unknown backend 'none'"),
+        (("--other-vendor", "none"), "none is no evaluation set"),
+    ):
+        status, out, err = bench(*flags)
+        assert (status, out) == (2, "")
+        assert said in err
+
+
+def test_only_a_full_size_is_held_to_the_bars():
+    measured = {"read_write_share_of_answer": 0.02, "encode_share_of_prefill": 0.08}
+    assert [bar["met"] for bar in bars(preset("full"), measured)] == [False, True]
+    assert [bar["met"] for bar in bars(tiny_config(), measured)] == [None, None]
 
 
 def test_the_full_size_is_predicted_to_cost_what_the_design_allows():

@@ -80,7 +80,7 @@ def test_a_plan_never_holds_a_row_twice_nor_more_rows_than_slots():
             live[step.place] = step.new
         assert len(set(live)) == len(live) <= SLOTS
     assert plan == plan_steps(20, SLOTS, 1000)
-    assert max(len(plan_steps(2, SLOTS, 50, seed)) for seed in range(3)) == 50
+    assert {step.place for step in plan_steps(2, SLOTS, 50)} == {-1, 0}
 
 
 def test_the_float64_that_drift_is_measured_from_is_the_pytorch_functions():
@@ -115,14 +115,9 @@ def test_slot_use_is_what_the_covariance_lost_and_equal_keys_use_few_slots(subje
 
 
 def test_a_roc_goes_from_corner_to_corner_with_its_corners_alone():
-    high, low = np.array([0.9, 0.8, 0.3]), np.array([0.5, 0.1, 0.2])
-    third = round(1 / 3, 4)
-    assert roc(high, low) == [(0, 0), (0, 2 * third - 1e-4 + 1e-4), (third, 2 * third), (third, 1), (1, 1)] or True
-    points = roc(high, low)
-    assert (points[0], points[-1]) == ((0.0, 0.0), (1.0, 1.0))
-    area = sum((b[0] - a[0]) * (a[1] + b[1]) / 2 for a, b in zip(points, points[1:], strict=False))
-    assert area == pytest.approx(8 / 9, abs=1e-3)
-    assert roc(low, low) == [(0.0, 0.0), (1.0, 1.0)]
+    high, low = np.array([0.9, 0.8, 0.4, 0.3]), np.array([0.5, 0.1])
+    assert roc(high, low) == [(0.0, 0.0), (0.0, 0.5), (0.5, 0.5), (0.5, 1.0), (1.0, 1.0)]
+    assert roc(low, low) == [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)]
 
 
 def test_the_packages_second_set_draws_every_object_of_the_first_otherwise():
@@ -137,11 +132,16 @@ def test_the_packages_second_set_draws_every_object_of_the_first_otherwise():
 
 def test_another_vendors_drawings_are_asked_for_beside_the_nearest_neighbour(subject, encoded):
     evalset = load_evalset()
-    found = other_vendor(subject, encoded, 8, evalset, load_other_vendor(None, evalset))
-    assert (found["facts"], found["drawings"]) == (8, "evalset_openmoji")
-    assert found["recall"] == 0
-    # The set itself as the other vendor, written views apart: the codes find themselves better than by chance.
-    assert 0 <= found["nearest_neighbour"] <= 1
+    other = load_other_vendor(None, evalset)
+    found = other_vendor(subject, encoded, 8, evalset, other)
+    assert (found["facts"], found["recall"], found["drawings"]) == (8, 0, "evalset_openmoji")
+    by_code = {image.hexcode: image.file for image in other.images}
+    right = 0
+    for fact in encoded.facts[:8]:
+        drawn = other.pixels(by_code[evalset.images[fact.object].hexcode])
+        codes, _ = subject.encode([(fact.question, drawn)])
+        right += encoded.names[int((encoded.codes[:8] @ codes[0]).argmax())] == fact.name
+    assert found["nearest_neighbour"] == right / 8
 
 
 def test_a_second_set_is_built_from_rendered_drawings_and_one_without_an_object_is_refused(tmp_path):
@@ -181,7 +181,7 @@ def test_a_widened_decoder_holds_the_stored_values_in_float(learner):
     assert isinstance(wide.up_proj, torch.nn.Linear)
     assert torch.equal(wide.up_proj.weight, stored.up_proj.integers() * stored.up_proj.scale)
     x = torch.randn(1, 5, 64, generator=torch.Generator().manual_seed(0))
-    # The stored one rounds its activations to int8, and nothing else differs.
+    # The stored one rounds its activations to int8; nothing else differs.
     assert (wide(x) - stored(x)).abs().max() < 0.05 * stored(x).abs().max()
     ids = torch.arange(9)
     assert torch.equal(taught.model.embed(ids), runtime.model.embed(ids))

@@ -41,7 +41,12 @@ def texts(root: ElementTree.Element) -> list[str]:
 
 def test_a_documents_four_drawings_are_written_and_say_what_they_show(tmp_path):
     written = write_plots(document(), tmp_path / "new" / "folder")
-    assert [path.name for path in written] == ["recall.svg", "addressing.svg", "slot_use.svg", "scope_roc.svg"]
+    assert [path.name for path in written] == [
+        "recall.svg",
+        "addressing.svg",
+        "slot_use.svg",
+        "scope_roc.svg",
+    ]
     for path, words in zip(
         written, (("K/2", "K", "memory reset"), ("slot", "step"), ("1 - U(k,k)",), ("hits",)), strict=True
     ):
