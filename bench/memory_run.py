@@ -28,6 +28,8 @@ from microvlm.config import preset
 from microvlm.errors import UserError
 from microvlm.processor import Processor
 
+DRAWN_STEPS = 64
+"""Most rows of the addressing heatmap, which the document carries."""
 RANDOM_MODEL = "full"
 """With `costs`, the name of a full-size model with random weights."""
 
@@ -144,7 +146,7 @@ def score(runtime: LoadedRuntime, options: Options, progress: Progress) -> dict[
     tables["sequential"] = sequential(subject, encoded, half, options.edits, options.seed)
     progress("the scope gate")
     tables["gate"] = gate(subject, encoded, min(slots, count // 4))
-    tables["addressing"] = addressing(subject, encoded, min(slots, count))
+    tables["addressing"] = addressing(subject, encoded, min(slots, count, DRAWN_STEPS))
     progress("drift")
     tables["drift"] = drift(runtime, encoded.keys, encoded.values, seed=options.seed)
     if options.tune != 0 and _has_torch():
