@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import subprocess
 from pathlib import Path
 
-from microvlm.backends.arm64.link import Started
-from microvlm.backends.arm64.local import WORKER, last_line
+from microvlm.backends.arm64.child import Child, last_line
+from microvlm.backends.arm64.local import WORKER
 from microvlm.backends.arm64.package import unpacked_package
 from microvlm.backends.emulation import DEFAULT_CPU, Machine, open_machine, runtime_requirements
 
@@ -20,22 +19,13 @@ class EmulatedTransport:
         self._cpu = cpu
         self._machine: Machine | None = None
 
-    def start(self, bundle: Path) -> Started:
+    def start(self, bundle: Path) -> tuple[Child, str]:
         if self._machine is None:
             machine = open_machine(self._cpu, runtime_requirements())
             sites = (unpacked_package("aarch64"), *machine.sites)
             self._machine = dataclasses.replace(machine, sites=sites)
-        process = subprocess.Popen(
-            self._machine.command(*WORKER),
-            bufsize=0,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=self._machine.environment(),
-            cwd="/",
-            start_new_session=True,
-        )
-        return Started(process, str(bundle.resolve()))
+        command, environment = self._machine.command(*WORKER), self._machine.environment()
+        return Child(command, environment, cwd="/", start_new_session=True), str(bundle.resolve())
 
     def explain(self, status: int, said: str) -> str:
-        return f"the worker did not start in the emulated machine (exit status {status}): {last_line(said)}."
+        return f"the worker did not start in the emulated machine (status {status}): {last_line(said)}."

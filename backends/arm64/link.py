@@ -6,29 +6,19 @@ Knows frames and requests, no graphs. A request is answered before the next one 
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import threading
 import time
-import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
+from microvlm.backends.arm64.child import Child
 from microvlm.backends.arm64.frames import Garbled, Lost, Tensor, read_frame, read_greeting, write_frame
 from microvlm.cli_support import note
 from microvlm.errors import UserError
 
 DELAYS_S = (0.5, 1, 2, 4, 8, 16)
 """Waited before each try to come back."""
-_TAIL_BYTES = 8192
-
-
-class Started(NamedTuple):
-    """A worker's process, or that of the program that leads to it, with unbuffered pipes; it has not greeted yet."""
-
-    process: subprocess.Popen[bytes]
-    bundle: str
-    """The bundle's folder as the worker sees it."""
+Event = Callable[[dict[str, Any]], None]
 
 
 class Transport(Protocol):
@@ -37,12 +27,12 @@ class Transport(Protocol):
     name: str
     """As the user would type it after --target."""
 
-    def start(self, bundle: Path) -> Started:
-        """Raises UserError, or Lost for a connection that broke on the way."""
+    def start(self, bundle: Path) -> tuple[Child, str]:
+        """(a worker that has not greeted yet, the bundle's folder as it sees it). Raises UserError, or Lost."""
         ...
 
     def explain(self, status: int, said: str) -> str:
-        """One sentence for a worker that ended with `status` before it greeted, with what stderr said."""
+        """One sentence for a worker that ended with `status` before it greeted, with what was said on stderr."""
         ...
 
 
@@ -58,48 +48,38 @@ class Link:
         self.loaded: dict[str, Any] = {}
         """What the worker said about its device and kernels."""
         self._bundle, self._settings = bundle, settings
-        self._process: subprocess.Popen[bytes] | None = None
+        self._child: Child | None = None
         self._ids = 0
-        self._connect()
+        try:
+            self._connect()
+        except Lost:
+            self.restore()
 
     @property
     def is_up(self) -> bool:
-        return self._process is not None
+        return self._child is not None
+
+    @property
+    def pid(self) -> int | None:
+        """Of the worker's process here, or of the program that leads to it."""
+        return None if self._child is None else self._child.pid
 
     def call(
-        self,
-        request: dict[str, Any],
-        tensors: Sequence[Tensor] = (),
-        on_event: Callable[[dict[str, Any]], None] = lambda _: None,
+        self, request: dict[str, Any], tensors: Sequence[Tensor] = (), on_event: Event = lambda _: None
     ) -> tuple[dict[str, Any], list[Tensor]]:
         """The answer; frames before it go to `on_event`. Raises Lost, and UserError for what the worker refused."""
-        process = self._process
-        if process is None:
+        if self._child is None:
             raise Lost
         self._ids += 1
         freed, self.free = self.free, []
-        assert process.stdin is not None
-        assert process.stdout is not None
-        with contextlib.suppress(Lost):
-            # Where this fails, the worker may have said why before it went.
-            write_frame(process.stdin, {"id": self._ids, "free": freed, **request}, tuple(tensors))
-        while True:
-            try:
-                header, results = read_frame(process.stdout)
-            except Garbled as garbled:
-                self.drop()
-                raise UserError(f"{self.transport.name} sent what is no answer: {garbled}") from None
-            if header.get("id") is None:
-                self.drop()
-                raise UserError(f"{self.transport.name}: {header.get('error', 'the worker ended.')}")
-            if header["id"] != self._ids:
-                self.drop()
-                raise UserError(f"{self.transport.name} answered another request than it was asked.")
-            if "error" in header:
-                raise UserError(f"{self.transport.name}: {header['error']}")
-            if "event" not in header:
-                return header, results
-            on_event(header)
+        header = {"id": self._ids, "free": freed, **request}
+        try:
+            return ask(self._child, header, tensors, on_event)
+        except (Garbled, BrokenWorker) as error:
+            self.drop()
+            raise UserError(f"{self.transport.name}: {error}") from None
+        except UserError as error:
+            raise UserError(f"{self.transport.name}: {error}") from None
 
     def restore(self) -> None:
         """Back to a working worker, with longer and longer waits. Raises UserError when it does not come back."""
@@ -115,69 +95,53 @@ class Link:
             else:
                 note(f"{self.transport.name} is back")
                 return
-        raise UserError(
-            f"{self.transport.name} was lost and did not come back in {sum(DELAYS_S):g} seconds"
-            + (f": {reason}" if reason else ".")
-        )
+        after = f"{self.transport.name} was lost and did not come back in {sum(DELAYS_S):g} seconds"
+        raise UserError(f"{after}: {reason}" if reason else f"{after}.")
 
     def drop(self) -> None:
-        """End the worker's process."""
-        process, self._process = self._process, None
-        if process is not None:
-            end(process)
+        """End the worker."""
+        child, self._child = self._child, None
+        if child is not None:
+            child.end()
 
     def _connect(self) -> None:
-        started = self.transport.start(self._bundle)
-        process = started.process
-        tail = _Tail(process)
-        assert process.stdout is not None
-        try:
-            read_greeting(process.stdout)
-        except (Lost, Garbled) as error:
-            noise = error.args[0].decode(errors="replace") if error.args else ""
-            end(process, patience_s=1)
-            raise UserError(self.transport.explain(process.returncode, tail.text() or noise)) from None
-        self._process = process
-        weakref.finalize(self, end, process)
+        child, bundle = self.transport.start(self._bundle)
+        greet(child, self.transport.explain)
+        self._child = child
         self.epoch += 1
         self.free = []
-        self.loaded, _ = self.call({"do": "load", "bundle": started.bundle, "settings": self._settings})
+        self.loaded, _ = self.call({"do": "load", "bundle": bundle, "settings": self._settings})
 
 
-class _Tail:
-    """The last of what a process says on stderr; read all the time, so that it never waits for a reader."""
-
-    def __init__(self, process: subprocess.Popen[bytes]):
-        self._kept = bytearray()
-        self._stream = process.stderr
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        if self._stream is not None:
-            self._thread.start()
-
-    def text(self) -> str:
-        """After the process has ended."""
-        if self._stream is not None:
-            self._thread.join(timeout=1)
-        return self._kept.decode(errors="replace").strip()
-
-    def _read(self) -> None:
-        assert self._stream is not None
-        while chunk := self._stream.read(4096):
-            self._kept += chunk
-            del self._kept[:-_TAIL_BYTES]
+class BrokenWorker(Exception):
+    """The worker has ended or is out of step; its last words, one sentence."""
 
 
-def end(process: subprocess.Popen[bytes], patience_s: float = 3) -> None:
-    """A worker ends with its input. One that is busy is not waited for."""
-    for stream in (process.stdin, process.stdout):
-        if stream is not None:
-            stream.close()
+def greet(child: Child, explain: Callable[[int, str], str]) -> None:
+    """Waits for the greeting. Raises UserError with what `explain` makes of a process that ended instead."""
     try:
-        process.wait(patience_s)
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        try:
-            process.wait(patience_s)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        read_greeting(child.answers)
+    except (Lost, Garbled) as error:
+        printed = error.args[0].decode(errors="replace") if error.args else ""
+        status = child.end(patience_s=1)
+        raise UserError(explain(status, child.said() or printed)) from None
+
+
+def ask(
+    child: Child, header: dict[str, Any], tensors: Sequence[Tensor] = (), on_event: Event = lambda _: None
+) -> tuple[dict[str, Any], list[Tensor]]:
+    """One request and its answer. Raises Lost, Garbled, BrokenWorker, and UserError for what was refused."""
+    with contextlib.suppress(Lost):
+        # Where this fails, the worker may have said why before it went.
+        write_frame(child.requests, header, tuple(tensors))
+    while True:
+        answer, results = read_frame(child.answers)
+        if answer.get("id") is None:
+            raise BrokenWorker(answer.get("error", "the worker ended."))
+        if answer["id"] != header["id"]:
+            raise BrokenWorker("it answered another request than it was asked.")
+        if "error" in answer:
+            raise UserError(answer["error"])
+        if "event" not in answer:
+            return answer, results
+        on_event(answer)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
+import platform
 import sys
 from pathlib import Path
 
-from microvlm.backends.arm64.link import Started
+from microvlm.backends.arm64.child import Child, last_line
 
 WORKER = ("-m", "microvlm.backends.arm64.worker")
 
@@ -15,24 +15,11 @@ WORKER = ("-m", "microvlm.backends.arm64.worker")
 class LocalTransport:
     name = "local"
 
-    def start(self, bundle: Path) -> Started:
+    def start(self, bundle: Path) -> tuple[Child, str]:
+        environment = {**os.environ, "PYTHONSAFEPATH": "1"}
         # A key press that interrupts this program is for it alone: it ends the worker itself.
-        process = subprocess.Popen(
-            [sys.executable, *WORKER],
-            bufsize=0,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONSAFEPATH": "1"},
-            start_new_session=True,
-        )
-        return Started(process, str(bundle.resolve()))
+        child = Child([sys.executable, *WORKER], environment, start_new_session=True)
+        return child, str(bundle.resolve())
 
     def explain(self, status: int, said: str) -> str:
-        return f"the worker did not start (exit status {status}): {last_line(said)}."
-
-
-def last_line(text: str) -> str:
-    """Of what a program said, without its full stop."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1].rstrip(".") if lines else "it said nothing"
+        return f"the worker did not start on this {platform.machine()} machine (status {status}): {last_line(said)}."

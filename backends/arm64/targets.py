@@ -44,11 +44,14 @@ def open_transport(target: str | None) -> Transport:
     """Connects to nothing yet. Raises UserError for a target that is none."""
     from microvlm.backends.arm64.emulated import EmulatedTransport
     from microvlm.backends.arm64.local import LocalTransport
+    from microvlm.backends.arm64.ssh import SshTransport
 
     chosen = target or default_target()
     kind, _, rest = chosen.partition(":")
     if chosen == "local":
         return LocalTransport()
+    if kind == "ssh" and rest:
+        return SshTransport(rest)
     if kind == "emulated":
         return EmulatedTransport(rest) if rest else EmulatedTransport()
     raise UserError(f"--target '{chosen}' is unknown: give {FORMS}.")
