@@ -55,6 +55,7 @@ def caption(
     model: str,
     backend: str | None,
     threads: int | None,
+    target: str | None,
 ) -> None:
     """Describe each IMAGE, or answer a question about it."""
     from microvlm.images import check_file
@@ -63,7 +64,7 @@ def caption(
         check_file(image)
     if attention is not None:
         backend = _check_attention(attention, images, backend)
-    runtime, processor, load_ms = open_model(model, backend, threads)
+    runtime, processor, load_ms = open_model(model, backend, threads, target)
     options = generation_options(processor, max_new_tokens, temperature, top_p, seed)
     memory = read_memory(memory_file, runtime)
     results = []
@@ -91,12 +92,13 @@ def chat(
     model: str,
     backend: str | None,
     threads: int | None,
+    target: str | None,
 ) -> None:
     """Talk about pictures. What was seen is remembered; /help lists the commands."""
     from microvlm.chat_loop import ChatLoop
     from microvlm.session import Chat
 
-    runtime, processor, _ = open_model(model, backend, threads)
+    runtime, processor, _ = open_model(model, backend, threads, target)
     options = generation_options(processor, max_new_tokens, temperature, top_p, seed)
     ChatLoop(Chat(runtime, processor, options), memory_file).run()
 
