@@ -47,7 +47,7 @@ def count_bundle(machine: Machine, package: Package, bundle: Path, scenario: Sce
     """Load and every phase on one thread. Raises UserError; IllegalInstruction for a SIGILL."""
     options = json.dumps(asdict(scenario))
     arguments = ["-m", "microvlm.bench.pi.counted", str(bundle.resolve()), options]
-    ran, regions = count(machine, arguments, package.environment())
+    ran, regions = count(machine, arguments)
     if not ran["finite"]:
         raise UserError(f"{bundle.name} on the emulated {machine.cpu} gives logits that are no numbers.")
     costs = []

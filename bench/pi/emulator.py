@@ -44,12 +44,9 @@ class Region:
     """Those of the native library."""
 
 
-def open_board(package: Package, cpu: str = DEFAULT_CPU, extra: Sequence[str] = ()) -> Machine:
+def open_board(package: Package, cpu: str = DEFAULT_CPU) -> Machine:
     """An emulated machine with this package and what it needs to run; what is missing is built. Raises UserError."""
-    wheels = [] if package.wheel is None else [package.wheel]
-    machine = open_machine(cpu, [*runtime_requirements(), *extra], wheels)
-    if package.site is None:
-        return machine
+    machine = open_machine(cpu, runtime_requirements())
     return replace(machine, sites=(package.site, *machine.sites))
 
 
