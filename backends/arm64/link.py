@@ -80,6 +80,10 @@ class Link:
             raise UserError(f"{self.transport.name}: {error}") from None
         except UserError as error:
             raise UserError(f"{self.transport.name}: {error}") from None
+        except BaseException:
+            # Interrupted or lost: what the worker still sends is no answer to the next request.
+            self.drop()
+            raise
 
     def restore(self) -> None:
         """Back to a working worker, with longer and longer waits. Raises UserError when it does not come back."""
