@@ -1,16 +1,13 @@
-"""`ort-arm64` on an emulated Cortex-A53: the tokens of this machine's `ort`, and wheels that such a processor refuses."""
+"""`ort-arm64` on an emulated Cortex-A53: the tokens of `ort` on this machine, and wheels that it refuses."""
 
 from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from microvlm.backends import load, native

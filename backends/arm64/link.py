@@ -127,7 +127,8 @@ def greet(child: Child, explain: Callable[[int, str], str]) -> None:
         read_greeting(child.answers)
     except (Lost, Garbled) as error:
         printed = error.args[0].decode(errors="replace") if error.args else ""
-        status = child.end(patience_s=1)
+        # It is about to end by itself, with the status that tells why.
+        status = child.end(patience_s=10)
         raise UserError(explain(status, child.said() or printed)) from None
 
 
