@@ -6,7 +6,6 @@ operators of `ai.microvlm` run in the native library where this package has one,
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from microvlm.backends import native as native_library
+from microvlm.backends.arm64.device import onnxruntime_refusal
 from microvlm.backends.base import Backend, LoadedRuntime
 from microvlm.backends.graph_runtime import GraphRuntime
 from microvlm.backends.ort_memory import OrtMemory
@@ -22,7 +22,6 @@ from microvlm.backends.resolve import resolve_bundle
 from microvlm.errors import UserError
 from microvlm.runtime import MemoryArrays
 
-MINIMUM_VERSION = (1, 25)
 FUNCTION_BODIES = "function bodies in the graphs"
 
 
@@ -30,14 +29,8 @@ class OrtBackend(Backend):
     name = "ort"
 
     def unavailable(self) -> str | None:
-        if importlib.util.find_spec("onnxruntime") is None:
-            return "onnxruntime is not installed; pip install onnxruntime."
-        import onnxruntime
-
-        version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
-        if version < MINIMUM_VERSION:
-            return f"onnxruntime {onnxruntime.__version__} is too old; pip install 'onnxruntime>=1.25'."
-        return None
+        # Asked without importing it: a version that this processor can't run would end the program.
+        return onnxruntime_refusal()
 
     def kernels(self) -> str:
         return _kernels(native_library.library_path())

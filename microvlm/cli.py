@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from microvlm.cli_model import generation_options, model_options, open_model, sampling_options
+from microvlm.cli_model import (
+    backend_option,
+    generation_options,
+    model_options,
+    open_model,
+    sampling_options,
+    target_option,
+)
 from microvlm.cli_support import print_json, run_click
 from microvlm.errors import UserError
 from microvlm.memory_cli import memory
@@ -105,12 +112,20 @@ def chat(
 
 @cli.command()
 @click.argument("model", default="nano")
+@target_option
+@backend_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def info(model: str, as_json: bool) -> None:
-    """Parameters, bytes and bits per weight of MODEL (a checkpoint or a bundle), measured from its files."""
-    from microvlm.info import describe_model, format_description
+def info(model: str, backend: str | None, target: str | None, as_json: bool) -> None:
+    """Parameters, bytes and bits per weight of MODEL (a checkpoint or a bundle), measured from its files.
+
+    With --backend or --target, also the machine and the code that would run it: it is loaded there.
+    """
+    from microvlm.info import describe_loaded, describe_model, format_description
 
     description = describe_model(model)
+    if backend is not None or target is not None:
+        runtime, _, load_ms = open_model(model, backend, None, target)
+        description["loaded"] = {**describe_loaded(runtime), "load_ms": load_ms}
     if as_json:
         print_json(description)
     else:

@@ -50,6 +50,7 @@ def condition() -> dict[str, Any]:
     clock = _number(_read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq"))
     throttled = _read("/sys/devices/platform/soc/soc:firmware/get_throttled").strip()
     return {
+        "pid": os.getpid(),
         "peak_rss_bytes": _kilobytes("VmHWM", status),
         "rss_bytes": _kilobytes("VmRSS", status),
         "anonymous_bytes": _kilobytes("RssAnon", status),

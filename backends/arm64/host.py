@@ -5,7 +5,7 @@ Importing this imports ONNX Runtime.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,11 +72,19 @@ class GraphHost:
     def threads(self) -> int:
         return self._runtime.threads
 
+    @property
+    def count(self) -> int:
+        """Values that are kept."""
+        return len(self._values)
+
+    def release(self, numbers: Iterable[int]) -> None:
+        """Values that the host needs no more."""
+        for number in numbers:
+            self._values.pop(number, None)
+
     def answer(
         self, request: dict[str, Any], tensors: list[Tensor]
     ) -> tuple[dict[str, Any], tuple[Tensor, ...]]:
-        for number in request.get("free", ()):
-            self._values.pop(number, None)
         action = {"run": self._run, "fetch": self._fetch, "open": self._open, "speak": self._speak}
         if request["do"] not in action:
             raise UserError(f"the worker knows no request '{request['do']}'.")

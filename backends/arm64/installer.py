@@ -96,6 +96,10 @@ class Installer:
                     with zipfile.ZipFile(self._below(name)) as archive:
                         archive.extractall(aside)
                 os.rename(aside, folder)
+            except OSError:
+                # Another host may have been first, with the same content.
+                if not folder.is_dir():
+                    raise
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
         for name in request["files"]:

@@ -80,6 +80,10 @@ class Link:
             raise UserError(f"{self.transport.name}: {error}") from None
         except UserError as error:
             raise UserError(f"{self.transport.name}: {error}") from None
+        except BaseException:
+            # Interrupted or lost: what the worker still sends is no answer to the next request.
+            self.drop()
+            raise
 
     def restore(self) -> None:
         """Back to a working worker, with longer and longer waits. Raises UserError when it does not come back."""
@@ -123,7 +127,8 @@ def greet(child: Child, explain: Callable[[int, str], str]) -> None:
         read_greeting(child.answers)
     except (Lost, Garbled) as error:
         printed = error.args[0].decode(errors="replace") if error.args else ""
-        status = child.end(patience_s=1)
+        # It is about to end by itself, with the status that tells why.
+        status = child.end(patience_s=10)
         raise UserError(explain(status, child.said() or printed)) from None
 
 

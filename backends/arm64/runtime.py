@@ -48,8 +48,13 @@ class Arm64Runtime(GraphRuntime):
         """Of one operator, there."""
         return self._remote.link.loaded["threads"]
 
+    @property
+    def pid(self) -> int | None:
+        """Of the worker's process here, or of the program that leads to it."""
+        return self._remote.link.pid
+
     def condition(self) -> dict[str, Any]:
-        """See `device.condition`; of the worker's process."""
+        """See `device.condition`, of the worker; `values` counts the arrays that it keeps."""
         return {key: value for key, value in self._remote.ask("condition").items() if key != "id"}
 
     def speak(

@@ -26,6 +26,8 @@ from microvlm.errors import UserError
 SSH_SWITCH = "MICROVLM_SSH_COMMAND"
 PYTHON_SWITCH = "MICROVLM_DEVICE_PYTHON"
 OLDEST_PYTHON = (3, 11)
+SSH_FAILED, NOT_FOUND = 255, 127
+"""Exit status of ssh for its own errors, and of a shell that has no such program."""
 # A connection that is silently gone is noticed after half a minute.
 OPTIONS = ("-T", "-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=3", "-o", "ConnectTimeout=15")
 PASSED_ON = ("MICROVLM_KERNELS", "MICROVLM_NATIVE")
@@ -94,11 +96,12 @@ class SshTransport:
                 f"{self._place} has Python {said.split(_TOO_OLD)[1].split()[0]} and microvlm needs {oldest} or newer: "
                 f"install one and name it with {PYTHON_SWITCH}."
             )
-        if status == 127 or "not found" in said:
+        if status == SSH_FAILED:
+            for sign, meaning in _FAILURES:
+                if sign in said:
+                    return f"{self._place} cannot be used: {meaning}."
+        elif status == NOT_FOUND:
             return f"{self._place} has no {self._python()}: apt-get install python3 there, or set {PYTHON_SWITCH}."
-        for sign, meaning in _FAILURES:
-            if sign in said:
-                return f"{self._place} cannot be used: {meaning}."
         return f"{self._place} cannot be used (ssh ended with status {status}): {last_line(said)}."
 
     def _command(self) -> list[str]:

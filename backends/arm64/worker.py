@@ -29,10 +29,12 @@ class Worker:
     def answer(self, request: dict[str, Any], tensors: list[Tensor]) -> Answer:
         """Raises UserError for what the user can mend."""
         what = request.get("do")
+        if self._host is not None:
+            self._host.release(request.get("free", ()))
         if what == "load":
             return self._load(request)
         if what == "condition":
-            return device.condition(), ()
+            return {**device.condition(), "values": self._host.count if self._host else 0}, ()
         if self._host is None:
             raise UserError("the worker was asked to work before it was given a bundle.")
         self._doing.set(f"running {request.get('graph', what)}")
