@@ -25,7 +25,7 @@ TEST_TOOLS = (
 REQUIRE_NATIVE = {"MICROVLM_BUILD_NATIVE": "1"}
 NO_NATIVE = {"MICROVLM_BUILD_NATIVE": "0"}
 
-nox.options.sessions = ["lint", "build", "equivalence", "tests"]
+nox.options.sessions = ["lint", "build", "equivalence", "tests", "pi"]
 nox.options.reuse_existing_virtualenvs = True
 
 
@@ -107,6 +107,15 @@ def wheels(session: nox.Session) -> None:
     tools = ("build", "ziglang", "auditwheel", "pytest")
     session.install(".[export]", *tools, *CONSTRAINTS, env=NO_NATIVE)
     session.run("python", ".ci/wheels.py", *session.posargs or [session.create_tmp()])
+
+
+@nox.session
+def pi(session: nox.Session) -> None:
+    """Would it still run on a Raspberry Pi, and at the same cost? `-- --update-baseline` accepts a change."""
+    need(session, *COMPILER, *EMULATOR, "qemu-aarch64=qemu-user", "make=make")
+    # The session's own copy exports and compares; the wheel that is counted is built by zig.
+    session.install(".[bench]", "build", "ziglang", "auditwheel", *CONSTRAINTS, env=REQUIRE_NATIVE)
+    session.run("python", ".ci/pi.py", session.create_tmp(), *session.posargs)
 
 
 def need(session: nox.Session, *packages: str) -> None:

@@ -36,7 +36,7 @@ class Instrument(Protocol):
 
 
 def instrument(runtime: Runtime) -> Instrument | None:
-    """An Instrument for a runtime of torch or of ONNX Runtime, here or on a device; None for one that can't be opened."""
+    """An Instrument for a runtime of torch or of ONNX Runtime, here or on a device; None where there is none."""
     if hasattr(runtime, "open_graph"):
         return DeviceInstrument(runtime)
     if hasattr(runtime, "graph_path") and hasattr(runtime, "session_options"):

@@ -1,6 +1,6 @@
-"""On a real board: the phases timed, and what may have slowed them (heat, clock, throttling). Linux's files and vcgencmd.
+"""On a real board: the phases timed, and what may have slowed them (heat, clock, throttling).
 
-Every reader takes the root of the file system, so that a copy of a board's files can be read anywhere.
+Linux's files and vcgencmd; every reader takes the root of the file system, so that a copy of a board's can be read.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ def conditions(root: Path = Path("/")) -> dict[str, Any]:
         millidegrees = _number(zone / "temp")
         if millidegrees is not None:
             zones[_text(zone / "type") or zone.name] = millidegrees / 1e3
-    clocks, limits, governors = {}, {}, set()
+    clocks: dict[str, int] = {}
+    limits: dict[str, int] = {}
+    governors: set[str] = set()
     for folder in sorted(root.glob("sys/devices/system/cpu/cpu[0-9]*/cpufreq")):
         core = folder.parent.name
         for name, table in (("scaling_cur_freq", clocks), ("cpuinfo_max_freq", limits)):

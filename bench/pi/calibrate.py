@@ -1,6 +1,6 @@
-"""`--calibrate`: measures this machine and writes a profile of it, so that predictions rest on numbers of the board itself.
+"""`--calibrate`: measures this machine and writes a profile of it, for predictions that rest on the board itself.
 
-Bandwidth: a read-only stream with one thread and with all. Kernels: every operator of the table in a cache, on one core.
+Bandwidth: a read-only stream with one thread and with all. Kernels: the operators of the table, in a cache, on a core.
 Other code: the bundled model's decode on one thread, less what its kernels take, against the baseline's count of it.
 """
 

@@ -1,4 +1,4 @@
-"""This package for the emulated machine, as `ort-arm64` gives it to a device, and which compiler made its library."""
+"""This package for an emulated machine, as `ort-arm64` gives it to a device, and which compiler made its library."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ MACHINE = "aarch64"
 
 @dataclass(frozen=True)
 class Package:
-    """A folder for the emulated Python's path."""
+    """A folder for an emulated Python's path, with the native library in it."""
 
     site: Path
     compiler: str
-    """As in `clang 22.1.8`, which is in the ziglang wheel that release wheels are built with; empty without a library."""
+    """As in `clang 22.1.8`, the ziglang wheel's, that release wheels are built with; empty without a library."""
 
 
 def package_of_board() -> Package:

@@ -3,7 +3,7 @@
     T(phase) = max(kernels / (f * kernel_ipc), bytes / bandwidth) + others / (f * scalar_ipc)
 
 `kernels` are the instructions of the native library, which reads the weights on every core while it works: the slower
-of the two decides. `others` (ONNX Runtime's own operators, Python) count as if one core did them and nothing overlapped.
+of the two decides. `others` (ONNX Runtime's own operators, Python) count as if one core did them, before or after.
 Instructions were counted on one thread. Not modelled: caches, address translation, throttling, what else runs.
 """
 

@@ -20,7 +20,7 @@ NUMBERS = (
     "storage_bytes_per_s",
     "ram_bytes",
 )
-"""`kernel_ipc`: instructions a cycle of all cores together in the native library; `scalar_ipc`: of one core elsewhere."""
+"""`kernel_ipc`: instructions a cycle of all cores in the native library; `scalar_ipc`: of one core elsewhere."""
 DEFAULT = "zero2w"
 
 

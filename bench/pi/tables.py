@@ -13,7 +13,8 @@ def sections(document: dict[str, Any]) -> tuple[str, list[Section], list[str]]:
     """Head, tables and remarks for `report`."""
     profile = document["profile"]
     state = "calibrated" if profile["calibrated"] else "uncalibrated"
-    head = f"{document['provenance']['model']['name']} on {document['target']}; predictions for {profile['name']}, {state}"
+    model = document["provenance"]["model"]["name"]
+    head = f"{model} on {document['target']}; predictions for {profile['name']}, {state}"
     made = [
         _cost(document),
         _predicted(document),
