@@ -17,7 +17,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.argument("model", default="nano")
 @click.option("--target", help="emulated[:CPU], local or ssh:USER@HOST[:PORT]. What is there by default.")
 @click.option(
-    "--part", "parts", multiple=True, help="equivalence, cost or peers; may be repeated. All by default."
+    "--part", "parts", multiple=True, help="equivalence, fit, cost or peers; may be repeated. All by default."
 )
 @click.option("--profile", default="zero2w", show_default=True, help="zero2w, pi3, pi4, pi5 or a JSON file.")
 @click.option("--images", default=2, show_default=True, help="Evaluation images of the equivalence.")

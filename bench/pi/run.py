@@ -20,12 +20,13 @@ from microvlm.bench.pi.work import Scenario
 from microvlm.errors import UserError
 
 Progress = Callable[[str], None]
-PARTS = ("equivalence", "cost", "peers")
+PARTS = ("equivalence", "fit", "cost", "peers")
 EMULATED = "emulated"
 FULL = "full"
 """A model's name: random weights at full size, with the vocabulary that the bars of a Zero 2 W are stated for."""
 FULL_VOCABULARY = 50_000
 FULL_BASE3 = "full-base3"
+PICTURE = Path(__file__).parents[1] / "evalset" / "images" / "1f41c.png"
 EQUIVALENCE_IMAGES = 2
 """An episode of 20 steps comes with them; more take minutes under emulation."""
 
@@ -110,9 +111,16 @@ def _emulated_parts(
         elif options.gate:
             found = baseline.check(bundle_name(options.model), key, counted.costs, options.baselines)
             failures += [f"cost: {sentence}" for sentence in found]
+    if "fit" in wanted:
+        from microvlm.bench.pi.fit import Subject, measure_fit
+
+        progress("captioning and chatting in an emulated board with 512 and 448 MB")
+        document["fit"] = measure_fit([Subject(bundle_name(options.model), bundle)], PICTURE, package)
+        failures += ["fit: out of memory"] if document["fit"]["oom"] else []
     if "peers" in wanted:
         progress("counting ONNX Runtime's own paths at full size")
-        document["peers"] = peers.count_peers(machine, cpu, progress)
+        document["peers"] = peers.count_peers(machine, cpu, progress, options.baselines)
+        document["bars"] = [*document.get("bars", []), *peers.bars(document["peers"])]
 
 
 def bundle_name(model: str) -> str:

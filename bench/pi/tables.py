@@ -104,7 +104,9 @@ def _bars(document: dict[str, Any]) -> Section | None:
 def _fit(document: dict[str, Any]) -> Section | None:
     if not document.get("fit"):
         return None
-    return "fit", [["", "value"], *([name, str(value)] for name, value in document["fit"].items())]
+    rows = [["", "value"]]
+    rows += [[name, str(document["fit"][name])] for name in ("ram_bytes", "peak_rss_bytes", "available_bytes", "oom")]
+    return "does it fit", rows
 
 
 def _equivalence(document: dict[str, Any]) -> Section:
