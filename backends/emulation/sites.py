@@ -80,11 +80,16 @@ def _install(folder: Path, recipe: dict, report: Progress) -> None:
     if done.returncode:
         errors = re.findall(r"^(?:ERROR: )?(.*)$", done.stderr.strip(), re.M)
         raise UserError(f"pip could not install packages for aarch64: {errors[-1].rstrip('.')}.")
-    if f"{sys.version_info[0]}.{sys.version_info[1]}" == recipe["python"]:
-        # Compiled here in a second instead of there in a minute. Hash-based, for pip keeps no times.
+    compile_bytecode(folder, recipe["python"])
+    report(step, 1)
+
+
+def compile_bytecode(folder: Path, python: str) -> None:
+    """Where this machine has the emulated Python's version: here in a second instead of there in a minute."""
+    if f"{sys.version_info[0]}.{sys.version_info[1]}" == python:
+        # Hash-based, for pip keeps no times.
         compile_all = [sys.executable, "-m", "compileall", "-qq", "--invalidation-mode", "unchecked-hash"]
         subprocess.run([*compile_all, str(folder)], check=False)
-    report(step, 1)
 
 
 def _digest(requirement: str) -> str:

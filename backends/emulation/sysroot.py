@@ -48,7 +48,7 @@ def ensure_sysroot(cpu: str, report: Progress, packages: Sequence[str] = PACKAGE
     if cpu not in CPUS:
         raise UserError(f"'{cpu}' is no emulated CPU; choose one of {', '.join(CPUS)}.")
     recipe = {"system": system_name(), "packages": sorted(packages)}
-    tree = cached_folder("sysroot", recipe, lambda folder: _unpack_packages(folder, packages, report))
+    tree = cached_folder("sysroot", recipe, lambda folder: unpack_packages(folder, packages, report))
 
     def link(view: Path) -> None:
         for entry in sorted(tree.iterdir()):
@@ -77,7 +77,8 @@ def ports(sources: str) -> str:
     return re.sub(r"(?m)^Architectures:.*$", "Architectures: arm64", text)
 
 
-def _unpack_packages(folder: Path, packages: Sequence[str], report: Progress) -> None:
+def unpack_packages(folder: Path, packages: Sequence[str], report: Progress) -> None:
+    """`packages` and what they need, unpacked into `folder`; a folder `apt` beside it comes and goes."""
     apt = folder.with_name("apt")
     archives = _download(apt, packages, report)
     for count, archive in enumerate(archives):
