@@ -1,6 +1,6 @@
 """A whole emulated board: QEMU with four cores, as much memory as a board has, no swap, and Debian's own kernel.
 
-Peaks, the OOM killer and illegal instructions there are what a board would show; times are not. Knows nothing of models.
+Peaks, the OOM killer and illegal instructions there are what a board would show; times are not. Knows no model.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The program that an emulated board runs as its first process, and what it reports to this machine.
 
-It is a shell script for busybox, so that it costs no memory worth naming: it starts each command with nothing in the page
-cache, looks at MemAvailable while it runs, and asks the kernel afterwards for the peak and for victims of the OOM killer.
+It is a shell script for busybox, so that it costs no memory worth naming: it starts each command with an empty page
+cache, looks at MemAvailable while it runs, and asks the kernel afterwards for the peak and the OOM killer's victims.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What an emulated board starts from: Debian's own arm64 cloud kernel, an initial RAM disk and a root disk with a Python.
+"""What an emulated board starts from: Debian's own arm64 cloud kernel, an initial RAM disk, a root disk with a Python.
 
 Made from packages without root, mount or loop device, named by content and kept in the user's cache. Knows no model.
 """

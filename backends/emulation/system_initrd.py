@@ -1,5 +1,5 @@
 """The initial RAM disk of an emulated board: a static busybox, the kernel's modules for its disks and ports, and a
-script that mounts both disks and starts the supervisor. Written here as a cpio archive: no root, no mount, no device node.
+script that mounts both disks and starts the supervisor. A cpio archive written here: no root, no mount, no device.
 """
 
 from __future__ import annotations
