@@ -6,10 +6,11 @@ Peaks, the OOM killer and illegal instructions there are what a board would show
 from __future__ import annotations
 
 import secrets
+import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,9 +23,6 @@ from microvlm.backends.emulation.system_image import PYTHON_SITE, Image, ensure_
 from microvlm.errors import UserError
 
 EMULATOR = "qemu-system-aarch64"
-WHEEL_SITE = "srv/python"
-BOOT_SECONDS = 240
-"""After so long without a first command the machine will not start any more."""
 PORTS = ("stdout", "stderr", "report")
 # What pip would have written: a console script for the board's Python.
 PROGRAM = "#!/usr/bin/python3\nimport sys\n\nfrom microvlm.{module} import main\n\nsys.exit(main())\n"
@@ -41,12 +39,15 @@ class System:
     ram_mb: int
     image: Image
     files: Mapping[str, Path | str]
+    """Path below /srv there -> a file or folder here, or a text."""
+    network: bool = False
+    """Does it reach what this machine reaches?"""
 
     @property
     def ram_bytes(self) -> int:
         return self.ram_mb << 20
 
-    def command(self, disk: Path, folder: Path, *extra: str) -> list[str]:
+    def command(self, disk: Path, folder: Path) -> list[str]:
         """QEMU's command line with the data disk `disk`; the ports' files appear in `folder`."""
         line = [
             self.emulator,
@@ -68,18 +69,17 @@ class System:
         for number, name in enumerate(PORTS, 1):
             line += ["-chardev", f"file,id={name},path={folder / name}"]
             line += ["-device", f"virtserialport,chardev={name},nr={number}"]
-        return line + list(extra or ("-nic", "none"))
+        return [*line, "-nic", "user,model=virtio-net-pci" if self.network else "none"]
 
     def run(
         self,
         commands: Sequence[Command],
         timeout_s: float = 600,
-        said: Callable[[str], None] = lambda _: None,
     ) -> list[Outcome]:
         """One start of the machine, which runs `commands` in turn, each with an empty page cache.
 
-        `said` is told when a command has ended. Raises UserError where the machine does not start, stops before the
-        last command or takes longer than `timeout_s` in all.
+        Raises UserError where the machine does not start, stops before the last command or takes longer than
+        `timeout_s` in all.
         """
         mark = f"--{secrets.token_hex(16)}--"
         with tempfile.TemporaryDirectory(prefix="microvlm-board-") as temporary:
@@ -124,31 +124,44 @@ def open_system(
     cores: int = CORES,
     cpu: str = DEFAULT_CPU,
     requirements: Sequence[str] = (),
-    wheels: Sequence[str | Path] = (),
+    packages: Sequence[str | Path] = (),
     files: Mapping[str, Path | str] | None = None,
+    environment: Mapping[str, str] | None = None,
     report: Progress | None = None,
 ) -> System:
-    """A board with `ram_mb` MiB whose Python has `requirements` and, before them on the path, `wheels`.
+    """A board with `ram_mb` MiB whose Python has `requirements` and, before them on the path, `packages`.
 
-    `files`: path below /srv there -> a file or folder here, or a text. What is missing is built into the user's cache,
-    with the steps on stderr. Raises UserError: no QEMU, no apt, no network, a wheel that is none for aarch64.
+    `packages`: wheels for aarch64, and folders that hold packages. `files`: path below /srv there -> a file or folder
+    here, or a text. What is missing is built into the user's cache, with the steps on stderr. Raises UserError: no
+    QEMU, no apt, no network, a wheel for another machine.
     """
-    emulator = shutil.which(EMULATOR)
-    if emulator is None:
-        raise UserError("QEMU's aarch64 machine was not found: apt-get install qemu-system-arm.")
+    emulator = find_emulator()
     report = report or StderrProgress()
     image = ensure_image(cpu, requirements, report)
     carried: dict[str, Path | str] = dict(files or {})
-    paths = [f"/{PYTHON_SITE}"]
-    for number, wheel in enumerate(wheels):
-        site = ensure_site(ensure_sysroot(cpu, report), [str(wheel)], report, dependencies=False)
-        carried[f"python/{number}"] = site
-        paths.insert(number, f"/srv/python/{number}")
-    exports = {"PYTHONPATH": ":".join(paths), "HOME": "/root", "LANG": "C.UTF-8", "PYTHONSAFEPATH": "1"}
-    carried["prepare"] = "".join(f"export {name}={value}\n" for name, value in exports.items())
-    for program, module in PROGRAMS.items() if wheels else ():
+    paths: list[str] = []
+    for package in map(Path, packages):
+        if package.is_dir():
+            site = package
+        else:
+            site = ensure_site(ensure_sysroot(cpu, report), [str(package)], report, dependencies=False)
+        carried[f"python/{len(paths)}"] = site
+        paths.append(f"/srv/python/{len(paths)}")
+    path = ":".join([*paths, f"/{PYTHON_SITE}"])
+    exports = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "HOME": "/root", "LANG": "C.UTF-8"}
+    exports |= environment or {}
+    carried["prepare"] = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in exports.items())
+    for program, module in PROGRAMS.items() if packages else ():
         carried[f"bin/{program}"] = PROGRAM.format(module=module)
     return System(emulator, cpu, cores, ram_mb, image, carried)
+
+
+def find_emulator() -> str:
+    """Raises UserError."""
+    emulator = shutil.which(EMULATOR)
+    if emulator is None:
+        raise UserError("QEMU's aarch64 machine was not found: apt-get install qemu-system-arm.")
+    return emulator
 
 
 def _text(path: Path) -> str:

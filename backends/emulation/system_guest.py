@@ -22,7 +22,7 @@ export PATH=/srv/bin:/usr/sbin:/usr/bin:/sbin:/bin:/run/busybox
 /bin/busybox --install -s /run/busybox
 mount -t proc proc /proc
 mount -t sysfs sys /sys
-mount -t tmpfs -o size=64M tmp /tmp
+chmod 1777 /tmp
 mkdir -p /dev/shm /dev/pts
 mount -t tmpfs -o size=64M shm /dev/shm
 mount -t devpts pts /dev/pts
