@@ -36,7 +36,7 @@ def script(steps: list[Step], mark: str) -> str:
     parts = []
     for number, step in enumerate(steps):
         parts.append(f"echo {shlex.quote(f'{mark} start {number}')}\n{step.command}\n")
-        parts.append(f'echo; echo "{mark} end {number} $?"\n')
+        parts.append(f'ended=$?; echo; echo "{mark} end {number} $ended"\n')
     return "".join(parts)
 
 
