@@ -94,11 +94,16 @@ def _install(folder: Path, recipe: dict, report: Progress) -> None:
     report(step, 0)
     options = ["--target", str(folder), "--no-compile", *([] if recipe["dependencies"] else ["--no-deps"])]
     _pip(["install", *options], {**recipe, "machine": "aarch64"})
-    if f"{sys.version_info[0]}.{sys.version_info[1]}" == recipe["python"]:
-        # Compiled here in a second instead of there in a minute. Hash-based, for pip keeps no times.
+    compile_bytecode(folder, recipe["python"])
+    report(step, 1)
+
+
+def compile_bytecode(folder: Path, python: str) -> None:
+    """Where this machine has the emulated Python's version: here in a second instead of there in a minute."""
+    if f"{sys.version_info[0]}.{sys.version_info[1]}" == python:
+        # Hash-based, for pip keeps no times.
         compile_all = [sys.executable, "-m", "compileall", "-qq", "--invalidation-mode", "unchecked-hash"]
         subprocess.run([*compile_all, str(folder)], check=False)
-    report(step, 1)
 
 
 def _pip(command: list[str], recipe: dict) -> None:

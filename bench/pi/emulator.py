@@ -46,8 +46,9 @@ class Region:
 
 def open_board(package: Package, cpu: str = DEFAULT_CPU) -> Machine:
     """An emulated machine with this package and what it needs to run; what is missing is built. Raises UserError."""
-    machine = open_machine(cpu, runtime_requirements())
-    return replace(machine, sites=(package.site, *machine.sites))
+    wheels = [] if package.wheel is None else [package.wheel]
+    machine = open_machine(cpu, runtime_requirements(), wheels)
+    return machine if package.site is None else replace(machine, sites=(package.site, *machine.sites))
 
 
 def count(

@@ -105,7 +105,10 @@ def _fit(document: dict[str, Any]) -> Section | None:
     if not document.get("fit"):
         return None
     rows = [["", "value"]]
-    rows += [[name, str(document["fit"][name])] for name in ("ram_bytes", "peak_rss_bytes", "available_bytes", "oom")]
+    rows += [
+        [name, str(document["fit"][name])]
+        for name in ("ram_bytes", "peak_rss_bytes", "available_bytes", "oom")
+    ]
     return "does it fit", rows
 
 
