@@ -9,6 +9,7 @@ MODEL = "nano"
 # COMMAND=PACKAGE: installed by apt where the command is missing.
 COMPILER = ("c++=g++",)
 EMULATOR = ("qemu-aarch64-static=qemu-user-static",)
+BOARD = ("qemu-system-aarch64=qemu-system-arm", "mke2fs=e2fsprogs")
 ARM_TOOLS = (
     "aarch64-linux-gnu-g++=g++-aarch64-linux-gnu",
     "aarch64-linux-gnu-objdump=binutils-aarch64-linux-gnu",
@@ -22,10 +23,11 @@ TEST_TOOLS = (
     "qemu-aarch64=qemu-user",
     "llvm-mca=llvm",
 )
+WHEEL_TOOLS = ("build", "ziglang", "auditwheel")
 REQUIRE_NATIVE = {"MICROVLM_BUILD_NATIVE": "1"}
 NO_NATIVE = {"MICROVLM_BUILD_NATIVE": "0"}
 
-nox.options.sessions = ["lint", "build", "equivalence", "tests"]
+nox.options.sessions = ["lint", "build", "equivalence", "tests", "pi"]
 nox.options.reuse_existing_virtualenvs = True
 
 
@@ -104,9 +106,40 @@ def wheels(session: nox.Session) -> None:
     """Wheels for x86-64 and aarch64, each run where nothing else is: the second on an emulated Cortex-A53."""
     need(session, *EMULATOR)
     # The session's own copy only exports and compares: the wheels are built by zig, for each machine.
-    tools = ("build", "ziglang", "auditwheel", "pytest")
-    session.install(".[export]", *tools, *CONSTRAINTS, env=NO_NATIVE)
+    session.install(".[export]", *WHEEL_TOOLS, "pytest", *CONSTRAINTS, env=NO_NATIVE)
     session.run("python", ".ci/wheels.py", *session.posargs or [session.create_tmp()])
+
+
+@nox.session
+def pi(session: nox.Session) -> None:
+    """Would it still run on a Raspberry Pi, and at the same cost? `-- --update-baseline` accepts a change."""
+    need(session, *COMPILER, *EMULATOR, "qemu-aarch64=qemu-user", "make=make")
+    # The session's own copy exports and compares; the wheel that is counted is built by zig.
+    session.install(".[bench]", *WHEEL_TOOLS, *CONSTRAINTS, env=REQUIRE_NATIVE)
+    session.run("python", ".ci/pi.py", session.create_tmp(), *session.posargs)
+
+
+@nox.session(name="pi-files")
+def pi_files(session: nox.Session) -> None:
+    """What a Raspberry Pi is given to install from, in the folder that is named: wheel, bundle, picture."""
+    session.install(".[export]", *WHEEL_TOOLS, *CONSTRAINTS, env=NO_NATIVE)
+    session.run("python", ".ci/pi_files.py", *session.posargs or ["board"])
+
+
+@nox.session(name="pi-fit")
+def pi_fit(session: nox.Session) -> None:
+    """Caption and chat in an emulated board with 512 MB and with 448, no swap: peaks, what is left, the OOM killer."""
+    need(session, *EMULATOR, *BOARD)
+    session.install(".[bench]", *WHEEL_TOOLS, *CONSTRAINTS, env=NO_NATIVE)
+    session.run("python", ".ci/pi_fit.py", *session.posargs)
+
+
+@nox.session(name="pi-install")
+def pi_install(session: nox.Session) -> None:
+    """Every command of backends/arm64/INSTALL.md on an emulated board, from the distribution and the package index."""
+    need(session, *EMULATOR, *BOARD)
+    session.install(".[export]", *WHEEL_TOOLS, *CONSTRAINTS, env=NO_NATIVE)
+    session.run("python", ".ci/pi_install.py", *session.posargs)
 
 
 def need(session: nox.Session, *packages: str) -> None:

@@ -30,6 +30,8 @@ class Backend(ABC):
     """One way to run a model. Subclasses take no arguments and import what they need in `load`."""
 
     name: str
+    runs_here: bool = True
+    """False where the work is done by another machine, or by an emulated one: its times are not this machine's."""
 
     @abstractmethod
     def unavailable(self) -> str | None:

@@ -6,7 +6,6 @@ operators of `ai.microvlm` run in the native library where this package has one,
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,15 +14,14 @@ from typing import Any
 import numpy as np
 
 from microvlm.backends import native as native_library
+from microvlm.backends.arm64.device import onnxruntime_refusal
 from microvlm.backends.base import Backend, LoadedRuntime
+from microvlm.backends.graph_runtime import GraphRuntime
 from microvlm.backends.ort_memory import OrtMemory
-from microvlm.backends.resolve import open_bundle, resolve_bundle
-from microvlm.config import MicroVLMConfig
+from microvlm.backends.resolve import resolve_bundle
 from microvlm.errors import UserError
-from microvlm.runtime import MemoryArrays, MemoryReading
+from microvlm.runtime import MemoryArrays
 
-MINIMUM_VERSION = (1, 25)
-MEMORY_PRIOR = "memory_prior"
 FUNCTION_BODIES = "function bodies in the graphs"
 
 
@@ -31,14 +29,8 @@ class OrtBackend(Backend):
     name = "ort"
 
     def unavailable(self) -> str | None:
-        if importlib.util.find_spec("onnxruntime") is None:
-            return "onnxruntime is not installed; pip install onnxruntime."
-        import onnxruntime
-
-        version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
-        if version < MINIMUM_VERSION:
-            return f"onnxruntime {onnxruntime.__version__} is too old; pip install 'onnxruntime>=1.25'."
-        return None
+        # Asked without importing it: a version that this processor can't run would end the program.
+        return onnxruntime_refusal()
 
     def kernels(self) -> str:
         return _kernels(native_library.library_path())
@@ -62,7 +54,7 @@ class OrtBackend(Backend):
         return OrtRuntime(resolve_bundle(source), threads, allow_spinning, verify, native)
 
 
-class OrtRuntime:
+class OrtRuntime(GraphRuntime):
     """`Runtime` over the graphs of a bundle. The cache stays in ONNX Runtime's own values."""
 
     def __init__(
@@ -73,10 +65,7 @@ class OrtRuntime:
         verify: bool | None = None,
         native: bool | None = None,
     ):
-        manifest = open_bundle(directory, verify)
-        self.directory = directory
-        self.config = MicroVLMConfig.load(directory)
-        self.fingerprint: str = manifest.get("fingerprint", "")
+        super().__init__(directory, verify)
         self.threads = threads or usable_cores()
         self.allow_spinning = allow_spinning
         self._library = None if native is False else native_library.library_path()
@@ -86,12 +75,7 @@ class OrtRuntime:
             )
         self.kernels = _kernels(self._library, native is None)
         """Which code runs the quantised layers: `native` and its variant, or `FUNCTION_BODIES`."""
-        self._graphs: dict[str, dict[str, Any]] = manifest["graphs"]
         self._sessions: dict[str, Any] = {}
-
-    def graph_path(self, graph: str) -> Path:
-        """The ONNX file of a graph of the contract."""
-        return self.directory / self._graphs[graph]["file"]
 
     def session(self, graph: str) -> Any:
         """The InferenceSession of a graph, made on first use. Raises UserError."""
@@ -112,61 +96,9 @@ class OrtRuntime:
             options.register_custom_ops_library(str(self._library))
         return options
 
-    def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
-        return self._run("vision_encoder", (pixel_values,))[0].numpy()
-
-    def embed_tokens(self, input_ids: np.ndarray) -> np.ndarray:
-        return self._run("embed_tokens", (input_ids,))[0].numpy()
-
-    def decode(
-        self,
-        inputs_embeds: np.ndarray,
-        attention_mask: np.ndarray,
-        position_ids: np.ndarray,
-        past: list[Any],
-        num_logits_to_keep: int = 1,
-    ) -> tuple[np.ndarray, list[Any]]:
-        keep = np.asarray(num_logits_to_keep, np.int64)
-        inputs = (inputs_embeds, attention_mask, position_ids, keep, *past)
-        logits, *present = self._run("decoder_model_merged", inputs)
-        return logits.numpy(), present
-
-    def empty_slot(self, batch: int) -> list[Any]:
-        text = self.config.text
-        zeros = np.zeros((batch, text.num_key_value_heads, 1, text.head_dim), np.float32)
-        return [_value(zeros)] * (2 * text.num_hidden_layers)
-
-    def memory_prior(self) -> MemoryArrays:
-        from safetensors.numpy import load_file
-
-        mean = load_file(self.directory / f"{MEMORY_PRIOR}.safetensors")[MEMORY_PRIOR]
-        return MemoryArrays(mean[None].astype(np.float32), np.eye(len(mean), dtype=np.float32)[None])
-
-    def memory_encode(
-        self, inputs_embeds: np.ndarray, attention_mask: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        code, key = self._run("memory_encode", (inputs_embeds, attention_mask))
-        return code.numpy(), key.numpy()
-
-    def memory_write(self, key: np.ndarray, code: np.ndarray, state: MemoryArrays) -> MemoryArrays:
-        return MemoryArrays(*(part.numpy() for part in self._run("memory_write", (key, code, *state))))
-
-    def memory_forget(self, key: np.ndarray, code: np.ndarray, state: MemoryArrays) -> MemoryArrays:
-        return MemoryArrays(*(part.numpy() for part in self._run("memory_forget", (key, code, *state))))
-
-    def memory_read(self, key: np.ndarray, code: np.ndarray, state: MemoryArrays) -> MemoryReading:
-        recalled, scope, residual, *slot = self._run("memory_read", (key, code, state.mean))
-        return MemoryReading(recalled.numpy(), scope.numpy(), residual.numpy(), slot)
-
     def hold_memory(self, state: MemoryArrays) -> OrtMemory:
         """`state` in buffers of its own, where writing and forgetting copy nothing."""
         return OrtMemory(self, state)
-
-    def tensor_names(self, graph: str) -> tuple[list[str], list[str]]:
-        """Names of a graph's inputs and outputs, in contract order."""
-        spec = self._graphs[graph]
-        inputs, outputs = ([tensor["name"] for tensor in spec[side]] for side in ("inputs", "outputs"))
-        return inputs, outputs
 
     def run_bound(self, graph: str, binding: Any) -> None:
         """Run a graph on an IOBinding of its session. Raises UserError."""

@@ -109,10 +109,10 @@ def build_program(main: Path, objects: Sequence[Path], output: Path) -> Path:
     return output
 
 
-def build_counter(folder: Path) -> Path:
+def build_counter(folder: Path, source: Path | None = None) -> Path:
     """The QEMU plugin that counts instructions, for this machine."""
     plugin = folder / "instruction_count.so"
-    source = EMULATE / "instruction_count.c"
+    source = source or EMULATE / "instruction_count.c"
     command = ["cc", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", str(source), "-o", str(plugin)]
     subprocess.run(command, check=True)
     return plugin

@@ -1,17 +1,16 @@
-"""`microvlm-bench`: time a model or the kernels, compare two backends or precisions, test the memory, write reports."""
+"""`microvlm-bench`: time a model or the kernels, compare two backends or precisions, test the memory, ask whether it
+would run on a Raspberry Pi, write reports."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import click
 
+from microvlm.bench.cli_output import deliver, read_report
 from microvlm.bench.memory_cli import memory
-from microvlm.bench.output import deliver as _deliver
+from microvlm.bench.pi.cli import pi
 from microvlm.cli_support import GATE_FAILED, note, run_click
-from microvlm.errors import UserError
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _HELP = {"help_option_names": ["-h", "--help"]}
@@ -52,7 +51,7 @@ def run(
     from microvlm.bench.run import run as measure
 
     document = measure(models or ("nano",), backends, threads, repeats, warmup, new_tokens, progress=note)
-    _deliver(document, as_json, markdown, output)
+    deliver(document, as_json, markdown, output)
     states = [entry["status"] for entry in document["results"]]
     if "failed" in states or "ok" not in states:
         note("a backend broke, or none could run: see the reasons above")
@@ -102,7 +101,7 @@ def equivalence(
         new_tokens=new_tokens,
     )
     document, verdict = compare(options, progress=note)
-    _deliver(document, as_json, markdown, output)
+    deliver(document, as_json, markdown, output)
     note(f"{verdict.verdict}: {'; '.join(verdict.reasons)}")
     return verdict.exit_status
 
@@ -154,7 +153,7 @@ def kernels(
         simulate=not quick,
     )
     document = measure(plan, workload.parse_names(contenders), progress=note)
-    _deliver(document, as_json, markdown, output)
+    deliver(document, as_json, markdown, output)
     if not document["rows"] or any(entry["status"] == "failed" for entry in document["contenders"]):
         note("a contender broke, or none could run: see the reasons above")
         return GATE_FAILED
@@ -186,7 +185,7 @@ def full(
     from microvlm.bench.full_bundle import random_full_bundle
 
     document = measure(bundle or random_full_bundle(note), threads, rounds, new_tokens, progress=note)
-    _deliver(document, as_json, markdown, output)
+    deliver(document, as_json, markdown, output)
     if not document["full"]["finite"]:
         note("the decoder's logits are no numbers")
         return GATE_FAILED
@@ -203,23 +202,14 @@ def report(reports: tuple[Path, ...], output: Path | None) -> None:
     """Saved JSON documents of the other commands as Markdown."""
     from microvlm.bench.report import markdown as tables
 
-    pages = "\n".join(tables(_read(path)) for path in reports)
+    pages = "\n".join(tables(read_report(path)) for path in reports)
     if output is None:
         click.echo(pages, nl=False)
     else:
         output.write_text(pages)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: save a report with -o first.") from None
-    except ValueError:
-        raise UserError(f"{path} is not JSON: give a file that -o wrote.") from None
-    if not isinstance(document, dict):
-        raise UserError(f"{path} is no report of microvlm-bench.")
-    return document
+command.add_command(pi)
 
 
 def main() -> None:

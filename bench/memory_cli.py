@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from microvlm.bench.output import deliver
+from microvlm.bench.cli_output import deliver
 from microvlm.cli_support import note
 
 _FILE = click.Path(dir_okay=False, path_type=Path)

@@ -36,7 +36,9 @@ class Instrument(Protocol):
 
 
 def instrument(runtime: Runtime) -> Instrument | None:
-    """An Instrument for a runtime of torch or of ONNX Runtime; None for one that can't be opened."""
+    """An Instrument for a runtime of torch or of ONNX Runtime, here or on a device; None where there is none."""
+    if hasattr(runtime, "open_graph"):
+        return DeviceInstrument(runtime)
     if hasattr(runtime, "graph_path") and hasattr(runtime, "session_options"):
         return OrtInstrument(runtime)
     if hasattr(runtime, "model"):
@@ -172,27 +174,40 @@ class OrtInstrument:
             from microvlm.bench.probe import probe
 
             probed = probe(self._original.graph_path(graph))
-            self._graphs[graph] = probed, probed.open(self._original.session_options())
+            self._graphs[graph] = probed, self._open(graph, probed)
         return self._graphs[graph]
 
+    def _open(self, graph: str, probed: Any) -> Any:
+        """What runs a probed graph: (names of outputs, feeds) -> {name: value}."""
+        session = probed.open(self._original.session_options())
+
+        def run(outputs: Sequence[str], feeds: dict[str, Any]) -> dict[str, Any]:
+            values = {name: _value(value) for name, value in feeds.items()}
+            return dict(zip(outputs, session.run_with_ort_values(list(outputs), values), strict=True))
+
+        return run
+
+    def _array(self, value: Any) -> np.ndarray:
+        return value if isinstance(value, np.ndarray) else value.numpy()
+
+    def _result(self, value: Any) -> Any:
+        """An output as the runtime gives it."""
+        return value
+
     def _run(self, graph: str, inputs: Sequence[Any]) -> list[Any]:
-        probed, session = self._probed(graph)
+        probed, run = self._probed(graph)
         if self._tape is None or not probed.layers:
             return self._original._run(graph, inputs)
         spec = self._original._graphs[graph]
         names = [tensor["name"] for tensor in spec["inputs"]]
-        feeds = {name: _value(value) for name, value in zip(names, inputs, strict=True)}
+        feeds = dict(zip(names, inputs, strict=True))
         entries = self._take(probed)
         feeds |= self._given(probed, entries)
-        outputs = dict(
-            zip(probed.outputs, session.run_with_ort_values(list(probed.outputs), feeds), strict=True)
-        )
-        arrays = {
-            name: outputs[name].numpy() if name in outputs else feeds[name].numpy() for name in _seen(probed)
-        }
+        outputs = run(probed.outputs, feeds)
+        arrays = {name: self._array(outputs.get(name, feeds.get(name))) for name in _seen(probed)}
         for layer in probed.layers:
             self._listen(layer, arrays, entries.get(layer.name))
-        return [outputs[tensor["name"]] for tensor in spec["outputs"]]
+        return [self._result(outputs[tensor["name"]]) for tensor in spec["outputs"]]
 
     def _take(self, probed: Any) -> dict[str, Any]:
         if self._comparison is None:
@@ -204,10 +219,8 @@ class OrtInstrument:
         from microvlm.bench.probe import REPLAY
 
         nothing = np.zeros(1, np.int8)
-        given = {
-            layer.codes: _value(entries[layer.name].codes if entries else nothing) for layer in probed.layers
-        }
-        return {REPLAY: _value(np.asarray(bool(entries))), **given}
+        given = {layer.codes: entries[layer.name].codes if entries else nothing for layer in probed.layers}
+        return {REPLAY: np.asarray(bool(entries)), **given}
 
     def _listen(self, layer: Any, arrays: dict[str, np.ndarray], entry: Any) -> None:
         x, sums = arrays[layer.x], arrays[layer.sums]
@@ -224,6 +237,35 @@ class OrtInstrument:
         comparison.compare_sums(sums, entry.sums, above)
         if layer.direct:
             comparison.compare_operator(arrays[layer.direct], arrays[layer.scaled], equal & above)
+
+
+class DeviceInstrument(OrtInstrument):
+    """Probed graphs on the device of an `ort-arm64` runtime: codes and sums travel, caches and weights stay there."""
+
+    def _open(self, graph: str, probed: Any) -> Any:
+        from microvlm.backends.arm64.runtime import KEPT
+
+        name = f"{graph}.probed"
+        self._original.open_graph(name, probed.model.SerializeToString())
+        kept = [output for output in probed.outputs if output.startswith(KEPT)]
+
+        def run(outputs: Sequence[str], feeds: dict[str, Any]) -> dict[str, Any]:
+            return self._original.run_graph(name, feeds, outputs, kept)
+
+        return run
+
+    def _result(self, value: Any) -> Any:
+        return _Received(value) if isinstance(value, np.ndarray) else value
+
+
+class _Received:
+    """An array behind the method of a value that stayed on the device."""
+
+    def __init__(self, array: np.ndarray):
+        self._array = array
+
+    def numpy(self) -> np.ndarray:
+        return self._array
 
 
 def _seen(probed: Any) -> list[str]:

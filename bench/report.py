@@ -9,6 +9,7 @@ from microvlm.bench import full
 from microvlm.bench.kernels import tables as kernel_tables
 from microvlm.bench.memory_report import tables as memory_tables
 from microvlm.bench.phases import PHASES
+from microvlm.bench.pi import tables as pi_tables
 from microvlm.errors import UserError
 
 Rows = Sequence[Sequence[str]]
@@ -31,6 +32,9 @@ def markdown(document: dict[str, Any]) -> str:
 
 
 def _read(document: dict[str, Any]) -> tuple[str, list[Section], list[str]]:
+    if "target" in document:
+        head, tables, remarks = pi_tables.sections(document)
+        return head, list(tables), [*remarks, _where(document)]
     if "verdict" in document:
         return _equivalence(document)
     if "results" in document:
@@ -45,7 +49,7 @@ def _read(document: dict[str, Any]) -> tuple[str, list[Section], list[str]]:
         head, sections, remarks = memory_tables(document)
         return head, list(sections), [*remarks, _where(document)]
     raise UserError(
-        "this is no report of microvlm-bench: it has no 'results', 'verdict', 'rows', 'full' or 'costs'."
+        "this is no report of microvlm-bench: it has no 'results', 'verdict', 'rows', 'full', 'costs' or 'target'."
     )
 
 

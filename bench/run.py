@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from microvlm.backends import backend_names, resolve_bundle
+from microvlm.backends import backend_names, get_backend, resolve_bundle
 from microvlm.backends.resolve import open_bundle
 from microvlm.bench.device import describe_model, provenance, streaming_read_bytes_per_s
 from microvlm.bench.evalset_reader import load_evalset
@@ -43,7 +43,7 @@ def run(
     workload = _workload(bundles[0], new_tokens)
     plan = Plan(asdict(workload), threads, repeats, warmup)
     # Without a choice PyTorch comes first, so that the ratios are against the reference.
-    names = list(dict.fromkeys(backends)) or sorted(backend_names(), key=lambda name: (name != "torch", name))
+    names = list(dict.fromkeys(backends)) or sorted(_timed_here(), key=lambda name: (name != "torch", name))
     runs = measure(names, bundles, plan, progress)
     progress("reading memory at full speed, for the ceiling")
     bandwidth = streaming_read_bytes_per_s()
@@ -61,6 +61,18 @@ def run(
         },
         "provenance": {**provenance(described[0], threads), "models": described},
     }
+
+
+def _timed_here() -> list[str]:
+    """Backends whose times are this machine's, and those that can't be asked, which `measure` reports."""
+
+    def is_elsewhere(name: str) -> bool:
+        try:
+            return not get_backend(name).runs_here
+        except UserError:
+            return False
+
+    return [name for name in backend_names() if not is_elsewhere(name)]
 
 
 def _checked(bundle: Path) -> Path:

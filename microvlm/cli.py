@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from microvlm.cli_model import generation_options, model_options, open_model, sampling_options
+from microvlm.cli_model import (
+    backend_option,
+    generation_options,
+    model_options,
+    open_model,
+    sampling_options,
+    target_option,
+)
 from microvlm.cli_support import print_json, run_click
 from microvlm.errors import UserError
 from microvlm.memory_cli import memory
@@ -55,6 +62,7 @@ def caption(
     model: str,
     backend: str | None,
     threads: int | None,
+    target: str | None,
 ) -> None:
     """Describe each IMAGE, or answer a question about it."""
     from microvlm.images import check_file
@@ -63,7 +71,7 @@ def caption(
         check_file(image)
     if attention is not None:
         backend = _check_attention(attention, images, backend)
-    runtime, processor, load_ms = open_model(model, backend, threads)
+    runtime, processor, load_ms = open_model(model, backend, threads, target)
     options = generation_options(processor, max_new_tokens, temperature, top_p, seed)
     memory = read_memory(memory_file, runtime)
     results = []
@@ -91,24 +99,33 @@ def chat(
     model: str,
     backend: str | None,
     threads: int | None,
+    target: str | None,
 ) -> None:
     """Talk about pictures. What was seen is remembered; /help lists the commands."""
     from microvlm.chat_loop import ChatLoop
     from microvlm.session import Chat
 
-    runtime, processor, _ = open_model(model, backend, threads)
+    runtime, processor, _ = open_model(model, backend, threads, target)
     options = generation_options(processor, max_new_tokens, temperature, top_p, seed)
     ChatLoop(Chat(runtime, processor, options), memory_file).run()
 
 
 @cli.command()
 @click.argument("model", default="nano")
+@target_option
+@backend_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def info(model: str, as_json: bool) -> None:
-    """Parameters, bytes and bits per weight of MODEL (a checkpoint or a bundle), measured from its files."""
-    from microvlm.info import describe_model, format_description
+def info(model: str, backend: str | None, target: str | None, as_json: bool) -> None:
+    """Parameters, bytes and bits per weight of MODEL (a checkpoint or a bundle), measured from its files.
+
+    With --backend or --target, also the machine and the code that would run it: it is loaded there.
+    """
+    from microvlm.info import describe_loaded, describe_model, format_description
 
     description = describe_model(model)
+    if backend is not None or target is not None:
+        runtime, _, load_ms = open_model(model, backend, None, target)
+        description["loaded"] = {**describe_loaded(runtime), "load_ms": load_ms}
     if as_json:
         print_json(description)
     else:

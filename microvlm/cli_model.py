@@ -14,13 +14,22 @@ if TYPE_CHECKING:
     from microvlm.processor import Processor
 
 
+backend_option = click.option(
+    "--backend", help="torch, ort, ort-arm64 or another installed one; by default what suits the model."
+)
+target_option = click.option(
+    "--target",
+    metavar="WHERE",
+    help="Of ort-arm64: local, ssh:USER@HOST[:PORT] or emulated[:CPU]; by default what is there.",
+)
+
+
 def model_options(command: Callable) -> Callable:
-    """--model, --backend and --threads."""
+    """--model, --backend, --target and --threads."""
     for option in (
         click.option("--threads", type=int, help="Threads of one operator; the backend's choice by default."),
-        click.option(
-            "--backend", help="torch, ort or another installed one; by default what suits the model."
-        ),
+        target_option,
+        backend_option,
         click.option(
             "--model",
             default="nano",
@@ -55,14 +64,16 @@ def default_backend(model: str) -> str:
 
 
 def open_model(
-    model: str, backend: str | None, threads: int | None
+    model: str, backend: str | None, threads: int | None, target: str | None = None
 ) -> tuple[LoadedRuntime, Processor, float]:
-    """(runtime, processor, milliseconds it took). Raises UserError."""
+    """(runtime, processor, milliseconds it took). A `target` alone means `ort-arm64`. Raises UserError."""
     from microvlm.backends import load
     from microvlm.processor import Processor
 
     start = time.perf_counter()
-    runtime = load(backend or default_backend(model), model, threads)
+    options = {} if target is None else {"target": target}
+    chosen = backend or ("ort-arm64" if target is not None else default_backend(model))
+    runtime = load(chosen, model, threads, **options)
     processor = Processor.from_pretrained(runtime.directory)
     return runtime, processor, (time.perf_counter() - start) * 1e3
 

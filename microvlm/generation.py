@@ -192,6 +192,22 @@ def generate(
     timings = timings or Timings()
     check_length(runtime, prompt, options)
     recalled = recall(runtime, prompt, memory, timings)
+    # A model on another machine speaks there. The type is asked: a listener that passes calls on wants to hear them.
+    there = getattr(type(runtime), "speak", None)
+    if there is not None:
+        return there(runtime, prompt, options, recalled, on_token, timings)
+    return speak(runtime, prompt, options, recalled, on_token, timings)
+
+
+def speak(
+    runtime: Runtime,
+    prompt: Prompt,
+    options: GenerationOptions,
+    recalled: Recall,
+    on_token: OnToken | None,
+    timings: Timings,
+) -> Generated:
+    """`generate` from what the memory gave on: phases `prefill` and `decode`."""
     with timings.phase("prefill"):
         logits, past = prefill(runtime, prompt, recalled)
     batch = len(prompt.inputs_embeds)

@@ -61,6 +61,12 @@ def describe_model(source: str | Path) -> dict[str, Any]:
     }
 
 
+def describe_loaded(runtime: Any) -> dict[str, Any]:
+    """What a loaded runtime says about the code and the machine that run it; null where it does not say."""
+    fields = ("kernels", "threads", "target", "device")
+    return {name: getattr(runtime, name, None) for name in fields}
+
+
 def format_description(description: dict[str, Any]) -> str:
     """The same as a table for people."""
     lines = [
@@ -84,7 +90,28 @@ def format_description(description: dict[str, Any]) -> str:
     for row, sizes in description["predicted_megabytes"].items():
         lines.append(f"{row:<22}" + "".join(f"{sizes[body]:>14.1f}" for body in _BODY_WIDTHS))
     lines += ["", *(f"backend {name}: {state}" for name, state in description["backends"].items())]
+    if "loaded" in description:
+        lines += ["", *_format_loaded(description["loaded"])]
     return "\n".join(lines)
+
+
+def _format_loaded(loaded: dict[str, Any]) -> list[str]:
+    kernels = loaded["kernels"] or "the backend's own"
+    lines = [
+        f"loaded: quantised layers by {kernels}, threads {loaded['threads'] or 'as the backend chooses'}"
+    ]
+    device = loaded["device"]
+    if device is None:
+        return lines
+    memory = f"{device['memory_bytes'] / 1e6:.0f} MB" if device["memory_bytes"] else "unknown memory"
+    lines.append(
+        f"{device['board'] or device['machine']}: {device['cpu']}, {device['cores']} cores, {memory}"
+    )
+    lines.append(
+        f"{device['system']}, {device['c_library']}, Python {device['python']}, "
+        f"onnxruntime {device['onnxruntime']}"
+    )
+    return [*lines, f"features: {' '.join(device['features'])}"]
 
 
 def _directory(source: str | Path) -> Path:

@@ -46,7 +46,9 @@ def install(folder, name: str, module: str, source: str) -> None:
 
 
 def test_our_backends_are_registered_and_run_here():
-    assert {"ort", "torch"} <= set(backend_names())
+    assert {"ort", "ort-arm64", "torch"} <= set(backend_names())
+    assert get_backend("ort").runs_here
+    assert not get_backend("ort-arm64").runs_here
     assert get_backend("ort").unavailable() is None
     assert get_backend("torch").unavailable() is None
 
@@ -108,7 +110,8 @@ def test_everything_for_a_device_imports_without_torch_transformers_and_onnx():
     import importlib
     for name in (
         "processor packing op_table config generation runtime images session memory_file cli chat_loop info "
-        "onnx_weights backends backends.base backends.ort backends.torch_eager backends.resolve exporters.contract"
+        "onnx_weights backends backends.base backends.ort backends.torch_eager backends.resolve exporters.contract "
+        "backends.arm64 backends.arm64.host backends.arm64.runtime backends.arm64.ssh backends.arm64.emulated"
     ).split():
         importlib.import_module("microvlm." + name)
     assert "torch" not in sys.modules and "onnx" not in sys.modules

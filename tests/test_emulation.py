@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib.metadata import version
 from pathlib import Path
 
@@ -79,6 +80,20 @@ def test_what_a_dead_builder_left_is_removed(cache: Path) -> None:
     (cache / ".tree-0123.4194304.x").mkdir(parents=True)
     cached_folder("tree", RECIPE, write_two)
     assert [path for path in cache.iterdir() if path.name.startswith(".")] == []
+
+
+def test_folders_of_packages_that_nobody_used_for_long_go_when_another_is_built(cache: Path) -> None:
+    used = cached_folder("site", {"of": "used"}, write_two)
+    unused = cached_folder("site", {"of": "unused"}, write_two)
+    sysroot = cached_folder("sysroot", RECIPE, write_two)
+    for folder in (used, unused, sysroot):
+        os.utime(folder, (0, 0))
+    cached_folder("site", {"of": "used"}, lambda _: pytest.fail("built again"))
+    cached_folder("site", {"of": "another"}, write_two)
+    assert used.is_dir()
+    assert not unused.exists()
+    # A CPU's view of a sysroot links into it, so being looked at does not touch it.
+    assert sysroot.is_dir()
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,13 @@ A folder is named by the hash of its recipe and holds `stamp.json`: the recipe, 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,10 @@ from microvlm.backends.resolve import cache_directory
 STAMP = "stamp.json"
 FORMAT = 1
 """Counted up when a builder's code changes what it writes."""
+KEPT_DAYS = 30
+PRUNED = ("site", "package", "library", "wheels")
+"""Kinds of which every version of the package makes another folder: unused for KEPT_DAYS, one goes. A sysroot stays,
+for views link into it."""
 
 
 def cached_folder(kind: str, recipe: dict[str, Any], build: Callable[[Path], None]) -> Path:
@@ -31,9 +37,12 @@ def cached_folder(kind: str, recipe: dict[str, Any], build: Callable[[Path], Non
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
     final = parent / f"{kind}-{digest[:16]}"
     if is_whole(final, recipe):
+        with contextlib.suppress(OSError):  # a cache that others may only read
+            os.utime(final)
         return final
     parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(parent)
+    _remove_unused(parent)
     aside = Path(tempfile.mkdtemp(prefix=f".{final.name}.{os.getpid()}.", dir=parent))
     try:
         tree = aside / "tree"
@@ -85,3 +94,13 @@ def _remove_abandoned(parent: Path) -> None:
         pid = path.name.split(".")[2]
         if pid.isdigit() and not Path("/proc", pid).exists():
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_unused(parent: Path) -> None:
+    """Folders of the pruned kinds that nothing asked for lately."""
+    oldest = time.time() - KEPT_DAYS * 86400
+    for kind in PRUNED:
+        for path in parent.glob(f"{kind}-*"):
+            with contextlib.suppress(OSError):  # another process may be at it too
+                if path.stat().st_mtime < oldest:
+                    shutil.rmtree(path, ignore_errors=True)

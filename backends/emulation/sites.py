@@ -36,6 +36,28 @@ def ensure_site(
     return cached_folder("site", recipe, lambda folder: _install(folder, recipe, report))
 
 
+def ensure_wheels(
+    python: str, glibc: int, machine: str, requirements: Sequence[str], report: Progress
+) -> Path:
+    """A folder of wheels, with what they depend on, for a Linux machine with that Python and glibc 2.`glibc`.
+
+    For a machine that installs nothing itself: a wheel is a zip archive of modules. Raises UserError.
+    """
+    recipe = {
+        "python": python,
+        "glibc": glibc,
+        "machine": machine,
+        "requirements": dict.fromkeys(sorted(requirements), ""),
+    }
+
+    def download(folder: Path) -> None:
+        report("Python packages for the device", 0)
+        _pip(["download", "--dest", str(folder)], recipe)
+        report("Python packages for the device", 1)
+
+    return cached_folder("wheels", recipe, download)
+
+
 def runtime_requirements() -> list[str]:
     """What microvlm needs where it only runs, at the versions of this machine where they are installed here."""
     pinned = []
@@ -70,21 +92,32 @@ def glibc_minor(sysroot: Path) -> int:
 def _install(folder: Path, recipe: dict, report: Progress) -> None:
     step = "emulated Python: installing packages"
     report(step, 0)
-    platforms = [f"manylinux_2_{minor}_aarch64" for minor in range(recipe["glibc"], OLDEST_GLIBC - 1, -1)]
-    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", "install"]
-    command += ["--target", str(folder), "--no-compile", "--only-binary=:all:", "--implementation=cp"]
-    command += [f"--python-version={recipe['python']}", *(f"--platform={name}" for name in platforms)]
-    command += ["--platform=manylinux2014_aarch64", "--platform=linux_aarch64"]
-    command += [] if recipe["dependencies"] else ["--no-deps"]
-    done = subprocess.run([*command, *recipe["requirements"]], capture_output=True, text=True)
-    if done.returncode:
-        errors = re.findall(r"^(?:ERROR: )?(.*)$", done.stderr.strip(), re.M)
-        raise UserError(f"pip could not install packages for aarch64: {errors[-1].rstrip('.')}.")
-    if f"{sys.version_info[0]}.{sys.version_info[1]}" == recipe["python"]:
-        # Compiled here in a second instead of there in a minute. Hash-based, for pip keeps no times.
+    options = ["--target", str(folder), "--no-compile", *([] if recipe["dependencies"] else ["--no-deps"])]
+    _pip(["install", *options], {**recipe, "machine": "aarch64"})
+    compile_bytecode(folder, recipe["python"])
+    report(step, 1)
+
+
+def compile_bytecode(folder: Path, python: str) -> None:
+    """Where this machine has the emulated Python's version: here in a second instead of there in a minute."""
+    if f"{sys.version_info[0]}.{sys.version_info[1]}" == python:
+        # Hash-based, for pip keeps no times.
         compile_all = [sys.executable, "-m", "compileall", "-qq", "--invalidation-mode", "unchecked-hash"]
         subprocess.run([*compile_all, str(folder)], check=False)
-    report(step, 1)
+
+
+def _pip(command: list[str], recipe: dict) -> None:
+    """pip for another machine, wheels only. Raises UserError."""
+    machine = recipe["machine"]
+    platforms = [f"manylinux_2_{minor}_{machine}" for minor in range(recipe["glibc"], OLDEST_GLIBC - 1, -1)]
+    platforms += [f"manylinux2014_{machine}", f"linux_{machine}"]
+    line = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *command]
+    line += ["--only-binary=:all:", "--implementation=cp", f"--python-version={recipe['python']}"]
+    line += [f"--platform={name}" for name in platforms]
+    done = subprocess.run([*line, *recipe["requirements"]], capture_output=True, text=True)
+    if done.returncode:
+        errors = re.findall(r"^(?:ERROR: )?(.*)$", done.stderr.strip(), re.M)
+        raise UserError(f"pip could not install packages for {machine}: {errors[-1].rstrip('.')}.")
 
 
 def _digest(requirement: str) -> str:

@@ -11,7 +11,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from microvlm.backends.emulation.cache import STAMP, cached_folder
@@ -48,7 +48,7 @@ def ensure_sysroot(cpu: str, report: Progress, packages: Sequence[str] = PACKAGE
     if cpu not in CPUS:
         raise UserError(f"'{cpu}' is no emulated CPU; choose one of {', '.join(CPUS)}.")
     recipe = {"system": system_name(), "packages": sorted(packages)}
-    tree = cached_folder("sysroot", recipe, lambda folder: _unpack_packages(folder, packages, report))
+    tree = cached_folder("sysroot", recipe, lambda folder: unpack_packages(folder, packages, report))
 
     def link(view: Path) -> None:
         for entry in sorted(tree.iterdir()):
@@ -77,19 +77,34 @@ def ports(sources: str) -> str:
     return re.sub(r"(?m)^Architectures:.*$", "Architectures: arm64", text)
 
 
-def _unpack_packages(folder: Path, packages: Sequence[str], report: Progress) -> None:
+def unpack_packages(folder: Path, packages: Sequence[str], report: Progress) -> None:
+    """`packages` and what they need, unpacked into `folder`; a folder `apt` beside it comes and goes."""
+    for _ in unpack_archives(folder, packages, report):
+        pass
+    for name in LINKED:
+        if (folder / "usr" / name).is_dir() and not (folder / name).exists():
+            (folder / name).symlink_to(f"usr/{name}")
+    for unused in ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/lintian", "var"):
+        shutil.rmtree(folder / unused, ignore_errors=True)
+
+
+def unpack_archives(folder: Path, packages: Sequence[str], report: Progress) -> Iterator[Path]:
+    """`packages` and what they need, all of it; yields each archive when it is unpacked. Raises UserError."""
     apt = folder.with_name("apt")
     archives = _download(apt, packages, report)
     for count, archive in enumerate(archives):
         report("sysroot: unpacking", count / len(archives))
         _run(["dpkg-deb", "--extract", str(archive), str(folder)])
-    for name in LINKED:
-        if (folder / "usr" / name).is_dir() and not (folder / name).exists():
-            (folder / name).symlink_to(f"usr/{name}")
+        yield archive
     shutil.rmtree(apt)
-    for unused in ("usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/lintian", "var"):
-        shutil.rmtree(folder / unused, ignore_errors=True)
     report("sysroot: unpacking", 1)
+
+
+def apt_sources(folder: Path = Path("/etc/apt")) -> dict[str, str]:
+    """This machine's sources for arm64: path below /etc/apt -> content."""
+    found = [folder / "sources.list", *sorted((folder / "sources.list.d").glob("*"))]
+    wanted = [path for path in found if path.suffix in (".list", ".sources") and path.is_file()]
+    return {str(path.relative_to(folder)): ports(path.read_text()) for path in wanted}
 
 
 def _download(apt: Path, packages: Sequence[str], report: Progress) -> list[Path]:
@@ -97,10 +112,8 @@ def _download(apt: Path, packages: Sequence[str], report: Progress) -> list[Path
         (apt / name).mkdir(parents=True)
     (apt / "status").touch()
     (apt / "apt.conf").write_text(_APT.replace("@", str(apt)))
-    for found in [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]:
-        if found.suffix in (".list", ".sources") and found.is_file():
-            target = apt / found.relative_to("/etc/apt")
-            target.write_text(ports(found.read_text()))
+    for name, content in apt_sources().items():
+        (apt / name).write_text(content)
     base = ["apt-get", "--config-file", str(apt / "apt.conf"), "--quiet=2", "--assume-yes"]
     report("sysroot: reading package lists", 0)
     # A third party's source without arm64 fails here, and that alone is no reason to stop.

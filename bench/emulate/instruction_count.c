@@ -2,8 +2,10 @@
 //
 // A mark is the system call sched_get_priority_max(0x7e570000 | n), which changes nothing: from it to the next one,
 // instructions belong to region n; n = 0 ends counting. At the end one line goes to stderr for each region used:
-//   instruction-count region=1 total=123 simd=45 multiply=6 crypto=0
+//   instruction-count region=1 total=123 simd=45 multiply=6 crypto=0 library=78
 // One thread only: the counters are shared and not locked. Not for qemu-aarch64-static, which loads no plugin.
+// sched_get_priority_max(0x7e580000, start, end) names the addresses whose instructions count as `library` too; code
+// that was translated before does not, so the mark comes as soon as the library is loaded.
 // `simd` is the A64 encoding group "Data Processing -- Scalar Floating-Point and Advanced SIMD" and the loads and
 // stores of its registers; `multiply` are integer multiply-adds, long ones and dot products; `crypto` AES, SHA and
 // 64-bit polynomial products, which QEMU's Cortex-A53 has and a Raspberry Pi's has not.
@@ -31,20 +33,23 @@ void qemu_plugin_register_atexit_cb(qemu_plugin_id_t id, qemu_plugin_udata_cb_t 
 void qemu_plugin_register_vcpu_tb_exec_inline(struct qemu_plugin_tb *tb, enum qemu_plugin_op op, void *counter,
                                               uint64_t amount);
 size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *tb);
+uint64_t qemu_plugin_tb_vaddr(const struct qemu_plugin_tb *tb);
 struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *tb, size_t index);
 const void *qemu_plugin_insn_data(const struct qemu_plugin_insn *insn);
 
 #define EXPORT __attribute__((visibility("default")))
 EXPORT int qemu_plugin_version = 1;
 
-enum { TOTAL, SIMD, MULTIPLY, CRYPTO, CLASSES };
+enum { TOTAL, SIMD, MULTIPLY, CRYPTO, LIBRARY, CLASSES };
 enum { REGIONS = 65536, SCHED_GET_PRIORITY_MAX = 125 };
-static const char *const class_names[CLASSES] = {"total", "simd", "multiply", "crypto"};
+enum { MARK_REGION = 0x7e570000, MARK_LIBRARY = 0x7e580000 };
+static const char *const class_names[CLASSES] = {"total", "simd", "multiply", "crypto", "library"};
 
 static uint64_t executed[CLASSES];
 static uint64_t at_mark[CLASSES];
 static uint64_t of_region[REGIONS][CLASSES];
 static unsigned region;
+static uint64_t library_start, library_end;
 
 static bool is_simd(uint32_t word) {
     bool data_processing = (word >> 25 & 7) == 7;
@@ -89,6 +94,8 @@ static void translated(qemu_plugin_id_t id, struct qemu_plugin_tb *tb) {
         amounts[MULTIPLY] += is_multiply(word);
         amounts[CRYPTO] += is_crypto(word);
     }
+    uint64_t address = qemu_plugin_tb_vaddr(tb);
+    if (library_start <= address && address < library_end) amounts[LIBRARY] = amounts[TOTAL];
     for (int i = 0; i < CLASSES; ++i) {
         if (amounts[i] == 0) continue;
         qemu_plugin_register_vcpu_tb_exec_inline(tb, QEMU_PLUGIN_INLINE_ADD_U64, &executed[i], amounts[i]);
@@ -97,8 +104,13 @@ static void translated(qemu_plugin_id_t id, struct qemu_plugin_tb *tb) {
 
 static void system_call(qemu_plugin_id_t id, unsigned int vcpu, int64_t number, uint64_t a1, uint64_t a2, uint64_t a3,
                         uint64_t a4, uint64_t a5, uint64_t a6, uint64_t a7, uint64_t a8) {
-    (void)id, (void)vcpu, (void)a2, (void)a3, (void)a4, (void)a5, (void)a6, (void)a7, (void)a8;
-    if (number != SCHED_GET_PRIORITY_MAX || (a1 & 0xffff0000) != 0x7e570000) return;
+    (void)id, (void)vcpu, (void)a4, (void)a5, (void)a6, (void)a7, (void)a8;
+    if (number != SCHED_GET_PRIORITY_MAX) return;
+    if ((uint32_t)a1 == MARK_LIBRARY) {
+        library_start = a2;
+        library_end = a3;
+    }
+    if ((a1 & 0xffff0000) != MARK_REGION) return;
     for (int i = 0; i < CLASSES; ++i) {
         of_region[region][i] += executed[i] - at_mark[i];
         at_mark[i] = executed[i];

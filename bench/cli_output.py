@@ -1,4 +1,4 @@
-"""Where a command's document goes: tables or JSON on stdout, Markdown and JSON to files."""
+"""How every command hands over its document: on stdout as text or JSON, in a file as JSON or Markdown."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 import click
 
 from microvlm.cli_support import print_json
+from microvlm.errors import UserError
 
 
 def deliver(document: dict[str, Any], as_json: bool, markdown: Path | None, output: Path | None) -> None:
-    """`markdown` and `output` are the files of --markdown and -o, or None. Raises OSError."""
     from microvlm.bench import report as reports
 
     if as_json:
@@ -23,3 +23,15 @@ def deliver(document: dict[str, Any], as_json: bool, markdown: Path | None, outp
         markdown.write_text(reports.markdown(document))
     if output is not None:
         output.write_text(json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: save a report with -o first.") from None
+    except ValueError:
+        raise UserError(f"{path} is not JSON: give a file that -o wrote.") from None
+    if not isinstance(document, dict):
+        raise UserError(f"{path} is no report of microvlm-bench.")
+    return document

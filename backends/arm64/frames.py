@@ -1,0 +1,134 @@
+"""The frames that host and device exchange over a pipe. Standard library alone: this source is also sent to a device
+that has nothing of ours yet.
+
+    offset  bytes
+    0       4      b"MVLM"
+    4       4      protocol version, u32
+    8       4      length of the header, u32
+    12      8      length of the body, u64
+    20      ..     header: a JSON object in UTF-8; its "tensors" lists [dtype, shape] of each tensor in the body
+    ..      ..     body: the tensors' bytes back to back, C order
+
+All integers and tensors are little-endian. Before its first frame a worker writes a line with GREETING, since a login
+shell may print something of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from typing import IO, Any, NamedTuple
+
+VERSION = 1
+GREETING = b"microvlm-worker %d" % VERSION
+_PREFIX = struct.Struct("<4sIIQ")
+_MAGIC = b"MVLM"
+ITEM_BYTES = {"float32": 4, "int64": 8, "int32": 4, "int8": 1, "uint8": 1, "bool": 1}
+LONGEST_HEADER = 1 << 22
+LONGEST_BODY = 1 << 31
+LONGEST_NOISE = 1 << 16
+"""Bytes that a device may print before its greeting."""
+
+
+class Garbled(Exception):
+    """What came is no frame of this protocol; one sentence says what is wrong."""
+
+
+class Lost(Exception):
+    """The other side is gone."""
+
+
+class Tensor(NamedTuple):
+    """One array, without numpy."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: bytes | bytearray | memoryview
+
+
+def write_frame(stream: IO[bytes], header: dict[str, Any], tensors: tuple[Tensor, ...] = ()) -> None:
+    """Raises Lost when nobody reads any more."""
+    described = [[tensor.dtype, list(tensor.shape)] for tensor in tensors]
+    text = json.dumps({**header, "tensors": described}, allow_nan=False).encode()
+    body = sum(len(memoryview(tensor.data).cast("B")) if tensor.data else 0 for tensor in tensors)
+    try:
+        _write(stream, _PREFIX.pack(_MAGIC, VERSION, len(text), body) + text)
+        for tensor in tensors:
+            if tensor.data:
+                _write(stream, memoryview(tensor.data).cast("B"))
+    except (OSError, ValueError):
+        raise Lost from None
+
+
+def read_frame(stream: IO[bytes]) -> tuple[dict[str, Any], list[Tensor]]:
+    """Raises Lost at the end of the stream and Garbled for what is no frame."""
+    prefix = read_exactly(stream, _PREFIX.size)
+    magic, version, header_bytes, body_bytes = _PREFIX.unpack(prefix)
+    if magic != _MAGIC:
+        raise Garbled(f"a frame began with {bytes(magic)!r}: something else writes into the connection.")
+    if version != VERSION:
+        raise Garbled(f"a frame is of protocol version {version} and this side speaks {VERSION}.")
+    if header_bytes > LONGEST_HEADER or body_bytes > LONGEST_BODY:
+        raise Garbled(f"a frame of {header_bytes} and {body_bytes} bytes is too long to be one.")
+    try:
+        header = json.loads(read_exactly(stream, header_bytes))
+        described = header.pop("tensors")
+        shapes = [(dtype, tuple(shape)) for dtype, shape in described]
+        sizes = [_byte_count(dtype, shape) for dtype, shape in shapes]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise Garbled("a frame's header is no JSON object with its tensors described.") from None
+    if sum(sizes) != body_bytes:
+        raise Garbled(f"a frame's tensors need {sum(sizes)} bytes and its body has {body_bytes}.")
+    tensors = [
+        Tensor(dtype, shape, read_exactly(stream, size))
+        for (dtype, shape), size in zip(shapes, sizes, strict=True)
+    ]
+    return header, tensors
+
+
+def read_greeting(stream: IO[bytes]) -> bytes:
+    """Skips what comes before the greeting and returns it. Raises Lost or Garbled, with it in `args`."""
+    noise = bytearray()
+    line = bytearray()
+    while len(noise) < LONGEST_NOISE:
+        # Byte by byte: what follows the greeting belongs to the first frame.
+        try:
+            byte = read_exactly(stream, 1)
+        except Lost:
+            raise Lost(bytes(noise + line)) from None
+        if byte != b"\n":
+            line += byte
+        elif line.strip() == GREETING:
+            return bytes(noise)
+        else:
+            noise += line + byte
+            line.clear()
+    raise Garbled(bytes(noise))
+
+
+def read_exactly(stream: IO[bytes], count: int) -> bytearray:
+    """`count` bytes of an unbuffered stream. Raises Lost when it ends before."""
+    data = bytearray(count)
+    view, done = memoryview(data), 0
+    while done < count:
+        try:
+            got = stream.readinto(view[done:])  # type: ignore[attr-defined]
+        except (OSError, ValueError):
+            got = 0
+        if not got:
+            raise Lost
+        done += got
+    return data
+
+
+def _byte_count(dtype: str, shape: tuple[int, ...]) -> int:
+    if not all(type(length) is int and 0 <= length <= LONGEST_BODY for length in shape):
+        raise ValueError(shape)
+    return ITEM_BYTES[dtype] * math.prod(shape)
+
+
+def _write(stream: IO[bytes], data: bytes | memoryview) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[stream.write(view) :]

@@ -1,0 +1,141 @@
+"""The program that an emulated board runs as its first process, and what it reports to this machine.
+
+It is a shell script for busybox, so that it costs no memory worth naming: it starts each command with an empty page
+cache, looks at MemAvailable while it runs, and asks the kernel afterwards for the peak and the OOM killer's victims.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+SAMPLE_SECONDS = 0.2
+
+# Ports: 1 stdout, 2 stderr, 3 this script's own report, one line an event. After each command a line with a mark goes
+# to 1 and 2, so that this machine can cut them.
+SUPERVISOR = """\
+export PATH=/srv/bin:/usr/sbin:/usr/bin:/sbin:/bin:/run/busybox
+/bin/busybox mount -t tmpfs -o size=64M run /run
+/bin/busybox mkdir /run/busybox
+/bin/busybox --install -s /run/busybox
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+chmod 1777 /tmp
+mkdir -p /dev/shm /dev/pts
+mount -t tmpfs -o size=64M shm /dev/shm
+mount -t devpts pts /dev/pts
+ln -sf /proc/self/fd /dev/fd
+hostname board
+ip link set lo up 2>/dev/null || ifconfig lo up
+exec 3>"$(echo /dev/vport*p3)" 4>"$(echo /dev/vport*p1)" 5>"$(echo /dev/vport*p2)"
+[ ! -f /srv/prepare ] || . /srv/prepare
+kills() { while read -r name count; do [ "$name" = oom_kill ] && echo "$count"; done </proc/vmstat; }
+sample() {
+  read -r now idle </proc/uptime
+  while read -r name size unit; do
+    [ "$name" != MemTotal: ] || total=$size
+    [ "$name" != MemAvailable: ] || { echo "memory $now $total $size" >&3; return; }
+  done </proc/meminfo
+}
+for job in /srv/jobs/*; do
+  dmesg -c >/dev/null
+  sync
+  echo 3 >/proc/sys/vm/drop_caches
+  before=$(kills)
+  read -r now idle </proc/uptime
+  echo "start $now" >&3
+  sample
+  cd /root
+  rm -f /run/peak
+  /usr/bin/time -f %M -o /run/peak sh "$job/command" <"$job/stdin" >&4 2>&5 3>&- 4>&- 5>&- &
+  pid=$!
+  while kill -0 $pid 2>/dev/null; do sample; sleep SAMPLE; done
+  wait $pid
+  status=$?
+  dmesg | sed -n 's/.*Out of memory: Killed process /victim /p' >&3
+  read -r now idle </proc/uptime
+  peak=$(sed -n '$p' /run/peak)
+  echo "end $now $status ${peak:-0} $(($(kills) - before))" >&3
+  echo "MARK" >&4
+  echo "MARK" >&5
+done
+sync
+poweroff -f
+"""
+
+
+@dataclass(frozen=True)
+class Command:
+    """A program to run on the board, as root, in /root."""
+
+    arguments: tuple[str, ...]
+    stdin: str = ""
+    environment: dict[str, str] = field(default_factory=dict)
+
+    def script(self) -> str:
+        """The shell becomes the program, so that the peak is the program's own."""
+        exports = [f"export {name}={shlex.quote(value)}\n" for name, value in self.environment.items()]
+        return "".join([*exports, f"exec {shlex.join(self.arguments)}\n"])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the board's kernel says about one command."""
+
+    exit_status: int
+    """128 + N where signal N ended it; 137 is what the OOM killer leaves."""
+    stdout: str
+    stderr: str
+    seconds: float
+    """By the board's clock: emulated, so it says nothing about a real board."""
+    peak_rss_bytes: int
+    """The largest resident set of the program or of one that it waited for: ru_maxrss."""
+    total_bytes: int
+    """MemTotal: the memory less what the kernel keeps for itself."""
+    available_bytes: int
+    """The least MemAvailable while it ran: what was left to others, the page cache included."""
+    available: tuple[tuple[float, int], ...]
+    """(seconds since its start, MemAvailable), some five a second."""
+    oom_victims: tuple[str, ...]
+    """The kernel's words about each process that its OOM killer ended."""
+
+    @property
+    def oom(self) -> bool:
+        """Did the kernel run out of memory?"""
+        return bool(self.oom_victims)
+
+
+def supervisor(mark: str) -> str:
+    """`mark` is a line that no program prints."""
+    return SUPERVISOR.replace("SAMPLE", f"{SAMPLE_SECONDS:g}").replace("MARK", mark)
+
+
+def parse_outcomes(report: str, stdout: str, stderr: str, mark: str) -> list[Outcome]:
+    """One for each command that ended."""
+    ends = [text.split(f"{mark}\n") for text in (stdout, stderr)]
+    runs = re.findall(r"(?ms)^start (\S+)\n(.*?)^end (\S+) (\d+) (\d+) (\d+)$", report)
+    return [
+        _outcome(float(start), body, (float(end), int(status), int(peak), int(kills)), ends[0][n], ends[1][n])
+        for n, (start, body, end, status, peak, kills) in enumerate(runs)
+    ]
+
+
+def _outcome(start: float, body: str, end: tuple[float, int, int, int], stdout: str, stderr: str) -> Outcome:
+    seen = [tuple(map(float, found)) for found in re.findall(r"(?m)^memory (\S+) (\d+) (\d+)$", body)]
+    victims: Sequence[str] = re.findall(r"(?m)^victim (.*)$", body)
+    ended, status, peak, kills = end
+    # The counter is the proof; the kernel's log only says who.
+    victims = [*victims, *["a process that the kernel's log does not name"] * kills][: max(kills, 0)]
+    return Outcome(
+        exit_status=status,
+        stdout=stdout,
+        stderr=stderr,
+        seconds=ended - start,
+        peak_rss_bytes=peak * 1024,
+        total_bytes=int(seen[0][1]) * 1024,
+        available_bytes=int(min(available for _, _, available in seen)) * 1024,
+        available=tuple((now - start, int(available) * 1024) for now, _, available in seen),
+        oom_victims=tuple(victims),
+    )

@@ -1,0 +1,176 @@
+"""`--calibrate`: measures this machine and writes a profile of it, for predictions that rest on the board itself.
+
+Bandwidth: a read-only stream with one thread and with all. Kernels: the operators of the table, in a cache, on a core.
+Other code: the bundled model's decode on one thread, less what its kernels take, against the baseline's count of it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from microvlm.backends import native, resolve_bundle
+from microvlm.backends.native import bare
+from microvlm.bench.pi import baseline
+from microvlm.bench.pi.board import conditions, throttling
+from microvlm.bench.pi.profiles import NUMBERS, Profile
+from microvlm.bench.pi.work import Scenario, Work
+from microvlm.bench.roofline import ARRAY_BYTES, StreamingRoofline
+from microvlm.bench.stats import median
+from microvlm.errors import UserError
+
+SHAPE = (896, 896)
+"""K and N of a product: 200 KB at two bits, which every board's L2 holds."""
+TOKENS = (1, 32)
+ROUNDS = 9
+OPERATORS = ("TernaryMatMul2x4", "TernaryMatMul3x5", "Int8MatMul", "Int4MatMul")
+INSTRUCTIONS_PER_MAC = {("TernaryMatMul2x4", 1): 0.25, ("TernaryMatMul3x5", 1): 0.31}
+"""Counted on an emulated Cortex-A53 at 896 x 4864, quantisation included."""
+
+
+def calibrate(
+    like: Profile,
+    progress: Callable[[str], None] = lambda _: None,
+    root: Path = Path("/"),
+    array_bytes: int = ARRAY_BYTES,
+    model: str = "nano",
+) -> dict[str, Any]:
+    """A profile's document, with what was measured on this machine in place of `like`'s numbers, and the tables.
+
+    A number that cannot be measured here keeps its value and its source. Raises UserError without a native library.
+    """
+    before = conditions(root)
+    cores = _cores()
+    progress(f"reading memory with 1 and {cores} threads")
+    stream = StreamingRoofline(array_bytes)
+    streams = {threads: stream.sample(threads) for threads in (1, cores)}
+    progress("timing the operators")
+    table = operator_table()
+    measured: dict[str, tuple[float, str]] = {"cores": (cores, "the operating system")}
+    slow, fast = sorted(streams.values())
+    measured["bandwidth_low_bytes_per_s"] = (
+        slow * 1e9,
+        "measured: read-only stream, the slower of 1 and all threads",
+    )
+    measured["bandwidth_high_bytes_per_s"] = (
+        fast * 1e9,
+        "measured: read-only stream, the faster of 1 and all threads",
+    )
+    clocks = before["clock_limit_hz"] or before["clock_hz"]
+    if clocks:
+        clock = float(max(clocks.values()))
+        measured["clock_hz"] = clock, "cpufreq"
+        kernel = kernel_ipc(table, clock)
+        measured["kernel_ipc"] = kernel * cores, f"measured on one core at batch 1, times {cores} cores"
+        progress(f"timing {model}")
+        scalar = scalar_ipc(model, kernel, clock)
+        if scalar is not None:
+            measured["scalar_ipc"] = (
+                scalar,
+                "measured: the model's decode less its kernels, over the counted instructions",
+            )
+    numbers = {
+        name: {"value": like[name], "source": f"{like.name}: {like.sources[name]}"} for name in NUMBERS
+    }
+    numbers |= {name: {"value": value, "source": source} for name, (value, source) in measured.items()}
+    return {
+        "name": f"this machine, like {like.name}",
+        "cpu": like.cpu,
+        "calibrated": "kernel_ipc" in measured,
+        "numbers": numbers,
+        "stream_gb_per_s": {str(threads): round(value, 3) for threads, value in streams.items()},
+        "operators": table,
+        "conditions": {"before": before, "after": conditions(root), "throttling": throttling(root)},
+    }
+
+
+def operator_table(shape: tuple[int, int] = SHAPE) -> list[dict[str, Any]]:
+    """Microseconds and multiply-adds a second of every operator, on the calling thread, weights in a cache."""
+    variant = native.active_variant()
+    k, n = shape
+    rows = []
+    for op in OPERATORS:
+        packed, scale, multiplier = _operands(op, k, n)
+        for tokens in TOKENS:
+            x = np.random.default_rng(0).standard_normal((tokens, k), np.float32)
+            times = []
+            for _ in range(ROUNDS + 1):
+                began = time.perf_counter()
+                bare.multiply(variant, op, x, packed, scale, n, multiplier)
+                times.append(time.perf_counter() - began)
+            seconds = median(times[1:])
+            rows.append(
+                {
+                    "op": op,
+                    "k": k,
+                    "n": n,
+                    "tokens": tokens,
+                    "variant": variant,
+                    "microseconds": round(seconds * 1e6, 2),
+                    "macs_per_s": round(k * n * tokens / seconds),
+                }
+            )
+    return rows
+
+
+def kernel_ipc(table: list[dict[str, Any]], clock_hz: float) -> float:
+    """Counted instructions a cycle of the operators whose count is known, on one core: the slowest of them."""
+    found = [
+        row["macs_per_s"] * INSTRUCTIONS_PER_MAC[row["op"], row["tokens"]] / clock_hz
+        for row in table
+        if (row["op"], row["tokens"]) in INSTRUCTIONS_PER_MAC
+    ]
+    return min(found)
+
+
+def scalar_ipc(
+    model: str, kernel_ipc_of_core: float, clock_hz: float, cpu: str = "cortex-a53"
+) -> float | None:
+    """Instructions a cycle outside of the kernels; None where no baseline counts this model."""
+    path = baseline.path_of(Path(model).name.split("-")[0], {"cpu": cpu})
+    if not path.is_file():
+        return None
+    counted = json.loads(path.read_text())["phases"]["decode"]
+    from microvlm.backends.arm64.host import DeviceRuntime, Settings
+
+    work = Work(DeviceRuntime(resolve_bundle(model), Settings(threads=1)), Scenario())
+    times = []
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        work.run("decode")
+        times.append((time.perf_counter() - began) / work.repeats_in("decode"))
+    kernels = (counted["instructions"] - counted["others"]) / (clock_hz * kernel_ipc_of_core)
+    rest = median(times) - kernels
+    return counted["others"] / (clock_hz * rest) if rest > 0 else None
+
+
+def write(document: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+
+
+def _operands(op: str, k: int, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """Bytes that every format knows; times do not depend on them."""
+    scale = np.full(n, 1e-3, np.float32)
+    pattern = np.resize(np.array([0, 85, 170], np.uint8), n * k)
+    if op == "TernaryMatMul2x4":
+        return np.ascontiguousarray(pattern[: -(-n // 4) * k].reshape(-1, k)), scale, None
+    if op == "TernaryMatMul3x5":
+        return np.ascontiguousarray(pattern[: -(-n // 5) * k].reshape(-1, k)), scale, None
+    if op == "Int8MatMul":
+        return pattern.view(np.int8).reshape(n, k), scale, None
+    return pattern[: n * k // 2].reshape(n, -1), scale, np.ones((n, k // 32), np.uint8)
+
+
+def _cores() -> int:
+    from microvlm.backends.ort import usable_cores
+
+    if native.library_path() is None:
+        raise UserError(
+            "--calibrate times the native kernels, and there are none here: install an aarch64 wheel."
+        )
+    return usable_cores()

@@ -1,0 +1,68 @@
+"""The program that is counted: `python -m microvlm.bench.pi.counted BUNDLE SCENARIO`, with SCENARIO in JSON.
+
+Runs every phase once unmarked, which opens sessions and asks for memory, then RUNS times, each in a region of its own.
+One thread, nobody spins, Python collects no garbage: what is left of noise is a few thousand instructions of the C
+library's allocator. Prints one JSON document: the regions of each phase, and what ran. Needs numpy and ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from microvlm.bench.pi.marks import mark, mark_library
+
+LOAD_REGION = 1
+RUNS = 5
+"""The median of their counts is a phase's, where it is so short that noise would show."""
+SMALL = ("memory_encode", "memory_read", "memory_write", "memory_forget", "decode")
+
+
+def run(bundle: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Counts load and phases, and says which region is which."""
+    mark(LOAD_REGION)
+    import onnxruntime  # noqa: F401  # a part of loading
+
+    from microvlm.backends import native
+    from microvlm.backends.arm64.host import DeviceRuntime, Settings
+    from microvlm.bench.pi.work import GRAPHS, PHASES, Scenario, Work
+
+    # Not hashed: a user's second start finds a bundle whose files were checked when it was copied.
+    runtime = DeviceRuntime(Path(bundle), Settings(threads=1, verify=False))
+    for graph in sorted({graph for graphs in GRAPHS.values() for graph in graphs}):
+        runtime.session(graph)
+    mark(0)
+    library = native.library_path()
+    if library is not None:
+        mark_library(library)
+    work = Work(runtime, Scenario(**options))
+    regions = {"load": {"regions": [LOAD_REGION], "repeats": 1}}
+    unused = itertools.count(LOAD_REGION + 1)
+    gc.disable()
+    for phase in PHASES:
+        numbers = [next(unused) for _ in range(RUNS if phase in SMALL else 1)]
+        work.run(phase)
+        for number in numbers:
+            mark(number)
+            work.run(phase)
+            mark(0)
+        regions[phase] = {"regions": numbers, "repeats": work.repeats_in(phase)}
+    return {
+        "regions": regions,
+        "kernels": runtime.kernels,
+        "finite": work.is_finite(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "onnxruntime": version("onnxruntime"),
+        "numpy": version("numpy"),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(run(sys.argv[1], json.loads(sys.argv[2]))))

@@ -1,0 +1,106 @@
+"""Programs on an emulated board with every instruction counted: QEMU with the plugin, and what it says at the end.
+
+One thread, no random addresses, no random hashes: two runs give the same SIMD counts, and totals within .1 %.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from microvlm.backends.emulation import DEFAULT_CPU, Machine, open_machine, runtime_requirements
+from microvlm.backends.emulation.cache import cached_folder
+from microvlm.bench import a53
+from microvlm.bench.pi.package import Package
+from microvlm.errors import UserError
+
+COUNTING_EMULATOR = "qemu-aarch64"
+"""The static one loads no plugin."""
+PLUGIN_SOURCE = Path(__file__).parents[1] / "emulate" / "instruction_count.c"
+QUIET = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
+
+class IllegalInstruction(Exception):
+    """The emulated CPU lacks an instruction that the program executed. The message is a sentence."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """Executed instructions between two marks."""
+
+    total: int
+    simd: int
+    multiply: int
+    crypto: int
+    library: int
+    """Those of the native library."""
+
+
+def open_board(package: Package, cpu: str = DEFAULT_CPU) -> Machine:
+    """An emulated machine with this package and what it needs to run; what is missing is built. Raises UserError."""
+    wheels = [] if package.wheel is None else [package.wheel]
+    machine = open_machine(cpu, runtime_requirements(), wheels)
+    return machine if package.site is None else replace(machine, sites=(package.site, *machine.sites))
+
+
+def count(
+    machine: Machine, arguments: Sequence[str], extra: dict[str, str] | None = None
+) -> tuple[Any, dict[int, Region]]:
+    """Run the emulated Python with `arguments` -> the JSON document that it prints, and the counts by region.
+
+    Raises UserError where QEMU or a C compiler is missing or the program failed, IllegalInstruction for a SIGILL.
+    """
+    emulator = shutil.which(COUNTING_EMULATOR)
+    if emulator is None:
+        raise UserError("QEMU that loads plugins was not found: apt-get install qemu-user.")
+    command = replace(machine, emulator=emulator).command(*arguments)
+    command[1:1] = ["-plugin", str(build_plugin())]
+    fixed_addresses = ["setarch", "-R"] if shutil.which("setarch") else []
+    done = subprocess.run(
+        [*fixed_addresses, *command],
+        env=machine.environment({**QUIET, **(extra or {})}),
+        capture_output=True,
+        text=True,
+        cwd="/",
+    )
+    if done.returncode in (-signal.SIGILL, 128 + signal.SIGILL) or "Illegal instruction" in done.stderr:
+        raise IllegalInstruction(f"an instruction that {machine.cpu} lacks was executed (SIGILL)")
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.strip() and "instruction-count" not in line]
+        raise UserError(
+            f"the emulated program ended with status {done.returncode}: {said[-1] if said else ''}"
+        )
+    return json.loads(done.stdout.splitlines()[-1]), parse_counts(done.stderr)
+
+
+def parse_counts(text: str) -> dict[int, Region]:
+    """{region: counts} of the plugin's lines."""
+    counts = {}
+    for line in re.findall(r"^instruction-count (.*)$", text, re.M):
+        figures = {name: int(value) for name, value in (pair.split("=") for pair in line.split())}
+        region = figures.pop("region")
+        counts[region] = Region(**figures)
+    return counts
+
+
+def build_plugin() -> Path:
+    """The counting plugin for this machine's QEMU, kept by its source. Raises UserError."""
+    if shutil.which("cc") is None:
+        raise UserError("no C compiler was found to build the counter with: apt-get install gcc.")
+    recipe = {"source": hashlib.sha256(PLUGIN_SOURCE.read_bytes()).hexdigest()}
+    return cached_folder("plugin", recipe, lambda folder: _compile(folder)) / "instruction_count.so"
+
+
+def _compile(folder: Path) -> None:
+    try:
+        a53.build_counter(folder, PLUGIN_SOURCE)
+    except subprocess.CalledProcessError:
+        raise UserError(f"cc could not build {PLUGIN_SOURCE.name}: see above.") from None

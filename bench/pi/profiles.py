@@ -1,0 +1,71 @@
+"""Boards as JSON files: a few numbers each, every one with where it comes from. `calibrate` writes such a file too."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from microvlm.errors import UserError
+
+FOLDER = Path(__file__).parent / "profiles"
+NUMBERS = (
+    "cores",
+    "clock_hz",
+    "kernel_ipc",
+    "scalar_ipc",
+    "bandwidth_low_bytes_per_s",
+    "bandwidth_high_bytes_per_s",
+    "storage_bytes_per_s",
+    "ram_bytes",
+)
+"""`kernel_ipc`: instructions a cycle of all cores in the native library; `scalar_ipc`: of one core elsewhere."""
+DEFAULT = "zero2w"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One board."""
+
+    name: str
+    cpu: str
+    """As in QEMU's -cpu: whose counts it takes."""
+    calibrated: bool
+    """Whether somebody measured it on the board."""
+    values: dict[str, float]
+    sources: dict[str, str]
+
+    def __getitem__(self, number: str) -> float:
+        return self.values[number]
+
+    def document(self) -> dict[str, Any]:
+        numbers = {name: {"value": self[name], "source": self.sources[name]} for name in NUMBERS}
+        return {"name": self.name, "cpu": self.cpu, "calibrated": self.calibrated, "numbers": numbers}
+
+
+def profile_names() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
+def load_profile(source: str) -> Profile:
+    """A board by name, or a JSON file. Raises UserError for what is neither, or lacks a number or its source."""
+    path = FOLDER / f"{source}.json"
+    if not path.is_file():
+        path = Path(source)
+    if not path.is_file():
+        raise UserError(
+            f"--profile {source} is no file and no board; the boards are {', '.join(profile_names())}."
+        )
+    try:
+        document = json.loads(path.read_text())
+        numbers = {name: document["numbers"][name] for name in NUMBERS}
+        values = {name: float(entry["value"]) for name, entry in numbers.items()}
+        sources = {name: str(entry["source"]) for name, entry in numbers.items()}
+        profile = Profile(document["name"], document["cpu"], bool(document["calibrated"]), values, sources)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is no profile of a board: {error} is missing or wrong.") from None
+    wrong = next((name for name in NUMBERS if not (values[name] > 0 and sources[name])), None)
+    if wrong is not None:
+        raise UserError(f"{path}: {wrong} has to be positive, with a source.")
+    return profile

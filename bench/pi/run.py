@@ -1,0 +1,183 @@
+"""`microvlm-bench pi`: the parts that were asked for, as one document."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from microvlm.backends import resolve_bundle
+from microvlm.backends.arm64.package import SWITCH
+from microvlm.backends.arm64.targets import default_target
+from microvlm.backends.emulation import DEFAULT_CPU
+from microvlm.bench.device import describe_model, provenance
+from microvlm.bench.pi import anchors, baseline, board, cost, peers, predict, profiles
+from microvlm.bench.pi.emulator import IllegalInstruction, open_board
+from microvlm.bench.pi.package import package_of_board, wheel_of_board
+from microvlm.bench.pi.work import Scenario
+from microvlm.errors import UserError
+
+Progress = Callable[[str], None]
+PARTS = ("equivalence", "fit", "cost", "peers")
+EMULATED = "emulated"
+FULL = "full"
+"""A model's name: random weights at full size, with the vocabulary that the bars of a Zero 2 W are stated for."""
+FULL_VOCABULARY = 50_000
+FULL_BASE3 = "full-base3"
+PICTURE = Path(__file__).parents[1] / "evalset" / "images" / "1f41c.png"
+EQUIVALENCE_IMAGES = 2
+"""An episode of 20 steps comes with them; more take minutes under emulation."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of one run. Raises UserError, spelled as the flag."""
+
+    model: str = "nano"
+    target: str | None = None
+    parts: tuple[str, ...] = ()
+    profile: str = profiles.DEFAULT
+    images: int = EQUIVALENCE_IMAGES
+    repeats: int = 5
+    scenario: Scenario = field(default_factory=Scenario)
+    gate: bool = False
+    update_baseline: bool = False
+    baselines: Path = baseline.FOLDER
+
+    def __post_init__(self) -> None:
+        for part in self.parts:
+            if part not in PARTS:
+                raise UserError(f"--part {part} is unknown; choose among {', '.join(PARTS)}.")
+        for flag in ("images", "repeats"):
+            if getattr(self, flag) < 1:
+                raise UserError(f"--{flag} is {getattr(self, flag)}; give 1 or more.")
+
+
+def run(options: Options, progress: Progress = lambda _: None) -> tuple[dict[str, Any], list[str]]:
+    """The document of `--json`, and a sentence for everything that fails the gate. Raises UserError."""
+    target = options.target or default_target()
+    profile = profiles.load_profile(options.profile)
+    bundle = _bundle(options.model, progress)
+    emulated = target.split(":")[0] == EMULATED
+    # A whole board takes minutes and a wheel: asked for by giving one.
+    usual = tuple(part for part in PARTS if part != "fit" or os.environ.get(SWITCH))
+    wanted = options.parts or (usual if emulated else ("equivalence",))
+    document: dict[str, Any] = {"target": target}
+    failures: list[str] = []
+    if "equivalence" in wanted and options.model not in (FULL, FULL_BASE3):
+        document["equivalence"], said = _equivalence(bundle, target, options.images, progress)
+        failures += said
+    if emulated:
+        cpu = target.partition(":")[2] or DEFAULT_CPU
+        _emulated_parts(document, failures, wanted, bundle, cpu, profile, options, progress)
+    else:
+        progress(f"timing the phases on {target}")
+        document |= board.measure(bundle, target, options.scenario, options.repeats)
+    document["profile"] = profile.document()
+    document["model"] = anchors.fit_document()
+    document["provenance"] = provenance(describe_model(bundle), 1 if emulated else None)
+    return document, failures
+
+
+def _emulated_parts(
+    document: dict[str, Any],
+    failures: list[str],
+    wanted: tuple[str, ...],
+    bundle: Path,
+    cpu: str,
+    profile: profiles.Profile,
+    options: Options,
+    progress: Progress,
+) -> None:
+    package = package_of_board()
+    machine = open_board(package, cpu)
+    if "cost" in wanted:
+        progress(f"counting instructions on an emulated {cpu}")
+        try:
+            counted = cost.count_bundle(machine, package, bundle, options.scenario)
+        except IllegalInstruction as illegal:
+            failures.append(f"cost: {illegal}")
+            return
+        document["cost"], document["counted_on"] = counted.rows(), counted.ran
+        bundle_bytes = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
+        predicted = predict.predict(counted.costs, profile, options.scenario, bundle_bytes)
+        document["predicted_ms"] = [one.row() for one in predicted]
+        if options.model in (FULL, FULL_BASE3):
+            document["bars"] = [*predict.bars(predicted), *_byte_bars(counted, options.model)]
+        key = baseline.key_of(counted, bundle)
+        if options.update_baseline:
+            path = baseline.write(bundle_name(options.model), key, counted.costs, options.baselines)
+            progress(f"wrote {path}")
+        elif options.gate:
+            found = baseline.check(bundle_name(options.model), key, counted.costs, options.baselines)
+            failures += [f"cost: {sentence}" for sentence in found]
+    if "fit" in wanted:
+        from microvlm.bench.pi.fit import Subject, measure_fit
+
+        progress("captioning and chatting in an emulated board with 512 and 448 MB")
+        document["fit"] = measure_fit(
+            [Subject(bundle_name(options.model), bundle)], PICTURE, wheel_of_board()
+        )
+        failures += ["fit: out of memory"] if document["fit"]["oom"] else []
+    if "peers" in wanted:
+        progress("counting ONNX Runtime's own paths at full size")
+        document["peers"] = peers.count_peers(machine, cpu, progress, options.baselines)
+        document["bars"] = [*document.get("bars", []), *peers.bars(document["peers"])]
+
+
+def bundle_name(model: str) -> str:
+    """What a baseline is called: the model's own name, without its folder's."""
+    return Path(model).name.split("-")[0]
+
+
+def _byte_bars(counted: cost.Counted, model: str) -> list[dict[str, Any]]:
+    weights = next(one.weight_bytes for one in counted.costs if one.phase == "decode")
+    at_most = 99_000_000 if model == FULL_BASE3 else 118_000_000
+    return [
+        {"name": "weight_bytes_per_token", "value": weights, "at_most": at_most, "met": weights <= at_most}
+    ]
+
+
+def _bundle(model: str, progress: Progress) -> Path:
+    if model not in (FULL, FULL_BASE3):
+        return resolve_bundle(model)
+    from microvlm.bench.full_bundle import random_full_bundle
+
+    packing = "base3" if model == FULL_BASE3 else "2bit"
+    return random_full_bundle(progress, packing, FULL_VOCABULARY)
+
+
+def _equivalence(
+    bundle: Path, target: str, images: int, progress: Progress
+) -> tuple[dict[str, Any], list[str]]:
+    """`ort-arm64` on the target against torch, and against `ort` here: the first document, with the second in it."""
+    from microvlm.bench.equivalence import Options as Compared
+    from microvlm.bench.equivalence import run as compare
+
+    documents, failures = {}, []
+    with _environment("MICROVLM_TARGET", target):
+        for reference in ("torch", "ort"):
+            progress(f"ort-arm64 on {target} against {reference}")
+            asked = Compared(
+                model=str(bundle), reference=reference, candidate="ort-arm64", images=images, threads=1
+            )
+            documents[reference], verdict = compare(asked, progress)
+            if verdict.exit_status:
+                failures.append(f"equivalence with {reference}: {'; '.join(verdict.reasons)}")
+    return {**documents["torch"], "against_ort": documents["ort"]}, failures
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

@@ -1,0 +1,114 @@
+"""What is counted and timed: the graphs of a bundle on made-up inputs of a fixed size, phase by phase. No clock here.
+
+No phase looks at values, so that random weights and a model without a tokenizer do as well as a trained one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from microvlm.config import MicroVLMConfig
+from microvlm.errors import UserError
+from microvlm.runtime import MemoryReading, Past, Runtime
+
+PHASES = ("vision", "prefill", "memory_encode", "memory_read", "memory_write", "memory_forget", "decode")
+"""`prefill` embeds and decodes the prompt with the image's prefix; `decode` is one new token, embedding included."""
+GRAPHS = {
+    "vision": ("vision_encoder",),
+    "prefill": ("embed_tokens", "decoder_model_merged"),
+    "memory_encode": ("memory_encode",),
+    "memory_read": ("memory_read",),
+    "memory_write": ("memory_write",),
+    "memory_forget": ("memory_forget",),
+    "decode": ("embed_tokens", "decoder_model_merged"),
+}
+"""The graphs that each phase runs."""
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One image, a question about it, and an answer."""
+
+    prompt_tokens: int = 15
+    """Of text; the image's prefix comes before them."""
+    answer_tokens: int = 50
+    counted_tokens: int = 4
+    """Decoded where instructions are counted or a phase is timed: every token costs the same but for the cache."""
+
+    def __post_init__(self) -> None:
+        for flag in ("prompt_tokens", "answer_tokens", "counted_tokens"):
+            if getattr(self, flag) < 1:
+                raise UserError(f"--{flag.replace('_', '-')} is {getattr(self, flag)}; give 1 or more.")
+
+
+class Work:
+    """Prepares every phase's inputs by running those before it. `run(phase)` does it once."""
+
+    def __init__(self, runtime: Runtime, scenario: Scenario):
+        self._runtime, self._scenario = runtime, scenario
+        config = runtime.config
+        rng = np.random.default_rng(0)
+        side = config.vision.image_size
+        self._pixels = rng.standard_normal((1, 3, side, side), np.float32)
+        self._ids = rng.integers(0, config.text.vocab_size, (1, scenario.prompt_tokens))
+        self._prefix = runtime.encode_image(self._pixels)
+        length = self._prefix.shape[1] + scenario.prompt_tokens
+        self._embeds = np.concatenate([self._prefix, runtime.embed_tokens(self._ids)], 1)
+        self._seen = np.ones((1, length), np.int64)
+        self._state = runtime.memory_prior()
+        self._code, self._key = runtime.memory_encode(self._embeds, self._seen)
+        self._logits, self._past = self._prefill()
+        self._actions: dict[str, Callable[[], Any]] = {
+            "vision": lambda: runtime.encode_image(self._pixels),
+            "prefill": self._prefill,
+            "memory_encode": lambda: runtime.memory_encode(self._embeds, self._seen),
+            "memory_read": self._read,
+            "memory_write": lambda: runtime.memory_write(self._key, self._code, self._state),
+            "memory_forget": lambda: runtime.memory_forget(self._key, self._code, self._state),
+            "decode": self._decode,
+        }
+
+    def run(self, phase: str) -> None:
+        self._actions[phase]()
+
+    def repeats_in(self, phase: str) -> int:
+        """By how many a count or a time of `run` is divided: `decode` does several tokens."""
+        return self._scenario.counted_tokens if phase == "decode" else 1
+
+    def is_finite(self) -> bool:
+        """Whether the logits of the last token are numbers."""
+        return bool(np.isfinite(self._logits).all())
+
+    def _read(self) -> MemoryReading:
+        return self._runtime.memory_read(self._key, self._code, self._state)
+
+    def _prefill(self) -> tuple[np.ndarray, Past]:
+        embeds = np.concatenate([self._prefix, self._runtime.embed_tokens(self._ids)], 1)
+        length = embeds.shape[1]
+        positions = np.arange(1, length + 1)[None]
+        return self._runtime.decode(embeds, _mask(length), positions, self._runtime.empty_slot(1), 1)
+
+    def _decode(self) -> None:
+        """Greedy; the logits and the cache of the prefill stay for the next time."""
+        logits, past, length = self._logits, self._past, self._embeds.shape[1]
+        for step in range(1, self._scenario.counted_tokens + 1):
+            embeds = self._runtime.embed_tokens(logits[:, -1].argmax(-1)[:, None])
+            logits, past = self._runtime.decode(
+                embeds, _mask(length + step), np.array([[length + step]]), past, 1
+            )
+
+
+def prompt_length(config: MicroVLMConfig, scenario: Scenario) -> int:
+    """Positions of a prefill: the image's prefix and the text."""
+    return config.prefix_tokens + scenario.prompt_tokens
+
+
+def _mask(length: int) -> np.ndarray:
+    """Nothing is remembered: column 0, the memory's, is off."""
+    mask = np.ones((1, length + 1), np.int64)
+    mask[0, 0] = 0
+    return mask

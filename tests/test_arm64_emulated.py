@@ -1,0 +1,164 @@
+"""`ort-arm64` on an emulated Cortex-A53: the tokens of `ort` on this machine, and wheels that it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from microvlm.backends import load, native
+from microvlm.backends.arm64.frames import GREETING, read_frame, write_frame
+from microvlm.backends.arm64.local import WORKER
+from microvlm.backends.arm64.package import package_for, unpacked_package
+from microvlm.backends.emulation import open_machine, runtime_requirements
+from microvlm.errors import UserError
+from microvlm.generation import GenerationOptions, embed_prompt, generate, recall
+
+CRASHING = "1.21.0"
+PICTURES = ("1f41c.png", "1f191.png")
+IMAGES = Path(__file__).resolve().parent.parent / "bench" / "evalset" / "images"
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("qemu-aarch64-static") is None and shutil.which("qemu-aarch64") is None,
+    reason="needs qemu-user-static",
+)
+
+
+@pytest.fixture(scope="module")
+def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled checkpoint at 1.58 bit."""
+    from microvlm.checkpoint import resolve_checkpoint
+    from microvlm.exporters.bundle import export
+    from microvlm.lowering import WeightFormat
+
+    folder = tmp_path_factory.mktemp("nano") / "nano"
+    export(resolve_checkpoint("nano"), folder, WeightFormat(), threads=1)
+    return folder
+
+
+def said(runtime, processor) -> list:
+    """Tokens of captions without a memory, then of a question to a memory in which the first one was written."""
+    options = GenerationOptions(8, stop_tokens=processor.stop_tokens)
+    question = processor.config.prompt.caption_prompt
+    prompts = [
+        embed_prompt(runtime, *processor([question], [[IMAGES / name]]), processor.image_id)
+        for name in PICTURES
+    ]
+    tokens = [generate(runtime, prompt, options).tokens for prompt in prompts]
+    code, key = runtime.memory_encode(*prompts[0])
+    state = runtime.memory_write(key, code, runtime.memory_prior())
+    seen = recall(runtime, prompts[0], state).slot_mask.tolist()
+    return [*tokens, seen, generate(runtime, prompts[0], options, state).tokens]
+
+
+def test_an_emulated_a53_says_what_this_machine_says(nano: Path) -> None:
+    """Builds the sysroot and a folder of packages into the user's own cache the first time."""
+    from microvlm.processor import Processor
+
+    processor = Processor.from_pretrained(nano)
+    board = load("ort-arm64", nano, threads=2, target="emulated")
+    assert board.device["machine"] == "aarch64"
+    assert board.device["cpu"] == "Cortex-A53"
+    assert board.device["features"] == ["fp", "asimd", "evtstrm", "crc32", "cpuid"]
+    if package_for("aarch64").lacks:
+        assert "function bodies in the graphs (no native library: " in board.kernels
+    else:
+        assert board.kernels.startswith("native neon on Cortex-A53 (aarch64, emulated:cortex-a53)")
+    assert said(board, processor) == said(load("ort", nano, threads=2), processor)
+
+
+def test_a_version_known_to_crash_is_refused_before_it_is_imported(tmp_path: Path) -> None:
+    """A package of that name and version that would tell if it were imported."""
+    (tmp_path / "onnxruntime").mkdir()
+    (tmp_path / "onnxruntime" / "__init__.py").write_text("raise SystemExit('imported')\n")
+    info = tmp_path / f"onnxruntime-{CRASHING}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: onnxruntime\nVersion: {CRASHING}\n")
+    machine = open_machine()
+    machine = dataclasses.replace(machine, sites=(tmp_path, unpacked_package("aarch64")))
+    asked = io.BytesIO()
+    write_frame(asked, {"id": 1, "do": "load", "bundle": "/nowhere", "settings": {}})
+    done = subprocess.run(
+        machine.command(*WORKER),
+        env=machine.environment(),
+        input=asked.getvalue(),
+        capture_output=True,
+        cwd="/",
+    )
+    answers = io.BytesIO(done.stdout)
+    assert answers.readline() == GREETING + b"\n"
+    assert read_frame(answers)[0]["error"] == (
+        f"onnxruntime {CRASHING} crashes on this processor (Cortex-A53): it runs half-precision instructions when it "
+        "is loaded; pip install 'onnxruntime>=1.25'."
+    )
+
+
+@pytest.mark.slow
+def test_a_version_that_is_found_to_crash_is_one_sentence() -> None:
+    """The real wheel of that version, with the table of known ones empty; downloads it."""
+    requirements = [each for each in runtime_requirements() if not each.startswith("onnxruntime")]
+    machine = open_machine(requirements=[*requirements, f"onnxruntime=={CRASHING}"])
+    machine = dataclasses.replace(machine, sites=(unpacked_package("aarch64"), *machine.sites))
+    program = (
+        "import sys\n"
+        "from microvlm.backends.arm64 import device, worker\n"
+        "device.CRASHES.clear()\n"
+        "device.OLDEST_ONNXRUNTIME = (1, 0)\n"
+        "sys.exit(worker.main())\n"
+    )
+    asked = io.BytesIO()
+    write_frame(asked, {"id": 1, "do": "load", "bundle": "/nowhere", "settings": {}})
+    done = subprocess.run(
+        machine.command("-c", program),
+        env=machine.environment(),
+        input=asked.getvalue(),
+        capture_output=True,
+        cwd="/",
+    )
+    answers = io.BytesIO(done.stdout)
+    assert answers.readline() == GREETING + b"\n"
+    header, _ = read_frame(answers)
+    assert header == {
+        "id": None,
+        "error": "this processor lacks an instruction (SIGILL) that was needed while importing onnxruntime "
+        f"{CRASHING}: install another version of onnxruntime.",
+    }
+
+
+def test_a_wheel_of_another_machine_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = package_for("aarch64")
+    wheel = tmp_path / "microvlm-0.1.0-py3-none-manylinux_2_17_x86_64.whl"
+    wheel.write_bytes(package.content)
+    monkeypatch.setenv("MICROVLM_WHEEL", str(wheel))
+    with pytest.raises(UserError, match="is a wheel for another machine than aarch64"):
+        package_for("aarch64")
+    right = wheel.rename(tmp_path / "microvlm-0.1.0-py3-none-manylinux_2_17_aarch64.whl")
+    monkeypatch.setenv("MICROVLM_WHEEL", str(right))
+    assert package_for("aarch64").content == package.content
+    right.write_bytes(b"no zip")
+    with pytest.raises(UserError, match="is no wheel"):
+        package_for("aarch64")
+
+
+def test_the_package_for_a_device_is_the_same_bytes_each_time_and_holds_no_checkpoint() -> None:
+    import zipfile
+
+    first, second = package_for("aarch64"), package_for("aarch64")
+    assert first.digest == second.digest
+    names = zipfile.ZipFile(io.BytesIO(first.content)).namelist()
+    assert "microvlm/backends/arm64/worker.py" in names
+    assert not [name for name in names if "checkpoints" in name or "training" in name]
+    has_library = f"microvlm/backends/native/{native.LIBRARY}" in names
+    assert has_library == (first.lacks == "")
+
+
+def test_a_machine_without_a_cross_compiler_runs_on_the_function_bodies_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    package = package_for("aarch64")
+    assert "aarch64" in package.lacks

@@ -1,0 +1,133 @@
+"""The frames between host and device: what is written is read, and what is no frame is refused with a sentence."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+
+import numpy as np
+import pytest
+
+from microvlm.backends.arm64.arrays import to_array, to_tensor
+from microvlm.backends.arm64.frames import (
+    GREETING,
+    VERSION,
+    Garbled,
+    Lost,
+    Tensor,
+    read_frame,
+    read_greeting,
+    write_frame,
+)
+
+ARRAYS = (
+    np.arange(24, dtype=np.float32).reshape(2, 3, 4)[:, ::2],
+    np.array(-7, np.int64),
+    np.zeros((3, 0, 5), np.float32),
+    np.array([True, False]),
+    np.arange(256, dtype=np.uint8),
+)
+
+
+def frame(header: object, body: bytes = b"", magic: bytes = b"MVLM", version: int = VERSION) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<4sIIQ", magic, version, len(text), len(body)) + text + body
+
+
+def read(data: bytes) -> tuple[dict, list[Tensor]]:
+    return read_frame(io.BytesIO(data))
+
+
+def written(header: dict, *arrays: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    write_frame(stream, header, tuple(map(to_tensor, arrays)))
+    return stream.getvalue()
+
+
+def test_a_frame_carries_its_header_and_every_array_bit_for_bit() -> None:
+    header, tensors = read(written({"id": 3, "do": "run"}, *ARRAYS))
+    assert header == {"id": 3, "do": "run"}
+    for tensor, array in zip(tensors, ARRAYS, strict=True):
+        came = to_array(tensor)
+        assert (came.dtype, came.shape, came.tobytes()) == (array.dtype, array.shape, array.tobytes())
+
+
+def test_frames_follow_one_another_on_a_stream() -> None:
+    stream = io.BytesIO(written({"id": 1}, ARRAYS[0]) + written({"id": 2}))
+    assert [read_frame(stream)[0]["id"] for _ in range(2)] == [1, 2]
+    with pytest.raises(Lost):
+        read_frame(stream)
+
+
+def test_a_frame_cut_anywhere_is_a_lost_connection() -> None:
+    whole = written({"id": 1}, ARRAYS[0])
+    for length in range(len(whole)):
+        with pytest.raises(Lost):
+            read(whole[:length])
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"Welcome to the Raspberry Pi! Last login: never", "began with b'Welc'"),
+        (frame({"tensors": []}, version=9), "protocol version 9"),
+        (struct.pack("<4sIIQ", b"MVLM", VERSION, 1 << 31, 0), "too long"),
+        (struct.pack("<4sIIQ", b"MVLM", VERSION, 2, 1 << 60), "too long"),
+        (frame(b"{]"), "no JSON object"),
+        (frame(b"\xff\xfe"), "no JSON object"),
+        (frame(b"[" * 100_000), "no JSON object"),
+        (frame([1, 2]), "no JSON object"),
+        (frame({"id": 1}), "no JSON object"),
+        (frame({"tensors": [["object", [1]]]}, b"12345678"), "no JSON object"),
+        (frame({"tensors": [[["float32"], [1]]]}, b"1234"), "no JSON object"),
+        (frame({"tensors": [["float32", [-1, -1]]]}, b"1234"), "no JSON object"),
+        (frame({"tensors": [["float32", [1.0]]]}, b"1234"), "no JSON object"),
+        (frame({"tensors": [["float32", [True]]]}, b"1234"), "no JSON object"),
+        (frame({"tensors": [["float32", [1 << 40, 0]]]}, b""), "no JSON object"),
+        (frame({"tensors": [["float32", [2]]]}, b"1234"), "need 8 bytes and its body has 4"),
+        (frame({"tensors": []}, b"1"), "need 0 bytes and its body has 1"),
+    ],
+)
+def test_what_is_no_frame_is_refused_before_its_body_is_read(data: bytes, sentence: str) -> None:
+    with pytest.raises(Garbled) as error:
+        read(data)
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_random_damage_never_ends_in_another_error() -> None:
+    random = np.random.default_rng(0)
+    whole = bytearray(written({"id": 1, "do": "run", "inputs": [None]}, ARRAYS[0]))
+    ends = {"read": 0, "refused": 0}
+    for _ in range(2000):
+        damaged = bytearray(whole)
+        for place in random.integers(0, len(whole), random.integers(1, 4)):
+            damaged[place] = random.integers(0, 256)
+        try:
+            for tensor in read(bytes(damaged))[1]:
+                to_array(tensor)
+            ends["read"] += 1
+        except (Lost, Garbled):
+            ends["refused"] += 1
+    assert all(ends.values())
+
+
+def test_the_greeting_is_found_behind_what_a_login_shell_prints() -> None:
+    stream = io.BytesIO(b"Welcome!\r\n\nno mail\n" + GREETING + b"\nMVLM")
+    assert read_greeting(stream) == b"Welcome!\r\n\nno mail\n"
+    assert stream.read() == b"MVLM"
+
+
+@pytest.mark.parametrize(
+    ("printed", "error"), [(b"bash: python3: command not found\n", Lost), (b"yes\n" * 50_000, Garbled)]
+)
+def test_without_a_greeting_what_was_printed_is_in_the_error(printed: bytes, error: type[Exception]) -> None:
+    with pytest.raises(error) as caught:
+        read_greeting(io.BytesIO(printed))
+    assert caught.value.args[0].startswith(printed[:4])
+
+
+def test_an_array_that_frames_do_not_carry_is_a_defect_of_the_caller() -> None:
+    with pytest.raises(TypeError, match="float64"):
+        to_tensor(np.zeros(2))

@@ -1,0 +1,256 @@
+"""`microvlm-bench pi` without an emulator: predictions by hand, profiles, the fit, the gate, a board's files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from microvlm.bench import equivalence
+from microvlm.bench.cli import command
+from microvlm.bench.pi import anchors, baseline, board, calibrate, predict, profiles
+from microvlm.bench.pi.cost import Cost, weight_bytes
+from microvlm.bench.pi.emulator import Region, parse_counts
+from microvlm.bench.pi.marks import mapped_range
+from microvlm.bench.pi.package import compiler_of
+from microvlm.bench.pi.work import PHASES, Scenario
+from microvlm.errors import UserError
+
+NUMBERS = {
+    "cores": 4.0,
+    "clock_hz": 1e9,
+    "kernel_ipc": 2.0,
+    "scalar_ipc": 0.5,
+    "bandwidth_low_bytes_per_s": 0.8e9,
+    "bandwidth_high_bytes_per_s": 1.6e9,
+    "storage_bytes_per_s": 20e6,
+    "ram_bytes": 512e6,
+}
+BOARD = profiles.Profile("a board", "cortex-a53", False, NUMBERS, dict.fromkeys(NUMBERS, "a test"))
+COSTS = (
+    Cost("load", 500_000_000, 0, 0, 0, 0),
+    Cost("vision", 300_000_000, 0, 8_000_000, 200_000_000, 0),
+    Cost("prefill", 1_010_000_000, 0, 80_000_000, 1_000_000_000, 0),
+    Cost("decode", 110_000_000, 0, 80_000_000, 100_000_000, 0),
+)
+
+
+def test_predicted_times_are_those_calculated_by_hand():
+    found = {one.phase: one for one in predict.predict(COSTS, BOARD, Scenario(15, 50), 200_000_000)}
+    # Kernels 1e8 / 2e9 = 50 ms; 80 MB take 100 ms at .8 GB/s and 50 at 1.6; the rest 1e7 / .5e9 = 20 ms.
+    assert found["decode"].at_low_ms == pytest.approx(100 + 20)
+    assert found["decode"].at_high_ms == pytest.approx(50 + 20)
+    # Bound by arithmetic at both ends: 1e9 / 2e9 = 500 ms, and 20 ms.
+    assert found["prefill"].at_low_ms == found["prefill"].at_high_ms == pytest.approx(520)
+    # 2e8 / 2e9 = 100 ms against 10 ms of bytes, and 1e8 / .5e9 = 200 ms.
+    assert found["vision"].at_low_ms == pytest.approx(300)
+    assert found["first_token"].at_low_ms == pytest.approx(820)
+    assert found["answer"].at_low_ms == pytest.approx(820 + 49 * 120)
+    assert found["answer"].at_high_ms == pytest.approx(820 + 49 * 70)
+    # 5e8 / .5e9 = 1 s to load, 200 MB at 20 MB/s from the card.
+    assert found["answer_cold"].at_low_ms == pytest.approx(1000 + 10_000 + 6700)
+    assert found["decode"].row() == {"phase": "decode", "low": 70.0, "high": 120.0}
+
+
+def test_bars_are_read_at_their_end_of_the_bandwidth():
+    first = predict.Predicted("first_token", 2600, 2400)
+    met = [bar["met"] for bar in predict.bars([first, predict.Predicted("answer", 9900, 7100)])]
+    assert met == [True, False, False]
+
+
+def test_every_number_of_every_board_has_a_source():
+    assert profiles.profile_names() == ["pi3", "pi4", "pi5", "zero2w"]
+    for name in profiles.profile_names():
+        profile = profiles.load_profile(name)
+        assert not profile.calibrated, name
+        assert profile["bandwidth_low_bytes_per_s"] < profile["bandwidth_high_bytes_per_s"]
+        assert all(len(profile.sources[number]) > 5 for number in profiles.NUMBERS)
+    zero = profiles.load_profile("zero2w")
+    assert (zero["bandwidth_low_bytes_per_s"], zero["bandwidth_high_bytes_per_s"]) == (0.8e9, 1.3e9)
+
+
+def test_the_model_gives_its_anchors_back_and_says_how_wrong_it_is_elsewhere():
+    fit = anchors.fit_document()
+    assert fit["kernel_ipc"] == profiles.load_profile("zero2w")["kernel_ipc"]
+    # By hand: 30 layers x (2,654,208 - 55,296 at 1.463 + 55,296 at .883 + 884,736 at .9965) instructions a token.
+    layer = (2_654_208 - 55_296) * 1.463 + 55_296 * 0.883 + 884_736 * 0.9965
+    assert fit["kernel_ipc"] == pytest.approx(30 * layer * 180**0.5 / 1e9, rel=1e-3)
+    assert [abs(anchor["error"]) < 0.01 for anchor in fit["anchors"]] == [True, True]
+    held_out = fit["held_out"]
+    assert held_out["error"] == pytest.approx(held_out["predicted_tokens_per_s"] / 2.6 - 1, abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{}", "numbers"),
+        ("nothing", "Expecting value"),
+        ('{"name": "x", "cpu": "y", "calibrated": false, "numbers": {"cores": 4}}', "cores|missing or wrong"),
+    ],
+)
+def test_a_bad_profile_is_refused(tmp_path, text, sentence):
+    path = tmp_path / "board.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=sentence):
+        profiles.load_profile(str(path))
+    with pytest.raises(UserError, match="pi3, pi4, pi5, zero2w"):
+        profiles.load_profile("pi9")
+
+
+KEY = {"graphs": "g", "cpu": "cortex-a53", "compiler": "clang 22.1.8"}
+
+
+def test_the_gate_names_the_phase_that_changed(tmp_path):
+    cost = Cost("decode", 1_000_000, 500_000, 0, 0, 0)
+    path = baseline.write("nano", KEY, [cost], tmp_path)
+    assert baseline.check("nano", KEY, [cost], tmp_path) == []
+    small = Cost("decode", 1_004_900, 500_000, 0, 0, 0)
+    assert baseline.check("nano", KEY, [small], tmp_path) == []
+    more = Cost("decode", 1_005_100, 500_000, 0, 0, 0)
+    assert baseline.check("nano", KEY, [more], tmp_path) == [
+        "decode: 1,005,100 instructions instead of 1,000,000 (+0.5%)"
+    ]
+    fewer = Cost("decode", 1_000_000, 400_000, 0, 0, 0)
+    assert baseline.check("nano", KEY, [fewer], tmp_path) == [
+        "decode: 400,000 simd instead of 500,000 (-20.0%)"
+    ]
+    other = {**KEY, "compiler": "gcc 12.2.0"}
+    assert baseline.check("nano", other, [cost], tmp_path) == [
+        "the baseline is for another compiler: clang 22.1.8 there, gcc 12.2.0 here"
+    ]
+    path.unlink()
+    assert "there is no baseline for nano" in baseline.check("nano", KEY, [cost], tmp_path)[0]
+
+
+def test_a_baseline_does_not_depend_on_weights(tiny_bundle, tmp_path):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    manifest = json.loads((tiny_bundle / "manifest.json").read_text())
+    manifest["fingerprint"], manifest["files"] = "another", {}
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    (copy / "config.json").write_text((tiny_bundle / "config.json").read_text())
+    assert baseline.graphs_hash(copy) == baseline.graphs_hash(tiny_bundle)
+    manifest["packing"] = "base3"
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    assert baseline.graphs_hash(copy) != baseline.graphs_hash(tiny_bundle)
+
+
+def test_a_decoded_token_reads_the_decoder_and_the_whole_table(tiny_bundle):
+    folder = tiny_bundle / "onnx"
+    names = ("decoder_model_merged.onnx", "decoder_model_merged.data", "embedding.data")
+    expected = sum((folder / name).stat().st_size for name in names if (folder / name).is_file())
+    assert weight_bytes(tiny_bundle, "decode") == weight_bytes(tiny_bundle, "prefill") == expected > 0
+
+
+def test_what_the_counter_prints_is_read():
+    text = "noise\ninstruction-count region=2 total=9 simd=4 multiply=2 crypto=0 library=3\n"
+    assert parse_counts(text) == {2: Region(9, 4, 2, 0, 3)}
+    maps = "7f00-7f10 r-xp 0 0:0 1 /x/lib.so\n7f20-7f30 rw-p 0 0:0 1 /x/lib.so\n7f40-7f50 r-xp 0 0:0 1 /x/other.so\n"
+    assert mapped_range(Path("/x/lib.so"), maps) == (0x7F00, 0x7F30)
+    assert mapped_range(Path("/x/none.so"), maps) == (0, 0)
+    assert compiler_of(b"\0GCC: (Debian 12.2.0-14+deb12u1) 12.2.0\0") == "gcc 12.2.0"
+    assert compiler_of(b"\0clang version 22.1.8\0") == "clang 22.1.8"
+
+
+@pytest.fixture
+def board_files(tmp_path):
+    """The files of a Raspberry Pi Zero 2 W, as Raspberry Pi OS shows them."""
+    zone = tmp_path / "sys/class/thermal/thermal_zone0"
+    zone.mkdir(parents=True)
+    (zone / "temp").write_text("47236\n")
+    (zone / "type").write_text("cpu-thermal\n")
+    for core in range(4):
+        folder = tmp_path / f"sys/devices/system/cpu/cpu{core}/cpufreq"
+        folder.mkdir(parents=True)
+        (folder / "scaling_cur_freq").write_text("600000\n")
+        (folder / "cpuinfo_max_freq").write_text("1000000\n")
+        (folder / "scaling_governor").write_text("ondemand\n")
+    throttled = tmp_path / board.THROTTLED_FILE
+    throttled.parent.mkdir(parents=True)
+    throttled.write_text("50005\n")
+    return tmp_path
+
+
+def test_heat_clock_and_throttling_are_read(board_files, tmp_path_factory):
+    assert board.conditions(board_files) == {
+        "temperatures_celsius": {"cpu-thermal": 47.236},
+        "clock_hz": {f"cpu{core}": 600_000_000 for core in range(4)},
+        "clock_limit_hz": {f"cpu{core}": 1_000_000_000 for core in range(4)},
+        "governor": "ondemand",
+    }
+    meaning = ["under-voltage now", "throttled now", "under-voltage happened", "throttling happened"]
+    assert board.throttling(board_files) == {"value": 0x50005, "meaning": meaning}
+    empty = tmp_path_factory.mktemp("empty")
+    program = empty / "vcgencmd"
+    program.write_text('#!/bin/sh\n[ "$1" = get_throttled ] && echo throttled=0x80000\n')
+    program.chmod(0o755)
+    assert board.throttling(empty, str(program)) == {
+        "value": 0x80000,
+        "meaning": ["soft temperature limit happened"],
+    }
+    assert board.conditions(empty)["temperatures_celsius"] == {}
+
+
+def test_this_machine_can_be_calibrated(board_files, tmp_path, tiny_bundle):
+    """Where the numbers come from is what counts here: this machine's clock is a Raspberry Pi's, by the files."""
+    like = profiles.load_profile("zero2w")
+    document = calibrate.calibrate(like, root=board_files, array_bytes=4_000_000, model=str(tiny_bundle))
+    path = tmp_path / "mine.json"
+    calibrate.write(document, path)
+    mine = profiles.load_profile(str(path))
+    assert mine.calibrated
+    assert mine["clock_hz"] == 1e9
+    assert mine["bandwidth_low_bytes_per_s"] == pytest.approx(
+        min(document["stream_gb_per_s"].values()) * 1e9, rel=1e-2
+    )
+    assert mine.sources["kernel_ipc"].startswith("measured")
+    assert mine.sources["storage_bytes_per_s"].startswith("Raspberry Pi Zero 2 W: ")
+    timed = {(row["op"], row["tokens"]) for row in document["operators"]}
+    assert timed == {(op, tokens) for op in calibrate.OPERATORS for tokens in (1, 32)}
+    slowest = calibrate.kernel_ipc(document["operators"], 1e9)
+    assert mine["kernel_ipc"] == pytest.approx(slowest * mine["cores"])
+    assert document["conditions"]["throttling"]["value"] == 0x50005
+
+
+def test_the_phases_are_timed_on_a_target(tiny_bundle):
+    """`local` is a child process of this machine, whatever that is."""
+    arguments = ["pi", str(tiny_bundle), "--target", "local", "--part", "cost", "--repeats", "2", "--json"]
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 0, result.output
+    document = json.loads(result.stdout)
+    assert document["target"] == "local"
+    assert [row["phase"] for row in document["measured_ms"]] == list(PHASES)
+    assert all(row["median_ms"] > 0 and row["repeats"] == 2 for row in document["measured_ms"])
+    assert document["board"]["before"]["peak_rss_bytes"] > 0
+    assert not {"cost", "predicted_ms"} & set(document), "nothing was counted"
+
+
+def test_replay_reaches_through_the_link_to_a_device(monkeypatch):
+    monkeypatch.setenv("MICROVLM_TARGET", "local")
+    options = equivalence.Options(
+        reference="ort", candidate="ort-arm64", images=1, scenes=0, threads=1, new_tokens=4
+    )
+    document, verdict = equivalence.run(options)
+    assert verdict.verdict != "FAIL", verdict.reasons
+    assert document["integer_exact"] is True
+    assert document["replay"]["sums"] > 1_000_000
+    assert document["replay"]["codes_differing"] == 0, "the same machine rounds alike"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--part", "speed"], "--part speed is unknown"),
+        (["--images", "0"], "--images is 0"),
+        (["--answer-tokens", "0"], "--answer-tokens is 0"),
+        (["--profile", "pi9"], "--profile pi9 is no file and no board"),
+        (["--target", "moon"], "--target"),
+        (["--gate", "--update-baseline"], "exclude each other"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments, sentence, tiny_bundle):
+    result = CliRunner().invoke(command, ["pi", str(tiny_bundle), *arguments])
+    assert isinstance(result.exception, UserError), result.output
+    assert sentence in str(result.exception)

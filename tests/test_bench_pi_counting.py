@@ -1,0 +1,101 @@
+"""Instructions really counted on an emulated Cortex-A53, and the gate that stands on them.
+
+Needs qemu-user and a C compiler; skips, saying so, without them. Builds the emulated machine on first use.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from click.testing import CliRunner
+
+from microvlm.bench import report
+from microvlm.bench.cli import command
+from microvlm.bench.pi.baseline import path_of
+from microvlm.bench.pi.emulator import IllegalInstruction, count, open_board
+from microvlm.bench.pi.package import package_of_board
+from microvlm.bench.pi.work import PHASES
+
+pytestmark = pytest.mark.skipif(
+    not (shutil.which("qemu-aarch64") and shutil.which("cc")), reason="needs qemu-user and a C compiler"
+)
+
+# mov x0, #N; then the loop: subs x0, x0, #1; b.ne; then ret: 2 N + 2 instructions, and what calls it.
+LOOP = """
+import ctypes, mmap, struct, json, sys
+from microvlm.bench.pi.marks import mark
+code = struct.pack("<4I", 0xD2800000 | int(sys.argv[1]) << 5, 0xF1000400, 0x54FFFFE1, 0xD65F03C0)
+memory = mmap.mmap(-1, 4096, prot=7)
+memory.write(code)
+call = ctypes.CFUNCTYPE(None)(ctypes.addressof(ctypes.c_char.from_buffer(memory)))
+call()
+mark(3); call(); mark(0)
+print(json.dumps("done"))
+"""
+# udot v0.4s, v1.16b, v2.16b; ret
+DOT_PRODUCT = """
+import ctypes, mmap, struct
+memory = mmap.mmap(-1, 4096, prot=7)
+memory.write(struct.pack("<2I", 0x6E829420, 0xD65F03C0))
+ctypes.CFUNCTYPE(None)(ctypes.addressof(ctypes.c_char.from_buffer(memory)))()
+"""
+
+
+@pytest.fixture(scope="module")
+def machine():
+    return open_board(package_of_board())
+
+
+def test_a_loop_of_known_length_is_counted(machine):
+    totals = []
+    for turns in (1000, 5000):
+        said, regions = count(machine, ["-c", LOOP, str(turns)])
+        assert said == "done"
+        totals.append(regions[3].total)
+    assert totals[1] - totals[0] == 2 * 4000
+
+
+def test_an_instruction_that_a_cortex_a53_lacks_is_told(machine):
+    with pytest.raises(IllegalInstruction, match="cortex-a53 lacks"):
+        count(machine, ["-c", DOT_PRODUCT])
+
+
+def invoke(*arguments):
+    result = CliRunner().invoke(command, ["pi", *arguments, "--target", "emulated", "--part", "cost"])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def test_phases_are_counted_and_gated(tiny_bundle, tmp_path):
+    folder, saved = tmp_path / "baselines", tmp_path / "first.json"
+    arguments = (str(tiny_bundle), "--baselines", str(folder))
+    first = invoke(*arguments, "--update-baseline", "-o", str(saved))
+    assert first.exit_code == 0, first.output
+    document = json.loads(saved.read_text())
+    cost = {row["phase"]: row for row in document["cost"]}
+    assert list(cost) == ["load", *PHASES]
+    assert document["counted_on"]["kernels"].startswith("native neon")
+    for phase in ("vision", "prefill", "decode"):
+        assert cost[phase]["instructions"] > cost[phase]["kernel_instructions"] > 0
+        assert cost[phase]["simd"] > 0
+        assert cost[phase]["crypto"] == 0, "a Raspberry Pi has no such instructions"
+    assert {row["phase"] for row in document["predicted_ms"]} > set(PHASES)
+    assert all(row["low"] <= row["high"] for row in document["predicted_ms"])
+    assert "predicted, ms" in report.text(document)
+
+    path = next(folder.iterdir())
+    assert path == path_of(tiny_bundle.name.split("-")[0], {"cpu": "cortex-a53"}, folder)
+    baseline = json.loads(path.read_text())
+    baseline["phases"]["decode"]["instructions"] = round(baseline["phases"]["decode"]["instructions"] * 1.02)
+    path.write_text(json.dumps(baseline))
+    second = invoke(*arguments, "--gate", "--json")
+    assert second.exit_code != 0 or "FAIL" in second.output
+    failures = [line for line in second.stderr.splitlines() if line.startswith("FAIL: ")]
+    assert len(failures) == 1
+    assert failures[0].startswith("FAIL: cost: decode: ")
+    for row in json.loads(second.stdout)["cost"][1:]:
+        before = cost[row["phase"]]["instructions"]
+        assert abs(row["instructions"] / before - 1) <= 0.001, f"{row['phase']} is counted alike twice"
