@@ -126,7 +126,7 @@ def ensure_debian(report: Progress) -> Image:
     need_program("mke2fs", "e2fsprogs")
     kernel = kernel_package()
     packages = (*BOARD_PACKAGES, f"{system_name().split()[0]}-archive-keyring", *HELPERS)
-    recipe = {"system": system_name(), "packages": sorted({*packages, kernel}), "layout": 2}
+    recipe = {"system": system_name(), "packages": sorted({*packages, kernel}), "layout": 3}
 
     def build(folder: Path) -> None:
         kernel_root, root = folder.with_name("kernel"), folder.with_name("root")
