@@ -5,9 +5,9 @@ Needs ziglang, build, auditwheel and microvlm[export] beside it.
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import wheels
@@ -16,22 +16,16 @@ PICTURE = wheels.ROOT / "bench" / "evalset" / "images" / "1f41c.png"
 BUNDLE = "nano-1.58bit"
 
 
-def make_wheel(folder: Path) -> Path:
-    """`folder`/NAME.whl, built beside it."""
-    built = wheels.build("aarch64", folder.with_name(f"{folder.name}.build"))
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return Path(shutil.copy(built, folder))
-
-
 def make(folder: Path) -> Path:
-    """Fills `folder` anew -> the wheel in it."""
-    wheel = make_wheel(folder)
+    """Fills `folder` -> the wheel in it. What an earlier run left there is replaced, and nothing else."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for earlier in folder.glob("microvlm-*.whl"):
+        earlier.unlink()
+    with tempfile.TemporaryDirectory() as build:
+        wheel = Path(shutil.copy(wheels.build("aarch64", Path(build)), folder))
     export = "from microvlm.exporters.cli import main; main()"
     # From the folder: in the repository's root, `microvlm` would be the source folder.
-    wheels.python(
-        "-c", export, "nano", "-o", BUNDLE, "--bits", "1.58", "--force", cwd=folder, env={**os.environ}
-    )
+    wheels.python("-c", export, "nano", "-o", BUNDLE, "--bits", "1.58", "--force", cwd=folder)
     shutil.copy(PICTURE, folder / "picture.png")
     return wheel
 

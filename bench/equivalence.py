@@ -171,7 +171,7 @@ def _shared_processor(first: Path, second: Path) -> Processor:
     processor = Processor.from_pretrained(first)
     if (
         second != first
-        and processor.tokenizer.to_str() != Processor.from_pretrained(second).tokenizer.to_str()
+        and processor.tokenizer.identity != Processor.from_pretrained(second).tokenizer.identity
     ):
         raise UserError(
             f"{first.name} and {second.name} have different tokenizers: their answers cannot be compared."

@@ -1,18 +1,23 @@
 """A `full` bundle with random weights: Qwen2.5-0.5B's size without its training. Made once, kept in the cache.
 
 Speed and memory do not depend on the values of weights, so a full-size model can be measured where none can be had.
-Needs torch and onnx, as an export does.
+Needs torch and onnx, as an export does. `python -m microvlm.bench.full_bundle` makes one and prints its size.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import tempfile
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
+import click
+
 from microvlm.backends.resolve import cache_directory, is_bundle, open_bundle
+from microvlm.bench.full_tokenizer import qwen_tokenizer
+from microvlm.bench.run import bytes_read_per_token
+from microvlm.cli_support import note, print_json, run_click
 from microvlm.errors import UserError
 
 PRESET = "full"
@@ -22,13 +27,13 @@ EMBEDDING_BITS = 4
 def random_full_bundle(
     log: Callable[[str], None] = lambda _: None, packing: str = "2bit", vocabulary: int | None = None
 ) -> Path:
-    """Ternary linears, int4 token table and head; `vocabulary` None is Qwen's whole one, of 151,936.
+    """Ternary linears, int4 token table and head. The first call takes minutes and 6 GB.
 
-    The first call takes minutes and 6 GB. Raises UserError.
+    With `vocabulary` it has Qwen2.5's tokenizer cut to so many tokens, and needs npm once. Raises UserError.
     """
     version = importlib.metadata.version("microvlm")
-    size = "" if vocabulary is None else f"-v{vocabulary}"
-    name = f"{PRESET}-random-{version}-1.58bit-{packing}-e{EMBEDDING_BITS}{size}"
+    cut = f"-v{vocabulary}" if vocabulary is not None else ""
+    name = f"{PRESET}-random-{version}-1.58bit-{packing}-e{EMBEDDING_BITS}{cut}"
     bundle = cache_directory() / "bundles" / name
     if _is_whole(bundle):
         return bundle
@@ -41,19 +46,30 @@ def random_full_bundle(
     from microvlm.model import MicroVLM
 
     weights = WeightFormat(packing=packing, embedding_bits=EMBEDDING_BITS)
-    config = preset(PRESET)
-    if vocabulary is not None:
-        config = replace(config, text=replace(config.text, vocab_size=vocabulary))
+    tokenizer = qwen_tokenizer() if vocabulary is not None else None
     bundle.parent.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory(dir=bundle.parent) as folder:
         checkpoint = Path(folder) / PRESET
-        lower(MicroVLM(config), weights).save_pretrained(checkpoint)
+        lower(MicroVLM(preset(PRESET)), weights).save_pretrained(checkpoint)
+        if tokenizer is not None:
+            _add_tokenizer(checkpoint, tokenizer)
         try:
-            export(checkpoint, bundle, weights, force=bundle.exists(), log=log)
+            export(checkpoint, bundle, weights, vocabulary=vocabulary, force=bundle.exists(), log=log)
         except CheckFailed as failure:
             raise UserError(f"the random {PRESET} model cannot be exported here ({failure}).") from None
     return bundle
+
+
+def _add_tokenizer(checkpoint: Path, origin: Path) -> None:
+    from microvlm.config import MicroVLMConfig
+    from microvlm.processor import TOKENIZER, TOKENIZER_CONFIG, Processor
+    from microvlm.tokenizer import LibraryTokenizer
+
+    settings = json.loads((origin / TOKENIZER_CONFIG).read_text())
+    tokenizer = LibraryTokenizer.from_file(origin / TOKENIZER)
+    processor = Processor(tokenizer, MicroVLMConfig.load(checkpoint), {TOKENIZER_CONFIG: settings})
+    processor.save(checkpoint)
 
 
 def _is_whole(bundle: Path) -> bool:
@@ -61,3 +77,19 @@ def _is_whole(bundle: Path) -> bool:
         return is_bundle(bundle) and bool(open_bundle(bundle))
     except UserError:
         return False
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--packing", default="2bit", show_default=True, help="Bytes of ternary weights: 2bit or base3.")
+@click.option("--vocabulary", type=int, help="Cut table and tokenizer to so many tokens; else no tokenizer.")
+def command(packing: str, vocabulary: int | None) -> int:
+    """Make the full-size bundle with random weights, and print where it is and what it weighs."""
+    bundle = random_full_bundle(note, packing, vocabulary)
+    files = [path.stat().st_size for path in bundle.rglob("*") if path.is_file()]
+    facts = {"total_bytes": sum(files), "weight_bytes_per_token": bytes_read_per_token(bundle)}
+    print_json({"bundle": str(bundle), **facts})
+    return 0
+
+
+if __name__ == "__main__":
+    run_click(command)

@@ -20,6 +20,8 @@ from microvlm.exporters.external_data import WeightStore, save_graph
 from microvlm.exporters.manifest import bits_per_weight, write_manifest
 from microvlm.exporters.staging import staged
 from microvlm.exporters.tracing import trace
+from microvlm.exporters.vocabulary import SmallerVocabulary, keep_rows, shrink
+from microvlm.exporters.vocabulary_tables import write_tables
 from microvlm.lowering import WeightFormat, lower, set_traced, ternary_trained
 from microvlm.model import MicroVLM
 from microvlm.op_table import TERNARY_2X4, TERNARY_3X5
@@ -68,11 +70,14 @@ def export(
     output: Path,
     weights: WeightFormat,
     *,
+    vocabulary: int | None = None,
     force: bool = False,
     threads: int = 0,
     log: Log = lambda line: None,
 ) -> ExportReport:
     """Export the checkpoint `source` to the folder `output`, which appears only when everything in it is right.
+
+    `vocabulary`: the most tokens to keep (`vocabulary.shrink`); all of them when None.
 
     Raises UserError for bad input, an output that exists (unless `force`, and it is a bundle) or a full disk, and
     CheckFailed when ONNX Runtime's outputs are not the model's.
@@ -83,6 +88,12 @@ def export(
     with staged(output, force) as stage:
         model = load_checkpoint(directory)
         report.notes += _remarks(model, weights)
+        smaller = shrink(directory, model.config, vocabulary) if vocabulary is not None else None
+        if smaller:
+            keep_rows(model, smaller.kept)
+            report.notes.append(
+                f"The vocabulary was cut to {len(smaller.kept)} of {smaller.old_size} tokens."
+            )
         lowered = lower(model, weights)
         del model
         stage.require_space(sum(t.numel() * t.element_size() for t in lowered.state_dict().values()))
@@ -93,9 +104,10 @@ def export(
             raise CheckFailed(report)
         lowered.config.save(stage.path)
         _save_prior(lowered, stage.path)
-        _copy_processor(directory, stage.path, report, log)
+        _copy_processor(directory, stage.path, smaller, report, log)
         report.bits_per_weight = bits_per_weight(lowered)
-        write_manifest(stage.path, lowered, weights, report.bits_per_weight, provenance)
+        facts = {"vocabulary": smaller.describe() if smaller else None, "training": provenance}
+        write_manifest(stage.path, lowered, weights, report.bits_per_weight, facts)
         report.total_bytes = sum(path.stat().st_size for path in stage.path.rglob("*") if path.is_file())
     return report
 
@@ -139,14 +151,23 @@ def _write_graphs(lowered: MicroVLM, folder: Path, report: ExportReport, threads
         raise RuntimeError(f"weights and graphs differ in {sorted(written ^ set(lowered.state_dict()))[:5]}")
 
 
-def _copy_processor(source: Path, folder: Path, report: ExportReport, log: Log) -> None:
+def _copy_processor(
+    source: Path, folder: Path, smaller: SmallerVocabulary | None, report: ExportReport, log: Log
+) -> None:
     for name in PROCESSOR_FILES:
         if (source / name).is_file():
             (folder / name).write_bytes((source / name).read_bytes())
+    for name, document in (smaller.documents if smaller else {}).items():
+        (folder / name).write_text(document)
     if not (source / "tokenizer.json").is_file():
         report.notes.append(
             "The checkpoint has no tokenizer.json: the bundle runs graphs, and reads no text."
         )
+        log(report.notes[-1])
+        return
+    reason = write_tables(folder / "tokenizer.json", folder)
+    if reason:
+        report.notes.append(f"The tokenizer runs by its library, in more memory than by tables: {reason}.")
         log(report.notes[-1])
 
 

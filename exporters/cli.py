@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("checkpoint", default="nano")
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Folder to create; NAME-BITSbit by default."
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder to create; by default NAME-BITSbit, and -vN for a vocabulary.",
 )
 @click.option(
     "--bits", default="1.58", show_default=True, help="Width of linear weights: 32, 16, 8, 4 or 1.58."
@@ -32,6 +35,11 @@ if TYPE_CHECKING:
     help="Width of the token table and tied head: 16, 8 or 4.",
 )
 @click.option(
+    "--vocabulary",
+    type=int,
+    help="Keep at most so many tokens: bytes, the first merges, what the prompt needs. All by default.",
+)
+@click.option(
     "--threads", default=0, show_default=True, help="ONNX Runtime threads of the checks; 0 is its choice."
 )
 @click.option("--force", is_flag=True, help="Replace a bundle that is there, once the new one is right.")
@@ -42,6 +50,7 @@ def command(
     bits: str,
     packing: str,
     embedding_bits: str,
+    vocabulary: int | None,
     threads: int,
     force: bool,
     as_json: bool,
@@ -58,11 +67,14 @@ def command(
         raise UserError("--embedding-bits 32 is not offered; choose 16, 8 or 4.")
     if threads < 0:
         raise UserError("--threads must be 0 or more.")
-    target = output or Path(f"{Path(checkpoint).resolve().name}-{weights.bits:g}bit")
+    cut = f"-v{vocabulary}" if vocabulary is not None else ""
+    target = output or Path(f"{Path(checkpoint).resolve().name}-{weights.bits:g}bit{cut}")
     # A terminated export cleans up like an interrupted one.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        report = export(checkpoint, target, weights, force=force, threads=threads, log=note)
+        report = export(
+            checkpoint, target, weights, vocabulary=vocabulary, force=force, threads=threads, log=note
+        )
     except CheckFailed as failure:
         _show(failure.report, as_json)
         note("Error: a graph is not the model it was made from (crosses above); no bundle was kept.")

@@ -69,9 +69,12 @@ def write_manifest(
     lowered: MicroVLM,
     weights: WeightFormat,
     measured_bits: dict[str, float | None],
-    training: Any,
+    facts: dict[str, Any],
 ) -> None:
-    """Write FOLDER/manifest.json over everything else there. `training` is the checkpoint's provenance."""
+    """Write FOLDER/manifest.json over everything else there.
+
+    `facts`: `vocabulary`, how it was cut or None, and `training`, the checkpoint's provenance.
+    """
     files = {
         str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.rglob("*"))
@@ -91,7 +94,7 @@ def write_manifest(
         },
         "lowered": describe_lowered(lowered),
         "files": files,
-        "training": training,
+        **facts,
     }
     (folder / MANIFEST).write_text(json.dumps(document, indent=1) + "\n")
 

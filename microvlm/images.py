@@ -38,7 +38,7 @@ _PLUGINS = (
 )
 FORMATS = tuple(plugin.format for plugin in _PLUGINS)
 MAX_DECODED_PIXELS = 25_000_000
-"""Pixels held at once: 100 MB at four bytes each. A JPEG may be larger: it is decoded at a fraction."""
+"""Pixels held at once: 100 MB at four bytes each. A sequential JPEG may be larger: it is decoded at a fraction."""
 
 ImageSource: TypeAlias = str | Path | Image.Image | np.ndarray
 
@@ -68,6 +68,9 @@ def load_square(source: ImageSource, side: int) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with _open(path) as image:
+                if "progression" in image.info:
+                    # All its coefficients are held at full size, 3 to 6 bytes a pixel, whatever it is decoded to.
+                    _check_size(name, image)
                 _reduce_while_decoding(image, side)
                 _check_size(name, image)
                 return fit_square(image, side)
@@ -130,9 +133,13 @@ def _open(path: Path) -> Image.Image:
 
 
 def _reduce_while_decoding(image: Image.Image, side: int) -> None:
-    """Let libjpeg decode at 1/2, 1/4 or 1/8, still at least twice the side."""
-    # A progressive file is held whole as coefficients whatever the scale.
-    if isinstance(image, JpegImagePlugin.JpegImageFile) and "progression" not in image.info:
+    """Let libjpeg decode at 1/2, 1/4 or 1/8, still at least twice the side.
+
+    A photograph of 12 megapixels then takes 2 MB instead of 48. Its scaled inverse transform is a box filter over
+    the same pixels that `_shrink_to_rgb` would average, but of rounded values: single pixels differ by up to 6 % of
+    the range beside noise, the mean by less than 1 %.
+    """
+    if isinstance(image, JpegImagePlugin.JpegImageFile):
         scale = 2 * side / max(image.size)
         image.draft("RGB", (max(1, int(image.width * scale)), max(1, int(image.height * scale))))
 

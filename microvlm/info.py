@@ -55,6 +55,7 @@ def describe_model(source: str | Path) -> dict[str, Any]:
         "image_size": config.vision.image_size,
         "prefix_tokens": config.prefix_tokens,
         "vocabulary": config.text.vocab_size,
+        "tokenizer": _tokenizer(directory),
         "memory": {"slots": config.memory.slots, "code_size": config.memory.code_size},
         "predicted_megabytes": _predict(tensors, layers, config),
         "backends": _backends(directory),
@@ -89,6 +90,8 @@ def format_description(description: dict[str, Any]) -> str:
     lines.append(f"{'embedding':<22}" + "".join(f"{'body ' + body:>14}" for body in _BODY_WIDTHS))
     for row, sizes in description["predicted_megabytes"].items():
         lines.append(f"{row:<22}" + "".join(f"{sizes[body]:>14.1f}" for body in _BODY_WIDTHS))
+    if description["tokenizer"]:
+        lines += ["", f"tokenizer: {description['tokenizer']}"]
     lines += ["", *(f"backend {name}: {state}" for name, state in description["backends"].items())]
     if "loaded" in description:
         lines += ["", *_format_loaded(description["loaded"])]
@@ -220,6 +223,13 @@ def _predict(
         }
         for table, bits in _EMBEDDING_WIDTHS.items()
     }
+
+
+def _tokenizer(directory: Path) -> str | None:
+    """Which code reads text, or None where the model has no tokenizer."""
+    from microvlm.tokenizer import TOKENIZER, load_tokenizer
+
+    return load_tokenizer(directory).description if (directory / TOKENIZER).is_file() else None
 
 
 def _backends(directory: Path) -> dict[str, str]:

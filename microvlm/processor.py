@@ -8,16 +8,19 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from microvlm.config import MicroVLMConfig
 from microvlm.errors import UserError
 from microvlm.images import ImageSource, load_square
+from microvlm.tokenizer import TOKENIZER, LibraryTokenizer, TextTokenizer, load_tokenizer
 
-TOKENIZER = "tokenizer.json"
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+__all__ = ["TOKENIZER", "Inputs", "Processor", "TextStream", "pad_left"]
 PREPROCESSOR = "preprocessor_config.json"
 GENERATION = "generation_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -38,24 +41,26 @@ class Processor:
     """Built from a tokenizer and a configuration, or by `from_pretrained`."""
 
     def __init__(
-        self, tokenizer: Tokenizer, config: MicroVLMConfig, documents: dict[str, dict[str, Any]] | None = None
+        self,
+        tokenizer: TextTokenizer | Tokenizer,
+        config: MicroVLMConfig,
+        documents: dict[str, dict[str, Any]] | None = None,
     ):
         """`documents`: the JSON files beside the tokenizer, by file name; absent ones are made from `config`.
 
         Raises UserError when the tokenizer lacks a token of the template or has more tokens than the model.
         """
-        self.tokenizer, self.config = tokenizer, config
-        self.tokenizer.no_padding()
-        self.tokenizer.no_truncation()
+        self.tokenizer: TextTokenizer = _as_text_tokenizer(tokenizer)
+        self.config = config
         self.image_id = self._token_id(config.prompt.image_token)
         self.eos_id = self._token_id(config.prompt.eos_token)
         self.pad_id = self._token_id(config.prompt.pad_token)
-        if tokenizer.get_vocab_size() > config.text.vocab_size:
+        if self.tokenizer.vocab_size > config.text.vocab_size:
             raise UserError(
-                f"the tokenizer has {tokenizer.get_vocab_size()} tokens and the model "
+                f"the tokenizer has {self.tokenizer.vocab_size} tokens and the model "
                 f"{config.text.vocab_size}: they belong to different models."
             )
-        self._reserved = sorted(token.content for token in tokenizer.get_added_tokens_decoder().values())
+        self._reserved = sorted(self.tokenizer.added_tokens)
         self._documents = {**self._default_documents(), **(documents or {})}
         self._read_preprocessor(self._documents[PREPROCESSOR])
 
@@ -64,13 +69,7 @@ class Processor:
         """Of a checkpoint or bundle directory. Raises UserError for a missing or damaged file."""
         folder = Path(directory)
         config = MicroVLMConfig.load(folder)
-        path = folder / TOKENIZER
-        if not path.is_file():
-            raise UserError(f"{path} is missing: copy the checkpoint or bundle again.")
-        try:
-            tokenizer = Tokenizer.from_file(str(path))
-        except Exception:  # tokenizers raises plain Exception
-            raise UserError(f"{path} is damaged: copy the checkpoint or bundle again.") from None
+        tokenizer = load_tokenizer(folder)
         names = (PREPROCESSOR, GENERATION, TOKENIZER_CONFIG)
         documents = {name: _read_json(folder / name) for name in names if (folder / name).exists()}
         return cls(tokenizer, config, documents)
@@ -79,7 +78,7 @@ class Processor:
         """tokenizer.json and the three JSON files beside it."""
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save(str(folder / TOKENIZER))
+        self.tokenizer.save(folder)
         for name, document in self._documents.items():
             (folder / name).write_text(json.dumps(document, indent=2) + "\n")
 
@@ -108,11 +107,11 @@ class Processor:
         shape = self.config.prompt
         marks = shape.image_token * (self.config.prefix_tokens * images)
         text = shape.template.replace(shape.image_token, marks).replace("{prompt}", prompt)
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        return self._encode(text)
 
     def text_ids(self, text: str) -> list[int]:
         """Token ids of plain text, such as an answer."""
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        return self._encode(text)
 
     def __call__(
         self, prompts: Sequence[str], images: Sequence[Sequence[ImageSource]] | None = None
@@ -127,11 +126,18 @@ class Processor:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return self.tokenizer.decode(ids)
 
     def stream(self) -> TextStream:
         """Turns token ids, one at a time, into pieces of text."""
         return TextStream(self)
+
+    def _encode(self, text: str) -> list[int]:
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # half a surrogate pair, which is what a terminal's wrong bytes become
+            raise UserError("the text is not valid Unicode: write it in UTF-8.") from None
+        return self.tokenizer.encode(text)
 
     def _token_id(self, token: str) -> int:
         number = self.tokenizer.token_to_id(token)
@@ -213,6 +219,12 @@ def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[np.ndarray, np
             ids[index, longest - len(row) :] = row
             mask[index, longest - len(row) :] = 1
     return ids, mask
+
+
+def _as_text_tokenizer(tokenizer: TextTokenizer | Tokenizer) -> TextTokenizer:
+    """One of the `tokenizers` library is told by its method, so that a device need not import the library."""
+    is_library = hasattr(tokenizer, "get_added_tokens_decoder")
+    return LibraryTokenizer(cast("Tokenizer", tokenizer)) if is_library else cast(TextTokenizer, tokenizer)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

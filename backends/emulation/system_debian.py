@@ -116,7 +116,9 @@ def open_debian(
 def as_user(script: str) -> Command:
     """A script for bash, run as `pi` in the home directory; its errors go where its output goes."""
     rights = f"setpriv --reuid={USER} --regid={USER} --init-groups --reset-env"
-    return Command(("sh", "-c", f"cd /home/{USER} && exec {rights} bash -l /dev/stdin 2>&1"), stdin=script)
+    # A file, for a program that reads its input would read the rest of the script.
+    start = f"cat >/tmp/script && cd /home/{USER} && exec {rights} bash -l /tmp/script </dev/null 2>&1"
+    return Command(("sh", "-c", start), stdin=script)
 
 
 def ensure_debian(report: Progress) -> Image:
@@ -124,7 +126,7 @@ def ensure_debian(report: Progress) -> Image:
     need_program("mke2fs", "e2fsprogs")
     kernel = kernel_package()
     packages = (*BOARD_PACKAGES, f"{system_name().split()[0]}-archive-keyring", *HELPERS)
-    recipe = {"system": system_name(), "packages": sorted({*packages, kernel}), "layout": 1}
+    recipe = {"system": system_name(), "packages": sorted({*packages, kernel}), "layout": 3}
 
     def build(folder: Path) -> None:
         kernel_root, root = folder.with_name("kernel"), folder.with_name("root")
@@ -177,7 +179,11 @@ def settle(root: Path) -> None:
         (root / "etc" / name).write_text(master + lines)
     for name, text in ETC.items():
         (root / "etc" / name).write_text(text)
-    trusted = sorted((root / "usr" / "share" / "ca-certificates").rglob("*.crt"))
+    authorities = root / "usr" / "share" / "ca-certificates"
+    trusted = sorted(authorities.rglob("*.crt"))
+    # Without the list, the package's trigger would empty the folder.
+    listed = "".join(f"{path.relative_to(authorities)}\n" for path in trusted)
+    (root / "etc" / "ca-certificates.conf").write_text(listed)
     (root / "etc" / "ssl" / "certs").mkdir(parents=True, exist_ok=True)
     (root / "etc/ssl/certs/ca-certificates.crt").write_text("".join(path.read_text() for path in trusted))
     (root / "usr" / "bin" / "awk").symlink_to("mawk")

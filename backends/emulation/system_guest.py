@@ -27,6 +27,7 @@ mkdir -p /dev/shm /dev/pts
 mount -t tmpfs -o size=64M shm /dev/shm
 mount -t devpts pts /dev/pts
 ln -sf /proc/self/fd /dev/fd
+for each in 0:stdin 1:stdout 2:stderr; do ln -sf "/proc/self/fd/${each%:*}" "/dev/${each#*:}"; done
 hostname board
 ip link set lo up 2>/dev/null || ifconfig lo up
 exec 3>"$(echo /dev/vport*p3)" 4>"$(echo /dev/vport*p1)" 5>"$(echo /dev/vport*p2)"

@@ -100,7 +100,16 @@ def write_disk(root: Path, target: Path, free_bytes: int) -> None:
         content += 4096 * len(folders)
     mebibytes = (content * 21 // 20 + free_bytes + inodes * 512 >> 20) + 8
     options = ("-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-E", "root_owner=0:0")
-    command = ["mke2fs", *options, "-N", str(inodes + 4096), "-d", str(root), str(target), f"{mebibytes}M"]
+    command = [
+        "mke2fs",
+        *options,
+        "-N",
+        str(inodes + 4096 + free_bytes // 16384),
+        "-d",
+        str(root),
+        str(target),
+        f"{mebibytes}M",
+    ]
     environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:{_DISK_PATHS}", "LC_ALL": "C"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
