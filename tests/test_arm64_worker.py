@@ -216,7 +216,7 @@ def bare_worker() -> Iterator[subprocess.Popen]:
     assert process.stdout.read(len(GREETING) + 1) == GREETING + b"\n"
     yield process
     process.stdin.close()
-    assert process.wait(10) is not None
+    assert process.wait(300) is not None
     process.stdout.close()
 
 
@@ -228,7 +228,7 @@ def test_a_garbled_request_ends_the_worker_with_a_sentence(bare_worker: subproce
         "error": "the worker could not read a request: a frame began with b'GET ': something else writes into the "
         "connection.",
     }
-    assert bare_worker.wait(10) == 1
+    assert bare_worker.wait(300) == 1
 
 
 @pytest.mark.parametrize(
