@@ -41,6 +41,14 @@ inline __m512i dot(__m512i sum, __m512i weights, __m512i codes) {
 #endif
 }
 
+// What to prefetch into the second-level cache while the line at `bytes` is read, once every two lines. The processor
+// does not look past the end of a 4096-byte page by itself. Measured on Zen 4, from memory: the even line of a pair 6 to
+// 12 KiB ahead saves a tenth to a fifth of the time; the odd one, both, or a prefetch into the first level costs as much
+// or more. An address past the end of the weights does no harm.
+inline const char* lines_ahead(const void* bytes) {
+  return reinterpret_cast<const char*>((reinterpret_cast<uintptr_t>(bytes) + 8192) & ~uintptr_t{127});
+}
+
 // Four vectors -> 128-bit lanes that sum to [sum of v0, of v1, of v2, of v3].
 inline __m512i reduce_pairs(__m512i v0, __m512i v1, __m512i v2, __m512i v3) {
   const __m512i v01 = _mm512_add_epi32(_mm512_unpacklo_epi32(v0, v1), _mm512_unpackhi_epi32(v0, v1));

@@ -1,7 +1,7 @@
 // Ternary products of the avx512vnni variant, two bits and base 3.
 //
 // Few tokens: packed rows are read one after the other, as one stream of 64-byte lines, and each accumulator is summed
-// across its lanes at the end of a row. Rows side by side, or prefetches by hand, read memory at half the speed.
+// across its lanes at the end of a row. Rows side by side read memory at half the speed.
 // Many tokens: strips of 16 packed rows are transposed so that a lane is a row.
 
 #include "avx512vnni.h"
@@ -92,7 +92,9 @@ inline void row_lanes(const Layout& layout, const uint8_t* packed, int64_t colum
   __m512i acc[5], second[5], field[Layout::kPlanes];
   for (int p = 0; p < 5; ++p) acc[p] = second[p] = _mm512_setzero_si512();
   int64_t k = 0;
+  const char* ahead = lines_ahead(packed);
   for (; k + 128 <= columns; k += 128) {
+    _mm_prefetch(ahead + k, _MM_HINT_T1);
     layout.split(load(packed + k), field);
     for (int p = 0; p < Layout::kPlanes; ++p) acc[p] = dot(acc[p], field[p], _mm512_load_si512(codes + k));
     layout.split(load(packed + k + 64), field);

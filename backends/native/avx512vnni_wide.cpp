@@ -105,7 +105,9 @@ inline __m512i int4_row(const Tokens& tokens, const Matrix& matrix, int64_t row,
   const uint8_t *bytes = matrix.packed + row * groups * kHalfGroup, *multiplier = matrix.multiplier + row * groups;
   __m512i acc = _mm512_setzero_si512(), even, odd;
   int64_t g = 0;
+  const char* ahead = lines_ahead(bytes);
   for (; g + 4 <= groups; g += 4) {
+    if ((g & 4) == 0) _mm_prefetch(ahead + g * kHalfGroup, _MM_HINT_T1);
     even_and_odd(codes + g * kGroup, 4, &even, &odd);
     const __m512i block = load(bytes + g * kHalfGroup);
     acc = _mm512_add_epi32(acc, int4_block(block, spread_multipliers(multiplier + g, 4), even, odd));

@@ -64,6 +64,7 @@ enum Slot {
   kReleaseStatus = 93,
   kReleaseShapeInfo = 99,
   kReleaseCustomOpDomain = 101,
+  kGetConstantInput = 249,
   kGetInputTypeShape = 268,
   kGetShapeAttribute = 269,
   kSetOutputTypeShape = 270,

@@ -7,29 +7,13 @@
 #include <new>
 
 #include "operators.h"
-#include "ort_abi.h"
+#include "ort_values.h"
 
 namespace {
 
 using namespace microvlm;
 
-constexpr int kInvalidArgument = 2, kRuntimeException = 6;  // OrtErrorCode
-
-Status fail(const OrtApi* api, int code, const char* message) { return call<kCreateStatus>(api, code, message); }
-
-struct Shape {
-  int64_t dimension[kMostDimensions] = {};
-  size_t rank = 0;
-
-  int64_t last() const { return rank == 0 ? 0 : dimension[rank - 1]; }
-  int64_t first() const { return rank == 0 ? 0 : dimension[0]; }
-  // Product of the first `count` dimensions.
-  int64_t lead(size_t count) const {
-    int64_t product = 1;
-    for (size_t i = 0; i < count; ++i) product *= dimension[i];
-    return product;
-  }
-};
+constexpr size_t kMostWeights = 3;  // inputs after x or the ids
 
 // A row of op_table.py.
 struct Op : OrtCustomOp {
@@ -44,42 +28,22 @@ struct Op : OrtCustomOp {
   size_t inputs() const { return has_multiplier ? 4 : 3; }
 };
 
+struct Operands {
+  const uint8_t *packed = nullptr, *multiplier = nullptr;
+  const float* scale = nullptr;
+  int64_t packed_rows = 0, packed_columns = 0, multiplier_rows = 0, multiplier_columns = 0, scales = 0;
+};
+
 struct Kernel {
   const OrtApi* api;
   const Op* op;
   const Kernels* kernels;
   int64_t attribute;
+  // Weights that are initializers are looked up once. At each call that would be a dozen of ONNX Runtime's objects, all
+  // out of the cache again by the time a model comes back to this node.
+  bool has_weights;
+  Operands weights;
 };
-
-Status read_shape(const OrtApi* api, void* info, Shape* shape) {
-  Status status = call<kGetDimensionCount>(api, static_cast<const void*>(info), &shape->rank);
-  if (status == nullptr && shape->rank > kMostDimensions) status = fail(api, kInvalidArgument, "too many dimensions");
-  if (status == nullptr)
-    status = call<kGetDimensions>(api, static_cast<const void*>(info), shape->dimension, shape->rank);
-  return status;
-}
-
-template <class T>
-Status read_input(const OrtApi* api, void* context, size_t index, const T** data, Shape* shape) {
-  const void* value = nullptr;
-  void *info = nullptr, *bytes = nullptr;
-  Status status = call<kGetInput>(api, static_cast<const void*>(context), index, &value);
-  if (status == nullptr) status = call<kGetShapeInfo>(api, value, &info);
-  if (status == nullptr) status = read_shape(api, info, shape);
-  call<kReleaseShapeInfo, void>(api, info);
-  if (status == nullptr) status = call<kGetTensorMutableData>(api, const_cast<void*>(value), &bytes);
-  *data = static_cast<const T*>(bytes);
-  return status;
-}
-
-Status make_output(const OrtApi* api, void* context, const Shape& shape, float** data) {
-  void *value = nullptr, *bytes = nullptr;
-  Status status =
-      call<kGetOutput>(api, context, size_t{0}, static_cast<const int64_t*>(shape.dimension), shape.rank, &value);
-  if (status == nullptr) status = call<kGetTensorMutableData>(api, value, &bytes);
-  *data = static_cast<float*>(bytes);
-  return status;
-}
 
 // The interface does not tell how many threads a session has: enough tasks for eight to share evenly.
 constexpr int64_t kSessionTasks = 16;
@@ -98,79 +62,91 @@ void run_in_session(void* handle, void (*task)(void*, size_t), size_t tasks, voi
   for (size_t i = 0; i < tasks; ++i) task(state, i);
 }
 
-struct Operands {
-  Shape first_shape, packed_shape, multiplier_shape, scale_shape;
-  const uint8_t *packed = nullptr, *multiplier = nullptr;
-  const float* scale = nullptr;
-};
-
-Status read_weights(const Kernel& kernel, void* context, Operands* operands) {
-  size_t index = 1;
-  Status status = read_input(kernel.api, context, index++, &operands->packed, &operands->packed_shape);
-  if (status == nullptr && kernel.op->has_multiplier) {
-    status = read_input(kernel.api, context, index++, &operands->multiplier, &operands->multiplier_shape);
+// values: those of inputs 1, 2 and, where there is a multiplier, 3.
+Status read_weights(const OrtApi* api, const Op& op, const void* const* values, Operands* operands) {
+  Shape packed, multiplier, scale;
+  Status status = read_value(api, *values++, &operands->packed, &packed);
+  if (status == nullptr && op.has_multiplier) status = read_value(api, *values++, &operands->multiplier, &multiplier);
+  if (status == nullptr) status = read_value(api, *values, &operands->scale, &scale);
+  if (status == nullptr && (packed.rank != 2 || scale.rank != 1)) {
+    status = fail(api, kInvalidArgument, "packed is no matrix or scale no vector");
   }
-  if (status == nullptr) status = read_input(kernel.api, context, index, &operands->scale, &operands->scale_shape);
-  if (status == nullptr && (operands->packed_shape.rank != 2 || operands->scale_shape.rank != 1)) {
-    status = fail(kernel.api, kInvalidArgument, "packed is no matrix or scale no vector");
+  if (status == nullptr && op.has_multiplier && multiplier.rank != 2) {
+    status = fail(api, kInvalidArgument, "multiplier is no matrix");
   }
-  if (status == nullptr && kernel.op->has_multiplier && operands->multiplier_shape.rank != 2) {
-    status = fail(kernel.api, kInvalidArgument, "multiplier is no matrix");
-  }
+  operands->packed_rows = packed.first();
+  operands->packed_columns = packed.last();
+  operands->multiplier_rows = multiplier.first();
+  operands->multiplier_columns = multiplier.last();
+  operands->scales = scale.first();
   return status;
+}
+
+// The weights of a call: those of the kernel, or inputs that the graph computes.
+Status find_weights(const Kernel& kernel, void* context, Operands* operands) {
+  if (kernel.has_weights) {
+    *operands = kernel.weights;
+    return nullptr;
+  }
+  const void* values[kMostWeights] = {};
+  for (size_t i = 1; i < kernel.op->inputs(); ++i) {
+    Status status = get_input(kernel.api, context, i, &values[i - 1]);
+    if (status != nullptr) return status;
+  }
+  return read_weights(kernel.api, *kernel.op, values, operands);
 }
 
 Status multiply_node(const Kernel& kernel, void* context) {
   const float* x = nullptr;
+  Shape shape;
   Operands in;
-  Status status = read_input(kernel.api, context, 0, &x, &in.first_shape);
-  if (status == nullptr) status = read_weights(kernel, context, &in);
+  Status status = read_input(kernel.api, context, 0, &x, &shape);
+  if (status == nullptr) status = find_weights(kernel, context, &in);
   if (status != nullptr) return status;
-  if (in.first_shape.rank == 0) return fail(kernel.api, kInvalidArgument, "x is a scalar");
-  const int64_t columns = in.first_shape.last(), packed_rows = in.packed_shape.first();
-  const int64_t rows = kernel.op->attribute != nullptr ? kernel.attribute : packed_rows;
+  if (shape.rank == 0) return fail(kernel.api, kInvalidArgument, "x is a scalar");
+  const int64_t columns = shape.last();
+  const int64_t rows = kernel.op->attribute != nullptr ? kernel.attribute : in.packed_rows;
   const char* problem =
-      product_problem(kernel.op->product, packed_rows, in.packed_shape.last(), rows, columns, in.scale_shape.first());
+      product_problem(kernel.op->product, in.packed_rows, in.packed_columns, rows, columns, in.scales);
   if (problem == nullptr && in.multiplier != nullptr &&
-      (in.multiplier_shape.first() != rows || in.multiplier_shape.last() != (columns + kGroup - 1) / kGroup)) {
+      (in.multiplier_rows != rows || in.multiplier_columns != (columns + kGroup - 1) / kGroup)) {
     problem = "multiplier does not fit packed";
   }
   if (problem != nullptr) return fail(kernel.api, kInvalidArgument, problem);
 
-  const int64_t tokens = in.first_shape.lead(in.first_shape.rank - 1);
-  Shape y_shape = in.first_shape;
-  y_shape.dimension[y_shape.rank - 1] = rows;
+  const int64_t tokens = shape.lead(shape.rank - 1);
+  shape.dimension[shape.rank - 1] = rows;
   float* y = nullptr;
-  status = make_output(kernel.api, context, y_shape, &y);
+  status = make_output(kernel.api, context, shape, &y);
   if (status != nullptr) return status;
   Threads threads = {kernel.api, context};
-  const Matrix matrix = {in.packed, in.multiplier, rows, packed_rows, columns};
-  const bool done = multiply(*kernel.kernels, kernel.op->product, matrix, in.scale, in.scale_shape.first() == 1, x,
-                             tokens, y, Pool{run_in_session, &threads, kSessionTasks});
+  const Matrix matrix = {in.packed, in.multiplier, rows, in.packed_rows, columns};
+  const bool done = multiply(*kernel.kernels, kernel.op->product, matrix, in.scale, in.scales == 1, x, tokens, y,
+                             Pool{run_in_session, &threads, kSessionTasks});
   return done ? nullptr : fail(kernel.api, kRuntimeException, "not enough memory for the codes of x");
 }
 
 Status gather_node(const Kernel& kernel, void* context) {
   const int64_t* ids = nullptr;
+  Shape shape;
   Operands in;
-  Status status = read_input(kernel.api, context, 0, &ids, &in.first_shape);
-  if (status == nullptr) status = read_weights(kernel, context, &in);
+  Status status = read_input(kernel.api, context, 0, &ids, &shape);
+  if (status == nullptr) status = find_weights(kernel, context, &in);
   if (status != nullptr) return status;
-  const int64_t vocabulary = in.packed_shape.first(), row_bytes = in.packed_shape.last();
+  const int64_t vocabulary = in.packed_rows, row_bytes = in.packed_columns;
   const int64_t columns = kernel.op->has_multiplier ? kernel.attribute : row_bytes;
   const int64_t groups = (columns + kGroup - 1) / kGroup;
   const bool fits =
-      in.scale_shape.first() == vocabulary &&
-      (in.multiplier == nullptr || (row_bytes == groups * kGroup / 2 && in.multiplier_shape.first() == vocabulary &&
-                                    in.multiplier_shape.last() == groups));
-  if (!fits || in.first_shape.rank == kMostDimensions) {
+      in.scales == vocabulary &&
+      (in.multiplier == nullptr || (row_bytes == groups * kGroup / 2 && in.multiplier_rows == vocabulary &&
+                                    in.multiplier_columns == groups));
+  if (!fits || shape.rank == kMostDimensions) {
     return fail(kernel.api, kInvalidArgument, "the table's operands do not fit each other");
   }
-  const int64_t count = in.first_shape.lead(in.first_shape.rank);
-  Shape y_shape = in.first_shape;
-  y_shape.dimension[y_shape.rank++] = columns;
+  const int64_t count = shape.lead(shape.rank);
+  shape.dimension[shape.rank++] = columns;
   float* y = nullptr;
-  status = make_output(kernel.api, context, y_shape, &y);
+  status = make_output(kernel.api, context, shape, &y);
   if (status != nullptr) return status;
   for (int64_t i = 0; i < count; ++i, y += columns) {
     const int64_t id = ids[i] < 0 ? ids[i] + vocabulary : ids[i];
@@ -200,9 +176,20 @@ Status create_kernel(const OrtCustomOp* op, const OrtApi* api, const void* info,
     Status status = call<kGetAttributeInt64>(api, info, self->attribute, &attribute);
     if (status != nullptr) return status;
   }
+  Operands weights;
+  int are_constant = 1;
+  const void* values[kMostWeights] = {};
+  for (size_t i = 1; i < self->inputs() && are_constant != 0; ++i) {
+    Status status = call<kGetConstantInput>(api, info, i, &are_constant, &values[i - 1]);
+    if (status != nullptr) return status;
+  }
+  if (are_constant != 0) {
+    Status status = read_weights(api, *self, values, &weights);
+    if (status != nullptr) return status;
+  }
   void* memory = std::malloc(sizeof(Kernel));
   if (memory == nullptr) return fail(api, kRuntimeException, "not enough memory");
-  *kernel = new (memory) Kernel{api, self, kernels, attribute};
+  *kernel = new (memory) Kernel{api, self, kernels, attribute, are_constant != 0, weights};
   return nullptr;
 }
 
