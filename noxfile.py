@@ -22,6 +22,8 @@ TEST_TOOLS = (
     *EMULATOR,
     "qemu-aarch64=qemu-user",
     "llvm-mca=llvm",
+    "/usr/sbin/sshd=openssh-server",
+    "ssh=openssh-client",
 )
 WHEEL_TOOLS = ("build", "ziglang", "auditwheel")
 REQUIRE_NATIVE = {"MICROVLM_BUILD_NATIVE": "1"}

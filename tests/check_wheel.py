@@ -19,6 +19,7 @@ WANTED = (
     "microvlm/backends/ort.py",
     "microvlm/backends/native/__init__.py",
     "microvlm/backends/emulation/__init__.py",
+    "microvlm/backends/arm64/worker.py",
     "microvlm/bench/cli.py",
     "microvlm/training/recipes/nano.json",
     "microvlm/training/data/test_emoji.txt",
