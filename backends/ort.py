@@ -155,7 +155,7 @@ class OrtRuntime:
         return MemoryArrays(*(part.numpy() for part in self._run("memory_forget", (key, code, *state))))
 
     def memory_read(self, key: np.ndarray, code: np.ndarray, state: MemoryArrays) -> MemoryReading:
-        recalled, scope, residual, *slot = self._run("memory_read", (key, code, state.mean))
+        recalled, scope, residual, *slot = self._run("memory_read", (key, code, *state))
         return MemoryReading(recalled.numpy(), scope.numpy(), residual.numpy(), slot)
 
     def hold_memory(self, state: MemoryArrays) -> OrtMemory:

@@ -8,12 +8,12 @@ from typing import Any
 
 from microvlm.backends import load
 from microvlm.bench.device import describe_model, provenance
-from microvlm.bench.evalset_reader import load_evalset
 from microvlm.bench.harness import Progress
 from microvlm.bench.memory_costs import latencies, measured_shares, predicted
 from microvlm.bench.memory_deck import NAMES, deal
 from microvlm.bench.memory_scores import Encoded, edit, forget, gate, recall_curve, sequential
 from microvlm.bench.memory_subject import Subject
+from microvlm.bench.memoryset_reader import load_memoryset
 from microvlm.config import preset
 from microvlm.errors import UserError
 from microvlm.processor import Processor
@@ -53,7 +53,7 @@ def run(options: Options, progress: Progress = lambda _: None) -> dict[str, Any]
     subject = Subject(runtime, Processor.from_pretrained(runtime.directory))
     progress("encoding the facts")
     most = 1 if options.costs else options.facts or 4 * subject.slots
-    encoded = Encoded(subject, deal(load_evalset(), most, options.seed))
+    encoded = Encoded(subject, deal(load_memoryset(), most, options.seed))
     scored = {} if options.costs else score(subject, encoded, options, progress)
     progress("timing")
     latency_ms = latencies(subject, encoded, options.repeats)

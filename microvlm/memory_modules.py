@@ -80,19 +80,26 @@ class MemoryProjection(nn.Module):
 
 
 class ScopeDetector(nn.Module):
-    """ScopeNet: query code and read code [B, C] -> (probability that the read answers the query [B], residual [B]).
+    """ScopeNet: does the read answer the query?
 
-    The residual |z_r - z_q| is a score of its own that costs nothing.
+    query and read code [B, C], posterior variance of the key [B] -> (probability [B], residual [B]). Beside the codes
+    it sees where they agree, the length of the read, and how well the memory knows the key: what no linear layer makes
+    of the codes. The residual |z_r - z_q| is a score of its own that costs nothing.
     """
 
     def __init__(self, config: MicroVLMConfig, linear: LinearFactory):
         super().__init__()
         width = config.memory.code_size
-        self.fc1 = linear(2 * width + 1, 64, True)
+        self.gain = width**0.5
+        self.fc1 = linear(3 * width + 3, 64, True)
         self.fc2 = linear(64, 1, True)
 
-    def forward(self, query: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, query: Tensor, read: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         residual = (read - query).square().sum(-1, keepdim=True).add(1e-12).sqrt()
-        features = torch.cat([query, read, residual], -1)
+        length = read.square().sum(-1, keepdim=True).add(1e-12).sqrt()
+        # Numbers of a unit vector are small: all features are brought to the same size.
+        query, read = self.gain * query, self.gain * read
+        known = variance.unsqueeze(-1).clamp(min=1e-6).log()
+        features = torch.cat([query, read, query * read, 4 * residual, 4 * length, known], -1)
         logit = self.fc2(F.gelu(self.fc1(features)))
         return torch.sigmoid(logit).squeeze(-1), residual.squeeze(-1)

@@ -112,7 +112,7 @@ def remember(
     with torch.autocast("cpu", enabled=False):
         state = _write(module, key, value, batch)
         own = torch.from_numpy(batch.group).to(key.device)
-        reading, scope, _, slot = module.memory_read(asked, query, state.mean[own])
+        reading, scope, _, slot = module.memory_read(asked, query, *(part[own] for part in state))
         known = torch.from_numpy(batch.written).to(key.device)
         keyed = _same_key_loss(asked, key, batch)
         separated = _reading_loss(reading[known], value, batch)

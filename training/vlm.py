@@ -252,13 +252,14 @@ class VLMTask:
         embeds, mask, labels = self._embed(module, samples, prefixes)
         count = max(1, round(len(samples) * DISTRACTOR_SHARE))
         rows = torch.from_numpy(rng.permutation(len(samples))[:count].copy()).to(embeds.device)
-        means = torch.cat([state.mean.detach()[_some(rng, len(state.mean), count)] for state in states])
-        other = torch.from_numpy(rng.permutation(len(means))[:count].copy()).to(embeds.device)
+        drawn = [(state, _some(rng, len(state.mean), count)) for state in states]
+        kept = torch.from_numpy(rng.permutation(len(states) * count)[:count].copy())
+        others = (torch.cat([s[n].detach()[some] for s, some in drawn])[kept] for n in range(2))
         # The query is the whole prompt, as at inference; its last token already has the answer's first as its label.
         query = mask[rows] * (labels[rows] != IGNORED).cumsum(1).le(1)
         code, key = module.memory_encode(embeds[rows].detach(), query)
         with torch.autocast("cpu", enabled=False):
-            _, scope, _, slot = module.memory_read(key.float(), code.float(), means[other])
+            _, scope, _, slot = module.memory_read(key.float(), code.float(), *others)
         seen = torch.zeros(len(samples), dtype=torch.long, device=embeds.device).index_fill(0, rows, 1)
         full = [(_scatter(k, rows, len(samples)), _scatter(v, rows, len(samples))) for k, v in slot]
         return self._cross_entropy(module, embeds, mask, labels, full, seen), _bce(scope, 0.0)
@@ -285,7 +286,7 @@ class VLMTask:
             for step in range(length):
                 key = keys[step].expand(len(names), -1)
                 state = MemoryState(*module.memory_write(key, codes[shown[:, step]], *state))
-            _, scope, _, slot = module.memory_read(keys[asked], query_codes[asked], state.mean)
+            _, scope, _, slot = module.memory_read(keys[asked], query_codes[asked], *state)
         answers = [names[row[step]] for row, step in zip(shown, asked, strict=True)]
         samples = [(ordinal_question(int(step)), name) for step, name in zip(asked, answers, strict=True)]
         embeds, mask, labels = self._embed(module, samples, None)
