@@ -59,13 +59,15 @@ class MemoryProjection(nn.Module):
     def __init__(self, config: MicroVLMConfig, linear: LinearFactory):
         super().__init__()
         self.text = config.text
+        # The numbers of a unit vector are small; at size 1 W_M learns as fast as any other layer.
+        self.gain = config.memory.code_size**0.5
         self.linear = cast(nn.Linear, linear(config.memory.code_size, config.memory_kv_outputs, True))
 
     def initialise_from(self, layers: nn.ModuleList) -> None:
         """Step 0 is the base model: K starts at k_proj's bias (Qwen2's are large), V at 0, the code's part small."""
         width = self.text.kv_width
         with torch.no_grad():
-            self.linear.weight.normal_(std=1e-2)
+            self.linear.weight.normal_(std=1e-2 / self.gain)
             bias = self.linear.bias.view(self.text.num_hidden_layers, 2, width)
             bias.zero_()
             for row, layer in zip(bias, cast(Iterable[DecoderLayer], layers), strict=True):
@@ -74,7 +76,7 @@ class MemoryProjection(nn.Module):
 
     def forward(self, code: Tensor) -> Cache:
         text = self.text
-        flat = self.linear(code)
+        flat = self.linear(self.gain * code)
         slots = flat.view(-1, text.num_hidden_layers, 2, text.num_key_value_heads, 1, text.head_dim)
         return [(slots[:, layer, 0], slots[:, layer, 1]) for layer in range(text.num_hidden_layers)]
 

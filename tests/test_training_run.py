@@ -57,7 +57,7 @@ def test_a_run_logs_every_loss_and_ships_packed_weights(finished):
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert {"answers", "episodes", "scope", "named", "guided", "shown"} <= set(rows[0])
     last = json.loads((finished / "ternary" / "log.jsonl").read_text().splitlines()[-1])
-    assert {"facts", "keys", "reading", "gate", "nearest"} <= set(last)
+    assert {"facts", "keys", "spread", "reading", "gate", "nearest"} <= set(last)
     assert "decoder.layers.0.mlp.up_proj.packed" in tensors(finished / "checkpoint")
     assert json.loads((finished / "checkpoint" / "training.json").read_text())["recipe"]["name"] == "tiny"
 

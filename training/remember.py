@@ -1,8 +1,9 @@
 """Facts to remember, as part of a `vlm` batch: written once, asked for with another view and other words.
 
 Keys are taught to be one for all views and wordings of a fact's question and to differ from every other's (InfoNCE,
-van den Oord et al. 2018, arXiv 1807.03748); values, W_M and the decoder by cross-entropy on the answer, read through
-memories of several sizes; the scope detector on what was and what was not written.
+van den Oord et al. 2018, arXiv 1807.03748), and to spread over all slots (their frame potential, Benedetto & Fickus
+2003: a read errs by the small singular values of the keys); values, W_M and the decoder by cross-entropy on the
+answer, read through memories of several sizes; the scope detector on what was and what was not written.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ GROUP_COUNTS = (1, 1, 2, 4, 8)
 UNWRITTEN_SHARE = 0.2
 TEXT_SHARE = 0.15
 """Share of the facts that have no picture."""
-KEY_WEIGHT, READING_WEIGHT = 0.5, 0.3
+KEY_WEIGHT, SPREAD_WEIGHT, READING_WEIGHT = 0.5, 3.0, 0.3
 KEY_TEMPERATURE, READING_TEMPERATURE = 0.07, 0.1
 
 Embed = Callable[[MicroVLM, list[tuple[str, str]], Tensor | None], tuple[Tensor, Tensor, Tensor]]
@@ -115,6 +116,7 @@ def remember(
         reading, scope, _, slot = module.memory_read(asked, query, *(part[own] for part in state))
         known = torch.from_numpy(batch.written).to(key.device)
         keyed = _same_key_loss(asked, key, batch)
+        spread = _frame_potential(key)
         separated = _reading_loss(reading[known], value, batch)
     said: Tensor = key.new_zeros(())
     begin = 0
@@ -127,8 +129,7 @@ def remember(
         own_slot = [(k[part], v[part]) for k, v in slot]
         answered = cross_entropy(module, embeds, mask, labels, own_slot, known[part].long())
         said = said + answered * (len(facts) / len(batch.facts))
-    target = known.float()
-    gate = F.binary_cross_entropy(scope.float().clamp(1e-6, 1 - 1e-6), target)
+    gate = 0.5 * (binary_loss(scope[known], 1.0) + binary_loss(scope[~known], 0.0))
     nearest = (F.normalize(asked, dim=-1) @ F.normalize(key, dim=-1).T).argmax(1).cpu().numpy()
     metrics = {
         "facts": said.item(),
@@ -136,9 +137,11 @@ def remember(
         "reading": separated.item(),
         "gate": gate.item(),
         "nearest": float(np.mean(nearest == np.arange(len(nearest)))),
-        "gate_right": ((scope > 0.5) == known).float().mean().item(),
+        "spread": spread.item(),
+        "opened": (scope[known] >= 0.5).float().mean().item(),
+        "closed": (scope[~known] < 0.5).float().mean().item(),
     }
-    loss = said + KEY_WEIGHT * keyed + READING_WEIGHT * separated
+    loss = said + KEY_WEIGHT * keyed + SPREAD_WEIGHT * spread + READING_WEIGHT * separated
     return Remembered(loss, gate, state, metrics)
 
 
@@ -170,6 +173,21 @@ def _same_key_loss(asked: Tensor, told: Tensor, batch: FactBatch) -> Tensor:
     scores = scores.masked_fill(torch.from_numpy(same).to(scores.device), float("-inf"))
     wanted = torch.arange(len(names), device=scores.device)
     return 0.5 * (F.cross_entropy(scores, wanted) + F.cross_entropy(scores.T, wanted))
+
+
+def _frame_potential(keys: Tensor) -> Tensor:
+    """Mean squared cosine of two different keys, [F, K]: 1 / K where they are spread evenly."""
+    cosines = F.normalize(keys, dim=-1) @ F.normalize(keys, dim=-1).T
+    count = len(keys)
+    return (cosines.square().sum() - count) / (count * (count - 1))
+
+
+def binary_loss(probability: Tensor, target: float) -> Tensor:
+    """Mean cross-entropy of probabilities [n] from one target, 0 or 1; 0 for none."""
+    if not len(probability):
+        return probability.new_zeros(())
+    probability = probability.float().clamp(1e-6, 1 - 1e-6)
+    return -(probability.log() if target else (1 - probability).log()).mean()
 
 
 def _reading_loss(reading: Tensor, values: Tensor, batch: FactBatch) -> Tensor:

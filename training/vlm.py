@@ -27,7 +27,7 @@ from microvlm.training.data.scenes import KINDS, Question, Scene, read_scene_obj
 from microvlm.training.data.views import augment_emoji
 from microvlm.training.distill import DrawingSampler
 from microvlm.training.guidance import ANSWER_LAYER, WORD_LAYER, AttentionTap, Lookups
-from microvlm.training.remember import FactDealer, remember
+from microvlm.training.remember import FactDealer, binary_loss, remember
 from microvlm.training.texts import CAPTION_PROMPTS, IGNORED, TextRows
 from microvlm.vision import normalise
 
@@ -262,7 +262,7 @@ class VLMTask:
             _, scope, _, slot = module.memory_read(key.float(), code.float(), *others)
         seen = torch.zeros(len(samples), dtype=torch.long, device=embeds.device).index_fill(0, rows, 1)
         full = [(_scatter(k, rows, len(samples)), _scatter(v, rows, len(samples))) for k, v in slot]
-        return self._cross_entropy(module, embeds, mask, labels, full, seen), _bce(scope, 0.0)
+        return self._cross_entropy(module, embeds, mask, labels, full, seen), binary_loss(scope, 0.0)
 
     def _episodes(
         self, module: MicroVLM, prefixes: Tensor, names: list[str], rng: np.random.Generator
@@ -291,7 +291,7 @@ class VLMTask:
         samples = [(ordinal_question(int(step)), name) for step, name in zip(asked, answers, strict=True)]
         embeds, mask, labels = self._embed(module, samples, None)
         loss = self._cross_entropy(module, embeds, mask, labels, slot, None)
-        return Episodes(loss, _bce(scope, 1.0), state)
+        return Episodes(loss, binary_loss(scope, 1.0), state)
 
 
 def _some(rng: np.random.Generator, count: int, wanted: int) -> Tensor:
@@ -302,8 +302,3 @@ def _some(rng: np.random.Generator, count: int, wanted: int) -> Tensor:
 def _scatter(part: Tensor, rows: Tensor, count: int) -> Tensor:
     """[r, heads, 1, D] at `rows` of a zero [count, heads, 1, D]."""
     return part.new_zeros(count, *part.shape[1:]).index_copy(0, rows, part)
-
-
-def _bce(probability: Tensor, target: float) -> Tensor:
-    probability = probability.float().clamp(1e-6, 1 - 1e-6)
-    return -(probability.log() if target else (1 - probability).log()).mean()
