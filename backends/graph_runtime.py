@@ -82,7 +82,7 @@ class GraphRuntime:
         return MemoryArrays(*map(self._state_array, self._run("memory_forget", (key, code, *state))))
 
     def memory_read(self, key: np.ndarray, code: np.ndarray, state: MemoryArrays) -> MemoryReading:
-        recalled, scope, residual, *slot = self._run("memory_read", (key, code, state.mean))
+        recalled, scope, residual, *slot = self._run("memory_read", (key, code, *state))
         return MemoryReading(recalled.numpy(), scope.numpy(), residual.numpy(), slot)
 
     def _run(self, graph: str, inputs: Sequence[Any]) -> list[Any]:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from microvlm.lowering import WeightFormat
 
 MANIFEST = "manifest.json"
-NEWEST_FORMAT = 1
+FORMAT = 2
+"""Of a bundle: since 2, `memory_read` takes the covariance too."""
 HASH_BELOW_BYTES = 64_000_000
 """Bundles smaller than this have every hash checked when loaded; of larger ones only the small files, or on request."""
 SMALL_FILE_BYTES = 4_000_000
@@ -81,7 +82,7 @@ def resolve_bundle(
         raise UserError(f"{checkpoint} is neither a bundle ({MANIFEST}) nor a checkpoint ({WEIGHTS}).")
     version = importlib.metadata.version("microvlm")
     widths = f"{bits:g}bit-{packing}-e{embedding_bits}"
-    name = f"{checkpoint.name}-{_content_hash(checkpoint)}-{version}-{widths}"
+    name = f"{checkpoint.name}-{_content_hash(checkpoint)}-{version}-f{FORMAT}-{widths}"
     bundle = cache_directory() / "bundles" / name
     if not _is_intact(bundle):
         _export(checkpoint, bundle, WeightFormat(bits, packing, embedding_bits))
@@ -154,8 +155,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         raise UserError(f"{path} is damaged: copy or export the bundle again.") from None
     try:
-        if manifest["format"] > NEWEST_FORMAT:
+        if manifest["format"] > FORMAT:
             raise UserError(f"{path} was written by a newer microvlm; upgrade the package.")
+        if manifest["format"] < FORMAT:
+            raise UserError(f"{path} was written by an older microvlm; export the bundle again.")
         for name, entry in manifest["files"].items():
             if Path(name).is_absolute() or ".." in Path(name).parts:
                 raise ValueError(name)

@@ -34,11 +34,6 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     "--tune", type=int, help="Facts also trained into the decoder, to compare; 5 where torch is, 0 for none."
 )
 @click.option(
-    "--other-vendor",
-    metavar="DIR",
-    help="Drawings of the same objects as an evaluation set; the package's OpenMoji when left out.",
-)
-@click.option(
     "--plots",
     type=click.Path(file_okay=False, path_type=Path),
     help="Draw recall, addressing, slot use and ROC as SVG into this folder.",
@@ -56,7 +51,6 @@ def memory(
     seed: int,
     costs: bool,
     tune: int | None,
-    other_vendor: str | None,
     plots: Path | None,
     as_json: bool,
     markdown: Path | None,
@@ -78,7 +72,6 @@ def memory(
         seed=seed,
         costs=costs,
         tune=tune,
-        other_vendor=other_vendor,
     )
     names = [name.strip() for part in backends for name in part.split(",") if name.strip()]
     document = run_each(models or ("nano",), list(dict.fromkeys(names)), options, progress=note)

@@ -1,4 +1,4 @@
-"""Facts to remember, made of the evaluation set: an object in a picture, a question about it, and a person's name.
+"""Facts to remember about objects that no training saw: a picture, a question about it, and a person's name.
 
 Every fact is asked for with another view of its object than it was written with. Knows no model.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from microvlm.bench.evalset_reader import EvalSet
+from microvlm.bench.memoryset_reader import MemorySet
 
 _NAMES = """
 anna ben clara david emma felix grace henry iris jack karen leo maria noah olive peter ruth sam tina victor adam bella
@@ -30,27 +30,35 @@ class Fact:
     """Pixels are uint8 [S, S, 3]."""
 
     object: int
-    """Which drawing; two facts of one object differ in their question."""
+    """Which object; two facts of one object differ in their question."""
     question: str
     paraphrase: str
     name: str
     written: np.ndarray
     """The picture that is shown when the fact is told."""
     asked: np.ndarray
-    """Another view, shown when it is asked for."""
+    """Another view of the same drawing, shown when it is asked for."""
+    other: np.ndarray
+    """A view of another vendor's drawing of the object."""
 
 
-def deal(evalset: EvalSet, count: int, seed: int = 0) -> list[Fact]:
-    """`count` facts, or as many as the set has objects and questions; names and views are drawn with `seed`."""
+def deal(objects: MemorySet, count: int, seed: int = 0) -> list[Fact]:
+    """`count` facts, or as many as the set has objects and questions; all is drawn with `seed`.
+
+    The first facts are about different objects; half of those ask each question first.
+    """
     rng = np.random.default_rng(seed)
-    order = rng.permutation(len(evalset.images))
-    pictures = [evalset.pixels(evalset.images[index].file) for index in order]
+    order = rng.permutation(len(objects.objects))
+    shown = [objects.objects[index] for index in order]
+    pictures = [objects.pixels(one.file) for one in shown]
     facts: list[Fact] = []
-    for question, paraphrase in QUESTIONS:
+    for turn in range(len(QUESTIONS)):
         for number, picture in enumerate(pictures[: max(0, count - len(facts))]):
-            other = pictures[(number + 1) % len(pictures)]
+            question, paraphrase = QUESTIONS[(turn + number) % len(QUESTIONS)]
+            beside = pictures[(number + 1) % len(pictures)]
+            other = objects.pixels(shown[number].other)
             name = NAMES[int(rng.integers(len(NAMES)))]
-            views = another_view(picture, other, rng), another_view(picture, other, rng)
+            views = (another_view(drawing, beside, rng) for drawing in (picture, picture, other))
             facts.append(Fact(int(order[number]), question, paraphrase, name, *views))
     return facts
 

@@ -15,7 +15,6 @@ from microvlm.backends import get_backend, load
 from microvlm.backends.base import LoadedRuntime
 from microvlm.backends.resolve import MANIFEST, is_bundle
 from microvlm.bench.device import describe_model, kernels_of, provenance
-from microvlm.bench.evalset_reader import load_evalset
 from microvlm.bench.harness import Progress
 from microvlm.bench.memory_costs import bars, latency_ms, measured_shares, predicted, timings
 from microvlm.bench.memory_deck import NAMES, deal
@@ -23,7 +22,8 @@ from microvlm.bench.memory_drift import drift
 from microvlm.bench.memory_edit import edit
 from microvlm.bench.memory_scores import Encoded, addressing, forget, gate, recall_curve, sequential
 from microvlm.bench.memory_subject import Subject
-from microvlm.bench.memory_vendor import load_other_vendor, other_vendor
+from microvlm.bench.memory_vendor import other_vendor
+from microvlm.bench.memoryset_reader import load_memoryset
 from microvlm.config import preset
 from microvlm.errors import UserError
 from microvlm.processor import Processor
@@ -50,8 +50,6 @@ class Options:
     """Time and count only, which an untrained model is good enough for."""
     tune: int | None = None
     """Facts that are also trained into the decoder; None takes five where torch is installed, 0 none."""
-    other_vendor: str | None = None
-    """A folder with another vendor's drawings; OpenMoji's in the package when left out."""
 
     def __post_init__(self) -> None:
         for flag, value, least in (
@@ -125,19 +123,17 @@ def run(options: Options, progress: Progress = lambda _: None) -> dict[str, Any]
 
 def score(runtime: LoadedRuntime, options: Options, progress: Progress) -> dict[str, Any]:
     """Every table that is a share of right answers, the drift, and how the slots were used."""
-    evalset = load_evalset()
-    other = load_other_vendor(options.other_vendor, evalset)
     subject = Subject(runtime, Processor.from_pretrained(runtime.directory))
     slots = subject.slots
     progress("encoding the facts")
-    encoded = Encoded(subject, deal(evalset, options.facts or 4 * slots, options.seed))
+    encoded = Encoded(subject, deal(load_memoryset(), options.facts or 4 * slots, options.seed))
     count, objects = len(encoded.facts), len({fact.object for fact in encoded.facts})
     half = min(slots // 2, count)
     tables: dict[str, Any] = {"chance": 1 / len(NAMES)}
     progress("recall against the number of facts")
     tables["recall"] = recall_curve(subject, encoded, fact_counts(slots, count))
     progress("another vendor's drawings")
-    tables["other_vendor"] = other_vendor(subject, encoded, min(half, objects), evalset, other)
+    tables["other_vendor"] = other_vendor(subject, encoded, half)
     progress("one-shot edits and their neighbours")
     tables["edit"] = edit(subject, encoded, min(50, count), min(slots // 2, objects // 2))
     progress("forgetting")

@@ -82,7 +82,7 @@ def graphs(config: MicroVLMConfig) -> tuple[GraphSpec, ...]:
         GraphSpec(
             "memory_read",
             "memory_read",
-            (w, z, mean),
+            (w, z, mean, cov),
             (recalled, scope, residual, *_kv(config, "memory_kv", 1)),
         ),
         GraphSpec(

@@ -27,7 +27,7 @@ from microvlm.model import MicroVLM
 from microvlm.op_table import DOMAIN, DOMAIN_VERSION
 from microvlm.torch_runtime import fingerprint_of
 
-FORMAT = 1
+FORMAT = 2
 MINIMUM_ONNXRUNTIME = "1.25"
 GROUPS = ("ternary", "embedding", "vision", "other")
 

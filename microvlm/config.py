@@ -266,7 +266,8 @@ _PRESETS: dict[str, MicroVLMConfig] = {
             sub_norm=True,
             max_position_embeddings=512,
         ),
-        memory=MemoryConfig(slots=64, code_size=192),
+        # A ridge of a tenth of a key's square: the key of another view is never the very same.
+        memory=MemoryConfig(slots=64, code_size=192, observation_variance=0.1),
         quantization=QuantizationConfig(decoder_bits=1.58, vision_bits=8, embedding_bits=8),
         # The two leading tokens, and a 4 x 4 grid of places.
         prefix_tokens=18,

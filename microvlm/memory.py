@@ -59,6 +59,15 @@ def read(state: MemoryState, key: Tensor) -> Tensor:
     return torch.einsum("bk,bkc->bc", key, state.mean)
 
 
+def key_variance(key: Tensor, covariance: Tensor) -> Tensor:
+    """w U w' / (w w'), the posterior variance of a reading: [B, K] and [B, K, K] -> [B].
+
+    1 in an empty memory, near s2 / (w w' + s2) for a key that was written alone.
+    """
+    spread = torch.einsum("bkj,bj->bk", covariance, key)
+    return (key * spread).sum(-1) / (key * key).sum(-1).clamp(min=1e-12)
+
+
 def batch_solution(
     prior_mean: Tensor, keys: Tensor, codes: Tensor, observation_variance: float
 ) -> MemoryState:

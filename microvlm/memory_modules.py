@@ -59,13 +59,15 @@ class MemoryProjection(nn.Module):
     def __init__(self, config: MicroVLMConfig, linear: LinearFactory):
         super().__init__()
         self.text = config.text
+        # The numbers of a unit vector are small; at size 1 W_M learns as fast as any other layer.
+        self.gain = config.memory.code_size**0.5
         self.linear = cast(nn.Linear, linear(config.memory.code_size, config.memory_kv_outputs, True))
 
     def initialise_from(self, layers: nn.ModuleList) -> None:
         """Step 0 is the base model: K starts at k_proj's bias (Qwen2's are large), V at 0, the code's part small."""
         width = self.text.kv_width
         with torch.no_grad():
-            self.linear.weight.normal_(std=1e-2)
+            self.linear.weight.normal_(std=1e-2 / self.gain)
             bias = self.linear.bias.view(self.text.num_hidden_layers, 2, width)
             bias.zero_()
             for row, layer in zip(bias, cast(Iterable[DecoderLayer], layers), strict=True):
@@ -74,25 +76,32 @@ class MemoryProjection(nn.Module):
 
     def forward(self, code: Tensor) -> Cache:
         text = self.text
-        flat = self.linear(code)
+        flat = self.linear(self.gain * code)
         slots = flat.view(-1, text.num_hidden_layers, 2, text.num_key_value_heads, 1, text.head_dim)
         return [(slots[:, layer, 0], slots[:, layer, 1]) for layer in range(text.num_hidden_layers)]
 
 
 class ScopeDetector(nn.Module):
-    """ScopeNet: query code and read code [B, C] -> (probability that the read answers the query [B], residual [B]).
+    """ScopeNet: does the read answer the query?
 
-    The residual |z_r - z_q| is a score of its own that costs nothing.
+    query and read code [B, C], posterior variance of the key [B] -> (probability [B], residual [B]). Beside the codes
+    it sees where they agree, the length of the read, and how well the memory knows the key: what no linear layer makes
+    of the codes. The residual |z_r - z_q| is a score of its own that costs nothing.
     """
 
     def __init__(self, config: MicroVLMConfig, linear: LinearFactory):
         super().__init__()
         width = config.memory.code_size
-        self.fc1 = linear(2 * width + 1, 64, True)
+        self.gain = width**0.5
+        self.fc1 = linear(3 * width + 3, 64, True)
         self.fc2 = linear(64, 1, True)
 
-    def forward(self, query: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, query: Tensor, read: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
         residual = (read - query).square().sum(-1, keepdim=True).add(1e-12).sqrt()
-        features = torch.cat([query, read, residual], -1)
+        length = read.square().sum(-1, keepdim=True).add(1e-12).sqrt()
+        # Numbers of a unit vector are small: all features are brought to the same size.
+        query, read = self.gain * query, self.gain * read
+        known = variance.unsqueeze(-1).clamp(min=1e-6).log()
+        features = torch.cat([query, read, query * read, 4 * residual, 4 * length, known], -1)
         logit = self.fc2(F.gelu(self.fc1(features)))
         return torch.sigmoid(logit).squeeze(-1), residual.squeeze(-1)

@@ -15,7 +15,7 @@ from microvlm.decoder import Cache, Decoder
 from microvlm.embedding import TiedEmbedding
 from microvlm.errors import UserError
 from microvlm.linear import linear_factory
-from microvlm.memory import MemoryState, forget, prior, read, write
+from microvlm.memory import MemoryState, forget, key_variance, prior, read, write
 from microvlm.memory_modules import MemoryEncoder, MemoryProjection, ScopeDetector
 from microvlm.vision import VisionEncoder
 
@@ -71,12 +71,14 @@ class MicroVLM(nn.Module):
         return self.memory_encoder(inputs_embeds, attention_mask)
 
     def memory_read(
-        self, memory_key: Tensor, memory_code: Tensor, memory_mean: Tensor
+        self, memory_key: Tensor, memory_code: Tensor, memory_mean: Tensor, memory_cov: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Cache]:
-        """Query key [B, K] and code [B, C], M [B, K, C] -> (read code [B, C], scope [B], residual [B], KV slot)."""
-        # The covariance does not enter a deterministic read.
-        recalled = read(MemoryState(memory_mean, memory_mean.new_zeros(())), memory_key)
-        scope, residual = self.scope(memory_code, recalled)
+        """Query key [B, K] and code [B, C], M [B, K, C], U [B, K, K] -> (read code, scope [B], residual [B], KV slot).
+
+        The covariance does not enter the read, which is deterministic; it tells how well the key is known.
+        """
+        recalled = read(MemoryState(memory_mean, memory_cov), memory_key)
+        scope, residual = self.scope(memory_code, recalled, key_variance(memory_key, memory_cov))
         return recalled, scope, residual, self.memory_projection(recalled)
 
     def memory_write(

@@ -94,7 +94,7 @@ class TorchRuntime:
 
     def memory_read(self, key: np.ndarray, code: np.ndarray, state: MemoryArrays) -> MemoryReading:
         with torch.inference_mode():
-            arrays = map(self._tensor, (key, code, state.mean))
+            arrays = map(self._tensor, (key, code, *state))
             recalled, scope, residual, slot = self.model.memory_read(*arrays)
             return MemoryReading(_array(recalled), _array(scope), _array(residual), slot)
 

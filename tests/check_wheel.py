@@ -24,7 +24,7 @@ WANTED = (
     "microvlm/training/recipes/nano.json",
     "microvlm/training/data/test_emoji.txt",
     "microvlm/bench/evalset/evalset.json",
-    "microvlm/bench/evalset_openmoji/evalset.json",
+    "microvlm/bench/memoryset/memoryset.json",
     "microvlm/checkpoints/nano/model.safetensors",
     "microvlm/checkpoints/nano/tokenizer.json",
     "microvlm/py.typed",

@@ -176,6 +176,7 @@ def test_a_graph_that_is_no_graph_is_named_even_without_hashes(backend, copy):
     ("change", "sentence"),
     [
         (lambda manifest: manifest.update(format=99), "newer microvlm"),
+        (lambda manifest: manifest.update(format=1), "older microvlm"),
         (lambda manifest: manifest.pop("files"), "is damaged"),
         (lambda manifest: manifest["files"].update({"../outside": {"bytes": 1, "sha256": ""}}), "is damaged"),
         (lambda manifest: manifest["files"].pop("onnx/vision_encoder.onnx"), "is damaged"),

@@ -9,11 +9,11 @@ import pytest
 from conftest import tiny_config
 
 from microvlm.bench.cli import command
-from microvlm.bench.evalset_reader import load_evalset
 from microvlm.bench.memory_costs import bars, predicted
 from microvlm.bench.memory_deck import NAMES, another_view, deal
 from microvlm.bench.memory_report import tables
 from microvlm.bench.memory_run import fact_counts
+from microvlm.bench.memoryset_reader import load_memoryset
 from microvlm.bench.stats import equal_error_rate, wilson
 from microvlm.cli_support import run_click
 from microvlm.config import preset
@@ -107,7 +107,6 @@ def test_mistakes_are_one_sentence(bench):
         (("--facts", "3"), "--facts is 3; give 8 or more"),
         (("--tune", "-1"), "--tune is -1; give 0 or more"),
         (("--backend", "ort,none"), "unknown backend 'none'"),
-        (("--other-vendor", "none"), "none is no evaluation set"),
     ):
         status, out, err = bench(*flags)
         assert (status, out) == (2, "")
@@ -131,8 +130,8 @@ def test_the_full_size_is_predicted_to_cost_what_the_design_allows():
 
 
 def test_facts_are_dealt_again_alike_and_their_two_views_differ():
-    evalset = load_evalset()
-    facts, again = deal(evalset, 6), deal(evalset, 6)
+    objects = load_memoryset()
+    facts, again = deal(objects, 6), deal(objects, 6)
     for one, other in zip(facts, again, strict=True):
         assert (one.object, one.name) == (other.object, other.name)
         assert np.array_equal(one.asked, other.asked)
@@ -140,11 +139,12 @@ def test_facts_are_dealt_again_alike_and_their_two_views_differ():
         assert not np.array_equal(one.written, one.asked)
         assert one.name in NAMES
     assert len(set(NAMES)) == 50
-    objects = len(evalset.images)
-    more = deal(evalset, 3 * objects)
-    assert len(more) == 2 * objects
-    assert more[0].object == more[objects].object
-    assert more[0].question != more[objects].question
+    count = len(objects.objects)
+    more = deal(objects, 3 * count)
+    assert len(more) == 2 * count
+    assert len({fact.object for fact in more[:count]}) == count
+    assert more[0].object == more[count].object
+    assert more[0].question != more[count].question
 
 
 def test_a_view_keeps_the_object_and_changes_its_ground():

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
-
 import numpy as np
 import pytest
 import torch
 
 from microvlm.backends import load
-from microvlm.bench.evalset_reader import load_evalset
 from microvlm.bench.memory_deck import QUESTIONS, Fact, deal
 from microvlm.bench.memory_drift import distance, drift, exact_write, plan_steps
 from microvlm.bench.memory_edit import neighbours
 from microvlm.bench.memory_scores import Encoded, addressing, roc
 from microvlm.bench.memory_subject import Subject
 from microvlm.bench.memory_tuning import Learner, tuning, widened
-from microvlm.bench.memory_vendor import build, load_other_vendor, other_vendor
+from microvlm.bench.memory_vendor import other_vendor
+from microvlm.bench.memoryset_reader import load_memoryset
 from microvlm.episodic import Entry
-from microvlm.errors import UserError
 from microvlm.memory import forget, prior, write
 from microvlm.processor import Processor
 from microvlm.runtime import MemoryArrays
@@ -34,7 +31,7 @@ def subject(speaking_bundle) -> Subject:
 
 @pytest.fixture(scope="module")
 def encoded(subject) -> Encoded:
-    return Encoded(subject, deal(load_evalset(), 24))
+    return Encoded(subject, deal(load_memoryset(), 24))
 
 
 def pool(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -120,52 +117,15 @@ def test_a_roc_goes_from_corner_to_corner_with_its_corners_alone():
     assert roc(low, low) == [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)]
 
 
-def test_the_packages_second_set_draws_every_object_of_the_first_otherwise():
-    evalset = load_evalset()
-    other = load_other_vendor(None, evalset)
-    assert [image.hexcode for image in other.images] == [image.hexcode for image in evalset.images]
-    for ours, theirs in zip(evalset.images[:20], other.images[:20], strict=True):
-        drawn = other.pixels(theirs.file)
-        assert drawn.shape == (96, 96, 3)
-        assert np.abs(drawn.astype(int) - evalset.pixels(ours.file)).mean() > 5
-
-
 def test_another_vendors_drawings_are_asked_for_beside_the_nearest_neighbour(subject, encoded):
-    evalset = load_evalset()
-    other = load_other_vendor(None, evalset)
-    found = other_vendor(subject, encoded, 8, evalset, other)
-    assert (found["facts"], found["recall"], found["drawings"]) == (8, 0, "evalset_openmoji")
-    by_code = {image.hexcode: image.file for image in other.images}
+    found = other_vendor(subject, encoded, 8)
+    assert (found["facts"], found["recall"]) == (8, 0)
     right = 0
     for fact in encoded.facts[:8]:
-        drawn = other.pixels(by_code[evalset.images[fact.object].hexcode])
-        codes, _ = subject.encode([(fact.question, drawn)])
+        assert not np.array_equal(fact.other, fact.asked)
+        codes, _ = subject.encode([(fact.question, fact.other)])
         right += encoded.names[int((encoded.codes[:8] @ codes[0]).argmax())] == fact.name
     assert found["nearest_neighbour"] == right / 8
-
-
-def test_a_second_set_is_built_from_rendered_drawings_and_one_without_an_object_is_refused(tmp_path):
-    evalset = load_evalset()
-    rendered = tmp_path / "rendered"
-    (rendered / "rgba96").mkdir(parents=True)
-    count = len(evalset.images)
-    drawings = np.zeros((count, 96, 96, 4), np.uint8)
-    drawings[:, 40:50, 40:50] = (200, 0, 0, 255)
-    np.save(rendered / "rgba96" / "openmoji.npy", drawings)
-    table = {"emoji": [{"hexcode": image.hexcode} for image in evalset.images]}
-    (rendered / "emoji.json").write_text(json.dumps(table))
-    assert build(rendered, tmp_path / "set") == count
-    other = load_other_vendor(tmp_path / "set", evalset)
-    pixels = other.pixels(other.images[3].file)
-    assert tuple(pixels[45, 45]) == (200, 0, 0)
-    assert tuple(pixels[0, 0]) == (255, 255, 255)
-    document = json.loads((tmp_path / "set" / "evalset.json").read_text())
-    document["images"].pop()
-    (tmp_path / "set" / "evalset.json").write_text(json.dumps(document))
-    with pytest.raises(UserError, match="no drawing of 1 objects"):
-        load_other_vendor(tmp_path / "set", evalset)
-    with pytest.raises(UserError, match="run microvlm-data emoji"):
-        build(tmp_path, tmp_path / "again")
 
 
 @pytest.fixture(scope="module")

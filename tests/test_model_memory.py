@@ -51,7 +51,7 @@ def episode_logits(model, fact_ids: torch.Tensor) -> torch.Tensor:
     state = MemoryState(*model.memory_write(key, code, *model.memory_prior_state()))
     question = torch.arange(40, 46)[None]
     query, query_key = model.memory_encode(model.embed(question), torch.ones_like(question))
-    _, _, _, slot = model.memory_read(query_key, query, state.mean)
+    _, _, _, slot = model.memory_read(query_key, query, *state)
     return model(model.embed(question), torch.ones_like(question), slot)
 
 
@@ -135,7 +135,7 @@ def test_a_read_gives_scope_residual_and_a_slot_per_layer(model):
     code = torch.nn.functional.normalize(torch.randn(2, 48), dim=-1)
     with torch.no_grad():
         key = code @ model.memory_encoder.pseudo_inverse
-        recalled, scope, residual, slot = model.memory_read(key, code, model.memory_reset(2).mean)
+        recalled, scope, residual, slot = model.memory_read(key, code, *model.memory_reset(2))
     torch.testing.assert_close(residual, (recalled - code).norm(dim=-1))
     assert ((scope > 0) & (scope < 1)).all()
     assert [tuple(part.shape) for part in slot[0]] == [(2, 1, 1, 32)] * 2

@@ -34,7 +34,7 @@ def run(model, seed: int = 3) -> list[torch.Tensor]:
         embeds = torch.cat([prefix, model.embed(ids)], 1)
         mask = torch.ones(embeds.shape[:2], dtype=torch.int64)
         code, key = model.memory_encode(embeds, mask)
-        recalled, scope, _, slot = model.memory_read(key, code, model.memory_reset(2).mean)
+        recalled, scope, _, slot = model.memory_read(key, code, *model.memory_reset(2))
         return [model(embeds, mask, slot), prefix, code, recalled, scope, slot[1][0]]
 
 

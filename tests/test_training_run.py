@@ -13,7 +13,7 @@ from microvlm.errors import UserError
 from microvlm.training.config import Recipe, StageConfig
 from microvlm.training.data.emoji import load_emoji
 from microvlm.training.trainer import train
-from microvlm.training.warm_start import float_weights, weights_sha256
+from microvlm.training.warm_start import float_weights, start_from, weights_sha256
 
 MIXTURE = {"caption": 0.4, "scene": 0.4, "episode": 0.2, "crowd": 0.2}
 FLOAT_STAGE = StageConfig(
@@ -28,7 +28,7 @@ FLOAT_STAGE = StageConfig(
     naming_weight=0.3,
     guidance_weight=0.3,
 )
-TERNARY_STAGE = StageConfig("ternary", "vlm", 2, 10, 1e-3, decoder_bits=1.58, mixture=MIXTURE)
+TERNARY_STAGE = StageConfig("ternary", "vlm", 2, 10, 1e-3, decoder_bits=1.58, mixture=MIXTURE | {"fact": 0.8})
 RECIPE = Recipe("tiny", "nano", 0, (FLOAT_STAGE, TERNARY_STAGE), mixed_precision="no", log_every=1)
 
 
@@ -56,6 +56,8 @@ def test_a_run_logs_every_loss_and_ships_packed_weights(finished):
     rows = [json.loads(line) for line in (finished / "ground" / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert {"answers", "episodes", "scope", "named", "guided", "shown"} <= set(rows[0])
+    last = json.loads((finished / "ternary" / "log.jsonl").read_text().splitlines()[-1])
+    assert {"facts", "keys", "spread", "reading", "gate", "nearest"} <= set(last)
     assert "decoder.layers.0.mlp.up_proj.packed" in tensors(finished / "checkpoint")
     assert json.loads((finished / "checkpoint" / "training.json").read_text())["recipe"]["name"] == "tiny"
 
@@ -125,3 +127,14 @@ def test_a_folder_of_another_start_is_refused(finished, emoji, tmp_path):
     shutil.copytree(finished, out)
     with pytest.raises(UserError, match="holds another run"):
         train(RECIPE, emoji, out, silent, start=str(finished / "checkpoint"), start_stage="ternary")
+
+
+def test_a_part_of_a_checkpoint_can_begin_anew(finished, emoji, tmp_path):
+    checkpoint, out = str(finished / "checkpoint"), tmp_path / "run"
+    lines: list[str] = []
+    train(RECIPE, emoji, out, lines.append, start=checkpoint, start_stage="ternary", fresh=["scope"])
+    assert "not from it: scope.fc1.bias" in lines[0]
+    begun = json.loads((out / "recipe.json").read_text())["start"]
+    assert begun["fresh"] == ["scope"]
+    with pytest.raises(UserError, match="no part 'nose'"):
+        start_from(MicroVLM.from_pretrained(checkpoint), checkpoint, ["nose"])

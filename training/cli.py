@@ -32,6 +32,12 @@ from microvlm.cli_support import note, print_json, run_click
     "--start", default=None, help="A checkpoint to start from, in place of the stages before --start-stage."
 )
 @click.option("--start-stage", default=None, help="The first stage to run; needs --start.")
+@click.option(
+    "--fresh",
+    multiple=True,
+    metavar="PART",
+    help="A part of the model that is not taken from --start (scope, ...).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(
     recipe: str,
@@ -42,6 +48,7 @@ def command(
     stop_after: int | None,
     start: str | None,
     start_stage: str | None,
+    fresh: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Train RECIPE (a packaged name or a JSON file)."""
@@ -55,7 +62,7 @@ def command(
         torch.set_num_threads(threads)
     loaded = load_recipe(recipe)
     emoji = load_emoji(data)
-    complete = train(loaded, emoji, output, note, float_control, stop_after, start, start_stage)
+    complete = train(loaded, emoji, output, note, float_control, stop_after, start, start_stage, fresh)
     if as_json:
         print_json({"output": str(output), "recipe": loaded.name, "complete": complete})
 

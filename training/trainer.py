@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +39,23 @@ def train(
     stop_after: int | None = None,
     start: str | None = None,
     start_stage: str | None = None,
+    fresh: Sequence[str] = (),
 ) -> bool:
     """Train into `out` (a folder a stage, then `checkpoint`). Returns whether the recipe is finished.
 
     `float_control` runs the same recipe with every weight in float32: what ternary costs is the paired difference.
-    `start` is a checkpoint that stands for the stages before `start_stage`, which are not run.
+    `start` is a checkpoint that stands for the stages before `start_stage`, which are not run; of its parts, those in
+    `fresh` begin anew.
     Raises UserError when `out` belongs to another recipe or another start.
     """
     skipped = _stages_before(recipe, start, start_stage)
     if start is not None:
         # Before anything is written: a start that does not fit must not claim the folder.
-        start_from(MicroVLM(stage_config(recipe, recipe.stages[skipped], float_control)), start)
+        start_from(MicroVLM(stage_config(recipe, recipe.stages[skipped], float_control)), start, fresh)
     run = {"recipe": recipe.to_dict(), "float_control": float_control}
     if start is not None:
-        run |= {"start": {"weights_sha256": weights_sha256(start), "stage": start_stage}}
+        begun = {"weights_sha256": weights_sha256(start), "stage": start_stage}
+        run |= {"start": begun | ({"fresh": sorted(fresh)} if fresh else {})}
     _claim(out, recipe.stages[skipped].name, run)
     torch.manual_seed(recipe.seed)
     tokenizer = train_tokenizer(corpus(emoji), preset(recipe.preset).text.vocab_size)
@@ -67,7 +70,7 @@ def train(
                 if previous is not None:
                     _inherit(task, previous)
                 elif start is not None:
-                    _start(task, start, log)
+                    _start(task, start, fresh, log)
             if not run_stage(task, recipe, index, folder, log, stop_after):
                 log(f"stopped in stage {stage.name}; run the same command to go on")
                 return False
@@ -151,10 +154,10 @@ def _stages_before(recipe: Recipe, start: str | None, start_stage: str | None) -
     return index
 
 
-def _start(task: Task, start: str, log: Log) -> None:
+def _start(task: Task, start: str, fresh: Sequence[str], log: Log) -> None:
     assert isinstance(task, VLMTask)  # `_stages_before` refuses the others
-    fresh = start_from(task.model, start)
-    log(f"starting from {start}" + (f"; not in it: {', '.join(fresh)}" if fresh else ""))
+    absent = start_from(task.model, start, fresh)
+    log(f"starting from {start}" + (f"; not from it: {', '.join(absent)}" if absent else ""))
 
 
 def _save_weights(task: Task, folder: Path) -> None:

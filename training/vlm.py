@@ -27,12 +27,16 @@ from microvlm.training.data.scenes import KINDS, Question, Scene, read_scene_obj
 from microvlm.training.data.views import augment_emoji
 from microvlm.training.distill import DrawingSampler
 from microvlm.training.guidance import ANSWER_LAYER, WORD_LAYER, AttentionTap, Lookups
+from microvlm.training.remember import FactDealer, binary_loss, remember
 from microvlm.training.texts import CAPTION_PROMPTS, IGNORED, TextRows
 from microvlm.vision import normalise
 
 DISTRACTOR_SHARE = 0.2
 """Share of caption and scene rows that see a memory of something else."""
 SCOPE_WEIGHT = 0.1
+FACT_SCOPE_WEIGHT = 0.3
+FACT_STRENGTH = 0.8
+"""Of the views of a fact: turned by up to 20 degrees, on any ground."""
 MAX_EPISODE = 8
 PATCH_WEIGHT, CLASSIFY_WEIGHT = 1.0, 0.3
 
@@ -77,6 +81,8 @@ class VLMTask:
         self.captions, self.scenes, self.episodes, self.crowds = (
             counts.get(k, 0) for k in ("caption", "scene", "episode", "crowd")
         )
+        facts = counts.get("fact", 0)
+        self.dealer = FactDealer(emoji, self.sampler, facts, FACT_STRENGTH) if facts else None
         model.vision.requires_grad_(stage.vision_learning_rate > 0)
 
     def parameter_groups(self) -> list[dict]:
@@ -104,22 +110,35 @@ class VLMTask:
             scenes = compose_scenes([s for s, _ in asked], self.emoji, generator=generator, strength=1.0)
             strength = self.stage.augment_strength
             crowd = draw_crowd(self.sampler, self.label_of, self.crowds, size, strength, rng, generator)
+            facts = self.dealer.deal(rng, generator) if self.dealer else None
+        fact_views = [facts.views] if facts else []
         pixels = normalise(
-            torch.cat([views[: self.captions], scenes, views[self.captions :], crowd.pixels]),
+            torch.cat(
+                [views[: self.captions], scenes, views[self.captions :], *fact_views, crowd.pixels],
+            ),
             self.config.vision,
         )
-        features = module.vision(pixels.to(next(module.parameters()).device))
+        with torch.set_grad_enabled(self.stage.vision_learning_rate > 0):
+            features = module.vision(pixels.to(next(module.parameters()).device))
         shown = self._shown(helped, features, drawn, [scene for scene, _ in asked], crowd)
         prefixes = module.adapter(features[: len(features) - self.crowds])
         split = self.captions + self.scenes
+        end = split + 2 * self.episodes
         names = [self.emoji.captions[row] for row in drawn]
         direct = self._captions(names[: self.captions], rng) + [(q.text, q.answer) for _, q in asked]
-        episode = self._episodes(module, prefixes[split:], names[self.captions :], rng)
+        episode = self._episodes(module, prefixes[split:end], names[self.captions :], rng)
+        states, recalled = [episode.state], None
+        if facts:
+            recalled = remember(module, facts, prefixes[end:], self._embed, self._cross_entropy)
+            states.append(recalled.state)
         with AttentionTap(module.decoder) if self.stage.guidance_weight else nullcontext() as tap:
-            looked, scope_off = self._direct(module, prefixes[:split], direct, episode.state, rng)
+            looked, scope_off = self._direct(module, prefixes[:split], direct, states, rng)
         scope = 0.5 * (episode.scope + scope_off)
         loss = looked + episode.loss * (self.episodes / max(1, split)) ** 0.5 + SCOPE_WEIGHT * scope
         metrics = {"answers": looked.item(), "episodes": episode.loss.item(), "scope": scope.item()}
+        if recalled:
+            loss = loss + recalled.loss + FACT_SCOPE_WEIGHT * recalled.scope
+            metrics |= recalled.metrics
         if self.stage.naming_weight:
             named = self._name_prefixes(
                 module, prefixes[self.captions : split], [scene for scene, _ in asked]
@@ -182,8 +201,9 @@ class VLMTask:
             return None
         leading = self.config.vision.num_leading_tokens
         side = self.config.vision.image_size // self.config.vision.patch_size
-        split, end = self.captions + self.scenes, len(features) - self.crowds
-        small = torch.cat([features[self.captions : split], features[end:]])
+        split = self.captions + self.scenes
+        end = split + 2 * self.episodes
+        small = torch.cat([features[self.captions : split], features[len(features) - self.crowds :]])
         patches = helped.name_patch(small[:, leading:]).float()
         under = np.concatenate(
             [
@@ -222,22 +242,27 @@ class VLMTask:
         module: MicroVLM,
         prefixes: Tensor,
         samples: list[tuple[str, str]],
-        state: MemoryState,
+        states: list[MemoryState],
         rng: np.random.Generator,
     ) -> tuple[Tensor, Tensor]:
-        """Captions and scenes. The memory has nothing to say; some rows see it all the same and must ignore it."""
+        """Captions and scenes. The memory has nothing to say; some rows see it all the same and must ignore it.
+
+        Those see the memories of `states`, of each kind as often.
+        """
         embeds, mask, labels = self._embed(module, samples, prefixes)
         count = max(1, round(len(samples) * DISTRACTOR_SHARE))
         rows = torch.from_numpy(rng.permutation(len(samples))[:count].copy()).to(embeds.device)
-        other = torch.from_numpy(rng.integers(0, state.mean.shape[0], count)).to(embeds.device)
+        drawn = [(state, _some(rng, len(state.mean), count)) for state in states]
+        kept = torch.from_numpy(rng.permutation(len(states) * count)[:count].copy())
+        others = (torch.cat([s[n].detach()[some] for s, some in drawn])[kept] for n in range(2))
         # The query is the whole prompt, as at inference; its last token already has the answer's first as its label.
         query = mask[rows] * (labels[rows] != IGNORED).cumsum(1).le(1)
         code, key = module.memory_encode(embeds[rows].detach(), query)
         with torch.autocast("cpu", enabled=False):
-            _, scope, _, slot = module.memory_read(key.float(), code.float(), state.mean.detach()[other])
+            _, scope, _, slot = module.memory_read(key.float(), code.float(), *others)
         seen = torch.zeros(len(samples), dtype=torch.long, device=embeds.device).index_fill(0, rows, 1)
         full = [(_scatter(k, rows, len(samples)), _scatter(v, rows, len(samples))) for k, v in slot]
-        return self._cross_entropy(module, embeds, mask, labels, full, seen), _bce(scope, 0.0)
+        return self._cross_entropy(module, embeds, mask, labels, full, seen), binary_loss(scope, 0.0)
 
     def _episodes(
         self, module: MicroVLM, prefixes: Tensor, names: list[str], rng: np.random.Generator
@@ -261,19 +286,19 @@ class VLMTask:
             for step in range(length):
                 key = keys[step].expand(len(names), -1)
                 state = MemoryState(*module.memory_write(key, codes[shown[:, step]], *state))
-            _, scope, _, slot = module.memory_read(keys[asked], query_codes[asked], state.mean)
+            _, scope, _, slot = module.memory_read(keys[asked], query_codes[asked], *state)
         answers = [names[row[step]] for row, step in zip(shown, asked, strict=True)]
         samples = [(ordinal_question(int(step)), name) for step, name in zip(asked, answers, strict=True)]
         embeds, mask, labels = self._embed(module, samples, None)
         loss = self._cross_entropy(module, embeds, mask, labels, slot, None)
-        return Episodes(loss, _bce(scope, 1.0), state)
+        return Episodes(loss, binary_loss(scope, 1.0), state)
+
+
+def _some(rng: np.random.Generator, count: int, wanted: int) -> Tensor:
+    """int64 [wanted]: rows of `count`, with repeats."""
+    return torch.from_numpy(rng.integers(0, count, wanted))
 
 
 def _scatter(part: Tensor, rows: Tensor, count: int) -> Tensor:
     """[r, heads, 1, D] at `rows` of a zero [count, heads, 1, D]."""
     return part.new_zeros(count, *part.shape[1:]).index_copy(0, rows, part)
-
-
-def _bce(probability: Tensor, target: float) -> Tensor:
-    probability = probability.float().clamp(1e-6, 1 - 1e-6)
-    return -(probability.log() if target else (1 - probability).log()).mean()

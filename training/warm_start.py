@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -42,12 +43,17 @@ def _integers(layer: dict, packed: np.ndarray) -> np.ndarray:
     return packing.unpack_rows_int8(packed)
 
 
-def start_from(model: MicroVLM, source: str) -> list[str]:
+def start_from(model: MicroVLM, source: str, fresh: Sequence[str] = ()) -> list[str]:
     """Load a checkpoint's float weights; returns the parameters it does not have, which keep their first values.
 
+    fresh : parts of the model (the first words of parameter names) that are not taken from the checkpoint.
     Raises UserError when the checkpoint has a weight that the model lacks, or one of another shape.
     """
-    tensors, wanted = float_weights(source), model.state_dict()
+    wanted = model.state_dict()
+    unknown = [part for part in fresh if not any(name.startswith(f"{part}.") for name in wanted)]
+    if unknown:
+        raise UserError(f"the model has no part '{unknown[0]}' that could begin anew.")
+    tensors = {name: t for name, t in float_weights(source).items() if name.split(".")[0] not in fresh}
     for name, tensor in tensors.items():
         if name not in wanted or wanted[name].shape != tensor.shape:
             raise UserError(f"'{source}' is another model's checkpoint: its '{name}' does not fit.")

@@ -88,6 +88,23 @@ def evalset(folder: Path, output: Path, as_json: bool) -> None:
 
 @command.command()
 @click.argument("folder", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def memoryset(folder: Path, output: Path, as_json: bool) -> None:
+    """Write the objects that `microvlm-bench memory` remembers from the rendered emoji in FOLDER."""
+    from microvlm.training.data.emoji import load_emoji
+    from microvlm.training.data.memoryset import OTHER_VENDOR, build_memoryset
+
+    versions = {source.vendor: source.version for source in SOURCES}
+    summary = build_memoryset(load_emoji(folder), output, versions[TEST_VENDOR], versions[OTHER_VENDOR])
+    if as_json:
+        print_json(summary)
+        return
+    click.echo(f"{summary['objects']} objects, {summary['bytes']:,} bytes in {summary['output']}")
+
+
+@command.command()
+@click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--pixels-only", is_flag=True, help="Leave out the network, which takes minutes.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def baselines(folder: Path, pixels_only: bool, as_json: bool) -> None:

@@ -122,7 +122,8 @@ def _episode_records(episodes: list[Episode], files: list[str]) -> list[dict]:
     return records
 
 
-def _save_images(folder: Path, files: list[str], images: torch.Tensor) -> None:
+def save_images(folder: Path, files: list[str], images: torch.Tensor) -> None:
+    """float32 [B, 3, S, S] in 0..1 as PNG files of `folder`."""
     pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     for file, array in zip(files, pixels, strict=True):
         (folder / file).parent.mkdir(exist_ok=True)
@@ -155,8 +156,8 @@ def build_evalset(emoji: EmojiData, out: Path, version: str) -> dict:
     }
     with written_aside(out) as aside:
         drawings = torch.from_numpy(np.array(emoji.images(TEST_VENDOR)[rows]))
-        _save_images(aside, image_files, plain_emoji(drawings))
-        _save_images(aside, scene_files, compose_scenes(scenes, emoji, [TEST_VENDOR] * len(scenes)))
+        save_images(aside, image_files, plain_emoji(drawings))
+        save_images(aside, scene_files, compose_scenes(scenes, emoji, [TEST_VENDOR] * len(scenes)))
         (aside / "README.md").write_text(PROVENANCE.format(version=version), encoding="utf-8")
         # One record a line: small, and a change shows as one line.
         body = ",\n".join(

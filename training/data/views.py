@@ -202,3 +202,20 @@ def augment_emoji(
     ground = _keep_contrast(random_ground(rand, count, size, strength), placed)
     images = torch.addcmul(placed[:, :3], 1 - placed[:, 3:], ground)
     return _finish(rand, images, strength)
+
+
+def corner_neighbour(images: Tensor, generator: torch.Generator | None = None, share: float = 0.4) -> Tensor:
+    """[B, 3, S, S], in place: in a corner of some, another image of the batch, a fifth to a third of the side."""
+    rand = Random(generator, images.device)
+    side = images.shape[-1]
+    some = rand.some(len(images), share)
+    others = (rand(len(some)) * len(images)).long()
+    sizes, corners = (rand(len(some), low=0.2, high=0.33) * side).long(), rand(len(some), 2) < 0.5
+    small = images[others]
+    for row, view, size, (right, low) in zip(
+        some.tolist(), small, sizes.tolist(), corners.tolist(), strict=True
+    ):
+        left, top = (side - size if far else 0 for far in (right, low))
+        reduced = F.interpolate(view[None], size=size, mode="area")[0]
+        images[row, :, top : top + size, left : left + size] = reduced
+    return images

@@ -1,0 +1,72 @@
+"""Facts: what is trained on, what is tested on, and that a step of training reaches every part of the memory."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("resvg_py")
+
+from microvlm.bench.memory_deck import NAMES as TESTED_NAMES
+from microvlm.bench.memory_deck import QUESTIONS
+from microvlm.bench.memoryset_reader import load_memoryset
+from microvlm.training.config import load_recipe
+from microvlm.training.data.emoji import load_emoji, read_test_emoji
+from microvlm.training.data.facts import NAMES, RELATIONS, deal_facts
+from microvlm.training.data.views import corner_neighbour
+from microvlm.training.distill import DrawingSampler
+from microvlm.training.remember import FactDealer
+
+
+def test_the_objects_to_remember_are_held_out_and_their_names_and_wordings_are_trained():
+    tested = {code for code, _ in read_test_emoji()}
+    objects = load_memoryset().objects
+    assert len({one.hexcode for one in objects}) == 192
+    assert not tested & {one.hexcode for one in objects}
+    assert set(TESTED_NAMES) <= set(NAMES)
+    wordings = {wording for relation in RELATIONS for wording in (*relation.shown, *relation.told)}
+    for question, paraphrase in QUESTIONS:
+        assert question in wordings
+        assert paraphrase not in wordings
+
+
+def test_facts_name_their_object_and_pairs_of_one_object_differ_in_what_is_asked():
+    captions = [f"thing {number}" for number in range(400)]
+    facts = deal_facts(np.random.default_rng(0), range(400), captions, shown=False, paired=0.5)
+    assert len(facts) == 400
+    assert all(f"thing {fact.object}" in fact.told for fact in facts)
+    assert all(fact.value in RELATIONS[fact.relation].values for fact in facts)
+    pairs = [(a, b) for a, b in pairwise(facts) if a.object == b.object]
+    assert 100 < len(pairs) < 200
+    assert all(a.relation != b.relation for a, b in pairs)
+    assert any(fact.told != fact.asked for fact in facts)
+
+
+def test_a_batch_of_facts_has_two_views_of_one_drawing_and_a_fact_in_every_memory(drawn_build):
+    emoji = load_emoji(drawn_build[0])
+    dealer = FactDealer(emoji, DrawingSampler(emoji, {}, seen_share=1.0), 20, 0.8)
+    assert not emoji.held_out[dealer.rows].any()
+    for seed in range(8):
+        batch = dealer.deal(np.random.default_rng(seed), torch.Generator().manual_seed(seed))
+        assert len(batch.facts) == 20
+        assert batch.views.shape == (2 * len(batch.shown), 3, 96, 96)
+        assert not torch.equal(batch.views[0], batch.views[len(batch.shown)])
+        for group in range(batch.group.max() + 1):
+            assert batch.written[batch.group == group].any()
+
+
+def test_a_neighbour_covers_a_corner_and_nothing_else():
+    images = torch.zeros(16, 3, 96, 96)
+    images[8:] = 1
+    changed = corner_neighbour(images.clone(), torch.Generator().manual_seed(0), share=1.0) - images
+    covered = changed.abs().sum((1, 2, 3)) / 3
+    assert ((covered == 0) | ((covered >= 19**2) & (covered <= 32**2))).all()
+    assert (covered > 0).sum() > 3
+    assert changed[:, :, 33:63].abs().sum() == 0
+
+
+def test_the_shipped_recipe_trains_facts_last():
+    stage = load_recipe("nano").stages[-1]
+    assert stage.mixture["fact"] > 0
+    assert stage.decoder_bits == 1.58

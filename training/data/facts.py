@@ -1,0 +1,150 @@
+"""Facts to train the memory on: what is asked about an object, in several wordings, and what is answered.
+
+Deterministic given the random generator; no pixels and no torch here. The sentences that `microvlm-bench memory` asks
+as paraphrases are in none of the lists: the words of each are, in other sentences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+_NAMES = """
+adam agnes alan albert alex alice amy andrea anna anton arthur astrid barbara bella ben bernard betty boris bruno
+carl carla carmen cecilia charles chloe chris clara claudia colin cora daisy daniel david dennis diana dora dylan
+edith eduardo elena elias elliot elsa emil emily emma eric erika ethan eva felix fiona florence frank frida gabriel
+george gina gloria grace greta gustav hanna harold harry hazel helen henry hugo ian igor ingrid irene iris isaac
+isabel ivan ivy jack jacob james jane jasmine jason jean jenny jerome jim joan joel johanna jonas joseph judith
+julia kai karen kate keith kevin klaus lara laura lea leo leon lily linda lisa louis lucas lucy luna mabel malcolm
+marco maria marie mark marta martin mary mathilda max megan mia michael mike mira molly monica nadia nancy natalie
+nathan neil nicole nils nina noah nora norman olga oliver olive olivia omar oscar otto pablo pam patrick paul paula
+pedro peggy penny peter petra philip phoebe pia quentin quinn rachel ralph ray rebecca rene rita robert robin roger
+roland rosa rose roy ruby rudolf ruth ryan sabrina sally sam samuel sandra sara sean selma simon sofia sonia stella
+steve sue susan sven sylvia tamara tanya ted teresa theo thomas tim tina tobias tom tony tracy ulrich ursula
+valentin vanessa vera veronica victor vincent viola violet walter wanda wendy wilma willy xavier xenia yara
+yusuf yvonne zachary zelda zoe zora
+"""
+NAMES = tuple(_NAMES.split())
+_PLACES = """
+kitchen garage attic cellar garden office school library bedroom bathroom hall balcony shed car van boat drawer
+wardrobe shelf box basket suitcase backpack desk fridge oven museum shop station church barn stable workshop studio
+gym theatre hospital hotel cabin tent
+"""
+PLACES = tuple(_PLACES.split())
+_DAYS = """
+monday tuesday wednesday thursday friday saturday sunday january february march april may june july august
+september october november december yesterday today christmas easter spring summer autumn winter
+"""
+DAYS = tuple(_DAYS.split())
+
+
+@dataclass(frozen=True)
+class Relation:
+    """One thing to know about an object. `{noun}` in a wording is the object's caption."""
+
+    shown: tuple[str, ...]
+    """Questions that go with a picture of the object; the first is the commonest."""
+    told: tuple[str, ...]
+    """Questions that stand alone."""
+    values: tuple[str, ...]
+
+
+RELATIONS = (
+    Relation(
+        (
+            "whose is this?",
+            "who does this belong to?",
+            "who is the owner of this?",
+            "who owns it?",
+            "whose {noun} is this?",
+            "who owns this {noun}?",
+        ),
+        ("whose is the {noun}?", "who owns the {noun}?", "who does the {noun} belong to?"),
+        NAMES,
+    ),
+    Relation(
+        (
+            "who gave me this?",
+            "who gave this to me?",
+            "from whom is this?",
+            "who is it from?",
+            "who gave me this {noun}?",
+            "who is this {noun} from?",
+        ),
+        ("who gave me the {noun}?", "from whom is the {noun}?", "who is the {noun} from?"),
+        NAMES,
+    ),
+    Relation(
+        (
+            "where do i keep this?",
+            "where did i put this?",
+            "where is this kept?",
+            "where do i keep it?",
+            "where do i keep this {noun}?",
+        ),
+        ("where do i keep the {noun}?", "where did i put the {noun}?", "where is the {noun} kept?"),
+        PLACES,
+    ),
+    Relation(
+        (
+            "when did i get this?",
+            "since when do i have this?",
+            "when did i get it?",
+            "when did i get this {noun}?",
+        ),
+        ("when did i get the {noun}?", "since when do i have the {noun}?"),
+        DAYS,
+    ),
+    Relation(
+        ("what is its name?", "what do i call this?", "what did i name this?", "what do i call this {noun}?"),
+        ("what do i call the {noun}?", "what is the name of the {noun}?", "what did i name the {noun}?"),
+        (*NAMES, *PLACES),
+    ),
+)
+RELATION_SHARES = (0.3, 0.3, 0.16, 0.08, 0.16)
+FIRST_WORDING_SHARE = 0.4
+UNKNOWN = "unknown"
+"""The answer to a question that the memory knows nothing of."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """`told` is the question that the fact is written under, `asked` one that asks for it later."""
+
+    object: int
+    """Row of the object; facts of one object differ in their relation."""
+    relation: int
+    told: str
+    asked: str
+    value: str
+
+
+def deal_facts(
+    rng: np.random.Generator,
+    objects: Sequence[int],
+    captions: Sequence[str],
+    shown: bool,
+    paired: float = 0.25,
+) -> list[Fact]:
+    """One fact a place of `objects`; with probability `paired` it is about the object before, by another relation.
+
+    captions : the caption of every row; shown : whether a picture goes with the questions.
+    """
+    facts: list[Fact] = []
+    for place in objects:
+        row, relation = int(place), int(rng.choice(len(RELATIONS), p=RELATION_SHARES))
+        last = facts[-1] if facts else None
+        alone = len(facts) < 2 or facts[-2].object != facts[-1].object
+        if last and alone and last.relation != relation and rng.random() < paired:
+            row = last.object
+        about = RELATIONS[relation]
+        wordings = about.shown if shown else about.told
+        told, asked = (_wording(rng, wordings).format(noun=captions[row]) for _ in range(2))
+        facts.append(Fact(row, relation, told, asked, str(rng.choice(about.values))))
+    return facts
+
+
+def _wording(rng: np.random.Generator, wordings: Sequence[str]) -> str:
+    return wordings[0 if rng.random() < FIRST_WORDING_SHARE else int(rng.integers(len(wordings)))]
