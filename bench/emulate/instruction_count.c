@@ -3,7 +3,8 @@
 // A mark is the system call sched_get_priority_max(0x7e570000 | n), which changes nothing: from it to the next one,
 // instructions belong to region n; n = 0 ends counting. At the end one line goes to stderr for each region used:
 //   instruction-count region=1 total=123 simd=45 multiply=6 crypto=0 library=78
-// One thread only: the counters are shared and not locked. Not for qemu-aarch64-static, which loads no plugin.
+// Counts the thread that marks; others (ONNX Runtime keeps one) run when they like and would make every run differ.
+// Not for qemu-aarch64-static, which loads no plugin.
 // sched_get_priority_max(0x7e580000, start, end) names the addresses whose instructions count as `library` too; code
 // that was translated before does not, so the mark comes as soon as the library is loaded.
 // `simd` is the A64 encoding group "Data Processing -- Scalar Floating-Point and Advanced SIMD" and the loads and
@@ -14,6 +15,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 // Version 1 of QEMU's plugin interface, as far as it is used here (docs/devel/tcg-plugins of QEMU).
@@ -21,17 +23,18 @@ typedef uint64_t qemu_plugin_id_t;
 typedef struct qemu_info_t qemu_info_t;
 struct qemu_plugin_tb;
 struct qemu_plugin_insn;
-enum qemu_plugin_op { QEMU_PLUGIN_INLINE_ADD_U64 };
+enum qemu_plugin_cb_flags { QEMU_PLUGIN_CB_NO_REGS };
 typedef void (*qemu_plugin_vcpu_tb_trans_cb_t)(qemu_plugin_id_t id, struct qemu_plugin_tb *tb);
 typedef void (*qemu_plugin_vcpu_syscall_cb_t)(qemu_plugin_id_t id, unsigned int vcpu, int64_t number, uint64_t a1,
                                               uint64_t a2, uint64_t a3, uint64_t a4, uint64_t a5, uint64_t a6,
                                               uint64_t a7, uint64_t a8);
 typedef void (*qemu_plugin_udata_cb_t)(qemu_plugin_id_t id, void *userdata);
+typedef void (*qemu_plugin_vcpu_udata_cb_t)(unsigned int vcpu, void *userdata);
 void qemu_plugin_register_vcpu_tb_trans_cb(qemu_plugin_id_t id, qemu_plugin_vcpu_tb_trans_cb_t callback);
 void qemu_plugin_register_vcpu_syscall_cb(qemu_plugin_id_t id, qemu_plugin_vcpu_syscall_cb_t callback);
 void qemu_plugin_register_atexit_cb(qemu_plugin_id_t id, qemu_plugin_udata_cb_t callback, void *userdata);
-void qemu_plugin_register_vcpu_tb_exec_inline(struct qemu_plugin_tb *tb, enum qemu_plugin_op op, void *counter,
-                                              uint64_t amount);
+void qemu_plugin_register_vcpu_tb_exec_cb(struct qemu_plugin_tb *tb, qemu_plugin_vcpu_udata_cb_t callback,
+                                          enum qemu_plugin_cb_flags flags, void *userdata);
 size_t qemu_plugin_tb_n_insns(const struct qemu_plugin_tb *tb);
 uint64_t qemu_plugin_tb_vaddr(const struct qemu_plugin_tb *tb);
 struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *tb, size_t index);
@@ -45,6 +48,8 @@ enum { REGIONS = 65536, SCHED_GET_PRIORITY_MAX = 125 };
 enum { MARK_REGION = 0x7e570000, MARK_LIBRARY = 0x7e580000 };
 static const char *const class_names[CLASSES] = {"total", "simd", "multiply", "crypto", "library"};
 
+// A thread is a vcpu to QEMU, and the first one has number 0.
+static unsigned counted_vcpu;
 static uint64_t executed[CLASSES];
 static uint64_t at_mark[CLASSES];
 static uint64_t of_region[REGIONS][CLASSES];
@@ -82,9 +87,16 @@ static bool is_multiply(uint32_t word) {
     return false;
 }
 
+static void executing(unsigned int vcpu, void *amounts) {
+    if (vcpu != counted_vcpu) return;
+    for (int i = 0; i < CLASSES; ++i) executed[i] += ((const uint64_t *)amounts)[i];
+}
+
 static void translated(qemu_plugin_id_t id, struct qemu_plugin_tb *tb) {
     (void)id;
-    uint64_t amounts[CLASSES] = {0};
+    // Kept as long as the program runs: QEMU may execute the block at any time.
+    uint64_t *amounts = calloc(CLASSES, sizeof *amounts);
+    if (amounts == NULL) abort();
     size_t count = qemu_plugin_tb_n_insns(tb);
     for (size_t i = 0; i < count; ++i) {
         uint32_t word;
@@ -96,15 +108,12 @@ static void translated(qemu_plugin_id_t id, struct qemu_plugin_tb *tb) {
     }
     uint64_t address = qemu_plugin_tb_vaddr(tb);
     if (library_start <= address && address < library_end) amounts[LIBRARY] = amounts[TOTAL];
-    for (int i = 0; i < CLASSES; ++i) {
-        if (amounts[i] == 0) continue;
-        qemu_plugin_register_vcpu_tb_exec_inline(tb, QEMU_PLUGIN_INLINE_ADD_U64, &executed[i], amounts[i]);
-    }
+    qemu_plugin_register_vcpu_tb_exec_cb(tb, executing, QEMU_PLUGIN_CB_NO_REGS, amounts);
 }
 
 static void system_call(qemu_plugin_id_t id, unsigned int vcpu, int64_t number, uint64_t a1, uint64_t a2, uint64_t a3,
                         uint64_t a4, uint64_t a5, uint64_t a6, uint64_t a7, uint64_t a8) {
-    (void)id, (void)vcpu, (void)a4, (void)a5, (void)a6, (void)a7, (void)a8;
+    (void)id, (void)a4, (void)a5, (void)a6, (void)a7, (void)a8;
     if (number != SCHED_GET_PRIORITY_MAX) return;
     if ((uint32_t)a1 == MARK_LIBRARY) {
         library_start = a2;
@@ -116,6 +125,7 @@ static void system_call(qemu_plugin_id_t id, unsigned int vcpu, int64_t number, 
         at_mark[i] = executed[i];
     }
     region = a1 & 0xffff;
+    counted_vcpu = vcpu;
 }
 
 static void finished(qemu_plugin_id_t id, void *userdata) {

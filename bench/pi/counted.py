@@ -20,8 +20,10 @@ from microvlm.bench.pi.marks import mark, mark_library
 
 LOAD_REGION = 1
 RUNS = 5
-"""The median of their counts is a phase's, where it is so short that noise would show."""
-SMALL = ("memory_encode", "memory_read", "memory_write", "memory_forget", "decode")
+"""The median of their counts is a phase's."""
+LONG = ("vision", "prefill")
+"""Counted once from this width on, where a few thousand instructions of noise are nothing and a run takes minutes."""
+WIDE = 512
 
 
 def run(bundle: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -46,7 +48,8 @@ def run(bundle: str, options: dict[str, Any]) -> dict[str, Any]:
     unused = itertools.count(LOAD_REGION + 1)
     gc.disable()
     for phase in PHASES:
-        numbers = [next(unused) for _ in range(RUNS if phase in SMALL else 1)]
+        once = phase in LONG and runtime.config.text.hidden_size >= WIDE
+        numbers = [next(unused) for _ in range(1 if once else RUNS)]
         work.run(phase)
         for number in numbers:
             mark(number)
