@@ -71,9 +71,9 @@ def load_square(source: ImageSource, side: int) -> Image.Image:
                 if "progression" in image.info:
                     # All its coefficients are held at full size, 3 to 6 bytes a pixel, whatever it is decoded to.
                     _check_size(name, image)
-                _reduce_while_decoding(image, side)
+                extent = _reduce_while_decoding(image, side)
                 _check_size(name, image)
-                return fit_square(image, side)
+                return fit_square(image, side, extent)
     except UserError:
         raise
     except Image.UnidentifiedImageError:
@@ -85,15 +85,21 @@ def load_square(source: ImageSource, side: int) -> Image.Image:
         raise UserError(f"{name} is a damaged picture ({reason}); copy it again.") from None
 
 
-def fit_square(image: Image.Image, side: int) -> Image.Image:
-    """The first frame, upright, on white, scaled to fit and centred: RGB, side x side."""
+def fit_square(image: Image.Image, side: int, extent: tuple[float, float] | None = None) -> Image.Image:
+    """The first frame, upright, on white, scaled to fit and centred: RGB, side x side.
+
+    `extent`: how many of the image's pixels the picture takes, where its last row and column are no whole ones.
+    """
     orientation = _orientation(image)
-    small = _shrink_to_rgb(image, max(1, max(image.size) // (2 * side)))
-    scale = side / max(image.size)
-    # The size comes from the whole picture, because the shrunken one is rounded up.
-    width, height = (max(1, min(side, round(length * scale))) for length in image.size)
+    factor = max(1, max(image.size) // (2 * side))
+    small = _shrink_to_rgb(image, factor)
+    whole = extent or image.size
+    scale = side / max(whole)
+    # Size and box come from the whole picture: the shrunken one is rounded up, and would be stretched by a pixel.
+    width, height = (max(1, min(side, round(length * scale))) for length in whole)
     if small.size != (width, height):
-        small = small.resize((width, height), Image.Resampling.BICUBIC)
+        box = (0, 0, whole[0] / factor, whole[1] / factor)
+        small = small.resize((width, height), Image.Resampling.BICUBIC, box)
     for turn in _TURNS.get(orientation, ()):
         small = small.transpose(turn)
     if small.size == (side, side):
@@ -132,16 +138,18 @@ def _open(path: Path) -> Image.Image:
     return Image.open(path, formats=FORMATS)
 
 
-def _reduce_while_decoding(image: Image.Image, side: int) -> None:
-    """Let libjpeg decode at 1/2, 1/4 or 1/8, still at least twice the side.
+def _reduce_while_decoding(image: Image.Image, side: int) -> tuple[float, float] | None:
+    """Let libjpeg decode at 1/2, 1/4 or 1/8, still at least twice the side. Returns the exact size it then has.
 
     A photograph of 12 megapixels then takes 2 MB instead of 48. Its scaled inverse transform is a box filter over
-    the same pixels that `_shrink_to_rgb` would average, but of rounded values: single pixels differ by up to 6 % of
-    the range beside noise, the mean by less than 1 %.
+    the same pixels that `_shrink_to_rgb` would average: a value differs by at most 6 of 255, and by 1 in the mean.
     """
     if isinstance(image, JpegImagePlugin.JpegImageFile):
         scale = 2 * side / max(image.size)
-        image.draft("RGB", (max(1, int(image.width * scale)), max(1, int(image.height * scale))))
+        wanted = max(1, int(image.width * scale)), max(1, int(image.height * scale))
+        drafted = image.draft("RGB", wanted)
+        return drafted and drafted[1][2:]
+    return None
 
 
 def _check_size(name: str, image: Image.Image) -> None:

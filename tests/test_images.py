@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 
@@ -149,6 +151,60 @@ def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(tmp_path):
     square = load_square(tmp_path / "large.jpg", 96)
     assert abs(square.getpixel((10, 48))[0] - 76) <= 2
     assert abs(square.getpixel((90, 48))[0] - 29) <= 2
+
+
+def photograph(width: int, height: int) -> Image.Image:
+    """Smooth colours with grain, as a camera gives."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    waves = 128 + 100 * np.sin(x * 95 / width) * np.cos(y * 95 / height)
+    colours = np.stack([x / width * 255, y / height * 255, waves], -1)
+    grain = np.random.default_rng(0).normal(0, 12, (height, width, 1))
+    return Image.fromarray((colours + grain).clip(0, 255).astype(np.uint8))
+
+
+_PEAK = """
+import sys
+from microvlm.bench.device import memory_of_this_process, reset_peak_rss
+from microvlm.images import load_square
+load_square(sys.argv[1], 224)
+assert reset_peak_rss()
+before = memory_of_this_process()["peak_rss_bytes"]
+load_square(sys.argv[2], 224)
+print(memory_of_this_process()["peak_rss_bytes"] - before)
+"""
+
+
+@pytest.mark.parametrize(("progressive", "most_bytes"), [(False, 8_000_000), (True, 42_000_000)])
+def test_a_12_megapixel_photograph_is_never_held_at_full_size(progressive, most_bytes, tmp_path):
+    """Pixels alone would be 48 MB. A progressive file needs its coefficients, 36 MB, and not the pixels besides."""
+    photograph(64, 48).save(tmp_path / "small.jpg")
+    photograph(4000, 3000).save(tmp_path / "large.jpg", quality=90, progressive=progressive)
+    command = [sys.executable, "-P", "-c", _PEAK, tmp_path / "small.jpg", tmp_path / "large.jpg"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 0 < int(done.stdout) < most_bytes
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("size", [(2000, 1500), (1999, 1501), (700, 1037)])
+@pytest.mark.parametrize("side", [96, 224])
+def test_a_photograph_decoded_at_draft_size_is_the_photograph(side, size, progressive, tmp_path):
+    """The tolerance that `_reduce_while_decoding` states, against full decoding and against one resize of it."""
+    path = tmp_path / "photograph.jpg"
+    photograph(*size).save(path, quality=90, progressive=progressive)
+    drafted = np.asarray(load_square(path, side), np.float32)
+    whole = Image.open(path).convert("RGB")
+    scale = side / max(size)
+    at_once = whole.resize([round(length * scale) for length in size], Image.Resampling.BICUBIC)
+    for other in (fit_square(whole, side), fit_square(at_once, side)):
+        difference = np.abs(drafted - np.asarray(other, np.float32))
+        assert difference.max() <= 6
+        assert difference.mean() <= 1
+
+
+def test_a_progressive_picture_above_the_limit_names_its_size(tmp_path):
+    Image.new("L", (6000, 6000)).save(tmp_path / "big.jpg", progressive=True)
+    with pytest.raises(UserError, match="6000 x 6000 pixels"):
+        load_square(tmp_path / "big.jpg", 96)
 
 
 def test_a_picture_above_one_strip_equals_the_same_picture_in_one_piece(monkeypatch):

@@ -20,21 +20,34 @@ from microvlm.lowering import WeightFormat
 from microvlm.processor import Processor
 
 SIZE = 275
-"""Of the tiny tokenizer's 290: 256 bytes, 4 added tokens, 15 of its 30 merges."""
+"""Of the tokenizer's 291: 256 bytes, 5 added tokens, 14 of its 30 merges."""
+STOP = 290
 
 
 @pytest.fixture(scope="module")
-def two_bundles(speaking_checkpoint, tmp_path_factory):
+def stopping_checkpoint(speaking_checkpoint, tmp_path_factory):
+    """With a token behind all merges that ends an answer, as Qwen has: its id must change."""
+    folder = tmp_path_factory.mktemp("stopping") / "checkpoint"
+    shutil.copytree(speaking_checkpoint, folder)
+    document = json.loads((folder / "tokenizer.json").read_text())
+    document["added_tokens"].append({**document["added_tokens"][0], "id": STOP, "content": "<|stop|>"})
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, STOP], "pad_token_id": 0}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two_bundles(stopping_checkpoint, tmp_path_factory):
     """(whole, cut)."""
     folder = tmp_path_factory.mktemp("vocabulary")
-    export(speaking_checkpoint, folder / "whole", WeightFormat(), threads=1)
-    export(speaking_checkpoint, folder / "cut", WeightFormat(), vocabulary=SIZE, threads=1)
+    export(stopping_checkpoint, folder / "whole", WeightFormat(), threads=1)
+    export(stopping_checkpoint, folder / "cut", WeightFormat(), vocabulary=SIZE, threads=1)
     return folder / "whole", folder / "cut"
 
 
-def logits_of(bundle, processor, prompt):
+def logits_of(bundle, row):
     runtime = get_backend("ort").load(bundle, 1)
-    ids = np.array([processor.prompt_ids(prompt, 0)])
+    ids = np.array([row])
     mask = np.ones((1, ids.shape[1] + 1), np.int64)
     mask[0, 0] = 0
     places = np.arange(1, ids.shape[1] + 1)[None]
@@ -42,19 +55,22 @@ def logits_of(bundle, processor, prompt):
     return embeds, runtime.decode(embeds, mask, places, runtime.empty_slot(1), ids.shape[1])[0]
 
 
-def test_kept_rows_give_the_logits_of_the_whole_vocabulary_bit_for_bit(two_bundles, speaking_checkpoint):
+def test_kept_rows_give_the_logits_of_the_whole_vocabulary_bit_for_bit(two_bundles, stopping_checkpoint):
     whole, cut = two_bundles
-    kept = shrink(speaking_checkpoint, MicroVLMConfig.load(speaking_checkpoint), SIZE).kept
+    kept = shrink(stopping_checkpoint, MicroVLMConfig.load(stopping_checkpoint), SIZE).kept
     before, after = Processor.from_pretrained(whole), Processor.from_pretrained(cut)
-    prompt = "de in the it? 猫"
-    old, new = before.prompt_ids(prompt, 1), after.prompt_ids(prompt, 1)
-    assert old != new
+    merged = [number for number in kept if 260 <= number < STOP]
+    prompt = "0".join(before.decode([number]) for number in merged) + " 猫"
+    old, new = before.prompt_ids(prompt, 0), after.prompt_ids(prompt, 0)
+    assert len(merged) == SIZE - 256 - 5
+    assert set(merged) < set(old)
     assert [kept[number] for number in new] == old
-    embeds, logits = logits_of(whole, before, prompt)
-    cut_embeds, cut_logits = logits_of(cut, after, prompt)
+    embeds, logits = logits_of(whole, old)
+    cut_embeds, cut_logits = logits_of(cut, new)
     assert np.array_equal(embeds, cut_embeds)
     assert cut_logits.shape[-1] == SIZE
     assert np.array_equal(logits[..., kept], cut_logits)
+    assert kept[-1] == STOP
 
 
 def test_texts_of_kept_tokens_are_cut_into_the_same_tokens(nano_folder, tmp_path):
@@ -88,13 +104,15 @@ def nano_folder():
 def test_the_files_of_a_cut_bundle_agree(two_bundles):
     _, cut = two_bundles
     manifest = json.loads((cut / "manifest.json").read_text())
-    assert manifest["vocabulary"] == {"tokens": SIZE, "of": 300, "merges": SIZE - 256 - 4}
+    assert manifest["vocabulary"] == {"tokens": SIZE, "of": 300, "merges": SIZE - 256 - 5}
     assert MicroVLMConfig.load(cut).text.vocab_size == SIZE
     processor = Processor.from_pretrained(cut)
     assert processor.tokenizer.description == "mapped tables"
     assert processor.tokenizer.vocab_size == SIZE
     generation = json.loads((cut / "generation_config.json").read_text())
-    assert generation["eos_token_id"] == processor.eos_id
+    assert generation["eos_token_id"] == [processor.eos_id, SIZE - 1]
+    assert processor.stop_tokens == (processor.eos_id, SIZE - 1)
+    assert processor.decode([SIZE - 1]) == ""
     assert generation["pad_token_id"] == processor.pad_id
     library = Tokenizer.from_file(str(cut / "tokenizer.json"))
     for text in probe_texts(200, list(processor.tokenizer.added_tokens), seed=3):
