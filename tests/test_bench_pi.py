@@ -103,18 +103,18 @@ KEY = {"graphs": "g", "cpu": "cortex-a53", "compiler": "clang 22.1.8"}
 
 
 def test_the_gate_names_the_phase_that_changed(tmp_path):
-    cost = Cost("decode", 1_000_000, 500_000, 0, 0, 0)
+    cost = Cost("decode", 10_000_000, 5_000_000, 0, 0, 0)
     path = baseline.write("nano", KEY, [cost], tmp_path)
     assert baseline.check("nano", KEY, [cost], tmp_path) == []
-    small = Cost("decode", 1_004_900, 500_000, 0, 0, 0)
+    small = Cost("decode", 10_049_000, 5_000_000, 0, 0, 0)
     assert baseline.check("nano", KEY, [small], tmp_path) == []
-    more = Cost("decode", 1_005_100, 500_000, 0, 0, 0)
+    more = Cost("decode", 10_051_000, 5_000_000, 0, 0, 0)
     assert baseline.check("nano", KEY, [more], tmp_path) == [
-        "decode: 1,005,100 instructions instead of 1,000,000 (+0.5%)"
+        "decode: 10,051,000 instructions instead of 10,000,000 (+0.5%)"
     ]
-    fewer = Cost("decode", 1_000_000, 400_000, 0, 0, 0)
+    fewer = Cost("decode", 10_000_000, 4_000_000, 0, 0, 0)
     assert baseline.check("nano", KEY, [fewer], tmp_path) == [
-        "decode: 400,000 simd instead of 500,000 (-20.0%)"
+        "decode: 4,000,000 simd instead of 5,000,000 (-20.0%)"
     ]
     other = {**KEY, "compiler": "gcc 12.2.0"}
     assert baseline.check("nano", other, [cost], tmp_path) == [

@@ -68,7 +68,7 @@ class Int8Dynamic(Format):
 
     def operands(self, rng: np.random.Generator, k: int, n: int) -> Operands:
         weights = rng.integers(-127, 128, (k, n), dtype=np.int8)
-        return weights, np.array(1 / (73 * np.sqrt(k)), np.float32)
+        return weights, np.array([1 / (73 * np.sqrt(k))], np.float32)
 
     def node(self, x: str, operands: list[str], y: str, k: int, n: int) -> onnx.NodeProto:
         from onnx import helper
