@@ -7,6 +7,7 @@ board's own services need has to come out of `available_bytes`.
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,8 @@ def open_board(
     if package.library is not None:
         files[LIBRARY_THERE.removeprefix("/srv/")] = package.library
         environment["MICROVLM_NATIVE"] = LIBRARY_THERE
+    if package.site is not None:
+        files |= metadata("python/0")
     packages = [path for path in (package.wheel, package.site) if path is not None]
     return open_system(
         ram_mb,
@@ -82,6 +85,15 @@ def open_board(
         files=files,
         environment=environment,
     )
+
+
+def metadata(folder: str) -> dict[str, str]:
+    """What an installer leaves beside a package, by which the board's Python finds our backends."""
+    ours = importlib.metadata.distribution("microvlm")
+    names = ("METADATA", "entry_points.txt")
+    return {
+        f"{folder}/microvlm-{ours.version}.dist-info/{name}": ours.read_text(name) or "" for name in names
+    }
 
 
 def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
