@@ -129,7 +129,8 @@ def write_data_disk(files: Mapping[str, Path | str], target: Path) -> None:
             path.write_text(source)
             path.chmod(0o755 if source.startswith("#!") else 0o644)
         elif source.is_dir():
-            shutil.copytree(source, path, copy_function=_link, ignore=shutil.ignore_patterns(STAMP))
+            ignored = shutil.ignore_patterns(STAMP)
+            shutil.copytree(source, path, copy_function=_link, ignore=ignored, dirs_exist_ok=True)
         else:
             _link(source, path)
     write_disk(tree, target, 0)
