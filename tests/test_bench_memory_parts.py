@@ -44,8 +44,10 @@ def pool(count: int) -> tuple[np.ndarray, np.ndarray]:
 def test_neighbours_are_of_three_kinds_and_none_was_written():
     picture = np.zeros((8, 8, 3), np.uint8)
     (first, rewording), (second, _) = QUESTIONS
-    facts = [Fact(number, first, rewording, "anna", picture, picture + number) for number in range(5)]
-    both = Fact(0, second, second, "ben", picture, picture)
+    facts = [
+        Fact(number, first, rewording, "anna", picture, picture + number, picture) for number in range(5)
+    ]
+    both = Fact(0, second, second, "ben", picture, picture, picture)
     kinds = neighbours([*facts[:2], both], [*facts[2:], facts[2]], "describe the image")
     assert [(question, int(image[0, 0, 0])) for question, image in kinds["other_caption"]] == [
         ("describe the image", 2),

@@ -169,7 +169,7 @@ def test_the_evaluation_set_is_written_whole_or_not_at_all(built, emoji, monkeyp
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(evalset, "_save_images", fail)
+    monkeypatch.setattr(evalset, "save_images", fail)
     with pytest.raises(DataError, match="No space left"):
         evalset.build_evalset(emoji, tmp_path / "second", "0")
     assert [p.name for p in tmp_path.iterdir()] == ["evalset"]

@@ -177,6 +177,8 @@ def test_a_code_next_to_a_tie_is_ambiguous_and_any_other_an_error(
     config = load("ort", speaking_bundle, 1).config
     row = np.zeros(config.memory.code_size, np.float32)
     row[:2] = 127, 0.5
+    # W_M sees a code times its gain.
+    row /= np.float32(config.memory.code_size**0.5)
     noise = np.zeros_like(row)
     noise[1] = moved_by
 
