@@ -22,6 +22,7 @@ TEST_TOOLS = (
     *EMULATOR,
     "qemu-aarch64=qemu-user",
     "llvm-mca=llvm",
+    "mke2fs=e2fsprogs",
 )
 WHEEL_TOOLS = ("build", "ziglang", "auditwheel")
 REQUIRE_NATIVE = {"MICROVLM_BUILD_NATIVE": "1"}
@@ -42,7 +43,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def slow(session: nox.Session) -> None:
     """Tests that take gigabytes or minutes."""
-    need(session, *TEST_TOOLS)
+    need(session, *TEST_TOOLS, *BOARD)
     session.install(".[dev]", *CONSTRAINTS, env=REQUIRE_NATIVE)
     session.run("pytest", "-m", "slow", *session.posargs)
 
