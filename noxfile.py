@@ -24,6 +24,7 @@ TEST_TOOLS = (
     "llvm-mca=llvm",
     "/usr/sbin/sshd=openssh-server",
     "ssh=openssh-client",
+    "mke2fs=e2fsprogs",
 )
 WHEEL_TOOLS = ("build", "ziglang", "auditwheel")
 REQUIRE_NATIVE = {"MICROVLM_BUILD_NATIVE": "1"}
@@ -44,7 +45,7 @@ def tests(session: nox.Session) -> None:
 @nox.session
 def slow(session: nox.Session) -> None:
     """Tests that take gigabytes or minutes."""
-    need(session, *TEST_TOOLS)
+    need(session, *TEST_TOOLS, *BOARD)
     session.install(".[dev]", *CONSTRAINTS, env=REQUIRE_NATIVE)
     session.run("pytest", "-m", "slow", *session.posargs)
 
