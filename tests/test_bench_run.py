@@ -279,7 +279,8 @@ def test_a_file_that_is_no_report_is_one_sentence(tmp_path: Path, content: str |
 def test_bench_modules_import_without_torch_transformers_or_onnx() -> None:
     modules = (
         "cli codes compare device equivalence evalset_reader harness memory_cli memory_drift memory_edit memory_plots "
-        "memory_run memory_vendor memoryset_reader metrics cli_output phases replay report run runs samples stats svg verdict worker"
+        "memory_run memory_vendor memoryset_reader metrics cli_output phases replay report run runs samples stats svg "
+        "verdict worker"
     )
     program = (
         "import sys, importlib\n"

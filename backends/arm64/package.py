@@ -79,7 +79,10 @@ def _library(machine: str) -> tuple[bytes | None, str]:
         return (path.read_bytes(), "") if path.is_file() else (None, "this package was installed without it")
     compiler = CROSS_COMPILER.format(machine=machine)
     if not (folder / "CMakeLists.txt").is_file():
-        return None, f"this package has it for {platform.machine()}; give a wheel with {SWITCH}"
+        return (
+            None,
+            f"this package has it for {platform.machine()}, not {machine}; give a wheel with {SWITCH}",
+        )
     missing = next((program for program in (compiler, "cmake") if shutil.which(program) is None), None)
     if missing:
         return None, f"{missing} was not found"
