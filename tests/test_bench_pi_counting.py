@@ -11,6 +11,7 @@ import shutil
 import pytest
 from click.testing import CliRunner
 
+from microvlm.backends.arm64.package import package_for
 from microvlm.bench import report
 from microvlm.bench.cli import command
 from microvlm.bench.pi.baseline import path_of
@@ -77,9 +78,12 @@ def test_phases_are_counted_and_gated(tiny_bundle, tmp_path):
     document = json.loads(saved.read_text())
     cost = {row["phase"]: row for row in document["cost"]}
     assert list(cost) == ["load", *PHASES]
-    assert document["counted_on"]["kernels"].startswith("native neon")
+    # An installed package may have the library for this machine alone; `nox -s pi` counts a wheel's.
+    compiled = not package_for("aarch64").lacks
+    assert document["counted_on"]["kernels"].startswith("native neon") == compiled
     for phase in ("vision", "prefill", "decode"):
-        assert cost[phase]["instructions"] > cost[phase]["kernel_instructions"] > 0
+        assert cost[phase]["instructions"] > cost[phase]["kernel_instructions"]
+        assert (cost[phase]["kernel_instructions"] > 0) == compiled
         assert cost[phase]["simd"] > 0
         assert cost[phase]["crypto"] == 0, "a Raspberry Pi has no such instructions"
     assert {row["phase"] for row in document["predicted_ms"]} > set(PHASES)
