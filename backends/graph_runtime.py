@@ -5,6 +5,7 @@ What a graph gives is an ONNX Runtime value here or an array on a device; `numpy
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from microvlm.runtime import MemoryArrays, MemoryReading
 MEMORY_PRIOR = "memory_prior"
 
 
-class GraphRuntime:
+class GraphRuntime(ABC):
     """Everything of a `LoadedRuntime` but `_run`."""
 
     def __init__(self, directory: Path, verify: bool | None = None):
@@ -85,9 +86,9 @@ class GraphRuntime:
         recalled, scope, residual, *slot = self._run("memory_read", (key, code, *state))
         return MemoryReading(recalled.numpy(), scope.numpy(), residual.numpy(), slot)
 
+    @abstractmethod
     def _run(self, graph: str, inputs: Sequence[Any]) -> list[Any]:
         """Inputs in contract order, numpy arrays or what a graph gave -> what it gives, in contract order."""
-        raise NotImplementedError
 
     def _state_array(self, value: Any) -> Any:
         """A memory state's part in the form that callers keep."""

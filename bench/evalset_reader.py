@@ -77,11 +77,16 @@ class EvalSet:
 
     def pixels(self, file: str) -> np.ndarray:
         """uint8 [96, 96, 3]."""
-        try:
-            with Image.open(self.path(file)) as image:
-                return np.asarray(image.convert("RGB"))
-        except OSError as error:
-            raise UserError(f"The evaluation image {self.path(file)} cannot be read ({error}).") from None
+        return read_drawing(self.path(file))
+
+
+def read_drawing(path: Path) -> np.ndarray:
+    """A picture file as uint8 [H, W, 3]. Raises UserError."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB"))
+    except OSError as error:
+        raise UserError(f"The evaluation image {path} cannot be read ({error}).") from None
 
 
 def load_evalset(path: str | Path | None = None) -> EvalSet:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
+from microvlm.bench.evalset_reader import read_drawing
 from microvlm.errors import UserError
 
 
@@ -35,11 +35,7 @@ class MemorySet:
 
     def pixels(self, file: str) -> np.ndarray:
         """uint8 [96, 96, 3]."""
-        try:
-            with Image.open(self.folder / file) as image:
-                return np.asarray(image.convert("RGB"))
-        except OSError as error:
-            raise UserError(f"The drawing {self.folder / file} cannot be read ({error}).") from None
+        return read_drawing(self.folder / file)
 
 
 def load_memoryset(path: str | Path | None = None) -> MemorySet:

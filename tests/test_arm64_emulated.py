@@ -14,7 +14,7 @@ from microvlm.backends import load, native
 from microvlm.backends.arm64.frames import GREETING, read_frame, write_frame
 from microvlm.backends.arm64.local import WORKER
 from microvlm.backends.arm64.package import package_for, unpacked_package
-from microvlm.backends.emulation import open_machine, runtime_requirements
+from microvlm.backends.emulation import Machine, open_machine, runtime_requirements
 from microvlm.errors import UserError
 from microvlm.generation import GenerationOptions, embed_prompt, generate
 
@@ -67,6 +67,22 @@ def test_an_emulated_a53_says_what_this_machine_says(nano: Path) -> None:
     assert said(board, processor) == said(load("ort", nano, threads=2), processor)
 
 
+def answer_of(machine: Machine, *arguments: str) -> dict:
+    """What a worker started by Python's `arguments` says to a `load`."""
+    asked = io.BytesIO()
+    write_frame(asked, {"id": 1, "do": "load", "bundle": "/nowhere", "settings": {}})
+    done = subprocess.run(
+        machine.command(*arguments),
+        env=machine.environment(),
+        input=asked.getvalue(),
+        capture_output=True,
+        cwd="/",
+    )
+    answers = io.BytesIO(done.stdout)
+    assert answers.readline() == GREETING + b"\n"
+    return read_frame(answers)[0]
+
+
 def test_a_version_known_to_crash_is_refused_before_it_is_imported(tmp_path: Path) -> None:
     """A package of that name and version that would tell if it were imported."""
     (tmp_path / "onnxruntime").mkdir()
@@ -76,18 +92,7 @@ def test_a_version_known_to_crash_is_refused_before_it_is_imported(tmp_path: Pat
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: onnxruntime\nVersion: {CRASHING}\n")
     machine = open_machine(requirements=runtime_requirements())
     machine = dataclasses.replace(machine, sites=(tmp_path, unpacked_package("aarch64"), *machine.sites))
-    asked = io.BytesIO()
-    write_frame(asked, {"id": 1, "do": "load", "bundle": "/nowhere", "settings": {}})
-    done = subprocess.run(
-        machine.command(*WORKER),
-        env=machine.environment(),
-        input=asked.getvalue(),
-        capture_output=True,
-        cwd="/",
-    )
-    answers = io.BytesIO(done.stdout)
-    assert answers.readline() == GREETING + b"\n"
-    assert read_frame(answers)[0]["error"] == (
+    assert answer_of(machine, *WORKER)["error"] == (
         f"onnxruntime {CRASHING} crashes on this processor (Cortex-A53): it runs half-precision instructions when it "
         "is loaded; pip install 'onnxruntime>=1.25'."
     )
@@ -106,19 +111,7 @@ def test_a_version_that_is_found_to_crash_is_one_sentence() -> None:
         "device.OLDEST_ONNXRUNTIME = (1, 0)\n"
         "sys.exit(worker.main())\n"
     )
-    asked = io.BytesIO()
-    write_frame(asked, {"id": 1, "do": "load", "bundle": "/nowhere", "settings": {}})
-    done = subprocess.run(
-        machine.command("-c", program),
-        env=machine.environment(),
-        input=asked.getvalue(),
-        capture_output=True,
-        cwd="/",
-    )
-    answers = io.BytesIO(done.stdout)
-    assert answers.readline() == GREETING + b"\n"
-    header, _ = read_frame(answers)
-    assert header == {
+    assert answer_of(machine, "-c", program) == {
         "id": None,
         "error": "this processor lacks an instruction (SIGILL) that was needed while importing onnxruntime "
         f"{CRASHING}: install another version of onnxruntime.",

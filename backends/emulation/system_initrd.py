@@ -21,13 +21,13 @@ mount -t proc proc /proc
 mount -t devtmpfs dev /dev
 while read -r module; do insmod "/modules/$module"; done </modules/order
 until [ -b /dev/vdb ]; do sleep .1; done
-mount -t ext4 -o noatime /dev/vda /root
-mount -t ext4 -o ro,noatime /dev/vdb /root/srv
+mount -t ext4 -o noatime /dev/vda /newroot
+mount -t ext4 -o ro,noatime /dev/vdb /newroot/srv
 umount /proc
-mount -o move /dev /root/dev
-exec switch_root /root /bin/busybox sh /srv/supervise
+mount -o move /dev /newroot/dev
+exec switch_root /newroot /bin/busybox sh /srv/supervise
 """
-FOLDERS = ("bin", "dev", "modules", "proc", "root")
+FOLDERS = ("bin", "dev", "modules", "newroot", "proc")
 
 
 def write_initrd(target: Path, busybox: Path, modules: Path) -> None:

@@ -41,8 +41,7 @@ inline __m512i dot(__m512i sum, __m512i weights, __m512i codes) {
 #endif
 }
 
-// What to prefetch into the second-level cache while the line at `bytes` is read, once every two lines. The processor
-// does not look past the end of a 4096-byte page by itself. Measured on Zen 4, from memory: the even line of a pair 6 to
+// What to prefetch into the second-level cache while the line at `bytes` is read, once every two lines. Measured on Zen 4, from memory: the even line of a pair 6 to
 // 12 KiB ahead saves a tenth to a fifth of the time; the odd one, both, or a prefetch into the first level costs as much
 // or more. An address past the end of the weights does no harm.
 inline const char* lines_ahead(const void* bytes) {

@@ -5,16 +5,15 @@ A run is one call to ONNX Runtime with memory that is already there; quantising 
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from microvlm.bench.environment import environment
 from microvlm.bench.kernels.contenders import Contender
 from microvlm.bench.kernels.graphs import ShapeGraph
 from microvlm.errors import UserError
@@ -66,7 +65,7 @@ class Libraries:
         copy = self._folder / f"{variant}-{self._library.name}"
         if not copy.is_file():
             shutil.copyfile(self._library, copy)
-        with _environment(VARIANT_VARIABLE, variant):
+        with environment(VARIANT_VARIABLE, variant):
             options.register_custom_ops_library(str(copy))
 
 
@@ -145,17 +144,3 @@ class Runner:
         if self.contender.native:
             libraries.register(options, self.contender.variant)
         return onnxruntime.InferenceSession(str(graph.path), options, providers=["CPUExecutionProvider"])
-
-
-@contextlib.contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    """C code sees what `os.environ` is given, while the block runs."""
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before

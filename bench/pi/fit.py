@@ -113,7 +113,7 @@ def _tasks(subject: Subject, backend: str) -> list[tuple[str, str, Command]]:
     tasks = [(subject.name, "caption", caption)]
     if subject.turns:
         chat = Command(
-            ("microvlm", "chat", "--memory", f"/root/{subject.name}.mem", *shared),
+            ("microvlm", "chat", "--memory", f"{subject.name}.mem", *shared),
             conversation(subject.turns),
         )
         tasks.append((subject.name, "chat", chat))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from microvlm.backends.arm64.package import SWITCH
 from microvlm.backends.arm64.targets import default_target
 from microvlm.backends.emulation import DEFAULT_CPU
 from microvlm.bench.device import describe_model, provenance
+from microvlm.bench.environment import environment
 from microvlm.bench.pi import anchors, baseline, board, cost, peers, predict, profiles
 from microvlm.bench.pi.emulator import IllegalInstruction, open_board
 from microvlm.bench.pi.package import package_of_board, wheel_of_board
@@ -158,7 +158,7 @@ def _equivalence(
     from microvlm.bench.equivalence import run as compare
 
     documents, failures = {}, []
-    with _environment("MICROVLM_TARGET", target):
+    with environment("MICROVLM_TARGET", target):
         for reference in ("torch", "ort"):
             progress(f"ort-arm64 on {target} against {reference}")
             asked = Compared(
@@ -168,16 +168,3 @@ def _equivalence(
             if verdict.exit_status:
                 failures.append(f"equivalence with {reference}: {'; '.join(verdict.reasons)}")
     return {**documents["torch"], "against_ort": documents["ort"]}, failures
-
-
-@contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
