@@ -71,7 +71,7 @@ def test_the_initial_ram_disk_is_an_archive_that_a_kernel_reads(
     assert found["modules/order"][1] == b"virtio-ring.ko\nvirtio.ko\nvirtio_blk.ko\n"
     assert found["dev"] == (0o040755, b"")
     assert found["init"][0] == 0o100755
-    assert set(found) >= {"modules/virtio.ko", "proc", "root"}
+    assert set(found) >= {"modules/virtio.ko", "newroot", "proc"}
 
 
 @pytest.mark.parametrize(
