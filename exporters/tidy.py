@@ -11,6 +11,8 @@ import onnx_ir
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 
+from microvlm.exporters.attention_nodes import fuse_attention
+
 FOLD_BELOW_ELEMENTS = 4096
 """Constants of shapes, masks and frequencies are far below this."""
 WHOLE = 2**63 - 1
@@ -34,6 +36,7 @@ def tidy(model: onnx_ir.Model, weights: set[str], prefix: str) -> None:
     _drop_whole_slices(graph)
     common.CommonSubexpressionEliminationPass()(model)
     common.IdentityEliminationPass()(model)
+    fuse_attention(graph)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
     common.ClearMetadataAndDocStringPass()(model)

@@ -15,7 +15,7 @@ import onnxruntime
 
 from microvlm.backends.arm64.arrays import to_array, to_tensor
 from microvlm.backends.arm64.frames import Tensor
-from microvlm.backends.ort import OrtRuntime
+from microvlm.backends.ort import OrtRuntime, run_values
 from microvlm.errors import UserError
 from microvlm.generation import GenerationOptions, Prompt, Recall, Timings, speak
 
@@ -97,8 +97,9 @@ class GraphHost:
         graph = request["graph"]
         if graph in self._opened:
             session = self._opened[graph]
-            feeds = {name: _value(value) for name, value in zip(request["names"], inputs, strict=True)}
-            outputs = session.run_with_ort_values(request["outputs"], feeds)
+            outputs = run_values(
+                session, request["names"], [_value(value) for value in inputs], request["outputs"]
+            )
         else:
             outputs = self._runtime._run(graph, inputs)
         sent, shapes = [], {}
