@@ -84,9 +84,10 @@ class OrtRuntime(GraphRuntime):
         return self._sessions[graph]
 
     def session_options(self) -> Any:
-        """Threads are explicit, and ONNX Runtime's own log is silent: its errors are raised."""
+        """Threads are explicit, ONNX Runtime's own log is silent (its errors are raised), and it reports to nobody."""
         import onnxruntime
 
+        onnxruntime.disable_telemetry_events()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1

@@ -104,10 +104,25 @@ def _rotation(value: Value | None) -> tuple[Value, tuple[Value, Value]] | None:
     lower = _made_by(halves.inputs[1], "Slice") if halves and len(halves.inputs) == 2 else None
     if upper is None or lower is None or upper.inputs[0] is not x or lower.inputs[0] is not x:
         return None
+    if x is None or x.shape is None or not isinstance(width := x.shape[-1], int):
+        return None
+    if _begin_and_end(upper, width) != (width // 2, width) or _begin_and_end(lower, width) != (0, width // 2):
+        return None
     tables = _table(cosine, "Cos"), _table(sine, "Sin")
-    if x is None or tables[0] is None or tables[1] is None:
+    if tables[0] is None or tables[1] is None:
         return None
     return x, (tables[0], tables[1])
+
+
+def _begin_and_end(cut: onnx_ir.Node, width: int) -> tuple[int, int] | None:
+    """Of a Slice of the last axis by 1."""
+    bounds = [
+        None if value is None else onnx_ir.convenience.get_const_tensor(value) for value in cut.inputs[1:]
+    ]
+    if len(bounds) != 4 or any(bound is None or bound.size != 1 for bound in bounds):
+        return None
+    begin, end, axis, step = (int(bound.numpy().item()) for bound in bounds if bound is not None)
+    return (begin, min(end, width)) if axis in (3, -1) and step == 1 else None
 
 
 def _table(value: Value | None, function: str) -> Value | None:

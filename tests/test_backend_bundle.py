@@ -8,8 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnxruntime import OrtValue
 
 from microvlm.backends import load, resolve
+from microvlm.backends.ort import run_values
 from microvlm.backends.resolve import open_bundle
 from microvlm.errors import UserError
 from microvlm.generation import embed_prompt, recall, teacher_force
@@ -87,6 +89,17 @@ def test_both_backends_write_read_and_forget_alike(runtimes):
         states[name] = [*prior, *written, runtime.memory_read(key, code, written).code]
     for one, other in zip(states["torch"], states["ort"], strict=True):
         assert np.abs(one - other).max() < 1e-5
+
+
+def test_a_run_on_values_gives_what_onnx_runtime_gives_on_arrays(speaking_bundle):
+    runtime = load("ort", speaking_bundle, threads=1)
+    session = runtime.session("embed_tokens")
+    ids = np.array([[5, 6, 7]])
+    (value,) = run_values(session, ["input_ids"], [OrtValue.ortvalue_from_numpy(ids)], ["inputs_embeds"])
+    (again,) = run_values(session, ["input_ids"], [OrtValue.ortvalue_from_numpy(ids + 1)], ["inputs_embeds"])
+    assert np.array_equal(value.numpy(), session.run(None, {"input_ids": ids})[0])
+    assert np.array_equal(again.numpy(), session.run(None, {"input_ids": ids + 1})[0])
+    assert tuple(value.shape()) == value.numpy().shape
 
 
 def test_both_backends_carry_the_fingerprint_of_the_checkpoint(runtimes, speaking_checkpoint):

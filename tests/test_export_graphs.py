@@ -79,6 +79,28 @@ def test_every_linear_of_decoder_and_memory_encoder_is_one_ternary_node(protos, 
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "rotations", "operands", "results"),
+    [("decoder_model_merged", 2, 6, 3), ("memory_encode", 2, 4, 1), ("vision_encoder", 0, 3, 1)],
+)
+def test_an_attention_takes_heads_side_by_side_and_its_cache(
+    name, rotations, operands, results, protos, ternary_model
+):
+    config = ternary_model.config
+    layers = {
+        "decoder_model_merged": config.text.num_hidden_layers,
+        "memory_encode": config.memory.encoder_layers,
+        "vision_encoder": config.vision.num_hidden_layers,
+    }[name]
+    nodes = list(protos[name].graph.node)
+    attentions = [node for node in nodes if node.op_type == "Attention"]
+    assert len(attentions) == layers
+    assert {(len(node.input), len(node.output)) for node in attentions} == {(operands, results)}
+    assert sum(node.op_type == "RotaryEmbedding" for node in nodes) == rotations * layers
+    # Splitting and merging heads is a dozen nodes a layer; what is left are patches and masks.
+    assert sum(node.op_type in ("Transpose", "Reshape", "Concat") for node in nodes) < 10
+
+
 def test_initializers_are_the_lowered_model_key_for_key(protos, lowered, tiny_bundle):
     stored = {}
     for name in NAMES:

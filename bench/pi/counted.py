@@ -1,7 +1,7 @@
 """The program that is counted: `python -m microvlm.bench.pi.counted BUNDLE SCENARIO`, with SCENARIO in JSON.
 
-Runs every phase once unmarked, which opens sessions and asks for memory, then RUNS times, each in a region of its own.
-One thread, nobody spins, Python collects no garbage: what is left of noise is a few thousand instructions of the C
+Runs every phase once unmarked, which opens sessions and asks for memory, then several times, each in a region of its
+own. One thread, nobody spins, Python collects no garbage: what is left of noise is a few thousand instructions of the C
 library's allocator. Prints one JSON document: the regions of each phase, and what ran. Needs numpy and ONNX Runtime.
 """
 
@@ -19,11 +19,11 @@ from typing import Any
 from microvlm.bench.pi.marks import mark, mark_library
 
 LOAD_REGION = 1
-RUNS = 5
-"""The median of their counts is a phase's."""
+RUNS = 25
+"""The median of their counts is a phase's: the C library's memory takes some thousand instructions more or less."""
 LONG = ("vision", "prefill")
-"""Counted once from this width on, where a few thousand instructions of noise are nothing and a run takes minutes."""
 WIDE = 512
+"""From this width on some thousand instructions are nothing, and a run takes minutes."""
 
 
 def run(bundle: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -48,8 +48,7 @@ def run(bundle: str, options: dict[str, Any]) -> dict[str, Any]:
     unused = itertools.count(LOAD_REGION + 1)
     gc.disable()
     for phase in PHASES:
-        once = phase in LONG and runtime.config.text.hidden_size >= WIDE
-        numbers = [next(unused) for _ in range(1 if once else RUNS)]
+        numbers = [next(unused) for _ in range(runs_of(phase, runtime.config.text.hidden_size))]
         work.run(phase)
         for number in numbers:
             mark(number)
@@ -65,6 +64,13 @@ def run(bundle: str, options: dict[str, Any]) -> dict[str, Any]:
         "onnxruntime": version("onnxruntime"),
         "numpy": version("numpy"),
     }
+
+
+def runs_of(phase: str, width: int) -> int:
+    """How often a phase of a model of this width is counted in one process."""
+    if width >= WIDE:
+        return 1 if phase in LONG else 5
+    return 5 if phase in LONG else RUNS
 
 
 if __name__ == "__main__":
