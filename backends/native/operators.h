@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "habit.h"
 #include "kernels.h"
 
 namespace microvlm {
@@ -17,6 +18,7 @@ struct Pool {
   void (*run)(void* handle, void (*task)(void* state, size_t i), size_t tasks, void* state);
   void* handle;
   int64_t most_tasks;  // at most 64
+  Habit* habit;        // of the node that multiplies, or null: split by size alone
 };
 extern const Pool kCallerOnly;
 
