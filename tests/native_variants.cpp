@@ -119,7 +119,7 @@ struct Weights {
 void run_backwards(void*, void (*task)(void*, size_t), size_t tasks, void* state) {
   for (size_t i = tasks; i > 0; --i) task(state, i - 1);
 }
-const microvlm::Pool kBackwards = {run_backwards, nullptr, 12, nullptr};
+const microvlm::Pool kBackwards = {run_backwards, nullptr, 12};
 
 void compare_sums(const Shape& shape, Weights& weights, Guarded<int8_t>& codes) {
   const Matrix matrix = weights.matrix(shape);

@@ -10,8 +10,8 @@
 namespace microvlm {
 namespace {
 
-// Multiply-adds of a task, some 10 us of work, and the least that two may share. Whether that pays a node finds out.
-constexpr int64_t kWorkPerTask = 1 << 20, kWorkToSplit = 3 << 18;
+// Multiply-adds that a thread must get for waking it to pay: some 10 us of work.
+constexpr int64_t kWorkPerTask = 1 << 20;
 constexpr int64_t kRowsPerBlock = 16;
 
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -47,7 +47,7 @@ void split_groups(int8_t* codes, int64_t groups, int32_t* group_totals) {
 }
 
 // Codes of few tokens lie in memory that the thread keeps, in place of a fresh block a product: measured faster on a
-// decoding step. A thread runs one product at a time.
+// decoding step, presumably since its lines stay cached while the weights pass by. A thread runs one product at a time.
 constexpr int64_t kFewBytes = 16384;
 alignas(kCodeAlignment) thread_local uint8_t few_bytes[kFewBytes];
 
@@ -107,12 +107,9 @@ class Job {
     y_ = static_cast<int32_t*>(y);
     scale_ = scale;
     one_scale_ = one_scale;
-    caller_ = few_bytes;
     if (tasks_ == 1) return task(this, 0);
     pool.run(pool.handle, task, static_cast<size_t>(tasks_), this);
   }
-
-  bool was_helped() const { return helped_.load(std::memory_order_relaxed); }
 
  private:
   int8_t* row(int64_t m) { return codes_ + m * tokens_.stride; }
@@ -125,8 +122,7 @@ class Job {
   void divide(int64_t most_tasks) {
     const int64_t work = tokens_.count * matrix_.columns * matrix_.rows;
     const int64_t blocks = (matrix_.packed_rows + kRowsPerBlock - 1) / kRowsPerBlock;
-    const int64_t wanted = std::max<int64_t>(work / kWorkPerTask, work >= kWorkToSplit ? 2 : 1);
-    tasks_ = std::max<int64_t>(1, std::min({most_tasks, blocks, wanted}));
+    tasks_ = std::max<int64_t>(1, std::min({most_tasks, blocks, work / kWorkPerTask}));
     rows_per_task_ = (blocks + tasks_ - 1) / tasks_ * kRowsPerBlock;
     tasks_ = (matrix_.packed_rows + rows_per_task_ - 1) / rows_per_task_;
   }
@@ -145,7 +141,6 @@ class Job {
     auto& job = *static_cast<Job*>(state);
     const int64_t begin = static_cast<int64_t>(i) * job.rows_per_task_;
     const int64_t end = std::min(begin + job.rows_per_task_, job.matrix_.packed_rows);
-    if (few_bytes != job.caller_) job.helped_.store(true, std::memory_order_relaxed);
     const int64_t scratch = job.take_scratch();
     sums_of(job.kernels_, job.product_)(job.tokens_, job.matrix_, begin, end, job.y_,
                                         job.scratch_ + scratch * job.scratch_bytes_);
@@ -178,8 +173,6 @@ class Job {
   float* steps_ = nullptr;
   uint8_t* scratch_ = nullptr;
   std::atomic<uint64_t> taken_{0};
-  const uint8_t* caller_ = nullptr;  // whose thread-local memory that is
-  std::atomic<bool> helped_{false};
   int32_t* y_ = nullptr;
   const float* scale_ = nullptr;
   bool one_scale_ = false;
@@ -191,7 +184,7 @@ void run_alone(void*, void (*task)(void*, size_t), size_t tasks, void* state) {
 
 }  // namespace
 
-const Pool kCallerOnly = {run_alone, nullptr, 1, nullptr};
+const Pool kCallerOnly = {run_alone, nullptr, 1};
 
 int64_t packed_rows_of(Product product, int64_t rows) {
   const int64_t planes = planes_of(product);
@@ -212,15 +205,10 @@ const char* product_problem(Product product, int64_t packed_rows, int64_t packed
 bool multiply(const Kernels& kernels, Product product, const Matrix& matrix, const float* scale, bool one_scale,
               const float* x, int64_t tokens, float* y, const Pool& pool) {
   if (tokens == 0 || matrix.rows == 0) return true;
-  Habit* const habit = tokens == 1 ? pool.habit : nullptr;
-  const bool split = habit == nullptr || habit->split(), timed = habit != nullptr && habit->has_helpers();
-  const auto began = timed ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point();
-  Job job(kernels, product, matrix, tokens, split ? pool.most_tasks : 1);
+  Job job(kernels, product, matrix, tokens, pool.most_tasks);
   if (!job.ready()) return false;
   job.quantize(x);
   job.run(y, scale, one_scale, pool);
-  if (timed) habit->note(split, elapsed_ns(began));
-  if (habit != nullptr && job.was_helped()) habit->see_helper();
   return true;
 }
 

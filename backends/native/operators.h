@@ -5,7 +5,6 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "habit.h"
 #include "kernels.h"
 
 namespace microvlm {
@@ -18,7 +17,6 @@ struct Pool {
   void (*run)(void* handle, void (*task)(void* state, size_t i), size_t tasks, void* state);
   void* handle;
   int64_t most_tasks;  // at most 64
-  Habit* habit;        // of the node that multiplies, or null: split by size alone
 };
 extern const Pool kCallerOnly;
 

@@ -43,7 +43,6 @@ struct Kernel {
   // out of the cache again by the time a model comes back to this node.
   bool has_weights;
   Operands weights;
-  mutable Habit habit;
 };
 
 // The interface does not tell how many threads a session has: enough tasks for eight to share evenly.
@@ -123,7 +122,7 @@ Status multiply_node(const Kernel& kernel, void* context) {
   Threads threads = {kernel.api, context};
   const Matrix matrix = {in.packed, in.multiplier, rows, in.packed_rows, columns};
   const bool done = multiply(*kernel.kernels, kernel.op->product, matrix, in.scale, in.scales == 1, x, tokens, y,
-                             Pool{run_in_session, &threads, kSessionTasks, &kernel.habit});
+                             Pool{run_in_session, &threads, kSessionTasks});
   return done ? nullptr : fail(kernel.api, kRuntimeException, "not enough memory for the codes of x");
 }
 
@@ -190,7 +189,7 @@ Status create_kernel(const OrtCustomOp* op, const OrtApi* api, const void* info,
   }
   void* memory = std::malloc(sizeof(Kernel));
   if (memory == nullptr) return fail(api, kRuntimeException, "not enough memory");
-  *kernel = new (memory) Kernel{api, self, kernels, attribute, are_constant != 0, weights, {}};
+  *kernel = new (memory) Kernel{api, self, kernels, attribute, are_constant != 0, weights};
   return nullptr;
 }
 

@@ -85,12 +85,9 @@ bool check(const Case& c, std::mt19937& random) {
   multiply(kReference, c.product, matrix, scale.data(), false, x.data(), c.tokens, expected_y.data(), kCallerOnly);
   for (int64_t v = 0; v < variant_count(); ++v) {
     size_t threads = 1 + random() % 8;
-    Habit habit;
-    const Pool pool = {run_threads, &threads, 16, &habit};
+    const Pool pool = {run_threads, &threads, 16};
     multiply_codes(variant(v), c.product, matrix, codes.data(), c.tokens, sums.data(), pool);
-    for (int i = 0; i < (c.tokens == 1 ? 6 : 1); ++i) {  // split and not
-      multiply(variant(v), c.product, matrix, scale.data(), false, x.data(), c.tokens, y.data(), pool);
-    }
+    multiply(variant(v), c.product, matrix, scale.data(), false, x.data(), c.tokens, y.data(), pool);
     if (sums != expected || std::memcmp(y.data(), expected_y.data(), y.size() * sizeof(float)) != 0) {
       std::printf("%s differs from the reference: product %d, %lld tokens, %lld columns, %lld rows, extreme %d\n",
                   variant(v).name, static_cast<int>(c.product), static_cast<long long>(c.tokens),
