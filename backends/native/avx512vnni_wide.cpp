@@ -105,7 +105,7 @@ inline __m512i int4_row(const Tokens& tokens, const Matrix& matrix, int64_t row,
   const uint8_t *bytes = matrix.packed + row * groups * kHalfGroup, *multiplier = matrix.multiplier + row * groups;
   __m512i acc = _mm512_setzero_si512(), even, odd;
   int64_t g = 0;
-  const char* ahead = lines_ahead(bytes);
+  const char* ahead = lines_ahead(bytes, kStreamAhead);
   for (; g + 4 <= groups; g += 4) {
     if ((g & 4) == 0) _mm_prefetch(ahead + g * kHalfGroup, _MM_HINT_T1);
     even_and_odd(codes + g * kGroup, 4, &even, &odd);

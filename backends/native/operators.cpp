@@ -47,7 +47,7 @@ void split_groups(int8_t* codes, int64_t groups, int32_t* group_totals) {
 }
 
 // Codes of few tokens lie in memory that the thread keeps, in place of a fresh block a product: measured faster on a
-// decoding step, presumably since its lines stay cached while the weights pass by. A thread runs one product at a time.
+// decoding step. A thread runs one product at a time.
 constexpr int64_t kFewBytes = 16384;
 alignas(kCodeAlignment) thread_local uint8_t few_bytes[kFewBytes];
 
