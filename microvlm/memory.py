@@ -68,6 +68,19 @@ def key_variance(key: Tensor, covariance: Tensor) -> Tensor:
     return (key * spread).sum(-1) / (key * key).sum(-1).clamp(min=1e-12)
 
 
+def agreement(query: Tensor, read: Tensor, query_key: Tensor, read_key: Tensor) -> Tensor:
+    """Cosine of two codes [B, C] outside of the space of their keys [B, K]: [B].
+
+    The rows of M_ref are orthonormal, so that key products are the part of code products inside.
+    """
+    inner = (query * read).sum(-1) - (query_key * read_key).sum(-1)
+    lengths = [
+        (code.square().sum(-1) - key.square().sum(-1)).clamp(min=1e-8)
+        for code, key in ((query, query_key), (read, read_key))
+    ]
+    return inner / (lengths[0] * lengths[1]).sqrt()
+
+
 def batch_solution(
     prior_mean: Tensor, keys: Tensor, codes: Tensor, observation_variance: float
 ) -> MemoryState:

@@ -50,7 +50,11 @@ class MemoryEncoder(nn.Module):
         scores = (x * self.pool).sum(-1).masked_fill(~seen, torch.finfo(x.dtype).min)
         pooled = torch.einsum("bs,bsh->bh", scores.softmax(-1), x)
         code = F.normalize(self.output(pooled), dim=-1, eps=1e-6)
-        return code, address(code, self.pseudo_inverse)
+        return code, self.key(code)
+
+    def key(self, code: Tensor) -> Tensor:
+        """[B, C] -> [B, K]."""
+        return address(code, self.pseudo_inverse)
 
 
 class MemoryProjection(nn.Module):
@@ -84,24 +88,29 @@ class MemoryProjection(nn.Module):
 class ScopeDetector(nn.Module):
     """ScopeNet: does the read answer the query?
 
-    query and read code [B, C], posterior variance of the key [B] -> (probability [B], residual [B]). Beside the codes
-    it sees where they agree, the length of the read, and how well the memory knows the key: what no linear layer makes
-    of the codes. The residual |z_r - z_q| is a score of its own that costs nothing.
+    It sees where query and read code agree, and what no layer makes of them: the residual |z_r - z_q|, a score of its
+    own that costs nothing; the length of the read; how well the memory knows the key, and how full it is; and the
+    agreement, the cosine of query and read code outside of the space of the keys. A read of keys that were never
+    written still resembles its query inside of that space, because it is the nearest mixture of what was written;
+    outside of it only a fact that was written does.
     """
 
     def __init__(self, config: MicroVLMConfig, linear: LinearFactory):
         super().__init__()
         width = config.memory.code_size
-        self.gain = width**0.5
-        self.fc1 = linear(3 * width + 3, 64, True)
+        self.fc1 = linear(width + 5, 64, True)
         self.fc2 = linear(64, 1, True)
 
-    def forward(self, query: Tensor, read: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-        residual = (read - query).square().sum(-1, keepdim=True).add(1e-12).sqrt()
-        length = read.square().sum(-1, keepdim=True).add(1e-12).sqrt()
+    def forward(
+        self, query: Tensor, read: Tensor, agreement: Tensor, variance: Tensor, fill: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Codes [B, C]; cosine, posterior variance of the key and mean variance of all keys [B] -> (probability [B],
+        residual [B])."""
+        residual = (read - query).square().sum(-1).add(1e-12).sqrt()
+        length = read.square().sum(-1).add(1e-12).sqrt()
+        known, empty = (part.clamp(min=1e-6).log() for part in (variance, fill))
+        scalars = torch.stack([4 * agreement, 4 * residual, 4 * length, known, empty], -1)
         # Numbers of a unit vector are small: all features are brought to the same size.
-        query, read = self.gain * query, self.gain * read
-        known = variance.unsqueeze(-1).clamp(min=1e-6).log()
-        features = torch.cat([query, read, query * read, 4 * residual, 4 * length, known], -1)
+        features = torch.cat([query.shape[-1] * query * read, scalars], -1)
         logit = self.fc2(F.gelu(self.fc1(features)))
-        return torch.sigmoid(logit).squeeze(-1), residual.squeeze(-1)
+        return torch.sigmoid(logit).squeeze(-1), residual

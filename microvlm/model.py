@@ -15,7 +15,7 @@ from microvlm.decoder import Cache, Decoder
 from microvlm.embedding import TiedEmbedding
 from microvlm.errors import UserError
 from microvlm.linear import linear_factory
-from microvlm.memory import MemoryState, forget, key_variance, prior, read, write
+from microvlm.memory import MemoryState, agreement, forget, key_variance, prior, read, write
 from microvlm.memory_modules import MemoryEncoder, MemoryProjection, ScopeDetector
 from microvlm.vision import VisionEncoder
 
@@ -78,7 +78,11 @@ class MicroVLM(nn.Module):
         The covariance does not enter the read, which is deterministic; it tells how well the key is known.
         """
         recalled = read(MemoryState(memory_mean, memory_cov), memory_key)
-        scope, residual = self.scope(memory_code, recalled, key_variance(memory_key, memory_cov))
+        agreed = agreement(memory_code, recalled, memory_key, self.memory_encoder.key(recalled))
+        fill = memory_cov.diagonal(dim1=-2, dim2=-1).mean(-1)
+        scope, residual = self.scope(
+            memory_code, recalled, agreed, key_variance(memory_key, memory_cov), fill
+        )
         return recalled, scope, residual, self.memory_projection(recalled)
 
     def memory_write(

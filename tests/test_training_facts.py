@@ -11,12 +11,14 @@ pytest.importorskip("resvg_py")
 from microvlm.bench.memory_deck import NAMES as TESTED_NAMES
 from microvlm.bench.memory_deck import QUESTIONS
 from microvlm.bench.memoryset_reader import load_memoryset
+from microvlm.config import preset
+from microvlm.model import MicroVLM
 from microvlm.training.config import load_recipe
 from microvlm.training.data.emoji import load_emoji, read_test_emoji
 from microvlm.training.data.facts import NAMES, RELATIONS, deal_facts
 from microvlm.training.data.views import corner_neighbour
 from microvlm.training.distill import DrawingSampler
-from microvlm.training.remember import FactDealer
+from microvlm.training.remember import FactDealer, FactHeads, frame_potential, info_nce
 
 
 def test_the_objects_to_remember_are_held_out_and_their_names_and_wordings_are_trained():
@@ -66,7 +68,45 @@ def test_a_neighbour_covers_a_corner_and_nothing_else():
     assert changed[:, :, 33:63].abs().sum() == 0
 
 
-def test_the_shipped_recipe_trains_facts_last():
-    stage = load_recipe("nano").stages[-1]
-    assert stage.mixture["fact"] > 0
-    assert stage.decoder_bits == 1.58
+def test_info_nce_is_low_for_own_partners_and_ignores_what_is_no_negative():
+    rows = torch.eye(6)
+    alone = np.eye(6, dtype=bool)
+    assert info_nce(rows, rows, alone) < 1e-3
+    assert info_nce(rows, rows.roll(1, 0), alone) > 5
+    twins = rows.clone()
+    twins[1] = rows[0]
+    same = alone.copy()
+    same[0, 1] = same[1, 0] = True
+    assert info_nce(twins, twins, same) < 1e-3
+    assert info_nce(twins, twins, alone) > 0.2
+
+
+def test_the_frame_potential_is_least_for_rows_spread_evenly():
+    assert frame_potential(torch.eye(8)) == 0
+    assert frame_potential(torch.ones(8, 8)) == pytest.approx(1)
+    spread = frame_potential(torch.randn(4000, 16, generator=torch.Generator().manual_seed(0)))
+    assert spread == pytest.approx(1 / 16, abs=2e-3)
+
+
+def test_the_heads_name_what_a_read_says_and_tell_drawings_apart(drawn_build):
+    torch.manual_seed(0)
+    model = MicroVLM(preset("nano"))
+    heads = FactHeads(model)
+    values = ["anna", "kitchen", "monday"]
+    reading = torch.nn.functional.normalize(heads.answer.weight[[heads.index[value] for value in values]], dim=1)
+    loss, found = heads.named(10 * reading.detach(), values)
+    assert found == 1
+    assert loss < 1
+    emoji = load_emoji(drawn_build[0])
+    dealer = FactDealer(emoji, DrawingSampler(emoji, {}, seen_share=1.0), 20, 0.8)
+    batch = dealer.deal(np.random.default_rng(0), torch.Generator().manual_seed(0))
+    features = torch.randn(len(batch.shown), 66, model.config.vision.hidden_size).repeat(2, 1, 1)
+    mixed = torch.cat([features[: len(batch.shown)], features[: len(batch.shown)].roll(1, 0)])
+    assert heads.drawings(features, 2, batch) < heads.drawings(mixed, 2, batch)
+
+
+def test_the_shipped_recipe_trains_facts_and_then_the_scope_detector_on_other_objects():
+    *_, remember, scope = load_recipe("nano").stages
+    assert remember.mixture["fact"] > 0
+    assert remember.decoder_bits == scope.decoder_bits == 1.58
+    assert scope.task == "scope"

@@ -1,10 +1,12 @@
 """The trainer: a resumed run ends where an unbroken one does, and a run can start from a stored checkpoint."""
 
+import dataclasses
 import json
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 pytest.importorskip("resvg_py")
 
@@ -29,7 +31,9 @@ FLOAT_STAGE = StageConfig(
     guidance_weight=0.3,
 )
 TERNARY_STAGE = StageConfig("ternary", "vlm", 2, 10, 1e-3, decoder_bits=1.58, mixture=MIXTURE | {"fact": 0.8})
-RECIPE = Recipe("tiny", "nano", 0, (FLOAT_STAGE, TERNARY_STAGE), mixed_precision="no", log_every=1)
+SCOPE_STAGE = StageConfig("scope", "scope", 2, 1, 1e-3, decoder_bits=1.58)
+STAGES = (FLOAT_STAGE, TERNARY_STAGE, SCOPE_STAGE)
+RECIPE = Recipe("tiny", "nano", 0, STAGES, mixed_precision="no", log_every=1)
 
 
 def silent(_: str) -> None:
@@ -57,7 +61,7 @@ def test_a_run_logs_every_loss_and_ships_packed_weights(finished):
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert {"answers", "episodes", "scope", "named", "guided", "shown"} <= set(rows[0])
     last = json.loads((finished / "ternary" / "log.jsonl").read_text().splitlines()[-1])
-    assert {"facts", "keys", "spread", "reading", "gate", "nearest"} <= set(last)
+    assert {"facts", "keys", "matched", "found", "spread", "gate", "nearest"} <= set(last)
     assert "decoder.layers.0.mlp.up_proj.packed" in tensors(finished / "checkpoint")
     assert json.loads((finished / "checkpoint" / "training.json").read_text())["recipe"]["name"] == "tiny"
 
@@ -67,10 +71,33 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(finished, emoji,
     calls = 0
     while not train(RECIPE, emoji, out, silent, stop_after=1):
         calls += 1
-    assert calls == 3
+    assert calls == 4
     wanted = tensors(finished / "checkpoint")
     for name, tensor in tensors(out / "checkpoint").items():
         assert torch.equal(tensor, wanted[name]), name
+
+
+def test_the_scope_stage_trains_the_detector_and_nothing_else(finished):
+    before, after = (load_file(finished / stage / "weights.safetensors") for stage in ("ternary", "scope"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {f"scope.{layer}.{part}" for layer in ("fc1", "fc2") for part in ("weight", "bias")}
+
+
+def test_a_stage_can_begin_a_part_anew(finished, emoji, tmp_path):
+    def first_weights(fresh: list[str]) -> dict:
+        out = tmp_path / ("fresh" if fresh else "kept")
+        shutil.copytree(finished / "ground", out / "ground")
+        stages = (FLOAT_STAGE, dataclasses.replace(TERNARY_STAGE, fresh=fresh, steps=1, learning_rate=1e-9))
+        train(dataclasses.replace(RECIPE, stages=stages), emoji, out, silent)
+        return load_file(out / "ternary" / "weights.safetensors")
+
+    before = load_file(finished / "ground" / "weights.safetensors")
+    kept, anew = first_weights([]), first_weights(["scope"])
+    name = "scope.fc1.weight"
+    assert torch.allclose(kept[name], before[name], atol=1e-6)
+    assert not torch.allclose(anew[name], before[name], atol=1e-3)
+    name = "adapter.output.weight" if "adapter.output.weight" in before else next(iter(before))
+    assert torch.allclose(anew[name], before[name], atol=1e-6)
 
 
 def test_a_run_starts_from_what_a_checkpoint_computes_with(finished, emoji, tmp_path):

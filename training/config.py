@@ -12,7 +12,7 @@ from typing import Any
 from microvlm.config import preset_names
 from microvlm.errors import UserError
 
-TASKS = ("distill", "vlm")
+TASKS = ("distill", "vlm", "scope")
 SCENE_KINDS = {"what": 0.4, "where": 0.36, "how many": 0.14, "which colour": 0.1}
 """Names and places take longer to learn than numbers and colours."""
 
@@ -23,7 +23,8 @@ class StageConfig:
 
     name: str
     task: str
-    """`distill`: the vision encoder from the convolutional teacher; `vlm`: the whole model on captions and scenes."""
+    """`distill`: the vision encoder from the convolutional teacher; `vlm`: the whole model on captions and scenes;
+    `scope`: the scope detector alone, on a bank of `batch_size` draws of facts."""
     steps: int
     batch_size: int
     learning_rate: float
@@ -39,8 +40,8 @@ class StageConfig:
     label_smoothing: float = 0.1
     augment_strength: float = 1.0
     mixture: dict[str, float] = field(default_factory=dict)
-    """Share of each kind of sample in a `vlm` batch: caption, scene, episode, and crowd (small emoji for the vision
-    encoder alone, of use where it learns)."""
+    """Share of each kind of sample in a `vlm` batch: caption, scene, episode, fact (see `remember`), and crowd (small
+    emoji for the vision encoder alone, of use where it learns)."""
 
     scene_kinds: dict[str, float] = field(default_factory=lambda: dict(SCENE_KINDS))
     """Share of each kind of scene question; they sum to 1."""
@@ -48,6 +49,8 @@ class StageConfig:
     """Weight of the loss that makes a prefix embedding over an object read as that object's name in the tied head."""
     guidance_weight: float = 0.0
     """Weight of the attention losses that teach a question's word to find its object; see `guidance`."""
+    fresh: list[str] = field(default_factory=list)
+    """Parts of the model (the first words of parameter names) that begin anew in a `vlm` stage."""
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:

@@ -2,8 +2,11 @@
 
 Keys are taught to be one for all views and wordings of a fact's question and to differ from every other's (InfoNCE,
 van den Oord et al. 2018, arXiv 1807.03748), and to spread over all slots (their frame potential, Benedetto & Fickus
-2003: a read errs by the small singular values of the keys); values, W_M and the decoder by cross-entropy on the
-answer, read through memories of several sizes; the scope detector on what was and what was not written.
+2003: a read errs by the small singular values of the keys). Outside of the space of the keys, the code of a question
+and that of its fact are taught alike in the same way, which is what the scope detector verifies a read by. Values, W_M
+and the decoder learn from cross-entropy on the answer, read through memories of several sizes, and from a linear head
+that names the answer in a read; the scope detector from what was and what was not written; the vision encoder, where it
+learns, also from telling apart the drawings themselves, whatever is asked.
 """
 
 from __future__ import annotations
@@ -13,26 +16,32 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from microvlm.decoder import Cache
 from microvlm.memory import MemoryState, batch_solution
 from microvlm.model import MicroVLM
 from microvlm.training.data.emoji import EmojiData
-from microvlm.training.data.facts import UNKNOWN, Fact, deal_facts
+from microvlm.training.data.facts import RELATIONS, UNKNOWN, Fact, deal_facts
 from microvlm.training.data.views import augment_emoji, corner_neighbour
 from microvlm.training.distill import DrawingSampler
+from microvlm.training.texts import TextRows
 
-GROUP_COUNTS = (1, 1, 2, 4, 8)
+GROUP_COUNTS = (1, 1, 2, 2, 4, 8)
 """Into how many memories a batch of facts is dealt: few are full, many hold little."""
 UNWRITTEN_SHARE = 0.2
-TEXT_SHARE = 0.15
+TEXT_SHARE = 0.1
 """Share of the facts that have no picture."""
-KEY_WEIGHT, SPREAD_WEIGHT, READING_WEIGHT = 0.5, 3.0, 0.3
-KEY_TEMPERATURE, READING_TEMPERATURE = 0.07, 0.1
+PAIRED_SHARE = 0.35
+"""Of the facts that are about the object of the one before: only the question tells the two apart."""
+RUN_SHARE, RUN_LENGTH = 0.5, 4
+"""Share of the batches whose objects come in runs of rows that follow each other: emoji that resemble each other."""
+KEY_WEIGHT, SPREAD_WEIGHT, MATCH_WEIGHT, NAME_WEIGHT, DRAWING_WEIGHT = 0.5, 3.0, 0.5, 0.5, 0.5
+TEMPERATURE = 0.07
+DRAWING_WIDTH = 128
+VALUES = tuple(sorted({value for relation in RELATIONS for value in relation.values}))
 
-Embed = Callable[[MicroVLM, list[tuple[str, str]], Tensor | None], tuple[Tensor, Tensor, Tensor]]
 CrossEntropy = Callable[[MicroVLM, Tensor, Tensor, Tensor, Cache, Tensor | None], Tensor]
 
 
@@ -53,6 +62,19 @@ class FactBatch(NamedTuple):
         return [*self.shown, *self.told]
 
 
+class FactCodes(NamedTuple):
+    """float32, a row a fact: codes [F, C] and keys [F, K]."""
+
+    key: Tensor
+    """Of the question that the fact was written under."""
+    value: Tensor
+    value_key: Tensor
+    query: Tensor
+    """The code of the question that asks for it."""
+    asked: Tensor
+    """That code's key."""
+
+
 class Remembered(NamedTuple):
     """What the facts of a batch gave."""
 
@@ -64,91 +86,184 @@ class Remembered(NamedTuple):
 
 
 class FactDealer:
-    """Draws facts about emoji that the training vendors drew and that are not held out."""
+    """Draws facts about emoji that the training vendors drew: those of `rows`, or all that are not held out."""
 
-    def __init__(self, emoji: EmojiData, sampler: DrawingSampler, count: int, strength: float):
+    def __init__(
+        self,
+        emoji: EmojiData,
+        sampler: DrawingSampler,
+        count: int,
+        strength: float,
+        rows: np.ndarray | None = None,
+    ):
         self.emoji, self.sampler, self.strength = emoji, sampler, strength
-        self.rows = np.flatnonzero(sampler.drawn & ~emoji.held_out)
+        self.rows = np.flatnonzero(sampler.drawn & ~emoji.held_out) if rows is None else rows
         self.shown = count - round(count * TEXT_SHARE)
         self.told = count - self.shown
 
     def deal(self, rng: np.random.Generator, generator: torch.Generator) -> FactBatch:
         count = self.shown + self.told
-        objects = rng.choice(self.rows, count, replace=count > len(self.rows))
-        shown = deal_facts(rng, objects[: self.shown], self.emoji.captions, True)
-        told = deal_facts(rng, objects[self.shown :], self.emoji.captions, False)
+        objects = self._objects(rng, count)
+        captions = self.emoji.captions
+        shown = deal_facts(rng, objects[: self.shown], captions, True, PAIRED_SHARE)
+        told = deal_facts(rng, objects[self.shown :], captions, False, PAIRED_SHARE)
         rows = np.array([fact.object for fact in shown], np.int64)
         # An object is one drawing: both views of a fact, and of two facts about it, are of one vendor.
         vendor_of = dict(zip(rows.tolist(), self.sampler.vendors_of(rows, generator), strict=True))
         drawings = self.sampler.pixels(rows, np.array([vendor_of[row] for row in rows.tolist()], np.int64))
         views = augment_emoji(torch.cat([drawings, drawings]), generator, self.strength)
-        groups = int(rng.choice(GROUP_COUNTS))
-        group = rng.permutation(np.arange(count) % groups)
+        # Facts of one object are in one memory, where they can be mistaken for each other.
+        about = np.unique([fact.object for fact in (*shown, *told)], return_inverse=True)[1]
+        groups = min(int(rng.choice(GROUP_COUNTS)), about.max() + 1)
+        group = rng.permutation(np.arange(about.max() + 1) % groups)[about]
         written = rng.random(count) >= UNWRITTEN_SHARE
         # No memory is empty.
         written[[np.flatnonzero(group == number)[0] for number in range(groups)]] = True
         return FactBatch(shown, told, corner_neighbour(views, generator), group, written)
 
+    def _objects(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Rows of `count` objects, without order; of a run batch those that follow each other are alike."""
+        if rng.random() >= RUN_SHARE:
+            return rng.choice(self.rows, count, replace=count > len(self.rows))
+        starts = rng.choice(len(self.rows), -(-count // RUN_LENGTH), replace=count > len(self.rows))
+        places = (starts[:, None] + np.arange(RUN_LENGTH)).ravel()[:count] % len(self.rows)
+        return rng.permutation(self.rows[places])
+
+
+class FactHeads(nn.Module):
+    """What only training needs: the answer in a read code, and the place of a drawing among drawings."""
+
+    def __init__(self, model: MicroVLM):
+        super().__init__()
+        width = model.config.memory.code_size
+        self.gain = width**0.5
+        self.answer = nn.Linear(width, len(VALUES))
+        self.drawing = nn.Linear(2 * model.config.vision.hidden_size, DRAWING_WIDTH)
+        self.index = {value: number for number, value in enumerate(VALUES)}
+
+    def named(self, reading: Tensor, values: list[str]) -> tuple[Tensor, float]:
+        """Read codes [n, C] and what they should say -> (cross-entropy, share right)."""
+        wanted = torch.tensor([self.index[value] for value in values], device=reading.device)
+        logits = self.answer(self.gain * reading)
+        return F.cross_entropy(logits, wanted), (logits.argmax(1) == wanted).float().mean().item()
+
+    def drawings(self, features: Tensor, leading: int, batch: FactBatch) -> Tensor:
+        """InfoNCE of two views of each drawing, vision features [2 * shown, T, W] of `batch.views`."""
+        pooled = torch.cat([features[:, 0], features[:, leading:].mean(1)], -1)
+        written, asked = self.drawing(pooled).float().split(len(batch.shown))
+        objects = np.array([fact.object for fact in batch.shown])
+        return info_nce(asked, written, objects[:, None] == objects)
+
 
 def remember(
-    module: MicroVLM, batch: FactBatch, prefixes: Tensor, embed: Embed, cross_entropy: CrossEntropy
+    module: MicroVLM,
+    heads: FactHeads,
+    batch: FactBatch,
+    prefixes: Tensor,
+    rows: TextRows,
+    cross_entropy: CrossEntropy,
 ) -> Remembered:
-    """prefixes [2 * len(shown), k, H] of `batch.views` -> the losses.
-
-    `embed` makes rows of (prompt, answer) pairs with or without a picture each, `cross_entropy` is that of the answers.
-    """
-    written_views, asked_views = prefixes.split(len(batch.shown))
-    parts = ((batch.shown, written_views, asked_views), (batch.told, None, None))
-    keys, values, queries, asked_keys, rows = [], [], [], [], []
-    for facts, written_view, asked_view in parts:
-        if not facts:
-            continue
-        keys.append(_encode(module, embed(module, [(f.told, "") for f in facts], written_view))[1])
-        values.append(_encode(module, embed(module, [(f.told, f.value) for f in facts], written_view))[0])
-        code, key = _encode(module, embed(module, [(f.asked, "") for f in facts], asked_view))
-        queries.append(code)
-        asked_keys.append(key)
-        rows.append((facts, asked_view))
-    key, value, query, asked = (torch.cat(part) for part in (keys, values, queries, asked_keys))
+    """prefixes [2 * len(shown), k, H] of `batch.views` -> the losses; `cross_entropy` is that of the answers."""
+    key, value, value_key, query, asked = encode_facts(module, batch, prefixes, rows)
+    known = torch.from_numpy(batch.written).to(key.device)
     with torch.autocast("cpu", enabled=False):
         state = _write(module, key, value, batch)
         own = torch.from_numpy(batch.group).to(key.device)
         reading, scope, _, slot = module.memory_read(asked, query, *(part[own] for part in state))
-        known = torch.from_numpy(batch.written).to(key.device)
-        keyed = _same_key_loss(asked, key, batch)
-        spread = _frame_potential(key)
-        separated = _reading_loss(reading[known], value, batch)
-    said: Tensor = key.new_zeros(())
-    begin = 0
-    for facts, view in rows:
-        part = slice(begin, begin + len(facts))
-        begin += len(facts)
-        seen = batch.written[part]
-        samples = [(f.asked, f.value if there else UNKNOWN) for f, there in zip(facts, seen, strict=True)]
-        embeds, mask, labels = embed(module, samples, view)
-        own_slot = [(k[part], v[part]) for k, v in slot]
-        answered = cross_entropy(module, embeds, mask, labels, own_slot, known[part].long())
-        said = said + answered * (len(facts) / len(batch.facts))
-    gate = 0.5 * (binary_loss(scope[known], 1.0) + binary_loss(scope[~known], 0.0))
+        gate = _gate_loss(module, batch, state, query, asked, scope)
+        same = _same_questions(batch)
+        keyed = info_nce(asked, key, same)
+        # What the detector compares: the codes without what lies in the space of the keys.
+        beside = [_beside(module, *part) for part in ((query, asked), (value, value_key))]
+        matched = info_nce(*beside, same)
+        spread, scattered = frame_potential(key), frame_potential(beside[1])
+        said_values = [fact.value for fact in batch.facts]
+        written = np.flatnonzero(batch.written)
+        named, found = heads.named(reading[known], [said_values[row] for row in written])
+    asked_views = prefixes[len(batch.shown) :]
+    said = _said(module, batch, asked_views, slot, rows, cross_entropy)
     nearest = (F.normalize(asked, dim=-1) @ F.normalize(key, dim=-1).T).argmax(1).cpu().numpy()
     metrics = {
         "facts": said.item(),
         "keys": keyed.item(),
-        "reading": separated.item(),
+        "matched": matched.item(),
+        "named_facts": named.item(),
+        "found": found,
         "gate": gate.item(),
         "nearest": float(np.mean(nearest == np.arange(len(nearest)))),
         "spread": spread.item(),
+        "scattered": scattered.item(),
         "opened": (scope[known] >= 0.5).float().mean().item(),
         "closed": (scope[~known] < 0.5).float().mean().item(),
     }
-    loss = said + KEY_WEIGHT * keyed + SPREAD_WEIGHT * spread + READING_WEIGHT * separated
+    loss = said + KEY_WEIGHT * keyed + MATCH_WEIGHT * matched + NAME_WEIGHT * named
+    loss = loss + SPREAD_WEIGHT * (spread + scattered)
     return Remembered(loss, gate, state, metrics)
 
 
-def _encode(module: MicroVLM, row: tuple[Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """(code [B, C], key [B, K]), float32."""
-    code, key = module.memory_encode(row[0], row[1])
+def encode_facts(module: MicroVLM, batch: FactBatch, prefixes: Tensor, rows: TextRows) -> FactCodes:
+    """prefixes [2 * len(shown), k, H] of `batch.views` -> the codes of the facts."""
+    written_views, asked_views = prefixes.split(len(batch.shown))
+    parts = []
+    for facts, written, asked in ((batch.shown, written_views, asked_views), (batch.told, None, None)):
+        if facts:
+            _, key = encode(module, rows, [(fact.told, "") for fact in facts], written)
+            told = encode(module, rows, [(fact.told, fact.value) for fact in facts], written)
+            parts.append((key, *told, *encode(module, rows, [(fact.asked, "") for fact in facts], asked)))
+    return FactCodes(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def encode(
+    module: MicroVLM, rows: TextRows, samples: list[tuple[str, str]], prefixes: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Prompts, with answers or without -> (code [B, C], key [B, K]), float32."""
+    embeds, mask, _ = rows.embedded(module, samples, prefixes)
+    code, key = module.memory_encode(embeds, mask)
     return code.float(), key.float()
+
+
+def _said(
+    module: MicroVLM,
+    batch: FactBatch,
+    asked_views: Tensor,
+    slot: Cache,
+    rows: TextRows,
+    cross_entropy: CrossEntropy,
+) -> Tensor:
+    """Cross-entropy of the answers: the values that were written, "unknown" with the slot masked for the others."""
+    said: Tensor = module.memory_prior.new_zeros(())
+    known = torch.from_numpy(batch.written).to(said.device)
+    begin = 0
+    for facts, view in ((batch.shown, asked_views), (batch.told, None)):
+        if not facts:
+            continue
+        part = slice(begin, begin + len(facts))
+        begin += len(facts)
+        seen = batch.written[part]
+        samples = [(f.asked, f.value if there else UNKNOWN) for f, there in zip(facts, seen, strict=True)]
+        embeds, mask, labels = rows.embedded(module, samples, view)
+        own_slot = [(k[part], v[part]) for k, v in slot]
+        answered = cross_entropy(module, embeds, mask, labels, own_slot, known[part].long())
+        said = said + answered * (len(facts) / len(batch.facts))
+    return said
+
+
+def _gate_loss(
+    module: MicroVLM, batch: FactBatch, state: MemoryState, query: Tensor, asked: Tensor, scope: Tensor
+) -> Tensor:
+    """Both sides weigh alike. What another memory holds is as little known to this one as what none does."""
+    known = torch.from_numpy(batch.written).to(query.device)
+    unknown = scope[~known]
+    groups = len(state.mean)
+    if groups > 1:
+        other = torch.from_numpy((batch.group + 1) % groups).to(query.device)
+        unknown = torch.cat([unknown, module.memory_read(asked, query, *(part[other] for part in state))[1]])
+    return 0.5 * (binary_loss(scope[known], 1.0) + binary_loss(unknown, 0.0))
+
+
+def _beside(module: MicroVLM, code: Tensor, key: Tensor) -> Tensor:
+    """Codes [F, C] and their keys [F, K] -> what of the codes lies outside of the space of keys, [F, C]."""
+    return code - key @ module.memory_encoder.pseudo_inverse.T
 
 
 def _write(module: MicroVLM, key: Tensor, value: Tensor, batch: FactBatch) -> MemoryState:
@@ -162,23 +277,27 @@ def _write(module: MicroVLM, key: Tensor, value: Tensor, batch: FactBatch) -> Me
     return MemoryState(*(torch.cat(part) for part in zip(*states, strict=True)))
 
 
-def _same_key_loss(asked: Tensor, told: Tensor, batch: FactBatch) -> Tensor:
-    """InfoNCE over all facts of the batch, both ways: [F, K] each."""
-    scores = F.normalize(asked, dim=-1) @ F.normalize(told, dim=-1).T / KEY_TEMPERATURE
-    # The very same question in words alone, or about one drawing, is no other fact.
+def _same_questions(batch: FactBatch) -> np.ndarray:
+    """bool [F, F]: the very same question in words alone, or about one drawing."""
     names = [
         (fact.object, fact.relation, number < len(batch.shown)) for number, fact in enumerate(batch.facts)
     ]
-    same = np.array([[one == other for other in names] for one in names]) & ~np.eye(len(names), dtype=bool)
-    scores = scores.masked_fill(torch.from_numpy(same).to(scores.device), float("-inf"))
-    wanted = torch.arange(len(names), device=scores.device)
+    return np.array([[one == other for other in names] for one in names])
+
+
+def info_nce(queries: Tensor, keys: Tensor, same: np.ndarray) -> Tensor:
+    """InfoNCE both ways of rows that belong together, [F, W] each; bool `same` [F, F] are no negatives."""
+    scores = F.normalize(queries, dim=-1) @ F.normalize(keys, dim=-1).T / TEMPERATURE
+    others = torch.from_numpy(same & ~np.eye(len(same), dtype=bool)).to(scores.device)
+    scores = scores.masked_fill(others, float("-inf"))
+    wanted = torch.arange(len(same), device=scores.device)
     return 0.5 * (F.cross_entropy(scores, wanted) + F.cross_entropy(scores.T, wanted))
 
 
-def _frame_potential(keys: Tensor) -> Tensor:
-    """Mean squared cosine of two different keys, [F, K]: 1 / K where they are spread evenly."""
-    cosines = F.normalize(keys, dim=-1) @ F.normalize(keys, dim=-1).T
-    count = len(keys)
+def frame_potential(rows: Tensor) -> Tensor:
+    """Mean squared cosine of two different rows of [F, W]: 1 / W where they are spread evenly."""
+    cosines = F.normalize(rows, dim=-1) @ F.normalize(rows, dim=-1).T
+    count = len(rows)
     return (cosines.square().sum() - count) / (count * (count - 1))
 
 
@@ -188,14 +307,3 @@ def binary_loss(probability: Tensor, target: float) -> Tensor:
         return probability.new_zeros(())
     probability = probability.float().clamp(1e-6, 1 - 1e-6)
     return -(probability.log() if target else (1 - probability).log()).mean()
-
-
-def _reading_loss(reading: Tensor, values: Tensor, batch: FactBatch) -> Tensor:
-    """What is read is nearer to its own value's code than to those that say something else."""
-    told = [fact.value for fact in batch.facts]
-    own = np.flatnonzero(batch.written)
-    scores = F.normalize(reading, dim=-1, eps=1e-6) @ values.T / READING_TEMPERATURE
-    alike = np.array([[told[row] == other for other in told] for row in own])
-    alike[np.arange(len(own)), own] = False
-    scores = scores.masked_fill(torch.from_numpy(alike).to(scores.device), float("-inf"))
-    return F.cross_entropy(scores, torch.from_numpy(own).to(scores.device))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from microvlm.model import MicroVLM
 from microvlm.ordinals import ORDINALS, ordinal_question
 from microvlm.processor import Processor
 from microvlm.training.data.emoji import EmojiData
@@ -74,3 +75,13 @@ class TextRows:
         mask = torch.tensor([[1] * len(row) + [0] * n for row, n in zip(ids, pad, strict=True)])
         target = torch.tensor([row + [IGNORED] * n for row, n in zip(labels, pad, strict=True)])
         return input_ids, mask, target
+
+    def embedded(
+        self, model: MicroVLM, samples: list[tuple[str, str]], prefixes: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Embedded rows [B, S, H], mask and labels of prompts with (or, for None, without) one image each."""
+        device = model.memory_prior.device
+        ids, mask, labels = (part.to(device) for part in self.rows(samples, prefixes is not None))
+        if prefixes is None:
+            return model.embed(ids), mask, labels
+        return model.place_images(ids, self.processor.image_id, prefixes), mask, labels

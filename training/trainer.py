@@ -21,6 +21,7 @@ from microvlm.training.config import Recipe, StageConfig
 from microvlm.training.data.emoji import EmojiData
 from microvlm.training.distill import DistillTask
 from microvlm.training.loop import Task, run_stage
+from microvlm.training.scope import ScopeTask
 from microvlm.training.texts import TextRows, corpus
 from microvlm.training.tokenizer import save_tokenizer, train_tokenizer
 from microvlm.training.vlm import VLMTask
@@ -68,7 +69,7 @@ def train(
             task = _task(recipe, stage, emoji, tokenizer, float_control)
             if not (folder / "progress.json").is_file():
                 if previous is not None:
-                    _inherit(task, previous)
+                    _inherit(task, previous, stage.fresh)
                 elif start is not None:
                     _start(task, start, fresh, log)
             if not run_stage(task, recipe, index, folder, log, stop_after):
@@ -119,17 +120,23 @@ def _task(
     config = stage_config(recipe, stage, float_control)
     if stage.task == "distill":
         return DistillTask(config, recipe, stage, emoji)
-    return VLMTask(MicroVLM(config), TextRows(Processor(tokenizer, config)), recipe, stage, emoji)
+    task = ScopeTask if stage.task == "scope" else VLMTask
+    return task(MicroVLM(config), TextRows(Processor(tokenizer, config)), recipe, stage, emoji)
 
 
-def _inherit(task: Task, previous: Path) -> None:
-    """Weights of the last stage: a whole model, or the vision encoder and the emoji head of a student."""
+def _inherit(task: Task, previous: Path, fresh: Sequence[str] = ()) -> None:
+    """Weights of the last stage: a whole model but for its `fresh` parts, or the vision encoder and the emoji head of a
+    student."""
     tensors, _ = read_tensors(previous / "weights.safetensors")
-    if not isinstance(task, VLMTask):
+    if not isinstance(task, (VLMTask, ScopeTask)):
         raise UserError("a distill stage comes first in a recipe: it starts from nothing.")
     if set(tensors) == set(task.model.state_dict()):
-        load_strictly(task.model, tensors, str(previous))
+        first = task.model.state_dict()
+        begun = {name: first[name] if name.split(".")[0] in fresh else tensors[name] for name in tensors}
+        load_strictly(task.model, begun, str(previous))
         return
+    if not isinstance(task, VLMTask):
+        raise UserError("a scope stage needs a whole model: put a vlm stage before it.")
     for part, module in (("vision.", task.model.vision), ("classify.", task.module.classify)):
         own = {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)}
         load_strictly(module, own, str(previous))
@@ -155,7 +162,7 @@ def _stages_before(recipe: Recipe, start: str | None, start_stage: str | None) -
 
 
 def _start(task: Task, start: str, fresh: Sequence[str], log: Log) -> None:
-    assert isinstance(task, VLMTask)  # `_stages_before` refuses the others
+    assert isinstance(task, (VLMTask, ScopeTask))  # `_stages_before` refuses the others
     absent = start_from(task.model, start, fresh)
     log(f"starting from {start}" + (f"; not from it: {', '.join(absent)}" if absent else ""))
 
@@ -164,7 +171,7 @@ def _save_weights(task: Task, folder: Path) -> None:
     from safetensors.torch import save_file
 
     aside = folder / "weights.tmp"
-    kept = task.model if isinstance(task, VLMTask) else task.module
+    kept = task.module if isinstance(task, DistillTask) else task.model
     save_file({k: v.detach().cpu().contiguous() for k, v in kept.state_dict().items()}, str(aside))
     aside.replace(folder / "weights.safetensors")
     (folder / "done").touch()

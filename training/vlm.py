@@ -27,14 +27,14 @@ from microvlm.training.data.scenes import KINDS, Question, Scene, read_scene_obj
 from microvlm.training.data.views import augment_emoji
 from microvlm.training.distill import DrawingSampler
 from microvlm.training.guidance import ANSWER_LAYER, WORD_LAYER, AttentionTap, Lookups
-from microvlm.training.remember import FactDealer, binary_loss, remember
+from microvlm.training.remember import DRAWING_WEIGHT, FactDealer, FactHeads, binary_loss, remember
 from microvlm.training.texts import CAPTION_PROMPTS, IGNORED, TextRows
 from microvlm.vision import normalise
 
 DISTRACTOR_SHARE = 0.2
 """Share of caption and scene rows that see a memory of something else."""
 SCOPE_WEIGHT = 0.1
-FACT_SCOPE_WEIGHT = 0.3
+FACT_SCOPE_WEIGHT = 0.5
 FACT_STRENGTH = 0.8
 """Of the views of a fact: turned by up to 20 degrees, on any ground."""
 MAX_EPISODE = 8
@@ -51,7 +51,7 @@ class Episodes(NamedTuple):
 
 
 class Helped(nn.Module):
-    """The model with two heads that only training needs: what each patch shows, and which emoji the picture is."""
+    """The model with heads that only training needs: what each patch shows, which emoji the picture is, facts."""
 
     def __init__(self, model: MicroVLM, classes: int):
         super().__init__()
@@ -59,6 +59,7 @@ class Helped(nn.Module):
         width = model.config.vision.hidden_size
         self.name_patch = nn.Linear(width, 1 + classes)
         self.classify = nn.Linear(width, classes)
+        self.facts = FactHeads(model)
 
 
 class VLMTask:
@@ -129,7 +130,7 @@ class VLMTask:
         episode = self._episodes(module, prefixes[split:end], names[self.captions :], rng)
         states, recalled = [episode.state], None
         if facts:
-            recalled = remember(module, facts, prefixes[end:], self._embed, self._cross_entropy)
+            recalled = remember(module, helped.facts, facts, prefixes[end:], self.rows, self._cross_entropy)
             states.append(recalled.state)
         with AttentionTap(module.decoder) if self.stage.guidance_weight else nullcontext() as tap:
             looked, scope_off = self._direct(module, prefixes[:split], direct, states, rng)
@@ -151,6 +152,11 @@ class VLMTask:
             metrics["guided"] = guided.item()
         if shown is None:
             return loss, metrics
+        if facts:
+            leading, last = self.config.vision.num_leading_tokens, end + len(facts.views)
+            told_apart = helped.facts.drawings(features[end:last], leading, facts)
+            loss = loss + DRAWING_WEIGHT * told_apart
+            metrics["drawings"] = told_apart.item()
         return loss + shown, metrics | {"shown": shown.item()}
 
     def _name_prefixes(self, module: MicroVLM, prefixes: Tensor, scenes: list[Scene]) -> Tensor:
@@ -222,14 +228,6 @@ class VLMTask:
         other = rng.integers(1, len(CAPTION_PROMPTS), len(names)) * (rng.random(len(names)) < 0.2)
         return [(CAPTION_PROMPTS[k], name) for k, name in zip(other, names, strict=True)]
 
-    def _embed(self, module: MicroVLM, samples: list[tuple[str, str]], prefixes: Tensor | None) -> tuple:
-        """Embedded rows, mask and labels of prompts with (or without) one image each."""
-        device = next(module.parameters()).device
-        ids, mask, labels = (t.to(device) for t in self.rows.rows(samples, prefixes is not None))
-        if prefixes is None:
-            return module.embed(ids), mask, labels
-        return module.place_images(ids, self.rows.processor.image_id, prefixes), mask, labels
-
     def _cross_entropy(
         self, module: MicroVLM, embeds: Tensor, mask: Tensor, labels: Tensor, slot: Cache, seen: Tensor | None
     ) -> Tensor:
@@ -249,7 +247,7 @@ class VLMTask:
 
         Those see the memories of `states`, of each kind as often.
         """
-        embeds, mask, labels = self._embed(module, samples, prefixes)
+        embeds, mask, labels = self.rows.embedded(module, samples, prefixes)
         count = max(1, round(len(samples) * DISTRACTOR_SHARE))
         rows = torch.from_numpy(rng.permutation(len(samples))[:count].copy()).to(embeds.device)
         drawn = [(state, _some(rng, len(state.mean), count)) for state in states]
@@ -272,10 +270,10 @@ class VLMTask:
         Every image of the batch is encoded once and stands in several episodes.
         """
         told = [(CAPTION_PROMPTS[0], name) for name in names]
-        values, value_mask, _ = self._embed(module, told, prefixes)
+        values, value_mask, _ = self.rows.embedded(module, told, prefixes)
         codes, _ = module.memory_encode(values, value_mask)
         texts = [(ordinal_question(step), "") for step in range(len(ORDINALS))]
-        questions, question_mask, _ = self._embed(module, texts, None)
+        questions, question_mask, _ = self.rows.embedded(module, texts, None)
         query_codes, keys = module.memory_encode(questions, question_mask)
         length = int(rng.integers(2, min(MAX_EPISODE, len(names)) + 1))
         shown = np.stack([rng.permutation(len(names))[:length] for _ in names])
@@ -289,7 +287,7 @@ class VLMTask:
             _, scope, _, slot = module.memory_read(keys[asked], query_codes[asked], *state)
         answers = [names[row[step]] for row, step in zip(shown, asked, strict=True)]
         samples = [(ordinal_question(int(step)), name) for step, name in zip(asked, answers, strict=True)]
-        embeds, mask, labels = self._embed(module, samples, None)
+        embeds, mask, labels = self.rows.embedded(module, samples, None)
         loss = self._cross_entropy(module, embeds, mask, labels, slot, None)
         return Episodes(loss, binary_loss(scope, 1.0), state)
 
