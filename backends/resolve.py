@@ -64,7 +64,8 @@ def resolve_bundle(
 ) -> Path:
     """A bundle folder as it is; a checkpoint (directory, hub id or `nano`) exported on first use.
 
-    The cache is $MICROVLM_CACHE, or ~/.cache/microvlm; the key is the hash of the weights, the version and the widths.
+    The cache is $MICROVLM_CACHE, or ~/.cache/microvlm; the key is the hash of the weights, of what exports, and the
+    widths.
     Raises UserError, without torch too: then one sentence says where to get a bundle.
     """
     if is_bundle(source):
@@ -80,13 +81,24 @@ def resolve_bundle(
     weights = checkpoint / WEIGHTS
     if not weights.is_file():
         raise UserError(f"{checkpoint} is neither a bundle ({MANIFEST}) nor a checkpoint ({WEIGHTS}).")
-    version = importlib.metadata.version("microvlm")
     widths = f"{bits:g}bit-{packing}-e{embedding_bits}"
-    name = f"{checkpoint.name}-{_content_hash(checkpoint)}-{version}-f{FORMAT}-{widths}"
+    name = f"{checkpoint.name}-{_content_hash(checkpoint)}-{exporter_digest()}-{widths}"
     bundle = cache_directory() / "bundles" / name
     if not _is_intact(bundle):
         _export(checkpoint, bundle, WeightFormat(bits, packing, embedding_bits))
     return bundle
+
+
+def exporter_digest() -> str:
+    """Of the version and of the code that graphs come from: a bundle of other code is made again, not found again."""
+    from microvlm import exporters
+
+    package = Path(exporters.__file__).parent
+    sources = [*sorted(package.glob("*.py")), *sorted(package.parent.glob("*.py"))]
+    digest = hashlib.sha256(importlib.metadata.version("microvlm").encode())
+    for path in sources:
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def cache_directory() -> Path:

@@ -6,7 +6,6 @@ Needs torch and onnx, as an export does. `python -m microvlm.bench.full_bundle` 
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import tempfile
 from collections.abc import Callable
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from microvlm.backends.resolve import cache_directory, is_bundle, open_bundle
+from microvlm.backends.resolve import cache_directory, exporter_digest, is_bundle, open_bundle
 from microvlm.bench.full_tokenizer import qwen_tokenizer
 from microvlm.bench.run import bytes_read_per_token
 from microvlm.cli_support import note, print_json, run_click
@@ -31,9 +30,8 @@ def random_full_bundle(
 
     With `vocabulary` it has Qwen2.5's tokenizer cut to so many tokens, and needs npm once. Raises UserError.
     """
-    version = importlib.metadata.version("microvlm")
     cut = f"-v{vocabulary}" if vocabulary is not None else ""
-    name = f"{PRESET}-random-{version}-1.58bit-{packing}-e{EMBEDDING_BITS}{cut}"
+    name = f"{PRESET}-random-{exporter_digest()}-1.58bit-{packing}-e{EMBEDDING_BITS}{cut}"
     bundle = cache_directory() / "bundles" / name
     if _is_whole(bundle):
         return bundle

@@ -93,7 +93,9 @@ def test_the_heads_name_what_a_read_says_and_tell_drawings_apart(drawn_build):
     model = MicroVLM(preset("nano"))
     heads = FactHeads(model)
     values = ["anna", "kitchen", "monday"]
-    reading = torch.nn.functional.normalize(heads.answer.weight[[heads.index[value] for value in values]], dim=1)
+    reading = torch.nn.functional.normalize(
+        heads.answer.weight[[heads.index[value] for value in values]], dim=1
+    )
     loss, found = heads.named(10 * reading.detach(), values)
     assert found == 1
     assert loss < 1
