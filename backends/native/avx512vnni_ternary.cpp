@@ -169,9 +169,16 @@ void rows(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end
       for (int g = 0; g < 2; ++g) {
         for (int p = 0; p < Layout::kPlanes; ++p) {
           const int64_t n = p * matrix.packed_rows + group[g].row, left = matrix.rows - n;
-          const auto lanes = static_cast<__mmask8>(first_lanes(left < group[g].count ? left : group[g].count));
-          _mm_mask_storeu_epi32(sums + m * matrix.rows + n, lanes,
-                                _mm512_castsi512_si128(_mm512_sub_epi32(plane[g][p], total)));
+          const int64_t count = left < group[g].count ? left : group[g].count;
+          const __m512i exact = _mm512_sub_epi32(plane[g][p], total);
+          int32_t* const place = sums + m * matrix.rows + n;
+          if (count >= kGroupRows) {
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(place), _mm512_castsi512_si128(exact));
+          } else if (count > 0) {
+            // As wide as the register: GCC makes a masked 128-bit store of its lowest lanes a vextracti32x4, which
+            // touches memory that the mask leaves out.
+            _mm512_mask_storeu_epi32(place, first_lanes(count), exact);
+          }
         }
       }
     }
