@@ -12,8 +12,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import onnx_ir
-
-Value = onnx_ir.Value
+from onnx_ir import Value
 
 HEADS_FIRST = (0, 2, 1, 3)
 """[B, S, heads, D] to [B, heads, S, D], and back."""

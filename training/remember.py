@@ -174,9 +174,9 @@ def remember(
         same = _same_questions(batch)
         keyed = info_nce(asked, key, same)
         # What the detector compares: the codes without what lies in the space of the keys.
-        beside = [_beside(module, *part) for part in ((query, asked), (value, value_key))]
-        matched = info_nce(*beside, same)
-        spread, scattered = frame_potential(key), frame_potential(beside[1])
+        sought, held = _beside(module, query, asked), _beside(module, value, value_key)
+        matched = info_nce(sought, held, same)
+        spread, scattered = frame_potential(key), frame_potential(held)
         said_values = [fact.value for fact in batch.facts]
         written = np.flatnonzero(batch.written)
         named, found = heads.named(reading[known], [said_values[row] for row in written])

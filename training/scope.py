@@ -75,7 +75,8 @@ class ScopeTask:
         if self.bank is None:
             self.bank = self.encode(module, round(self.stage.batch_size))
         rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
-        known, unknown = [], []
+        known: list[Tensor] = []
+        unknown: list[Tensor] = []
         slots = self.model.config.memory.slots
         count = max(1, round(slots * float(rng.choice(SIZES))))
         with torch.autocast("cpu", enabled=False):
