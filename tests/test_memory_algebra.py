@@ -10,6 +10,7 @@ from microvlm.memory import (
     MemoryState,
     address,
     addressing_kl,
+    agreement,
     batch_solution,
     forget,
     memory_kl,
@@ -247,3 +248,18 @@ def test_the_tiny_model_reads_what_it_wrote(float_model):
     state = MemoryState(*float_model.memory_forget(keys[:1], codes[:1], *state))
     after = read(state, keys[:1])
     assert (before - codes[:1]).norm() < 0.3 * (after - codes[:1]).norm()
+
+
+def test_agreement_is_the_cosine_outside_of_the_space_of_keys():
+    reference = reference_memory(16, 40).double()
+    _, _, codes = rows(2, slots=16)
+    inverse = torch.linalg.pinv(reference)
+    outside = codes - address(codes, inverse) @ reference
+    expected = torch.nn.functional.cosine_similarity(outside[:1], outside[1:])
+    query, read_code = codes[:1], 3 * codes[1:]
+    found = agreement(query, read_code, address(query, inverse), address(read_code, inverse))
+    assert found.item() == pytest.approx(expected.item(), abs=1e-6)
+    # What differs inside of the space of keys alone agrees.
+    moved = codes[:1] + torch.randn(1, 16, dtype=torch.float64) @ reference
+    found = agreement(query, moved, address(query, inverse), address(moved, inverse))
+    assert found.item() == pytest.approx(1, abs=1e-6)
