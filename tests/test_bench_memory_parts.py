@@ -171,5 +171,7 @@ def test_both_ways_of_telling_a_fact_are_timed_and_scored(subject, encoded, spea
     assert min(found[name] for name in ("steps", "tuning_ms", "write_ms", "write_torch_ms")) > 0
     assert found["tuning_over_write"] == pytest.approx(found["tuning_ms"] / found["write_ms"], rel=0.1)
     assert found["neighbours"] == 18
-    assert 0 <= found["tuned_neighbourhood"] <= 1
-    assert found["written_neighbourhood"] > 0
+    # The gate has learned nothing here: any share of the neighbours may keep its answer.
+    for name in ("tuned_neighbourhood", "written_neighbourhood"):
+        assert 18 * found[name] == pytest.approx(round(18 * found[name]))
+        assert 0 <= found[name] <= 1
