@@ -49,6 +49,8 @@ class StageConfig:
     """Weight of the loss that makes a prefix embedding over an object read as that object's name in the tied head."""
     guidance_weight: float = 0.0
     """Weight of the attention losses that teach a question's word to find its object; see `guidance`."""
+    drawing_share: float = 0.0
+    """Share of the objects of pictured facts that are no emoji but other drawings (`microvlm-data drawings`)."""
     fresh: list[str] = field(default_factory=list)
     """Parts of the model (the first words of parameter names) that begin anew in a `vlm` stage."""
 

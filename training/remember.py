@@ -28,7 +28,7 @@ from microvlm.training.data.views import augment_emoji, corner_neighbour
 from microvlm.training.distill import DrawingSampler
 from microvlm.training.texts import TextRows
 
-GROUP_COUNTS = (1, 1, 2, 2, 4, 8)
+GROUP_COUNTS = (1, 1, 1, 2, 2, 4)
 """Into how many memories a batch of facts is dealt: few are full, many hold little."""
 UNWRITTEN_SHARE = 0.2
 TEXT_SHARE = 0.1
@@ -36,7 +36,7 @@ TEXT_SHARE = 0.1
 PAIRED_SHARE = 0.35
 """Of the facts that are about the object of the one before: only the question tells the two apart."""
 RUN_SHARE, RUN_LENGTH = 0.5, 4
-"""Share of the batches whose objects come in runs of rows that follow each other: emoji that resemble each other."""
+"""Share of the batches whose objects come in runs of rows that follow each other, which resemble each other."""
 KEY_WEIGHT, SPREAD_WEIGHT, MATCH_WEIGHT, NAME_WEIGHT, DRAWING_WEIGHT = 0.5, 3.0, 0.5, 0.5, 0.5
 TEMPERATURE = 0.07
 DRAWING_WIDTH = 128
@@ -86,7 +86,11 @@ class Remembered(NamedTuple):
 
 
 class FactDealer:
-    """Draws facts about emoji that the training vendors drew: those of `rows`, or all that are not held out."""
+    """Draws facts about objects: emoji that the training vendors drew (of `rows`, or all that are not held out), and in
+    `drawing_share` of the cases other things, which have a picture and no name (`drawings`, uint8 [D, S, S, 4]).
+
+    An object is a row: of an emoji, or behind all emoji that of a drawing.
+    """
 
     def __init__(
         self,
@@ -95,39 +99,56 @@ class FactDealer:
         count: int,
         strength: float,
         rows: np.ndarray | None = None,
+        drawings: np.ndarray | None = None,
+        drawing_share: float = 0.0,
     ):
         self.emoji, self.sampler, self.strength = emoji, sampler, strength
         self.rows = np.flatnonzero(sampler.drawn & ~emoji.held_out) if rows is None else rows
+        self.drawings, self.drawing_share = drawings, drawing_share
         self.shown = count - round(count * TEXT_SHARE)
         self.told = count - self.shown
 
     def deal(self, rng: np.random.Generator, generator: torch.Generator) -> FactBatch:
-        count = self.shown + self.told
-        objects = self._objects(rng, count)
+        runs = bool(rng.random() < RUN_SHARE)
+        others = 0 if self.drawings is None else int(rng.binomial(self.shown, self.drawing_share))
+        objects = _drawn(rng, self.rows, self.shown - others + self.told, runs)
+        pictured, told_of = objects[: self.shown - others], objects[self.shown - others :]
+        if self.drawings is not None:
+            behind = len(self.emoji.captions) + np.arange(len(self.drawings))
+            pictured = rng.permutation(np.concatenate([pictured, _drawn(rng, behind, others, runs)]))
         captions = self.emoji.captions
-        shown = deal_facts(rng, objects[: self.shown], captions, True, PAIRED_SHARE)
-        told = deal_facts(rng, objects[self.shown :], captions, False, PAIRED_SHARE)
-        rows = np.array([fact.object for fact in shown], np.int64)
-        # An object is one drawing: both views of a fact, and of two facts about it, are of one vendor.
-        vendor_of = dict(zip(rows.tolist(), self.sampler.vendors_of(rows, generator), strict=True))
-        drawings = self.sampler.pixels(rows, np.array([vendor_of[row] for row in rows.tolist()], np.int64))
+        shown = deal_facts(rng, pictured, captions, True, PAIRED_SHARE)
+        told = deal_facts(rng, told_of, captions, False, PAIRED_SHARE)
+        drawings = self._pixels(np.array([fact.object for fact in shown], np.int64), generator)
         views = augment_emoji(torch.cat([drawings, drawings]), generator, self.strength)
         # Facts of one object are in one memory, where they can be mistaken for each other.
         about = np.unique([fact.object for fact in (*shown, *told)], return_inverse=True)[1]
         groups = min(int(rng.choice(GROUP_COUNTS)), about.max() + 1)
         group = rng.permutation(np.arange(about.max() + 1) % groups)[about]
-        written = rng.random(count) >= UNWRITTEN_SHARE
+        written = rng.random(len(about)) >= UNWRITTEN_SHARE
         # No memory is empty.
         written[[np.flatnonzero(group == number)[0] for number in range(groups)]] = True
         return FactBatch(shown, told, corner_neighbour(views, generator), group, written)
 
-    def _objects(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """Rows of `count` objects, without order; of a run batch those that follow each other are alike."""
-        if rng.random() >= RUN_SHARE:
-            return rng.choice(self.rows, count, replace=count > len(self.rows))
-        starts = rng.choice(len(self.rows), -(-count // RUN_LENGTH), replace=count > len(self.rows))
-        places = (starts[:, None] + np.arange(RUN_LENGTH)).ravel()[:count] % len(self.rows)
-        return rng.permutation(self.rows[places])
+    def _pixels(self, objects: np.ndarray, generator: torch.Generator) -> Tensor:
+        """uint8 [n, S, S, 4]. An object is one drawing: both views of a fact, and of two facts about it, are of one
+        vendor."""
+        own, place = np.unique(objects, return_inverse=True)
+        rows = own[own < len(self.emoji.captions)]
+        pixels = self.sampler.pixels(rows, self.sampler.vendors_of(rows, generator))
+        if self.drawings is not None:
+            rest = self.drawings[own[len(rows) :] - len(self.emoji.captions)]
+            pixels = torch.cat([pixels, torch.from_numpy(rest)])
+        return pixels[torch.from_numpy(place)]
+
+
+def _drawn(rng: np.random.Generator, rows: np.ndarray, count: int, runs: bool) -> np.ndarray:
+    """`count` of `rows`, without order; in runs those that follow each other are alike."""
+    if not runs:
+        return rng.choice(rows, count, replace=count > len(rows))
+    starts = rng.choice(len(rows), -(-count // RUN_LENGTH), replace=count > len(rows))
+    places = (starts[:, None] + np.arange(RUN_LENGTH)).ravel()[:count] % len(rows)
+    return rng.permutation(rows[places])
 
 
 class FactHeads(nn.Module):

@@ -18,6 +18,7 @@ from microvlm.model import MicroVLM
 from microvlm.ordinals import ORDINALS, ordinal_question
 from microvlm.training.config import Recipe, StageConfig
 from microvlm.training.data.compose import compose_scenes
+from microvlm.training.data.drawings import load_drawings
 from microvlm.training.data.emoji import EmojiData
 from microvlm.training.data.memoryset import choose_objects
 from microvlm.training.data.scenes import KINDS, sample_question
@@ -62,7 +63,12 @@ class ScopeTask:
         self.model, self.rows, self.stage, self.emoji = model, rows, stage, emoji
         self.module = model
         sampler = DrawingSampler(emoji, recipe.vendor_weights, seen_share=1.0)
-        self.dealer = FactDealer(emoji, sampler, CHUNK, STRENGTH, rows=reserved_objects(emoji, sampler))
+        share, drawings = stage.drawing_share, None
+        if share:
+            others = load_drawings(emoji.folder)
+            drawings = others.pixels[others.reserved]
+        reserved = reserved_objects(emoji, sampler)
+        self.dealer = FactDealer(emoji, sampler, CHUNK, STRENGTH, reserved, drawings, share)
         self.seed = recipe.seed
         self.bank: Bank | None = None
         model.requires_grad_(False)
@@ -146,8 +152,10 @@ class ScopeTask:
                 asked = prefixes[len(batch.shown) :]
                 prompts = [(CAPTION_PROMPTS[n % len(CAPTION_PROMPTS)], "") for n in range(len(asked))]
                 strangers.append(encode(module, self.rows, prompts, asked))
-                told = [(CAPTION_PROMPTS[0], self.emoji.captions[fact.object]) for fact in batch.shown]
-                pictures.append(encode(module, self.rows, told, asked)[0])
+                captions = self.emoji.captions
+                named = [n for n, fact in enumerate(batch.shown) if fact.object < len(captions)]
+                told = [(CAPTION_PROMPTS[0], captions[batch.shown[n].object]) for n in named]
+                pictures.append(encode(module, self.rows, told, asked[named])[0])
                 strangers.append(self._scenes(module, rng, generator, len(asked) // 2))
         key, value, _, query, asked_key = (torch.cat(part) for part in zip(*facts, strict=True))
         codes, keys = (torch.cat(part) for part in zip(*strangers, strict=True))

@@ -22,6 +22,7 @@ from microvlm.ordinals import ORDINALS, ordinal_question
 from microvlm.training.config import Recipe, StageConfig
 from microvlm.training.crowds import Crowd, draw_crowd, patch_labels, scene_labels
 from microvlm.training.data.compose import compose_scenes
+from microvlm.training.data.drawings import load_drawings
 from microvlm.training.data.emoji import EmojiData
 from microvlm.training.data.scenes import KINDS, Question, Scene, read_scene_objects, sample_question
 from microvlm.training.data.views import augment_emoji
@@ -83,8 +84,17 @@ class VLMTask:
             counts.get(k, 0) for k in ("caption", "scene", "episode", "crowd")
         )
         facts = counts.get("fact", 0)
-        self.dealer = FactDealer(emoji, self.sampler, facts, FACT_STRENGTH) if facts else None
+        self.dealer = self._dealer(facts) if facts else None
         model.vision.requires_grad_(stage.vision_learning_rate > 0)
+
+    def _dealer(self, facts: int) -> FactDealer:
+        share, drawings = self.stage.drawing_share, None
+        if share:
+            others = load_drawings(self.emoji.folder)
+            drawings = others.pixels[~others.reserved]
+        return FactDealer(
+            self.emoji, self.sampler, facts, FACT_STRENGTH, drawings=drawings, drawing_share=share
+        )
 
     def parameter_groups(self) -> list[dict]:
         vision = [p for p in self.model.vision.parameters() if p.requires_grad]

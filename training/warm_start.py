@@ -1,4 +1,8 @@
-"""Float weights of a stored checkpoint, for a stage to start from: what the model computed with, no latent weights."""
+"""Weights of a stored checkpoint, for a stage to start from: what the model computed with, as float weights.
+
+A checkpoint has no latent weights. A ternary stage gets ones that round to the stored trits, drawn from the trained
+distribution (near a normal one), so that the model it starts from is the stored one and every trit can still change.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,13 @@ from torch import Tensor
 from microvlm import packing
 from microvlm.checkpoint import WEIGHTS, read_tensors, resolve_checkpoint
 from microvlm.errors import UserError
+from microvlm.linear import TernaryLinear
 from microvlm.model import MicroVLM
 from microvlm.op_table import TERNARY_LAYOUTS
+
+LATENT_SEED = 0
+MARGIN = 1e-3
+"""How far a latent weight stays from the threshold, in units of g: float rounding moves no trit."""
 
 
 def weights_sha256(source: str) -> str:
@@ -58,4 +67,37 @@ def start_from(model: MicroVLM, source: str, fresh: Sequence[str] = ()) -> list[
         if name not in wanted or wanted[name].shape != tensor.shape:
             raise UserError(f"'{source}' is another model's checkpoint: its '{name}' does not fit.")
     model.load_state_dict(tensors, strict=False)
+    generator = torch.Generator().manual_seed(LATENT_SEED)
+    for name, module in model.named_modules():
+        if isinstance(module, TernaryLinear) and f"{name}.weight" in tensors:
+            with torch.no_grad():
+                module.weight.copy_(draw_latents(tensors[f"{name}.weight"], generator))
     return sorted(set(wanted) - set(tensors))
+
+
+def draw_latents(weight: Tensor, generator: torch.Generator) -> Tensor:
+    """g * trits [N, K], of one g -> latent weights whose `ternarize` gives the same trits and, rounding aside, the same g.
+
+    Magnitudes are those of a normal variable whose mean magnitude is g, cut at the threshold g / 2 that its trit is on
+    the other side of; those above are then stretched so that the mean is g for any share of zeros. A weight that is not
+    of this kind, and one of zeros alone, is returned as it is.
+    """
+    g = float(weight.abs().max())
+    trits = torch.round(weight / g) if g > 0 else weight
+    if g == 0 or not torch.allclose(trits * g, weight, rtol=1e-5, atol=0.0):
+        return weight
+    # The quantile of a half-normal variable, at uniform places below or above that of the threshold.
+    sigma = (torch.pi / 2) ** 0.5
+    border = torch.special.erf(torch.tensor(0.5 / sigma / 2**0.5)).item()
+    uniform = torch.rand(weight.shape, generator=generator, dtype=torch.float64)
+    kept = trits != 0
+    place = torch.where(kept, border + (1 - border) * uniform, border * uniform)
+    magnitude = sigma * 2**0.5 * torch.special.erfinv(place.clamp(max=1 - 1e-6))
+    above = (magnitude[kept] - 0.5).clamp(min=MARGIN)
+    below = magnitude[~kept].clamp(max=0.5 - MARGIN)
+    stretch = (weight.numel() - below.sum() - 0.5 * above.numel()) / above.sum()
+    signs = torch.where(torch.rand(below.shape, generator=generator) < 0.5, -1.0, 1.0)
+    latent = torch.empty_like(magnitude)
+    latent[kept] = trits[kept] * (0.5 + stretch * above)
+    latent[~kept] = signs * below
+    return (g * latent).float()

@@ -34,7 +34,7 @@ class _Progress:
             if done == total:
                 self.bar.close()
         elif done == total:
-            click.echo(f"{label}: {total} emoji", err=True)
+            click.echo(f"{label}: {total} drawings", err=True)
         self.label = label
 
 
@@ -65,6 +65,23 @@ def emoji(
     click.echo(f"{summary['emoji']} captioned emoji, {summary['core']} drawn by every core vendor")
     click.echo(f"{summary['seen']} test emoji (seen), {summary['held_out']} with held-out names")
     for vendor, count in summary["present"].items():
+        click.echo(f"  {vendor:28s}{count:6d}")
+
+
+@command.command()
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="An emoji folder.")
+@click.option("--packages", type=click.Path(path_type=Path), help="An existing node_modules folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def drawings(output: Path, packages: Path | None, as_json: bool) -> None:
+    """Render thousands of icons without captions (96 px), for the memory to tell apart."""
+    from microvlm.training.data.drawings import build_drawings
+
+    summary = build_drawings(packages, output, _Progress())
+    if as_json:
+        print_json(summary)
+        return
+    click.echo(f"{summary['drawings']} drawings in {summary['output']}")
+    for vendor, count in summary["sets"].items():
         click.echo(f"  {vendor:28s}{count:6d}")
 
 

@@ -130,7 +130,8 @@ def deal_facts(
 ) -> list[Fact]:
     """One fact a place of `objects`; with probability `paired` it is about the object before, by another relation.
 
-    captions : the caption of every row; shown : whether a picture goes with the questions.
+    captions : the captions of the first rows; the others have none, and no question names them. shown : whether a
+    picture goes with the questions.
     """
     facts: list[Fact] = []
     for place in objects:
@@ -141,7 +142,12 @@ def deal_facts(
             row = last.object
         about = RELATIONS[relation]
         wordings = about.shown if shown else about.told
-        told, asked = (_wording(rng, wordings).format(noun=captions[row]) for _ in range(2))
+        named = row < len(captions)
+        if not named:
+            wordings = tuple(wording for wording in wordings if "{noun}" not in wording)
+        told, asked = (_wording(rng, wordings) for _ in range(2))
+        if named:
+            told, asked = told.format(noun=captions[row]), asked.format(noun=captions[row])
         facts.append(Fact(row, relation, told, asked, str(rng.choice(about.values))))
     return facts
 

@@ -34,7 +34,7 @@ class Source:
     licence: str
     """SPDX identifier of the artwork's licence."""
     use: str
-    """`train`, `test` or `stress`."""
+    """`train`, `test`, `stress`, or `drawings` (of things that are no emoji, without captions)."""
 
     @property
     def package(self) -> str:
@@ -60,13 +60,12 @@ STRESS_VENDOR = "openmoji"
 LABELS_PACKAGE = ("emojibase-data", "17.0.0")
 
 
-def install_packages() -> Path:
-    """Return a node_modules folder holding every pinned package, installing it once with npm.
+def install_packages(wanted: dict[str, str], name: str) -> Path:
+    """Return a node_modules folder holding packages (name -> version), installed once with npm as `name` in the cache.
 
     Raises DataError when npm is missing or fails. Install scripts never run.
     """
-    wanted = {s.package: s.version for s in SOURCES} | dict([LABELS_PACKAGE])
-    final = cache_directory() / "npm"
+    final = cache_directory() / name
     try:
         if json.loads((final / "package.json").read_text())["dependencies"] == wanted:
             return final / "node_modules"
@@ -87,7 +86,7 @@ def install_packages() -> Path:
         done = subprocess.run(command, cwd=aside, capture_output=True, text=True, check=False)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no message"])[0]
-            raise DataError(f"npm could not install the emoji packages: {reason}")
+            raise DataError(f"npm could not install the packages of the drawings: {reason}")
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
     except OSError as error:
@@ -100,7 +99,7 @@ def install_packages() -> Path:
 def find_packages(packages: Path | None) -> Path:
     """The node_modules folder to read: the user's (checked) or the installed cache."""
     if packages is None:
-        return install_packages()
+        return install_packages({s.package: s.version for s in SOURCES} | dict([LABELS_PACKAGE]), "npm")
     root = packages / "node_modules" if (packages / "node_modules").is_dir() else packages
     if not (root / LABELS_PACKAGE[0]).is_dir():
         name = LABELS_PACKAGE[0]

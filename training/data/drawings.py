@@ -1,0 +1,116 @@
+"""Drawings of many things in many styles, without captions: what a memory is taught to tell apart.
+
+Icons whose packages say colour; of the variants of one icon (other sizes, opened folders, flat copies) one is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from microvlm.training.data.aside import written_aside
+from microvlm.training.data.render import Progress, render_vendor
+from microvlm.training.data.sources import DataError, IconSet, Source, install_packages
+
+DRAWING_SOURCES = (
+    Source("circle-flags", "1.2.11", "Circle Flags, HatScripts", "MIT", "drawings"),
+    Source("cryptocurrency-color", "1.2.4", "Cryptocurrency Icons, Christopher Downer", "CC0-1.0", "drawings"),
+    Source("devicon", "1.2.68", "Devicon, konpa", "MIT", "drawings"),
+    Source("flat-color-icons", "1.2.3", "Flat Color Icons, Icons8", "MIT", "drawings"),
+    Source("fluent-color", "1.2.21", "Fluent UI System Color Icons, Microsoft", "MIT", "drawings"),
+    Source("material-icon-theme", "1.2.70", "Material Icon Theme, Material Extensions", "MIT", "drawings"),
+    Source("meteocons", "1.2.4", "Meteocons, Bas Milius", "MIT", "drawings"),
+    Source("streamline-color", "1.2.2", "Streamline color icons", "CC-BY-4.0", "drawings"),
+    Source("streamline-cyber-color", "1.2.2", "Streamline Cyber color icons", "CC-BY-4.0", "drawings"),
+    Source("streamline-freehand-color", "1.2.2", "Streamline Freehand color icons", "CC-BY-4.0", "drawings"),
+    Source("streamline-kameleon-color", "1.2.2", "Streamline Kameleon color icons", "CC-BY-4.0", "drawings"),
+    Source("streamline-plump-color", "1.2.2", "Streamline Plump color icons", "CC-BY-4.0", "drawings"),
+    Source("streamline-stickies-color", "1.2.2", "Streamline Stickies color icons", "CC-BY-4.0", "drawings"),
+    Source("streamline-ultimate-color", "1.2.2", "Streamline Ultimate color icons", "CC-BY-4.0", "drawings"),
+    Source("vscode-icons", "1.2.97", "VSCode Icons, Roberto Huertas", "MIT", "drawings"),
+)
+SIZE = 96
+RESERVED_PERCENT = 12
+"""Of the drawings, by hash: kept for the stage `scope`."""
+FORMAT = "microvlm-drawings-1"
+_VARIANT = re.compile(r"^folder-|^file-type-light-|-(opened|open|wordmark|flat|duo|light)$|-(16|20|24|28|32)$")
+_LEAST_INK = 0.04
+"""Share of the pixels that a drawing must cover."""
+
+
+@dataclass(frozen=True)
+class Drawings:
+    """A rendered set, opened; D drawings, those of a set and of like names side by side."""
+
+    names: list[str]
+    pixels: np.ndarray
+    """uint8 [D, 96, 96, 4], straight alpha, memory-mapped."""
+
+    @property
+    def reserved(self) -> np.ndarray:
+        """bool [D]: of these no other stage than `scope` has facts."""
+        hashed = [int(hashlib.sha256(name.encode()).hexdigest(), 16) % 100 for name in self.names]
+        return np.array(hashed) < RESERVED_PERCENT
+
+
+def load_drawings(folder: str | Path) -> Drawings:
+    """Open what `microvlm-data drawings` wrote into an emoji folder. Raises DataError when it is not there."""
+    path = Path(folder) / "drawings"
+    try:
+        document = json.loads((path / "drawings.json").read_text(encoding="utf-8"))
+        pixels = np.load(path / "rgba96.npy", mmap_mode="r")
+    except FileNotFoundError:
+        raise DataError(f"{folder} has no drawings: run microvlm-data drawings -o {folder}.") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} cannot be read ({error}).") from None
+    names = document.get("names", []) if isinstance(document, dict) else []
+    if not names or document.get("format") != FORMAT or len(names) != len(pixels):
+        raise DataError(f"{path} is not in the format {FORMAT}: delete it and build it again.")
+    return Drawings(names, pixels)
+
+
+def build_drawings(packages: Path | None, out: Path, progress: Progress) -> dict:
+    """Render every source into `out`/drawings, which must not exist; returns the summary that --json prints.
+
+    packages : a node_modules folder, or None to install the pinned packages. Raises DataError.
+    """
+    target = out / "drawings"
+    if target.exists():
+        raise DataError(f"{target} exists: delete it to build it again.")
+    root = packages or install_packages({s.package: s.version for s in DRAWING_SOURCES}, "npm-drawings")
+    names: list[str] = []
+    parts: list[np.ndarray] = []
+    counts: dict[str, int] = {}
+    taken: set[bytes] = set()
+    for source in DRAWING_SOURCES:
+        icons = IconSet(source, root)
+        kept = [name for name in sorted(icons.icons) if not _VARIANT.search(name)]
+        pixels = render_vendor(icons, list(kept), SIZE, progress)
+        own = [i for i, drawing in enumerate(pixels) if _is_new(drawing, taken)]
+        names += [f"{source.vendor}/{kept[i]}" for i in own]
+        parts.append(pixels[own])
+        counts[source.vendor] = len(own)
+    out.mkdir(parents=True, exist_ok=True)
+    with written_aside(target) as aside:
+        np.save(aside / "rgba96.npy", np.concatenate(parts))
+        document = {"format": FORMAT, "names": names}
+        (aside / "drawings.json").write_text(json.dumps(document), encoding="utf-8")
+        aside.rename(target)
+    return {"output": str(target), "drawings": len(names), "sets": counts}
+
+
+def _is_new(drawing: np.ndarray, taken: set[bytes]) -> bool:
+    """Whether a drawing uint8 [S, S, 4] covers enough, and none of `taken` has the same small picture."""
+    if (drawing[..., 3] > 127).mean() < _LEAST_INK:
+        return False
+    side = drawing.shape[0] // 8
+    small = drawing[: 8 * side, : 8 * side].reshape(8, side, 8, side, 4).mean((1, 3))
+    key = (small // 16).astype(np.uint8).tobytes()
+    new = key not in taken
+    taken.add(key)
+    return new
