@@ -25,7 +25,8 @@ def tables(document: dict[str, Any]) -> tuple[str, list[tuple[str, Rows]], list[
     if scored:
         sections += [
             ("edits, forgetting, scope", _beside(scored, _figures)),
-            ("neighbours whose answer stays, by kind", _beside(scored, _neighbours)),
+            ("neighbours whose answer stays after one fact, by kind", _beside(scored, _neighbours)),
+            ("neighbours whose answer stays beside many facts, by kind", _beside(scored, _crowded)),
         ]
         remarks.append(f"a guess among the names is right in {scored[0]['chance']:.3f} of the cases")
     tuned = [one for one in scored if "tuning" in one]
@@ -64,8 +65,11 @@ def _figures(document: dict[str, Any]) -> Figures:
         ("another vendor's drawing, 1-NN of codes", _share(other["nearest_neighbour"])),
         ("edit: efficacy", _share(edit["efficacy"])),
         ("edit: paraphrase", _share(edit["paraphrase"])),
-        (f"edit: neighbourhood, {edit['facts_written']} facts written", _share(edit["neighbourhood"])),
-        ("edit: neighbourhood without gate", _share(edit["neighbourhood_without_gate"])),
+        *(
+            (f"edit: {name.replace('_', ' ')}, {facts}", _share(table[name]))
+            for facts, table in _edits(edit)
+            for name in ("neighbourhood", "neighbourhood_without_gate")
+        ),
         *((f"forget: {name}", _share(forget[name])) for name in ("forgotten", "retained", "attack")),
         *((f"gate: {name}", _share(gate[name])) for name in ("auroc", "eer")),
         *((f"gate: residual {name}", _share(gate[f"residual_{name}"])) for name in ("auroc", "eer")),
@@ -78,9 +82,23 @@ def _figures(document: dict[str, Any]) -> Figures:
     ]
 
 
+def _edits(edit: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The two tables of neighbours with how many facts were written."""
+    crowded = edit["crowded"]
+    return [("one fact written", edit), (f"{crowded['facts_written']} facts written", crowded)]
+
+
 def _neighbours(document: dict[str, Any]) -> Figures:
+    return _kinds(document["edit"]["neighbours"])
+
+
+def _crowded(document: dict[str, Any]) -> Figures:
+    return _kinds(document["edit"]["crowded"]["neighbours"])
+
+
+def _kinds(neighbours: dict[str, dict[str, Any]]) -> Figures:
     figures: Figures = []
-    for name, kind in document["edit"]["neighbours"].items():
+    for name, kind in neighbours.items():
         words = name.replace("_", " ")
         figures += [
             (f"{words}, {kind['cases']} cases", f"{kind['kept']:.3f} ({_interval(kind['ci95'])})"),
