@@ -1,0 +1,120 @@
+"""Drawings without captions: which icons are kept, how they are opened, and facts about them."""
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("resvg_py")
+
+from drawn_emoji import run, write_json
+
+from microvlm.config import preset
+from microvlm.model import MicroVLM
+from microvlm.processor import Processor
+from microvlm.training.config import StageConfig, load_recipe
+from microvlm.training.data.drawings import DRAWING_SOURCES, build_drawings, load_drawings
+from microvlm.training.data.emoji import load_emoji
+from microvlm.training.data.facts import deal_facts
+from microvlm.training.data.sources import DataError
+from microvlm.training.distill import DrawingSampler
+from microvlm.training.remember import FactDealer
+from microvlm.training.scope import ScopeTask
+from microvlm.training.texts import TextRows, corpus
+from microvlm.training.tokenizer import train_tokenizer
+
+KEPT = {"apple": "red", "bell": "blue", "cart": "green"}
+LEFT_OUT = ("apple-flat", "bell-24", "folder-bell", "cart-open", "file-type-light-cart")
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
+    """A folder of drawings and what the build said: three icons a set, their variants, a copy and an empty one."""
+    root = tmp_path_factory.mktemp("drawings") / "node_modules"
+    for number, source in enumerate(DRAWING_SOURCES):
+        square = '<rect x="2" y="{}" width="20" height="16" fill="{}"/>'
+        icons = {n: {"body": square.format(number % 6, c)} for n, c in KEPT.items()}
+        icons |= {name: {"body": square.format(0, "black")} for name in LEFT_OUT}
+        icons |= {"twin-of-cart": icons["cart"], "void": {"body": '<rect width="1" height="1"/>'}}
+        write_json(root / source.package / "icons.json", {"icons": icons, "width": 24, "height": 24})
+    out = tmp_path_factory.mktemp("out")
+    return out, build_drawings(root, out, lambda *_: None), root
+
+
+def test_one_of_the_variants_of_an_icon_is_kept_and_neither_copies_nor_empty_ones(drawn):
+    out, summary, _ = drawn
+    drawings = load_drawings(out)
+    first = DRAWING_SOURCES[0].vendor
+    assert drawings.names[:3] == [f"{first}/{name}" for name in KEPT]
+    assert drawings.pixels.shape == (len(drawings.names), 96, 96, 4)
+    # The seventh set draws as the first does.
+    assert len(drawings.names) == 18 == summary["drawings"]
+    assert summary["sets"][first] == 3
+    assert summary["sets"][DRAWING_SOURCES[6].vendor] == 0
+    assert not np.array_equal(drawings.pixels[0], drawings.pixels[1])
+    assert drawings.reserved.shape == (18,)
+
+
+def test_a_build_says_what_is_wrong_and_leaves_nothing(drawn, tmp_path):
+    out, _, root = drawn
+    again = run("drawings", "-o", str(out), "--packages", str(root))
+    assert again.exit_code == 2
+    assert "delete it to build it again" in again.stderr
+    missing = run("drawings", "-o", str(tmp_path / "new"), "--packages", str(tmp_path))
+    assert missing.exit_code == 2
+    assert "is missing" in missing.stderr
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("broken", [None, "{", '{"format": "another"}'])
+def test_a_folder_without_usable_drawings_is_refused(drawn, tmp_path, broken):
+    if broken is not None:
+        (tmp_path / "drawings").mkdir()
+        (tmp_path / "drawings/drawings.json").write_text(broken)
+        (tmp_path / "drawings/rgba96.npy").write_bytes((drawn[0] / "drawings/rgba96.npy").read_bytes())
+    with pytest.raises(DataError, match=r"microvlm-data drawings|cannot be read|not in the format"):
+        load_drawings(tmp_path)
+
+
+def test_what_has_no_caption_is_asked_for_without_a_name():
+    facts = deal_facts(np.random.default_rng(0), range(200), ["the only name"], shown=True)
+    wordings = [words for fact in facts for words in (fact.told, fact.asked)]
+    assert not any("{" in words for words in wordings)
+    assert not any("the only name" in f.told + f.asked for f in facts if f.object > 0)
+
+
+def test_facts_about_drawings_show_them_and_all_of_an_object_show_one(drawn, drawn_build):
+    emoji = load_emoji(drawn_build[0])
+    pixels = load_drawings(drawn[0]).pixels
+    sampler = DrawingSampler(emoji, {}, seen_share=1.0)
+    dealer = FactDealer(emoji, sampler, 40, 0.0, drawings=pixels, drawing_share=0.5)
+    batch = dealer.deal(np.random.default_rng(1), torch.Generator().manual_seed(1))
+    own = np.array([fact.object for fact in batch.shown]) >= len(emoji.captions)
+    assert 5 < own.sum() < 31
+    assert not any(fact.object >= len(emoji.captions) for fact in batch.told)
+    placed = dealer._pixels(np.array([len(emoji.captions) + 2, 0, len(emoji.captions) + 2]), torch.Generator())
+    assert torch.equal(placed[0], torch.from_numpy(pixels[2].copy()))
+    assert torch.equal(placed[0], placed[2])
+    assert not torch.equal(placed[0], placed[1])
+
+
+def test_the_scope_stage_learns_from_reserved_drawings_too(drawn, drawn_build, tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for part in (*drawn_build[0].iterdir(), drawn[0] / "drawings"):
+        (folder / part.name).symlink_to(part)
+    emoji = load_emoji(folder)
+    stage = StageConfig("scope", "scope", 1, 2, 0.01, drawing_share=0.5)
+    recipe = load_recipe("nano")
+    model = MicroVLM(preset("nano"))
+    tokenizer = train_tokenizer(corpus(emoji), preset("nano").text.vocab_size)
+    rows = TextRows(Processor(tokenizer, model.config))
+    task = ScopeTask(model, rows, recipe, stage, emoji)
+    loss, metrics = task.loss(model, torch.Generator().manual_seed(0))
+    loss.backward()
+    assert set(metrics) == {"opened", "closed"}
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.scope.parameters())
+
+
+def test_the_shipped_recipe_uses_drawings_for_facts_and_for_scope():
+    shares = {stage.name: stage.drawing_share for stage in load_recipe("nano").stages}
+    assert min(shares["remember-widely"], shares["scope"]) > 0

@@ -1,0 +1,74 @@
+"""Starting from a stored checkpoint: latents that round to its trits, and an optimiser for CPUs without bfloat16."""
+
+import pytest
+import torch
+
+from microvlm.linear import ternarize
+from microvlm.training.loop import usable_precision
+from microvlm.training.muon import Float32Muon, orthogonalise
+from microvlm.training.warm_start import draw_latents, float_weights
+
+
+@pytest.mark.parametrize("zeros", [0.02, 0.31, 0.9])
+def test_latents_round_to_the_trits_and_the_scale_that_were_stored(zeros):
+    generator = torch.Generator().manual_seed(0)
+    kept = torch.rand(96, 160, generator=generator) >= zeros
+    trits = kept * (torch.randint(0, 2, kept.shape, generator=generator) * 2 - 1)
+    latents = draw_latents(0.037 * trits, torch.Generator().manual_seed(1))
+    found, scale = ternarize(latents)
+    assert torch.equal(found, trits.float())
+    assert scale.item() == pytest.approx(0.037, rel=1e-5)
+    # A latent is no copy of its trit: magnitudes differ, on both sides of the threshold.
+    assert latents[kept].abs().unique().numel() > 0.9 * kept.sum()
+    assert (latents[~kept] != 0).all()
+
+
+def test_a_weight_that_is_no_trit_matrix_stays_as_it_is():
+    weight = torch.randn(8, 8)
+    assert draw_latents(weight, torch.Generator()) is weight
+    assert draw_latents(torch.zeros(4, 4), torch.Generator()).eq(0).all()
+
+
+def test_latents_of_the_bundled_checkpoint_are_the_bundled_model():
+    weight = float_weights("nano")["decoder.layers.0.mlp.gate_proj.weight"]
+    trits, scale = ternarize(draw_latents(weight, torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(trits * scale, weight, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(48, 16), (16, 48)])
+def test_float32_muon_takes_the_steps_of_torchs(shape):
+    torch.manual_seed(0)
+    ours = torch.nn.Parameter(torch.randn(shape))
+    theirs = torch.nn.Parameter(ours.detach().clone())
+    options = {"lr": 0.02, "weight_decay": 0.05}
+    optimizers = [
+        Float32Muon([ours], **options),
+        torch.optim.Muon([theirs], adjust_lr_fn="match_rms_adamw", **options),
+    ]
+    start = ours.detach().clone()
+    for _ in range(4):
+        ours.grad = torch.randn(shape)
+        theirs.grad = ours.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    moved = (theirs - start).norm()
+    assert moved > 0.1
+    assert (ours - theirs).norm() < 0.02 * moved
+
+
+def test_orthogonalising_keeps_the_singular_vectors_and_evens_the_values():
+    matrix = torch.randn(12, 30, generator=torch.Generator().manual_seed(0))
+    u, _, v = torch.linalg.svd(matrix, full_matrices=False)
+    turned = u.T @ orthogonalise(matrix) @ v.T
+    assert turned.diagonal().min() > 0.6
+    assert turned.diagonal().max() < 1.3
+    assert (turned - turned.diagonal().diag()).abs().max() < 1e-4
+
+
+def test_bf16_is_kept_only_where_it_is_arithmetic(monkeypatch):
+    lines = []
+    for supported, used in ((True, "bf16"), (False, "no")):
+        monkeypatch.setattr("microvlm.training.loop.has_bfloat16", lambda value=supported: value)
+        assert usable_precision("bf16", lines.append) == used
+        assert usable_precision("no", lines.append) == "no"
+    assert lines == ["this CPU has no bfloat16 arithmetic: training in float32"]
