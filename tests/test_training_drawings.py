@@ -16,8 +16,8 @@ from microvlm.training.data.drawings import DRAWING_SOURCES, build_drawings, loa
 from microvlm.training.data.emoji import load_emoji
 from microvlm.training.data.facts import deal_facts
 from microvlm.training.data.sources import DataError
+from microvlm.training.dealing import FactDealer
 from microvlm.training.distill import DrawingSampler
-from microvlm.training.remember import FactDealer
 from microvlm.training.scope import ScopeTask
 from microvlm.training.texts import TextRows, corpus
 from microvlm.training.tokenizer import train_tokenizer
@@ -91,7 +91,9 @@ def test_facts_about_drawings_show_them_and_all_of_an_object_show_one(drawn, dra
     own = np.array([fact.object for fact in batch.shown]) >= len(emoji.captions)
     assert 5 < own.sum() < 31
     assert not any(fact.object >= len(emoji.captions) for fact in batch.told)
-    placed = dealer._pixels(np.array([len(emoji.captions) + 2, 0, len(emoji.captions) + 2]), torch.Generator())
+    placed = dealer._pixels(
+        np.array([len(emoji.captions) + 2, 0, len(emoji.captions) + 2]), torch.Generator()
+    )
     assert torch.equal(placed[0], torch.from_numpy(pixels[2].copy()))
     assert torch.equal(placed[0], placed[2])
     assert not torch.equal(placed[0], placed[1])

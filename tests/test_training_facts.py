@@ -17,8 +17,9 @@ from microvlm.training.config import load_recipe
 from microvlm.training.data.emoji import load_emoji, read_test_emoji
 from microvlm.training.data.facts import NAMES, RELATIONS, deal_facts
 from microvlm.training.data.views import corner_neighbour
+from microvlm.training.dealing import FactDealer
 from microvlm.training.distill import DrawingSampler
-from microvlm.training.remember import FactDealer, FactHeads, frame_potential, info_nce
+from microvlm.training.remember import FactHeads, frame_potential, info_nce
 
 
 def test_the_objects_to_remember_are_held_out_and_their_names_and_wordings_are_trained():

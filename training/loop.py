@@ -82,7 +82,7 @@ def step_generator(seed: int, stage: int, step: int, process: int) -> torch.Gene
 
 
 def has_bfloat16() -> bool:
-    """Whether this machine computes in bfloat16. A CPU that emulates it was measured 200 times slower than in float32."""
+    """Whether this machine computes in bfloat16: emulating it was measured 200 times slower than float32."""
     return torch.cuda.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 

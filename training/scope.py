@@ -22,8 +22,9 @@ from microvlm.training.data.drawings import load_drawings
 from microvlm.training.data.emoji import EmojiData
 from microvlm.training.data.memoryset import choose_objects
 from microvlm.training.data.scenes import KINDS, sample_question
+from microvlm.training.dealing import FactDealer
 from microvlm.training.distill import DrawingSampler
-from microvlm.training.remember import FactDealer, binary_loss, encode, encode_facts
+from microvlm.training.remember import binary_loss, encode, encode_facts
 from microvlm.training.texts import CAPTION_PROMPTS, TextRows
 from microvlm.vision import normalise
 

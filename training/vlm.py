@@ -26,9 +26,10 @@ from microvlm.training.data.drawings import load_drawings
 from microvlm.training.data.emoji import EmojiData
 from microvlm.training.data.scenes import KINDS, Question, Scene, read_scene_objects, sample_question
 from microvlm.training.data.views import augment_emoji
+from microvlm.training.dealing import FactDealer
 from microvlm.training.distill import DrawingSampler
 from microvlm.training.guidance import ANSWER_LAYER, WORD_LAYER, AttentionTap, Lookups
-from microvlm.training.remember import DRAWING_WEIGHT, FactDealer, FactHeads, binary_loss, remember
+from microvlm.training.remember import DRAWING_WEIGHT, FactHeads, binary_loss, remember
 from microvlm.training.texts import CAPTION_PROMPTS, IGNORED, TextRows
 from microvlm.vision import normalise
 

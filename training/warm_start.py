@@ -76,7 +76,7 @@ def start_from(model: MicroVLM, source: str, fresh: Sequence[str] = ()) -> list[
 
 
 def draw_latents(weight: Tensor, generator: torch.Generator) -> Tensor:
-    """g * trits [N, K], of one g -> latent weights whose `ternarize` gives the same trits and, rounding aside, the same g.
+    """g * trits [N, K], of one g -> latent weights whose `ternarize` gives the same trits and, rounding aside, g.
 
     Magnitudes are those of a normal variable whose mean magnitude is g, cut at the threshold g / 2 that its trit is on
     the other side of; those above are then stretched so that the mean is g for any share of zeros. A weight that is not

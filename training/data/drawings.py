@@ -19,7 +19,9 @@ from microvlm.training.data.sources import DataError, IconSet, Source, install_p
 
 DRAWING_SOURCES = (
     Source("circle-flags", "1.2.11", "Circle Flags, HatScripts", "MIT", "drawings"),
-    Source("cryptocurrency-color", "1.2.4", "Cryptocurrency Icons, Christopher Downer", "CC0-1.0", "drawings"),
+    Source(
+        "cryptocurrency-color", "1.2.4", "Cryptocurrency Icons, Christopher Downer", "CC0-1.0", "drawings"
+    ),
     Source("devicon", "1.2.68", "Devicon, konpa", "MIT", "drawings"),
     Source("flat-color-icons", "1.2.3", "Flat Color Icons, Icons8", "MIT", "drawings"),
     Source("fluent-color", "1.2.21", "Fluent UI System Color Icons, Microsoft", "MIT", "drawings"),
@@ -38,7 +40,9 @@ SIZE = 96
 RESERVED_PERCENT = 12
 """Of the drawings, by hash: kept for the stage `scope`."""
 FORMAT = "microvlm-drawings-1"
-_VARIANT = re.compile(r"^folder-|^file-type-light-|-(opened|open|wordmark|flat|duo|light)$|-(16|20|24|28|32)$")
+_VARIANT = re.compile(
+    r"^folder-|^file-type-light-|-(opened|open|wordmark|flat|duo|light)$|-(16|20|24|28|32)$"
+)
 _LEAST_INK = 0.04
 """Share of the pixels that a drawing must cover."""
 
