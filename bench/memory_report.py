@@ -46,12 +46,15 @@ def _beside(subjects: Sequence[dict[str, Any]], figures: Callable[[dict[str, Any
 
 def _recall(rows: list[dict[str, Any]]) -> Rows:
     table = [
-        ["facts", "memories", "recall", "95 %", "memory reset", "reading", "1-NN of codes", "in one memory"]
+        [
+            *("facts", "times", "memories", "recall", "95 %"),
+            *("memory reset", "reading", "1-NN of codes", "in one memory"),
+        ]
     ]
     for row in rows:
         cells = [f"{row[name]:.3f}" for name in ("control", "reading", "nearest_neighbour")]
         single = f"{row['single']:.3f}" if "single" in row else "-"
-        counts = [str(row["facts"]), str(row["memories"]), f"{row['accuracy']:.3f}"]
+        counts = [*(str(row[name]) for name in ("facts", "trials", "memories")), f"{row['accuracy']:.3f}"]
         table.append([*counts, _interval(row["ci95"]), *cells, single])
     return table
 

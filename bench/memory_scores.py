@@ -31,33 +31,47 @@ class Encoded:
 
 
 def recall_curve(subject: Subject, encoded: Encoded, counts: Sequence[int]) -> list[dict[str, Any]]:
-    """One row a number of facts written: right answers with their 95 % interval, and with the memory reset.
+    """One row a number of facts written at once: right answers with their 95 % interval, and with the memory reset.
 
-    Beyond the slots, several memories are read as one; `single` is the accuracy of one memory that took them all.
+    All facts are asked for: they are written `facts` at a time, each time into an empty memory (`trials`). Beyond the
+    slots, several memories are read as one; `single` is the accuracy of one memory that took them all.
     """
-    rows = []
+    return [_recall(subject, encoded, count) for count in counts]
+
+
+def _recall(subject: Subject, encoded: Encoded, count: int) -> dict[str, Any]:
+    starts = range(0, len(encoded.facts) - count + 1, count)
     empty = subject.runtime.memory_prior()
-    for count in counts:
-        asked, names = encoded.asked[:count], encoded.names[:count]
-        memory = subject.remember(encoded.keys[:count], encoded.values[:count])
-        right = right_answers(subject.answers(asked, memory.states), names)
-        control = right_answers(subject.answers(asked, empty), names)
-        recalled = np.concatenate([reading.code for reading in subject.readings(asked, memory.states)])
-        row = {
-            "facts": count,
-            "memories": len(memory.states),
-            "accuracy": right / count,
-            "ci95": wilson(right, count),
-            "control": control / count,
-            "control_ci95": wilson(control, count),
-            "nearest_neighbour": nearest_name(encoded.asked_codes[:count], encoded.codes[:count], names),
-            "reading": nearest_name(recalled, encoded.values[:count], names),
-        }
+    right = control = single = memories = 0
+    nearest, reading = [], []
+    for start in starts:
+        part = slice(start, start + count)
+        asked, names, keys, values = (
+            of[part] for of in (encoded.asked, encoded.names, encoded.keys, encoded.values)
+        )
+        memory = subject.remember(keys, values)
+        memories = len(memory.states)
+        right += right_answers(subject.answers(asked, memory.states), names)
+        control += right_answers(subject.answers(asked, empty), names)
+        recalled = np.concatenate([read.code for read in subject.readings(asked, memory.states)])
+        nearest.append(nearest_name(encoded.asked_codes[part], encoded.codes[part], names))
+        reading.append(nearest_name(recalled, values, names))
         if count > subject.slots:
-            one = subject.remember(encoded.keys[:count], encoded.values[:count], single=True)
-            row["single"] = right_answers(subject.answers(asked, one.states), names) / count
-        rows.append(row)
-    return rows
+            one = subject.remember(keys, values, single=True)
+            single += right_answers(subject.answers(asked, one.states), names)
+    total = count * len(starts)
+    row = {
+        "facts": count,
+        "trials": len(starts),
+        "memories": memories,
+        "accuracy": right / total,
+        "ci95": wilson(right, total),
+        "control": control / total,
+        "control_ci95": wilson(control, total),
+        "nearest_neighbour": float(np.mean(nearest)),
+        "reading": float(np.mean(reading)),
+    }
+    return {**row, "single": single / total} if count > subject.slots else row
 
 
 def forget(subject: Subject, encoded: Encoded, count: int) -> dict[str, float | None]:

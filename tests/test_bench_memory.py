@@ -41,12 +41,12 @@ def test_the_document_has_every_table_and_an_untrained_model_recalls_nothing(ben
     assert status == 0
     document = json.loads(saved.read_text())
     assert document["slots"] == 16
-    assert [(row["facts"], row["memories"]) for row in document["recall"]] == [
-        (2, 1),
-        (4, 1),
-        (8, 1),
-        (16, 1),
-        (24, 2),
+    assert [(row["facts"], row["trials"], row["memories"]) for row in document["recall"]] == [
+        (2, 12, 1),
+        (4, 6, 1),
+        (8, 3, 1),
+        (16, 1, 1),
+        (24, 1, 2),
     ]
     for row in document["recall"]:
         assert {"accuracy", "ci95", "control", "control_ci95", "nearest_neighbour"} <= row.keys()
