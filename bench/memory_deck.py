@@ -1,6 +1,8 @@
-"""Facts to remember about objects that no training saw: a picture, a question about it, and a person's name.
+"""Facts to remember about held-out objects: a picture, a question about it, and a person's name.
 
-Every fact is asked for with another view of its object than it was written with. Knows no model.
+No drawing of theirs by this vendor was trained on, and none has a caption or a fact in training (drawings by other
+vendors were distilled without names). The questions and the names are ones that training uses. Every fact is asked for
+with another view of its object than it was written with. Knows no model.
 """
 
 from __future__ import annotations

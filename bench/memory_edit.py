@@ -7,22 +7,20 @@ harder question, and is asked too (`crowded`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from microvlm.bench.memory_deck import QUESTIONS, Fact
 from microvlm.bench.memory_scores import Encoded
 from microvlm.bench.memory_subject import Query, Subject
-from microvlm.bench.stats import wilson
+from microvlm.bench.stats import bootstrap, wilson
 from microvlm.runtime import Memories
 
-CROWDED_CASES = 100
-"""Most cases of a kind."""
-ONE_SHOT_CASES = 4
-"""Most cases of a kind, after each fact."""
-Cases = dict[str, dict[str, Any]]
+ONE_SHOT_CASES, CROWDED_CASES = 4, 50
+"""Most cases of a kind, of one memory."""
+CROWDED_MEMORIES = 4
+"""Most memories that are filled with K/2 facts."""
 
 
 def edit(subject: Subject, encoded: Encoded, count: int, written: int) -> dict[str, Any]:
@@ -30,33 +28,39 @@ def edit(subject: Subject, encoded: Encoded, count: int, written: int) -> dict[s
 
     `efficacy`: right for the question and picture of the writing; `paraphrase`: for another wording and view;
     `neighbourhood`: the share of neighbours whose answer is the one without a memory, the mean over the kinds in
-    `neighbours`. `crowded` has the last again, with `written` facts in one memory.
+    `neighbours`. Neighbours are near: of the objects that nothing was written about, those whose codes are most like a
+    written one's. `crowded` has the last again, of memories with `written` facts each.
     """
     told, reworded = 0, 0
-    tallies: dict[str, Tally] = {}
-    caption_prompt = subject.runtime.config.prompt.caption_prompt
+    memories: list[Tallies] = []
     for index, fact in enumerate(encoded.facts[:count]):
-        rows = slice(index, index + 1)
-        states = subject.remember(encoded.keys[rows], encoded.values[rows]).states
+        states = _written(subject, encoded, [index])
         asked: list[Query] = [(fact.question, fact.written), (fact.paraphrase, fact.asked)]
         same, other = subject.answers(asked, states)
         told += same == fact.name
         reworded += other == fact.name
-        others = [*encoded.facts[index + 1 :], *encoded.facts[:index]]
-        _ask(subject, states, neighbours([fact], others, caption_prompt, ONE_SHOT_CASES), tallies)
+        memories.append(_kept(subject, encoded, states, [index], ONE_SHOT_CASES))
+    starts = range(0, len(encoded.facts) - written + 1, written)[:CROWDED_MEMORIES]
+    parts = [list(range(start, start + written)) for start in starts]
+    crowded = [
+        _kept(subject, encoded, _written(subject, encoded, part), part, CROWDED_CASES) for part in parts
+    ]
     return {
         "facts": count,
         "efficacy": told / count,
+        "efficacy_ci95": wilson(told, count),
         "paraphrase": reworded / count,
-        **_summary(tallies),
-        "crowded": {"facts_written": written, **_crowded(subject, encoded, written)},
+        "paraphrase_ci95": wilson(reworded, count),
+        **_summary(memories),
+        "crowded": {"facts_written": written, "memories": len(parts), **_summary(crowded)},
     }
 
 
 def neighbours(
     written: Sequence[Fact], others: Sequence[Fact], caption_prompt: str, most: int = CROWDED_CASES
 ) -> dict[str, list[Query]]:
-    """Questions that the `written` facts must not answer, at most `most` a kind; `others` are not in the memory.
+    """Questions that the `written` facts must not answer, at most `most` a kind; `others` are in no memory, and the
+    first of them come first.
 
     The caption of an object that nothing was written about; a written question about such an object; about an object
     that something was written about, its caption and the questions that were not written.
@@ -79,51 +83,64 @@ def neighbours(
     }
 
 
-@dataclass
-class Tally:
-    """Neighbours of one kind, and how many kept their answer."""
+class Tally(NamedTuple):
+    """Neighbours of one kind of one memory, and how many kept their answer."""
 
-    cases: int = 0
-    kept: int = 0
-    kept_without_gate: int = 0
+    cases: int
+    kept: int
+    kept_without_gate: int
 
 
-def _crowded(subject: Subject, encoded: Encoded, written: int) -> dict[str, Any]:
-    states = subject.remember(encoded.keys[:written], encoded.values[:written]).states
-    facts, tallies = encoded.facts, dict[str, Tally]()
+Tallies = dict[str, Tally]
+
+
+def _written(subject: Subject, encoded: Encoded, rows: list[int]) -> Memories:
+    return subject.remember(encoded.keys[rows], encoded.values[rows]).states
+
+
+def _kept(subject: Subject, encoded: Encoded, states: Memories, rows: list[int], most: int) -> Tallies:
+    """Ask every neighbour without a memory, with it, and with it whatever the gate says."""
     prompt = subject.runtime.config.prompt.caption_prompt
-    _ask(subject, states, neighbours(facts[:written], facts[written:], prompt), tallies)
-    return _summary(tallies)
+    kinds = neighbours([encoded.facts[row] for row in rows], nearest_others(encoded, rows), prompt, most)
+    tallies = {}
+    for kind, queries in kinds.items():
+        before, after = subject.answers(queries, None), subject.answers(queries, states)
+        with subject.gate_open():
+            ungated = subject.answers(queries, states)
+        kept, forced = (sum(a == b for a, b in zip(said, before, strict=True)) for said in (after, ungated))
+        tallies[kind] = Tally(len(queries), kept, forced)
+    return tallies
 
 
-def _ask(
-    subject: Subject, states: Memories, kinds: dict[str, list[Query]], tallies: dict[str, Tally]
-) -> None:
-    """Ask every neighbour without a memory, with it, and with it whatever the gate says; counted into `tallies`."""
-    queries = [query for some in kinds.values() for query in some]
-    before, after = subject.answers(queries, None), subject.answers(queries, states)
-    with subject.gate_open():
-        ungated = subject.answers(queries, states)
-    named = [kind for kind, some in kinds.items() for _ in some]
-    for kind, first, gated, forced in zip(named, before, after, ungated, strict=True):
-        tally = tallies.setdefault(kind, Tally())
-        tally.cases += 1
-        tally.kept += gated == first
-        tally.kept_without_gate += forced == first
+def nearest_others(encoded: Encoded, rows: list[int]) -> list[Fact]:
+    """The facts about other objects than those of `rows`, most alike first: by the best cosine of question codes."""
+    written = {encoded.facts[row].object for row in rows}
+    likeness = (encoded.asked_codes @ encoded.codes[rows].T).max(1)
+    order = np.argsort(-likeness, kind="stable")
+    return [encoded.facts[row] for row in order if encoded.facts[row].object not in written]
 
 
-def _summary(tallies: dict[str, Tally]) -> dict[str, Any]:
-    kinds: Cases = {
-        kind: {
-            "cases": tally.cases,
-            "kept": tally.kept / tally.cases,
-            "ci95": wilson(tally.kept, tally.cases),
-            "kept_without_gate": tally.kept_without_gate / tally.cases,
+def _summary(memories: list[Tallies]) -> dict[str, Any]:
+    """Shares by kind over all memories, and their mean with an interval that resamples memories, not cases."""
+    names = list(memories[0])
+    # [memory, kind, (cases, kept, kept without gate)]
+    table = np.array([[tallies[name] for name in names] for tallies in memories])
+
+    def share(rows: np.ndarray, column: int = 1) -> float:
+        return float((rows[:, :, column].sum(0) / rows[:, :, 0].sum(0)).mean())
+
+    kinds = {}
+    for name, (cases, kept, forced) in zip(names, table.sum(0).tolist(), strict=True):
+        kinds[name] = {
+            "cases": cases,
+            "kept": kept / cases,
+            "ci95": wilson(kept, cases),
+            "kept_without_gate": forced / cases,
         }
-        for kind, tally in tallies.items()
-    }
+    interval = bootstrap(share, table)
     return {
-        "neighbourhood": float(np.mean([kind["kept"] for kind in kinds.values()])),
-        "neighbourhood_without_gate": float(np.mean([kind["kept_without_gate"] for kind in kinds.values()])),
+        "neighbourhood": interval.value,
+        "neighbourhood_ci95": (interval.low, interval.high),
+        "neighbourhood_without_gate": share(table, 2),
         "neighbours": kinds,
     }

@@ -48,11 +48,13 @@ def _recall(rows: list[dict[str, Any]]) -> Rows:
     table = [
         [
             *("facts", "times", "memories", "recall", "95 %"),
-            *("memory reset", "reading", "1-NN of codes", "in one memory"),
+            *("memory reset", "reset, gate open", "reading", "1-NN of codes", "in one memory"),
         ]
     ]
     for row in rows:
-        cells = [f"{row[name]:.3f}" for name in ("control", "reading", "nearest_neighbour")]
+        cells = [
+            f"{row[name]:.3f}" for name in ("control", "control_gate_open", "reading", "nearest_neighbour")
+        ]
         single = f"{row['single']:.3f}" if "single" in row else "-"
         counts = [*(str(row[name]) for name in ("facts", "trials", "memories")), f"{row['accuracy']:.3f}"]
         table.append([*counts, _interval(row["ci95"]), *cells, single])
@@ -66,15 +68,20 @@ def _figures(document: dict[str, Any]) -> Figures:
     return [
         (f"another vendor's drawing, {other['facts']} facts", _share(other["recall"])),
         ("another vendor's drawing, 1-NN of codes", _share(other["nearest_neighbour"])),
-        ("edit: efficacy", _share(edit["efficacy"])),
-        ("edit: paraphrase", _share(edit["paraphrase"])),
+        ("edit: efficacy", _with_interval(edit, "efficacy")),
+        ("edit: paraphrase", _with_interval(edit, "paraphrase")),
         *(
-            (f"edit: {name.replace('_', ' ')}, {facts}", _share(table[name]))
+            (f"edit: {name.replace('_', ' ')}, {facts}", _with_interval(table, name))
             for facts, table in _edits(edit)
             for name in ("neighbourhood", "neighbourhood_without_gate")
         ),
-        *((f"forget: {name}", _share(forget[name])) for name in ("forgotten", "retained", "attack")),
-        *((f"gate: {name}", _share(gate[name])) for name in ("auroc", "eer")),
+        *((f"forget: {name}", _with_interval(forget, name)) for name in ("forgotten", "retained", "attack")),
+        *((f"gate: {name}", _with_interval(gate, name)) for name in ("auroc", "eer")),
+        *(
+            (f"gate: {score} against {kind.replace('_', ' ')}", _share(found[score]))
+            for kind, found in gate["kinds"].items()
+            for score in ("auroc", "eer")
+        ),
         *((f"gate: residual {name}", _share(gate[f"residual_{name}"])) for name in ("auroc", "eer")),
         (retention, _share(sequential["retention"])),
         ("drift of the state then", f"{sequential['drift']:.1e}"),
@@ -153,6 +160,12 @@ def _costs(subjects: Sequence[dict[str, Any]]) -> Rows:
 
 def _interval(ends: Sequence[float]) -> str:
     return f"{ends[0]:.3f}-{ends[1]:.3f}"
+
+
+def _with_interval(table: dict[str, Any], name: str) -> str:
+    """A share and, where the table has one, its 95 % interval."""
+    ends = table.get(f"{name}_ci95")
+    return _share(table[name]) + (f" ({_interval(ends)})" if ends else "")
 
 
 def _percent(value: float) -> str:

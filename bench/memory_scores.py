@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from microvlm.bench.memory_deck import NAMES, Fact
+from microvlm.bench.memory_deck import NAMES, QUESTIONS, Fact
 from microvlm.bench.memory_subject import Query, Subject
 from microvlm.bench.stats import equal_error_rate, wilson
 from microvlm.episodic import Entry
+from microvlm.runtime import Memories
+
+NEGATIVES = ("other_object", "other_question")
 
 
 class Encoded:
@@ -33,8 +36,11 @@ class Encoded:
 def recall_curve(subject: Subject, encoded: Encoded, counts: Sequence[int]) -> list[dict[str, Any]]:
     """One row a number of facts written at once: right answers with their 95 % interval, and with the memory reset.
 
-    All facts are asked for: they are written `facts` at a time, each time into an empty memory (`trials`). Beyond the
-    slots, several memories are read as one; `single` is the accuracy of one memory that took them all.
+    As many times `facts` of the encoded facts as there are are written, each time into an empty memory (`trials`), and
+    all are asked for. `control` is the accuracy with the memory reset, where the gate keeps it shut and the model says
+    that it does not know; `control_gate_open` lets the reset memory speak. Beyond the slots, several memories are read
+    as one; `single` is the accuracy of one memory that took them all. The names are ones that training has as answers,
+    and the first wording of each question is one that it asks; the objects have no fact there.
     """
     return [_recall(subject, encoded, count) for count in counts]
 
@@ -42,7 +48,7 @@ def recall_curve(subject: Subject, encoded: Encoded, counts: Sequence[int]) -> l
 def _recall(subject: Subject, encoded: Encoded, count: int) -> dict[str, Any]:
     starts = range(0, len(encoded.facts) - count + 1, count)
     empty = subject.runtime.memory_prior()
-    right = control = single = memories = 0
+    right = control = forced = single = memories = 0
     nearest, reading = [], []
     for start in starts:
         part = slice(start, start + count)
@@ -53,6 +59,8 @@ def _recall(subject: Subject, encoded: Encoded, count: int) -> dict[str, Any]:
         memories = len(memory.states)
         right += right_answers(subject.answers(asked, memory.states), names)
         control += right_answers(subject.answers(asked, empty), names)
+        with subject.gate_open():
+            forced += right_answers(subject.answers(asked, empty), names)
         recalled = np.concatenate([read.code for read in subject.readings(asked, memory.states)])
         nearest.append(nearest_name(encoded.asked_codes[part], encoded.codes[part], names))
         reading.append(nearest_name(recalled, values, names))
@@ -68,29 +76,41 @@ def _recall(subject: Subject, encoded: Encoded, count: int) -> dict[str, Any]:
         "ci95": wilson(right, total),
         "control": control / total,
         "control_ci95": wilson(control, total),
+        "control_gate_open": forced / total,
         "nearest_neighbour": float(np.mean(nearest)),
         "reading": float(np.mean(reading)),
     }
     return {**row, "single": single / total} if count > subject.slots else row
 
 
-def forget(subject: Subject, encoded: Encoded, count: int) -> dict[str, float | None]:
-    """`count` facts written, every fourth forgotten: recall of those (`forgotten`, and by another wording: `attack`),
-    and of what was recalled before, the share that still is (`retained`; None where nothing was)."""
-    memory = subject.remember(encoded.keys[:count], encoded.values[:count])
-    names = encoded.names[:count]
-    before = subject.answers(encoded.asked[:count], memory.states)
-    gone = list(range(0, count, 4))
-    for index in reversed(gone):
-        memory.forget(subject.runtime, index)
-    after = subject.answers(encoded.asked[:count], memory.states)
-    attack = [(encoded.facts[index].paraphrase, encoded.facts[index].asked) for index in gone]
-    kept = [i for i in range(count) if i % 4 and before[i] == names[i]]
-    return {
-        "forgotten": sum(after[i] == names[i] for i in gone) / len(gone),
-        "retained": sum(after[i] == names[i] for i in kept) / len(kept) if kept else None,
-        "attack": right_answers(subject.answers(attack, memory.states), [names[i] for i in gone]) / len(gone),
-    }
+def forget(subject: Subject, encoded: Encoded, count: int) -> dict[str, Any]:
+    """Memories of `count` facts, as many as the facts fill, and every fourth fact forgotten: recall of those
+    (`forgotten`, and by another wording: `attack`), and of what was recalled before, the share that still is
+    (`retained`; None where nothing was)."""
+    tally = dict.fromkeys(("gone", "forgotten", "attack", "known", "retained"), 0)
+    for start in range(0, len(encoded.facts) - count + 1, count):
+        part = slice(start, start + count)
+        memory = subject.remember(encoded.keys[part], encoded.values[part])
+        asked, names = encoded.asked[part], encoded.names[part]
+        before = subject.answers(asked, memory.states)
+        gone = list(range(0, count, 4))
+        for index in reversed(gone):
+            memory.forget(subject.runtime, index)
+        after = subject.answers(asked, memory.states)
+        facts = encoded.facts[part]
+        attack: list[Query] = [(facts[index].paraphrase, facts[index].asked) for index in gone]
+        said = subject.answers(attack, memory.states)
+        kept = [i for i in range(count) if i % 4 and before[i] == names[i]]
+        tally["gone"] += len(gone)
+        tally["forgotten"] += sum(after[i] == names[i] for i in gone)
+        tally["attack"] += right_answers(said, [names[i] for i in gone])
+        tally["known"] += len(kept)
+        tally["retained"] += sum(after[i] == names[i] for i in kept)
+    table: dict[str, Any] = {"facts_forgotten": tally["gone"], "facts_known": tally["known"]}
+    for name, of in (("forgotten", "gone"), ("attack", "gone"), ("retained", "known")):
+        table[name] = tally[name] / tally[of] if tally[of] else None
+        table[f"{name}_ci95"] = wilson(tally[name], tally[of]) if tally[of] else None
+    return table
 
 
 def sequential(subject: Subject, encoded: Encoded, count: int, edits: int, seed: int = 0) -> dict[str, Any]:
@@ -118,20 +138,63 @@ def sequential(subject: Subject, encoded: Encoded, count: int, edits: int, seed:
 
 
 def gate(subject: Subject, encoded: Encoded, count: int) -> dict[str, Any]:
-    """The scope detector on `count` questions about what was written and as many about objects that were not.
+    """The scope detector on `count` questions about what was written against questions about what was not: as many
+    about objects that no fact is about, and the other question about each object that a fact is about.
 
-    `roc`: (false alarms, hits) at every threshold, from (0, 0) to (1, 1); `residual_roc` of the residual as a score.
+    `auroc` and `eer` are of both together, `kinds` of each alone, with intervals that resample questions. `roc`: (false
+    alarms, hits) at every threshold, from (0, 0) to (1, 1); `residual_*` are of the residual as a score.
     """
     states = subject.remember(encoded.keys[:count], encoded.values[:count]).states
-    asked = subject.readings(encoded.asked[: 2 * count], states)
-    scope = np.concatenate([reading.scope for reading in asked])
-    residual = np.concatenate([reading.residual for reading in asked])
-    table: dict[str, Any] = {}
-    for name, score in (("", scope), ("residual_", -residual)):
-        known, unknown = score[:count], score[count:]
+    taken = {(fact.object, fact.question) for fact in encoded.facts[:count]}
+    questions = [question for question, _ in QUESTIONS]
+    another: list[Query] = [
+        (question, fact.asked)
+        for fact in encoded.facts[:count]
+        for question in questions
+        if (fact.object, question) not in taken
+    ]
+    groups = {
+        "known": encoded.asked[:count],
+        "other_object": encoded.asked[count : 2 * count],
+        "other_question": another,
+    }
+    scores = {name: _scope_scores(subject, queries, states) for name, queries in groups.items()}
+    table: dict[str, Any] = {"kinds": {}}
+    for row, name in enumerate(("", "residual_")):
+        known = scores["known"][row]
+        unknown = np.concatenate([scores[kind][row] for kind in NEGATIVES])
         table[f"{name}auroc"], table[f"{name}eer"] = equal_error_rate(known, unknown)
         table[f"{name}roc"] = roc(known, unknown)
+    known, unknown = scores["known"][0], np.concatenate([scores[kind][0] for kind in NEGATIVES])
+    table["auroc_ci95"], table["eer_ci95"] = _resampled(known, unknown)
+    for kind in NEGATIVES:
+        auroc, eer = equal_error_rate(known, scores[kind][0])
+        table["kinds"][kind] = {"questions": len(groups[kind]), "auroc": auroc, "eer": eer}
     return table
+
+
+def _scope_scores(
+    subject: Subject, queries: Sequence[Query], states: Memories
+) -> tuple[np.ndarray, np.ndarray]:
+    """(the detector's probability, the residual with its sign turned), float [n] each: high for what is in scope."""
+    readings = subject.readings(queries, states)
+    return (
+        np.concatenate([reading.scope for reading in readings]),
+        -np.concatenate([reading.residual for reading in readings]),
+    )
+
+
+def _resampled(
+    known: np.ndarray, unknown: np.ndarray, draws: int = 500
+) -> tuple[tuple[float, float], tuple[float, float]]:
+    """95 % intervals of area and equal error rate, both groups resampled."""
+    rng = np.random.default_rng(0)
+    found = [
+        equal_error_rate(rng.choice(known, len(known)), rng.choice(unknown, len(unknown)))
+        for _ in range(draws)
+    ]
+    low, high = np.percentile(found, (2.5, 97.5), axis=0)
+    return (float(low[0]), float(high[0])), (float(low[1]), float(high[1]))
 
 
 def addressing(subject: Subject, encoded: Encoded, count: int) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from microvlm.config import preset
 from microvlm.model import MicroVLM
 from microvlm.processor import Processor
 from microvlm.training.config import StageConfig, load_recipe
-from microvlm.training.data.drawings import DRAWING_SOURCES, build_drawings, load_drawings
+from microvlm.training.data.drawings import DRAWING_SOURCES, Drawings, build_drawings, load_drawings
 from microvlm.training.data.emoji import load_emoji
 from microvlm.training.data.facts import deal_facts
 from microvlm.training.data.sources import DataError
@@ -21,6 +21,7 @@ from microvlm.training.distill import DrawingSampler
 from microvlm.training.scope import ScopeTask
 from microvlm.training.texts import TextRows, corpus
 from microvlm.training.tokenizer import train_tokenizer
+from microvlm.training.vlm import VLMTask
 
 KEPT = {"apple": "red", "bell": "blue", "cart": "green"}
 LEFT_OUT = ("apple-flat", "bell-24", "folder-bell", "cart-open", "file-type-light-cart")
@@ -51,7 +52,19 @@ def test_one_of_the_variants_of_an_icon_is_kept_and_neither_copies_nor_empty_one
     assert summary["sets"][first] == 3
     assert summary["sets"][DRAWING_SOURCES[6].vendor] == 0
     assert not np.array_equal(drawings.pixels[0], drawings.pixels[1])
-    assert drawings.reserved.shape == (18,)
+    # Every set has the same three names here, so that what is kept back is known by another set's drawing.
+    assert drawings.trained.any()
+    assert not (drawings.trained & drawings.reserved).any()
+
+
+def test_no_drawing_is_reserved_whose_thing_is_trained():
+    names = [
+        f"{where}/thing{number}{end}" for number in range(200) for where, end in (("a", ""), ("b", "-2"))
+    ]
+    drawings = Drawings(names, np.zeros((len(names), 1, 1, 4), np.uint8))
+    stems = np.repeat(np.arange(200), 2)
+    assert set(stems[drawings.trained]) & set(stems[drawings.reserved]) == set()
+    assert 0 < drawings.reserved.sum() < (~drawings.trained).sum()
 
 
 def test_a_build_says_what_is_wrong_and_leaves_nothing(drawn, tmp_path):
@@ -99,22 +112,33 @@ def test_facts_about_drawings_show_them_and_all_of_an_object_show_one(drawn, dra
     assert not torch.equal(placed[0], placed[1])
 
 
-def test_the_scope_stage_learns_from_reserved_drawings_too(drawn, drawn_build, tmp_path):
+def test_the_stages_have_facts_about_different_drawings_and_scope_learns_from_its_own(
+    drawn, drawn_build, tmp_path, monkeypatch
+):
     folder = tmp_path / "data"
     folder.mkdir()
     for part in (*drawn_build[0].iterdir(), drawn[0] / "drawings"):
         (folder / part.name).symlink_to(part)
-    emoji = load_emoji(folder)
-    stage = StageConfig("scope", "scope", 1, 2, 0.01, drawing_share=0.5)
+    emoji, drawings = load_emoji(folder), load_drawings(folder)
+    # Here all names are one another's: half of them stand for things of their own.
+    trained = np.arange(len(drawings.names)) % 2 == 0
+    monkeypatch.setattr(Drawings, "trained", trained)
+    monkeypatch.setattr(Drawings, "reserved", ~trained)
     recipe = load_recipe("nano")
-    model = MicroVLM(preset("nano"))
     tokenizer = train_tokenizer(corpus(emoji), preset("nano").text.vocab_size)
-    rows = TextRows(Processor(tokenizer, model.config))
-    task = ScopeTask(model, rows, recipe, stage, emoji)
-    loss, metrics = task.loss(model, torch.Generator().manual_seed(0))
+
+    def begin(task, stage):
+        model = MicroVLM(preset("nano"))
+        return task(model, TextRows(Processor(tokenizer, model.config)), recipe, stage, emoji)
+
+    scope = begin(ScopeTask, StageConfig("scope", "scope", 1, 2, 0.01, drawing_share=0.5))
+    facts = StageConfig("facts", "vlm", 1, 20, 0.01, drawing_share=0.5, mixture={"fact": 1.0})
+    remember = begin(VLMTask, facts)
+    assert np.array_equal(scope.dealer.drawings, drawings.pixels[~trained])
+    assert np.array_equal(remember.dealer.drawings, drawings.pixels[trained])
+    loss, _ = scope.loss(scope.model, torch.Generator().manual_seed(0))
     loss.backward()
-    assert set(metrics) == {"opened", "closed"}
-    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in model.scope.parameters())
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in scope.model.scope.parameters())
 
 
 def test_the_shipped_recipe_uses_drawings_for_facts_and_for_scope():

@@ -63,7 +63,11 @@ def test_a_run_logs_every_loss_and_ships_packed_weights(finished):
     last = json.loads((finished / "ternary" / "log.jsonl").read_text().splitlines()[-1])
     assert {"facts", "keys", "matched", "found", "spread", "gate", "nearest"} <= set(last)
     assert "decoder.layers.0.mlp.up_proj.packed" in tensors(finished / "checkpoint")
-    assert json.loads((finished / "checkpoint" / "training.json").read_text())["recipe"]["name"] == "tiny"
+    document = json.loads((finished / "checkpoint" / "training.json").read_text())
+    assert document["recipe"]["name"] == "tiny"
+    (ground,) = document["runs"]["ground"]
+    assert (ground["from_step"], ground["precision"], len(ground["code_sha256"])) == (0, "no", 64)
+    assert ground["optimizers"][0] == "AdamW"
 
 
 def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(finished, emoji, tmp_path):
@@ -72,6 +76,11 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(finished, emoji,
     while not train(RECIPE, emoji, out, silent, stop_after=1):
         calls += 1
     assert calls == 4
+    steps = json.loads((out / "checkpoint" / "training.json").read_text())["runs"]["ground"]
+    assert [run["from_step"] for run in steps] == [0, 1, 2]
+    # The last state is saved beside the one before it: a crash while saving leaves that.
+    assert {path.name for path in (out / "ground").glob("state*")} == {"state0", "state1"}
+    assert json.loads((out / "ground" / "progress.json").read_text()) == {"state": "state0", "step": 3}
     wanted = tensors(finished / "checkpoint")
     for name, tensor in tensors(out / "checkpoint").items():
         assert torch.equal(tensor, wanted[name]), name

@@ -99,7 +99,8 @@ class FactDealer:
 
 
 def _drawn(rng: np.random.Generator, rows: np.ndarray, count: int, runs: bool) -> np.ndarray:
-    """`count` of `rows`, without order; in runs those that follow each other are alike."""
+    """`count` of `rows`, without order; in runs those that follow each other are alike, and where two runs overlap an
+    object is drawn twice."""
     if not runs:
         return rng.choice(rows, count, replace=count > len(rows))
     starts = rng.choice(len(rows), -(-count // RUN_LENGTH), replace=count > len(rows))

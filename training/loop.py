@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from microvlm.training.config import Recipe, StageConfig
 from microvlm.training.muon import Float32Muon
+from microvlm.training.provenance import record_run
 
 
 class Task(Protocol):
@@ -81,6 +82,10 @@ def step_generator(seed: int, stage: int, step: int, process: int) -> torch.Gene
     return torch.Generator().manual_seed(((seed * 101 + stage) * 1_000_003 + step) * 257 + process)
 
 
+STATES = ("state0", "state1")
+PROGRESS = "progress.json"
+
+
 def has_bfloat16() -> bool:
     """Whether this machine computes in bfloat16: emulating it was measured 200 times slower than float32."""
     return torch.cuda.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -107,14 +112,18 @@ def run_stage(
     `stop_after` ends the call after that many steps of this call, with the state saved: a session's time limit.
     """
     stage = recipe.stages[index]
-    accelerator = Accelerator(mixed_precision=usable_precision(recipe.mixed_precision, log))
-    optimizers = [accelerator.prepare(optimizer) for optimizer in build_optimizers(task, stage)]
+    precision = usable_precision(recipe.mixed_precision, log)
+    accelerator = Accelerator(mixed_precision=precision)
+    built = build_optimizers(task, stage)
+    optimizers = [accelerator.prepare(optimizer) for optimizer in built]
     schedulers = [
         accelerator.prepare(torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(stage)))
         for optimizer in optimizers
     ]
     module = accelerator.prepare(task.module)
     start = _resume(accelerator, folder)
+    if accelerator.is_main_process:
+        record_run(folder, start, precision, built)
     log_path = folder / "log.jsonl"
     metrics_sum: dict[str, float] = {}
     began = time.perf_counter()
@@ -156,20 +165,26 @@ def run_stage(
 
 
 def _save(accelerator: Accelerator, folder: Path, done: int) -> None:
-    """Alternate between two state folders and name the finished one last: a crash leaves the other."""
-    name = f"state{(done // 1) % 2}"
+    """Into the one of two state folders that is not the last finished one, which is named afterwards: a crash leaves
+    the other."""
+    name = STATES[_progress(folder).get("state") == STATES[0]]
     accelerator.save_state(str(folder / name))
     if accelerator.is_main_process:
         aside = folder / "progress.tmp"
         aside.write_text(json.dumps({"state": name, "step": done}))
-        aside.replace(folder / "progress.json")
+        aside.replace(folder / PROGRESS)
+
+
+def _progress(folder: Path) -> dict[str, Any]:
+    """The last finished state and its step; empty before the first."""
+    path = folder / PROGRESS
+    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _resume(accelerator: Accelerator, folder: Path) -> int:
     folder.mkdir(parents=True, exist_ok=True)
-    progress = folder / "progress.json"
-    if not progress.is_file():
+    saved = _progress(folder)
+    if not saved:
         return 0
-    saved = json.loads(progress.read_text())
     accelerator.load_state(str(folder / saved["state"]))
     return int(saved["step"])

@@ -174,8 +174,11 @@ class ScopeTask:
 
 
 def reserved_objects(emoji: EmojiData, sampler: DrawingSampler) -> np.ndarray:
-    """Rows of the held-out emoji that are not among the objects to remember of `microvlm-bench memory`."""
-    reserved = emoji.held_out & sampler.drawn
-    reserved[choose_objects(emoji)] = False
-    # A small set may have none.
-    return np.flatnonzero(reserved if reserved.any() else sampler.drawn)
+    """Rows of the held-out emoji that are not among the objects to remember of `microvlm-bench memory`.
+
+    A small set may have none: then any but those objects.
+    """
+    others = sampler.drawn.copy()
+    others[choose_objects(emoji)] = False
+    reserved = others & emoji.held_out
+    return np.flatnonzero(reserved if reserved.any() else others)

@@ -21,6 +21,7 @@ from microvlm.training.config import Recipe, StageConfig
 from microvlm.training.data.emoji import EmojiData
 from microvlm.training.distill import DistillTask
 from microvlm.training.loop import Task, run_stage
+from microvlm.training.provenance import recorded_runs
 from microvlm.training.scope import ScopeTask
 from microvlm.training.texts import TextRows, corpus
 from microvlm.training.tokenizer import save_tokenizer, train_tokenizer
@@ -103,7 +104,8 @@ def finish(recipe: Recipe, out: Path, tokenizer: Tokenizer, run: dict[str, Any])
     target = out / CHECKPOINT
     save_checkpoint(model, target)
     save_tokenizer(tokenizer, model.config, target)
-    provenance = {**run, "torch": torch.__version__}
+    runs = recorded_runs(out, (stage.name for stage in recipe.stages))
+    provenance = {**run, "torch": torch.__version__, "runs": runs}
     (target / "training.json").write_text(json.dumps(provenance, indent=2) + "\n")
 
 

@@ -92,7 +92,7 @@ class VLMTask:
         share, drawings = self.stage.drawing_share, None
         if share:
             others = load_drawings(self.emoji.folder)
-            drawings = others.pixels[~others.reserved]
+            drawings = others.pixels[others.trained]
         return FactDealer(
             self.emoji, self.sampler, facts, FACT_STRENGTH, drawings=drawings, drawing_share=share
         )

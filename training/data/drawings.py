@@ -56,10 +56,26 @@ class Drawings:
     """uint8 [D, 96, 96, 4], straight alpha, memory-mapped."""
 
     @property
-    def reserved(self) -> np.ndarray:
-        """bool [D]: of these no other stage than `scope` has facts."""
+    def trained(self) -> np.ndarray:
+        """bool [D]: those that a `vlm` stage has facts about."""
         hashed = [int(hashlib.sha256(name.encode()).hexdigest(), 16) % 100 for name in self.names]
-        return np.array(hashed) < RESERVED_PERCENT
+        return np.array(hashed) >= RESERVED_PERCENT
+
+    @property
+    def reserved(self) -> np.ndarray:
+        """bool [D]: those that only the stage `scope` has facts about. What a trained drawing of any set bears the name
+        of, or is a variant of, is neither."""
+        trained = self.trained
+        stems = [_stem(name) for name in self.names]
+        known = {stem for stem, seen in zip(stems, trained, strict=True) if seen}
+        return ~trained & np.array([stem not in known for stem in stems])
+
+
+def _stem(name: str) -> str:
+    """What a drawing shows, by its name: without set, kind of file, numbers and endings of variants."""
+    return re.sub(
+        r"^(file-type|lang)-|(-\d+|-fill|-original|-plain|-line|-dark)+$", "", name.partition("/")[2]
+    )
 
 
 def load_drawings(folder: str | Path) -> Drawings:

@@ -40,6 +40,7 @@ Changes made: the vector drawings were rasterised and scaled onto a white ground
 Captions are the English labels of emojibase-data (MIT), in lower case ASCII.
 
 No emoji of this set has a caption or a fact in training, and no drawing in `images/` is used in it.
+Drawings of these emoji by other vendors, those in `others/` among them, were distilled without names.
 The files are under the licences above, not under the project's own. Written by
 `microvlm-data memoryset`.
 """
