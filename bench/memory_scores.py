@@ -52,9 +52,8 @@ def _recall(subject: Subject, encoded: Encoded, count: int) -> dict[str, Any]:
     nearest, reading = [], []
     for start in starts:
         part = slice(start, start + count)
-        asked, names, keys, values = (
-            of[part] for of in (encoded.asked, encoded.names, encoded.keys, encoded.values)
-        )
+        asked, names = encoded.asked[part], encoded.names[part]
+        keys, values = encoded.keys[part], encoded.values[part]
         memory = subject.remember(keys, values)
         memories = len(memory.states)
         right += right_answers(subject.answers(asked, memory.states), names)
