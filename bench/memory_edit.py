@@ -28,8 +28,7 @@ def edit(subject: Subject, encoded: Encoded, count: int, written: int) -> dict[s
 
     `efficacy`: right for the question and picture of the writing; `paraphrase`: for another wording and view;
     `neighbourhood`: the share of neighbours whose answer is the one without a memory, the mean over the kinds in
-    `neighbours`. Neighbours are near: of the objects that nothing was written about, those whose codes are most like a
-    written one's. `crowded` has the last again, of memories with `written` facts each.
+    `neighbours`. `crowded` has the last again, of memories with `written` facts each.
     """
     told, reworded = 0, 0
     memories: list[Tallies] = []
@@ -59,16 +58,19 @@ def edit(subject: Subject, encoded: Encoded, count: int, written: int) -> dict[s
 def neighbours(
     written: Sequence[Fact], others: Sequence[Fact], caption_prompt: str, most: int = CROWDED_CASES
 ) -> dict[str, list[Query]]:
-    """Questions that the `written` facts must not answer, at most `most` a kind; `others` are in no memory, and the
-    first of them come first.
+    """Questions that the `written` facts must not answer, at most `most` a kind; `others` are in no memory, those most
+    like the written ones first.
 
-    The caption of an object that nothing was written about; a written question about such an object; about an object
-    that something was written about, its caption and the questions that were not written.
+    The caption of an object that nothing was written about; a written question about such an object, and about one that
+    looks like a written one; about an object that something was written about, its caption and the questions that were
+    not written.
     """
     objects = {fact.object for fact in written}
     taken = {(fact.object, fact.question) for fact in written}
-    strangers = {fact.object: fact for fact in others if fact.object not in objects}
-    unknown = list(strangers.values())[:most]
+    alike = list({fact.object: fact for fact in others if fact.object not in objects}.values())
+    # Without those that look like a written one, and evenly over the rest.
+    rest = alike[most:] or alike
+    unknown = rest[:: max(1, len(rest) // most)][:most]
     questions = [caption_prompt, *(question for question, _ in QUESTIONS)]
     another: list[Query] = [
         (question, fact.asked)
@@ -79,6 +81,9 @@ def neighbours(
     return {
         "other_caption": [(caption_prompt, fact.asked) for fact in unknown],
         "other_object": [(written[i % len(written)].question, fact.asked) for i, fact in enumerate(unknown)],
+        "like_object": [
+            (written[i % len(written)].question, fact.asked) for i, fact in enumerate(alike[:most])
+        ],
         "other_question": another[:: max(1, len(another) // most)][:most],
     }
 

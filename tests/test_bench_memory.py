@@ -56,10 +56,11 @@ def test_the_document_has_every_table_and_an_untrained_model_recalls_nothing(ben
     assert edit["facts"] == 24
     assert edit["crowded"]["facts_written"] == 8
     # After each fact alone at most four of a kind, of the same object two; beside eight facts at most a hundred.
-    for table, cases in ((edit, (96, 96, 48)), (edit["crowded"], (48, 48, 48))):
+    for table, cases in ((edit, (96, 96, 96, 48)), (edit["crowded"], (48, 48, 48, 48))):
         kinds = table["neighbours"]
-        assert tuple(kinds[f"other_{name}"]["cases"] for name in ("caption", "object", "question")) == cases
-        assert table["neighbourhood"] == pytest.approx(sum(kind["kept"] for kind in kinds.values()) / 3)
+        names = ("other_caption", "other_object", "like_object", "other_question")
+        assert tuple(kinds[name]["cases"] for name in names) == cases
+        assert table["neighbourhood"] == pytest.approx(sum(kind["kept"] for kind in kinds.values()) / 4)
         assert table["neighbourhood_without_gate"] < 1
     assert {"recall", "nearest_neighbour"} <= document["other_vendor"].keys()
     assert document["drift"]["float32_vs_float64"] < 1e-2

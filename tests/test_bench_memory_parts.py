@@ -41,7 +41,7 @@ def pool(count: int) -> tuple[np.ndarray, np.ndarray]:
     return (rng.normal(size=(count, SLOTS)) / WIDTH**0.5).astype(np.float32), codes.astype(np.float32)
 
 
-def test_neighbours_are_of_three_kinds_and_none_was_written():
+def test_neighbours_are_of_four_kinds_and_none_was_written():
     picture = np.zeros((8, 8, 3), np.uint8)
     (first, rewording), (second, _) = QUESTIONS
     facts = [
@@ -63,7 +63,10 @@ def test_neighbours_are_of_three_kinds_and_none_was_written():
         ("describe the image", 0),
     ]
     few = neighbours(facts[:2], facts[2:], "describe the image", most=2)
-    assert [len(kind) for kind in few.values()] == [2, 2, 2]
+    assert [len(kind) for kind in few.values()] == [1, 1, 2, 2]
+    # Those most like the written ones come first, and are no mere other objects.
+    assert [int(image[0, 0, 0]) for _, image in few["like_object"]] == [2, 3]
+    assert [int(image[0, 0, 0]) for _, image in few["other_object"]] == [4]
 
 
 def test_a_plan_never_holds_a_row_twice_nor_more_rows_than_slots():
@@ -170,7 +173,7 @@ def test_both_ways_of_telling_a_fact_are_timed_and_scored(subject, encoded, spea
     assert found["written"] == 0
     assert min(found[name] for name in ("steps", "tuning_ms", "write_ms", "write_torch_ms")) > 0
     assert found["tuning_over_write"] == pytest.approx(found["tuning_ms"] / found["write_ms"], rel=0.1)
-    assert found["neighbours"] == 18
+    assert found["neighbours"] == 26
     # The gate has learned nothing here: any share of the neighbours may keep its answer.
     for name in ("tuned_neighbourhood", "written_neighbourhood"):
         assert 18 * found[name] == pytest.approx(round(18 * found[name]))

@@ -20,6 +20,7 @@ from microvlm.training.data.views import corner_neighbour
 from microvlm.training.dealing import FactDealer
 from microvlm.training.distill import DrawingSampler
 from microvlm.training.remember import FactHeads, frame_potential, info_nce
+from microvlm.training.scope import nearest_of_other_names
 
 
 def test_the_objects_to_remember_are_held_out_and_their_names_and_wordings_are_trained():
@@ -106,6 +107,16 @@ def test_the_heads_name_what_a_read_says_and_tell_drawings_apart(drawn_build):
     features = torch.randn(len(batch.shown), 66, model.config.vision.hidden_size).repeat(2, 1, 1)
     mixed = torch.cat([features[: len(batch.shown)], features[: len(batch.shown)].roll(1, 0)])
     assert heads.drawings(features, 2, batch) < heads.drawings(mixed, 2, batch)
+
+
+def test_the_nearest_facts_are_of_other_names_and_most_alike():
+    codes = torch.nn.functional.normalize(
+        torch.tensor([[1.0, 0], [1, 0.1], [1, 0.3], [0, 1], [-1, 0]]), dim=1
+    )
+    nearest = nearest_of_other_names(codes, torch.tensor([7, 7, 8, 9, 9]), 2)
+    assert nearest[0].tolist() == [2, 3]
+    assert nearest[2].tolist() == [1, 0]
+    assert nearest[3].tolist() == [2, 1]
 
 
 def test_the_shipped_recipe_trains_facts_and_then_the_scope_detector_on_other_objects():

@@ -38,6 +38,7 @@ EPISODE_SHARE = 0.15
 ASKED = 24
 """Most questions of a kind that a memory is asked."""
 STRENGTH = 0.8
+NEAREST = 8
 
 
 class Bank(NamedTuple):
@@ -49,6 +50,8 @@ class Bank(NamedTuple):
     asked: Tensor
     name: Tensor
     """int64 [n]: facts with equal names have the same object and relation."""
+    nearest: Tensor
+    """int64 [n, NEAREST]: the facts of other names whose questions' codes are most alike."""
     picture: Tensor
     """[p, C]: what an episode writes for a picture, its caption."""
     ordinal: tuple[Tensor, Tensor]
@@ -99,7 +102,11 @@ class ScopeTask:
         return loss, {"opened": opened.item(), "closed": closed.item()}
 
     def _facts(self, rng: np.random.Generator, count: int) -> tuple[MemoryState, tuple, tuple]:
-        """A memory of `count` facts, out of twice as many drawn side by side in the bank or anywhere."""
+        """A memory of `count` facts, out of twice as many drawn side by side in the bank or anywhere.
+
+        Asked are also questions that resemble written ones: about objects that look alike, and other questions about
+        the same object.
+        """
         assert self.bank is not None
         total = len(self.bank.key)
         start = int(rng.integers(total))
@@ -110,6 +117,8 @@ class ScopeTask:
         state = self._state(self.bank.key[written], self.bank.value[written])
         asked = written[:ASKED]
         right = self.bank.query[asked], self.bank.asked[asked]
+        near = self.bank.nearest[asked, torch.from_numpy(rng.integers(NEAREST, size=len(asked)))]
+        others = torch.cat([others, near[~torch.isin(self.bank.name[near], self.bank.name[written])]])
         return state, right, self._with_strangers(rng, self.bank.query[others], self.bank.asked[others])
 
     def _episode(self, rng: np.random.Generator, count: int) -> tuple[MemoryState, tuple, tuple]:
@@ -160,9 +169,9 @@ class ScopeTask:
                 strangers.append(self._scenes(module, rng, generator, len(asked) // 2))
         key, value, _, query, asked_key = (torch.cat(part) for part in zip(*facts, strict=True))
         codes, keys = (torch.cat(part) for part in zip(*strangers, strict=True))
-        return Bank(
-            key, value, query, asked_key, torch.tensor(names), torch.cat(pictures), ordinals, (codes, keys)
-        )
+        name = torch.tensor(names)
+        near = nearest_of_other_names(query, name)
+        return Bank(key, value, query, asked_key, name, near, torch.cat(pictures), ordinals, (codes, keys))
 
     def _scenes(
         self, module: MicroVLM, rng: np.random.Generator, generator: torch.Generator, count: int
@@ -171,6 +180,15 @@ class ScopeTask:
         scenes = compose_scenes([s for s, _ in asked], self.emoji, generator=generator, strength=1.0)
         prefixes = module.encode_image(normalise(scenes, self.model.config.vision))
         return encode(module, self.rows, [(question.text, "") for _, question in asked], prefixes)
+
+
+def nearest_of_other_names(codes: Tensor, names: Tensor, count: int = NEAREST) -> Tensor:
+    """Unit codes [n, C] and names [n] -> int64 [n, count], rows of other names by falling cosine."""
+    found = []
+    for some, own in zip(codes.split(512), names.split(512), strict=True):
+        likeness = (some @ codes.T).masked_fill(own[:, None] == names, float("-inf"))
+        found.append(likeness.topk(count, 1).indices)
+    return torch.cat(found)
 
 
 def reserved_objects(emoji: EmojiData, sampler: DrawingSampler) -> np.ndarray:
