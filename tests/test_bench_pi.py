@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from microvlm.bench import equivalence
 from microvlm.bench.cli import command
 from microvlm.bench.pi import anchors, baseline, board, calibrate, predict, profiles
+from microvlm.bench.pi import tables as pi_tables
 from microvlm.bench.pi.cost import Cost, weight_bytes
 from microvlm.bench.pi.emulator import Region, parse_counts
 from microvlm.bench.pi.marks import mapped_range
@@ -28,7 +29,8 @@ NUMBERS = {
     "storage_bytes_per_s": 20e6,
     "ram_bytes": 512e6,
 }
-BOARD = profiles.Profile("a board", "cortex-a53", False, NUMBERS, dict.fromkeys(NUMBERS, "a test"))
+BASES, SOURCES = dict.fromkeys(NUMBERS, "assumed"), dict.fromkeys(NUMBERS, "a test")
+BOARD = profiles.Profile("a board", "cortex-a53", False, NUMBERS, BASES, SOURCES)
 COSTS = (
     Cost("load", 500_000_000, 0, 0, 0, 0),
     Cost("vision", 300_000_000, 0, 8_000_000, 200_000_000, 0),
@@ -67,8 +69,39 @@ def test_every_number_of_every_board_has_a_source():
         assert not profile.calibrated, name
         assert profile["bandwidth_low_bytes_per_s"] < profile["bandwidth_high_bytes_per_s"]
         assert all(len(profile.sources[number]) > 5 for number in profiles.NUMBERS)
+        assert "measured" not in profile.bases.values(), "nobody calibrated"
     zero = profiles.load_profile("zero2w")
     assert (zero["bandwidth_low_bytes_per_s"], zero["bandwidth_high_bytes_per_s"]) == (0.8e9, 1.3e9)
+
+
+@pytest.mark.parametrize("name", profiles.profile_names())
+def test_the_table_says_which_numbers_are_assumed_and_where_the_others_come_from(name):
+    profile = profiles.load_profile(name)
+    document = {
+        "target": "emulated",
+        "profile": profile.document(),
+        "model": anchors.fit_document(),
+        "provenance": {"model": {"name": "nano"}},
+    }
+    tables = dict(pi_tables.sections(document)[1])
+    board = tables[f"{profile.name}, as the predictions take it"]
+    assert board[0] == ["number", "value", "it is", "source"]
+    assert [(row[0], row[2], row[3]) for row in board[1:]] == [
+        (number, profile.bases[number], profile.sources[number]) for number in profiles.NUMBERS
+    ]
+    assert any(row[2] == "assumed" for row in board)
+    assert all(row[-1] for row in tables["the model behind the predictions"]), "an anchor without a source"
+
+
+def test_a_number_that_does_not_say_what_it_rests_on_is_refused(tmp_path):
+    document = profiles.load_profile("zero2w").document()
+    document["numbers"]["scalar_ipc"]["basis"] = "known"
+    path = tmp_path / "board.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(
+        UserError, match="scalar_ipc is 'known'; a number is published, fitted, assumed or measured"
+    ):
+        profiles.load_profile(str(path))
 
 
 def test_the_model_gives_its_anchors_back_and_says_how_wrong_it_is_elsewhere():
@@ -205,7 +238,8 @@ def test_this_machine_can_be_calibrated(board_files, tmp_path, tiny_bundle):
     assert mine["bandwidth_low_bytes_per_s"] == pytest.approx(
         min(document["stream_gb_per_s"].values()) * 1e9, rel=1e-2
     )
-    assert mine.sources["kernel_ipc"].startswith("measured")
+    assert mine.bases["kernel_ipc"] == mine.bases["clock_hz"] == "measured"
+    assert mine.bases["storage_bytes_per_s"] == "assumed"
     assert mine.sources["storage_bytes_per_s"].startswith("Raspberry Pi Zero 2 W: ")
     timed = {(row["op"], row["tokens"]) for row in document["operators"]}
     assert timed == {(op, tokens) for op in calibrate.OPERATORS for tokens in (1, 32)}

@@ -14,7 +14,7 @@ from microvlm.backends.arm64.targets import default_target
 from microvlm.backends.emulation import DEFAULT_CPU
 from microvlm.bench.device import describe_model, provenance
 from microvlm.bench.environment import environment
-from microvlm.bench.pi import anchors, baseline, board, cost, peers, predict, profiles
+from microvlm.bench.pi import anchors, baseline, board, cost, fit, peers, predict, profiles
 from microvlm.bench.pi.emulator import IllegalInstruction, open_board
 from microvlm.bench.pi.package import package_of_board, wheel_of_board
 from microvlm.bench.pi.work import Scenario
@@ -115,13 +115,11 @@ def _emulated_parts(
             found = baseline.check(bundle_name(options.model), key, counted.costs, options.baselines)
             failures += [f"cost: {sentence}" for sentence in found]
     if "fit" in wanted:
-        from microvlm.bench.pi.fit import Subject, measure_fit
-
         progress("captioning and chatting in an emulated board with 512 and 448 MB")
-        document["fit"] = measure_fit(
-            [Subject(bundle_name(options.model), bundle)], PICTURE, wheel_of_board()
-        )
-        failures += ["fit: out of memory"] if document["fit"]["oom"] else []
+        make = fit.full_subject if options.model in (FULL, FULL_BASE3) else fit.Subject
+        subjects = [make(bundle_name(options.model), bundle)]
+        document["fit"] = fit.measure_fit(subjects, PICTURE, wheel_of_board())
+        failures += [f"fit: {sentence}" for sentence in fit.complaints(subjects, document["fit"]["runs"])]
     if "peers" in wanted:
         progress("counting ONNX Runtime's own paths at full size")
         document["peers"] = peers.count_peers(machine, cpu, progress, options.baselines)
