@@ -12,10 +12,11 @@ from microvlm.bench import equivalence
 from microvlm.bench.cli import command
 from microvlm.bench.pi import anchors, baseline, board, calibrate, predict, profiles
 from microvlm.bench.pi import tables as pi_tables
-from microvlm.bench.pi.cost import Cost, weight_bytes
+from microvlm.bench.pi.cost import Cost, Counted, weight_bytes
 from microvlm.bench.pi.emulator import Region, parse_counts
 from microvlm.bench.pi.marks import mapped_range
 from microvlm.bench.pi.package import compiler_of
+from microvlm.bench.pi.run import _byte_bars
 from microvlm.bench.pi.work import PHASES, Scenario
 from microvlm.errors import UserError
 
@@ -175,6 +176,20 @@ def test_a_decoded_token_reads_the_decoder_and_the_whole_table(tiny_bundle):
     names = ("decoder_model_merged.onnx", "decoder_model_merged.data", "embedding.data")
     expected = sum((folder / name).stat().st_size for name in names if (folder / name).is_file())
     assert weight_bytes(tiny_bundle, "decode") == weight_bytes(tiny_bundle, "prefill") == expected > 0
+
+
+def test_the_bytes_of_a_token_are_held_to_their_bars_with_the_cut_table_and_with_the_whole_one(tmp_path):
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "embedding.data").write_bytes(bytes(50_000 * 480))
+    counted = Counted((Cost("decode", 1, 0, 96_000_000, 0, 0),), {})
+    assert [
+        (bar["value"], bar["at_most"], bar["met"]) for bar in _byte_bars(counted, "full-base3", tmp_path)
+    ] == [
+        (96_000_000, 99_000_000, True),
+        (96_000_000 + (151_936 - 50_000) * 480, 150_000_000, True),
+    ]
+    heavy = Counted((Cost("decode", 1, 0, 118_000_001, 0, 0),), {})
+    assert [bar["met"] for bar in _byte_bars(heavy, "full", tmp_path)] == [False, True]
 
 
 def test_what_the_counter_prints_is_read():
