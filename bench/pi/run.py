@@ -119,8 +119,9 @@ def _emulated_parts(
             failures += [f"cost: {sentence}" for sentence in found]
     if "fit" in wanted:
         progress("captioning and chatting in an emulated board with 512 and 448 MB")
-        make = fit.full_subject if options.model in (FULL, FULL_BASE3) else fit.Subject
-        subjects = [make(bundle_name(options.model), bundle)]
+        name = bundle_name(options.model)
+        full = options.model in (FULL, FULL_BASE3)
+        subjects = [fit.full_subject(name, bundle) if full else fit.Subject(name, bundle)]
         document["fit"] = fit.measure_fit(subjects, PICTURE, wheel_of_board())
         failures += [f"fit: {sentence}" for sentence in fit.complaints(subjects, document["fit"]["runs"])]
     if "peers" in wanted:
