@@ -9,39 +9,17 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pi_files
 import wheels
 
 from microvlm.bench.full_bundle import random_full_bundle
-from microvlm.bench.pi.fit import Subject, format_fit, measure_fit
+from microvlm.bench.pi import fit
 from microvlm.bench.pi.package import from_wheel
 
 VOCABULARY = 50_000
 FULL = "full"
-FULL_TOKENS = 3
-"""An emulated full-size model takes seconds a token; memory is at its peak after the first."""
-PEAK_BYTES, LEFT_BYTES = 250_000_000, 150_000_000
-TIMEOUT_S = 1800
-
-
-def complaints(runs: list[dict]) -> list[str]:
-    """One sentence for each run that does not fit."""
-    wrong = [
-        f"{run['program']} of {run['model']} ran out of memory in {run['ram_bytes'] >> 20} MiB: {run['oom_victims'][0]}"
-        for run in runs
-        if run["oom"]
-    ]
-    for run in runs:
-        if run["model"] == FULL and run["peak_rss_bytes"] > PEAK_BYTES:
-            wrong.append(
-                f"{run['program']} of {FULL} peaks at {run['peak_rss_bytes']} bytes, over {PEAK_BYTES}"
-            )
-        if run["model"] == FULL and run["available_bytes"] < LEFT_BYTES:
-            wrong.append(
-                f"{run['program']} of {FULL} leaves {run['available_bytes']} bytes, under {LEFT_BYTES}"
-            )
-    return wrong
 
 
 def main(*models: str) -> int:
@@ -53,15 +31,21 @@ def main(*models: str) -> int:
             wheel = pi_files.make(folder)
         subjects = []
         if "nano" in chosen:
-            subjects.append(Subject("nano", folder / pi_files.BUNDLE, new_tokens=8))
+            subjects.append(fit.Subject("nano", folder / pi_files.BUNDLE))
         if FULL in chosen:
             with wheels.step("full-size bundle"):
                 bundle = random_full_bundle(print, vocabulary=VOCABULARY)
-            subjects.append(Subject(FULL, bundle, FULL_TOKENS, turns=0))
-        with wheels.step("emulated board"):
-            found = measure_fit(subjects, pi_files.PICTURE, from_wheel(wheel), timeout_s=TIMEOUT_S)
-    print(format_fit(found), json.dumps(found), sep="\n")
-    wrong = complaints(found["runs"])
+            subjects.append(fit.full_subject(FULL, bundle))
+        package = from_wheel(wheel)
+        with wheels.step("what an emulated board starts from"):
+            fit.open_board(min(fit.RAM_MB), {}, pi_files.PICTURE, package)
+        runs: list[dict[str, Any]] = []
+        for size in fit.RAM_MB:
+            with wheels.step(f"emulated board with {size} MB"):
+                runs += fit.measure_fit(subjects, pi_files.PICTURE, package, (size,))["runs"]
+    found = fit.summarise(runs)
+    print(fit.format_fit(found), json.dumps(found), sep="\n")
+    wrong = fit.complaints(subjects, runs)
     print(*wrong, sep="\n", file=sys.stderr)
     return 1 if wrong else 0
 

@@ -109,13 +109,17 @@ def build_program(main: Path, objects: Sequence[Path], output: Path) -> Path:
     return output
 
 
-def build_counter(folder: Path, source: Path | None = None) -> Path:
+def build_counter(folder: Path) -> Path:
     """The QEMU plugin that counts instructions, for this machine."""
-    plugin = folder / "instruction_count.so"
-    source = source or EMULATE / "instruction_count.c"
-    command = ["cc", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", str(source), "-o", str(plugin)]
+    return build_library(EMULATE / "instruction_count.c", folder)
+
+
+def build_library(source: Path, folder: Path) -> Path:
+    """A shared library of one C source, for this machine. Raises CalledProcessError."""
+    library = folder / f"{source.stem}.so"
+    command = ["cc", "-O2", "-fPIC", "-shared", "-fvisibility=hidden", str(source), "-o", str(library)]
     subprocess.run(command, check=True)
-    return plugin
+    return library
 
 
 def disassemble(file: Path) -> dict[str, list[tuple[int, str]]]:

@@ -15,6 +15,8 @@ from microvlm.errors import UserError
 Rows = Sequence[Sequence[str]]
 Section = tuple[str, Rows]
 """A title and a table whose first row is its head."""
+SENTENCES = "source"
+"""Head of a column that holds words and not numbers: it starts at its left edge."""
 
 
 def text(document: dict[str, Any]) -> str:
@@ -207,12 +209,15 @@ def _padded(rows: Rows) -> str:
     lines = []
     for row in rows:
         cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        cells += [
+            cell.ljust(width) if head == SENTENCES else cell.rjust(width)
+            for head, cell, width in zip(rows[0][1:], row[1:], widths[1:], strict=True)
+        ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
 
 
 def _piped(rows: Rows) -> str:
     head, *body = [[cell.replace("|", "\\|") for cell in row] for row in rows]
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *body]
+    lines = [head, ["---", *("---" if name == SENTENCES else "---:" for name in head[1:])], *body]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

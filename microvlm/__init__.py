@@ -5,12 +5,17 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from microvlm.model import MicroVLM
 
 __all__ = ["MicroVLM"]
+
+# ONNX Runtime's official builds since 1.29 report to their maker, by threads, a database in the user's cache and the
+# network, from the moment they are imported: only this variable, set before, keeps all of it away (its Privacy.md).
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def __getattr__(name: str) -> Any:

@@ -11,10 +11,12 @@ from click.testing import CliRunner
 from microvlm.bench import equivalence
 from microvlm.bench.cli import command
 from microvlm.bench.pi import anchors, baseline, board, calibrate, predict, profiles
-from microvlm.bench.pi.cost import Cost, weight_bytes
+from microvlm.bench.pi import tables as pi_tables
+from microvlm.bench.pi.cost import Cost, Counted, weight_bytes
 from microvlm.bench.pi.emulator import Region, parse_counts
 from microvlm.bench.pi.marks import mapped_range
 from microvlm.bench.pi.package import compiler_of
+from microvlm.bench.pi.run import _byte_bars
 from microvlm.bench.pi.work import PHASES, Scenario
 from microvlm.errors import UserError
 
@@ -28,7 +30,8 @@ NUMBERS = {
     "storage_bytes_per_s": 20e6,
     "ram_bytes": 512e6,
 }
-BOARD = profiles.Profile("a board", "cortex-a53", False, NUMBERS, dict.fromkeys(NUMBERS, "a test"))
+BASES, SOURCES = dict.fromkeys(NUMBERS, "assumed"), dict.fromkeys(NUMBERS, "a test")
+BOARD = profiles.Profile("a board", "cortex-a53", False, NUMBERS, BASES, SOURCES)
 COSTS = (
     Cost("load", 500_000_000, 0, 0, 0, 0),
     Cost("vision", 300_000_000, 0, 8_000_000, 200_000_000, 0),
@@ -67,8 +70,39 @@ def test_every_number_of_every_board_has_a_source():
         assert not profile.calibrated, name
         assert profile["bandwidth_low_bytes_per_s"] < profile["bandwidth_high_bytes_per_s"]
         assert all(len(profile.sources[number]) > 5 for number in profiles.NUMBERS)
+        assert "measured" not in profile.bases.values(), "nobody calibrated"
     zero = profiles.load_profile("zero2w")
     assert (zero["bandwidth_low_bytes_per_s"], zero["bandwidth_high_bytes_per_s"]) == (0.8e9, 1.3e9)
+
+
+@pytest.mark.parametrize("name", profiles.profile_names())
+def test_the_table_says_which_numbers_are_assumed_and_where_the_others_come_from(name):
+    profile = profiles.load_profile(name)
+    document = {
+        "target": "emulated",
+        "profile": profile.document(),
+        "model": anchors.fit_document(),
+        "provenance": {"model": {"name": "nano"}},
+    }
+    tables = dict(pi_tables.sections(document)[1])
+    board = tables[f"{profile.name}, as the predictions take it"]
+    assert board[0] == ["number", "value", "it is", "source"]
+    assert [(row[0], row[2], row[3]) for row in board[1:]] == [
+        (number, profile.bases[number], profile.sources[number]) for number in profiles.NUMBERS
+    ]
+    assert any(row[2] == "assumed" for row in board)
+    assert all(row[-1] for row in tables["the model behind the predictions"]), "an anchor without a source"
+
+
+def test_a_number_that_does_not_say_what_it_rests_on_is_refused(tmp_path):
+    document = profiles.load_profile("zero2w").document()
+    document["numbers"]["scalar_ipc"]["basis"] = "known"
+    path = tmp_path / "board.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(
+        UserError, match="scalar_ipc is 'known'; a number is published, fitted, assumed or measured"
+    ):
+        profiles.load_profile(str(path))
 
 
 def test_the_model_gives_its_anchors_back_and_says_how_wrong_it_is_elsewhere():
@@ -144,6 +178,20 @@ def test_a_decoded_token_reads_the_decoder_and_the_whole_table(tiny_bundle):
     assert weight_bytes(tiny_bundle, "decode") == weight_bytes(tiny_bundle, "prefill") == expected > 0
 
 
+def test_the_bytes_of_a_token_are_held_to_their_bars_with_the_cut_table_and_with_the_whole_one(tmp_path):
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "embedding.data").write_bytes(bytes(50_000 * 480))
+    counted = Counted((Cost("decode", 1, 0, 96_000_000, 0, 0),), {})
+    assert [
+        (bar["value"], bar["at_most"], bar["met"]) for bar in _byte_bars(counted, "full-base3", tmp_path)
+    ] == [
+        (96_000_000, 99_000_000, True),
+        (96_000_000 + (151_936 - 50_000) * 480, 150_000_000, True),
+    ]
+    heavy = Counted((Cost("decode", 1, 0, 118_000_001, 0, 0),), {})
+    assert [bar["met"] for bar in _byte_bars(heavy, "full", tmp_path)] == [False, True]
+
+
 def test_what_the_counter_prints_is_read():
     text = "noise\ninstruction-count region=2 total=9 simd=4 multiply=2 crypto=0 library=3\n"
     assert parse_counts(text) == {2: Region(9, 4, 2, 0, 3)}
@@ -205,7 +253,8 @@ def test_this_machine_can_be_calibrated(board_files, tmp_path, tiny_bundle):
     assert mine["bandwidth_low_bytes_per_s"] == pytest.approx(
         min(document["stream_gb_per_s"].values()) * 1e9, rel=1e-2
     )
-    assert mine.sources["kernel_ipc"].startswith("measured")
+    assert mine.bases["kernel_ipc"] == mine.bases["clock_hz"] == "measured"
+    assert mine.bases["storage_bytes_per_s"] == "assumed"
     assert mine.sources["storage_bytes_per_s"].startswith("Raspberry Pi Zero 2 W: ")
     timed = {(row["op"], row["tokens"]) for row in document["operators"]}
     assert timed == {(op, tokens) for op in calibrate.OPERATORS for tokens in (1, 32)}

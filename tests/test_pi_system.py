@@ -13,7 +13,16 @@ from microvlm.backends.emulation.system_debian import register
 from microvlm.backends.emulation.system_guest import Command, parse_outcomes, supervisor
 from microvlm.backends.emulation.system_image import write_data_disk
 from microvlm.backends.emulation.system_initrd import load_order, write_initrd
-from microvlm.bench.pi.fit import conversation, format_fit, summarise
+from microvlm.bench.pi.fit import (
+    LEFT_BYTES,
+    PEAK_BYTES,
+    Subject,
+    complaints,
+    conversation,
+    format_fit,
+    full_subject,
+    summarise,
+)
 from microvlm.errors import UserError
 
 MARK = "--mark--"
@@ -168,6 +177,23 @@ def test_the_tightest_run_stands_for_all_and_an_oom_is_the_tightest() -> None:
     assert (found["available_bytes"], found["oom"], len(found["runs"])) == (250, True, 3)
     lines = format_fit(found).splitlines()
     assert [line.endswith("OUT OF MEMORY") for line in lines] == [False, False, False, True]
+
+
+def test_a_full_size_model_is_held_to_its_bounds_and_every_model_to_the_oom_killer() -> None:
+    subjects = [Subject("nano", Path("n")), full_subject("full", Path("f"))]
+    run = {"ram_bytes": 448 << 20, "peak_rss_bytes": PEAK_BYTES, "available_bytes": LEFT_BYTES, "oom": False}
+    fits = {**run, "model": "full", "program": "chat"}
+    large = {**fits, "peak_rss_bytes": PEAK_BYTES + 1}
+    crowded = {**fits, "available_bytes": LEFT_BYTES - 1}
+    small = {**crowded, "model": "nano", "peak_rss_bytes": PEAK_BYTES + 1}
+    dead = {**small, "oom": True, "oom_victims": ["1234 (python3)"]}
+    assert complaints(subjects, [fits, small]) == []
+    assert complaints(subjects, [large, crowded, dead]) == [
+        "chat of nano ran out of memory in 448 MiB: 1234 (python3)",
+        "chat of full peaks at 250000001 bytes, over 250000000, in 448 MiB",
+        "chat of full leaves 149999999 bytes, under 150000000, in 448 MiB",
+    ]
+    assert [subject.turns for subject in subjects] == [10, 10]
 
 
 def test_a_conversation_has_as_many_turns_as_it_says() -> None:

@@ -16,9 +16,10 @@ from microvlm.bench.pi.cost import Cost, Counted
 
 FOLDER = Path(__file__).parent / "baselines"
 TOLERANCE = 0.005
-"""Of a phase's instructions. Two runs of one program differ by less than a thousandth."""
+"""Of a phase's instructions. Two runs of one program from the same folders are equal."""
 NOISE = 10_000
-"""Instructions: a phase of a million may differ by this much, by where the C library finds its memory."""
+"""Instructions: a phase of a million may differ by this much on another machine, where paths are longer or shorter and
+the C library finds its memory elsewhere."""
 UNGATED = ("load",)
 """Importing modules and opening files: not the model's, and different when a file is read for the first time."""
 

@@ -55,29 +55,37 @@ def calibrate(
     slow, fast = sorted(streams.values())
     measured["bandwidth_low_bytes_per_s"] = (
         slow * 1e9,
-        "measured: read-only stream, the slower of 1 and all threads",
+        "read-only stream, the slower of 1 and all threads",
     )
     measured["bandwidth_high_bytes_per_s"] = (
         fast * 1e9,
-        "measured: read-only stream, the faster of 1 and all threads",
+        "read-only stream, the faster of 1 and all threads",
     )
     clocks = before["clock_limit_hz"] or before["clock_hz"]
     if clocks:
         clock = float(max(clocks.values()))
         measured["clock_hz"] = clock, "cpufreq"
         kernel = kernel_ipc(table, clock)
-        measured["kernel_ipc"] = kernel * cores, f"measured on one core at batch 1, times {cores} cores"
+        measured["kernel_ipc"] = kernel * cores, f"one core at batch 1, times {cores} cores"
         progress(f"timing {model}")
         scalar = scalar_ipc(model, kernel, clock)
         if scalar is not None:
             measured["scalar_ipc"] = (
                 scalar,
-                "measured: the model's decode less its kernels, over the counted instructions",
+                "the model's decode less its kernels, over the counted instructions",
             )
     numbers = {
-        name: {"value": like[name], "source": f"{like.name}: {like.sources[name]}"} for name in NUMBERS
+        name: {
+            "value": like[name],
+            "basis": like.bases[name],
+            "source": f"{like.name}: {like.sources[name]}",
+        }
+        for name in NUMBERS
     }
-    numbers |= {name: {"value": value, "source": source} for name, (value, source) in measured.items()}
+    numbers |= {
+        name: {"value": value, "basis": "measured", "source": source}
+        for name, (value, source) in measured.items()
+    }
     return {
         "name": f"this machine, like {like.name}",
         "cpu": like.cpu,

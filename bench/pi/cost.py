@@ -5,23 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from microvlm.backends.emulation import Machine
-from microvlm.bench.pi.counted import WIDE
-from microvlm.bench.pi.emulator import count
+from microvlm.bench.pi.emulator import Region, count
 from microvlm.bench.pi.package import Package
 from microvlm.bench.pi.work import GRAPHS, Scenario
 from microvlm.bench.stats import median
-from microvlm.config import MicroVLMConfig
 from microvlm.errors import UserError
 
 EMBEDDING = "embedding.data"
 """The table that `embed_tokens` takes rows of and the tied head reads whole."""
 
-PROCESSES = 3
-"""Their median is taken: one may differ by tenths of a per cent, by how its heap came to lie. A wide model's phases are
-so long that nothing of it is seen."""
 FIGURES = ("total", "simd", "library", "crypto")
 
 
@@ -50,25 +45,23 @@ class Counted:
         return [asdict(cost) for cost in self.costs]
 
 
-class _Process(NamedTuple):
-    """What one process counted."""
-
-    costs: dict[str, dict[str, float]]
-    """Phase -> FIGURES of it, once."""
-    ran: dict[str, Any]
-
-
 def count_bundle(machine: Machine, package: Package, bundle: Path, scenario: Scenario) -> Counted:
     """Load and every phase on one thread. Raises UserError; IllegalInstruction for a SIGILL."""
     options = json.dumps(asdict(scenario))
     arguments = ["-m", "microvlm.bench.pi.counted", str(bundle.resolve()), options]
-    wide = MicroVLMConfig.load(bundle).text.hidden_size >= WIDE
-    processes = [_process(machine, arguments, bundle) for _ in range(1 if wide else PROCESSES)]
+    ran, regions = count(machine, arguments)
+    if not ran["finite"]:
+        raise UserError(f"{bundle.name} on the emulated {machine.cpu} gives logits that are no numbers.")
     costs = [
-        _cost(phase, [process.costs[phase] for process in processes], weight_bytes(bundle, phase))
-        for phase in processes[0].costs
+        _cost(
+            phase,
+            [regions[number] for number in where["regions"]],
+            where["repeats"],
+            weight_bytes(bundle, phase),
+        )
+        for phase, where in ran.pop("regions").items()
     ]
-    return Counted(tuple(costs), {**processes[0].ran, "cpu": machine.cpu, "compiler": package.compiler})
+    return Counted(tuple(costs), {**ran, "cpu": machine.cpu, "compiler": package.compiler})
 
 
 def weight_bytes(bundle: Path, phase: str) -> int:
@@ -85,23 +78,9 @@ def weight_bytes(bundle: Path, phase: str) -> int:
     return sum((folder / name).stat().st_size for name in names if (folder / name).is_file())
 
 
-def _process(machine: Machine, arguments: list[str], bundle: Path) -> _Process:
-    """One emulated process."""
-    ran, regions = count(machine, arguments)
-    if not ran["finite"]:
-        raise UserError(f"{bundle.name} on the emulated {machine.cpu} gives logits that are no numbers.")
-    costs = {
-        phase: {
-            figure: median([getattr(regions[number], figure) for number in where["regions"]])
-            / where["repeats"]
-            for figure in FIGURES
-        }
-        for phase, where in ran.pop("regions").items()
-    }
-    return _Process(costs, ran)
-
-
-def _cost(phase: str, counts: list[dict[str, float]], weights: int) -> Cost:
-    """The median of each figure over the processes."""
-    total, simd, library, crypto = (round(median([one[figure] for one in counts])) for figure in FIGURES)
+def _cost(phase: str, regions: list[Region], repeats: int, weights: int) -> Cost:
+    """The median of each figure over the regions, divided by how often each did the phase."""
+    total, simd, library, crypto = (
+        round(median([getattr(region, figure) for region in regions]) / repeats) for figure in FIGURES
+    )
     return Cost(phase, total, simd, weights, library, crypto)

@@ -23,6 +23,12 @@ RAM_MB = (512, 448)
 TURNS = 10
 QUESTIONS = ("what is on the left?", "what was in the first image?")
 PICTURE_THERE = "picture.png"
+NANO_TOKENS, FULL_TOKENS = 8, 3
+"""Longest answers. An emulated full-size model takes seconds a token; memory is at its peak after the first."""
+PEAK_BYTES, LEFT_BYTES = 250_000_000, 150_000_000
+"""At full size: the largest resident set, and what a machine of 448 MB has to have left for others."""
+TIMEOUT_S = 1800
+"""For one machine, which is minutes for the full size, here."""
 
 
 @dataclass(frozen=True)
@@ -31,10 +37,17 @@ class Subject:
 
     name: str
     bundle: Path
-    new_tokens: int = 32
-    """The longest answer. A full-size model takes seconds a token here."""
+    new_tokens: int = NANO_TOKENS
+    """The longest answer."""
     turns: int = TURNS
     """Of the chat; 0 for none."""
+    bounded: bool = False
+    """Is it held to PEAK_BYTES and LEFT_BYTES?"""
+
+
+def full_subject(name: str, bundle: Path) -> Subject:
+    """A full-size bundle: short answers, and held to the bounds."""
+    return Subject(name, bundle, FULL_TOKENS, bounded=True)
 
 
 def measure_fit(
@@ -43,7 +56,7 @@ def measure_fit(
     package: Package,
     ram_mb: Sequence[int] = RAM_MB,
     backend: str = "ort",
-    timeout_s: float = 600,
+    timeout_s: float = TIMEOUT_S,
 ) -> dict[str, Any]:
     """Starts one machine for each size of memory and runs every subject's caption and chat in it, one after another.
 
@@ -82,6 +95,23 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     tightest = min(runs, key=lambda run: (not run["oom"], run["available_bytes"]))
     keys = ("ram_bytes", "peak_rss_bytes", "available_bytes", "oom")
     return {**{key: tightest[key] for key in keys}, "runs": [dict(run) for run in runs]}
+
+
+def complaints(subjects: Sequence[Subject], runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """One sentence for each run that does not fit."""
+    bounded = {subject.name for subject in subjects if subject.bounded}
+    wrong = [
+        f"{run['program']} of {run['model']} ran out of memory in {run['ram_bytes'] >> 20} MiB: {run['oom_victims'][0]}"
+        for run in runs
+        if run["oom"]
+    ]
+    for run in (run for run in runs if run["model"] in bounded):
+        what, where = f"{run['program']} of {run['model']}", f"in {run['ram_bytes'] >> 20} MiB"
+        if run["peak_rss_bytes"] > PEAK_BYTES:
+            wrong.append(f"{what} peaks at {run['peak_rss_bytes']} bytes, over {PEAK_BYTES}, {where}")
+        if run["available_bytes"] < LEFT_BYTES:
+            wrong.append(f"{what} leaves {run['available_bytes']} bytes, under {LEFT_BYTES}, {where}")
+    return wrong
 
 
 def format_fit(document: Mapping[str, Any]) -> str:

@@ -1,4 +1,7 @@
-"""Boards as JSON files: a few numbers each, every one with where it comes from. `calibrate` writes such a file too."""
+"""Boards as JSON files: a few numbers each, every one with what it rests on and where it comes from.
+
+`calibrate` writes such a file too.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,9 @@ NUMBERS = (
     "ram_bytes",
 )
 """`kernel_ipc`: instructions a cycle of all cores in the native library; `scalar_ipc`: of one core elsewhere."""
+BASES = ("published", "fitted", "assumed", "measured")
+"""What a number rests on: somebody printed it of this board (or, as its source says, of a close relative); a published
+result and counted instructions give it; nobody knows it; `calibrate` took it on the board."""
 DEFAULT = "zero2w"
 
 
@@ -34,13 +40,18 @@ class Profile:
     calibrated: bool
     """Whether somebody measured it on the board."""
     values: dict[str, float]
+    bases: dict[str, str]
+    """One of BASES for each."""
     sources: dict[str, str]
 
     def __getitem__(self, number: str) -> float:
         return self.values[number]
 
     def document(self) -> dict[str, Any]:
-        numbers = {name: {"value": self[name], "source": self.sources[name]} for name in NUMBERS}
+        numbers = {
+            name: {"value": self[name], "basis": self.bases[name], "source": self.sources[name]}
+            for name in NUMBERS
+        }
         return {"name": self.name, "cpu": self.cpu, "calibrated": self.calibrated, "numbers": numbers}
 
 
@@ -49,7 +60,7 @@ def profile_names() -> list[str]:
 
 
 def load_profile(source: str) -> Profile:
-    """A board by name, or a JSON file. Raises UserError for what is neither, or lacks a number or its source."""
+    """A board by name, or a JSON file. Raises UserError for what is neither, or lacks a number or its origin."""
     path = FOLDER / f"{source}.json"
     if not path.is_file():
         path = Path(source)
@@ -61,11 +72,18 @@ def load_profile(source: str) -> Profile:
         document = json.loads(path.read_text())
         numbers = {name: document["numbers"][name] for name in NUMBERS}
         values = {name: float(entry["value"]) for name, entry in numbers.items()}
+        bases = {name: str(entry["basis"]) for name, entry in numbers.items()}
         sources = {name: str(entry["source"]) for name, entry in numbers.items()}
-        profile = Profile(document["name"], document["cpu"], bool(document["calibrated"]), values, sources)
+        known = (document["name"], document["cpu"], bool(document["calibrated"]))
+        profile = Profile(*known, values, bases, sources)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no profile of a board: {error} is missing or wrong.") from None
     wrong = next((name for name in NUMBERS if not (values[name] > 0 and sources[name])), None)
     if wrong is not None:
         raise UserError(f"{path}: {wrong} has to be positive, with a source.")
+    wrong = next((name for name in NUMBERS if bases[name] not in BASES), None)
+    if wrong is not None:
+        raise UserError(
+            f"{path}: {wrong} is '{bases[wrong]}'; a number is {', '.join(BASES[:-1])} or {BASES[-1]}."
+        )
     return profile

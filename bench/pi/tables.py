@@ -26,13 +26,10 @@ def sections(document: dict[str, Any]) -> tuple[str, list[Section], list[str]]:
     tables = [section for section in made if section]
     if "equivalence" in document:
         tables.insert(0, _equivalence(document["equivalence"]))
-    tables.append(_model(document["model"]))
+    tables += [_profile(profile), _model(document["model"])]
     remarks = [
         "counted: on an emulated CPU, one thread; predicted: from counts, bytes and the profile, a factor of 2 either "
         "way until somebody calibrates; nothing here was measured on a board unless it says so"
-    ]
-    remarks += [
-        f"{name}: {entry['value']:g} - {entry['source']}" for name, entry in profile["numbers"].items()
     ]
     return head, tables, remarks
 
@@ -132,8 +129,18 @@ def _equivalence(document: dict[str, Any]) -> Section:
     return "equivalence", rows
 
 
+def _profile(profile: dict[str, Any]) -> Section:
+    """An assumption is one in the table too, not only in the file."""
+    rows = [["number", "value", "it is", "source"]]
+    rows += [
+        [name, f"{entry['value']:g}", entry["basis"], entry["source"]]
+        for name, entry in profile["numbers"].items()
+    ]
+    return f"{profile['name']}, as the predictions take it", rows
+
+
 def _model(model: dict[str, Any]) -> Section:
-    rows = [["published, tokens/s", "reported", "by the model", "error"]]
+    rows = [["published, tokens/s", "reported", "by the model", "error", "source"]]
     labelled = [("fitted", anchor) for anchor in model["anchors"]] + [("not fitted", model["held_out"])]
     for label, anchor in labelled:
         low, high = anchor["published_tokens_per_s"]
@@ -144,6 +151,7 @@ def _model(model: dict[str, Any]) -> Section:
                 reported,
                 f"{anchor['predicted_tokens_per_s']:.2f}",
                 f"{anchor['error']:+.0%}",
+                anchor["source"],
             ]
         )
     return "the model behind the predictions", rows
