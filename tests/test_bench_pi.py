@@ -94,6 +94,19 @@ def test_the_table_says_which_numbers_are_assumed_and_where_the_others_come_from
     assert all(row[-1] for row in tables["the model behind the predictions"]), "an anchor without a source"
 
 
+def test_counts_of_another_core_than_the_boards_are_pointed_out():
+    document = {
+        "target": "emulated:cortex-a53",
+        "model": anchors.fit_document(),
+        "provenance": {"model": {"name": "nano"}},
+        "cost": [],
+        "counted_on": {"cpu": "cortex-a53"},
+    }
+    for name, remarks in (("zero2w", 1), ("pi5", 2)):
+        document["profile"] = profiles.load_profile(name).document()
+        assert len(pi_tables.sections(document)[2]) == remarks
+
+
 def test_a_number_that_does_not_say_what_it_rests_on_is_refused(tmp_path):
     document = profiles.load_profile("zero2w").document()
     document["numbers"]["scalar_ipc"]["basis"] = "known"

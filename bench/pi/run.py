@@ -61,8 +61,11 @@ class Options:
 
 def run(options: Options, progress: Progress = lambda _: None) -> tuple[dict[str, Any], list[str]]:
     """The document of `--json`, and a sentence for everything that fails the gate. Raises UserError."""
-    target = options.target or default_target()
     profile = profiles.load_profile(options.profile)
+    target = options.target or default_target()
+    if target == EMULATED and profile.cpu != DEFAULT_CPU:
+        # Other cores run other kernels: a board's predictions rest on its own core's counts.
+        target = f"{EMULATED}:{profile.cpu}"
     bundle = _bundle(options.model, progress)
     emulated = target.split(":")[0] == EMULATED
     # A whole board takes minutes and a wheel: asked for by giving one.

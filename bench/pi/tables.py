@@ -31,6 +31,12 @@ def sections(document: dict[str, Any]) -> tuple[str, list[Section], list[str]]:
         "counted: on an emulated CPU, one thread; predicted: from counts, bytes and the profile, a factor of 2 either "
         "way until somebody calibrates; nothing here was measured on a board unless it says so"
     ]
+    counted = document.get("counted_on", {}).get("cpu", profile["cpu"])
+    if counted != profile["cpu"]:
+        remarks.append(
+            f"the counts are of a {counted}, which runs other kernels than {profile['name']}'s {profile['cpu']}: leave "
+            "--target away, or name that core"
+        )
     return head, tables, remarks
 
 
