@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -22,10 +23,16 @@ PASSES = 3
 class StreamingRoofline:
     """Samples of the read bandwidth by thread count. A drifting machine is sampled again beside every measurement."""
 
-    def __init__(self, array_bytes: int = ARRAY_BYTES):
+    def __init__(self, array_bytes: int = ARRAY_BYTES, array: np.ndarray | None = None):
         # Written, not just reserved: pages that were never touched all read the one page of zeros.
-        self._array = np.ones(array_bytes // 8, np.int64)
+        self._array = np.ones(array_bytes // 8, np.int64) if array is None else array
         self._samples: dict[int, list[float]] = {}
+
+    @classmethod
+    def of_mapped_file(cls, path: Path, array_bytes: int = ARRAY_BYTES) -> StreamingRoofline:
+        """Of a file in the page cache, as mapped weights are read. PATH is written. Raises OSError."""
+        np.ones(array_bytes // 8, np.int64).tofile(path)
+        return cls(array=np.asarray(np.memmap(path, np.int64, "r")))
 
     def sample(self, threads: int) -> float:
         """Read the array PASSES times with `threads` threads -> GB/s (1e9 bytes) of the best pass, and remember it."""

@@ -127,7 +127,7 @@ def test_a_contender_that_is_wrong_or_cannot_load_is_reported_and_the_others_go_
         Plan((parse_shape("96x64"),), (1,), (1,), ("hot",), seconds=0.01),
         [wrong, unloadable, PEERS[-1]],
         None,
-        StreamingRoofline(1_000_000),
+        [StreamingRoofline(1_000_000)],
     )
     (cell,) = measurement.cells()
     assert {timing.contender.name for timing in cell.timings} == {"ort-fp32"}
@@ -191,6 +191,12 @@ def test_the_roofline_is_a_bandwidth_and_its_median():
         roofline.gb_per_s(2)
 
 
+def test_the_roofline_of_a_file_reads_what_was_written(tmp_path):
+    roofline = StreamingRoofline.of_mapped_file(tmp_path / "stream", 8_000_000)
+    assert (tmp_path / "stream").stat().st_size == 8_000_000
+    assert 0.01 < roofline.sample(2) < 10_000
+
+
 def test_json_is_one_document_of_the_contract():
     names = "ort-2bit-b128,ort-4bit-b32,ours-2bit-function" + (",ours-2bit" if native.library_path() else "")
     result = CliRunner().invoke(command, ["kernels", *SMALL, "--contender", names, "--json"])
@@ -201,7 +207,12 @@ def test_json_is_one_document_of_the_contract():
     measured = {(row["contender"], row["batch"], row["k"], row["n"]) for row in document["rows"]}
     assert measured == set(itertools.product(names.split(","), (1, 3), (128,), (96,)))
     assert all(row["gmac_per_s"] > 0 and row["p10_ms"] <= row["p90_ms"] for row in document["rows"])
-    assert document["provenance"]["stream_gb_per_s"]["1"] > 0
+    streams = [document["provenance"][name]["1"] for name in ("stream_gb_per_s", "mapped_stream_gb_per_s")]
+    assert min(streams) > 0
+    for bar in document["bars"]:
+        assert bar["mapped_stream_share"] == pytest.approx(
+            bar["roofline_share"] * streams[0] / streams[1], rel=0.02
+        )
     assert document["provenance"]["versions"]["onnxruntime"] == onnxruntime.__version__
     assert len(document["bars"]) == (2 if native.library_path() else 0)
     for page in (report.text(document), report.markdown(document)):
@@ -210,7 +221,7 @@ def test_json_is_one_document_of_the_contract():
 
 
 def test_what_a_simulator_says_is_called_a_prediction():
-    measured = {"stream_gb_per_s": {"1": 20.0}, "kernels": "avx2"}
+    measured = {"stream_gb_per_s": {"1": 20.0}, "mapped_stream_gb_per_s": {"1": 15.0}, "kernels": "avx2"}
     loop = {
         "op": "TernaryMatMul2x4",
         "packed_rows": 2,

@@ -35,6 +35,24 @@ inline __m256i load_first(const void* bytes, int64_t count) {
   return load_aligned(block);
 }
 
+// What to prefetch for each line that is read, by _mm_prefetch itself: within another function GCC 12 drops it as
+// without effect. Past the end of the weights it does no harm. Measured on Zen 3, a layer from memory in two streams:
+// 1 to 4 KiB ahead and both caches' hints are equal within 3 %; every other line alone takes 2 times as long.
+inline const char* line_ahead(const uint8_t* bytes) {
+  return reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(bytes) + 2048);
+}
+
+// sums + addend, 16 bits each. GCC 12 would add the addends of several steps first, and put sums aside for them; here
+// it cannot, and a product of one token is 6 % faster.
+inline __m256i add_16(__m256i sums, __m256i addend) {
+#if defined(__clang__)
+  return _mm256_add_epi16(sums, addend);
+#else
+  __asm__("vpaddw %1, %0, %0" : "+x"(sums) : "x"(addend));
+  return sums;
+#endif
+}
+
 inline __m256i widen_pairs(__m256i sums16) { return _mm256_madd_epi16(sums16, _mm256_set1_epi16(1)); }
 
 inline int32_t reduce(__m256i sums) {
@@ -43,10 +61,16 @@ inline int32_t reduce(__m256i sums) {
   return _mm_cvtsi128_si32(_mm_add_epi32(half, _mm_shuffle_epi32(half, 0xb1)));
 }
 
+// Four vectors -> 128-bit lanes that sum to [sum of v[0], of v[1], of v[2], of v[3]].
+inline __m256i reduce_pairs(const __m256i* v) {
+  const __m256i v01 = _mm256_add_epi32(_mm256_unpacklo_epi32(v[0], v[1]), _mm256_unpackhi_epi32(v[0], v[1]));
+  const __m256i v23 = _mm256_add_epi32(_mm256_unpacklo_epi32(v[2], v[3]), _mm256_unpackhi_epi32(v[2], v[3]));
+  return _mm256_add_epi32(_mm256_unpacklo_epi64(v01, v23), _mm256_unpackhi_epi64(v01, v23));
+}
+
 // Eight vectors -> lane i is the sum of all lanes of v[i].
 inline __m256i reduce_8(const __m256i* v) {
-  const __m256i a = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
-  const __m256i b = _mm256_hadd_epi32(_mm256_hadd_epi32(v[4], v[5]), _mm256_hadd_epi32(v[6], v[7]));
+  const __m256i a = reduce_pairs(v), b = reduce_pairs(v + 4);
   return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
 }
 

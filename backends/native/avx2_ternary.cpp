@@ -1,8 +1,8 @@
 // Ternary products of the avx2 variant, two bits and base 3.
 //
-// Few tokens: packed rows are read one after the other, as one stream, and each accumulator is summed across its lanes
-// at the end of a row. Many tokens: strips of 8 packed rows are unpacked to codes once, transposed so that a lane is a
-// row.
+// Few tokens: packed rows are read as two streams of lines far from each other, and the lanes of eight rows are summed
+// together. Measured on Zen 3, a layer from memory: one stream takes 1.13 times as long, two without prefetch 1.22.
+// Many tokens: strips of 8 packed rows are unpacked to codes once, transposed so that a lane is a row.
 
 #include "avx2.h"
 
@@ -19,7 +19,7 @@ constexpr int64_t kStepsOfCodes = 64;
 struct TwoBit {
   static constexpr int kPlanes = 4;
   static constexpr int64_t kSteps = 16;  // of fields left in place: codes 0, 4, 8
-  static __m256i shift() { return _mm256_setr_epi32(0, 2, 0, 2, 0, 0, 0, 0); }
+  static constexpr int shift(int plane) { return plane % 2 * 2; }
   static void fields(__m256i packed, __m256i* field) {
     const __m256i low = _mm256_set1_epi8(0x03), high = _mm256_set1_epi8(0x0c);
     const __m256i upper = _mm256_srli_epi16(packed, 4);
@@ -37,7 +37,7 @@ struct TwoBit {
 struct BaseThree {
   static constexpr int kPlanes = 5;
   static constexpr int64_t kSteps = kStepsOfCodes;
-  static __m256i shift() { return _mm256_setzero_si256(); }
+  static constexpr int shift(int) { return 0; }
   // floor(b / 3^p) of every byte b <= 255: x * ceil(2^16 / 3^p) >> 16 is exact for one byte in 16 bits.
   static __m256i quotient(__m256i even, __m256i odd, int power) {
     const __m256i factor = _mm256_set1_epi16(static_cast<int16_t>((65535 + power) / power));
@@ -58,36 +58,95 @@ struct BaseThree {
   static void fields(__m256i packed, __m256i* field) { codes(packed, field); }
 };
 
-// One packed row times one token -> lane p is the sum of codes of plane p.
+// Lanes of eight rows by plane; lanes[p][i] sums to the fields of plane p of row i.
 template <class Layout>
-inline __m256i row_sums(const uint8_t* packed, int64_t columns, const int8_t* codes) {
+using GroupLanes = __m256i[Layout::kPlanes][kLanes];
+
+// Columns [k, stop), at most Layout::kSteps vectors of them, of one packed row of each of two places times one token,
+// added to lane vector `place` of their groups. Two rows share a load of codes. The wide sums stay in memory: as
+// registers they would push out the narrow ones. Inlined for whole spans, whose loop then has a constant end.
+template <class Layout>
+inline __attribute__((always_inline)) void add_span(const uint8_t* const (&packed)[2], int64_t k, int64_t stop,
+                                                    int64_t columns, const int8_t* codes, int64_t place,
+                                                    GroupLanes<Layout> (&lanes)[2]) {
   constexpr int kPlanes = Layout::kPlanes;
-  __m256i wide[8] = {};
-  for (int64_t k = 0; k < columns;) {
-    const int64_t stop = smaller(columns, k + 32 * Layout::kSteps);
-    __m256i acc[kPlanes];
-    for (__m256i& sum : acc) sum = _mm256_setzero_si256();
-    for (; k < stop; k += 32) {
-      const __m256i code = load_aligned(codes + k);
-      __m256i field[kPlanes];
-      Layout::fields(k + 32 <= columns ? load(packed + k) : load_first(packed + k, columns - k), field);
-      for (int p = 0; p < kPlanes; ++p) acc[p] = _mm256_add_epi16(acc[p], _mm256_maddubs_epi16(field[p], code));
-    }
-    for (int p = 0; p < kPlanes; ++p) wide[p] = _mm256_add_epi32(wide[p], widen_pairs(acc[p]));
+  __m256i acc[2][kPlanes];
+  for (auto& row : acc) {
+    for (__m256i& sum : row) sum = _mm256_setzero_si256();
   }
-  return _mm256_srav_epi32(reduce_8(wide), Layout::shift());
+  const auto add = [&](int64_t at, __m256i first, __m256i second) __attribute__((always_inline)) {
+    const __m256i code = load_aligned(codes + at), bytes[2] = {first, second};
+    for (int i = 0; i < 2; ++i) {
+      __m256i field[kPlanes];
+      Layout::fields(bytes[i], field);
+      for (int p = 0; p < kPlanes; ++p) acc[i][p] = add_16(acc[i][p], _mm256_maddubs_epi16(field[p], code));
+    }
+  };
+  for (; k + 64 <= stop; k += 64) {
+    _mm_prefetch(line_ahead(packed[0] + k), _MM_HINT_T0);
+    _mm_prefetch(line_ahead(packed[1] + k), _MM_HINT_T0);
+    add(k, load(packed[0] + k), load(packed[1] + k));
+    add(k + 32, load(packed[0] + k + 32), load(packed[1] + k + 32));
+  }
+  for (; k < stop; k += 32) add(k, load_first(packed[0] + k, columns - k), load_first(packed[1] + k, columns - k));
+  for (int i = 0; i < 2; ++i) {
+    for (int p = 0; p < kPlanes; ++p) {
+      __m256i& wide = lanes[i][p][place];
+      wide = _mm256_add_epi32(wide, widen_pairs(acc[i][p]));
+    }
+  }
 }
 
 template <class Layout>
+inline void row_lanes(const uint8_t* const (&packed)[2], int64_t columns, const int8_t* codes, int64_t place,
+                      GroupLanes<Layout> (&lanes)[2]) {
+  constexpr int64_t kSpan = 32 * Layout::kSteps;
+  for (auto& group : lanes) {
+    for (auto& plane : group) plane[place] = _mm256_setzero_si256();
+  }
+  int64_t k = 0;
+  for (; k + kSpan <= columns; k += kSpan) add_span<Layout>(packed, k, k + kSpan, columns, codes, place, lanes);
+  if (k < columns) add_span<Layout>(packed, k, columns, columns, codes, place, lanes);
+}
+
+// Packed rows in memory, at most kLanes of them.
+struct Group {
+  int64_t row;
+  int64_t count;
+};
+
+template <class Layout>
+inline void store_group(const GroupLanes<Layout>& lanes, const Group& group, const Matrix& matrix, int32_t total,
+                        int32_t* sums) {
+  for (int p = 0; p < Layout::kPlanes; ++p) {
+    const int64_t n = p * matrix.packed_rows + group.row, count = smaller(group.count, matrix.rows - n);
+    const __m256i plane = _mm256_srai_epi32(reduce_8(lanes[p]), Layout::shift(p));
+    const __m256i exact = _mm256_sub_epi32(plane, _mm256_set1_epi32(total));
+    if (count >= kLanes) {
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums + n), exact);
+    } else if (count > 0) {
+      store_first(sums + n, count, exact);
+    }
+  }
+}
+
+// Row path: few tokens. The first half of the rows is read beside the second. Rows from a group's count on repeat its
+// last, those of an empty group the other's.
+template <class Layout>
 void rows(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums) {
-  for (int64_t r = begin; r < end; ++r) {
+  const int64_t half = (end - begin + 2 * kLanes - 1) / (2 * kLanes) * kLanes, middle = smaller(begin + half, end);
+  for (int64_t r = begin, second = middle; r < middle; r += kLanes, second += kLanes) {
+    const Group group[2] = {{r, smaller(middle - r, kLanes)}, {second, smaller(end - second, kLanes)}};
     for (int64_t m = 0; m < tokens.count; ++m) {
-      alignas(32) int32_t plane_sums[8];
-      store_aligned(plane_sums, row_sums<Layout>(matrix.packed + r * matrix.columns, matrix.columns,
-                                                 tokens.codes + m * tokens.stride));
-      for (int64_t p = 0; p < Layout::kPlanes; ++p) {
-        const int64_t n = p * matrix.packed_rows + r;
-        if (n < matrix.rows) sums[m * matrix.rows + n] = plane_sums[p] - tokens.totals[m];
+      GroupLanes<Layout> lanes[2];
+      const uint8_t* packed[2];
+      for (int g = 0; g < 2; ++g) packed[g] = matrix.packed + group[group[g].count > 0 ? g : 0].row * matrix.columns;
+      for (int64_t i = 0; i < kLanes; ++i) {
+        row_lanes<Layout>(packed, matrix.columns, tokens.codes + m * tokens.stride, i, lanes);
+        for (int g = 0; g < 2; ++g) packed[g] += i + 1 < group[g].count ? matrix.columns : 0;
+      }
+      for (int g = 0; g < 2; ++g) {
+        store_group<Layout>(lanes[g], group[g], matrix, tokens.totals[m], sums + m * matrix.rows);
       }
     }
   }

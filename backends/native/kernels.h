@@ -21,6 +21,8 @@ constexpr int64_t kMaxColumns = 65536;
 constexpr int64_t kInt4MaxColumns = 9399;
 constexpr int64_t kGroup = 32;
 constexpr float kPeakFloor = 1e-5f;
+// Kernels::task_work where nothing else was measured.
+constexpr int64_t kTaskWork = 1 << 20;
 
 // Quantised activations of `count` tokens.
 struct Tokens {
@@ -71,6 +73,8 @@ struct Kernels {
   // One row of a table -> y float32 [columns] = float(q) * scale, float(q * multiplier) * scale.
   void (*dequantize_int8)(const uint8_t* packed, int64_t columns, float scale, float* y);
   void (*dequantize_int4)(const uint8_t* packed, const uint8_t* multiplier, int64_t columns, float scale, float* y);
+  // Multiply-adds that make a task: as many as another thread must get for waking it to pay.
+  int64_t task_work;
 };
 
 // Every variant that this library was built with; the reference is the first and scores 1.

@@ -100,6 +100,7 @@ const Kernels kAvx512Vnni = {
     avx512vnni::int4,
     dequantize_int8,
     dequantize_int4,
+    kTaskWork,
 };
 
 }  // namespace microvlm

@@ -73,6 +73,7 @@ const Kernels kNeon = {
     by_tiles<Int4<MultiplyLong>>,
     dequantize_int8,
     dequantize_int4,
+    kTaskWork,
 };
 
 }  // namespace microvlm

@@ -66,6 +66,7 @@ const Kernels kNeonDot = {
     by_tiles<Int4<DotProduct>>,
     dequantize_int8,
     dequantize_int4,
+    kTaskWork,
 };
 
 }  // namespace microvlm

@@ -10,8 +10,6 @@
 namespace microvlm {
 namespace {
 
-// Multiply-adds that a thread must get for waking it to pay: some 10 us of work.
-constexpr int64_t kWorkPerTask = 1 << 20;
 constexpr int64_t kRowsPerBlock = 16;
 
 int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
@@ -122,7 +120,7 @@ class Job {
   void divide(int64_t most_tasks) {
     const int64_t work = tokens_.count * matrix_.columns * matrix_.rows;
     const int64_t blocks = (matrix_.packed_rows + kRowsPerBlock - 1) / kRowsPerBlock;
-    tasks_ = std::max<int64_t>(1, std::min({most_tasks, blocks, work / kWorkPerTask}));
+    tasks_ = std::max<int64_t>(1, std::min({most_tasks, blocks, work / kernels_.task_work}));
     rows_per_task_ = (blocks + tasks_ - 1) / tasks_ * kRowsPerBlock;
     tasks_ = (matrix_.packed_rows + rows_per_task_ - 1) / rows_per_task_;
   }

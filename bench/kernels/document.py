@@ -36,13 +36,26 @@ def bar_for(shape: str, regime: str, threads: int, batch: int) -> Bar:
 
 
 def document(
-    cells: Sequence[Cell], states: dict[str, State], roofline: StreamingRoofline, provenance: dict[str, Any]
+    cells: Sequence[Cell],
+    states: dict[str, State],
+    roofline: StreamingRoofline,
+    mapped: StreamingRoofline,
+    provenance: dict[str, Any],
 ) -> dict[str, Any]:
+    """`roofline` is of the memory, which the bars are about; `mapped` of a file in the page cache, as weights are."""
+    bars = [bar for cell in cells if (bar := compare(cell, cells, roofline)) is not None]
+    for bar in bars:
+        streams = [stream.gb_per_s(bar["threads"]) for stream in (roofline, mapped)]
+        bar["mapped_stream_share"] = round(bar["roofline_share"] * streams[0] / streams[1], 4)
     return {
         "rows": [row for cell in cells for row in rows(cell, roofline)],
-        "bars": [bar for cell in cells if (bar := compare(cell, cells, roofline)) is not None],
+        "bars": bars,
         "contenders": [{"name": name, **asdict(state)} for name, state in states.items()],
-        "provenance": {**provenance, "stream_gb_per_s": roofline.summary()},
+        "provenance": {
+            **provenance,
+            "stream_gb_per_s": roofline.summary(),
+            "mapped_stream_gb_per_s": mapped.summary(),
+        },
     }
 
 

@@ -49,12 +49,12 @@ class Measurement:
         plan: Plan,
         contenders: Sequence[Contender],
         library: Path | None,
-        roofline: StreamingRoofline,
+        rooflines: Sequence[StreamingRoofline],
         progress: Progress = lambda _: None,
     ):
         self.states = {contender.name: State() for contender in contenders}
         self._plan, self._contenders, self._library = plan, contenders, library
-        self._roofline, self._progress = roofline, progress
+        self._rooflines, self._progress = rooflines, progress
         # Where prepacking was found to be indispensable: (contender, threads).
         self._must_prepack: set[tuple[str, int]] = set()
 
@@ -74,7 +74,8 @@ class Measurement:
 
     def _timed(self, shape: Shape, regime: str, threads: int, runners: list[Runner]) -> Iterator[Cell]:
         for batch in self._plan.batches:
-            self._roofline.sample(threads)
+            for roofline in self._rooflines:
+                roofline.sample(threads)
             cell = time_cell(shape, regime, threads, batch, runners, self._plan)
             for timing in cell.timings:
                 best = cell.best(timing.contender.name)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from microvlm.backends import native
@@ -24,8 +26,10 @@ def run(plan: Plan, wanted: Sequence[str] = (), progress: Progress = lambda _: N
     if library is None:
         progress("there is no native library here: our operators run as function bodies only")
     roofline = StreamingRoofline(plan.stream_bytes)
-    measurement = Measurement(plan, contenders, library, roofline, progress)
-    cells = list(measurement.cells())
+    with tempfile.TemporaryDirectory(prefix="microvlm-stream-") as folder:
+        mapped = StreamingRoofline.of_mapped_file(Path(folder) / "stream", plan.stream_bytes)
+        measurement = Measurement(plan, contenders, library, (roofline, mapped), progress)
+        cells = list(measurement.cells())
     described = {
         **provenance({"name": "random weights"}, None),
         "threads": list(plan.threads),
@@ -33,7 +37,7 @@ def run(plan: Plan, wanted: Sequence[str] = (), progress: Progress = lambda _: N
         "other_variants": others,
     }
     return {
-        **document(cells, measurement.states, roofline, described),
+        **document(cells, measurement.states, roofline, mapped, described),
         "predicted_cortex_a53": _cortex_a53() if plan.simulate else None,
     }
 
