@@ -120,5 +120,7 @@ def test_operands_that_do_not_fit_are_refused(op):
     codes = np.zeros((1, largest_columns(op) + 1), np.int8)
     with pytest.raises(ValueError, match="too wide"):
         bare.multiply_codes("reference", op.name, codes, rows=8, **operands)
+    with pytest.raises(ValueError, match="x has no columns"):
+        bare.multiply_codes("reference", op.name, codes[:, :0], rows=8, **random_operands(op, 8, 64))
     with pytest.raises(ValueError, match="no such variant"):
         bare.multiply_codes("no", op.name, codes, rows=8, **operands)
