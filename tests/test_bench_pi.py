@@ -16,7 +16,7 @@ from microvlm.bench.pi.cost import Cost, Counted, weight_bytes
 from microvlm.bench.pi.emulator import Region, parse_counts
 from microvlm.bench.pi.marks import mapped_range
 from microvlm.bench.pi.package import compiler_of
-from microvlm.bench.pi.run import _byte_bars
+from microvlm.bench.pi.run import _byte_bars, bundle_name
 from microvlm.bench.pi.work import PHASES, Scenario
 from microvlm.errors import UserError
 
@@ -169,6 +169,11 @@ def test_the_gate_names_the_phase_that_changed(tmp_path):
     ]
     path.unlink()
     assert "there is no baseline for nano" in baseline.check("nano", KEY, [cost], tmp_path)[0]
+
+
+def test_a_baseline_is_named_after_its_model_and_base_3_has_its_own():
+    names = [bundle_name(model) for model in ("nano", "/elsewhere/nano-1.58bit", "full", "full-base3")]
+    assert names == ["nano", "nano", "full", "full-base3"]
 
 
 def test_a_baseline_does_not_depend_on_weights(tiny_bundle, tmp_path):

@@ -134,8 +134,8 @@ def _emulated_parts(
 
 
 def bundle_name(model: str) -> str:
-    """What a baseline is called: the model's own name, without its folder's."""
-    return Path(model).name.split("-")[0]
+    """What a baseline is called: the model's own name, without its folder's. Five trits a byte are other graphs."""
+    return model if model == FULL_BASE3 else Path(model).name.split("-")[0]
 
 
 def _byte_bars(counted: cost.Counted, model: str, bundle: Path) -> list[dict[str, Any]]:
