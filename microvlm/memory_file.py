@@ -12,7 +12,8 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
+import secrets
+import stat
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from safetensors.numpy import save
 from microvlm.cli_support import describe_os_error
 from microvlm.episodic import Entry, EpisodicMemory
 from microvlm.errors import UserError
+from microvlm.file_lock import file_behind
 from microvlm.runtime import MemoryArrays
 
 FORMAT = 2
@@ -30,7 +32,10 @@ _METADATA = ("format", "fingerprint", "log", "forgotten")
 
 
 def save_memory(memory: EpisodicMemory, path: str | Path, fingerprint: str) -> None:
-    """Replace the file at `path`; a crash or a full disk keeps the old one. Raises UserError."""
+    """Replace the file that `path` leads to; a crash or a full disk keeps the old one. Raises UserError.
+
+    The new file has the permissions of the old one, the first what the umask leaves of 0666.
+    """
     if not fingerprint:
         raise UserError("this bundle has no fingerprint, so no memory can belong to it; export it again.")
     entries = memory.entries
@@ -79,7 +84,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     damaged = UserError(f"{path} is damaged or no memory file; use a copy of it, or another file.")
     try:
         # Opened here first, for errors of the file system in their own words.
-        with path.open("rb"):
+        with file_behind(path).open("rb"):
             pass
         with safe_open(str(path), framework="np") as file:
             metadata = file.metadata() or {}
@@ -116,20 +121,33 @@ def _digest(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
 
 def _replace(path: Path, content: bytes) -> None:
     """Written aside, flushed to the disk and renamed, and the rename flushed too."""
-    aside = None
+    real = file_behind(path)
+    aside = real.with_name(f".{real.name}-{secrets.token_hex(4)}")
     try:
-        handle, aside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
+        mode = _mode(real)
+        # Of an old file nobody reads the content before its permissions are there.
+        at_first = 0o666 if mode is None else 0o600
+        with open(aside, "xb", opener=lambda name, flags: os.open(name, flags, at_first)) as file:
+            if mode is not None:
+                os.chmod(aside, mode)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
-        _flush_folder(path.parent)
+        os.replace(aside, real)
+        _flush_folder(real.parent)
     except OSError as error:
-        if aside is not None and os.path.exists(aside):
-            os.unlink(aside)
+        with contextlib.suppress(OSError):
+            aside.unlink()
         error.filename = str(path)
         raise UserError(f"the memory was not saved: {describe_os_error(error)}") from None
+
+
+def _mode(path: Path) -> int | None:
+    """The permissions of the file, None where there is none yet."""
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except FileNotFoundError:
+        return None
 
 
 def _flush_folder(folder: Path) -> None:
