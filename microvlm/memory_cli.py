@@ -14,6 +14,7 @@ import click
 from microvlm.cli_model import generation_options, model_options, open_model
 from microvlm.cli_support import print_json
 from microvlm.errors import UserError
+from microvlm.printable import printable
 
 if TYPE_CHECKING:
     from microvlm.episodic import Entry
@@ -48,7 +49,7 @@ def write(file: str, text: str, question: str, image: str | None, as_json: bool,
     with _changing(file, image, model, may_be_new=True) as facts:
         entry = facts.write(text, question, image, _label(image))
     _tell(
-        f"{len(facts.entries)}. {entry.text}",
+        f"{len(facts.entries)}. {printable(entry.text)}",
         {"written": _described(len(facts.entries), entry)},
         facts,
         as_json,
@@ -83,7 +84,7 @@ def forget(
     with _changing(file, image, model) as facts:
         index = facts.find(question, image) if entry is None else entry - 1
         gone = facts.forget(index)
-    _tell(f"forgotten: {gone.text}", {"forgotten": _described(index + 1, gone)}, facts, as_json)
+    _tell(f"forgotten: {printable(gone.text)}", {"forgotten": _described(index + 1, gone)}, facts, as_json)
 
 
 @memory.command()
@@ -96,7 +97,7 @@ def overwrite(file: str, text: str, question: str, image: str | None, as_json: b
         number = facts.find(question, image) + 1
         old, new = facts.overwrite(text, question, image, _label(image))
     document = {"forgotten": _described(number, old), "written": _described(number, new)}
-    _tell(f"{old.text}\n-> {new.text}", document, facts, as_json)
+    _tell(f"{printable(old.text)}\n-> {printable(new.text)}", document, facts, as_json)
 
 
 @memory.command()
@@ -147,12 +148,12 @@ def list_entries(file: str, as_json: bool) -> None:
 
 
 def describe(entries: list[Entry], slots: int, memories: int) -> list[str]:
-    """Lines for a person: how full the memory is, then one line an entry."""
+    """Lines for a person: how full the memory is, then one line an entry, with its control characters escaped."""
     of = f"a memory of {slots} slots" if memories == 1 else f"{memories} memories of {slots} slots"
     lines = [f"{len(entries)} entries in {of}"]
     for number, entry in enumerate(entries, 1):
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.time))
-        lines.append(f"{number:3}. {when}  {entry.text}")
+        lines.append(f"{number:3}. {when}  {printable(entry.text)}")
     return lines
 
 

@@ -51,6 +51,17 @@ def test_a_fact_is_written_listed_read_overwritten_and_forgotten(memory, bike, t
     assert "0 entries" in memory("list", trip)[1]
 
 
+def test_what_would_steer_a_terminal_is_printed_escaped(memory, tmp_path):
+    trip = tmp_path / "trip.mem"
+    bad = "tea\n  2. gone\x1b[2J\u202e\x9b"
+    good = r"tea\n  2. gone\x1b[2J\u202e\x9b"
+    assert memory("write", "--text", bad, "--question", "what?", trip)[1] == f"1. what? {good}\n"
+    listed = memory("list", trip)[1].splitlines()
+    assert (len(listed), listed[1].endswith(f"what? {good}")) == (2, True)
+    assert memory("overwrite", "--text", bad, "--question", "what?", trip)[1].count(good) == 2
+    assert memory("forget", "--entry", 1, trip)[1] == f"forgotten: what? {good}\n"
+
+
 def test_json_is_one_document_a_command(memory, tmp_path, speaking_checkpoint):
     trip = tmp_path / "trip.mem"
     written = json.loads(memory("write", "--text", "a red heart", "--question", "what?", "--json", trip)[1])
