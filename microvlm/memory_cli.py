@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from microvlm.cli_model import generation_options, model_options, open_model
-from microvlm.cli_support import print_json
+from microvlm.cli_support import note, print_json
 from microvlm.errors import UserError
 from microvlm.printable import printable
 
@@ -45,9 +45,15 @@ def _query_options(command: Callable) -> Callable:
 @_query_options
 @_options
 def write(file: str, text: str, question: str, image: str | None, as_json: bool, **model: Any) -> None:
-    """Remember a fact: --text as the answer to --question about --image. FILE is made when it is not there."""
+    """Remember a fact: --text as the answer to --question about --image. FILE is made when it is not there.
+
+    An entry that was written under the same question and picture stays, and is named on stderr; overwrite replaces it.
+    """
     with _changing(file, image, model, may_be_new=True) as facts:
         entry = facts.write(text, question, image, _label(image))
+    older = facts.older(len(facts.entries) - 1)
+    if older is not None:
+        note(f"entry {older + 1} was written under this question too; use overwrite to replace it")
     _tell(
         f"{len(facts.entries)}. {printable(entry.text)}",
         {"written": _described(len(facts.entries), entry)},
@@ -78,7 +84,7 @@ def read(
 def forget(
     file: str, entry: int | None, question: str, image: str | None, as_json: bool, **model: Any
 ) -> None:
-    """Forget one fact: --entry, or the one that was written under --question and --image."""
+    """Forget one fact: --entry, or the newest that was written under --question, in these words, and --image."""
     if (entry is None) == (not question and image is None):
         raise UserError("say what to forget: either --entry or --question and --image.")
     with _changing(file, image, model) as facts:
@@ -92,7 +98,7 @@ def forget(
 @_query_options
 @_options
 def overwrite(file: str, text: str, question: str, image: str | None, as_json: bool, **model: Any) -> None:
-    """Replace the fact under --question and --image by --text."""
+    """Replace the newest fact that was written under --question, in these words, and --image by --text."""
     with _changing(file, image, model) as facts:
         number = facts.find(question, image) + 1
         old, new = facts.overwrite(text, question, image, _label(image))
@@ -200,6 +206,8 @@ def _described(number: int, entry: Entry) -> dict[str, Any]:
         "time": entry.time,
         "image": entry.image,
         "memory": entry.memory,
+        "question": entry.question,
+        "picture": entry.picture,
     }
 
 

@@ -2,8 +2,9 @@
 
 Tensors, float32: memory_mean [S, K, C] and memory_cov [S, K, K] of S states, and the rows that are in them, oldest
 first: log_keys [N, K], log_codes [N, C]. Metadata: format, fingerprint of the model, log (a JSON list of text, time,
-image, memory: the row's state), forgotten (a JSON list: rows forgotten in each state since it was built), sha256 of it
-all. Format 1, which is still read, had one state, without the S, and no `forgotten`.
+image, memory: the row's state, and where they are known question and picture, a sha256: what the row's key encodes),
+forgotten (a JSON list: rows forgotten in each state since it was built), sha256 of it all. Format 1, which is still
+read, had one state, without the S, and no `forgotten`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import os
 import secrets
 import stat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -47,9 +49,7 @@ def save_memory(memory: EpisodicMemory, path: str | Path, fingerprint: str) -> N
         "log_codes": np.stack([e.code for e in entries]) if entries else np.zeros((0, width)),
     }
     tensors = {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}
-    log = json.dumps(
-        [{"text": e.text, "time": e.time, "image": e.image, "memory": e.memory} for e in entries]
-    )
+    log = json.dumps([_logged(entry) for entry in entries])
     forgotten = json.dumps(memory.forgotten)
     metadata = {"format": str(FORMAT), "fingerprint": fingerprint, "log": log, "forgotten": forgotten}
     _replace(Path(path), save(tensors, {**metadata, "sha256": _digest(tensors, metadata)}))
@@ -74,10 +74,25 @@ def read_memory(path: str | Path) -> tuple[EpisodicMemory, str]:
     states = [MemoryArrays(mean[i : i + 1], covariance[i : i + 1]) for i in range(len(mean))]
     rows = zip(json.loads(metadata["log"]), tensors["log_keys"], tensors["log_codes"], strict=True)
     entries = [
-        Entry(e["text"], key, code, e["time"], e["image"], e.get("memory", 0)) for e, key, code in rows
+        Entry(
+            e["text"],
+            key,
+            code,
+            e["time"],
+            e["image"],
+            e.get("memory", 0),
+            e.get("question"),
+            e.get("picture", ""),
+        )
+        for e, key, code in rows
     ]
     forgotten = json.loads(metadata.get("forgotten", "[0]"))
     return EpisodicMemory(states, entries, forgotten), metadata["fingerprint"]
+
+
+def _logged(entry: Entry) -> dict[str, Any]:
+    known = {} if entry.question is None else {"question": entry.question, "picture": entry.picture}
+    return {"text": entry.text, "time": entry.time, "image": entry.image, "memory": entry.memory, **known}
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:

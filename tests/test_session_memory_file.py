@@ -35,7 +35,9 @@ def memory(runtime) -> EpisodicMemory:
     made = EpisodicMemory.empty(runtime)
     for number in range(2):
         key, code = (rng.normal(size=size).astype(np.float32) / 4 for size in (16, 48))
-        made.write(runtime, Entry(f"fact {number}, naïve", key, code, time=1e9 + number, image=number == 0))
+        asked = {"question": "qué?", "picture": "ab" * 32} if number else {}
+        entry = Entry(f"fact {number}, naïve", key, code, time=1e9 + number, image=number == 0, **asked)
+        made.write(runtime, entry)
     return made
 
 
@@ -45,9 +47,11 @@ def test_a_memory_comes_back_bit_for_bit_with_its_log(memory, tmp_path):
     for one, other in zip(memory.states[0], loaded.states[0], strict=True):
         assert np.array_equal(one, other)
     assert loaded.forgotten == memory.forgotten
-    assert [(e.text, e.time, e.image) for e in loaded.entries] == [
-        (e.text, e.time, e.image) for e in memory.entries
+    plain = [
+        [(e.text, e.time, e.image, e.question, e.picture) for e in each.entries] for each in (memory, loaded)
     ]
+    assert plain[0] == plain[1]
+    assert [row[3:] for row in plain[1]] == [(None, ""), ("qué?", "ab" * 32)]
     for one, other in zip(memory.entries, loaded.entries, strict=True):
         assert np.array_equal(one.key, other.key)
         assert np.array_equal(one.code, other.code)
@@ -234,6 +238,8 @@ def test_each_turn_writes_one_row_and_a_new_picture_is_keyed_by_its_place(runtim
     _, place_key = runtime.memory_encode(*text_prompt(runtime, tiny_processor, ordinal_question(0)))
     assert np.array_equal(first.key, place_key[0])
     assert not np.array_equal(second.key, first.key)
+    assert (first.question, first.picture) == (ordinal_question(0), "")
+    assert (second.question, len(second.picture)) == ("what is this?", 64)
     assert first.text.startswith("a.png: what is this?")
     chat.reset()
     assert chat.memory.entries == []
