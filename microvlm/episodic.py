@@ -33,6 +33,10 @@ class Entry:
     """Whether the row is a picture's, found again by its place."""
     memory: int = 0
     """Which of the states holds it."""
+    question: str | None = None
+    """The words that the key encodes; None where they are not known, as in a file from before they were logged."""
+    picture: str = ""
+    """`Asked.picture` of the picture that the key encodes; empty without one."""
 
     @property
     def row(self) -> tuple[np.ndarray, np.ndarray]:
@@ -102,18 +106,26 @@ class EpisodicMemory:
             self._rebuild_state(runtime, number)
         return max(float(np.abs(old - new.mean).max()) for old, new in zip(before, self.states, strict=True))
 
-    def nearest(self, key: np.ndarray) -> tuple[int, float]:
+    def asked(self, question: str, picture: str, before: int | None = None) -> int | None:
+        """The newest row of the log, or of those before row `before`, written under these words and this picture."""
+        for index in reversed(range(len(self.entries))[:before]):
+            if (self.entries[index].question, self.entries[index].picture) == (question, picture):
+                return index
+        return None
+
+    def nearest(self, key: np.ndarray, rows: Sequence[int] | None = None) -> tuple[int, float]:
         """Row of the log whose key points most in the direction of `key` [K], the newest of equals, and the cosine.
 
-        (-1, 0) for an empty log.
+        Of all rows, or of those in `rows`, oldest first. (-1, 0) when there is none.
         """
-        if not self.entries:
+        rows = range(len(self.entries)) if rows is None else rows
+        if not rows:
             return -1, 0.0
-        keys = np.stack([entry.key for entry in self.entries])
+        keys = np.stack([self.entries[row].key for row in rows])
         lengths = np.linalg.norm(keys, axis=1) * np.linalg.norm(key)
         cosines = keys @ key / np.maximum(lengths, np.finfo(np.float32).tiny)
         index = len(cosines) - 1 - int(cosines[::-1].argmax())
-        return index, float(cosines[index])
+        return rows[index], float(cosines[index])
 
     def _with_room(self, runtime: Runtime) -> int:
         """The first state with fewer rows than slots; a new one when all are full."""

@@ -1,11 +1,13 @@
 """One writer at a time for a file that is replaced by renaming: a lock beside it, which ends with its holder.
 
-The file itself can't carry the lock, because every save puts another file in its place. Knows no memory.
+The file itself can't carry the lock, because every save puts another file in its place. A link to it is the same file,
+with the same lock. Knows no memory.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,16 +25,31 @@ WAIT_S = 10.0
 _POLL_S = 0.02
 
 
+def file_behind(path: str | Path) -> Path:
+    """Where `path` leads through symbolic links, to a file that is there or not yet.
+
+    Raises UserError for a pipe or a device: opening one may wait forever, and a save would put a file in its place.
+    """
+    real = Path(os.path.realpath(path))
+    try:
+        mode = os.stat(real).st_mode
+    except OSError:  # who opens it says what is wrong
+        return real
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UserError(f"{path} is a pipe or a device, no regular file; give another name.")
+    return real
+
+
 @contextmanager
 def locked(path: str | Path, wait_s: float | None = None) -> Iterator[None]:
     """Within, no other process that asks for the lock of `path` has it. `.NAME.lock` is there for as long.
 
-    Raises UserError when another holds it for `wait_s` seconds (`WAIT_S` when left out), and when the folder can't be
-    written.
+    It lies beside the file that `path` leads to. Raises UserError when another holds it for `wait_s` seconds (`WAIT_S`
+    when left out), when the folder can't be written, and for a pipe or a device.
     """
-    path = Path(path)
-    beside = path.with_name(f".{path.name}.lock")
-    descriptor = _acquire(beside, path, WAIT_S if wait_s is None else wait_s)
+    real = file_behind(path)
+    beside = real.with_name(f".{real.name}.lock")
+    descriptor = _acquire(beside, Path(path), WAIT_S if wait_s is None else wait_s)
     try:
         yield
     finally:

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from microvlm.cli_model import generation_options, model_options, open_model
-from microvlm.cli_support import print_json
+from microvlm.cli_support import note, print_json
 from microvlm.errors import UserError
+from microvlm.printable import printable
 
 if TYPE_CHECKING:
     from microvlm.episodic import Entry
@@ -44,11 +45,17 @@ def _query_options(command: Callable) -> Callable:
 @_query_options
 @_options
 def write(file: str, text: str, question: str, image: str | None, as_json: bool, **model: Any) -> None:
-    """Remember a fact: --text as the answer to --question about --image. FILE is made when it is not there."""
+    """Remember a fact: --text as the answer to --question about --image. FILE is made when it is not there.
+
+    An entry that was written under the same question and picture stays, and is named on stderr; overwrite replaces it.
+    """
     with _changing(file, image, model, may_be_new=True) as facts:
         entry = facts.write(text, question, image, _label(image))
+    older = facts.older(len(facts.entries) - 1)
+    if older is not None:
+        note(f"entry {older + 1} was written under this question too; use overwrite to replace it")
     _tell(
-        f"{len(facts.entries)}. {entry.text}",
+        f"{len(facts.entries)}. {printable(entry.text)}",
         {"written": _described(len(facts.entries), entry)},
         facts,
         as_json,
@@ -77,13 +84,13 @@ def read(
 def forget(
     file: str, entry: int | None, question: str, image: str | None, as_json: bool, **model: Any
 ) -> None:
-    """Forget one fact: --entry, or the one that was written under --question and --image."""
+    """Forget one fact: --entry, or the newest that was written under --question, in these words, and --image."""
     if (entry is None) == (not question and image is None):
         raise UserError("say what to forget: either --entry or --question and --image.")
     with _changing(file, image, model) as facts:
         index = facts.find(question, image) if entry is None else entry - 1
         gone = facts.forget(index)
-    _tell(f"forgotten: {gone.text}", {"forgotten": _described(index + 1, gone)}, facts, as_json)
+    _tell(f"forgotten: {printable(gone.text)}", {"forgotten": _described(index + 1, gone)}, facts, as_json)
 
 
 @memory.command()
@@ -91,12 +98,12 @@ def forget(
 @_query_options
 @_options
 def overwrite(file: str, text: str, question: str, image: str | None, as_json: bool, **model: Any) -> None:
-    """Replace the fact under --question and --image by --text."""
+    """Replace the newest fact that was written under --question, in these words, and --image by --text."""
     with _changing(file, image, model) as facts:
         number = facts.find(question, image) + 1
         old, new = facts.overwrite(text, question, image, _label(image))
     document = {"forgotten": _described(number, old), "written": _described(number, new)}
-    _tell(f"{old.text}\n-> {new.text}", document, facts, as_json)
+    _tell(f"{printable(old.text)}\n-> {printable(new.text)}", document, facts, as_json)
 
 
 @memory.command()
@@ -147,12 +154,12 @@ def list_entries(file: str, as_json: bool) -> None:
 
 
 def describe(entries: list[Entry], slots: int, memories: int) -> list[str]:
-    """Lines for a person: how full the memory is, then one line an entry."""
+    """Lines for a person: how full the memory is, then one line an entry, with its control characters escaped."""
     of = f"a memory of {slots} slots" if memories == 1 else f"{memories} memories of {slots} slots"
     lines = [f"{len(entries)} entries in {of}"]
     for number, entry in enumerate(entries, 1):
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.time))
-        lines.append(f"{number:3}. {when}  {entry.text}")
+        lines.append(f"{number:3}. {when}  {printable(entry.text)}")
     return lines
 
 
@@ -199,6 +206,8 @@ def _described(number: int, entry: Entry) -> dict[str, Any]:
         "time": entry.time,
         "image": entry.image,
         "memory": entry.memory,
+        "question": entry.question,
+        "picture": entry.picture,
     }
 
 

@@ -2,8 +2,9 @@
 
 Tensors, float32: memory_mean [S, K, C] and memory_cov [S, K, K] of S states, and the rows that are in them, oldest
 first: log_keys [N, K], log_codes [N, C]. Metadata: format, fingerprint of the model, log (a JSON list of text, time,
-image, memory: the row's state), forgotten (a JSON list: rows forgotten in each state since it was built), sha256 of it
-all. Format 1, which is still read, had one state, without the S, and no `forgotten`.
+image, memory: the row's state, and where they are known question and picture, a sha256: what the row's key encodes),
+forgotten (a JSON list: rows forgotten in each state since it was built), sha256 of it all. Format 1, which is still
+read, had one state, without the S, and no `forgotten`.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
+import secrets
+import stat
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -22,6 +25,7 @@ from safetensors.numpy import save
 from microvlm.cli_support import describe_os_error
 from microvlm.episodic import Entry, EpisodicMemory
 from microvlm.errors import UserError
+from microvlm.file_lock import file_behind
 from microvlm.runtime import MemoryArrays
 
 FORMAT = 2
@@ -30,7 +34,10 @@ _METADATA = ("format", "fingerprint", "log", "forgotten")
 
 
 def save_memory(memory: EpisodicMemory, path: str | Path, fingerprint: str) -> None:
-    """Replace the file at `path`; a crash or a full disk keeps the old one. Raises UserError."""
+    """Replace the file that `path` leads to; a crash or a full disk keeps the old one. Raises UserError.
+
+    The new file has the permissions of the old one, the first what the umask leaves of 0666.
+    """
     if not fingerprint:
         raise UserError("this bundle has no fingerprint, so no memory can belong to it; export it again.")
     entries = memory.entries
@@ -42,9 +49,7 @@ def save_memory(memory: EpisodicMemory, path: str | Path, fingerprint: str) -> N
         "log_codes": np.stack([e.code for e in entries]) if entries else np.zeros((0, width)),
     }
     tensors = {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}
-    log = json.dumps(
-        [{"text": e.text, "time": e.time, "image": e.image, "memory": e.memory} for e in entries]
-    )
+    log = json.dumps([_logged(entry) for entry in entries])
     forgotten = json.dumps(memory.forgotten)
     metadata = {"format": str(FORMAT), "fingerprint": fingerprint, "log": log, "forgotten": forgotten}
     _replace(Path(path), save(tensors, {**metadata, "sha256": _digest(tensors, metadata)}))
@@ -69,17 +74,32 @@ def read_memory(path: str | Path) -> tuple[EpisodicMemory, str]:
     states = [MemoryArrays(mean[i : i + 1], covariance[i : i + 1]) for i in range(len(mean))]
     rows = zip(json.loads(metadata["log"]), tensors["log_keys"], tensors["log_codes"], strict=True)
     entries = [
-        Entry(e["text"], key, code, e["time"], e["image"], e.get("memory", 0)) for e, key, code in rows
+        Entry(
+            e["text"],
+            key,
+            code,
+            e["time"],
+            e["image"],
+            e.get("memory", 0),
+            e.get("question"),
+            e.get("picture", ""),
+        )
+        for e, key, code in rows
     ]
     forgotten = json.loads(metadata.get("forgotten", "[0]"))
     return EpisodicMemory(states, entries, forgotten), metadata["fingerprint"]
+
+
+def _logged(entry: Entry) -> dict[str, Any]:
+    known = {} if entry.question is None else {"question": entry.question, "picture": entry.picture}
+    return {"text": entry.text, "time": entry.time, "image": entry.image, "memory": entry.memory, **known}
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     damaged = UserError(f"{path} is damaged or no memory file; use a copy of it, or another file.")
     try:
         # Opened here first, for errors of the file system in their own words.
-        with path.open("rb"):
+        with file_behind(path).open("rb"):
             pass
         with safe_open(str(path), framework="np") as file:
             metadata = file.metadata() or {}
@@ -116,20 +136,33 @@ def _digest(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
 
 def _replace(path: Path, content: bytes) -> None:
     """Written aside, flushed to the disk and renamed, and the rename flushed too."""
-    aside = None
+    real = file_behind(path)
+    aside = real.with_name(f".{real.name}-{secrets.token_hex(4)}")
     try:
-        handle, aside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
+        mode = _mode(real)
+        # Of an old file nobody reads the content before its permissions are there.
+        at_first = 0o666 if mode is None else 0o600
+        with open(aside, "xb", opener=lambda name, flags: os.open(name, flags, at_first)) as file:
+            if mode is not None:
+                os.chmod(aside, mode)
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, path)
-        _flush_folder(path.parent)
+        os.replace(aside, real)
+        _flush_folder(real.parent)
     except OSError as error:
-        if aside is not None and os.path.exists(aside):
-            os.unlink(aside)
+        with contextlib.suppress(OSError):
+            aside.unlink()
         error.filename = str(path)
         raise UserError(f"the memory was not saved: {describe_os_error(error)}") from None
+
+
+def _mode(path: Path) -> int | None:
+    """The permissions of the file, None where there is none yet."""
+    try:
+        return stat.S_IMODE(path.stat().st_mode)
+    except FileNotFoundError:
+        return None
 
 
 def _flush_folder(folder: Path) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from microvlm.asked import Asked
 from microvlm.episodic import Entry, EpisodicMemory
 from microvlm.generation import GenerationOptions, Prompt, Timings, embed_prompt, generate
 from microvlm.images import ImageSource
@@ -73,7 +74,8 @@ class Chat:
         """
         timings = Timings()
         with timings.phase("preprocess"):
-            inputs = self.processor([question], [[] if image is None else [image]])
+            asked = Asked.about(self.processor, question, image)
+            inputs = asked.inputs(self.processor)
         prompt = embed_prompt(self.runtime, *inputs, self.processor.image_id, timings)
         stream = self.processor.stream()
 
@@ -90,7 +92,7 @@ class Chat:
         stored = image is not None or not recalled
         if stored:
             with timings.phase("memory_write"):
-                self._write(prompt, question, answer, tokens, image is not None and new_image, label)
+                self._write(prompt, asked, answer, tokens, image is not None and new_image, label)
         scope = float(reading.scope[0]) if reading is not None else 0.0
         return Turn(question, answer, tokens, timings.milliseconds, recalled, scope, stored)
 
@@ -107,15 +109,17 @@ class Chat:
         self.memory = load_memory(path, self.runtime.fingerprint)
 
     def _write(
-        self, prompt: Prompt, question: str, answer: str, tokens: list[int], new_image: bool, label: str
+        self, prompt: Prompt, asked: Asked, answer: str, tokens: list[int], new_image: bool, label: str
     ) -> None:
         place = sum(entry.image for entry in self.memory.entries)
         by_place = new_image and place < len(ORDINALS)
-        asked = text_prompt(self.runtime, self.processor, ordinal_question(place)) if by_place else prompt
-        _, key = self.runtime.memory_encode(*asked)
+        under = Asked(ordinal_question(place)) if by_place else asked
+        cue = text_prompt(self.runtime, self.processor, under.question) if by_place else prompt
+        _, key = self.runtime.memory_encode(*cue)
         code, _ = self.runtime.memory_encode(*with_answer(self.runtime, prompt, tokens))
-        text = f"{question} {answer}" if not label else f"{label}: {question} {answer}"
-        self.memory.write(self.runtime, Entry(text, key[0], code[0], image=by_place))
+        text = f"{asked.question} {answer}" if not label else f"{label}: {asked.question} {answer}"
+        entry = Entry(text, key[0], code[0], image=by_place, question=under.question, picture=under.picture)
+        self.memory.write(self.runtime, entry)
 
 
 def text_prompt(runtime: Runtime, processor: Processor, question: str) -> Prompt:

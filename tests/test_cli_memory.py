@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 from PIL import Image
@@ -51,6 +52,34 @@ def test_a_fact_is_written_listed_read_overwritten_and_forgotten(memory, bike, t
     assert "0 entries" in memory("list", trip)[1]
 
 
+def test_a_write_under_a_taken_question_says_so_and_keeps_both(memory, bike, tmp_path):
+    trip = tmp_path / "trip.mem"
+    about = ("--question", "whose is this?", "--image", bike)
+    assert memory("write", "--text", "mine", *about, trip)[2] == ""
+    assert memory("write", "--text", "ours", "--question", "whose is this?", trip)[2] == ""
+    status, out, err = memory("write", "--text", "yours", *about, "--json", trip)
+    assert (status, json.loads(out)["entries"]) == (0, 3)
+    assert err == "entry 1 was written under this question too; use overwrite to replace it\n"
+    listed = json.loads(memory("list", "--json", trip)[1])["entries"]
+    assert [(row["question"], len(row["picture"])) for row in listed] == [
+        ("whose is this?", 64),
+        ("whose is this?", 0),
+        ("whose is this?", 64),
+    ]
+    assert "named on stderr" in memory("write", "--help")[1]
+
+
+def test_what_would_steer_a_terminal_is_printed_escaped(memory, tmp_path):
+    trip = tmp_path / "trip.mem"
+    bad = "tea\n  2. gone\x1b[2J\u202e\x9b"
+    good = r"tea\n  2. gone\x1b[2J\u202e\x9b"
+    assert memory("write", "--text", bad, "--question", "what?", trip)[1] == f"1. what? {good}\n"
+    listed = memory("list", trip)[1].splitlines()
+    assert (len(listed), listed[1].endswith(f"what? {good}")) == (2, True)
+    assert memory("overwrite", "--text", bad, "--question", "what?", trip)[1].count(good) == 2
+    assert memory("forget", "--entry", 1, trip)[1] == f"forgotten: what? {good}\n"
+
+
 def test_json_is_one_document_a_command(memory, tmp_path, speaking_checkpoint):
     trip = tmp_path / "trip.mem"
     written = json.loads(memory("write", "--text", "a red heart", "--question", "what?", "--json", trip)[1])
@@ -82,8 +111,14 @@ def test_refusals_are_one_sentence_and_status_2(memory, tmp_path):
     cut, other = tmp_path / "cut.mem", tmp_path / "other.mem"
     cut.write_bytes(whole[:-1])
     other.write_bytes(whole)
+    pipe = tmp_path / "pipe.mem"
+    os.mkfifo(pipe)
     for arguments, sentence in (
         (("read", "--question", "what?", tmp_path / "none.mem"), "does not exist"),
+        (("write", "--text", "long " * 300, trip), "more than the 255 of this model"),
+        (("list", pipe), "is a pipe or a device"),
+        (("write", "--text", "x", pipe), "is a pipe or a device"),
+        (("forget", "--question", "never asked", trip), 'entry 1, asked for by "a red heart", '),
         (("reset", cut), "damaged"),
         (("list", cut), "damaged"),
         (("read", trip), "a question, a picture or both"),

@@ -85,6 +85,27 @@ def test_who_waits_too_long_is_told_which_process_has_the_file(holder, tmp_path)
     assert os.listdir(tmp_path) == []
 
 
+def test_a_link_has_the_lock_of_the_file_that_it_leads_to(holder, tmp_path):
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    link = folder / "link.mem"
+    link.symlink_to(tmp_path / "trip.mem")
+    said = f"link.mem is being changed by process {holder.pid}"
+    with pytest.raises(UserError, match=said), locked(link, wait_s=0.1):
+        pass
+    holder.communicate("go on\n")
+    with locked(link, wait_s=0.1):
+        assert os.listdir(folder) == ["link.mem"]
+
+
+def test_a_pipe_is_refused_before_anything_waits_for_it(tmp_path):
+    pipe = tmp_path / "pipe.mem"
+    os.mkfifo(pipe)
+    with pytest.raises(UserError, match="is a pipe or a device"), locked(pipe):
+        pass
+    assert os.listdir(tmp_path) == ["pipe.mem"]
+
+
 def test_the_lock_of_a_killed_process_is_free(holder, tmp_path):
     holder.send_signal(signal.SIGKILL)
     holder.wait()

@@ -98,6 +98,8 @@ def test_the_nearest_row_of_the_log_is_the_newest_of_equals(runtime):
     memory = filled(runtime, [*rows, rows[1]])
     index, cosine = memory.nearest(3 * rows[1].key)
     assert (index, round(cosine, 5)) == (4, 1)
+    assert memory.nearest(3 * rows[1].key, [0, 1])[0] == 1
+    assert memory.nearest(rows[1].key, []) == (-1, 0.0)
     assert EpisodicMemory.empty(runtime).nearest(rows[0].key) == (-1, 0.0)
 
 

@@ -35,7 +35,9 @@ def memory(runtime) -> EpisodicMemory:
     made = EpisodicMemory.empty(runtime)
     for number in range(2):
         key, code = (rng.normal(size=size).astype(np.float32) / 4 for size in (16, 48))
-        made.write(runtime, Entry(f"fact {number}, naïve", key, code, time=1e9 + number, image=number == 0))
+        asked = {"question": "qué?", "picture": "ab" * 32} if number else {}
+        entry = Entry(f"fact {number}, naïve", key, code, time=1e9 + number, image=number == 0, **asked)
+        made.write(runtime, entry)
     return made
 
 
@@ -45,9 +47,11 @@ def test_a_memory_comes_back_bit_for_bit_with_its_log(memory, tmp_path):
     for one, other in zip(memory.states[0], loaded.states[0], strict=True):
         assert np.array_equal(one, other)
     assert loaded.forgotten == memory.forgotten
-    assert [(e.text, e.time, e.image) for e in loaded.entries] == [
-        (e.text, e.time, e.image) for e in memory.entries
+    plain = [
+        [(e.text, e.time, e.image, e.question, e.picture) for e in each.entries] for each in (memory, loaded)
     ]
+    assert plain[0] == plain[1]
+    assert [row[3:] for row in plain[1]] == [(None, ""), ("qué?", "ab" * 32)]
     for one, other in zip(memory.entries, loaded.entries, strict=True):
         assert np.array_equal(one.key, other.key)
         assert np.array_equal(one.code, other.code)
@@ -174,6 +178,52 @@ def test_a_folder_that_is_not_there_is_one_sentence(memory, tmp_path):
         save_memory(memory, tmp_path / "none" / "trip.mem", PRINT)
 
 
+def test_a_link_and_its_target_are_one_file(memory, runtime, tmp_path):
+    (tmp_path / "real").mkdir()
+    target, link = tmp_path / "real" / "trip.mem", tmp_path / "link.mem"
+    link.symlink_to(Path("real") / "trip.mem")
+    save_memory(memory, link, PRINT)
+    assert (link.is_symlink(), target.is_symlink()) == (True, False)
+    assert len(load_memory(target, PRINT).entries) == 2
+    save_memory(EpisodicMemory.empty(runtime), link, PRINT)
+    assert len(load_memory(target, PRINT).entries) == len(load_memory(link, PRINT).entries) == 0
+    assert (sorted(os.listdir(tmp_path)), os.listdir(target.parent)) == (["link.mem", "real"], ["trip.mem"])
+
+
+@pytest.fixture
+def umask():
+    """027 while the test runs."""
+    before = os.umask(0o027)
+    yield
+    os.umask(before)
+
+
+def test_a_save_keeps_the_permissions_and_a_new_file_has_the_umasks(memory, tmp_path, umask):
+    path = tmp_path / "trip.mem"
+    save_memory(memory, path, PRINT)
+    assert path.stat().st_mode & 0o7777 == 0o640
+    for mode in (0o664, 0o600, 0o444):
+        path.chmod(mode)
+        save_memory(memory, path, PRINT)
+        assert path.stat().st_mode & 0o7777 == mode
+
+
+def test_a_pipe_and_a_device_are_one_sentence_and_are_left_alone(memory, tmp_path):
+    pipe, link = tmp_path / "pipe.mem", tmp_path / "link.mem"
+    os.mkfifo(pipe)
+    link.symlink_to("/dev/null")
+    for path in (pipe, link):
+        with pytest.raises(UserError, match=f"{path.name} is a pipe or a device"):
+            save_memory(memory, path, PRINT)
+        # In another process, which can be stopped when it waits for somebody to write into the pipe.
+        program = "import sys; from microvlm.memory_file import read_memory; read_memory(sys.argv[1])"
+        command = [sys.executable, "-P", "-c", program, str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert f"UserError: {path} is a pipe or a device" in done.stderr
+    assert sorted(os.listdir(tmp_path)) == ["link.mem", "pipe.mem"]
+    assert pipe.is_fifo()
+
+
 def test_each_turn_writes_one_row_and_a_new_picture_is_keyed_by_its_place(runtime, tiny_processor):
     from microvlm.ordinals import ordinal_question
     from microvlm.session import text_prompt
@@ -188,6 +238,8 @@ def test_each_turn_writes_one_row_and_a_new_picture_is_keyed_by_its_place(runtim
     _, place_key = runtime.memory_encode(*text_prompt(runtime, tiny_processor, ordinal_question(0)))
     assert np.array_equal(first.key, place_key[0])
     assert not np.array_equal(second.key, first.key)
+    assert (first.question, first.picture) == (ordinal_question(0), "")
+    assert (second.question, len(second.picture)) == ("what is this?", 64)
     assert first.text.startswith("a.png: what is this?")
     chat.reset()
     assert chat.memory.entries == []
