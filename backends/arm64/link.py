@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from microvlm.backends.arm64.child import Child
-from microvlm.backends.arm64.frames import Garbled, Lost, Tensor, read_frame, read_greeting, write_frame
+from microvlm.backends.arm64.frames import (
+    Garbled,
+    Lost,
+    OtherVersion,
+    Tensor,
+    read_frame,
+    read_greeting,
+    write_frame,
+)
 from microvlm.cli_support import note
 from microvlm.errors import UserError
 
@@ -122,9 +130,13 @@ class BrokenWorker(Exception):
 
 
 def greet(child: Child, explain: Callable[[int, str], str]) -> None:
-    """Waits for the greeting. Raises UserError with what `explain` makes of a process that ended instead."""
+    """Waits for the greeting. Raises UserError: with what `explain` makes of a process that ended instead, or for one
+    of another version."""
     try:
         read_greeting(child.answers)
+    except OtherVersion as error:
+        child.end(patience_s=1)
+        raise UserError(str(error)) from None
     except (Lost, Garbled) as error:
         printed = error.args[0].decode(errors="replace") if error.args else ""
         # It is about to end by itself, with the status that tells why.
