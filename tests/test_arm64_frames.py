@@ -15,6 +15,7 @@ from microvlm.backends.arm64.frames import (
     VERSION,
     Garbled,
     Lost,
+    OtherVersion,
     Tensor,
     read_frame,
     read_greeting,
@@ -120,12 +121,31 @@ def test_the_greeting_is_found_behind_what_a_login_shell_prints() -> None:
 
 
 @pytest.mark.parametrize(
-    ("printed", "error"), [(b"bash: python3: command not found\n", Lost), (b"yes\n" * 50_000, Garbled)]
+    ("printed", "error"),
+    [
+        (b"bash: python3: command not found\n", Lost),
+        (b"yes\n" * 50_000, Garbled),
+        (b"no end of a line " * 10_000, Garbled),
+    ],
 )
 def test_without_a_greeting_what_was_printed_is_in_the_error(printed: bytes, error: type[Exception]) -> None:
     with pytest.raises(error) as caught:
         read_greeting(io.BytesIO(printed))
     assert caught.value.args[0].startswith(printed[:4])
+
+
+@pytest.mark.parametrize("line", [b"microvlm-worker 2\n", b"microvlm-worker 10\r\n"])
+def test_a_greeting_of_another_version_is_refused_and_not_waited_over(line: bytes) -> None:
+    stream = io.BytesIO(b"Welcome!\n" + line + b"MVLM")
+    with pytest.raises(
+        OtherVersion, match=r"speaks version \d+ of the protocol and this side version 1: .*remove"
+    ):
+        read_greeting(stream)
+    assert stream.read() == b"MVLM"
+    assert (
+        read_greeting(io.BytesIO(b"microvlm-worker is here\n" + GREETING + b"\n"))
+        == b"microvlm-worker is here\n"
+    )
 
 
 def test_an_array_that_frames_do_not_carry_is_a_defect_of_the_caller() -> None:

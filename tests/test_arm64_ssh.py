@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from ssh_server import SSHD, SshServer, serving, session_of
 
 from microvlm.backends import load
 from microvlm.backends.arm64 import link
+from microvlm.backends.arm64.package import package_for
 from microvlm.backends.resolve import open_bundle
 from microvlm.cli import cli
 from microvlm.cli_support import run_click
@@ -95,7 +97,7 @@ def test_a_caption_over_ssh_is_that_of_ort_and_nothing_is_copied_twice(
     open_bundle(copied, verify=True)
     assert list(server.cache.glob("wheels/*")) == []
     # The worker ran from what was copied and not from what is installed here.
-    assert [path.name for path in server.cache.glob("packages/*/*")] == ["microvlm"]
+    assert {path.name for path in server.cache.glob("packages/*/*")} == {"microvlm", ".whole"}
 
 
 def test_chat_and_memory_commands_work_over_ssh_and_read_the_files_of_ort(
@@ -202,10 +204,60 @@ def test_a_copy_that_was_cut_is_carried_on_and_a_damaged_one_is_noticed(
     assert np.array_equal(runtime.embed_tokens(ids), ort.embed_tokens(ids))
 
 
+@pytest.mark.parametrize(
+    ("file", "copied"),
+    [
+        ("bundles/*/onnx/embedding.data", "the bundle"),
+        ("bundles/*/manifest.json", "the bundle"),
+        ("packages/*/microvlm/errors.py", "microvlm"),
+        ("packages/*/microvlm/backends/arm64/host.py", "microvlm"),
+    ],
+)
+def test_a_copy_whose_bytes_a_power_cut_zeroed_is_sent_again(
+    file: str, copied: str, server: SshServer, speaking_bundle: Path, ort, capfd: pytest.CaptureFixture
+) -> None:
+    open_remote(server, speaking_bundle)
+    damaged = next(server.cache.glob(file))
+    content = damaged.read_bytes()
+    damaged.write_bytes(bytes(len(content)))
+    shutil.rmtree(damaged.parent / "__pycache__", ignore_errors=True)
+    capfd.readouterr()
+    runtime = open_remote(server, speaking_bundle)
+    assert damaged.read_bytes() == content
+    ids = np.array([[5, 60, 7]])
+    assert np.array_equal(runtime.embed_tokens(ids), ort.embed_tokens(ids))
+    said = capfd.readouterr().err
+    assert f"has a damaged copy of {copied}, which is sent again" in said
+    assert "connecting again" not in said
+
+
+def test_a_device_that_cannot_use_the_second_copy_either_is_one_sentence(
+    server: SshServer, speaking_bundle: Path, tmp_path: Path, monkeypatch, capfd: pytest.CaptureFixture
+) -> None:
+    wheel = tmp_path / "microvlm-0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("microvlm/__init__.py", "")
+    monkeypatch.setenv("MICROVLM_WHEEL", str(wheel))
+    said = failure(server, speaking_bundle)
+    assert "was sent microvlm again and still cannot use it" in said
+    assert "check its SD card" in said
+    assert capfd.readouterr().err.count("sent again") == 1
+
+
+def test_a_cache_that_a_worker_works_from_is_held_until_it_ends(
+    server: SshServer, speaking_bundle: Path
+) -> None:
+    runtime = open_remote(server, speaking_bundle)
+    pid = runtime.condition()["pid"]
+    held = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
+    for kind in ("bundles", "packages"):
+        assert any(str(server.cache / kind) in path for path in held)
+
+
 def test_a_full_disk_on_the_device_is_one_sentence(
     server: SshServer, speaking_bundle: Path, fresh_cache: Path, run
 ) -> None:
-    part = fresh_cache / "wheels" / ".microvlm.zip.part"
+    part = fresh_cache / "wheels" / f".{package_for(os.uname().machine).digest[:16]}.zip.part"
     part.parent.mkdir(parents=True)
     part.symlink_to("/dev/full")
     status, out, err = run("info", str(speaking_bundle), "--target", server.target)

@@ -264,6 +264,17 @@ def test_a_worker_of_garbage_is_one_sentence(
         load("ort-arm64", speaking_bundle, target="local")
 
 
+def test_a_worker_of_another_version_is_one_sentence_and_nobody_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, speaking_bundle: Path
+) -> None:
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho microvlm-worker 2\nexec cat\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(program))
+    with pytest.raises(UserError, match="speaks version 2 of the protocol and this side version 1"):
+        load("ort-arm64", speaking_bundle, target="local")
+
+
 SUPERVISED = """
 import os, sys
 from microvlm.backends.arm64.supervisor import supervise

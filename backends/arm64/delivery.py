@@ -8,11 +8,12 @@ import hashlib
 import importlib.metadata
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from microvlm.backends.arm64.child import Child
+from microvlm.backends.arm64.damage import BUNDLE, PACKAGES
 from microvlm.backends.arm64.frames import Garbled, Tensor, write_frame
 from microvlm.backends.arm64.link import BrokenWorker, ask
 from microvlm.backends.arm64.package import package_for
@@ -28,10 +29,14 @@ PIECE_BYTES = 1 << 20
 
 
 class Delivery:
-    """To the installer that has greeted over `child`. Methods raise UserError, and Lost when the connection breaks."""
+    """To the installer that has greeted over `child`; what is `damaged` there is removed and sent anew.
 
-    def __init__(self, child: Child, place: str, report: Progress):
-        self._child, self._place, self._report = child, place, report
+    Methods raise UserError, and Lost when the connection breaks.
+    """
+
+    def __init__(self, child: Child, place: str, report: Progress, damaged: Collection[str] = ()):
+        self._child, self._place, self._report, self._damaged = child, place, report, damaged
+        self._used: list[str] = []
         self._ids = 0
         self._device = self._ask("look", packages=WORKER_PACKAGES)
         if self._device["bits"] != 64:
@@ -42,11 +47,13 @@ class Delivery:
         machine = self._device["machine"]
         package = package_for(machine)
         folder = f"packages/{package.digest[:16]}"
-        if not self._ask("exists", folder=folder)["exists"]:
+        if not self._is_unpacked(folder):
             if package.lacks:
                 note(f"{self._place} ({machine}) runs without the native library: {package.lacks}")
-            self._put("wheels", "microvlm.zip", package.content, "microvlm")
-            self._ask("unpack", folder=folder, files=["wheels/microvlm.zip"])
+            # Hosts with other versions may be at it too.
+            name = f"{package.digest[:16]}.zip"
+            self._put("wheels", name, package.content, "microvlm")
+            self._ask("unpack", folder=folder, files={f"wheels/{name}": package.digest})
         return [folder, *self._site()]
 
     def bundle(self, bundle: Path) -> str:
@@ -55,15 +62,26 @@ class Delivery:
         described = (bundle / MANIFEST).read_bytes()
         digest = hashlib.sha256(described).hexdigest()
         folder = f"bundles/{digest[:16]}"
-        files = {name: entry["bytes"] for name, entry in manifest["files"].items()}
-        self._send_files(folder, bundle, {**files, MANIFEST: len(described)}, f"{bundle.name}")
+        if BUNDLE in self._damaged:
+            self._ask("remove", folder=folder)
+        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+        files[MANIFEST] = (len(described), digest)
+        if not self._send_files(folder, bundle, files, bundle.name):
+            self._ask("finish", folder=folder)
+        self._used.append(folder)
         return f"{self._device['root']}/{folder}"
 
     def start(self, path: list[str], arguments: list[str], environment: Mapping[str, str]) -> None:
         """The installer becomes the worker, whose greeting is the next thing to come."""
         self._ids += 1
-        request = {"id": self._ids, "do": "start", "path": path, "arguments": arguments}
+        request = {"id": self._ids, "do": "start", "path": path, "arguments": arguments, "used": self._used}
         write_frame(self._child.requests, {**request, "environment": dict(environment)})
+
+    def _is_unpacked(self, folder: str) -> bool:
+        self._used.append(folder)
+        if PACKAGES in self._damaged:
+            self._ask("remove", folder=folder)
+        return self._ask("exists", folder=folder)["exists"]
 
     def _site(self) -> list[str]:
         """Packages that the device's Python lacks, as a folder of wheels unpacked there."""
@@ -81,31 +99,39 @@ class Delivery:
         wheels = sorted(folder.glob("*.whl"))
         digest = hashlib.sha256(json.dumps([path.name for path in wheels]).encode()).hexdigest()[:16]
         site = f"sites/{digest}"
-        if not self._ask("exists", folder=site)["exists"]:
-            sizes = {path.name: path.stat().st_size for path in wheels}
-            self._send_files("wheels", folder, sizes, "Python packages")
-            self._ask("unpack", folder=site, files=[f"wheels/{name}" for name in sizes])
+        if not self._is_unpacked(site):
+            files = {path.name: (path.stat().st_size, sha256(path)) for path in wheels}
+            self._send_files("wheels", folder, files, "Python packages")
+            self._ask("unpack", folder=site, files={f"wheels/{name}": files[name][1] for name in files})
         return [site]
 
-    def _send_files(self, folder: str, source: Path, sizes: dict[str, int], what: str) -> None:
-        """The manifest comes last: a folder with one is whole."""
-        missing = self._ask("missing", folder=folder, files=sizes)["missing"]
-        total, done = sum(sizes[name] for name in missing), 0
+    def _send_files(self, folder: str, source: Path, files: dict[str, tuple[int, str]], what: str) -> bool:
+        """`files`: bytes and sha256. Whether the folder was marked as complete before."""
+        answer = self._ask("missing", folder=folder, files=files)
+        missing = answer["missing"]
+        total, done = sum(files[name][0] for name in missing), 0
         for name in sorted(missing, key=lambda name: (name == MANIFEST, name)):
-            path, offset = source / name, 0
-            digest = sha256(path)
+            path = source / name
+            size, digest = files[name]
+            if sha256(path) != digest:
+                raise UserError(f"{path} was altered: copy or export the bundle again.")
             with path.open("rb") as file:
-                offset = missing[name] if missing[name] < sizes[name] else 0
+                offset = missing[name] if missing[name] < size else 0
                 file.seek(offset)
                 while True:
-                    piece = file.read(PIECE_BYTES)
-                    last = offset + len(piece) == sizes[name]
+                    piece = file.read(min(PIECE_BYTES, size - offset))
+                    last = offset + len(piece) == size
+                    if not piece and not last:
+                        raise UserError(
+                            f"{path} became shorter while it was copied: try again when nothing writes to it."
+                        )
                     self._piece(folder, name, piece, offset, digest if last else "")
                     offset += len(piece)
                     done += len(piece)
                     self._report(f"copying {what} to {self._place}", min(1.0, done / max(1, total)))
                     if last:
                         break
+        return answer["marked"]
 
     def _put(self, folder: str, name: str, content: bytes, what: str) -> None:
         self._report(f"copying {what} to {self._place}", 0)

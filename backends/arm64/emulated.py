@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from microvlm.backends.arm64.child import Child, last_line
+from microvlm.backends.arm64.damage import Damaged
 from microvlm.backends.arm64.local import WORKER
 from microvlm.backends.arm64.package import unpacked_package
 from microvlm.backends.emulation import DEFAULT_CPU, Machine, open_machine, runtime_requirements
@@ -29,3 +30,7 @@ class EmulatedTransport:
 
     def explain(self, status: int, said: str) -> str:
         return f"the worker did not start in the emulated machine (status {status}): {last_line(said)}."
+
+    def mend(self, damage: Damaged) -> None:
+        """Nothing was copied."""
+        raise damage

@@ -17,11 +17,13 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from typing import IO, Any, NamedTuple
 
 VERSION = 1
 GREETING = b"microvlm-worker %d" % VERSION
+_GREETINGS = re.compile(rb"microvlm-worker (\d{1,9})")
 _PREFIX = struct.Struct("<4sIIQ")
 _MAGIC = b"MVLM"
 ITEM_BYTES = {"float32": 4, "int64": 8, "int32": 4, "int8": 1, "uint8": 1, "bool": 1}
@@ -33,6 +35,10 @@ LONGEST_NOISE = 1 << 16
 
 class Garbled(Exception):
     """What came is no frame of this protocol; one sentence says what is wrong."""
+
+
+class OtherVersion(Garbled):
+    """A worker greeted in another version of this protocol; one sentence."""
 
 
 class Lost(Exception):
@@ -88,10 +94,13 @@ def read_frame(stream: IO[bytes]) -> tuple[dict[str, Any], list[Tensor]]:
 
 
 def read_greeting(stream: IO[bytes]) -> bytes:
-    """Skips what comes before the greeting and returns it. Raises Lost or Garbled, with it in `args`."""
+    """Skips what comes before the greeting and returns it.
+
+    Raises Lost or Garbled, with it in `args`, and OtherVersion with a sentence.
+    """
     noise = bytearray()
     line = bytearray()
-    while len(noise) < LONGEST_NOISE:
+    while len(noise) + len(line) < LONGEST_NOISE:
         # Byte by byte: what follows the greeting belongs to the first frame.
         try:
             byte = read_exactly(stream, 1)
@@ -101,10 +110,16 @@ def read_greeting(stream: IO[bytes]) -> bytes:
             line += byte
         elif line.strip() == GREETING:
             return bytes(noise)
+        elif other := _GREETINGS.fullmatch(line.strip()):
+            # It waits for a frame, as we would for its greeting.
+            raise OtherVersion(
+                f"the worker speaks version {int(other[1])} of the protocol and this side version {VERSION}: use the "
+                "same microvlm on both sides, or remove the device's ~/.cache/microvlm/device."
+            )
         else:
             noise += line + byte
             line.clear()
-    raise Garbled(bytes(noise))
+    raise Garbled(bytes(noise + line))
 
 
 def read_exactly(stream: IO[bytes], count: int) -> bytearray:

@@ -6,7 +6,7 @@ Importing this imports ONNX Runtime.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,10 @@ import numpy as np
 import onnxruntime
 
 from microvlm.backends.arm64.arrays import to_array, to_tensor
+from microvlm.backends.arm64.damage import BUNDLE, Damaged
 from microvlm.backends.arm64.frames import Tensor
 from microvlm.backends.ort import OrtRuntime, run_values
+from microvlm.backends.resolve import open_bundle
 from microvlm.errors import UserError
 from microvlm.generation import GenerationOptions, Prompt, Recall, Timings, speak
 
@@ -59,7 +61,13 @@ class GraphHost:
     """Answers `run`, `fetch`, `open` and `speak`. A value is an array or one of ONNX Runtime's."""
 
     def __init__(self, bundle: Path, settings: dict[str, Any], send: Callable[[dict[str, Any]], None]):
-        self._runtime = DeviceRuntime(bundle, Settings(**settings))
+        """Raises Damaged for a bundle that is not as it was exported."""
+        chosen = Settings(**settings)
+        try:
+            open_bundle(bundle, chosen.verify)
+        except UserError as error:
+            raise Damaged(str(error), BUNDLE) from None
+        self._runtime = DeviceRuntime(bundle, replace(chosen, verify=False))
         self._send = send
         self._values: dict[int, Any] = {}
         self._opened: dict[str, Any] = {}

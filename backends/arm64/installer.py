@@ -1,12 +1,15 @@
 """Runs on a device before anything of ours is there: takes files, looks at Python, then becomes the worker.
 
 Standard library alone; its source and that of frames.py travel in the command line. Everything lies below one folder of
-the user's cache, each thing under the hash of its content, and is complete where it has its final name.
+the user's cache, each thing under the hash of its content. A folder is complete where it has a mark, which is written
+when all of it is on the disk: a file system may lose what was written last when the power is cut, and keep its size.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import hashlib
 import importlib.metadata
 import os
@@ -21,7 +24,9 @@ from typing import Any
 from microvlm.backends.arm64.frames import GREETING, Garbled, Lost, read_frame, write_frame
 
 KEPT_DAYS = 60
-"""What was not used for this long goes when something new comes."""
+"""What was not used for this long goes when something new comes, unless a worker holds it."""
+MARK = ".whole"
+"""In a folder that is complete: how many files and bytes it has."""
 KINDS = ("bundles", "packages", "sites", "wheels")
 
 
@@ -55,17 +60,29 @@ class Installer:
         }
 
     def missing(self, request: dict[str, Any], _: list) -> dict[str, Any]:
-        """Which of `files` {name: bytes} are not in `folder`, and how many bytes of each have come already."""
+        """Which of `files` {name: [bytes, sha256]} are not in `folder`, and how many bytes of each have come already.
+
+        Hashes are checked where the folder has no mark; it loses the mark with a file. Being asked about counts as
+        being used.
+        """
         folder = self._below(request["folder"])
-        absent = {}
-        for name, size in request["files"].items():
-            path = self._below(request["folder"], name)
-            if not path.is_file() or path.stat().st_size != size:
-                part = _part(path)
-                absent[name] = min(part.stat().st_size, size) if part.is_file() else 0
+        marked = (folder / MARK).is_file()
         if folder.is_dir():
             os.utime(folder)
-        return {"missing": absent}
+        absent = {}
+        for name, (size, digest) in request["files"].items():
+            path = self._below(request["folder"], name)
+            part = _part(path)
+            for file in (path, part):
+                # Wheels have no folder of their own.
+                if file.exists() and not marked:
+                    os.utime(file)
+            if not path.is_file() or path.stat().st_size != size or not (marked or _sha256(path) == digest):
+                absent[name] = min(part.stat().st_size, size) if part.is_file() else 0
+        if absent:
+            (folder / MARK).unlink(missing_ok=True)
+            self._remove_old()
+        return {"missing": absent, "marked": marked and not absent}
 
     def put(self, request: dict[str, Any], tensors: list) -> dict[str, Any]:
         """A piece of a file at `offset`; the last one has the `sha256` of the whole."""
@@ -77,28 +94,43 @@ class Installer:
             file.write(tensors[0].data)
             file.truncate()
         if request.get("sha256"):
-            with part.open("rb") as file:
-                digest = hashlib.file_digest(file, "sha256").hexdigest()
-            if digest != request["sha256"]:
+            if _sha256(part) != request["sha256"]:
                 part.unlink()
                 raise OSError(errno.EIO, "the file came with another hash than it was sent with", str(path))
+            _flush(part)
             os.replace(part, path)
+            _flush(path.parent)
+        return {}
+
+    def finish(self, request: dict[str, Any], _: list) -> dict[str, Any]:
+        """Mark `folder`, of which `missing` or `put` have checked every file."""
+        _mark(self._below(request["folder"]))
         return {}
 
     def unpack(self, request: dict[str, Any], _: list) -> dict[str, Any]:
-        """The zip archives `files` into `folder`, unless it is there; they are removed."""
+        """The zip archives `files` {name: sha256} into `folder`, unless it is there; they are removed."""
         folder = self._below(request["folder"])
-        if not folder.is_dir():
+        if not _is_whole(folder):
             self._remove_old()
             aside = folder.with_name(f".{folder.name}.{os.getpid()}")
             try:
-                for name in request["files"]:
-                    with zipfile.ZipFile(self._below(name)) as archive:
-                        archive.extractall(aside)
+                for name, digest in request["files"].items():
+                    with self._below(name).open("rb") as file:
+                        if hashlib.file_digest(file, "sha256").hexdigest() != digest:
+                            raise zipfile.BadZipFile(f"{name} has another hash")
+                        with zipfile.ZipFile(file) as archive:
+                            archive.extractall(aside)
+                _mark(aside)
+                if not _is_whole(folder):
+                    _remove(folder)
                 os.rename(aside, folder)
+                _flush(folder.parent)
+            except zipfile.BadZipFile:
+                self._below(name).unlink(missing_ok=True)
+                raise
             except OSError:
                 # Another host may have been first, with the same content.
-                if not folder.is_dir():
+                if not _is_whole(folder):
                     raise
             finally:
                 shutil.rmtree(aside, ignore_errors=True)
@@ -107,15 +139,25 @@ class Installer:
         return {}
 
     def exists(self, request: dict[str, Any], _: list) -> dict[str, Any]:
-        """Whether `folder` was unpacked; being asked about counts as being used."""
+        """Whether `folder` was unpacked and has all of its files; being asked about counts as being used."""
         folder = self._below(request["folder"])
-        there = folder.is_dir()
+        there = _is_whole(folder)
         if there:
             os.utime(folder)
         return {"exists": there}
 
+    def remove(self, request: dict[str, Any], _: list) -> dict[str, Any]:
+        """`folder`, which a worker found damaged."""
+        _remove(self._below(request["folder"]))
+        return {}
+
     def start(self, request: dict[str, Any], _: list) -> dict[str, Any]:
-        """Become the worker, with `path` for modules. Does not return."""
+        """Become the worker, with `path` for modules, and hold the folders `used` for its life. Does not return."""
+        for folder in request["used"]:
+            with contextlib.suppress(OSError):  # a file system without locks
+                held = os.open(self._below(folder), os.O_RDONLY)
+                fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                os.set_inheritable(held, True)
         path = os.pathsep.join(str(self._below(folder)) for folder in request["path"])
         environment = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", **request["environment"]}
         os.execve(sys.executable, [sys.executable, *request["arguments"]], environment)
@@ -130,8 +172,65 @@ class Installer:
         oldest = time.time() - KEPT_DAYS * 86400
         for kind in KINDS:
             for path in (self.root / kind).glob("*"):
-                if path.stat().st_mtime < oldest:
-                    shutil.rmtree(path, ignore_errors=True)
+                with contextlib.suppress(OSError):  # a worker holds it, or another host removes it too
+                    if path.stat().st_mtime < oldest:
+                        _remove_unheld(path)
+
+
+def _remove_unheld(path: Path) -> None:
+    """Raises OSError for what a worker holds."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _remove(path)
+    finally:
+        os.close(file)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _mark(folder: Path) -> None:
+    """Once everything in `folder` is on the disk."""
+    os.sync()  # thousands of files: one by one takes minutes on an SD card
+    (folder / MARK).write_text(_measure(folder))
+    _flush(folder / MARK)
+    _flush(folder)
+
+
+def _is_whole(folder: Path) -> bool:
+    mark = folder / MARK
+    return mark.is_file() and mark.read_text(errors="replace") == _measure(folder)
+
+
+def _measure(folder: Path) -> str:
+    """How many files and bytes, without bytecode, which Python adds, and what is still coming."""
+    sizes = [
+        os.lstat(os.path.join(place, name)).st_size
+        for place, _, names in os.walk(folder)
+        if os.path.basename(place) != "__pycache__"
+        for name in names
+        if name != MARK
+    ]
+    return f"{len(sizes)} files, {sum(sizes)} bytes"
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """A file's content, or a folder's names, to the disk."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 def _part(path: Path) -> Path:

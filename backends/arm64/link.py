@@ -12,12 +12,23 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from microvlm.backends.arm64.child import Child
-from microvlm.backends.arm64.frames import Garbled, Lost, Tensor, read_frame, read_greeting, write_frame
+from microvlm.backends.arm64.damage import PACKAGES, Damaged
+from microvlm.backends.arm64.frames import (
+    Garbled,
+    Lost,
+    OtherVersion,
+    Tensor,
+    read_frame,
+    read_greeting,
+    write_frame,
+)
 from microvlm.cli_support import note
 from microvlm.errors import UserError
 
 DELAYS_S = (0.5, 1, 2, 4, 8, 16)
 """Waited before each try to come back."""
+EXCEPTION = 1
+"""Exit status of a Python that an exception ended."""
 Event = Callable[[dict[str, Any]], None]
 
 
@@ -33,6 +44,10 @@ class Transport(Protocol):
 
     def explain(self, status: int, said: str) -> str:
         """One sentence for a worker that ended with `status` before it greeted, with what was said on stderr."""
+        ...
+
+    def mend(self, damage: Damaged) -> None:
+        """The next start brings anew what is damaged. Raises UserError where it can't, or did so already."""
         ...
 
 
@@ -79,7 +94,8 @@ class Link:
             self.drop()
             raise UserError(f"{self.transport.name}: {error}") from None
         except UserError as error:
-            raise UserError(f"{self.transport.name}: {error}") from None
+            error.args = (f"{self.transport.name}: {error}",)
+            raise
         except BaseException:
             # Interrupted or lost: what the worker still sends is no answer to the next request.
             self.drop()
@@ -109,12 +125,33 @@ class Link:
             child.end()
 
     def _connect(self) -> None:
+        while True:
+            try:
+                return self._start()
+            except Damaged as damage:
+                self.drop()
+                self.transport.mend(damage)
+
+    def _start(self) -> None:
         child, bundle = self.transport.start(self._bundle)
-        greet(child, self.transport.explain)
+        try:
+            greet(child, self.transport.explain)
+        except Unstarted as error:
+            if error.status == EXCEPTION:
+                raise Damaged(str(error), PACKAGES) from None
+            raise
         self._child = child
         self.epoch += 1
         self.free = []
         self.loaded, _ = self.call({"do": "load", "bundle": bundle, "settings": self._settings})
+
+
+class Unstarted(UserError):
+    """A process ended, with `status`, instead of greeting."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
 
 
 class BrokenWorker(Exception):
@@ -122,20 +159,25 @@ class BrokenWorker(Exception):
 
 
 def greet(child: Child, explain: Callable[[int, str], str]) -> None:
-    """Waits for the greeting. Raises UserError with what `explain` makes of a process that ended instead."""
+    """Waits for the greeting. Raises Unstarted with what `explain` makes of a process that ended instead, and UserError
+    for one of another version."""
     try:
         read_greeting(child.answers)
+    except OtherVersion as error:
+        child.end(patience_s=1)
+        raise UserError(str(error)) from None
     except (Lost, Garbled) as error:
         printed = error.args[0].decode(errors="replace") if error.args else ""
         # It is about to end by itself, with the status that tells why.
         status = child.end(patience_s=10)
-        raise UserError(explain(status, child.said() or printed)) from None
+        raise Unstarted(explain(status, child.said() or printed), status) from None
 
 
 def ask(
     child: Child, header: dict[str, Any], tensors: Sequence[Tensor] = (), on_event: Event = lambda _: None
 ) -> tuple[dict[str, Any], list[Tensor]]:
-    """One request and its answer. Raises Lost, Garbled, BrokenWorker, and UserError for what was refused."""
+    """One request and its answer. Raises Lost, Garbled, BrokenWorker, and UserError for what was refused:
+    Damaged where a worker can't use what it was given."""
     with contextlib.suppress(Lost):
         # Where this fails, the worker may have said why before it went.
         write_frame(child.requests, header, tuple(tensors))
@@ -145,6 +187,8 @@ def ask(
             raise BrokenWorker(answer.get("error", "the worker ended."))
         if answer["id"] != header["id"]:
             raise BrokenWorker("it answered another request than it was asked.")
+        if "damaged" in answer:
+            raise Damaged(answer["error"], answer["damaged"])
         if "error" in answer:
             raise UserError(answer["error"])
         if "event" not in answer:

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from microvlm.backends.arm64.child import Child, last_line
+from microvlm.backends.arm64.damage import PACKAGES, Damaged
 from microvlm.backends.arm64.delivery import Delivery
 from microvlm.backends.arm64.link import greet
 from microvlm.backends.arm64.local import WORKER
 from microvlm.backends.emulation.progress import Progress, StderrProgress
+from microvlm.cli_support import note
 from microvlm.errors import UserError
 
 SSH_SWITCH = "MICROVLM_SSH_COMMAND"
@@ -78,15 +80,19 @@ class SshTransport:
         self._place = f"{match['user']}@{host}" if match["user"] else host
         self._port = ["-p", match["port"]] if match["port"] else []
         self._report = report or StderrProgress()
+        self._damaged: set[str] = set()
+        """What the next start sends again."""
+        self._mended: set[str] = set()
 
     def start(self, bundle: Path) -> tuple[Child, str]:
         child = Child(self._command())
         greet(child, self.explain)
-        delivery = Delivery(child, self._place, self._report)
+        delivery = Delivery(child, self._place, self._report, self._damaged)
         path = delivery.packages()
         folder = delivery.bundle(bundle)
         environment = {name: os.environ[name] for name in PASSED_ON if "/" not in os.environ.get(name, "/")}
         delivery.start(path, list(WORKER), environment)
+        self._damaged.clear()
         return child, folder
 
     def explain(self, status: int, said: str) -> str:
@@ -103,6 +109,20 @@ class SshTransport:
         elif status == NOT_FOUND:
             return f"{self._place} has no {self._python()}: apt-get install python3 there, or set {PYTHON_SWITCH}."
         return f"{self._place} cannot be used (ssh ended with status {status}): {last_line(said)}."
+
+    def mend(self, damage: Damaged) -> None:
+        """Once: a device that damages the second copy too would do so with every other."""
+        copied = "microvlm" if damage.what == PACKAGES else "the bundle"
+        cause = str(damage).rstrip(".")
+        if damage.what in self._mended:
+            packages = ", and its own Python's packages" if damage.what == PACKAGES else ""
+            raise UserError(
+                f"{self._place} was sent {copied} again and still cannot use it ({cause}): check its SD card and power "
+                f"supply{packages}."
+            )
+        note(f"{self._place} has a damaged copy of {copied}, which is sent again ({cause})")
+        self._mended.add(damage.what)
+        self._damaged.add(damage.what)
 
     def _command(self) -> list[str]:
         command = shlex.split(os.environ.get(SSH_SWITCH) or "ssh")

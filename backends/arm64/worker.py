@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from microvlm.backends.arm64 import device
+from microvlm.backends.arm64.damage import PACKAGES, Damaged
 from microvlm.backends.arm64.frames import GREETING, Garbled, Lost, Tensor, read_frame, write_frame
 from microvlm.backends.arm64.supervisor import Doing, supervise
 from microvlm.errors import UserError
@@ -45,9 +46,14 @@ class Worker:
         if refusal is not None:
             raise UserError(refusal)
         self._doing.set(f"importing onnxruntime {device.installed_version('onnxruntime')}")
-        import onnxruntime  # noqa: F401
+        try:
+            import onnxruntime  # noqa: F401
 
-        from microvlm.backends.arm64.host import GraphHost
+            from microvlm.backends.arm64.host import GraphHost
+        except Exception as error:
+            # Files that a power cut emptied fail in many ways.
+            cause = f"{type(error).__name__}: {error}"
+            raise Damaged(f"a Python package cannot be imported ({cause}).", PACKAGES) from error
 
         self._doing.set("loading the bundle")
         self._host = GraphHost(Path(request["bundle"]), request.get("settings", {}), self._send)
@@ -64,6 +70,8 @@ def serve(requests: IO[bytes], answers: IO[bytes], doing: Doing) -> int:
             current, tensors = read_frame(requests)
             try:
                 header, results = worker.answer(current, tensors)
+            except Damaged as error:
+                header, results = {"error": str(error), "damaged": error.what}, ()
             except UserError as error:
                 header, results = {"error": str(error)}, ()
             except Lost:
