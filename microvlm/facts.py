@@ -174,7 +174,8 @@ class FactMemory:
             about = "" if entry.picture == asked.picture else _about(entry.picture, asked.picture)
             named = f'asked for by "{printable(entry.question)}"{about}'
         return (
-            f"; the nearest is entry {index + 1}, {named}, which memory forget --entry {index + 1} takes out"
+            f"; the nearest is entry {index + 1}, {named}: ask for it in those words, "
+            f"or take it out with 'memory forget --entry {index + 1}'"
         )
 
     def _entry(self, text: str, question: str, image: ImageSource | None, label: str) -> Entry:

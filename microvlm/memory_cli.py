@@ -74,7 +74,7 @@ def read(
     facts.load(file)
     found = facts.read(question, image, generation_options(facts.processor, max_new_tokens, 0.0, 1.0, 0))
     where = "from the memory" if found.recalled else "not from the memory"
-    _tell(f"{found.answer}\n({where}: scope {found.scope:.2f})", vars(found), facts, as_json)
+    _tell(f"{found.answer}\n({where}, scope {found.scope:.2f})", vars(found), facts, as_json)
 
 
 @memory.command()

@@ -44,7 +44,7 @@ def test_a_fact_is_written_listed_read_overwritten_and_forgotten(memory, bike, t
     assert "a heart is red" in out
     before = trip.read_bytes()
     status, out, _ = memory("read", *about, "--max-new-tokens", 3, trip)
-    assert (status, "the memory: scope" in out, trip.read_bytes() == before) == (0, True, True)
+    assert (status, "the memory, scope" in out, trip.read_bytes() == before) == (0, True, True)
     status, out, _ = memory("overwrite", "--text", "yours", *about, trip)
     assert (status, "-> bike.png: whose is this? yours" in out) == (0, True)
     assert "forgotten: a heart is red" in memory("forget", "--entry", 2, trip)[1]
@@ -118,7 +118,7 @@ def test_refusals_are_one_sentence_and_status_2(memory, tmp_path):
         (("write", "--text", "long " * 300, trip), "more than the 255 of this model"),
         (("list", pipe), "is a pipe or a device"),
         (("write", "--text", "x", pipe), "is a pipe or a device"),
-        (("forget", "--question", "never asked", trip), 'entry 1, asked for by "a red heart", '),
+        (("forget", "--question", "never asked", trip), 'entry 1, asked for by "a red heart": '),
         (("reset", cut), "damaged"),
         (("list", cut), "damaged"),
         (("read", trip), "a question, a picture or both"),

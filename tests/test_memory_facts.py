@@ -78,7 +78,7 @@ def test_who_finds_nothing_is_told_the_nearest_entry(facts):
     with pytest.raises(UserError, match="nothing was written under that: the memory is empty"):
         facts.find("who?")
     facts.write("anna", "whose\x1b is this?", RED)
-    near = r'the nearest is entry 1, asked for by "whose\\x1b is this\?" about %s, .*forget --entry 1 takes'
+    near = r'the nearest is entry 1, asked for by "whose\\x1b is this\?" about %s: .*forget --entry 1'
     with pytest.raises(UserError, match=near % "another picture"):
         facts.find("whose\x1b is this?", BLUE)
     with pytest.raises(UserError, match=near % "a picture"):
