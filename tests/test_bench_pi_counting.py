@@ -124,8 +124,8 @@ def test_phases_are_counted_and_gated(tiny_bundle, tmp_path):
     assert len(failures) == 1
     assert failures[0].startswith("FAIL: cost: decode: ")
     again = {row["phase"]: row for row in json.loads(second.stdout)["cost"]}
-    # The first run may have compiled modules, which is loading and leaves another heap: NOISE allows for that, beside the
-    # .1 % that is demanded.
+    # The first run may have compiled modules, which is loading and leaves another heap: NOISE allows for that,
+    # beside the .1 % that is demanded.
     for phase in PHASES:
         assert again[phase]["simd"] == pytest.approx(cost[phase]["simd"], rel=1e-3, abs=NOISE)
         assert again[phase]["instructions"] == pytest.approx(
