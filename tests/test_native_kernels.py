@@ -36,7 +36,7 @@ def assert_exact(op, codes: np.ndarray, operands: dict[str, np.ndarray], rows: i
 def test_sums_are_exact_for_any_shape(op, rows, columns):
     rng = np.random.default_rng(rows * columns)
     operands = random_operands(op, rows, columns, seed=rows + columns)
-    for batch in (1, 2, 3, 5, 8):
+    for batch in (1, 2, 3, 5, 8, 21):
         codes = unaligned(rng.integers(-128, 128, (batch, columns)).astype(np.int8).view(np.uint8))
         assert_exact(op, codes.view(np.int8), operands, rows)
 
@@ -57,8 +57,8 @@ def test_sums_are_exact_for_every_batch_up_to_257(op):
 def test_sums_are_exact_at_the_shapes_of_the_full_model(op, shape):
     columns, rows = shape
     operands = random_operands(op, rows, columns)
-    codes = np.random.default_rng(2).integers(-128, 128, (9, columns)).astype(np.int8)
-    for batch in (1, 9):
+    codes = np.random.default_rng(2).integers(-128, 128, (78, columns)).astype(np.int8)
+    for batch in (1, 9, 78):
         assert_exact(op, codes[:batch], operands, rows)
 
 
@@ -69,7 +69,7 @@ def test_sums_are_exact_at_the_shapes_of_the_full_model(op, shape):
 def test_the_largest_sums_are_exact(op, code, sign, columns):
     rows, columns = 9, columns or largest_columns(op)
     operands = constant_operands(op, rows, columns, sign)
-    for batch in (1, 4, 9):
+    for batch in (1, 4, 9, 16):
         assert_exact(op, np.full((batch, columns), code, np.int8), operands, rows)
 
 

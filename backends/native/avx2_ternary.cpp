@@ -2,9 +2,10 @@
 //
 // Few tokens: packed rows are read as two streams of lines far from each other, and the lanes of eight rows are summed
 // together. Measured on Zen 3, a layer from memory: one stream takes 1.13 times as long, two without prefetch 1.22.
-// Many tokens: strips of 8 packed rows are unpacked to codes once, transposed so that a lane is a row.
+// Some more: strips of 8 packed rows are unpacked to codes once, transposed so that a lane is a row.
+// Many, in blocks of 16: avx2_tables.cpp; what is left over of them comes here.
 
-#include "avx2.h"
+#include "avx2_layouts.h"
 
 namespace microvlm {
 namespace avx2 {
@@ -12,51 +13,6 @@ namespace {
 
 // From this many tokens on, unpacking and transposing weights once beats reducing every sum across lanes.
 constexpr int64_t kTwoBitStripTokens = 4, kBaseThreeStripTokens = 2;
-// vpmaddubsw that an int16 lane takes of codes 0..2.
-constexpr int64_t kStepsOfCodes = 64;
-
-// One vector of packed bytes -> kPlanes vectors of codes, times 2^shift.
-struct TwoBit {
-  static constexpr int kPlanes = 4;
-  static constexpr int64_t kSteps = 16;  // of fields left in place: codes 0, 4, 8
-  static constexpr int shift(int plane) { return plane % 2 * 2; }
-  static void fields(__m256i packed, __m256i* field) {
-    const __m256i low = _mm256_set1_epi8(0x03), high = _mm256_set1_epi8(0x0c);
-    const __m256i upper = _mm256_srli_epi16(packed, 4);
-    field[0] = _mm256_and_si256(packed, low);
-    field[1] = _mm256_and_si256(packed, high);
-    field[2] = _mm256_and_si256(upper, low);
-    field[3] = _mm256_and_si256(upper, high);
-  }
-  static void codes(__m256i packed, __m256i* code) {
-    const __m256i low = _mm256_set1_epi8(0x03);
-    for (int p = 0; p < kPlanes; ++p) code[p] = _mm256_and_si256(_mm256_srli_epi16(packed, 2 * p), low);
-  }
-};
-
-struct BaseThree {
-  static constexpr int kPlanes = 5;
-  static constexpr int64_t kSteps = kStepsOfCodes;
-  static constexpr int shift(int) { return 0; }
-  // floor(b / 3^p) of every byte b <= 255: x * ceil(2^16 / 3^p) >> 16 is exact for one byte in 16 bits.
-  static __m256i quotient(__m256i even, __m256i odd, int power) {
-    const __m256i factor = _mm256_set1_epi16(static_cast<int16_t>((65535 + power) / power));
-    const __m256i odd_quotient = _mm256_slli_epi16(_mm256_mulhi_epu16(odd, factor), 8);
-    return _mm256_or_si256(_mm256_mulhi_epu16(even, factor), odd_quotient);
-  }
-  // Digit p = quotient p - 3 quotient p + 1.
-  static void codes(__m256i packed, __m256i* code) {
-    const __m256i even = _mm256_and_si256(packed, _mm256_set1_epi16(0xff)), odd = _mm256_srli_epi16(packed, 8);
-    __m256i above = packed;
-    for (int p = 0, power = 3; p < kPlanes - 1; ++p, power *= 3) {
-      const __m256i next = quotient(even, odd, power);
-      code[p] = _mm256_sub_epi8(_mm256_sub_epi8(above, next), _mm256_add_epi8(next, next));
-      above = next;
-    }
-    code[kPlanes - 1] = above;
-  }
-  static void fields(__m256i packed, __m256i* field) { codes(packed, field); }
-};
 
 // Lanes of eight rows by plane; lanes[p][i] sums to the fields of plane p of row i.
 template <class Layout>
@@ -188,7 +144,7 @@ inline void strip_times_tokens(const Tokens& tokens, const Matrix& matrix, const
         std::memcpy(&quad, tokens.codes + (m + t) * tokens.stride + 4 * q, sizeof quad);
         const __m256i code = _mm256_set1_epi32(quad);
         for (int p = 0; p < kPlanes; ++p) {
-          acc[t][p] = _mm256_add_epi16(acc[t][p], _mm256_maddubs_epi16(load_aligned(strip + 32 * p), code));
+          acc[t][p] = add_16(acc[t][p], _mm256_maddubs_epi16(load_aligned(strip + 32 * p), code));
         }
       }
     }
@@ -217,18 +173,29 @@ void strips(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t e
   }
 }
 
+template <class Layout, int64_t kStripTokens>
+void few(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums, uint8_t* scratch) {
+  if (tokens.count == 0) return;
+  if (tokens.count < kStripTokens) return rows<Layout>(tokens, matrix, begin, end, sums);
+  strips<Layout>(tokens, matrix, begin, end, sums, scratch);
+}
+
 }  // namespace
 
 void ternary_2x4(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums,
                  uint8_t* scratch) {
-  if (tokens.count < kTwoBitStripTokens) return rows<TwoBit>(tokens, matrix, begin, end, sums);
-  strips<TwoBit>(tokens, matrix, begin, end, sums, scratch);
+  const int64_t many = tokens_of_tables(tokens.count);
+  if (many > 0) tables_2x4(part(tokens, 0, many), matrix, begin, end, sums, scratch);
+  few<TwoBit, kTwoBitStripTokens>(part(tokens, many, tokens.count), matrix, begin, end, sums + many * matrix.rows,
+                                  scratch);
 }
 
 void ternary_3x5(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums,
                  uint8_t* scratch) {
-  if (tokens.count < kBaseThreeStripTokens) return rows<BaseThree>(tokens, matrix, begin, end, sums);
-  strips<BaseThree>(tokens, matrix, begin, end, sums, scratch);
+  const int64_t many = tokens_of_tables(tokens.count);
+  if (many > 0) tables_3x5(part(tokens, 0, many), matrix, begin, end, sums, scratch);
+  few<BaseThree, kBaseThreeStripTokens>(part(tokens, many, tokens.count), matrix, begin, end, sums + many * matrix.rows,
+                                        scratch);
 }
 
 }  // namespace avx2

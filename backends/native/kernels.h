@@ -75,6 +75,10 @@ struct Kernels {
   void (*dequantize_int4)(const uint8_t* packed, const uint8_t* multiplier, int64_t columns, float scale, float* y);
   // Multiply-adds that make a task: as many as another thread must get for waking it to pay.
   int64_t task_work;
+#if defined(__x86_64__)
+  // The most tasks that a ternary product is worth: what a task does once, whatever its rows, counts here. Null: any.
+  int64_t (*most_tasks)(int64_t tokens, int64_t packed_rows) = nullptr;
+#endif
 };
 
 // Every variant that this library was built with; the reference is the first and scores 1.

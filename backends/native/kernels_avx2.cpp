@@ -1,6 +1,8 @@
 // The avx2 variant: AVX2 alone, 256 bits wide. Its products are in avx2_ternary.cpp and avx2_wide.cpp; here are the
 // floats around them.
 
+#include <sched.h>
+
 #include <limits>
 
 #include "avx2.h"
@@ -86,8 +88,11 @@ void scale_sums(void* sums_then_floats, int64_t count, float step, const float* 
   }
 }
 
-// A strip of codes: eight packed rows of five planes, whole blocks of 32 columns.
-int64_t scratch_bytes(int64_t columns) { return (columns + 31) / 32 * 32 * 8 * 5; }
+// Tables and what goes with them, or a strip of codes: eight packed rows of five planes, whole blocks of 32 columns.
+int64_t scratch_bytes(int64_t columns) {
+  const int64_t strip = (columns + 31) / 32 * 32 * 8 * 5, tables = avx2::tables_scratch_bytes();
+  return strip < tables ? tables : strip;
+}
 
 void dequantize_int8(const uint8_t* packed, int64_t columns, float scale, float* y) {
   int64_t k = 0;
@@ -120,11 +125,24 @@ void dequantize_int4(const uint8_t* packed, const uint8_t* multiplier, int64_t c
 // Measured on two cores of a Zen 3: a product of 896 x 896 is worth sharing, and larger ones end together more often.
 constexpr int64_t kSmallTask = 1 << 18;
 
+int64_t processors() {
+  cpu_set_t usable;
+  return sched_getaffinity(0, sizeof usable, &usable) == 0 ? CPU_COUNT(&usable) : 1;
+}
+
+// Every task fills tables of its own, which costs as much as 90 rows: no more tasks than can run at once, and none of
+// fewer than 56 packed rows.
+int64_t most_tasks(int64_t tokens, int64_t packed_rows) {
+  if (avx2::tokens_of_tables(tokens) == 0) return packed_rows;
+  static const int64_t at_once = processors();
+  return avx2::smaller(at_once, packed_rows / 56);
+}
+
 }  // namespace
 
 const Kernels kAvx2 = {
     "avx2",     score,      quantize,        scale_sums,      scratch_bytes, avx2::ternary_2x4, avx2::ternary_3x5,
-    avx2::int8, avx2::int4, dequantize_int8, dequantize_int4, kSmallTask,
+    avx2::int8, avx2::int4, dequantize_int8, dequantize_int4, kSmallTask,    most_tasks,
 };
 
 }  // namespace microvlm

@@ -120,6 +120,11 @@ class Job {
   void divide(int64_t most_tasks) {
     const int64_t work = tokens_.count * matrix_.columns * matrix_.rows;
     const int64_t blocks = (matrix_.packed_rows + kRowsPerBlock - 1) / kRowsPerBlock;
+#if defined(__x86_64__)
+    if (planes_of(product_) > 1 && kernels_.most_tasks != nullptr) {
+      most_tasks = std::min(most_tasks, kernels_.most_tasks(tokens_.count, matrix_.packed_rows));
+    }
+#endif
     tasks_ = std::max<int64_t>(1, std::min({most_tasks, blocks, work / kernels_.task_work}));
     rows_per_task_ = (blocks + tasks_ - 1) / tasks_ * kRowsPerBlock;
     tasks_ = (matrix_.packed_rows + rows_per_task_ - 1) / rows_per_task_;

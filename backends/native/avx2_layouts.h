@@ -1,0 +1,58 @@
+// How one vector of packed ternary bytes comes apart, two bits and base 3, for the avx2 variant.
+#pragma once
+
+#include "avx2.h"
+
+namespace microvlm {
+namespace avx2 {
+namespace {
+
+// vpmaddubsw that an int16 lane takes of codes 0..2.
+constexpr int64_t kStepsOfCodes = 64;
+
+// One vector of packed bytes -> kPlanes vectors of codes, times 2^shift.
+struct TwoBit {
+  static constexpr int kPlanes = 4;
+  static constexpr int64_t kSteps = 16;  // of fields left in place: codes 0, 4, 8
+  static constexpr int shift(int plane) { return plane % 2 * 2; }
+  static void fields(__m256i packed, __m256i* field) {
+    const __m256i low = _mm256_set1_epi8(0x03), high = _mm256_set1_epi8(0x0c);
+    const __m256i upper = _mm256_srli_epi16(packed, 4);
+    field[0] = _mm256_and_si256(packed, low);
+    field[1] = _mm256_and_si256(packed, high);
+    field[2] = _mm256_and_si256(upper, low);
+    field[3] = _mm256_and_si256(upper, high);
+  }
+  static void codes(__m256i packed, __m256i* code) {
+    const __m256i low = _mm256_set1_epi8(0x03);
+    for (int p = 0; p < kPlanes; ++p) code[p] = _mm256_and_si256(_mm256_srli_epi16(packed, 2 * p), low);
+  }
+};
+
+struct BaseThree {
+  static constexpr int kPlanes = 5;
+  static constexpr int64_t kSteps = kStepsOfCodes;
+  static constexpr int shift(int) { return 0; }
+  // floor(b / 3^p) of every byte b <= 255: x * ceil(2^16 / 3^p) >> 16 is exact for one byte in 16 bits.
+  static __m256i quotient(__m256i even, __m256i odd, int power) {
+    const __m256i factor = _mm256_set1_epi16(static_cast<int16_t>((65535 + power) / power));
+    const __m256i odd_quotient = _mm256_slli_epi16(_mm256_mulhi_epu16(odd, factor), 8);
+    return _mm256_or_si256(_mm256_mulhi_epu16(even, factor), odd_quotient);
+  }
+  // Digit p = quotient p - 3 quotient p + 1.
+  static void codes(__m256i packed, __m256i* code) {
+    const __m256i even = _mm256_and_si256(packed, _mm256_set1_epi16(0xff)), odd = _mm256_srli_epi16(packed, 8);
+    __m256i above = packed;
+    for (int p = 0, power = 3; p < kPlanes - 1; ++p, power *= 3) {
+      const __m256i next = quotient(even, odd, power);
+      code[p] = _mm256_sub_epi8(_mm256_sub_epi8(above, next), _mm256_add_epi8(next, next));
+      above = next;
+    }
+    code[kPlanes - 1] = above;
+  }
+  static void fields(__m256i packed, __m256i* field) { codes(packed, field); }
+};
+
+}  // namespace
+}  // namespace avx2
+}  // namespace microvlm
