@@ -78,6 +78,8 @@ struct Kernels {
 #if defined(__x86_64__)
   // The most tasks that a ternary product is worth: what a task does once, whatever its rows, counts here. Null: any.
   int64_t (*most_tasks)(int64_t tokens, int64_t packed_rows) = nullptr;
+  // The fewest tokens of which a MatrixSums uses its scratch: a decoding step then allocates nothing.
+  int64_t scratch_tokens = 1;
 #endif
 };
 

@@ -59,6 +59,9 @@ class Job {
     tokens_.stride = round_up(matrix.columns, kCodeAlignment);
     divide(most_tasks);
     scratch_bytes_ = round_up(kernels.scratch_bytes(matrix.columns), kCodeAlignment);
+#if defined(__x86_64__)
+    if (tokens < kernels.scratch_tokens) scratch_bytes_ = 0;
+#endif
     const int64_t group_count = product == Product::kInt4 ? groups_ : 0;
     const int64_t code_bytes = tokens * tokens_.stride, words = tokens * (2 + group_count);
     const int64_t operand_bytes = code_bytes + round_up(words * 4, kCodeAlignment);
