@@ -28,7 +28,7 @@ constexpr int64_t kAllTablesBytes = kGroups * kTableBytes + 40 * kEntryBytes;
 
 inline int64_t round_up_8(int64_t count) { return (count + 7) / 8 * 8; }
 
-// Eight columns and more of 16 tokens, transposed: columns k and k + 16 of a chunk are the halves of vector k.
+// A chunk of 16 tokens, transposed: columns j and j + 16 of it are the halves of vector j.
 inline void transpose_codes(const Tokens& tokens, int64_t m, int64_t k, __m256i* columns) {
   __m256i other[kBlockTokens];
   for (int64_t t = 0; t < kBlockTokens; ++t) {
@@ -172,9 +172,9 @@ void slab(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t cou
     for (int64_t b = 0; b < blocks; ++b) {
       fill_tables(tokens, b * kBlockTokens, k, tables);
       for (int p = 0; p < kPlanes && rows_of(p) > 0; ++p) {
-        // The first block's passes share the next columns of all packed rows.
-        const Ahead ahead = b == 0 && p < 4 ? Ahead{packed + p * matrix.columns + k + kChunk + 32, 4 * matrix.columns}
-                                            : Ahead{packed, 0};
+        // The first block's passes share what find_entries will read of all packed rows: the next line of each.
+        const Ahead ahead =
+            b == 0 && p < 4 ? Ahead{packed + p * matrix.columns + k + 64, 4 * matrix.columns} : Ahead{packed, 0};
         const uint16_t* entries = offsets + p * stride * kGroups;
         if (pending == 0) {
           add_entries<true>(tables, entries, rows_of(p), ahead, narrow(b, p));
