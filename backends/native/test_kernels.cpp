@@ -135,9 +135,9 @@ int main() {
     }
     // Enough work for several tasks, and sums at their limits.
     const int64_t largest = chosen == Product::kInt4 ? kInt4MaxColumns : kMaxColumns;
-    for (const Case& c : {Case{chosen, 2, 1000, 1500, 0}, Case{chosen, 9, 4864, 300, 0},
-                          Case{chosen, 78, 300, 4900, 0}, Case{chosen, 1, largest, 9, 127},
-                          Case{chosen, 9, largest, 9, -128}, Case{chosen, 16, largest, 9, -128}}) {
+    for (const Case& c :
+         {Case{chosen, 2, 1000, 1500, 0}, Case{chosen, 9, 4864, 300, 0}, Case{chosen, 78, 300, 4900, 0},
+          Case{chosen, 1, largest, 9, 127}, Case{chosen, 9, largest, 9, -128}, Case{chosen, 16, largest, 9, -128}}) {
       ++cases;
       if (!check(c, random)) return 1;
     }
