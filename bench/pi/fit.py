@@ -23,12 +23,14 @@ RAM_MB = (512, 448)
 TURNS = 10
 QUESTIONS = ("what is on the left?", "what was in the first image?")
 PICTURE_THERE = "picture.png"
+FULL_TURNS = 4
+"""Of a full-size chat: a picture, a question, a recall, a question. A turn takes a minute on two cores here."""
 NANO_TOKENS, FULL_TOKENS = 8, 3
 """Longest answers. An emulated full-size model takes seconds a token; memory is at its peak after the first."""
 PEAK_BYTES, LEFT_BYTES = 250_000_000, 150_000_000
 """At full size: the largest resident set, and what a machine of 448 MB has to have left for others."""
 TIMEOUT_S = 3600
-"""For one machine: the full size chats for a quarter of an hour on two free cores, longer on busy ones."""
+"""For one machine, which is minutes for the full size, here, and more on busy cores."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,8 @@ class Subject:
 
 
 def full_subject(name: str, bundle: Path) -> Subject:
-    """A full-size bundle: short answers, held to the bounds, and a chat where memory is tightest alone, because ten
-    turns of it take an emulator a quarter of an hour."""
-    return Subject(name, bundle, FULL_TOKENS, chats_in_mb=(min(RAM_MB),), bounded=True)
+    """A full-size bundle: short answers, few turns, those where memory is tightest alone, and held to the bounds."""
+    return Subject(name, bundle, FULL_TOKENS, FULL_TURNS, chats_in_mb=(min(RAM_MB),), bounded=True)
 
 
 def measure_fit(
