@@ -39,7 +39,8 @@ def tests(session: nox.Session) -> None:
     """The fast test set."""
     need(session, *TEST_TOOLS)
     session.install(".[dev]", *CONSTRAINTS, env=REQUIRE_NATIVE)
-    session.run("pytest", *session.posargs)
+    # A process a core; the tests of a file share what they made, and stay together.
+    session.run("pytest", "--numprocesses", "auto", "--dist", "loadfile", *session.posargs)
 
 
 @nox.session

@@ -106,6 +106,12 @@ def compile_bytecode(folder: Path, python: str) -> None:
         subprocess.run([*compile_all, str(folder)], check=False)
 
 
+def compile_library(root: Path) -> None:
+    """The modules that come with the Python of a tree of packages, which Debian compiles when it installs them."""
+    python = python_version(root)
+    compile_bytecode(root / "usr" / "lib" / f"python{python}", python)
+
+
 def _pip(command: list[str], recipe: dict) -> None:
     """pip for another machine, wheels only. Raises UserError."""
     machine = recipe["machine"]

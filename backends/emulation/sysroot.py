@@ -17,6 +17,7 @@ from pathlib import Path
 from microvlm.backends.emulation.cache import STAMP, cached_folder
 from microvlm.backends.emulation.cpus import CPUS, write_description
 from microvlm.backends.emulation.progress import Progress
+from microvlm.backends.emulation.sites import compile_library
 from microvlm.errors import UserError
 
 PACKAGES = ("python3-minimal", "libpython3-stdlib", "libstdc++6", "libgomp1", "zlib1g")
@@ -47,8 +48,13 @@ def ensure_sysroot(cpu: str, report: Progress, packages: Sequence[str] = PACKAGE
     """The tree that `qemu-aarch64 -L` takes, described as a board with `cpu`. Raises UserError."""
     if cpu not in CPUS:
         raise UserError(f"'{cpu}' is no emulated CPU; choose one of {', '.join(CPUS)}.")
-    recipe = {"system": system_name(), "packages": sorted(packages)}
-    tree = cached_folder("sysroot", recipe, lambda folder: unpack_packages(folder, packages, report))
+    recipe = {"system": system_name(), "packages": sorted(packages), "compiled": "python"}
+
+    def build(folder: Path) -> None:
+        unpack_packages(folder, packages, report)
+        compile_library(folder)
+
+    tree = cached_folder("sysroot", recipe, build)
 
     def link(view: Path) -> None:
         for entry in sorted(tree.iterdir()):

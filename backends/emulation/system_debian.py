@@ -18,7 +18,7 @@ from pathlib import Path
 from microvlm.backends.emulation.cache import cached_folder
 from microvlm.backends.emulation.cpus import CORES, DEFAULT_CPU
 from microvlm.backends.emulation.progress import Progress, StderrProgress
-from microvlm.backends.emulation.sites import compile_bytecode, python_version
+from microvlm.backends.emulation.sites import compile_library
 from microvlm.backends.emulation.sysroot import (
     LINKED,
     apt_sources,
@@ -141,7 +141,7 @@ def ensure_debian(report: Progress) -> Image:
             register(archive, root)
         report("system: writing the disk", 0)
         settle(root)
-        compile_bytecode(root / "usr" / "lib" / f"python{python_version(root)}", python_version(root))
+        compile_library(root)
         write_disk(root, folder / "root.ext4", FREE_BYTES)
         report("system: writing the disk", 1)
 

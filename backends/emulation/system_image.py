@@ -14,7 +14,7 @@ from pathlib import Path
 
 from microvlm.backends.emulation.cache import STAMP, cached_folder
 from microvlm.backends.emulation.progress import Progress
-from microvlm.backends.emulation.sites import compile_bytecode, ensure_site, python_version
+from microvlm.backends.emulation.sites import compile_library, ensure_site
 from microvlm.backends.emulation.sysroot import PACKAGES, ensure_sysroot, system_name, unpack_packages
 from microvlm.backends.emulation.system_initrd import write_initrd
 from microvlm.errors import UserError
@@ -59,7 +59,7 @@ def ensure_image(cpu: str, requirements: Sequence[str], report: Progress) -> Ima
             (root / name).mkdir(exist_ok=True)
         if site is not None:
             shutil.copytree(site, root / PYTHON_SITE, ignore=shutil.ignore_patterns(STAMP), symlinks=True)
-        compile_bytecode(root / "usr" / "lib" / f"python{python_version(root)}", python_version(root))
+        compile_library(root)
         write_disk(root, folder / "root.ext4", FREE_BYTES)
         report("system: writing the disk", 1)
 

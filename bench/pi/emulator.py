@@ -13,7 +13,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +20,6 @@ from typing import Any
 
 from microvlm.backends.emulation import DEFAULT_CPU, Machine, open_machine, runtime_requirements
 from microvlm.backends.emulation.cache import cached_folder
-from microvlm.backends.emulation.sites import compile_bytecode
 from microvlm.bench import a53
 from microvlm.bench.pi.package import Package
 from microvlm.errors import UserError
@@ -62,9 +60,6 @@ class Region:
 
 def open_board(package: Package, cpu: str = DEFAULT_CPU) -> Machine:
     """An emulated machine with this package and what it needs to run; what is missing is built. Raises UserError."""
-    if package.site is not None and not list(package.site.rglob("__pycache__")):
-        # A first run that compiles modules leaves another heap behind, and counts differ by tenths of a per cent.
-        compile_bytecode(package.site, f"{sys.version_info[0]}.{sys.version_info[1]}")
     wheels = [] if package.wheel is None else [package.wheel]
     machine = open_machine(cpu, runtime_requirements(), wheels)
     return machine if package.site is None else replace(machine, sites=(package.site, *machine.sites))
