@@ -69,7 +69,10 @@ class System:
         for number, name in enumerate(PORTS, 1):
             line += ["-chardev", f"file,id={name},path={folder / name}"]
             line += ["-device", f"virtserialport,chardev={name},nr={number}"]
-        return [*line, "-nic", "user,model=virtio-net-pci" if self.network else "none"]
+        if not self.network:
+            return [*line, "-nic", "none"]
+        # No boot ROM: it comes in a package of its own, and nothing starts from the network.
+        return [*line, "-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]
 
     def run(
         self,
