@@ -1,9 +1,9 @@
 """Stage `recall`: the memory's own parts alone, its encoder and what makes a read into the decoder's slot.
 
 Vision, adapter, embedding and decoder are frozen, so that with the slot masked the model says to the letter what it
-said before, and a step costs no pixels: pictures are seen once (`pictures.py`). Thousands of steps are then affordable, over
-many more objects than are drawn as emoji. Objects that resemble each other are dealt into one batch, because those are
-the ones that a memory confuses.
+said before, and a step costs no pixels: pictures are seen once (`pictures.py`). Thousands of steps are then
+affordable, over many more objects than are drawn as emoji. Objects that resemble each other are dealt into one batch,
+because those are the ones that a memory confuses.
 """
 
 from __future__ import annotations
