@@ -29,17 +29,17 @@ class Pictures(NamedTuple):
     """int64 [D], rising: the emoji row, or behind all emoji the row of another drawing; an object may have several."""
     first: np.ndarray
     """int64 [D]: where the drawings of this one's object begin."""
-    count: np.ndarray
+    number: np.ndarray
     """int64 [D]: how many they are."""
 
     def views(self, objects: np.ndarray, rng: np.random.Generator) -> Tensor:
         """Objects [n] -> float32 [2 n, k, H]: two views of each, of one drawing, which facts of one object share."""
         own, place = np.unique(objects, return_inverse=True)
         start = np.searchsorted(self.objects, own)
-        drawing = (start + rng.integers(self.count[start]))[place]
-        number = self.prefixes.shape[1]
-        one = rng.integers(number, size=len(objects))
-        other = (one + rng.integers(1, number, size=len(objects))) % number
+        drawing = (start + rng.integers(self.number[start]))[place]
+        views = self.prefixes.shape[1]
+        one = rng.integers(views, size=len(objects))
+        other = (one + rng.integers(1, views, size=len(objects))) % views
         rows = np.concatenate([drawing, drawing]), np.concatenate([one, other])
         return self.prefixes[torch.from_numpy(rows[0]), torch.from_numpy(rows[1])].float()
 

@@ -30,7 +30,8 @@ ALIKE_SHARE = 0.5
 """Of the batches whose objects come in groups of `ALIKE_LENGTH` that resemble each other."""
 ALIKE_LENGTH, NEAREST = 4, 12
 ALIKE_QUESTION = "whose is this?"
-TRAINED = ("memory_encoder", "memory_projection")
+FACTS = 96
+"""Rows that the mixture's shares are of where `batch_size` is a number of draws."""
 
 
 class Helped(nn.Module):
@@ -43,14 +44,18 @@ class Helped(nn.Module):
 
 
 class RecallTask:
-    """The losses of `remember` and of episodes, on the memory encoder, W_M and the prior."""
+    """The losses of `remember` and of episodes, on the memory encoder and W_M."""
+
+    trained: tuple[str, ...] = ("memory_encoder", "memory_projection")
 
     def __init__(self, model: MicroVLM, rows: TextRows, recipe: Recipe, stage: StageConfig, emoji: EmojiData):
         self.model, self.rows, self.stage, self.emoji = model, rows, stage, emoji
         self.seed = recipe.seed
         self.module = Helped(model)
         self.cross_entropy = answer_loss(stage.label_smoothing)
-        counts = {kind: round(stage.batch_size * share) for kind, share in stage.mixture.items()}
+        # A bank's draws are as large as the batches of the stage before.
+        size = FACTS if stage.task == "readout" else stage.batch_size
+        counts = {kind: round(size * share) for kind, share in stage.mixture.items()}
         self.episodes = counts.get("episode", 0)
         self.sampler = DrawingSampler(emoji, recipe.vendor_weights, seen_share=1.0)
         drawings = None
@@ -72,7 +77,7 @@ class RecallTask:
             part.requires_grad_(True)
 
     def _parts(self) -> list[nn.Module]:
-        return [getattr(self.model, name) for name in TRAINED]
+        return [getattr(self.model, name) for name in self.trained]
 
     def parameter_groups(self) -> list[dict]:
         parts = [parameter for part in self._parts() for parameter in part.parameters()]
@@ -92,16 +97,20 @@ class RecallTask:
         metrics = dict(recalled.metrics)
         loss = recalled.loss
         if self.episodes:
-            rows = rng.choice(self.sampler.seen_rows, 2 * self.episodes)
-            names = [self.emoji.captions[row] for row in rows]
-            images = self.pictures.views(rows, rng)[: len(rows)]
-            episode = recall_episodes(module, images, names, self.rows, self.cross_entropy, rng)
-            loss = loss + episode.loss * (self.episodes / self.dealer.shown) ** 0.5
-            metrics["episodes"] = episode.loss.item()
+            episode = self.episode_loss(module, rng)
+            loss = loss + episode * (self.episodes / self.dealer.shown) ** 0.5
+            metrics["episodes"] = episode.item()
         for name in ("gate", "opened", "closed"):
             # The scope detector learns in a stage of its own.
             metrics.pop(name)
         return loss, metrics
+
+    def episode_loss(self, module: MicroVLM, rng: np.random.Generator) -> Tensor:
+        assert self.pictures is not None
+        rows = rng.choice(self.sampler.seen_rows, 2 * self.episodes)
+        names = [self.emoji.captions[row] for row in rows]
+        images = self.pictures.views(rows, rng)[: len(rows)]
+        return recall_episodes(module, images, names, self.rows, self.cross_entropy, rng).loss
 
     def look(self, module: MicroVLM) -> None:
         """See every picture, and find which objects resemble each other."""
