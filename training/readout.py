@@ -30,7 +30,8 @@ SIZES = (1 / 8, 1 / 4, 1 / 2, 3 / 4, 1, 1, 1, 1)
 """Facts in a memory, as shares of its slots: a full one reads worst."""
 ANSWERED = 96
 """Readings that the decoder answers from in a step."""
-RESTORE_WEIGHT = 2.0
+RESTORE_WEIGHT = 40.0
+"""Of the squared error of unit vectors, which is small against what the decoder's cross-entropy asks of the readout."""
 
 
 class Written(NamedTuple):
