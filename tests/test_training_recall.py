@@ -50,7 +50,7 @@ def test_two_views_are_of_one_drawing_and_facts_about_an_object_share_it(task):
     objects = np.repeat(np.unique(pictures.objects), 3)
     rng = np.random.default_rng(0)
     chosen = set()
-    for _ in range(20):
+    for _ in range(200):
         written, asked = marked.views(objects, rng).flatten().long().split(len(objects))
         assert (written // 10 == asked // 10).all()
         assert (written != asked).all()
