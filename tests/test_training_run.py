@@ -11,7 +11,6 @@ from safetensors.torch import load_file
 pytest.importorskip("resvg_py")
 
 from microvlm import MicroVLM
-from microvlm.config import preset
 from microvlm.errors import UserError
 from microvlm.training.config import Recipe, StageConfig
 from microvlm.training.data.emoji import load_emoji
@@ -35,11 +34,8 @@ TERNARY_STAGE = StageConfig("ternary", "vlm", 2, 10, 1e-3, decoder_bits=1.58, mi
 RECALL_STAGE = StageConfig(
     "recall", "recall", 2, 20, 1e-3, decoder_bits=1.58, mixture={"fact": 0.8, "episode": 0.2}
 )
-READOUT_STAGE = StageConfig(
-    "readout", "readout", 2, 1, 1e-3, decoder_bits=1.58, mixture={"fact": 0.2, "episode": 0.05}
-)
 SCOPE_STAGE = StageConfig("scope", "scope", 2, 1, 1e-3, decoder_bits=1.58)
-STAGES = (FLOAT_STAGE, TERNARY_STAGE, RECALL_STAGE, READOUT_STAGE, SCOPE_STAGE)
+STAGES = (FLOAT_STAGE, TERNARY_STAGE, RECALL_STAGE, SCOPE_STAGE)
 RECIPE = Recipe("tiny", "nano", 0, STAGES, mixed_precision="no", log_every=1)
 
 
@@ -82,7 +78,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(finished, emoji,
     calls = 0
     while not train(RECIPE, emoji, out, silent, stop_after=1):
         calls += 1
-    assert calls == 6
+    assert calls == 5
     steps = json.loads((out / "checkpoint" / "training.json").read_text())["runs"]["ground"]
     assert [run["from_step"] for run in steps] == [0, 1, 2]
     # The last state is saved beside the one before it: a crash while saving leaves that.
@@ -94,7 +90,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(finished, emoji,
 
 
 def test_the_scope_stage_trains_the_detector_and_nothing_else(finished):
-    before, after = (load_file(finished / stage / "weights.safetensors") for stage in ("readout", "scope"))
+    before, after = (load_file(finished / stage / "weights.safetensors") for stage in ("recall", "scope"))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {f"scope.{layer}.{part}" for layer in ("fc1", "fc2") for part in ("weight", "bias")}
 
@@ -107,14 +103,6 @@ def test_the_recall_stage_trains_what_makes_and_reads_codes_and_nothing_that_a_m
     last = json.loads((finished / "recall" / "log.jsonl").read_text().splitlines()[-1])
     assert {"facts", "keys", "matched", "found", "episodes"} <= set(last)
     assert "gate" not in last
-
-
-def test_the_readout_stage_trains_what_a_read_becomes_and_nothing_that_makes_codes(finished):
-    before, after = (load_file(finished / stage / "weights.safetensors") for stage in ("recall", "readout"))
-    changed = {name for name in before if not torch.equal(before[name], after[name])}
-    assert changed == {name for name in before if name.startswith("memory_projection.")}
-    rows = [json.loads(line) for line in (finished / "readout" / "log.jsonl").read_text().splitlines()]
-    assert {"facts", "error", "error_of_reads", "likeness", "episodes"} <= set(rows[0])
 
 
 def test_a_stage_can_begin_a_part_anew(finished, emoji, tmp_path):
@@ -160,15 +148,6 @@ def test_float_weights_are_the_integers_times_their_scale(finished):
     assert torch.equal(wide["decoder.layers.1.mlp.down_proj.weight"], layer.unpack() * layer.scale)
     table = model.embedding.table
     assert torch.equal(wide["embedding.weight"], table.unpack() * table.scale[:, None])
-
-
-def test_a_readout_stage_needs_a_readout(emoji, tmp_path, monkeypatch):
-    plain = preset("nano")
-    without = dataclasses.replace(plain, memory=dataclasses.replace(plain.memory, readout_size=0))
-    monkeypatch.setattr("microvlm.training.trainer.preset", lambda _: without)
-    recipe = dataclasses.replace(RECIPE, stages=(dataclasses.replace(READOUT_STAGE, steps=1),))
-    with pytest.raises(UserError, match="needs a preset with a readout"):
-        train(recipe, emoji, tmp_path / "run", silent)
 
 
 @pytest.mark.parametrize(

@@ -30,9 +30,6 @@ ALIKE_SHARE = 0.5
 """Of the batches whose objects come in groups of `ALIKE_LENGTH` that resemble each other."""
 ALIKE_LENGTH, NEAREST = 4, 12
 ALIKE_QUESTION = "whose is this?"
-FACTS = 96
-"""Rows that the mixture's shares are of where `batch_size` is a number of draws."""
-
 
 class Helped(nn.Module):
     """The model with the heads that only training needs."""
@@ -53,9 +50,7 @@ class RecallTask:
         self.seed = recipe.seed
         self.module = Helped(model)
         self.cross_entropy = answer_loss(stage.label_smoothing)
-        # A bank's draws are as large as the batches of the stage before.
-        size = FACTS if stage.task == "readout" else stage.batch_size
-        counts = {kind: round(size * share) for kind, share in stage.mixture.items()}
+        counts = {kind: round(stage.batch_size * share) for kind, share in stage.mixture.items()}
         self.episodes = counts.get("episode", 0)
         self.sampler = DrawingSampler(emoji, recipe.vendor_weights, seen_share=1.0)
         drawings = None

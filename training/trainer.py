@@ -22,7 +22,6 @@ from microvlm.training.data.emoji import EmojiData
 from microvlm.training.distill import DistillTask
 from microvlm.training.loop import Task, run_stage
 from microvlm.training.provenance import recorded_runs
-from microvlm.training.readout import ReadoutTask
 from microvlm.training.recall import RecallTask
 from microvlm.training.scope import ScopeTask
 from microvlm.training.texts import TextRows, corpus
@@ -126,7 +125,7 @@ def _task(
     config = stage_config(recipe, stage, float_control)
     if stage.task == "distill":
         return DistillTask(config, recipe, stage, emoji)
-    task = {"vlm": VLMTask, "recall": RecallTask, "readout": ReadoutTask, "scope": ScopeTask}[stage.task]
+    task = {"vlm": VLMTask, "recall": RecallTask, "scope": ScopeTask}[stage.task]
     return task(MicroVLM(config), TextRows(Processor(tokenizer, config)), recipe, stage, emoji)
 
 
