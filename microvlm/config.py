@@ -37,7 +37,7 @@ def _check_fields(part: Any) -> None:
         fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
         _require(fits, f"{item.name} must be {words}, not {value!r}")
         if item.type in ("int", "float"):
-            may_be_zero = item.name in ("prefix_tokens", "scope_threshold")
+            may_be_zero = item.name in ("prefix_tokens", "scope_threshold", "readout_size")
             _require(
                 value > 0 or (may_be_zero and value == 0), f"{item.name} must be positive, not {value!r}"
             )
@@ -124,6 +124,8 @@ class MemoryConfig:
     """s2 of the Kalman write."""
     scope_threshold: float = 0.5
     """The read is injected when the scope detector's probability is at least this."""
+    readout_size: int = 0
+    """Hidden width of the layers that clean a read before W_M; 0 for none, as in the paper."""
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -267,7 +269,7 @@ _PRESETS: dict[str, MicroVLMConfig] = {
             max_position_embeddings=512,
         ),
         # A ridge of a tenth of a key's square: the key of another view is never the very same.
-        memory=MemoryConfig(slots=64, code_size=192, observation_variance=0.1),
+        memory=MemoryConfig(slots=64, code_size=192, observation_variance=0.1, readout_size=384),
         quantization=QuantizationConfig(decoder_bits=1.58, vision_bits=8, embedding_bits=8),
         # The two leading tokens, and a 4 x 4 grid of places.
         prefix_tokens=18,

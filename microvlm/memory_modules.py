@@ -57,6 +57,25 @@ class MemoryEncoder(nn.Module):
         return address(code, self.pseudo_inverse)
 
 
+class Readout(nn.Module):
+    """A read code [B, C] -> the same, with what two layers of width `readout_size` take out of it.
+
+    A read through a full memory is the code that was written and parts of many others. What those have in common with
+    it no linear map can tell apart: they are codes of the same kind. Starts as the identity.
+    """
+
+    def __init__(self, config: MicroVLMConfig, linear: LinearFactory):
+        super().__init__()
+        width = config.memory.code_size
+        # Numbers of a unit vector are small: all features are brought to the same size.
+        self.gain = width**0.5
+        self.fc1 = linear(width, config.memory.readout_size, True)
+        self.fc2 = linear(config.memory.readout_size, width, True)
+
+    def forward(self, code: Tensor) -> Tensor:
+        return code + self.fc2(F.gelu(self.fc1(self.gain * code))) / self.gain
+
+
 class MemoryProjection(nn.Module):
     """W_M: a code [B, C] -> one key and value per layer, [B, kv_heads, 1, D] each, sized by KV heads."""
 
@@ -65,12 +84,16 @@ class MemoryProjection(nn.Module):
         self.text = config.text
         # The numbers of a unit vector are small; at size 1 W_M learns as fast as any other layer.
         self.gain = config.memory.code_size**0.5
+        self.readout = Readout(config, linear) if config.memory.readout_size else None
         self.linear = cast(nn.Linear, linear(config.memory.code_size, config.memory_kv_outputs, True))
 
     def initialise_from(self, layers: nn.ModuleList) -> None:
         """Step 0 is the base model: K starts at k_proj's bias (Qwen2's are large), V at 0, the code's part small."""
         width = self.text.kv_width
         with torch.no_grad():
+            if self.readout is not None:
+                for parameter in self.readout.fc2.parameters():
+                    parameter.zero_()
             self.linear.weight.normal_(std=1e-2 / self.gain)
             bias = self.linear.bias.view(self.text.num_hidden_layers, 2, width)
             bias.zero_()
@@ -80,6 +103,8 @@ class MemoryProjection(nn.Module):
 
     def forward(self, code: Tensor) -> Cache:
         text = self.text
+        if self.readout is not None:
+            code = self.readout(code)
         flat = self.linear(self.gain * code)
         slots = flat.view(-1, text.num_hidden_layers, 2, text.num_key_value_heads, 1, text.head_dim)
         return [(slots[:, layer, 0], slots[:, layer, 1]) for layer in range(text.num_hidden_layers)]

@@ -51,7 +51,7 @@ def tiny_config(quantization: QuantizationConfig = TERNARY, **changes: object) -
             sub_norm=True,
             max_position_embeddings=256,
         ),
-        "memory": MemoryConfig(slots=16, code_size=48),
+        "memory": MemoryConfig(slots=16, code_size=48, readout_size=24),
         "quantization": quantization,
         "prefix_tokens": 4,
     }
@@ -69,6 +69,8 @@ def seeded_model(config: MicroVLMConfig, seed: int = 0) -> MicroVLM:
             elif parameter.ndim == 1 or "token" in name or "prior" in name:
                 parameter.normal_(std=0.2)
         model.memory_projection.linear.weight.normal_(std=0.5)
+        if model.memory_projection.readout is not None:
+            model.memory_projection.readout.fc2.weight.normal_(std=0.2)
     return model.eval()
 
 

@@ -1,5 +1,7 @@
 """The memory slot in the model: masked it is not there, seen it speaks, and gradients reach all that made it."""
 
+import dataclasses
+
 import pytest
 import torch
 from conftest import seeded_model, tiny_config
@@ -8,6 +10,7 @@ from test_decoder_cache import random_slot
 from microvlm.lowering import WeightFormat, lower
 from microvlm.memory import MemoryState
 from microvlm.memory_modules import MemoryProjection
+from microvlm.model import MicroVLM
 
 
 def logits(model, slot, visible: int, requires_grad: bool = False) -> torch.Tensor:
@@ -68,6 +71,8 @@ def test_the_gradient_reaches_w_m_the_encoder_and_the_prior(kind, float_model, t
     reached = [
         model.memory_projection.linear.weight,
         model.memory_projection.linear.bias,
+        model.memory_projection.readout.fc1.weight,
+        model.memory_projection.readout.fc2.weight,
         model.memory_encoder.output.weight,
         model.memory_encoder.pool,
         model.memory_encoder.layers[0].self_attn.q_proj.weight,
@@ -89,6 +94,16 @@ def test_step_zero_is_the_base_model():
     for (key, value), layer in zip(slot, model.decoder.layers, strict=True):
         assert not value.any()
         assert torch.equal(key.flatten(), layer.self_attn.k_proj.bias)
+
+
+def test_a_readout_starts_as_the_identity_and_is_no_part_of_a_model_without_one():
+    config = tiny_config()
+    code = torch.nn.functional.normalize(torch.randn(3, 48), dim=-1)
+    fresh = MicroVLM(config).memory_projection
+    assert torch.equal(fresh.readout(code), code)
+    without = MicroVLM(dataclasses.replace(config, memory=dataclasses.replace(config.memory, readout_size=0)))
+    assert without.memory_projection.readout is None
+    assert not [name for name in without.state_dict() if "readout" in name]
 
 
 def test_codes_have_unit_length_and_keys_are_their_addresses(model):

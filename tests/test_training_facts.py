@@ -120,7 +120,7 @@ def test_the_nearest_facts_are_of_other_names_and_most_alike():
 
 
 def test_the_shipped_recipe_trains_facts_and_then_the_scope_detector_on_other_objects():
-    *_, remember, scope = load_recipe("nano").stages
+    *_, remember, _, scope = load_recipe("nano").stages
     assert remember.mixture["fact"] > 0
     assert remember.decoder_bits == scope.decoder_bits == 1.58
     assert scope.task == "scope"

@@ -31,8 +31,11 @@ FLOAT_STAGE = StageConfig(
     guidance_weight=0.3,
 )
 TERNARY_STAGE = StageConfig("ternary", "vlm", 2, 10, 1e-3, decoder_bits=1.58, mixture=MIXTURE | {"fact": 0.8})
+RECALL_STAGE = StageConfig(
+    "recall", "recall", 2, 20, 1e-3, decoder_bits=1.58, mixture={"fact": 0.8, "episode": 0.2}
+)
 SCOPE_STAGE = StageConfig("scope", "scope", 2, 1, 1e-3, decoder_bits=1.58)
-STAGES = (FLOAT_STAGE, TERNARY_STAGE, SCOPE_STAGE)
+STAGES = (FLOAT_STAGE, TERNARY_STAGE, RECALL_STAGE, SCOPE_STAGE)
 RECIPE = Recipe("tiny", "nano", 0, STAGES, mixed_precision="no", log_every=1)
 
 
@@ -75,7 +78,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(finished, emoji,
     calls = 0
     while not train(RECIPE, emoji, out, silent, stop_after=1):
         calls += 1
-    assert calls == 4
+    assert calls == 5
     steps = json.loads((out / "checkpoint" / "training.json").read_text())["runs"]["ground"]
     assert [run["from_step"] for run in steps] == [0, 1, 2]
     # The last state is saved beside the one before it: a crash while saving leaves that.
@@ -87,9 +90,19 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(finished, emoji,
 
 
 def test_the_scope_stage_trains_the_detector_and_nothing_else(finished):
-    before, after = (load_file(finished / stage / "weights.safetensors") for stage in ("ternary", "scope"))
+    before, after = (load_file(finished / stage / "weights.safetensors") for stage in ("recall", "scope"))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {f"scope.{layer}.{part}" for layer in ("fc1", "fc2") for part in ("weight", "bias")}
+
+
+def test_the_recall_stage_trains_what_makes_and_reads_codes_and_nothing_that_a_masked_model_uses(finished):
+    before, after = (load_file(finished / stage / "weights.safetensors") for stage in ("ternary", "recall"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name.split(".")[0] for name in changed} == {"memory_encoder", "memory_projection"}
+    assert {"memory_projection.readout.fc1.weight", "memory_projection.linear.weight"} < changed
+    last = json.loads((finished / "recall" / "log.jsonl").read_text().splitlines()[-1])
+    assert {"facts", "keys", "matched", "found", "episodes"} <= set(last)
+    assert "gate" not in last
 
 
 def test_a_stage_can_begin_a_part_anew(finished, emoji, tmp_path):

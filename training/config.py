@@ -12,7 +12,7 @@ from typing import Any
 from microvlm.config import preset_names
 from microvlm.errors import UserError
 
-TASKS = ("distill", "vlm", "scope")
+TASKS = ("distill", "vlm", "recall", "scope")
 SCENE_KINDS = {"what": 0.4, "where": 0.36, "how many": 0.14, "which colour": 0.1}
 """Names and places take longer to learn than numbers and colours."""
 
@@ -24,6 +24,7 @@ class StageConfig:
     name: str
     task: str
     """`distill`: the vision encoder from the convolutional teacher; `vlm`: the whole model on captions and scenes;
+    `recall`: the memory's encoder and W_M alone, on facts and episodes about pictures that are seen once;
     `scope`: the scope detector alone, on a bank of `batch_size` draws of facts."""
     steps: int
     batch_size: int

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,10 @@ PAIRED_SHARE = 0.35
 """Of the facts that are about the object of the one before: only the question tells the two apart."""
 RUN_SHARE, RUN_LENGTH = 0.5, 4
 """Share of the batches whose objects come in runs of rows that follow each other, which resemble each other."""
+
+
+Choose = Callable[[np.random.Generator, int, int], tuple[np.ndarray, np.ndarray]]
+"""(generator, how many are shown, how many are told of) -> objects of each, int64."""
 
 
 class FactBatch(NamedTuple):
@@ -65,18 +70,17 @@ class FactDealer:
         self.told = count - self.shown
 
     def deal(self, rng: np.random.Generator, generator: torch.Generator) -> FactBatch:
-        runs = bool(rng.random() < RUN_SHARE)
-        others = 0 if self.drawings is None else int(rng.binomial(self.shown, self.drawing_share))
-        objects = _drawn(rng, self.rows, self.shown - others + self.told, runs)
-        pictured, told_of = objects[: self.shown - others], objects[self.shown - others :]
-        if self.drawings is not None:
-            behind = len(self.emoji.captions) + np.arange(len(self.drawings))
-            pictured = rng.permutation(np.concatenate([pictured, _drawn(rng, behind, others, runs)]))
+        batch = self.facts(rng)
+        drawings = self._pixels(np.array([fact.object for fact in batch.shown], np.int64), generator)
+        views = augment_emoji(torch.cat([drawings, drawings]), generator, self.strength)
+        return batch._replace(views=corner_neighbour(views, generator))
+
+    def facts(self, rng: np.random.Generator, choose: Choose | None = None) -> FactBatch:
+        """A batch without views, [0, ...]; `choose` draws its objects in the place of this dealer."""
         captions = self.emoji.captions
+        pictured, told_of = self._objects(rng) if choose is None else choose(rng, self.shown, self.told)
         shown = deal_facts(rng, pictured.tolist(), captions, True, PAIRED_SHARE)
         told = deal_facts(rng, told_of.tolist(), captions, False, PAIRED_SHARE)
-        drawings = self._pixels(np.array([fact.object for fact in shown], np.int64), generator)
-        views = augment_emoji(torch.cat([drawings, drawings]), generator, self.strength)
         # Facts of one object are in one memory, where they can be mistaken for each other.
         about = np.unique([fact.object for fact in (*shown, *told)], return_inverse=True)[1]
         groups = min(int(rng.choice(GROUP_COUNTS)), about.max() + 1)
@@ -84,7 +88,18 @@ class FactDealer:
         written = rng.random(len(about)) >= UNWRITTEN_SHARE
         # No memory is empty.
         written[[np.flatnonzero(group == number)[0] for number in range(groups)]] = True
-        return FactBatch(shown, told, corner_neighbour(views, generator), group, written)
+        return FactBatch(shown, told, torch.empty(0, 3, 0, 0), group, written)
+
+    def _objects(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Objects with a picture, and emoji that are told of."""
+        runs = bool(rng.random() < RUN_SHARE)
+        others = 0 if self.drawings is None else int(rng.binomial(self.shown, self.drawing_share))
+        objects = _drawn(rng, self.rows, self.shown - others + self.told, runs)
+        pictured, told_of = objects[: self.shown - others], objects[self.shown - others :]
+        if self.drawings is not None:
+            behind = len(self.emoji.captions) + np.arange(len(self.drawings))
+            pictured = rng.permutation(np.concatenate([pictured, _drawn(rng, behind, others, runs)]))
+        return pictured, told_of
 
     def _pixels(self, objects: np.ndarray, generator: torch.Generator) -> Tensor:
         """uint8 [n, S, S, 4]. An object is one drawing: both views of a fact, and of two facts about it, are of one

@@ -22,6 +22,7 @@ from microvlm.training.data.emoji import EmojiData
 from microvlm.training.distill import DistillTask
 from microvlm.training.loop import Task, run_stage
 from microvlm.training.provenance import recorded_runs
+from microvlm.training.recall import RecallTask
 from microvlm.training.scope import ScopeTask
 from microvlm.training.texts import TextRows, corpus
 from microvlm.training.tokenizer import save_tokenizer, train_tokenizer
@@ -30,6 +31,8 @@ from microvlm.training.warm_start import start_from, weights_sha256
 
 Log = Callable[[str], None]
 CHECKPOINT = "checkpoint"
+WHOLE_MODEL = (VLMTask, RecallTask, ScopeTask)
+"""Tasks that have a whole model, which a stored checkpoint can start."""
 
 
 def train(
@@ -70,7 +73,7 @@ def train(
             task = _task(recipe, stage, emoji, tokenizer, float_control)
             if not (folder / "progress.json").is_file():
                 if previous is not None:
-                    _inherit(task, previous, stage.fresh)
+                    _inherit(task, previous, stage)
                 elif start is not None:
                     _start(task, start, fresh, log)
             if not run_stage(task, recipe, index, folder, log, stop_after):
@@ -122,23 +125,25 @@ def _task(
     config = stage_config(recipe, stage, float_control)
     if stage.task == "distill":
         return DistillTask(config, recipe, stage, emoji)
-    task = ScopeTask if stage.task == "scope" else VLMTask
+    task = {"vlm": VLMTask, "recall": RecallTask, "scope": ScopeTask}[stage.task]
     return task(MicroVLM(config), TextRows(Processor(tokenizer, config)), recipe, stage, emoji)
 
 
-def _inherit(task: Task, previous: Path, fresh: Sequence[str] = ()) -> None:
+def _inherit(task: Task, previous: Path, stage: StageConfig) -> None:
     """Weights of the last stage: a whole model but for its `fresh` parts, or the vision encoder and the emoji head of a
     student."""
     tensors, _ = read_tensors(previous / "weights.safetensors")
-    if not isinstance(task, (VLMTask, ScopeTask)):
+    if not isinstance(task, WHOLE_MODEL):
         raise UserError("a distill stage comes first in a recipe: it starts from nothing.")
     if set(tensors) == set(task.model.state_dict()):
         first = task.model.state_dict()
-        begun = {name: first[name] if name.split(".")[0] in fresh else tensors[name] for name in tensors}
+        begun = {
+            name: first[name] if name.split(".")[0] in stage.fresh else tensors[name] for name in tensors
+        }
         load_strictly(task.model, begun, str(previous))
         return
     if not isinstance(task, VLMTask):
-        raise UserError("a scope stage needs a whole model: put a vlm stage before it.")
+        raise UserError(f"a {stage.task} stage needs a whole model: put a vlm stage before it.")
     for part, module in (("vision.", task.model.vision), ("classify.", task.module.classify)):
         own = {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)}
         load_strictly(module, own, str(previous))
@@ -164,7 +169,7 @@ def _stages_before(recipe: Recipe, start: str | None, start_stage: str | None) -
 
 
 def _start(task: Task, start: str, fresh: Sequence[str], log: Log) -> None:
-    assert isinstance(task, (VLMTask, ScopeTask))  # `_stages_before` refuses the others
+    assert isinstance(task, WHOLE_MODEL)  # `_stages_before` refuses the others
     absent = start_from(task.model, start, fresh)
     log(f"starting from {start}" + (f"; not from it: {', '.join(absent)}" if absent else ""))
 

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from math import isqrt
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from microvlm.decoder import Cache
 from microvlm.memory import MemoryState
 from microvlm.model import MicroVLM
-from microvlm.ordinals import ORDINALS, ordinal_question
 from microvlm.training.config import Recipe, StageConfig
 from microvlm.training.crowds import Crowd, draw_crowd, patch_labels, scene_labels
 from microvlm.training.data.compose import compose_scenes
@@ -28,6 +25,7 @@ from microvlm.training.data.scenes import KINDS, Question, Scene, read_scene_obj
 from microvlm.training.data.views import augment_emoji
 from microvlm.training.dealing import FactDealer
 from microvlm.training.distill import DrawingSampler
+from microvlm.training.episodes import answer_loss, recall_episodes
 from microvlm.training.guidance import ANSWER_LAYER, WORD_LAYER, AttentionTap, Lookups
 from microvlm.training.remember import DRAWING_WEIGHT, FactHeads, binary_loss, remember
 from microvlm.training.texts import CAPTION_PROMPTS, IGNORED, TextRows
@@ -39,17 +37,7 @@ SCOPE_WEIGHT = 0.1
 FACT_SCOPE_WEIGHT = 0.5
 FACT_STRENGTH = 0.8
 """Of the views of a fact: turned by up to 20 degrees, on any ground."""
-MAX_EPISODE = 8
 PATCH_WEIGHT, CLASSIFY_WEIGHT = 1.0, 0.3
-
-
-class Episodes(NamedTuple):
-    """What the episodes of a batch gave."""
-
-    loss: Tensor
-    scope: Tensor
-    state: MemoryState
-    """The memories after the last write, for other rows to be distracted by."""
 
 
 class Helped(nn.Module):
@@ -80,6 +68,7 @@ class VLMTask:
         # As a question holds them: "where is the lion?".
         words = [rows.processor.text_ids(" " + caption)[0] for _, caption in read_scene_objects()]
         self.name_tokens = np.array(words, np.int64)
+        self.cross_entropy = answer_loss(stage.label_smoothing)
         counts = {kind: round(stage.batch_size * share) for kind, share in stage.mixture.items()}
         self.captions, self.scenes, self.episodes, self.crowds = (
             counts.get(k, 0) for k in ("caption", "scene", "episode", "crowd")
@@ -138,10 +127,12 @@ class VLMTask:
         end = split + 2 * self.episodes
         names = [self.emoji.captions[row] for row in drawn]
         direct = self._captions(names[: self.captions], rng) + [(q.text, q.answer) for _, q in asked]
-        episode = self._episodes(module, prefixes[split:end], names[self.captions :], rng)
+        episode = recall_episodes(
+            module, prefixes[split:end], names[self.captions :], self.rows, self.cross_entropy, rng
+        )
         states, recalled = [episode.state], None
         if facts:
-            recalled = remember(module, helped.facts, facts, prefixes[end:], self.rows, self._cross_entropy)
+            recalled = remember(module, helped.facts, facts, prefixes[end:], self.rows, self.cross_entropy)
             states.append(recalled.state)
         with AttentionTap(module.decoder) if self.stage.guidance_weight else nullcontext() as tap:
             looked, scope_off = self._direct(module, prefixes[:split], direct, states, rng)
@@ -239,13 +230,6 @@ class VLMTask:
         other = rng.integers(1, len(CAPTION_PROMPTS), len(names)) * (rng.random(len(names)) < 0.2)
         return [(CAPTION_PROMPTS[k], name) for k, name in zip(other, names, strict=True)]
 
-    def _cross_entropy(
-        self, module: MicroVLM, embeds: Tensor, mask: Tensor, labels: Tensor, slot: Cache, seen: Tensor | None
-    ) -> Tensor:
-        wanted = labels != IGNORED
-        logits = module(embeds, mask, slot, seen, wanted)
-        return F.cross_entropy(logits.float(), labels[wanted], label_smoothing=self.stage.label_smoothing)
-
     def _direct(
         self,
         module: MicroVLM,
@@ -271,36 +255,7 @@ class VLMTask:
             _, scope, _, slot = module.memory_read(key.float(), code.float(), *others)
         seen = torch.zeros(len(samples), dtype=torch.long, device=embeds.device).index_fill(0, rows, 1)
         full = [(_scatter(k, rows, len(samples)), _scatter(v, rows, len(samples))) for k, v in slot]
-        return self._cross_entropy(module, embeds, mask, labels, full, seen), binary_loss(scope, 0.0)
-
-    def _episodes(
-        self, module: MicroVLM, prefixes: Tensor, names: list[str], rng: np.random.Generator
-    ) -> Episodes:
-        """Two to eight images written one after the other, each under the question of its place; one is asked for.
-
-        Every image of the batch is encoded once and stands in several episodes.
-        """
-        told = [(CAPTION_PROMPTS[0], name) for name in names]
-        values, value_mask, _ = self.rows.embedded(module, told, prefixes)
-        codes, _ = module.memory_encode(values, value_mask)
-        texts = [(ordinal_question(step), "") for step in range(len(ORDINALS))]
-        questions, question_mask, _ = self.rows.embedded(module, texts, None)
-        query_codes, keys = module.memory_encode(questions, question_mask)
-        length = int(rng.integers(2, min(MAX_EPISODE, len(names)) + 1))
-        shown = np.stack([rng.permutation(len(names))[:length] for _ in names])
-        asked = rng.integers(0, length, len(names))
-        state = MemoryState(*(t.float() for t in module.memory_prior_state(len(names))))
-        with torch.autocast("cpu", enabled=False):
-            codes, keys, query_codes = codes.float(), keys.float(), query_codes.float()
-            for step in range(length):
-                key = keys[step].expand(len(names), -1)
-                state = MemoryState(*module.memory_write(key, codes[shown[:, step]], *state))
-            _, scope, _, slot = module.memory_read(keys[asked], query_codes[asked], *state)
-        answers = [names[row[step]] for row, step in zip(shown, asked, strict=True)]
-        samples = [(ordinal_question(int(step)), name) for step, name in zip(asked, answers, strict=True)]
-        embeds, mask, labels = self.rows.embedded(module, samples, None)
-        loss = self._cross_entropy(module, embeds, mask, labels, slot, None)
-        return Episodes(loss, binary_loss(scope, 1.0), state)
+        return self.cross_entropy(module, embeds, mask, labels, full, seen), binary_loss(scope, 0.0)
 
 
 def _some(rng: np.random.Generator, count: int, wanted: int) -> Tensor:

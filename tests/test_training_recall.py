@@ -1,0 +1,128 @@
+"""Stage `recall`: pictures that are seen once, and objects that resemble each other dealt together."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("resvg_py")
+
+from microvlm import MicroVLM
+from microvlm.processor import Processor
+from microvlm.training import pictures as seen
+from microvlm.training.config import Recipe, StageConfig, load_recipe
+from microvlm.training.data.emoji import load_emoji
+from microvlm.training.dealing import FactDealer
+from microvlm.training.distill import DrawingSampler
+from microvlm.training.recall import ALIKE_LENGTH, RecallTask
+from microvlm.training.texts import TextRows
+from microvlm.training.tokenizer import train_tokenizer
+from microvlm.training.trainer import stage_config
+
+STAGE = StageConfig("recall", "recall", 1, 20, 1e-3, decoder_bits=1.58, mixture={"fact": 0.8, "episode": 0.1})
+RECIPE = Recipe("tiny", "nano", 0, (STAGE,), mixed_precision="no")
+
+
+@pytest.fixture(scope="module")
+def emoji(drawn_build):
+    return load_emoji(drawn_build[0])
+
+
+@pytest.fixture(scope="module")
+def task(emoji, tmp_path_factory):
+    torch.manual_seed(0)
+    config = stage_config(RECIPE, STAGE, False)
+    tokenizer = train_tokenizer(["whose is this?", *emoji.captions], config.text.vocab_size)
+    kept = dataclasses.replace(emoji, folder=tmp_path_factory.mktemp("kept"))
+    made = RecallTask(MicroVLM(config), TextRows(Processor(tokenizer, config)), RECIPE, STAGE, emoji)
+    made.emoji = kept
+    made.look(made.model)
+    return made
+
+
+def test_two_views_are_of_one_drawing_and_facts_about_an_object_share_it(task):
+    pictures = task.pictures
+    number = torch.arange(len(pictures.objects))[:, None] * 10 + torch.arange(pictures.prefixes.shape[1])
+    marked = pictures._replace(prefixes=number[:, :, None, None].float())
+    objects = np.repeat(np.unique(pictures.objects), 3)
+    rng = np.random.default_rng(0)
+    chosen = set()
+    for _ in range(200):
+        written, asked = marked.views(objects, rng).flatten().long().split(len(objects))
+        assert (written // 10 == asked // 10).all()
+        assert (written != asked).all()
+        assert np.array_equal(pictures.objects[written // 10], objects)
+        assert (written.view(-1, 3) // 10 == written.view(-1, 3)[:, :1] // 10).all()
+        chosen |= set((written // 10).tolist())
+    assert chosen == set(range(len(pictures.objects)))
+
+
+def test_pictures_are_seen_once_and_again_when_the_eyes_change(task, monkeypatch):
+    calls = []
+
+    def count(*arguments):
+        calls.append(1)
+        return task.pictures.prefixes
+
+    monkeypatch.setattr(seen, "see", count)
+    task.look(task.model)
+    assert calls == []
+    bias = next(p for name, p in task.model.vision.named_parameters() if name.endswith("bias"))
+    kept = bias.detach().clone()
+    with torch.no_grad():
+        bias += 1.0
+        task.look(task.model)
+        bias.copy_(kept)
+    assert calls == [1]
+
+
+def test_what_is_kept_is_what_the_model_sees(task, emoji):
+    """The mean prefix of an emoji is nearer to its plain picture's than to other emoji's."""
+    from microvlm.training.data.views import plain_emoji
+    from microvlm.vision import normalise
+
+    sampler, pictures = task.sampler, task.pictures
+    rows = np.unique(pictures.objects)
+    vendors = sampler.vendors_of(rows, torch.Generator().manual_seed(0))
+    pixels = normalise(plain_emoji(sampler.pixels(rows, vendors)), task.model.config.vision)
+    with torch.no_grad():
+        plain = task.model.encode_image(pixels)
+    places = [np.flatnonzero(pictures.objects == row) for row in rows]
+    kept = torch.stack([pictures.prefixes[torch.from_numpy(place)].float().mean((0, 1)) for place in places])
+    assert kept.shape == plain.shape
+    assert kept.isfinite().all()
+    # A model with random weights sees little; what it sees is the same thing.
+    assert torch.nn.functional.cosine_similarity(kept.flatten(1), plain.flatten(1)).min() > 0.5
+
+
+def test_objects_that_resemble_each_other_are_dealt_together(task):
+    drawn, told = task._alike_objects(np.random.default_rng(0), 12, 3)
+    assert (len(drawn), len(told)) == (12, 3)
+    groups = drawn.reshape(-1, ALIKE_LENGTH)
+    for one, *others in groups:
+        near = {
+            int(task.pictures.objects[index])
+            for row in np.flatnonzero(task.pictures.objects == one)
+            for index in task.alike[row]
+        }
+        assert set(others) <= near
+        assert one not in others
+
+
+def test_facts_without_pictures_are_the_facts_of_a_batch_with_them(emoji):
+    dealer = FactDealer(emoji, DrawingSampler(emoji, {}, 1.0), 20, 0.5)
+    whole = dealer.deal(np.random.default_rng(3), torch.Generator().manual_seed(0))
+    bare = dealer.facts(np.random.default_rng(3))
+    assert bare.facts == whole.facts
+    assert np.array_equal(bare.group, whole.group)
+    assert np.array_equal(bare.written, whole.written)
+    assert len(whole.views) == 2 * len(whole.shown)
+
+
+def test_the_shipped_recipe_recalls_between_remembering_and_the_scope_detector():
+    stages = load_recipe("nano").stages
+    assert [stage.name for stage in stages[-3:]] == ["remember", "recall", "scope"]
+    assert min(stage.drawing_share for stage in stages[-2:]) > 0
