@@ -26,6 +26,8 @@ TEST_TOOLS = (
     "ssh=openssh-client",
     "mke2fs=e2fsprogs",
 )
+# A process a core; the tests of a file share what they made, and stay together.
+PROCESSES = ("--numprocesses", "auto", "--maxprocesses", "8", "--dist", "loadfile")
 WHEEL_TOOLS = ("build", "ziglang", "auditwheel")
 REQUIRE_NATIVE = {"MICROVLM_BUILD_NATIVE": "1"}
 NO_NATIVE = {"MICROVLM_BUILD_NATIVE": "0"}
@@ -39,8 +41,7 @@ def tests(session: nox.Session) -> None:
     """The fast test set."""
     need(session, *TEST_TOOLS)
     session.install(".[dev]", *CONSTRAINTS, env=REQUIRE_NATIVE)
-    # A process a core; the tests of a file share what they made, and stay together.
-    session.run("pytest", "--numprocesses", "auto", "--dist", "loadfile", *session.posargs)
+    session.run("pytest", *PROCESSES, *session.posargs)
 
 
 @nox.session

@@ -117,9 +117,10 @@ def predicted(config: MicroVLMConfig) -> dict[str, Any]:
         text.hidden_size + memory.slots
     )
     token = text.num_hidden_layers * (layer + scores(1, length + ANSWER_TOKENS // 2)) + head
-    # w M and U w', then two outer products; the reading also passes the scope detector and W_M.
+    # w M and U w', then two outer products; the reading also passes the scope detector, the readout and W_M.
     written = 2 * memory.slots * (memory.code_size + memory.slots)
-    read = memory.slots * memory.code_size + memory.code_size * (config.memory_kv_outputs + 2 * 64)
+    outputs = config.memory_kv_outputs + 2 * 64 + 2 * memory.readout_size
+    read = memory.slots * memory.code_size + memory.code_size * outputs
     return {
         "name": config.name,
         "slots": memory.slots,

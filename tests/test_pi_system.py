@@ -195,7 +195,7 @@ def test_a_full_size_model_is_held_to_its_bounds_and_every_model_to_the_oom_kill
     ]
     # A turn of the full size takes a minute here: few of them, and where memory is tightest alone.
     assert [subject.turns for subject in subjects] == [10, 4]
-    assert [subject.chats_in_mb for subject in subjects] == [(512, 448), (448,)]
+    assert [subject.chats_up_to_mb for subject in subjects] == [512, 448]
 
 
 def test_a_conversation_has_as_many_turns_as_it_says() -> None:

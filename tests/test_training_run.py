@@ -48,6 +48,13 @@ def emoji(drawn_build):
     return load_emoji(drawn_build[0])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _alike():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("microvlm.training.recall.ALIKE_SHARE", 1.0)
+        yield
+
+
 @pytest.fixture(scope="module")
 def finished(emoji, tmp_path_factory):
     out = tmp_path_factory.mktemp("run") / "run"
@@ -74,6 +81,7 @@ def test_a_run_logs_every_loss_and_ships_packed_weights(finished):
 
 
 def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(finished, emoji, tmp_path):
+    """Stage `recall` deals its second batch from objects that look alike, which it looks up anew when resumed."""
     out = tmp_path / "run"
     calls = 0
     while not train(RECIPE, emoji, out, silent, stop_after=1):

@@ -24,7 +24,7 @@ class StageConfig:
     name: str
     task: str
     """`distill`: the vision encoder from the convolutional teacher; `vlm`: the whole model on captions and scenes;
-    `recall`: the memory's encoder and W_M alone, on facts and episodes about pictures that are seen once;
+    `recall`: the memory's encoder, readout and W_M alone, on facts and episodes about pictures that are seen once;
     `scope`: the scope detector alone, on a bank of `batch_size` draws of facts."""
     steps: int
     batch_size: int
@@ -42,7 +42,7 @@ class StageConfig:
     augment_strength: float = 1.0
     mixture: dict[str, float] = field(default_factory=dict)
     """Share of each kind of sample in a `vlm` batch: caption, scene, episode, fact (see `remember`), and crowd (small
-    emoji for the vision encoder alone, of use where it learns)."""
+    emoji for the vision encoder alone, of use where it learns); in a `recall` batch fact and episode."""
 
     scene_kinds: dict[str, float] = field(default_factory=lambda: dict(SCENE_KINDS))
     """Share of each kind of scene question; they sum to 1."""
@@ -51,7 +51,8 @@ class StageConfig:
     guidance_weight: float = 0.0
     """Weight of the attention losses that teach a question's word to find its object; see `guidance`."""
     drawing_share: float = 0.0
-    """Share of the objects of pictured facts that are no emoji but other drawings (`microvlm-data drawings`)."""
+    """Share of the objects of pictured facts that are no emoji but other drawings (`microvlm-data drawings`). Objects
+    of a `recall` batch that look alike are drawn from all drawings as they are."""
     fresh: list[str] = field(default_factory=list)
     """Parts of the model (the first words of parameter names) that begin anew in a `vlm` stage."""
 

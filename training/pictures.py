@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,8 @@ from microvlm.training.data.views import augment_emoji, corner_neighbour
 from microvlm.training.distill import DrawingSampler
 from microvlm.vision import normalise
 
+FORMAT = 1
+"""Counted up when what is seen changes by this code or by that of the views."""
 CHUNK = 64
 """Drawings that are seen together; the small pictures in corners are of the same chunk."""
 
@@ -74,15 +77,19 @@ def see_once(
 ) -> Pictures:
     """As `see`, kept in a file of `folder` that is named by all it depends on: a resumed run does not look again."""
     objects, places = trained_drawings(sampler, rows, behind, others)
-    hashed = hashlib.sha256(f"{places} {views} {strength} {seed} {model.config.vision}".encode())
+    hashed = hashlib.sha256(f"{FORMAT} {CHUNK} {views} {strength} {seed} {model.config.vision}".encode())
+    for place in places:
+        hashed.update(f"{place}".encode() + _pixels(sampler, others, *place).tobytes())
     for part in (model.vision, model.adapter):
         for tensor in part.state_dict().values():
-            hashed.update(tensor.contiguous().numpy().tobytes())
+            hashed.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     path = folder / f"pictures-{hashed.hexdigest()[:16]}.safetensors"
     if not path.is_file():
-        aside = path.with_suffix(".tmp")
-        save_file({"prefixes": see(model, sampler, places, others, views, strength, seed)}, str(aside))
-        aside.replace(path)
+        with torch.autocast("cpu", enabled=False):
+            prefixes = see(model, sampler, places, others, views, strength, seed)
+        with tempfile.TemporaryDirectory(dir=folder) as aside:
+            save_file({"prefixes": prefixes}, f"{aside}/{path.name}")
+            Path(aside, path.name).replace(path)
     prefixes = load_file(str(path))["prefixes"]
     _, first, inverse, count = np.unique(objects, return_index=True, return_inverse=True, return_counts=True)
     return Pictures(prefixes, objects, first[inverse], count[inverse])
@@ -102,7 +109,7 @@ def see(
     generator = torch.Generator().manual_seed(seed)
     # Chunks of drawings that do not resemble each other, as batches have.
     order = torch.randperm(len(places), generator=generator).numpy()
-    config = model.config
+    config, device = model.config, model.memory_prior.device
     shape = (len(places), views, config.prefix_tokens, config.text.hidden_size)
     prefixes = torch.empty(shape, dtype=torch.float16)
     for start in range(0, len(order), CHUNK):
@@ -110,8 +117,8 @@ def see(
         pixels = np.stack([_pixels(sampler, others, *places[index]) for index in some])
         shown = torch.from_numpy(pixels).repeat_interleave(views, 0)
         seen = corner_neighbour(augment_emoji(shown, generator, strength), generator)
-        found = model.encode_image(normalise(seen, config.vision))
-        prefixes[torch.from_numpy(some)] = found.half().view(len(some), *shape[1:])
+        found = model.encode_image(normalise(seen, config.vision).to(device))
+        prefixes[torch.from_numpy(some)] = found.half().cpu().view(len(some), *shape[1:])
     return prefixes
 
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from microvlm.errors import UserError
 from microvlm.model import MicroVLM
 from microvlm.training.config import Recipe, StageConfig
 from microvlm.training.data.drawings import load_drawings
@@ -20,7 +22,7 @@ from microvlm.training.dealing import FactDealer
 from microvlm.training.distill import DrawingSampler
 from microvlm.training.episodes import answer_loss, recall_episodes
 from microvlm.training.pictures import Pictures, see_once
-from microvlm.training.remember import FactHeads, encode, remember
+from microvlm.training.remember import FactHeads, remember
 from microvlm.training.texts import TextRows
 
 STRENGTH = 0.8
@@ -29,7 +31,7 @@ VIEWS = 4
 ALIKE_SHARE = 0.5
 """Of the batches whose objects come in groups of `ALIKE_LENGTH` that resemble each other."""
 ALIKE_LENGTH, NEAREST = 4, 12
-ALIKE_QUESTION = "whose is this?"
+
 
 class Helped(nn.Module):
     """The model with the heads that only training needs."""
@@ -41,9 +43,7 @@ class Helped(nn.Module):
 
 
 class RecallTask:
-    """The losses of `remember` and of episodes, on the memory encoder and W_M."""
-
-    trained: tuple[str, ...] = ("memory_encoder", "memory_projection")
+    """The losses of `remember` and of episodes, on the memory encoder, the readout and W_M."""
 
     def __init__(self, model: MicroVLM, rows: TextRows, recipe: Recipe, stage: StageConfig, emoji: EmojiData):
         self.model, self.rows, self.stage, self.emoji = model, rows, stage, emoji
@@ -51,6 +51,8 @@ class RecallTask:
         self.module = Helped(model)
         self.cross_entropy = answer_loss(stage.label_smoothing)
         counts = {kind: round(stage.batch_size * share) for kind, share in stage.mixture.items()}
+        if not counts.get("fact"):
+            raise UserError(f"stage '{stage.name}' has no facts to recall: give its mixture a share of fact.")
         self.episodes = counts.get("episode", 0)
         self.sampler = DrawingSampler(emoji, recipe.vendor_weights, seen_share=1.0)
         drawings = None
@@ -72,7 +74,7 @@ class RecallTask:
             part.requires_grad_(True)
 
     def _parts(self) -> list[nn.Module]:
-        return [getattr(self.model, name) for name in self.trained]
+        return [self.model.memory_encoder, self.model.memory_projection]
 
     def parameter_groups(self) -> list[dict]:
         parts = [parameter for part in self._parts() for parameter in part.parameters()]
@@ -121,23 +123,22 @@ class RecallTask:
             STRENGTH,
             self.seed,
         )
-        self.alike = self._nearest(module)
+        self.alike = self._nearest()
 
-    @torch.no_grad()
-    def _nearest(self, module: MicroVLM) -> np.ndarray:
-        """int64 [D, NEAREST]: for each drawing those of other objects whose questions' codes are most alike."""
+    def _nearest(self) -> np.ndarray:
+        """int64 [D, NEAREST]: for each drawing those of other objects that look most alike.
+
+        By what vision makes of them, which does not learn here: a resumed run deals what an unbroken one would.
+        """
         assert self.pictures is not None
-        codes = torch.cat(
-            [
-                encode(module, self.rows, [(ALIKE_QUESTION, "")] * len(part), part[:, 0].float())[0]
-                for part in self.pictures.prefixes.split(256)
-            ]
-        )
+        seen = self.pictures.prefixes.float().mean(1).flatten(1)
+        seen = F.normalize(seen - seen.mean(0), dim=-1)
         objects = torch.from_numpy(self.pictures.objects)
+        others = len(objects) - int(self.pictures.number.max())
         found = []
-        for some, own in zip(codes.split(512), objects.split(512), strict=True):
-            likeness = (some @ codes.T).masked_fill(own[:, None] == objects, float("-inf"))
-            found.append(likeness.topk(min(NEAREST, len(codes) - 1), 1).indices)
+        for some, own in zip(seen.split(512), objects.split(512), strict=True):
+            likeness = (some @ seen.T).masked_fill(own[:, None] == objects, float("-inf"))
+            found.append(likeness.topk(min(NEAREST, others), 1).indices)
         return torch.cat(found).numpy()
 
     def _alike_objects(

@@ -54,8 +54,8 @@ def package_for(machine: str) -> Package:
 def unpacked_package(machine: str) -> Path:
     """A folder for a Python's path, in the user's cache.
 
-    Its modules are compiled at once: a program that compiles some of them when it runs leaves another heap behind, and
-    counts of its instructions differ by tenths of a per cent from those of the next run.
+    Its modules are compiled at once, for this machine's version of Python: a program that compiles some of them when
+    it runs leaves another heap behind, and its instructions differ by tenths of a per cent from the next run's.
     """
     package = package_for(machine)
     if package.lacks:

@@ -48,7 +48,8 @@ def ensure_sysroot(cpu: str, report: Progress, packages: Sequence[str] = PACKAGE
     """The tree that `qemu-aarch64 -L` takes, described as a board with `cpu`. Raises UserError."""
     if cpu not in CPUS:
         raise UserError(f"'{cpu}' is no emulated CPU; choose one of {', '.join(CPUS)}.")
-    recipe = {"system": system_name(), "packages": sorted(packages), "compiled": "python"}
+    # A Python of another version than the emulated one's compiles nothing there.
+    recipe = {"system": system_name(), "packages": sorted(packages), "compiled": platform.python_version()}
 
     def build(folder: Path) -> None:
         unpack_packages(folder, packages, report)

@@ -130,10 +130,10 @@ int64_t processors() {
   return sched_getaffinity(0, sizeof usable, &usable) == 0 ? CPU_COUNT(&usable) : 1;
 }
 
-// No more tasks than can run at once. Few tokens: every task opens two streams and waits for their first lines; on two
+// No more tasks than this process has processors; a session may have fewer threads. Few tokens: every task opens two streams and waits for their first lines; on two
 // cores with threads that spin, 2 tasks for 16 are 6 % faster from memory and 14 % from a cache, and inside ONNX
 // Runtime a product of 896 x 896 is 14 % faster, a layer equal. Many: every task fills tables of its own, which costs
-// as much as 90 rows, so none has fewer than 56 packed ones.
+// as much as 90 rows, so none has much fewer than 56 packed ones.
 int64_t most_tasks(int64_t tokens, int64_t packed_rows) {
   static const int64_t at_once = processors();
   return avx2::tokens_of_tables(tokens) == 0 ? at_once : avx2::smaller(at_once, packed_rows / 56);

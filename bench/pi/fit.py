@@ -43,15 +43,15 @@ class Subject:
     """The longest answer."""
     turns: int = TURNS
     """Of the chat; 0 for none."""
-    chats_in_mb: tuple[int, ...] = RAM_MB
-    """In which sizes of memory it chats; in the others it only captions."""
+    chats_up_to_mb: int = max(RAM_MB)
+    """The largest machine that it chats in; in larger ones it only captions."""
     bounded: bool = False
     """Is it held to PEAK_BYTES and LEFT_BYTES?"""
 
 
 def full_subject(name: str, bundle: Path) -> Subject:
     """A full-size bundle: short answers, few turns, those where memory is tightest alone, and held to the bounds."""
-    return Subject(name, bundle, FULL_TOKENS, FULL_TURNS, chats_in_mb=(min(RAM_MB),), bounded=True)
+    return Subject(name, bundle, FULL_TOKENS, FULL_TURNS, chats_up_to_mb=min(RAM_MB), bounded=True)
 
 
 def measure_fit(
@@ -145,7 +145,7 @@ def _tasks(subject: Subject, backend: str, ram_mb: int) -> list[tuple[str, str, 
     shared = ("--model", where, "--backend", backend, "--max-new-tokens", str(subject.new_tokens))
     caption = Command(("microvlm", "caption", f"/srv/{PICTURE_THERE}", *shared))
     tasks = [(subject.name, "caption", caption)]
-    if subject.turns and ram_mb in subject.chats_in_mb:
+    if subject.turns and ram_mb <= subject.chats_up_to_mb:
         chat = Command(
             ("microvlm", "chat", "--memory", f"{subject.name}.mem", *shared),
             conversation(subject.turns),
