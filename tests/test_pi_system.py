@@ -182,15 +182,15 @@ def test_the_tightest_run_stands_for_all_and_an_oom_is_the_tightest() -> None:
 def test_a_full_size_model_is_held_to_its_bounds_and_every_model_to_the_oom_killer() -> None:
     subjects = [Subject("nano", Path("n")), full_subject("full", Path("f"))]
     run = {"ram_bytes": 448 << 20, "peak_rss_bytes": PEAK_BYTES, "available_bytes": LEFT_BYTES, "oom": False}
-    fits = {**run, "model": "full", "program": "chat"}
+    fits = {**run, "model": "full", "program": "caption"}
     large = {**fits, "peak_rss_bytes": PEAK_BYTES + 1}
-    crowded = {**fits, "available_bytes": LEFT_BYTES - 1}
+    crowded = {**large, "program": "chat", "available_bytes": LEFT_BYTES - 1}
     small = {**crowded, "model": "nano", "peak_rss_bytes": PEAK_BYTES + 1}
     dead = {**small, "oom": True, "oom_victims": ["1234 (python3)"]}
     assert complaints(subjects, [fits, small]) == []
     assert complaints(subjects, [large, crowded, dead]) == [
         "chat of nano ran out of memory in 448 MiB: 1234 (python3)",
-        "chat of full peaks at 250000001 bytes, over 250000000, in 448 MiB",
+        "caption of full peaks at 250000001 bytes, over 250000000, in 448 MiB",
         "chat of full leaves 149999999 bytes, under 150000000, in 448 MiB",
     ]
     # A turn of the full size takes a minute here: few of them, and where memory is tightest alone.

@@ -28,7 +28,8 @@ FULL_TURNS = 4
 NANO_TOKENS, FULL_TOKENS = 8, 3
 """Longest answers. An emulated full-size model takes seconds a token; memory is at its peak after the first."""
 PEAK_BYTES, LEFT_BYTES = 250_000_000, 150_000_000
-"""At full size: the largest resident set, and what a machine of 448 MB has to have left for others."""
+"""At full size: the largest resident set of a program that loads and decodes, which a caption is, and what any program
+has to leave to others. A chat also has the memory's graphs and states."""
 TIMEOUT_S = 3600
 """For one machine, which is minutes for the full size, here, and more on busy cores."""
 
@@ -111,7 +112,7 @@ def complaints(subjects: Sequence[Subject], runs: Sequence[Mapping[str, Any]]) -
     ]
     for run in (run for run in runs if run["model"] in bounded):
         what, where = f"{run['program']} of {run['model']}", f"in {run['ram_bytes'] >> 20} MiB"
-        if run["peak_rss_bytes"] > PEAK_BYTES:
+        if run["program"] == "caption" and run["peak_rss_bytes"] > PEAK_BYTES:
             wrong.append(f"{what} peaks at {run['peak_rss_bytes']} bytes, over {PEAK_BYTES}, {where}")
         if run["available_bytes"] < LEFT_BYTES:
             wrong.append(f"{what} leaves {run['available_bytes']} bytes, under {LEFT_BYTES}, {where}")
