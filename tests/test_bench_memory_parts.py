@@ -176,5 +176,5 @@ def test_both_ways_of_telling_a_fact_are_timed_and_scored(subject, encoded, spea
     assert found["neighbours"] == 26
     # The gate has learned nothing here: any share of the neighbours may keep its answer.
     for name in ("tuned_neighbourhood", "written_neighbourhood"):
-        assert 18 * found[name] == pytest.approx(round(18 * found[name]))
+        assert 26 * found[name] == pytest.approx(round(26 * found[name]))
         assert 0 <= found[name] <= 1

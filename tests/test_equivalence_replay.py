@@ -173,17 +173,18 @@ def test_a_wrong_function_body_fails_with_status_1(
 def test_a_code_next_to_a_tie_is_ambiguous_and_any_other_an_error(
     speaking_bundle: Path, tmp_path: Path, moved_by: float, verdict: str
 ) -> None:
-    """W_M's input is a row of the memory, which a one-hot key reads exactly: 127 at the peak, .5 where it may round."""
+    """The readout's input is a row of the memory, which a one-hot key reads exactly: 127 at the peak, .5 where it may
+    round."""
     config = load("ort", speaking_bundle, 1).config
     row = np.zeros(config.memory.code_size, np.float32)
     row[:2] = 127, 0.5
-    # W_M sees a code times its gain.
+    # It sees a code times its gain.
     row /= np.float32(config.memory.code_size**0.5)
     noise = np.zeros_like(row)
     noise[1] = moved_by
 
     def move(model: onnx.ModelProto) -> None:
-        node = matmul_of(model, "memory_projection.linear")
+        node = matmul_of(model, "memory_projection.readout.fc1")
         model.graph.initializer.append(numpy_helper.from_array(noise, "noise"))
         position = list(model.graph.node).index(node)
         added = helper.make_node("Add", [node.input[0], "noise"], ["moved"])
