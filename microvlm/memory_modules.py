@@ -101,11 +101,13 @@ class MemoryProjection(nn.Module):
                 if layer.self_attn.k_proj.bias is not None:
                     row[0].copy_(layer.self_attn.k_proj.bias)
 
+    def read_out(self, code: Tensor) -> Tensor:
+        """A read code [B, C] -> what `linear` sees of it, [B, C]; the same where there is no readout."""
+        return code if self.readout is None else self.readout(code)
+
     def forward(self, code: Tensor) -> Cache:
         text = self.text
-        if self.readout is not None:
-            code = self.readout(code)
-        flat = self.linear(self.gain * code)
+        flat = self.linear(self.gain * self.read_out(code))
         slots = flat.view(-1, text.num_hidden_layers, 2, text.num_key_value_heads, 1, text.head_dim)
         return [(slots[:, layer, 0], slots[:, layer, 1]) for layer in range(text.num_hidden_layers)]
 

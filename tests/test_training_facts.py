@@ -95,12 +95,17 @@ def test_the_heads_name_what_a_read_says_and_tell_drawings_apart(drawn_build):
     model = MicroVLM(preset("nano"))
     heads = FactHeads(model)
     values = ["anna", "kitchen", "monday"]
-    reading = torch.nn.functional.normalize(
-        heads.answer.weight[[heads.index[value] for value in values]], dim=1
+    rows = [heads.index[value] for value in values]
+    before, after = (
+        10 * torch.nn.functional.normalize(head.weight[rows], dim=1).detach()
+        for head in (heads.answer, heads.read_out)
     )
-    loss, found = heads.named(10 * reading.detach(), values)
+    loss, found = heads.named(before, after, values)
     assert found == 1
-    assert loss < 1
+    assert loss < 2
+    unlike, lost = heads.named(before, after.roll(1, 0), values)
+    assert lost == 0
+    assert unlike > loss
     emoji = load_emoji(drawn_build[0])
     dealer = FactDealer(emoji, DrawingSampler(emoji, {}, seen_share=1.0), 20, 0.8)
     batch = dealer.deal(np.random.default_rng(0), torch.Generator().manual_seed(0))
@@ -120,7 +125,8 @@ def test_the_nearest_facts_are_of_other_names_and_most_alike():
 
 
 def test_the_shipped_recipe_trains_facts_and_then_the_scope_detector_on_other_objects():
-    *_, remember, _, scope = load_recipe("nano").stages
+    stages = {stage.name: stage for stage in load_recipe("nano").stages}
+    remember, scope = stages["remember"], stages["scope"]
     assert remember.mixture["fact"] > 0
     assert remember.decoder_bits == scope.decoder_bits == 1.58
     assert scope.task == "scope"

@@ -21,6 +21,7 @@ from microvlm.training.data.emoji import load_emoji
 from microvlm.training.dealing import FactDealer
 from microvlm.training.distill import DrawingSampler
 from microvlm.training.recall import ALIKE_LENGTH, RecallTask
+from microvlm.training.remember import remember
 from microvlm.training.texts import TextRows
 from microvlm.training.tokenizer import train_tokenizer
 from microvlm.training.trainer import stage_config
@@ -143,7 +144,32 @@ def test_facts_without_pictures_are_the_facts_of_a_batch_with_them(emoji):
     assert len(whole.views) == 2 * len(whole.shown)
 
 
+def test_answers_are_read_from_what_was_written_and_from_nothing_else(task):
+    rng = np.random.default_rng(0)
+    facts = task.dealer.facts(rng)
+    assert not facts.written.all()
+    prefixes = task.pictures.views(np.array([fact.object for fact in facts.shown]), rng)
+    asked: list[int] = []
+
+    def cross_entropy(module, embeds, mask, labels, slot, seen):
+        assert seen.all()
+        asked.append(len(embeds))
+        return embeds.new_ones(())
+
+    heads = task.module.facts
+    said = remember(task.model, heads, facts, prefixes, task.rows, cross_entropy, unknown_too=False)
+    assert sum(asked) == facts.written.sum()
+    assert said.metrics["facts"] == pytest.approx(1.0)
+    reached = [parameter for _, parameter in task.model.named_parameters() if parameter.requires_grad]
+    frozen = [parameter for _, parameter in task.model.named_parameters() if not parameter.requires_grad]
+    loss, _ = task.loss(task.module, torch.Generator().manual_seed(1))
+    loss.backward()
+    heads_reached = [*heads.answer.parameters(), *heads.read_out.parameters()]
+    assert all(parameter.grad is not None for parameter in (*reached, *heads_reached))
+    assert all(parameter.grad is None for parameter in frozen)
+
+
 def test_the_shipped_recipe_recalls_between_remembering_and_the_scope_detector():
     stages = load_recipe("nano").stages
-    assert [stage.name for stage in stages[-3:]] == ["remember", "recall", "scope"]
-    assert min(stage.drawing_share for stage in stages[-2:]) > 0
+    assert [stage.name for stage in stages[-4:]] == ["remember", "recall", "recall-on", "scope"]
+    assert min(stage.drawing_share for stage in stages[-3:]) > 0

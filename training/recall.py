@@ -78,8 +78,9 @@ class RecallTask:
 
     def parameter_groups(self) -> list[dict]:
         parts = [parameter for part in self._parts() for parameter in part.parameters()]
-        answer = list(self.module.facts.answer.parameters())
-        return [{"params": [*parts, *answer], "lr": self.stage.learning_rate}]
+        heads = (self.module.facts.answer, self.module.facts.read_out)
+        named = [parameter for head in heads for parameter in head.parameters()]
+        return [{"params": [*parts, *named], "lr": self.stage.learning_rate}]
 
     def loss(self, helped: Helped, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         module = helped.model
@@ -90,7 +91,9 @@ class RecallTask:
         alike = self._alike_objects if rng.random() < ALIKE_SHARE else None
         facts = self.dealer.facts(rng, alike)
         prefixes = self.pictures.views(np.array([fact.object for fact in facts.shown], np.int64), rng)
-        recalled = remember(module, helped.facts, facts, prefixes, self.rows, self.cross_entropy)
+        recalled = remember(
+            module, helped.facts, facts, prefixes, self.rows, self.cross_entropy, unknown_too=False
+        )
         metrics = dict(recalled.metrics)
         loss = recalled.loss
         if self.episodes:

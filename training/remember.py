@@ -58,21 +58,25 @@ class Remembered(NamedTuple):
 
 
 class FactHeads(nn.Module):
-    """What only training needs: the answer in a read code, and the place of a drawing among drawings."""
+    """What only training needs: the answer in a read code, before the readout and after it, and the place of a drawing
+    among drawings."""
 
     def __init__(self, model: MicroVLM):
         super().__init__()
         width = model.config.memory.code_size
         self.gain = width**0.5
         self.answer = nn.Linear(width, len(VALUES))
+        self.read_out = nn.Linear(width, len(VALUES))
         self.drawing = nn.Linear(2 * model.config.vision.hidden_size, DRAWING_WIDTH)
         self.index = {value: number for number, value in enumerate(VALUES)}
 
-    def named(self, reading: Tensor, values: list[str]) -> tuple[Tensor, float]:
-        """Read codes [n, C] and what they should say -> (cross-entropy, share right)."""
+    def named(self, reading: Tensor, read_out: Tensor, values: list[str]) -> tuple[Tensor, float]:
+        """Read codes [n, C], what the readout makes of them and what they should say -> (both cross-entropies added,
+        share that is right after the readout)."""
         wanted = torch.tensor([self.index[value] for value in values], device=reading.device)
-        logits = self.answer(self.gain * reading)
-        return F.cross_entropy(logits, wanted), (logits.argmax(1) == wanted).float().mean().item()
+        loss = F.cross_entropy(self.answer(self.gain * reading), wanted)
+        logits = self.read_out(self.gain * read_out)
+        return loss + F.cross_entropy(logits, wanted), (logits.argmax(1) == wanted).float().mean().item()
 
     def drawings(self, features: Tensor, leading: int, batch: FactBatch) -> Tensor:
         """InfoNCE of two views of each drawing, vision features [2 * shown, T, W] of `batch.views`."""
@@ -89,8 +93,12 @@ def remember(
     prefixes: Tensor,
     rows: TextRows,
     cross_entropy: CrossEntropy,
+    unknown_too: bool = True,
 ) -> Remembered:
-    """prefixes [2 * len(shown), k, H] of `batch.views` -> the losses; `cross_entropy` is that of the answers."""
+    """prefixes [2 * len(shown), k, H] of `batch.views` -> the losses; `cross_entropy` is that of the answers.
+
+    unknown_too : also teach to answer what was not written, where the slot is masked: only the decoder learns by it.
+    """
     key, value, value_key, query, asked = encode_facts(module, batch, prefixes, rows)
     known = torch.from_numpy(batch.written).to(key.device)
     with torch.autocast("cpu", enabled=False):
@@ -106,9 +114,10 @@ def remember(
         spread, scattered = frame_potential(key), frame_potential(held)
         said_values = [fact.value for fact in batch.facts]
         written = np.flatnonzero(batch.written)
-        named, found = heads.named(reading[known], [said_values[row] for row in written])
+        read_out = module.memory_projection.read_out(reading)
+        named, found = heads.named(reading[known], read_out[known], [said_values[row] for row in written])
     asked_views = prefixes[len(batch.shown) :]
-    said = _said(module, batch, asked_views, slot, rows, cross_entropy)
+    said = _said(module, batch, asked_views, slot, rows, cross_entropy, unknown_too)
     nearest = (F.normalize(asked, dim=-1) @ F.normalize(key, dim=-1).T).argmax(1).cpu().numpy()
     metrics = {
         "facts": said.item(),
@@ -156,22 +165,28 @@ def _said(
     slot: Cache,
     rows: TextRows,
     cross_entropy: CrossEntropy,
+    unknown_too: bool,
 ) -> Tensor:
     """Cross-entropy of the answers: the values that were written, "unknown" with the slot masked for the others."""
     said: Tensor = module.memory_prior.new_zeros(())
-    known = torch.from_numpy(batch.written).to(said.device)
+    answered = np.ones_like(batch.written) if unknown_too else batch.written
     begin = 0
-    for facts, view in ((batch.shown, asked_views), (batch.told, None)):
-        if not facts:
-            continue
-        part = slice(begin, begin + len(facts))
+    for facts, views in ((batch.shown, asked_views), (batch.told, None)):
+        chosen = np.flatnonzero(answered[begin : begin + len(facts)])
+        part = begin + chosen
         begin += len(facts)
+        if not len(chosen):
+            continue
         seen = batch.written[part]
-        samples = [(f.asked, f.value if there else UNKNOWN) for f, there in zip(facts, seen, strict=True)]
-        embeds, mask, labels = rows.embedded(module, samples, view)
+        samples = [
+            (facts[row].asked, facts[row].value if there else UNKNOWN)
+            for row, there in zip(chosen, seen, strict=True)
+        ]
+        embeds, mask, labels = rows.embedded(module, samples, None if views is None else views[chosen])
         own_slot = [(k[part], v[part]) for k, v in slot]
-        answered = cross_entropy(module, embeds, mask, labels, own_slot, known[part].long())
-        said = said + answered * (len(facts) / len(batch.facts))
+        seen_by = torch.from_numpy(seen).to(said.device).long()
+        loss = cross_entropy(module, embeds, mask, labels, own_slot, seen_by)
+        said = said + loss * (len(chosen) / answered.sum())
     return said
 
 
