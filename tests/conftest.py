@@ -143,6 +143,15 @@ def speaking_bundle(speaking_checkpoint: Path, tmp_path_factory: pytest.TempPath
 
 
 @pytest.fixture(scope="session")
+def hf_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.nn.Module]]:
+    """Folders of `hf_models` below one root, and what is in them. Tests must not change either."""
+    from hf_models import make_folders
+
+    root = tmp_path_factory.mktemp("hf")
+    return root, make_folders(root)
+
+
+@pytest.fixture(scope="session")
 def drawn_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A node_modules folder of emoji packages with discs for drawings. Tests must not change it."""
     from drawn_emoji import write_packages
