@@ -1,4 +1,13 @@
-"""Development sessions. `bash .ci/nox -s NAME` runs one on a fresh machine; arguments after -- are passed through."""
+"""Development sessions. `bash .ci/nox -s NAME` runs one on a fresh machine; arguments after -- are passed through.
+
+Those that work with this machine's own wheel share it, and an environment: PyTorch is installed once, and what `build`
+checks is what the others run.
+"""
+
+import os
+import shutil
+import sys
+from pathlib import Path
 
 import nox
 
@@ -26,30 +35,32 @@ TEST_TOOLS = (
     "ssh=openssh-client",
     "mke2fs=e2fsprogs",
 )
-# A process a core; the tests of a file share what they made, and stay together.
-PROCESSES = ("--numprocesses", "auto", "--maxprocesses", "8", "--dist", "loadfile")
+# A process a core; the tests of a file share what they made, and stay together. tests/conftest.py orders the files.
+PROCESSES = ("--numprocesses", "auto", "--maxprocesses", "8", "--dist", "loadfile", "--no-loadscope-reorder")
 WHEEL_TOOLS = ("build", "ziglang", "auditwheel")
-REQUIRE_NATIVE = {"MICROVLM_BUILD_NATIVE": "1"}
+SHARED = Path(".nox", "shared").resolve()
 NO_NATIVE = {"MICROVLM_BUILD_NATIVE": "0"}
+
+built: list[Path] = []
 
 nox.options.sessions = ["lint", "build", "equivalence", "tests", "pi"]
 nox.options.reuse_existing_virtualenvs = True
 
 
-@nox.session
+@nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
     """The fast test set."""
     need(session, *TEST_TOOLS)
-    session.install(".[dev]", *CONSTRAINTS, env=REQUIRE_NATIVE)
-    session.run("pytest", *PROCESSES, *session.posargs)
+    install(session, "dev")
+    run(session, "pytest", *PROCESSES, "--durations", "20", *session.posargs)
 
 
-@nox.session
+@nox.session(venv_backend="none")
 def slow(session: nox.Session) -> None:
     """Tests that take gigabytes or minutes."""
     need(session, *TEST_TOOLS, *BOARD)
-    session.install(".[dev]", *CONSTRAINTS, env=REQUIRE_NATIVE)
-    session.run("pytest", "-m", "slow", *session.posargs)
+    install(session, "dev")
+    run(session, "pytest", "-m", "slow", *session.posargs)
 
 
 @nox.session
@@ -61,26 +72,24 @@ def lint(session: nox.Session) -> None:
     session.run("mypy", *PACKAGES, "setup.py")
 
 
-@nox.session
+@nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
     """The main job: export the bundled checkpoint at 1.58 bit, bench it on every backend that runs here."""
     need(session, *COMPILER)
-    session.install(".[bench]", *CONSTRAINTS, env=REQUIRE_NATIVE)
+    install(session, "bench")
     bundle = f"{session.create_tmp()}/{MODEL}"
-    session.run("microvlm-export", MODEL, "-o", bundle, "--bits", "1.58", "--force")
-    session.run("microvlm-bench", "run", bundle, *session.posargs)
+    run(session, "microvlm-export", MODEL, "-o", bundle, "--bits", "1.58", "--force")
+    run(session, "microvlm-bench", "run", bundle, *session.posargs)
 
 
-@nox.session
+@nox.session(venv_backend="none")
 def equivalence(session: nox.Session) -> None:
     """Are PyTorch and ONNX Runtime the same model? Exit status 1 when they are not."""
     need(session, *COMPILER)
-    session.install(".[bench]", *CONSTRAINTS, env=REQUIRE_NATIVE)
+    install(session, "bench")
     bundle = f"{session.create_tmp()}/{MODEL}"
-    session.run("microvlm-export", MODEL, "-o", bundle, "--bits", "1.58", "--force")
-    session.run("microvlm-bench", "equivalence", bundle, *session.posargs)
-    # Once more on stock ONNX Runtime: the operators' function bodies.
-    session.run("microvlm-bench", "equivalence", bundle, *session.posargs, env={"MICROVLM_NATIVE": "0"})
+    run(session, "microvlm-export", MODEL, "-o", bundle, "--bits", "1.58", "--force")
+    run(session, "python", ".ci/equivalence.py", bundle, *session.posargs)
 
 
 @nox.session
@@ -96,14 +105,11 @@ def native(session: nox.Session) -> None:
         session.run(f"{out}/test_kernels", external=True)
 
 
-@nox.session
+@nox.session(venv_backend="none")
 def build(session: nox.Session) -> None:
     """The wheel, and what is in it."""
     need(session, *COMPILER)
-    session.install("build", *CONSTRAINTS)
-    out = session.create_tmp()
-    session.run("python", "-m", "build", "--wheel", "--outdir", out, env=REQUIRE_NATIVE)
-    session.run("python", "tests/check_wheel.py", out)
+    run(session, "python", "tests/check_wheel.py", str(wheel(session).parent))
 
 
 @nox.session
@@ -115,13 +121,13 @@ def wheels(session: nox.Session) -> None:
     session.run("python", ".ci/wheels.py", *session.posargs or [session.create_tmp()])
 
 
-@nox.session
+@nox.session(venv_backend="none")
 def pi(session: nox.Session) -> None:
     """Would it still run on a Raspberry Pi, and at the same cost? `-- --update-baseline` accepts a change."""
     need(session, *COMPILER, *EMULATOR, "qemu-aarch64=qemu-user", "make=make")
     # The session's own copy exports and compares; the wheel that is counted is built by zig.
-    session.install(".[bench]", *WHEEL_TOOLS, *CONSTRAINTS, env=REQUIRE_NATIVE)
-    session.run("python", ".ci/pi.py", session.create_tmp(), *session.posargs)
+    install(session, "bench", *WHEEL_TOOLS)
+    run(session, "python", ".ci/pi.py", session.create_tmp(), *session.posargs)
 
 
 @nox.session(name="pi-files")
@@ -150,3 +156,30 @@ def pi_install(session: nox.Session) -> None:
 def need(session: nox.Session, *packages: str) -> None:
     """Programs that pip does not bring."""
     session.run("bash", ".ci/apt", *packages, external=True, silent=True)
+
+
+def install(session: nox.Session, extra: str, *packages: str) -> None:
+    """This copy with an extra, and packages, into the shared environment."""
+    run(
+        session, "python", "-m", "pip", "install", "-q", f"{wheel(session)}[{extra}]", *packages, *CONSTRAINTS
+    )
+
+
+def run(session: nox.Session, program: str, *arguments: str, **environment: str) -> None:
+    """A program of the shared environment, which finds the others there."""
+    path = os.pathsep.join([str(SHARED / "bin"), os.environ["PATH"]])
+    session.run(str(SHARED / "bin" / program), *arguments, env={"PATH": path, **environment})
+
+
+def wheel(session: nox.Session) -> Path:
+    """This machine's wheel of this copy, installed in the shared environment; built once a run of nox."""
+    if not built:
+        folder = SHARED / "wheel"
+        session.run(sys.executable, "-m", "venv", str(SHARED))
+        shutil.rmtree(folder, ignore_errors=True)
+        pip = ("python", "-m", "pip", "-q")
+        run(session, *pip, "wheel", ".", "--no-deps", "-w", str(folder), MICROVLM_BUILD_NATIVE="1")
+        built.extend(folder.glob("*.whl"))
+        # pip takes a wheel of the same version for what is installed.
+        run(session, *pip, "install", str(built[0]), "--no-deps", "--force-reinstall")
+    return built[0]

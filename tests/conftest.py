@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,8 +23,34 @@ torch.set_num_threads(1)
 # Programs that tests start from the repository's root must import the installed package, not the folder `microvlm`.
 os.environ["PYTHONSAFEPATH"] = "1"
 
+LONGEST = (
+    "test_readme.py",
+    "test_training_run.py",
+    "test_packaging.py",
+    "test_native_arm.py",
+    "test_arm64_ssh.py",
+    "test_bench_pi_counting.py",
+    "test_training_recall.py",
+)
+"""Files that take minutes: they start first, so that none is left to one process at the end of a run. `nox -s tests`
+prints what took longest."""
+
 FLOAT = QuantizationConfig()
 TERNARY = QuantizationConfig(decoder_bits=1.58, vision_bits=8, embedding_bits=8)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`LONGEST`, then the others by how many tests they have; a file's stay together and in their order.
+
+    Raises ValueError for a file that is gone.
+    """
+    here = Path(__file__).parent
+    gone = [name for name in LONGEST if not (here / name).is_file()]
+    if gone:
+        raise ValueError(f"conftest.LONGEST names files that are not there: {', '.join(gone)}")
+    place = {name: number for number, name in enumerate(LONGEST)}
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: (place.get(item.path.name, len(LONGEST)), -tests[item.path]))
 
 
 def tiny_config(quantization: QuantizationConfig = TERNARY, **changes: object) -> MicroVLMConfig:
@@ -140,6 +167,15 @@ def speaking_bundle(speaking_checkpoint: Path, tmp_path_factory: pytest.TempPath
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("MICROVLM_CACHE", str(tmp_path_factory.mktemp("cache")))
         return resolve_bundle(speaking_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def hf_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.nn.Module]]:
+    """Folders of `hf_models` below one root, and what is in them. Tests must not change either."""
+    from hf_models import make_folders
+
+    root = tmp_path_factory.mktemp("hf")
+    return root, make_folders(root)
 
 
 @pytest.fixture(scope="session")

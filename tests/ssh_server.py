@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+TRIES = 5
+TAKEN = "Address already in use"
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 _CONFIG = """\
 ListenAddress 127.0.0.1
@@ -60,22 +62,37 @@ def serving(folder: Path, more: str = "") -> Iterator[SshServer]:
     """`more`: further lines of its configuration."""
     for name in ("host_key", "user_key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    (folder / "sshd_config").write_text(_CONFIG.format(port=port, folder=folder, more=more))
     if os.geteuid() == 0:
         # Debian makes this when the service starts; only a root's sshd asks for it.
         Path("/run/sshd").mkdir(exist_ok=True)
-    with (folder / "sshd.log").open("wb") as log:
-        command = [SSHD, "-D", "-e", "-f", str(folder / "sshd_config")]
-        process = subprocess.Popen(command, stderr=log, stdin=subprocess.DEVNULL)
+    process, port = _start(folder, more)
     try:
-        _wait_for(port, process, folder / "sshd.log")
         yield SshServer(folder, port)
     finally:
         process.terminate()
         process.wait()
+
+
+def _start(folder: Path, more: str) -> tuple[subprocess.Popen, int]:
+    """(its process, the port that it listens on). sshd takes no port 0, so a free one is looked up; where another
+    program was faster, sshd ends and the next one is tried."""
+    log = folder / "sshd.log"
+    for _ in range(TRIES):
+        port = _free_port()
+        (folder / "sshd_config").write_text(_CONFIG.format(port=port, folder=folder, more=more))
+        command = [SSHD, "-D", "-e", "-f", str(folder / "sshd_config")]
+        with log.open("wb") as said:
+            process = subprocess.Popen(command, stderr=said, stdin=subprocess.DEVNULL)
+        if _listens(process, log):
+            return process, port
+        assert TAKEN in log.read_text(), log.read_text()
+    raise AssertionError(log.read_text())
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def session_of(pid: int) -> int:
@@ -88,12 +105,15 @@ def session_of(pid: int) -> int:
     raise AssertionError("no sshd above this process")
 
 
-def _wait_for(port: int, process: subprocess.Popen, log: Path) -> None:
+def _listens(process: subprocess.Popen, log: Path) -> bool:
+    """Whether sshd says so, and not merely whether somebody answers on its port; False when it ended."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
+        if "Server listening on" in log.read_text():
+            return True
+        if process.poll() is not None:
+            return False
         time.sleep(0.05)
+    process.kill()
+    process.wait()
     raise AssertionError(log.read_text())

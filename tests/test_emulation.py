@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from microvlm.backends import emulation
+from microvlm.backends.emulation import sites
 from microvlm.backends.emulation.cache import cached_folder
 from microvlm.backends.emulation.sysroot import ports
 from microvlm.errors import UserError
@@ -94,6 +95,20 @@ def test_folders_of_packages_that_nobody_used_for_long_go_when_another_is_built(
     assert not unused.exists()
     # A CPU's view of a sysroot links into it, so being looked at does not touch it.
     assert sysroot.is_dir()
+
+
+def test_each_python_of_this_machine_has_folders_of_its_own(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One compiles what it installs and another can't, and by that instructions differ."""
+    monkeypatch.setattr(sites, "python_version", lambda _: "3.11")
+    monkeypatch.setattr(sites, "glibc_minor", lambda _: 36)
+    monkeypatch.setattr(sites, "_install", lambda folder, *_: write_two(folder))
+    found = set()
+    for python in ("3.11.7", "3.13.1", "3.11.7"):
+        monkeypatch.setattr(sites.platform, "python_version", lambda python=python: python)
+        found.add(sites.ensure_site(cache, ["numpy"], print))
+    assert len(found) == 2
 
 
 @pytest.mark.parametrize(

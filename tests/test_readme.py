@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from microvlm.backends.resolve import cache_directory
+
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.M | re.S)
 TRAINING = ("microvlm-data", "microvlm-train", "microvlm-score")
@@ -41,8 +43,13 @@ def run(command: str, folder: Path, **environment: str) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its cache is empty but for the emulated machine, which is the user's own, as in every test that emulates one."""
     made = tmp_path_factory.mktemp("readme")
     (made / "bench").symlink_to(ROOT / "bench")
+    emulation = cache_directory().resolve() / "emulation"
+    emulation.mkdir(parents=True, exist_ok=True)
+    (made / "cache").mkdir()
+    (made / "cache" / "emulation").symlink_to(emulation)
     return made
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 pytest.importorskip("resvg_py")
 
 from microvlm import MicroVLM
+from microvlm.config import _PRESETS, preset
 from microvlm.errors import UserError
 from microvlm.training.config import Recipe, StageConfig
 from microvlm.training.data.emoji import load_emoji
@@ -184,6 +185,25 @@ def test_a_folder_of_another_start_is_refused(finished, emoji, tmp_path):
     shutil.copytree(finished, out)
     with pytest.raises(UserError, match="holds another run"):
         train(RECIPE, emoji, out, silent, start=str(finished / "checkpoint"), start_stage="ternary")
+
+
+def test_a_folder_of_another_model_under_the_same_presets_name_is_refused(
+    finished, emoji, tmp_path, monkeypatch
+):
+    """Of the same shapes too: nothing else would notice."""
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    known = preset("nano")
+    changed = dataclasses.replace(known, text=dataclasses.replace(known.text, rope_theta=5e5))
+    monkeypatch.setitem(_PRESETS, "nano", changed)
+    with pytest.raises(UserError, match="holds another run"):
+        train(RECIPE, emoji, out, silent)
+    begun = json.loads((out / "recipe.json").read_text())
+    assert begun.pop("preset") == json.loads(json.dumps(known.to_dict()))
+    monkeypatch.setitem(_PRESETS, "nano", known)
+    # A folder from before its preset was written into it goes on.
+    (out / "recipe.json").write_text(json.dumps(begun))
+    assert train(RECIPE, emoji, out, silent)
 
 
 def test_a_part_of_a_checkpoint_can_begin_anew(finished, emoji, tmp_path):

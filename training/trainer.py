@@ -61,7 +61,7 @@ def train(
     if start is not None:
         begun = {"weights_sha256": weights_sha256(start), "stage": start_stage}
         run |= {"start": begun | ({"fresh": sorted(fresh)} if fresh else {})}
-    _claim(out, recipe.stages[skipped].name, run)
+    _claim(out, recipe.stages[skipped].name, run, preset(recipe.preset))
     torch.manual_seed(recipe.seed)
     tokenizer = train_tokenizer(corpus(emoji), preset(recipe.preset).text.vocab_size)
     previous: Path | None = None
@@ -96,7 +96,8 @@ def stage_config(recipe: Recipe, stage: StageConfig, float_control: bool) -> Mic
 def finish(recipe: Recipe, out: Path, tokenizer: Tokenizer, run: dict[str, Any]) -> None:
     """Lower the last stage's model to what is shipped: trits, int8 vision, int8 embedding; no latent weights.
 
-    `run` is what the folder's recipe.json says; it goes into the checkpoint's training.json.
+    `run` is what the folder's recipe.json says of the recipe; it goes into the checkpoint's training.json, beside the
+    model's own config.json.
     """
     stage, float_control = recipe.stages[-1], bool(run["float_control"])
     model = load_stage(recipe, stage, out / stage.name, float_control)
@@ -184,12 +185,13 @@ def _save_weights(task: Task, folder: Path) -> None:
     (folder / "done").touch()
 
 
-def _claim(out: Path, first_stage: str, run: dict[str, Any]) -> None:
-    """The folder's recipe, written once; a different one is refused rather than mixed."""
-    wanted = json.loads(json.dumps(run))
+def _claim(out: Path, first_stage: str, run: dict[str, Any], model: MicroVLMConfig) -> None:
+    """The folder's recipe and the model that its preset meant, written once; others are refused rather than mixed."""
+    wanted = json.loads(json.dumps({**run, "preset": model.to_dict()}))
     path = out / "recipe.json"
     if path.is_file():
-        if json.loads(path.read_text()) != wanted:
+        # A folder that was begun before presets were written into it says nothing about its own.
+        if {"preset": wanted["preset"]} | json.loads(path.read_text()) != wanted:
             raise UserError(f"{out} holds another run ({path}): choose another --output or delete it.")
         return
     if out.exists() and any(out.iterdir()) and not (out / first_stage).exists():

@@ -40,7 +40,7 @@ FACT_STRENGTH = 0.8
 PATCH_WEIGHT, CLASSIFY_WEIGHT = 1.0, 0.3
 
 
-class Helped(nn.Module):
+class WithHeads(nn.Module):
     """The model with heads that only training needs: what each patch shows, which emoji the picture is, facts."""
 
     def __init__(self, model: MicroVLM, classes: int):
@@ -59,7 +59,7 @@ class VLMTask:
     def __init__(self, model: MicroVLM, rows: TextRows, recipe: Recipe, stage: StageConfig, emoji: EmojiData):
         self.model, self.rows, self.stage, self.emoji = model, rows, stage, emoji
         self.config = model.config
-        self.module = Helped(model, int(emoji.seen.sum()))
+        self.module = WithHeads(model, int(emoji.seen.sum()))
         self.label_of = np.full(len(emoji.hexcodes), IGNORED)
         self.label_of[np.flatnonzero(emoji.seen)] = np.arange(emoji.seen.sum())
         self.object_labels = self.label_of[[emoji.index(hexcode) for hexcode, _ in read_scene_objects()]]
@@ -95,7 +95,7 @@ class VLMTask:
             groups.append({"params": vision, "lr": self.stage.vision_learning_rate})
         return groups
 
-    def loss(self, helped: Helped, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def loss(self, helped: WithHeads, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
         module = helped.model
         size = self.config.vision.image_size
         rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
@@ -202,7 +202,7 @@ class VLMTask:
         return Lookups.build(words, width), Lookups.build(answers, width)
 
     def _shown(
-        self, helped: Helped, features: Tensor, drawn: np.ndarray, scenes: list[Scene], crowd: Crowd
+        self, helped: WithHeads, features: Tensor, drawn: np.ndarray, scenes: list[Scene], crowd: Crowd
     ) -> Tensor | None:
         """Cross-entropy of the two helping heads; None while the vision encoder is frozen."""
         if self.stage.vision_learning_rate == 0:

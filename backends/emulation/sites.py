@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import os
+import platform
 import re
 import subprocess
 import sys
@@ -23,12 +24,14 @@ def ensure_site(
 ) -> Path:
     """The folder with `requirements` (as pip takes them, paths of wheels too) for the Python of `sysroot`.
 
-    A wheel's content belongs to the recipe, so a rebuilt wheel is installed anew. pip resolves the environment
-    markers of dependencies for this machine. Raises UserError.
+    A wheel's content belongs to the recipe, so a rebuilt wheel is installed anew; this machine's Python does, which
+    compiles the folder or can't. pip resolves the environment markers of dependencies for this machine. Raises
+    UserError.
     """
     python, glibc = python_version(sysroot), glibc_minor(sysroot)
     recipe = {
         "python": python,
+        "compiled": platform.python_version(),
         "glibc": glibc,
         "requirements": {each: _digest(each) for each in sorted(requirements)},
         "dependencies": dependencies,
@@ -99,7 +102,11 @@ def _install(folder: Path, recipe: dict, report: Progress) -> None:
 
 
 def compile_bytecode(folder: Path, python: str) -> None:
-    """Where this machine has the emulated Python's version: here in a second instead of there in a minute."""
+    """Where this machine has the emulated Python's version: here in a second instead of there in a minute.
+
+    Elsewhere the emulated Python compiles what it imports first and keeps it: the first count of instructions in a new
+    folder then differs from the next one's by tenths of a per cent.
+    """
     if f"{sys.version_info[0]}.{sys.version_info[1]}" == python:
         # Hash-based, for pip keeps no times.
         compile_all = [sys.executable, "-m", "compileall", "-qq", "--invalidation-mode", "unchecked-hash"]

@@ -1,0 +1,31 @@
+"""Programs that take one core each, at the same time; what each said comes out whole, in the order they were given."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+
+def side_by_side(commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]]) -> int:
+    """Commands, and what each one's environment adds to this one's -> the worst exit status; a signal counts as 1."""
+    worst = 0
+    with ThreadPoolExecutor(len(commands)) as pool:
+        for done in pool.map(_run, commands, environments):
+            print(done.stdout, end="", flush=True)
+            if done.returncode:
+                print(f"exit status {done.returncode}: {' '.join(done.args)}", file=sys.stderr, flush=True)
+            worst = max(worst, done.returncode if done.returncode >= 0 else 1)
+    return worst
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
