@@ -20,7 +20,14 @@ from microvlm.training.data.views import corner_neighbour
 from microvlm.training.dealing import FactDealer
 from microvlm.training.distill import DrawingSampler
 from microvlm.training.remember import FactHeads, frame_potential, info_nce
-from microvlm.training.scope import MOST_UNKNOWN, SIZES, nearest_of_other_names, unknown_weight
+from microvlm.training.scope import (
+    EVEN_SHARE,
+    LEAST_UNKNOWN,
+    MOST_UNKNOWN,
+    SIZES,
+    nearest_of_other_names,
+    unknown_weight,
+)
 
 
 def test_the_objects_to_remember_are_held_out_and_their_names_and_wordings_are_trained():
@@ -128,8 +135,8 @@ def test_the_less_a_memory_holds_the_more_weighs_what_it_does_not_answer():
     weights = [unknown_weight(share) for share in SIZES]
     assert weights[0] == MOST_UNKNOWN
     assert weights == sorted(weights, reverse=True)
-    assert unknown_weight(0.5) == 1
-    assert unknown_weight(1) == 0.5
+    assert unknown_weight(EVEN_SHARE) == 1
+    assert weights[-1] == LEAST_UNKNOWN
 
 
 def test_the_shipped_recipe_trains_facts_and_then_the_scope_detector_on_other_objects():
