@@ -20,14 +20,7 @@ from microvlm.training.data.views import corner_neighbour
 from microvlm.training.dealing import FactDealer
 from microvlm.training.distill import DrawingSampler
 from microvlm.training.remember import FactHeads, frame_potential, info_nce
-from microvlm.training.scope import (
-    EVEN_SHARE,
-    LEAST_UNKNOWN,
-    MOST_UNKNOWN,
-    SIZES,
-    nearest_of_other_names,
-    unknown_weight,
-)
+from microvlm.training.scope import nearest_of_other_names
 
 
 def test_the_objects_to_remember_are_held_out_and_their_names_and_wordings_are_trained():
@@ -129,14 +122,6 @@ def test_the_nearest_facts_are_of_other_names_and_most_alike():
     assert nearest[0].tolist() == [2, 3]
     assert nearest[2].tolist() == [1, 0]
     assert nearest[3].tolist() == [2, 1]
-
-
-def test_the_less_a_memory_holds_the_more_weighs_what_it_does_not_answer():
-    weights = [unknown_weight(share) for share in SIZES]
-    assert weights[0] == MOST_UNKNOWN
-    assert weights == sorted(weights, reverse=True)
-    assert unknown_weight(EVEN_SHARE) == 1
-    assert weights[-1] == LEAST_UNKNOWN
 
 
 def test_the_shipped_recipe_trains_facts_and_then_the_scope_detector_on_other_objects():

@@ -34,8 +34,6 @@ MEMORIES = 24
 """Drawn in a step."""
 SIZES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
 """Facts in a memory, as shares of its slots."""
-LEAST_UNKNOWN, EVEN_SHARE, MOST_UNKNOWN = 0.5, 1 / 8, 4.0
-"""Weights of questions that a memory does not answer: of a full one; where both sides weigh alike; of one fact."""
 EPISODE_SHARE = 0.15
 ASKED = 24
 """Most questions of a kind that a memory is asked."""
@@ -63,7 +61,7 @@ class Bank(NamedTuple):
 
 
 class ScopeTask:
-    """Binary cross-entropy of the scope detector: what was written against what was not."""
+    """Binary cross-entropy of the scope detector: what was written against what was not, both sides alike."""
 
     def __init__(self, model: MicroVLM, rows: TextRows, recipe: Recipe, stage: StageConfig, emoji: EmojiData):
         self.model, self.rows, self.stage, self.emoji = model, rows, stage, emoji
@@ -89,8 +87,8 @@ class ScopeTask:
         rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
         known: list[Tensor] = []
         unknown: list[Tensor] = []
-        share = float(rng.choice(SIZES))
-        count = max(1, round(self.model.config.memory.slots * share))
+        slots = self.model.config.memory.slots
+        count = max(1, round(slots * float(rng.choice(SIZES))))
         with torch.autocast("cpu", enabled=False):
             for _ in range(MEMORIES):
                 draw = self._episode if rng.random() < EPISODE_SHARE else self._facts
@@ -99,8 +97,7 @@ class ScopeTask:
                     shared = (part.expand(len(code), -1, -1) for part in state)
                     found.append(module.memory_read(key, code, *shared)[1])
         written, other = torch.cat(known), torch.cat(unknown)
-        against = unknown_weight(share)
-        loss = (binary_loss(written, 1.0) + against * binary_loss(other, 0.0)) / (1 + against)
+        loss = 0.5 * (binary_loss(written, 1.0) + binary_loss(other, 0.0))
         opened, closed = (written >= 0.5).float().mean(), (other < 0.5).float().mean()
         return loss, {"opened": opened.item(), "closed": closed.item()}
 
@@ -183,16 +180,6 @@ class ScopeTask:
         scenes = compose_scenes([s for s, _ in asked], self.emoji, generator=generator, strength=1.0)
         prefixes = module.encode_image(normalise(scenes, self.model.config.vision))
         return encode(module, self.rows, [(question.text, "") for _, question in asked], prefixes)
-
-
-def unknown_weight(share: float) -> float:
-    """Weight of what was not written against what was, of a memory whose slots are filled to `share`.
-
-    The fewer facts a memory holds, the fewer of the questions that are put to it are about one of them: the odds are
-    as 1 / share, and cut at both ends, where one side would hardly be learned. Even odds at half the slots kept the
-    gate shut on 6 % of the questions about eight facts.
-    """
-    return min(MOST_UNKNOWN, max(LEAST_UNKNOWN, EVEN_SHARE / share))
 
 
 def nearest_of_other_names(codes: Tensor, names: Tensor, count: int = NEAREST) -> Tensor:
