@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from microvlm import torch_ops
-from microvlm.linear import PackedLinear, _QuantizedProduct, int8_rows
+from microvlm.linear import PackedLinear, quantized_product, rounded
 
 
 class TiedEmbedding(nn.Module):
@@ -21,14 +21,14 @@ class TiedEmbedding(nn.Module):
     def embed(self, input_ids: Tensor) -> Tensor:
         if self.bits == 32:
             return F.embedding(input_ids, self.weight)
-        integers, scale = int8_rows(self.weight)
-        rounded = self.weight + (integers * scale[:, None] - self.weight).detach()
-        return F.embedding(input_ids, rounded)
+        integers, scale = rounded(self.weight, "int8")
+        table = self.weight + (integers * scale[:, None] - self.weight).detach()
+        return F.embedding(input_ids, table)
 
     def head(self, hidden: Tensor) -> Tensor:
         if self.bits == 32:
             return F.linear(hidden, self.weight)
-        return _QuantizedProduct.apply(hidden, self.weight, "int8")
+        return quantized_product(hidden, self.weight, "int8")
 
 
 class HalfEmbedding(nn.Module):

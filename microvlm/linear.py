@@ -6,7 +6,9 @@ bytes that an exported graph holds: `PackedLinear`, and `DenseTritLinear` (the s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -36,10 +38,11 @@ class _QuantizedProduct(torch.autograd.Function):
     """The integer product of `op_table` forward; straight through both quantisers backward (Bengio et al. 2013)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, kind: str) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, kind: str, made: tuple[Tensor, Tensor]) -> Tensor:
+        """`made`: the integers and the scale of `weight`."""
         x32 = x.float()
         codes, step = torch_ops.quantize_activations(x32)
-        integers, scale = ternarize(weight) if kind == "ternary" else int8_rows(weight)
+        integers, scale = made
         ctx.save_for_backward(codes, step, integers, scale)
         ctx.dtype = x.dtype
         # bfloat16 holds every code (8 bits) and every int8 weight exactly; only the gradient itself is rounded.
@@ -58,7 +61,37 @@ class _QuantizedProduct(torch.autograd.Function):
         grad_x = (scaled @ integers.to(low)).to(ctx.dtype)
         weighted = (grad * step).to(low).flatten(0, -2)
         grad_weight = (weighted.T @ codes.to(low).flatten(0, -2)).float()
-        return grad_x, grad_weight, None
+        return grad_x, grad_weight, None, None
+
+
+_held: ContextVar[dict[int, tuple[Tensor, Tensor]] | None] = ContextVar("_held", default=None)
+
+
+@contextmanager
+def weights_rounded_once() -> Iterator[None]:
+    """Within it every latent weight is rounded once, however many products it is in: none may change there."""
+    token = _held.set({})
+    try:
+        yield
+    finally:
+        _held.reset(token)
+
+
+def rounded(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """float [N, K] -> (integers as floats [N, K], scale) of a `kind` of layer, without gradient."""
+    held = _held.get()
+    if held is not None and id(weight) in held:
+        return held[id(weight)]
+    with torch.no_grad():
+        made = ternarize(weight) if kind == "ternary" else int8_rows(weight)
+    if held is not None:
+        held[id(weight)] = made
+    return made
+
+
+def quantized_product(x: Tensor, weight: Tensor, kind: str) -> Tensor:
+    """[..., K] and latent [N, K] -> [..., N], trained straight through both quantisers."""
+    return _QuantizedProduct.apply(x, weight, kind, rounded(weight, kind))
 
 
 class _TrainedQuantized(nn.Linear):
@@ -67,7 +100,7 @@ class _TrainedQuantized(nn.Linear):
     kind: str
 
     def forward(self, x: Tensor) -> Tensor:
-        y = _QuantizedProduct.apply(x, self.weight, self.kind)
+        y = quantized_product(x, self.weight, self.kind)
         return y if self.bias is None else y + self.bias
 
 

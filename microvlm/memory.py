@@ -84,11 +84,15 @@ def agreement(query: Tensor, read: Tensor, query_key: Tensor, read_key: Tensor) 
 def batch_solution(
     prior_mean: Tensor, keys: Tensor, codes: Tensor, observation_variance: float
 ) -> MemoryState:
-    """The ridge posterior of E rows at once: R0 [K, C], W [E, K], Z [E, C]. The oracle of sequential writing."""
+    """The ridge posterior of E rows at once: R0 [K, C], W [E, K], Z [E, C]. The oracle of sequential writing.
+
+    W [B, E, K] and Z [B, E, C] make B memories; a row of zeros adds nothing, so that shorter ones can be padded.
+    """
+    keys, codes = (rows if rows.dim() == 3 else rows.unsqueeze(0) for rows in (keys, codes))
     eye = torch.eye(prior_mean.shape[0], dtype=prior_mean.dtype, device=prior_mean.device)
-    covariance = torch.linalg.inv(eye + keys.T @ keys / observation_variance)
-    mean = covariance @ (prior_mean + keys.T @ codes / observation_variance)
-    return MemoryState(mean.unsqueeze(0), covariance.unsqueeze(0))
+    covariance = torch.linalg.inv(eye + keys.mT @ keys / observation_variance)
+    mean = covariance @ (prior_mean + keys.mT @ codes / observation_variance)
+    return MemoryState(mean, covariance)
 
 
 def pinv_newton_schulz(matrix: Tensor, steps: int = 15, alpha: float = 5e-4) -> Tensor:

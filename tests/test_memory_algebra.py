@@ -64,6 +64,17 @@ def test_the_batch_solution_is_the_ridge_regression_of_its_definition():
     assert gradient.abs().max() < 1e-9
 
 
+def test_several_memories_are_solved_at_once_and_rows_of_zeros_add_nothing():
+    mean, keys, codes = rows(12)
+    padded = [
+        torch.stack([part, torch.cat([part[:5], torch.zeros_like(part[5:])])]) for part in (keys, codes)
+    ]
+    both = batch_solution(mean, *padded, VARIANCE)
+    for place, count in enumerate((12, 5)):
+        alone = batch_solution(mean, keys[:count], codes[:count], VARIANCE)
+        assert distance(MemoryState(*(part[place : place + 1] for part in both)), alone) < 1e-12
+
+
 def test_the_order_of_writing_does_not_matter():
     mean, keys, codes = rows(15)
     shuffled = torch.randperm(15, generator=torch.Generator().manual_seed(1)).tolist()

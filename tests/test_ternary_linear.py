@@ -15,6 +15,7 @@ from microvlm.linear import (
     int8_rows,
     linear_factory,
     ternarize,
+    weights_rounded_once,
 )
 from microvlm.lowering import WeightFormat, store_trits
 from microvlm.op_table import quantize_activations
@@ -143,6 +144,24 @@ def test_training_moves_latent_weights_across_a_rounding_edge():
         optimizer.step()
     assert not torch.equal(ternarize(layer.weight.detach())[0], before)
     assert loss.item() < start
+
+
+def test_a_weight_is_rounded_once_where_it_is_in_several_products_and_anew_afterwards(monkeypatch):
+    layer, calls = ternary_layer(), []
+    x = torch.randn(4, layer.in_features)
+    wanted = layer(x)
+    monkeypatch.setattr("microvlm.linear.ternarize", lambda weight: calls.append(1) or ternarize(weight))
+    with weights_rounded_once():
+        (layer(x) + layer(2 * x)).sum().backward()
+        assert len(calls) == 1
+        assert torch.equal(layer(x), wanted)
+    with torch.no_grad():
+        layer.weight.neg_()
+    with weights_rounded_once():
+        changed = layer(x)
+    assert len(calls) == 2
+    bias = 0 if layer.bias is None else layer.bias
+    torch.testing.assert_close(changed - bias, bias - wanted)
 
 
 def test_a_packed_layer_stays_exact_inside_autocast():

@@ -136,7 +136,7 @@ def test_the_stages_have_facts_about_different_drawings_and_scope_learns_from_it
     remember = begin(VLMTask, facts)
     assert np.array_equal(scope.dealer.drawings, drawings.pixels[~trained])
     assert np.array_equal(remember.dealer.drawings, drawings.pixels[trained])
-    loss, _ = scope.loss(scope.model, torch.Generator().manual_seed(0))
+    loss, _ = scope.loss(scope.model, scope.draw(torch.Generator().manual_seed(0)))
     loss.backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in scope.model.scope.parameters())
 

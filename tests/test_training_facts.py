@@ -17,7 +17,7 @@ from microvlm.training.config import load_recipe
 from microvlm.training.data.emoji import load_emoji, read_test_emoji
 from microvlm.training.data.facts import NAMES, RELATIONS, deal_facts
 from microvlm.training.data.views import corner_neighbour
-from microvlm.training.dealing import FactDealer
+from microvlm.training.dealing import DEAL, FactDealer
 from microvlm.training.distill import DrawingSampler
 from microvlm.training.remember import FactHeads, frame_potential, info_nce
 from microvlm.training.scope import nearest_of_other_names
@@ -58,6 +58,26 @@ def test_a_batch_of_facts_has_two_views_of_one_drawing_and_a_fact_in_every_memor
         assert not torch.equal(batch.views[0], batch.views[len(batch.shown)])
         for group in range(batch.group.max() + 1):
             assert batch.written[batch.group == group].any()
+
+
+def test_a_large_batch_is_several_deals_whose_facts_share_no_memory(drawn_build):
+    emoji = load_emoji(drawn_build[0])
+    dealer = FactDealer(emoji, DrawingSampler(emoji, {}, seen_share=1.0), 2 * DEAL, 0.8)
+    one = FactDealer(emoji, DrawingSampler(emoji, {}, seen_share=1.0), DEAL, 0.8)
+    both, rng = dealer.facts(np.random.default_rng(0)), np.random.default_rng(0)
+    first, second = one.facts(rng), one.facts(rng)
+    assert both.shown == first.shown + second.shown
+    assert both.told == first.told + second.told
+    split, groups = len(first.shown), first.group.max() + 1
+    parts = (
+        first.group[:split],
+        second.group[:split] + groups,
+        first.group[split:],
+        second.group[split:] + groups,
+    )
+    assert (both.group == np.concatenate(parts)).all()
+    parts = (first.written[:split], second.written[:split], first.written[split:], second.written[split:])
+    assert (both.written == np.concatenate(parts)).all()
 
 
 def test_a_neighbour_covers_a_corner_and_nothing_else():

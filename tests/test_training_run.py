@@ -98,6 +98,33 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(finished, emoji,
         assert torch.equal(tensor, wanted[name]), name
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_batches_drawn_by_workers_train_the_same_weights(finished, emoji, tmp_path):
+    recipe = dataclasses.replace(RECIPE, stages=(FLOAT_STAGE, TERNARY_STAGE))
+    assert train(recipe, emoji, tmp_path / "run", silent, workers=2)
+    for stage in ("ground", "ternary"):
+        ours, wanted = (
+            load_file(out / stage / "weights.safetensors") for out in (tmp_path / "run", finished)
+        )
+        assert all(torch.equal(ours[name], wanted[name]) for name in wanted)
+
+
+def test_a_stage_can_have_a_precision_of_its_own(emoji, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "microvlm.training.loop.usable_precision", lambda wanted, _: asked.append(wanted) or "no"
+    )
+    stages = [dataclasses.replace(FLOAT_STAGE, name=name, steps=1) for name in ("first", "second")]
+    stages[1] = dataclasses.replace(stages[1], mixed_precision="no")
+    train(
+        dataclasses.replace(RECIPE, mixed_precision="bf16", stages=tuple(stages)),
+        emoji,
+        tmp_path / "run",
+        silent,
+    )
+    assert asked == ["bf16", "no"]
+
+
 def test_the_scope_stage_trains_the_detector_and_nothing_else(finished):
     before, after = (load_file(finished / stage / "weights.safetensors") for stage in ("recall", "scope"))
     changed = {name for name in before if not torch.equal(before[name], after[name])}

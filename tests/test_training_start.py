@@ -56,6 +56,22 @@ def test_float32_muon_takes_the_steps_of_torchs(shape):
     assert (ours - theirs).norm() < 0.02 * moved
 
 
+def test_muon_takes_matrices_of_one_shape_together_and_each_as_alone():
+    torch.manual_seed(0)
+    shapes = [(48, 16), (16, 48), (48, 16)]
+    together = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    alone = [torch.nn.Parameter(weight.detach().clone()) for weight in together]
+    optimizers = [Float32Muon(together), *(Float32Muon([weight]) for weight in alone)]
+    for _ in range(2):
+        for one, other in zip(together, alone, strict=True):
+            one.grad = torch.randn(one.shape)
+            other.grad = one.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for one, other in zip(together, alone, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
 def test_orthogonalising_keeps_the_singular_vectors_and_evens_the_values():
     matrix = torch.randn(12, 30, generator=torch.Generator().manual_seed(0))
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)

@@ -26,6 +26,13 @@ from microvlm.cli_support import note, print_json, run_click
 )
 @click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads.")
 @click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Processes that draw the batches: a GPU waits for one.",
+)
+@click.option(
     "--stop-after", type=click.IntRange(min=1), default=None, help="Save and stop after this many steps."
 )
 @click.option(
@@ -45,6 +52,7 @@ def command(
     output: Path,
     float_control: bool,
     threads: int | None,
+    workers: int,
     stop_after: int | None,
     start: str | None,
     start_stage: str | None,
@@ -62,7 +70,9 @@ def command(
         torch.set_num_threads(threads)
     loaded = load_recipe(recipe)
     emoji = load_emoji(data)
-    complete = train(loaded, emoji, output, note, float_control, stop_after, start, start_stage, fresh)
+    complete = train(
+        loaded, emoji, output, note, float_control, stop_after, start, start_stage, fresh, workers
+    )
     if as_json:
         print_json({"output": str(output), "recipe": loaded.name, "complete": complete})
 

@@ -53,6 +53,8 @@ class StageConfig:
     drawing_share: float = 0.0
     """Share of the objects of pictured facts that are no emoji but other drawings (`microvlm-data drawings`). Objects
     of a `recall` batch that look alike are drawn from all drawings as they are."""
+    mixed_precision: str | None = None
+    """In the place of the recipe's, where a stage was trained on another kind of machine."""
     fresh: list[str] = field(default_factory=list)
     """Parts of the model (the first words of parameter names) that begin anew in a `vlm` stage."""
 

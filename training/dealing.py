@@ -14,8 +14,10 @@ from microvlm.training.data.facts import Fact, deal_facts
 from microvlm.training.data.views import augment_emoji, corner_neighbour
 from microvlm.training.distill import DrawingSampler
 
+DEAL = 82
+"""Facts that are dealt together, about as many: what is written of them fills the 64 slots of `nano`."""
 GROUP_COUNTS = (1, 1, 1, 2, 2, 4)
-"""Into how many memories a batch of facts is dealt: few are full, many hold little."""
+"""Into how many memories a deal is dealt: few are full, many hold little."""
 UNWRITTEN_SHARE = 0.2
 TEXT_SHARE = 0.1
 """Share of the facts that have no picture."""
@@ -66,6 +68,8 @@ class FactDealer:
         self.emoji, self.sampler, self.strength = emoji, sampler, strength
         self.rows = np.flatnonzero(sampler.drawn & ~emoji.held_out) if rows is None else rows
         self.drawings, self.drawing_share = drawings, drawing_share
+        self.deals = max(1, round(count / DEAL))
+        count //= self.deals
         self.shown = count - round(count * TEXT_SHARE)
         self.told = count - self.shown
 
@@ -77,6 +81,9 @@ class FactDealer:
 
     def facts(self, rng: np.random.Generator, choose: Choose | None = None) -> FactBatch:
         """A batch without views, [0, ...]; `choose` draws its objects in the place of this dealer."""
+        return _together([self._deal(rng, choose) for _ in range(self.deals)])
+
+    def _deal(self, rng: np.random.Generator, choose: Choose | None) -> FactBatch:
         captions = self.emoji.captions
         pictured, told_of = self._objects(rng) if choose is None else choose(rng, self.shown, self.told)
         shown = deal_facts(rng, pictured.tolist(), captions, True, PAIRED_SHARE)
@@ -111,6 +118,22 @@ class FactDealer:
             rest = self.drawings[own[len(rows) :] - len(self.emoji.captions)]
             pixels = torch.cat([pixels, torch.from_numpy(rest)])
         return pixels[torch.from_numpy(place)]
+
+
+def _together(deals: list[FactBatch]) -> FactBatch:
+    """Several deals as one batch; no memory has facts of two."""
+    if len(deals) == 1:
+        return deals[0]
+    behind = np.cumsum([0, *(deal.group.max() + 1 for deal in deals)])
+    split = len(deals[0].shown)
+    groups = [deal.group + before for deal, before in zip(deals, behind, strict=False)]
+    written = [deal.written for deal in deals]
+    group, known = (
+        np.concatenate([*(part[:split] for part in parts), *(part[split:] for part in parts)])
+        for parts in (groups, written)
+    )
+    shown, told = ([fact for deal in deals for fact in deal[kind]] for kind in (0, 1))
+    return FactBatch(shown, told, deals[0].views, group, known)
 
 
 def _drawn(rng: np.random.Generator, rows: np.ndarray, count: int, runs: bool) -> np.ndarray:

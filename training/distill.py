@@ -93,11 +93,17 @@ class DistillTask:
     def parameter_groups(self) -> list[dict]:
         return [{"params": list(self.module.parameters()), "lr": self.stage.learning_rate}]
 
-    def loss(self, module: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def draw(self, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray, Tensor]:
+        """Rows, vendors and their pixels, float32 [B, 3, S, S]."""
         rows = self.sampler.rows(self.stage.batch_size, generator)
         vendors = self.sampler.vendors_of(rows, generator)
-        with torch.autocast("cpu", enabled=False):
-            pixels = augment_emoji(self.sampler.pixels(rows, vendors), generator, self.stage.augment_strength)
+        pixels = augment_emoji(self.sampler.pixels(rows, vendors), generator, self.stage.augment_strength)
+        return rows, vendors, pixels
+
+    def loss(
+        self, module: nn.Module, drawn: tuple[np.ndarray, np.ndarray, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        rows, vendors, pixels = drawn
         labels = torch.from_numpy(self.label_of[rows])
         device = next(module.parameters()).device
         logits, guess = module(normalise(pixels, self.config.vision).to(device))
@@ -110,4 +116,4 @@ class DistillTask:
         known = labels >= 0
         accuracy = (logits.argmax(-1) == labels)[known].float().mean()
         loss = classify + 2.0 * distil
-        return loss, {"ce": classify.item(), "distil": distil.item(), "accuracy": accuracy.item()}
+        return loss, {"ce": classify, "distil": distil, "accuracy": accuracy}

@@ -13,6 +13,7 @@ from microvlm.decoder import Cache
 from microvlm.memory import MemoryState
 from microvlm.model import MicroVLM
 from microvlm.ordinals import ORDINALS, ordinal_question
+from microvlm.torch_ops import full_precision
 from microvlm.training.remember import CrossEntropy, binary_loss
 from microvlm.training.texts import CAPTION_PROMPTS, IGNORED, TextRows
 
@@ -63,12 +64,13 @@ def recall_episodes(
     shown = np.stack([rng.permutation(len(names))[:length] for _ in names])
     asked = rng.integers(0, length, len(names))
     state = MemoryState(*(t.float() for t in module.memory_prior_state(len(names))))
-    with torch.autocast("cpu", enabled=False):
+    with full_precision(codes.device.type):
         codes, keys, query_codes = codes.float(), keys.float(), query_codes.float()
         for step in range(length):
             key = keys[step].expand(len(names), -1)
-            state = MemoryState(*module.memory_write(key, codes[shown[:, step]], *state))
-        _, scope, _, slot = module.memory_read(keys[asked], query_codes[asked], *state)
+            state = MemoryState(*module.memory_write(key, codes[torch.from_numpy(shown[:, step])], *state))
+        places = torch.from_numpy(asked)
+        _, scope, _, slot = module.memory_read(keys[places], query_codes[places], *state)
     answers = [names[row[step]] for row, step in zip(shown, asked, strict=True)]
     samples = [(ordinal_question(int(step)), name) for step, name in zip(asked, answers, strict=True)]
     embeds, mask, labels = rows.embedded(module, samples, None)

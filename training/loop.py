@@ -15,7 +15,9 @@ from typing import Any, Protocol
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
+from microvlm.linear import weights_rounded_once
 from microvlm.training.config import Recipe, StageConfig
 from microvlm.training.muon import Float32Muon
 from microvlm.training.provenance import record_run
@@ -31,9 +33,23 @@ class Task(Protocol):
         """Optimiser groups; `lr` in each."""
         ...
 
-    def loss(self, module: Any, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        """The loss of one freshly drawn batch, and what to log beside it."""
+    def draw(self, generator: torch.Generator) -> Any:
+        """A batch, of the generator alone: `workers` draw many at a time, each in a process without the model."""
         ...
+
+    def loss(self, module: Any, drawn: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a drawn batch, and what to log beside it."""
+        ...
+
+
+class Draws(Dataset):
+    """The batches of a stage, by step."""
+
+    def __init__(self, task: Task, seed: int, stage: int, process: int):
+        self.task, self.seed, self.stage, self.process = task, seed, stage, process
+
+    def __getitem__(self, step: int) -> Any:
+        return self.task.draw(step_generator(self.seed, self.stage, step, self.process))
 
 
 def build_optimizers(task: Task, stage: StageConfig) -> list[torch.optim.Optimizer]:
@@ -57,7 +73,7 @@ def build_optimizers(task: Task, stage: StageConfig) -> list[torch.optim.Optimiz
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(adam, weight_decay=stage.weight_decay, betas=(0.9, 0.98))
     ]
-    if muon and has_bfloat16():
+    if muon and not torch.cuda.is_available() and has_bfloat16():
         optimizers.append(
             torch.optim.Muon(muon, weight_decay=stage.weight_decay, adjust_lr_fn="match_rms_adamw")
         )
@@ -106,13 +122,15 @@ def run_stage(
     folder: Path,
     log: Callable[[str], None],
     stop_after: int | None = None,
+    workers: int = 0,
 ) -> bool:
     """Train stage `index`, resuming from `folder`/state when it is there. Returns whether the stage is complete.
 
     `stop_after` ends the call after that many steps of this call, with the state saved: a session's time limit.
+    `workers` processes draw the batches ahead; what is drawn does not depend on them.
     """
     stage = recipe.stages[index]
-    precision = usable_precision(recipe.mixed_precision, log)
+    precision = usable_precision(stage.mixed_precision or recipe.mixed_precision, log)
     accelerator = Accelerator(mixed_precision=precision)
     built = build_optimizers(task, stage)
     optimizers = [accelerator.prepare(optimizer) for optimizer in built]
@@ -125,24 +143,35 @@ def run_stage(
     if accelerator.is_main_process:
         record_run(folder, start, precision, built)
     log_path = folder / "log.jsonl"
-    metrics_sum: dict[str, float] = {}
+    # Sums stay where they are computed: to fetch a number each step would have the device wait.
+    metrics_sum: dict[str, Tensor] = {}
     began = time.perf_counter()
-    for step in range(start, stage.steps):
-        generator = step_generator(recipe.seed, index, step, accelerator.process_index)
-        with accelerator.autocast():
-            loss, metrics = task.loss(module, generator)
+    draws = DataLoader(
+        Draws(task, recipe.seed, index, accelerator.process_index),
+        batch_size=None,
+        collate_fn=_as_drawn,
+        sampler=range(start, stage.steps),
+        num_workers=workers,
+        # Of its own: the loader seeds its workers from it, and a resumed run must not draw twice from the one in use.
+        generator=torch.Generator(),
+        pin_memory=accelerator.device.type == "cuda",
+        multiprocessing_context="fork" if workers else None,
+    )
+    for step, drawn in enumerate(draws, start):
+        with accelerator.autocast(), weights_rounded_once():
+            loss, metrics = task.loss(module, drawn)
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(module.parameters(), stage.max_grad_norm)
         for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad(set_to_none=True)
-        for key, value in {"loss": loss.item(), "grad_norm": float(norm), **metrics}.items():
-            metrics_sum[key] = metrics_sum.get(key, 0.0) + value
+        for key, value in {"loss": loss, "grad_norm": norm, **metrics}.items():
+            metrics_sum[key] = metrics_sum.get(key, 0.0) + torch.as_tensor(value).detach().double()
         done = step + 1
         if done % recipe.log_every == 0 and accelerator.is_main_process:
             seconds = (time.perf_counter() - began) / recipe.log_every
-            row = {key: round(value / recipe.log_every, 5) for key, value in metrics_sum.items()}
+            row = {key: round(float(value) / recipe.log_every, 5) for key, value in metrics_sum.items()}
             row |= {
                 "stage": stage.name,
                 "step": done,
@@ -162,6 +191,11 @@ def run_stage(
         if stopping and done < stage.steps:
             return False
     return True
+
+
+def _as_drawn(batch: Any) -> Any:
+    """In the place of a loader's own conversion, which makes tensors of all arrays."""
+    return batch
 
 
 def _save(accelerator: Accelerator, folder: Path, done: int) -> None:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from microvlm.model import MicroVLM
+from microvlm.torch_ops import full_precision
 from microvlm.training.data.views import augment_emoji, corner_neighbour
 from microvlm.training.distill import DrawingSampler
 from microvlm.vision import normalise
@@ -85,7 +86,7 @@ def see_once(
             hashed.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     path = folder / f"pictures-{hashed.hexdigest()[:16]}.safetensors"
     if not path.is_file():
-        with torch.autocast("cpu", enabled=False):
+        with full_precision(model.memory_prior.device.type):
             prefixes = see(model, sampler, places, others, views, strength, seed)
         with tempfile.TemporaryDirectory(dir=folder) as aside:
             save_file({"prefixes": prefixes}, f"{aside}/{path.name}")

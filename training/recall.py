@@ -82,15 +82,19 @@ class RecallTask:
         named = [parameter for head in heads for parameter in head.parameters()]
         return [{"params": [*parts, *named], "lr": self.stage.learning_rate}]
 
-    def loss(self, helped: Helped, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def draw(self, generator: torch.Generator) -> int:
+        return int(torch.randint(2**31, (1,), generator=generator))
+
+    def loss(self, helped: Helped, drawn: int) -> tuple[Tensor, dict[str, Tensor]]:
         module = helped.model
         if self.pictures is None:
             self.look(module)
         assert self.pictures is not None
-        rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
+        rng = np.random.default_rng(drawn)
         alike = self._alike_objects if rng.random() < ALIKE_SHARE else None
         facts = self.dealer.facts(rng, alike)
-        prefixes = self.pictures.views(np.array([fact.object for fact in facts.shown], np.int64), rng)
+        objects = np.array([fact.object for fact in facts.shown], np.int64)
+        prefixes = self.pictures.views(objects, rng).to(module.memory_prior.device)
         recalled = remember(
             module, helped.facts, facts, prefixes, self.rows, self.cross_entropy, unknown_too=False
         )
@@ -98,8 +102,8 @@ class RecallTask:
         loss = recalled.loss
         if self.episodes:
             episode = self.episode_loss(module, rng)
-            loss = loss + episode * (self.episodes / self.dealer.shown) ** 0.5
-            metrics["episodes"] = episode.item()
+            loss = loss + episode * (self.episodes / len(facts.shown)) ** 0.5
+            metrics["episodes"] = episode
         for name in ("gate", "opened", "closed"):
             # The scope detector learns in a stage of its own.
             metrics.pop(name)
@@ -109,7 +113,7 @@ class RecallTask:
         assert self.pictures is not None
         rows = rng.choice(self.sampler.seen_rows, 2 * self.episodes)
         names = [self.emoji.captions[row] for row in rows]
-        images = self.pictures.views(rows, rng)[: len(rows)]
+        images = self.pictures.views(rows, rng)[: len(rows)].to(module.memory_prior.device)
         return recall_episodes(module, images, names, self.rows, self.cross_entropy, rng).loss
 
     def look(self, module: MicroVLM) -> None:

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from microvlm.decoder import Cache
 from microvlm.memory import MemoryState, batch_solution
 from microvlm.model import MicroVLM
+from microvlm.torch_ops import full_precision
 from microvlm.training.data.facts import RELATIONS, UNKNOWN
 from microvlm.training.dealing import FactBatch
 from microvlm.training.texts import TextRows
@@ -54,7 +55,7 @@ class Remembered(NamedTuple):
     scope: Tensor
     state: MemoryState
     """The memories, for other rows to be distracted by."""
-    metrics: dict[str, float]
+    metrics: dict[str, Tensor]
 
 
 class FactHeads(nn.Module):
@@ -70,13 +71,13 @@ class FactHeads(nn.Module):
         self.drawing = nn.Linear(2 * model.config.vision.hidden_size, DRAWING_WIDTH)
         self.index = {value: number for number, value in enumerate(VALUES)}
 
-    def named(self, reading: Tensor, read_out: Tensor, values: list[str]) -> tuple[Tensor, float]:
+    def named(self, reading: Tensor, read_out: Tensor, values: list[str]) -> tuple[Tensor, Tensor]:
         """Read codes [n, C], what the readout makes of them and what they should say -> (both cross-entropies added,
         share that is right after the readout)."""
         wanted = torch.tensor([self.index[value] for value in values], device=reading.device)
         loss = F.cross_entropy(self.answer(self.gain * reading), wanted)
         logits = self.read_out(self.gain * read_out)
-        return loss + F.cross_entropy(logits, wanted), (logits.argmax(1) == wanted).float().mean().item()
+        return loss + F.cross_entropy(logits, wanted), (logits.argmax(1) == wanted).float().mean()
 
     def drawings(self, features: Tensor, leading: int, batch: FactBatch) -> Tensor:
         """InfoNCE of two views of each drawing, vision features [2 * shown, T, W] of `batch.views`."""
@@ -101,7 +102,7 @@ def remember(
     """
     key, value, value_key, query, asked = encode_facts(module, batch, prefixes, rows)
     known = torch.from_numpy(batch.written).to(key.device)
-    with torch.autocast("cpu", enabled=False):
+    with full_precision(key.device.type):
         state = _write(module, key, value, batch)
         own = torch.from_numpy(batch.group).to(key.device)
         reading, scope, _, slot = module.memory_read(asked, query, *(part[own] for part in state))
@@ -118,19 +119,19 @@ def remember(
         named, found = heads.named(reading[known], read_out[known], [said_values[row] for row in written])
     asked_views = prefixes[len(batch.shown) :]
     said = _said(module, batch, asked_views, slot, rows, cross_entropy, unknown_too)
-    nearest = (F.normalize(asked, dim=-1) @ F.normalize(key, dim=-1).T).argmax(1).cpu().numpy()
+    nearest = (F.normalize(asked, dim=-1) @ F.normalize(key, dim=-1).T).argmax(1)
     metrics = {
-        "facts": said.item(),
-        "keys": keyed.item(),
-        "matched": matched.item(),
-        "named_facts": named.item(),
+        "facts": said,
+        "keys": keyed,
+        "matched": matched,
+        "named_facts": named,
         "found": found,
-        "gate": gate.item(),
-        "nearest": float(np.mean(nearest == np.arange(len(nearest)))),
-        "spread": spread.item(),
-        "scattered": scattered.item(),
-        "opened": (scope[known] >= 0.5).float().mean().item(),
-        "closed": (scope[~known] < 0.5).float().mean().item(),
+        "gate": gate,
+        "nearest": (nearest == torch.arange(len(nearest), device=nearest.device)).float().mean(),
+        "spread": spread,
+        "scattered": scattered,
+        "opened": (scope[known] >= 0.5).float().mean(),
+        "closed": (scope[~known] < 0.5).float().mean(),
     }
     loss = said + KEY_WEIGHT * keyed + MATCH_WEIGHT * matched + NAME_WEIGHT * named
     loss = loss + SPREAD_WEIGHT * (spread + scattered)
@@ -139,13 +140,16 @@ def remember(
 
 def encode_facts(module: MicroVLM, batch: FactBatch, prefixes: Tensor, rows: TextRows) -> FactCodes:
     """prefixes [2 * len(shown), k, H] of `batch.views` -> the codes of the facts."""
-    written_views, asked_views = prefixes.split(len(batch.shown))
+    written, asked = prefixes.split(len(batch.shown))
     parts = []
-    for facts, written, asked in ((batch.shown, written_views, asked_views), (batch.told, None, None)):
+    for facts, views in ((batch.shown, torch.cat([written, written, asked])), (batch.told, None)):
         if facts:
-            _, key = encode(module, rows, [(fact.told, "") for fact in facts], written)
-            told = encode(module, rows, [(fact.told, fact.value) for fact in facts], written)
-            parts.append((key, *told, *encode(module, rows, [(fact.asked, "") for fact in facts], asked)))
+            samples = [(fact.told, "") for fact in facts] + [(fact.told, fact.value) for fact in facts]
+            samples += [(fact.asked, "") for fact in facts]
+            codes, keys = encode(module, rows, samples, views)
+            _, value, query = codes.split(len(facts))
+            key, value_key, asked_key = keys.split(len(facts))
+            parts.append((key, value, value_key, query, asked_key))
     return FactCodes(*map(torch.cat, zip(*parts, strict=True)))
 
 
@@ -182,8 +186,11 @@ def _said(
             (facts[row].asked, facts[row].value if there else UNKNOWN)
             for row, there in zip(chosen, seen, strict=True)
         ]
-        embeds, mask, labels = rows.embedded(module, samples, None if views is None else views[chosen])
-        own_slot = [(k[part], v[part]) for k, v in slot]
+        embeds, mask, labels = rows.embedded(
+            module, samples, None if views is None else views[torch.from_numpy(chosen)]
+        )
+        places = torch.from_numpy(part)
+        own_slot = [(k[places], v[places]) for k, v in slot]
         seen_by = torch.from_numpy(seen).to(said.device).long()
         loss = cross_entropy(module, embeds, mask, labels, own_slot, seen_by)
         said = said + loss * (len(chosen) / answered.sum())
@@ -210,13 +217,20 @@ def _beside(module: MicroVLM, code: Tensor, key: Tensor) -> Tensor:
 
 def _write(module: MicroVLM, key: Tensor, value: Tensor, batch: FactBatch) -> MemoryState:
     """One memory a group, by the batch solution, which sequential writing equals."""
-    variance = module.config.memory.observation_variance
+    written = np.flatnonzero(batch.written)
+    group = batch.group[written]
+    counts = np.bincount(group, minlength=batch.group.max() + 1)
+    # The place of each fact among those of its memory.
+    order = np.argsort(group, kind="stable")
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
+    rows, group, place = (torch.from_numpy(part).to(key.device) for part in (written, group, place))
+    keys, values = (
+        part.new_zeros(len(counts), int(counts.max()), part.shape[1]).index_put((group, place), part[rows])
+        for part in (key, value)
+    )
     prior = module.memory_prior_state().mean[0].float()
-    states = []
-    for number in range(batch.group.max() + 1):
-        rows = torch.from_numpy(np.flatnonzero((batch.group == number) & batch.written)).to(key.device)
-        states.append(batch_solution(prior, key[rows], value[rows], variance))
-    return MemoryState(*(torch.cat(part) for part in zip(*states, strict=True)))
+    return batch_solution(prior, keys, values, module.config.memory.observation_variance)
 
 
 def _same_questions(batch: FactBatch) -> np.ndarray:
@@ -224,7 +238,8 @@ def _same_questions(batch: FactBatch) -> np.ndarray:
     names = [
         (fact.object, fact.relation, number < len(batch.shown)) for number, fact in enumerate(batch.facts)
     ]
-    return np.array([[one == other for other in names] for one in names])
+    number = np.unique(names, axis=0, return_inverse=True)[1].ravel()
+    return number[:, None] == number
 
 
 def info_nce(queries: Tensor, keys: Tensor, same: np.ndarray) -> Tensor:

@@ -16,6 +16,7 @@ from torch import Tensor
 from microvlm.memory import MemoryState, batch_solution
 from microvlm.model import MicroVLM
 from microvlm.ordinals import ORDINALS, ordinal_question
+from microvlm.torch_ops import full_precision
 from microvlm.training.config import Recipe, StageConfig
 from microvlm.training.data.compose import compose_scenes
 from microvlm.training.data.drawings import load_drawings
@@ -81,15 +82,18 @@ class ScopeTask:
     def parameter_groups(self) -> list[dict]:
         return [{"params": list(self.model.scope.parameters()), "lr": self.stage.learning_rate}]
 
-    def loss(self, module: MicroVLM, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
+    def draw(self, generator: torch.Generator) -> int:
+        return int(torch.randint(2**31, (1,), generator=generator))
+
+    def loss(self, module: MicroVLM, drawn: int) -> tuple[Tensor, dict[str, Tensor]]:
         if self.bank is None:
             self.bank = self.encode(module, round(self.stage.batch_size))
-        rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
+        rng = np.random.default_rng(drawn)
         known: list[Tensor] = []
         unknown: list[Tensor] = []
         slots = self.model.config.memory.slots
         count = max(1, round(slots * float(rng.choice(SIZES))))
-        with torch.autocast("cpu", enabled=False):
+        with full_precision(module.memory_prior.device.type):
             for _ in range(MEMORIES):
                 draw = self._episode if rng.random() < EPISODE_SHARE else self._facts
                 state, right, wrong = draw(rng, count)
@@ -99,7 +103,7 @@ class ScopeTask:
         written, other = torch.cat(known), torch.cat(unknown)
         loss = 0.5 * (binary_loss(written, 1.0) + binary_loss(other, 0.0))
         opened, closed = (written >= 0.5).float().mean(), (other < 0.5).float().mean()
-        return loss, {"opened": opened.item(), "closed": closed.item()}
+        return loss, {"opened": opened, "closed": closed}
 
     def _facts(self, rng: np.random.Generator, count: int) -> tuple[MemoryState, tuple, tuple]:
         """A memory of `count` facts, out of twice as many drawn side by side in the bank or anywhere.
@@ -150,13 +154,14 @@ class ScopeTask:
         generator = torch.Generator().manual_seed(self.seed)
         rng = np.random.default_rng(self.seed)
         facts, names, pictures, strangers = [], [], [], []
-        with torch.autocast("cpu", enabled=False):
+        device = module.memory_prior.device
+        with full_precision(device.type):
             ordinals = encode(
                 module, self.rows, [(ordinal_question(n), "") for n in range(len(ORDINALS))], None
             )
             for _ in range(chunks):
                 batch = self.dealer.deal(rng, generator)
-                prefixes = module.encode_image(normalise(batch.views, self.model.config.vision))
+                prefixes = module.encode_image(normalise(batch.views, self.model.config.vision).to(device))
                 facts.append(encode_facts(module, batch, prefixes, self.rows))
                 names += [fact.object * 100 + fact.relation for fact in batch.facts]
                 asked = prefixes[len(batch.shown) :]
@@ -169,7 +174,7 @@ class ScopeTask:
                 strangers.append(self._scenes(module, rng, generator, len(asked) // 2))
         key, value, _, query, asked_key = (torch.cat(part) for part in zip(*facts, strict=True))
         codes, keys = (torch.cat(part) for part in zip(*strangers, strict=True))
-        name = torch.tensor(names)
+        name = torch.tensor(names, device=device)
         near = nearest_of_other_names(query, name)
         return Bank(key, value, query, asked_key, name, near, torch.cat(pictures), ordinals, (codes, keys))
 
@@ -178,7 +183,9 @@ class ScopeTask:
     ) -> tuple[Tensor, Tensor]:
         asked = [sample_question(rng, str(rng.choice(KINDS))) for _ in range(count)]
         scenes = compose_scenes([s for s, _ in asked], self.emoji, generator=generator, strength=1.0)
-        prefixes = module.encode_image(normalise(scenes, self.model.config.vision))
+        prefixes = module.encode_image(
+            normalise(scenes, self.model.config.vision).to(module.memory_prior.device)
+        )
         return encode(module, self.rows, [(question.text, "") for _, question in asked], prefixes)
 
 

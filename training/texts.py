@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,6 +49,7 @@ class TextRows:
     def __init__(self, processor: Processor):
         self.processor = processor
         self._cache: dict[tuple[str, bool], list[int]] = {}
+        self._answers: dict[str, list[int]] = {}
 
     def prompt_ids(self, prompt: str, image: bool) -> list[int]:
         """The inference template with its image token expanded, or left out for a question without image."""
@@ -57,24 +59,24 @@ class TextRows:
         return self._cache[key]
 
     def answer_ids(self, answer: str) -> list[int]:
-        return [*self.processor.text_ids(answer), self.processor.eos_id]
+        if answer not in self._answers:
+            self._answers[answer] = [*self.processor.text_ids(answer), self.processor.eos_id]
+        return self._answers[answer]
 
     def rows(self, samples: Sequence[tuple[str, str]], image: bool) -> tuple[Tensor, Tensor, Tensor]:
         """(prompt, answer) pairs -> input_ids, attention_mask, labels, each int64 [B, S], right-padded.
 
         labels[t] is the token that position t must predict, so prompt, prefix and padding are IGNORED.
         """
-        ids, labels = [], []
-        for prompt, answer in samples:
-            head, tail = self.prompt_ids(prompt, image), self.answer_ids(answer)
-            ids.append(head + tail[:-1])
-            labels.append([IGNORED] * (len(head) - 1) + tail)
-        longest = max(map(len, ids))
-        pad = [longest - len(row) for row in ids]
-        input_ids = torch.tensor([row + [self.processor.pad_id] * n for row, n in zip(ids, pad, strict=True)])
-        mask = torch.tensor([[1] * len(row) + [0] * n for row, n in zip(ids, pad, strict=True)])
-        target = torch.tensor([row + [IGNORED] * n for row, n in zip(labels, pad, strict=True)])
-        return input_ids, mask, target
+        parts = [(self.prompt_ids(prompt, image), self.answer_ids(answer)) for prompt, answer in samples]
+        shape = len(parts), max(len(head) + len(tail) - 1 for head, tail in parts)
+        ids, mask, labels = (np.full(shape, fill) for fill in (self.processor.pad_id, 0, IGNORED))
+        for row, (head, tail) in enumerate(parts):
+            start, end = len(head), len(head) + len(tail) - 1
+            ids[row, :start], ids[row, start:end] = head, tail[:-1]
+            mask[row, :end] = 1
+            labels[row, start - 1 : end] = tail
+        return torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(labels)
 
     def embedded(
         self, model: MicroVLM, samples: list[tuple[str, str]], prefixes: Tensor | None

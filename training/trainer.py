@@ -45,12 +45,13 @@ def train(
     start: str | None = None,
     start_stage: str | None = None,
     fresh: Sequence[str] = (),
+    workers: int = 0,
 ) -> bool:
     """Train into `out` (a folder a stage, then `checkpoint`). Returns whether the recipe is finished.
 
     `float_control` runs the same recipe with every weight in float32: what ternary costs is the paired difference.
     `start` is a checkpoint that stands for the stages before `start_stage`, which are not run; of its parts, those in
-    `fresh` begin anew.
+    `fresh` begin anew. `workers` processes draw batches ahead of the steps.
     Raises UserError when `out` belongs to another recipe or another start.
     """
     skipped = _stages_before(recipe, start, start_stage)
@@ -76,7 +77,7 @@ def train(
                     _inherit(task, previous, stage)
                 elif start is not None:
                     _start(task, start, fresh, log)
-            if not run_stage(task, recipe, index, folder, log, stop_after):
+            if not run_stage(task, recipe, index, folder, log, stop_after, workers):
                 log(f"stopped in stage {stage.name}; run the same command to go on")
                 return False
             _save_weights(task, folder)

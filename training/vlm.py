@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from math import isqrt
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 
 from microvlm.memory import MemoryState
 from microvlm.model import MicroVLM
+from microvlm.torch_ops import full_precision
 from microvlm.training.config import Recipe, StageConfig
 from microvlm.training.crowds import Crowd, draw_crowd, patch_labels, scene_labels
 from microvlm.training.data.compose import compose_scenes
@@ -23,7 +25,7 @@ from microvlm.training.data.drawings import load_drawings
 from microvlm.training.data.emoji import EmojiData
 from microvlm.training.data.scenes import KINDS, Question, Scene, read_scene_objects, sample_question
 from microvlm.training.data.views import augment_emoji
-from microvlm.training.dealing import FactDealer
+from microvlm.training.dealing import FactBatch, FactDealer
 from microvlm.training.distill import DrawingSampler
 from microvlm.training.episodes import answer_loss, recall_episodes
 from microvlm.training.guidance import ANSWER_LAYER, WORD_LAYER, AttentionTap, Lookups
@@ -38,6 +40,21 @@ FACT_SCOPE_WEIGHT = 0.5
 FACT_STRENGTH = 0.8
 """Of the views of a fact: turned by up to 20 degrees, on any ground."""
 PATCH_WEIGHT, CLASSIFY_WEIGHT = 1.0, 0.3
+
+
+class Batch(NamedTuple):
+    """What a step is about, drawn before any of it is computed."""
+
+    pixels: Tensor
+    """float32 [N, 3, S, S]: captions, scenes, episodes, two views of each fact, crowds."""
+    rows: np.ndarray
+    """int64: the emoji of captions and episodes."""
+    asked: list[tuple[Scene, Question]]
+    facts: FactBatch | None
+    crowd: Crowd
+    """Without pixels."""
+    rng: np.random.Generator
+    """For what is drawn while the step is computed."""
 
 
 class WithHeads(nn.Module):
@@ -95,32 +112,36 @@ class VLMTask:
             groups.append({"params": vision, "lr": self.stage.vision_learning_rate})
         return groups
 
-    def loss(self, helped: WithHeads, generator: torch.Generator) -> tuple[Tensor, dict[str, float]]:
-        module = helped.model
+    def draw(self, generator: torch.Generator) -> Batch:
         size = self.config.vision.image_size
         rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
         drawn = self.sampler.rows(self.captions + 2 * self.episodes, generator)
-        with torch.autocast("cpu", enabled=False):
-            views = augment_emoji(
-                self.sampler.pixels(drawn, self.sampler.vendors_of(drawn, generator)),
-                generator,
-                self.stage.augment_strength,
-            )
-            kinds = rng.choice(len(KINDS), self.scenes, p=[self.stage.scene_kinds[kind] for kind in KINDS])
-            asked = [sample_question(rng, KINDS[kind]) for kind in kinds]
-            scenes = compose_scenes([s for s, _ in asked], self.emoji, generator=generator, strength=1.0)
-            strength = self.stage.augment_strength
-            crowd = draw_crowd(self.sampler, self.label_of, self.crowds, size, strength, rng, generator)
-            facts = self.dealer.deal(rng, generator) if self.dealer else None
-        fact_views = [facts.views] if facts else []
-        pixels = normalise(
-            torch.cat(
-                [views[: self.captions], scenes, views[self.captions :], *fact_views, crowd.pixels],
-            ),
-            self.config.vision,
+        views = augment_emoji(
+            self.sampler.pixels(drawn, self.sampler.vendors_of(drawn, generator)),
+            generator,
+            self.stage.augment_strength,
         )
+        kinds = rng.choice(len(KINDS), self.scenes, p=[self.stage.scene_kinds[kind] for kind in KINDS])
+        asked = [sample_question(rng, KINDS[kind]) for kind in kinds]
+        scenes = compose_scenes([s for s, _ in asked], self.emoji, generator=generator, strength=1.0)
+        strength = self.stage.augment_strength
+        crowd = draw_crowd(self.sampler, self.label_of, self.crowds, size, strength, rng, generator)
+        facts = self.dealer.deal(rng, generator) if self.dealer else None
+        fact_views = [facts.views] if facts else []
+        pixels = torch.cat(
+            [views[: self.captions], scenes, views[self.captions :], *fact_views, crowd.pixels]
+        )
+        # The pixels travel once.
+        none = pixels[:0]
+        facts = facts._replace(views=none) if facts else None
+        return Batch(pixels, drawn, asked, facts, crowd._replace(pixels=none), rng)
+
+    def loss(self, helped: WithHeads, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        module = helped.model
+        _, drawn, asked, facts, crowd, rng = batch
+        pixels = batch.pixels.to(module.memory_prior.device, non_blocking=True)
         with torch.set_grad_enabled(self.stage.vision_learning_rate > 0):
-            features = module.vision(pixels.to(next(module.parameters()).device))
+            features = module.vision(normalise(pixels, self.config.vision))
         shown = self._shown(helped, features, drawn, [scene for scene, _ in asked], crowd)
         prefixes = module.adapter(features[: len(features) - self.crowds])
         split = self.captions + self.scenes
@@ -138,7 +159,7 @@ class VLMTask:
             looked, scope_off = self._direct(module, prefixes[:split], direct, states, rng)
         scope = 0.5 * (episode.scope + scope_off)
         loss = looked + episode.loss * (self.episodes / max(1, split)) ** 0.5 + SCOPE_WEIGHT * scope
-        metrics = {"answers": looked.item(), "episodes": episode.loss.item(), "scope": scope.item()}
+        metrics = {"answers": looked, "episodes": episode.loss, "scope": scope}
         if recalled:
             loss = loss + recalled.loss + FACT_SCOPE_WEIGHT * recalled.scope
             metrics |= recalled.metrics
@@ -147,19 +168,19 @@ class VLMTask:
                 module, prefixes[self.captions : split], [scene for scene, _ in asked]
             )
             loss = loss + self.stage.naming_weight * named
-            metrics["named"] = named.item()
+            metrics["named"] = named
         if tap is not None:
             guided = self._guide(tap, asked)
             loss = loss + self.stage.guidance_weight * guided
-            metrics["guided"] = guided.item()
+            metrics["guided"] = guided
         if shown is None:
             return loss, metrics
         if facts:
-            leading, last = self.config.vision.num_leading_tokens, end + len(facts.views)
+            leading, last = self.config.vision.num_leading_tokens, end + 2 * len(facts.shown)
             told_apart = helped.facts.drawings(features[end:last], leading, facts)
             loss = loss + DRAWING_WEIGHT * told_apart
-            metrics["drawings"] = told_apart.item()
-        return loss + shown, metrics | {"shown": shown.item()}
+            metrics["drawings"] = told_apart
+        return loss + shown, metrics | {"shown": shown}
 
     def _name_prefixes(self, module: MicroVLM, prefixes: Tensor, scenes: list[Scene]) -> Tensor:
         """Cross-entropy of the tied head on the prefix embeddings that start over an object, against its name's token.
@@ -171,7 +192,8 @@ class VLMTask:
         under = scene_labels(scenes, np.arange(len(self.name_tokens)), grid)
         image, cell = np.nonzero(under)
         wanted = torch.from_numpy(self.name_tokens[under[image, cell] - 1]).to(prefixes.device)
-        logits = module.embedding.head(prefixes[image, leading + cell])
+        over = prefixes[torch.from_numpy(image), torch.from_numpy(leading + cell)]
+        logits = module.embedding.head(over)
         return F.cross_entropy(logits.float(), wanted)
 
     def _guide(self, tap: AttentionTap, asked: list[tuple[Scene, Question]]) -> Tensor:
@@ -243,17 +265,18 @@ class VLMTask:
         Those see the memories of `states`, of each kind as often.
         """
         embeds, mask, labels = self.rows.embedded(module, samples, prefixes)
+        device = embeds.device
         count = max(1, round(len(samples) * DISTRACTOR_SHARE))
-        rows = torch.from_numpy(rng.permutation(len(samples))[:count].copy()).to(embeds.device)
-        drawn = [(state, _some(rng, len(state.mean), count)) for state in states]
-        kept = torch.from_numpy(rng.permutation(len(states) * count)[:count].copy())
+        rows = torch.from_numpy(rng.permutation(len(samples))[:count].copy()).to(device)
+        drawn = [(state, _some(rng, len(state.mean), count).to(device)) for state in states]
+        kept = torch.from_numpy(rng.permutation(len(states) * count)[:count].copy()).to(device)
         others = (torch.cat([s[n].detach()[some] for s, some in drawn])[kept] for n in range(2))
         # The query is the whole prompt, as at inference; its last token already has the answer's first as its label.
         query = mask[rows] * (labels[rows] != IGNORED).cumsum(1).le(1)
         code, key = module.memory_encode(embeds[rows].detach(), query)
-        with torch.autocast("cpu", enabled=False):
+        with full_precision(key.device.type):
             _, scope, _, slot = module.memory_read(key.float(), code.float(), *others)
-        seen = torch.zeros(len(samples), dtype=torch.long, device=embeds.device).index_fill(0, rows, 1)
+        seen = torch.zeros(len(samples), dtype=torch.long, device=device).index_fill(0, rows, 1)
         full = [(_scatter(k, rows, len(samples)), _scatter(v, rows, len(samples))) for k, v in slot]
         return self.cross_entropy(module, embeds, mask, labels, full, seen), binary_loss(scope, 0.0)
 
