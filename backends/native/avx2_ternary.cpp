@@ -23,8 +23,8 @@ using GroupLanes = __m256i[Layout::kPlanes][kLanes];
 // registers they would push out the narrow ones. Inlined for whole spans, whose loop then has a constant end.
 template <class Layout>
 inline __attribute__((always_inline)) void add_span(const uint8_t* const (&packed)[2], int64_t k, int64_t stop,
-                                                    int64_t columns, const int8_t* codes, int64_t place,
-                                                    GroupLanes<Layout> (&lanes)[2]) {
+                                                    int64_t columns, const int8_t* codes, int64_t ahead,
+                                                    int64_t place, GroupLanes<Layout> (&lanes)[2]) {
   constexpr int kPlanes = Layout::kPlanes;
   __m256i acc[2][kPlanes];
   for (auto& row : acc) {
@@ -39,8 +39,8 @@ inline __attribute__((always_inline)) void add_span(const uint8_t* const (&packe
     }
   };
   for (; k + 64 <= stop; k += 64) {
-    _mm_prefetch(line_ahead(packed[0] + k), _MM_HINT_T0);
-    _mm_prefetch(line_ahead(packed[1] + k), _MM_HINT_T0);
+    _mm_prefetch(line_ahead(packed[0] + k, ahead), _MM_HINT_T0);
+    _mm_prefetch(line_ahead(packed[1] + k, ahead), _MM_HINT_T0);
     add(k, load(packed[0] + k), load(packed[1] + k));
     add(k + 32, load(packed[0] + k + 32), load(packed[1] + k + 32));
   }
@@ -54,15 +54,15 @@ inline __attribute__((always_inline)) void add_span(const uint8_t* const (&packe
 }
 
 template <class Layout>
-inline void row_lanes(const uint8_t* const (&packed)[2], int64_t columns, const int8_t* codes, int64_t place,
-                      GroupLanes<Layout> (&lanes)[2]) {
+inline void row_lanes(const uint8_t* const (&packed)[2], int64_t columns, const int8_t* codes, int64_t ahead,
+                      int64_t place, GroupLanes<Layout> (&lanes)[2]) {
   constexpr int64_t kSpan = 32 * Layout::kSteps;
   for (auto& group : lanes) {
     for (auto& plane : group) plane[place] = _mm256_setzero_si256();
   }
   int64_t k = 0;
-  for (; k + kSpan <= columns; k += kSpan) add_span<Layout>(packed, k, k + kSpan, columns, codes, place, lanes);
-  if (k < columns) add_span<Layout>(packed, k, columns, columns, codes, place, lanes);
+  for (; k + kSpan <= columns; k += kSpan) add_span<Layout>(packed, k, k + kSpan, columns, codes, ahead, place, lanes);
+  if (k < columns) add_span<Layout>(packed, k, columns, columns, codes, ahead, place, lanes);
 }
 
 // Packed rows in memory, at most kLanes of them.
@@ -88,9 +88,17 @@ inline void store_group(const GroupLanes<Layout>& lanes, const Group& group, con
 
 // Row path: few tokens. The first half of the rows is read beside the second. Rows from a group's count on repeat its
 // last, those of an empty group the other's.
+// The first lines of both are asked for at the start: what the loop asks for comes after them. How far that is the
+// compiler must not know: it would add it to the addresses and hold more of them. Measured on Zen 3, 896 x 896 on one
+// thread: 6 % faster from memory, of which 2 by the first lines, and 4 % from a cache.
 template <class Layout>
 void rows(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums) {
   const int64_t half = (end - begin + 2 * kLanes - 1) / (2 * kLanes) * kLanes, middle = smaller(begin + half, end);
+  const int64_t ahead = smaller(kAhead, (middle - begin) * matrix.columns);
+  for (int64_t k = 0; k < ahead; k += 64) {
+    _mm_prefetch(line_ahead(matrix.packed + begin * matrix.columns, k), _MM_HINT_T0);
+    _mm_prefetch(line_ahead(matrix.packed + middle * matrix.columns, k), _MM_HINT_T0);
+  }
   for (int64_t r = begin, second = middle; r < middle; r += kLanes, second += kLanes) {
     const Group group[2] = {{r, smaller(middle - r, kLanes)}, {second, smaller(end - second, kLanes)}};
     for (int64_t m = 0; m < tokens.count; ++m) {
@@ -98,7 +106,7 @@ void rows(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end
       const uint8_t* packed[2];
       for (int g = 0; g < 2; ++g) packed[g] = matrix.packed + group[group[g].count > 0 ? g : 0].row * matrix.columns;
       for (int64_t i = 0; i < kLanes; ++i) {
-        row_lanes<Layout>(packed, matrix.columns, tokens.codes + m * tokens.stride, i, lanes);
+        row_lanes<Layout>(packed, matrix.columns, tokens.codes + m * tokens.stride, ahead, i, lanes);
         for (int g = 0; g < 2; ++g) packed[g] += i + 1 < group[g].count ? matrix.columns : 0;
       }
       for (int g = 0; g < 2; ++g) {

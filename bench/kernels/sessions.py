@@ -22,6 +22,9 @@ VARIANT_VARIABLE = "MICROVLM_KERNELS"
 SPIN_US = 2000
 """How long an idle thread polls. ONNX Runtime's own choice is tens of milliseconds, in which it would take a core from
 the next contender; this is as fast while runs follow one another, and over after SPIN_PAUSE_S."""
+SHORT_SPIN_US = 100
+"""The same where sessions run in turn: each has threads of its own, and those of the last one would poll through most
+of the next one's run, on a core that it needs. Longer than what lies between two nodes or two runs."""
 SPIN_PAUSE_S = 0.005
 
 
@@ -106,7 +109,7 @@ class Runner:
 
     @property
     def graph_count(self) -> int:
-        return len(self._sessions)
+        return len(self._graphs)
 
     def run(self) -> None:
         turn = self._turn
@@ -135,7 +138,7 @@ class Runner:
         options.log_severity_level = 4
         entries = {
             "session.intra_op.allow_spinning": str(int(self.setting.spinning)),
-            "session.intra_op.spin_duration_us": str(SPIN_US),
+            "session.intra_op.spin_duration_us": str(SPIN_US if self.graph_count == 1 else SHORT_SPIN_US),
             "session.disable_prepacking": str(int(not self.setting.prepacking)),
             **self.contender.session_entries,
         }
