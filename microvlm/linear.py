@@ -64,7 +64,9 @@ class _QuantizedProduct(torch.autograd.Function):
         return grad_x, grad_weight, None, None
 
 
-_held: ContextVar[dict[int, tuple[Tensor, Tensor]] | None] = ContextVar("_held", default=None)
+Held = dict[tuple[int, str], tuple[Tensor, tuple[Tensor, Tensor]]]
+"""By the weight's id and the kind: the weight, so that its id stays its own, and what it was rounded to."""
+_held: ContextVar[Held | None] = ContextVar("_held", default=None)
 
 
 @contextmanager
@@ -80,12 +82,12 @@ def weights_rounded_once() -> Iterator[None]:
 def rounded(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
     """float [N, K] -> (integers as floats [N, K], scale) of a `kind` of layer, without gradient."""
     held = _held.get()
-    if held is not None and id(weight) in held:
-        return held[id(weight)]
+    if held is not None and (id(weight), kind) in held:
+        return held[id(weight), kind][1]
     with torch.no_grad():
         made = ternarize(weight) if kind == "ternary" else int8_rows(weight)
     if held is not None:
-        held[id(weight)] = made
+        held[id(weight), kind] = weight, made
     return made
 
 

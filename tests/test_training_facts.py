@@ -1,5 +1,6 @@
 """Facts: what is trained on, what is tested on, and that a step of training reaches every part of the memory."""
 
+import dataclasses
 from itertools import pairwise
 
 import numpy as np
@@ -12,14 +13,15 @@ from microvlm.bench.memory_deck import NAMES as TESTED_NAMES
 from microvlm.bench.memory_deck import QUESTIONS
 from microvlm.bench.memoryset_reader import load_memoryset
 from microvlm.config import preset
+from microvlm.memory import batch_solution
 from microvlm.model import MicroVLM
 from microvlm.training.config import load_recipe
 from microvlm.training.data.emoji import load_emoji, read_test_emoji
-from microvlm.training.data.facts import NAMES, RELATIONS, deal_facts
+from microvlm.training.data.facts import NAMES, RELATIONS, Fact, deal_facts
 from microvlm.training.data.views import corner_neighbour
-from microvlm.training.dealing import DEAL, FactDealer
+from microvlm.training.dealing import FactBatch, FactDealer
 from microvlm.training.distill import DrawingSampler
-from microvlm.training.remember import FactHeads, frame_potential, info_nce
+from microvlm.training.remember import FactHeads, elsewhere, frame_potential, info_nce, write_groups
 from microvlm.training.scope import nearest_of_other_names
 
 
@@ -62,22 +64,46 @@ def test_a_batch_of_facts_has_two_views_of_one_drawing_and_a_fact_in_every_memor
 
 def test_a_large_batch_is_several_deals_whose_facts_share_no_memory(drawn_build):
     emoji = load_emoji(drawn_build[0])
-    dealer = FactDealer(emoji, DrawingSampler(emoji, {}, seen_share=1.0), 2 * DEAL, 0.8)
-    one = FactDealer(emoji, DrawingSampler(emoji, {}, seen_share=1.0), DEAL, 0.8)
-    both, rng = dealer.facts(np.random.default_rng(0)), np.random.default_rng(0)
-    first, second = one.facts(rng), one.facts(rng)
+    sampler = DrawingSampler(emoji, {}, seen_share=1.0)
+    # An odd number is dealt without loss, and its deals differ in size.
+    both = FactDealer(emoji, sampler, 125, 0.8).facts(np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    first, second = (FactDealer(emoji, sampler, count, 0.8).facts(rng) for count in (62, 63))
+    assert len(both.facts) == 125
     assert both.shown == first.shown + second.shown
     assert both.told == first.told + second.told
-    split, groups = len(first.shown), first.group.max() + 1
-    parts = (
-        first.group[:split],
-        second.group[:split] + groups,
-        first.group[split:],
-        second.group[split:] + groups,
+    split, later, groups = len(first.shown), len(second.shown), first.group.max() + 1
+    one, two = (first.group, first.written), (second.group + groups, second.written)
+    for whole, before, behind in zip((both.group, both.written), one, two, strict=True):
+        parts = before[:split], behind[:later], before[split:], behind[later:]
+        assert (whole == np.concatenate(parts)).all()
+
+
+def test_a_question_is_strange_to_another_memory_unless_that_holds_the_same_one():
+    fact = Fact(3, 0, "whose is this?", "who owns it?", "anna")
+    facts = [fact, dataclasses.replace(fact, object=4), fact]
+    batch = FactBatch(facts, [], torch.empty(0), np.array([0, 0, 1]), np.array([True, True, True]))
+    other, strange = elsewhere(batch)
+    assert other.tolist() == [1, 1, 0]
+    assert strange.tolist() == [False, True, False]
+    assert elsewhere(batch._replace(written=np.array([True, True, False])))[1].tolist() == [True, True, False]
+
+
+def test_memories_of_several_groups_are_those_of_each_group_alone():
+    model = MicroVLM(preset("nano"))
+    memory, count = model.config.memory, 11
+    generator = torch.Generator().manual_seed(0)
+    key, value = (
+        torch.randn(count, width, generator=generator) for width in (memory.slots, memory.code_size)
     )
-    assert (both.group == np.concatenate(parts)).all()
-    parts = (first.written[:split], second.written[:split], first.written[split:], second.written[split:])
-    assert (both.written == np.concatenate(parts)).all()
+    group, written = np.array([2, 0, 1, 2, 2, 0, 2, 1, 2, 0, 2]), np.arange(count) % 4 != 3
+    batch = FactBatch([], [], torch.empty(0), group, written)
+    state = write_groups(model, key, value, batch)
+    for number in range(3):
+        rows = torch.from_numpy(np.flatnonzero((group == number) & written))
+        alone = batch_solution(model.memory_prior, key[rows], value[rows], memory.observation_variance)
+        for part, wanted in zip(state, alone, strict=True):
+            torch.testing.assert_close(part[number], wanted[0])
 
 
 def test_a_neighbour_covers_a_corner_and_nothing_else():

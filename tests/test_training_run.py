@@ -15,6 +15,7 @@ from microvlm.config import _PRESETS, preset
 from microvlm.errors import UserError
 from microvlm.training.config import Recipe, StageConfig
 from microvlm.training.data.emoji import load_emoji
+from microvlm.training.scope import ScopeTask
 from microvlm.training.trainer import train
 from microvlm.training.warm_start import float_weights, start_from, weights_sha256
 
@@ -109,20 +110,31 @@ def test_batches_drawn_by_workers_train_the_same_weights(finished, emoji, tmp_pa
         assert all(torch.equal(ours[name], wanted[name]) for name in wanted)
 
 
-def test_a_stage_can_have_a_precision_of_its_own(emoji, tmp_path, monkeypatch):
-    asked = []
+def test_a_stage_can_have_a_precision_of_its_own(finished, emoji, tmp_path, monkeypatch):
+    """Each as it is asked for; the detector's arithmetic is in float32 either way, so that no CPU emulates bfloat16."""
+    seen = []
+    loss = ScopeTask.loss
+    monkeypatch.setattr("microvlm.training.loop.usable_precision", lambda wanted, _: wanted)
     monkeypatch.setattr(
-        "microvlm.training.loop.usable_precision", lambda wanted, _: asked.append(wanted) or "no"
+        ScopeTask, "loss", lambda *args: seen.append(torch.is_autocast_enabled("cpu")) or loss(*args)
     )
-    stages = [dataclasses.replace(FLOAT_STAGE, name=name, steps=1) for name in ("first", "second")]
-    stages[1] = dataclasses.replace(stages[1], mixed_precision="no")
-    train(
-        dataclasses.replace(RECIPE, mixed_precision="bf16", stages=tuple(stages)),
-        emoji,
-        tmp_path / "run",
-        silent,
-    )
-    assert asked == ["bf16", "no"]
+    one, other, last = (dataclasses.replace(SCOPE_STAGE, name=name, steps=1) for name in ("a", "b", "c"))
+    stages = (RECALL_STAGE, one, dataclasses.replace(other, mixed_precision="bf16"), last)
+    out = tmp_path / "run"
+    shutil.copytree(finished / "recall", out / "recall")
+    assert train(dataclasses.replace(RECIPE, stages=stages), emoji, out, silent)
+    assert seen == [False, True, False]
+    runs = json.loads((out / "checkpoint" / "training.json").read_text())["runs"]
+    assert [runs[name][0]["precision"] for name in "abc"] == ["no", "bf16", "no"]
+
+
+def test_an_unknown_precision_is_refused():
+    for broken in (
+        lambda: dataclasses.replace(RECIPE, mixed_precision="half"),
+        lambda: dataclasses.replace(SCOPE_STAGE, mixed_precision="half"),
+    ):
+        with pytest.raises(UserError, match="mixed_precision 'half'; use one of no, bf16"):
+            broken()
 
 
 def test_the_scope_stage_trains_the_detector_and_nothing_else(finished):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from pathlib import Path
 
 import click
 
 from microvlm.cli_support import note, print_json, run_click
+from microvlm.errors import UserError
 
 
 @click.command()
@@ -30,7 +32,7 @@ from microvlm.cli_support import note, print_json, run_click
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Processes that draw the batches: a GPU waits for one.",
+    help="Processes that draw the batches of distill and vlm stages, where a GPU would wait for one (Linux).",
 )
 @click.option(
     "--stop-after", type=click.IntRange(min=1), default=None, help="Save and stop after this many steps."
@@ -66,6 +68,8 @@ def command(
     from microvlm.training.data.emoji import load_emoji
     from microvlm.training.trainer import train
 
+    if workers and "fork" not in multiprocessing.get_all_start_methods():
+        raise UserError("--workers needs a system that can fork: leave it out here.")
     if threads is not None:
         torch.set_num_threads(threads)
     loaded = load_recipe(recipe)

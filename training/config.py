@@ -17,6 +17,16 @@ SCENE_KINDS = {"what": 0.4, "where": 0.36, "how many": 0.14, "which colour": 0.1
 """Names and places take longer to learn than numbers and colours."""
 
 
+PRECISIONS = ("no", "bf16")
+
+
+def _check_precision(where: str, precision: str) -> None:
+    if precision not in PRECISIONS:
+        raise UserError(
+            f"{where}: unknown mixed_precision '{precision}'; use one of {', '.join(PRECISIONS)}."
+        )
+
+
 @dataclass(frozen=True)
 class StageConfig:
     """One stage: a task, its length and its optimiser."""
@@ -41,8 +51,9 @@ class StageConfig:
     label_smoothing: float = 0.1
     augment_strength: float = 1.0
     mixture: dict[str, float] = field(default_factory=dict)
-    """Share of each kind of sample in a `vlm` batch: caption, scene, episode, fact (see `remember`), and crowd (small
-    emoji for the vision encoder alone, of use where it learns); in a `recall` batch fact and episode."""
+    """How many samples of each kind, as shares of `batch_size`: in a `vlm` batch caption, scene, episode, fact (see
+    `remember`), and crowd (small emoji for the vision encoder alone, of use where it learns); in a `recall` batch fact
+    and episode."""
 
     scene_kinds: dict[str, float] = field(default_factory=lambda: dict(SCENE_KINDS))
     """Share of each kind of scene question; they sum to 1."""
@@ -63,6 +74,8 @@ class StageConfig:
             raise UserError(
                 f"stage '{self.name}': unknown task '{self.task}'; use one of {', '.join(TASKS)}."
             )
+        if self.mixed_precision is not None:
+            _check_precision(f"stage '{self.name}'", self.mixed_precision)
         if min(self.steps, self.batch_size) < 1 or self.learning_rate <= 0:
             raise UserError(f"stage '{self.name}': steps, batch_size and learning_rate must be positive.")
 
@@ -84,6 +97,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.preset not in preset_names():
             raise UserError(f"recipe '{self.name}': unknown preset '{self.preset}'.")
+        _check_precision(f"recipe '{self.name}'", self.mixed_precision)
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -24,7 +25,7 @@ TEXT_SHARE = 0.1
 PAIRED_SHARE = 0.35
 """Of the facts that are about the object of the one before: only the question tells the two apart."""
 RUN_SHARE, RUN_LENGTH = 0.5, 4
-"""Share of the batches whose objects come in runs of rows that follow each other, which resemble each other."""
+"""Share of the deals whose objects come in runs of rows that follow each other, which resemble each other."""
 
 
 Choose = Callable[[np.random.Generator, int, int], tuple[np.ndarray, np.ndarray]]
@@ -68,10 +69,10 @@ class FactDealer:
         self.emoji, self.sampler, self.strength = emoji, sampler, strength
         self.rows = np.flatnonzero(sampler.drawn & ~emoji.held_out) if rows is None else rows
         self.drawings, self.drawing_share = drawings, drawing_share
-        self.deals = max(1, round(count / DEAL))
-        count //= self.deals
-        self.shown = count - round(count * TEXT_SHARE)
-        self.told = count - self.shown
+        deals = max(1, round(count / DEAL))
+        ends = [count * place // deals for place in range(deals + 1)]
+        self.sizes = [end - start for start, end in pairwise(ends)]
+        """How many facts each deal of a batch has."""
 
     def deal(self, rng: np.random.Generator, generator: torch.Generator) -> FactBatch:
         batch = self.facts(rng)
@@ -81,11 +82,13 @@ class FactDealer:
 
     def facts(self, rng: np.random.Generator, choose: Choose | None = None) -> FactBatch:
         """A batch without views, [0, ...]; `choose` draws its objects in the place of this dealer."""
-        return _together([self._deal(rng, choose) for _ in range(self.deals)])
+        return _together([self._deal(rng, size, choose) for size in self.sizes])
 
-    def _deal(self, rng: np.random.Generator, choose: Choose | None) -> FactBatch:
+    def _deal(self, rng: np.random.Generator, count: int, choose: Choose | None) -> FactBatch:
+        told_count = round(count * TEXT_SHARE)
+        shown_count = count - told_count
         captions = self.emoji.captions
-        pictured, told_of = self._objects(rng) if choose is None else choose(rng, self.shown, self.told)
+        pictured, told_of = (choose or self._objects)(rng, shown_count, told_count)
         shown = deal_facts(rng, pictured.tolist(), captions, True, PAIRED_SHARE)
         told = deal_facts(rng, told_of.tolist(), captions, False, PAIRED_SHARE)
         # Facts of one object are in one memory, where they can be mistaken for each other.
@@ -97,12 +100,12 @@ class FactDealer:
         written[[np.flatnonzero(group == number)[0] for number in range(groups)]] = True
         return FactBatch(shown, told, torch.empty(0, 3, 0, 0), group, written)
 
-    def _objects(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _objects(self, rng: np.random.Generator, shown: int, told: int) -> tuple[np.ndarray, np.ndarray]:
         """Objects with a picture, and emoji that are told of."""
         runs = bool(rng.random() < RUN_SHARE)
-        others = 0 if self.drawings is None else int(rng.binomial(self.shown, self.drawing_share))
-        objects = _drawn(rng, self.rows, self.shown - others + self.told, runs)
-        pictured, told_of = objects[: self.shown - others], objects[self.shown - others :]
+        others = 0 if self.drawings is None else int(rng.binomial(shown, self.drawing_share))
+        objects = _drawn(rng, self.rows, shown - others + told, runs)
+        pictured, told_of = objects[: shown - others], objects[shown - others :]
         if self.drawings is not None:
             behind = len(self.emoji.captions) + np.arange(len(self.drawings))
             pictured = rng.permutation(np.concatenate([pictured, _drawn(rng, behind, others, runs)]))
@@ -125,11 +128,14 @@ def _together(deals: list[FactBatch]) -> FactBatch:
     if len(deals) == 1:
         return deals[0]
     behind = np.cumsum([0, *(deal.group.max() + 1 for deal in deals)])
-    split = len(deals[0].shown)
+    splits = [len(deal.shown) for deal in deals]
     groups = [deal.group + before for deal, before in zip(deals, behind, strict=False)]
     written = [deal.written for deal in deals]
     group, known = (
-        np.concatenate([*(part[:split] for part in parts), *(part[split:] for part in parts)])
+        np.concatenate(
+            [part[:split] for part, split in zip(parts, splits, strict=True)]
+            + [part[split:] for part, split in zip(parts, splits, strict=True)]
+        )
         for parts in (groups, written)
     )
     shown, told = ([fact for deal in deals for fact in deal[kind]] for kind in (0, 1))

@@ -52,7 +52,7 @@ class Draws(Dataset):
         return self.task.draw(step_generator(self.seed, self.stage, step, self.process))
 
 
-def build_optimizers(task: Task, stage: StageConfig) -> list[torch.optim.Optimizer]:
+def build_optimizers(task: Task, stage: StageConfig, device: torch.device) -> list[torch.optim.Optimizer]:
     """AdamW for vectors, embeddings and heads; Muon for the matrices of the blocks where the stage asks for it.
 
     Muon orthogonalises each update (Jordan et al. 2024); its rate is scaled to AdamW's update size
@@ -73,7 +73,7 @@ def build_optimizers(task: Task, stage: StageConfig) -> list[torch.optim.Optimiz
     optimizers: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(adam, weight_decay=stage.weight_decay, betas=(0.9, 0.98))
     ]
-    if muon and not torch.cuda.is_available() and has_bfloat16():
+    if muon and device.type == "cpu" and has_bfloat16():
         optimizers.append(
             torch.optim.Muon(muon, weight_decay=stage.weight_decay, adjust_lr_fn="match_rms_adamw")
         )
@@ -131,8 +131,10 @@ def run_stage(
     """
     stage = recipe.stages[index]
     precision = usable_precision(stage.mixed_precision or recipe.mixed_precision, log)
-    accelerator = Accelerator(mixed_precision=precision)
-    built = build_optimizers(task, stage)
+    # Autocast is entered here: an Accelerator's own cannot change from one stage of a process to the next.
+    accelerator = Accelerator(mixed_precision="no")
+    device = accelerator.device
+    built = build_optimizers(task, stage, device)
     optimizers = [accelerator.prepare(optimizer) for optimizer in built]
     schedulers = [
         accelerator.prepare(torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(stage)))
@@ -154,11 +156,12 @@ def run_stage(
         num_workers=workers,
         # Of its own: the loader seeds its workers from it, and a resumed run must not draw twice from the one in use.
         generator=torch.Generator(),
-        pin_memory=accelerator.device.type == "cuda",
+        pin_memory=device.type == "cuda",
         multiprocessing_context="fork" if workers else None,
     )
     for step, drawn in enumerate(draws, start):
-        with accelerator.autocast(), weights_rounded_once():
+        low = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+        with low, weights_rounded_once():
             loss, metrics = task.loss(module, drawn)
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(module.parameters(), stage.max_grad_norm)
@@ -167,7 +170,7 @@ def run_stage(
             scheduler.step()
             optimizer.zero_grad(set_to_none=True)
         for key, value in {"loss": loss, "grad_norm": norm, **metrics}.items():
-            metrics_sum[key] = metrics_sum.get(key, 0.0) + torch.as_tensor(value).detach().double()
+            metrics_sum[key] = metrics_sum.get(key, 0.0) + torch.as_tensor(value).detach()
         done = step + 1
         if done % recipe.log_every == 0 and accelerator.is_main_process:
             seconds = (time.perf_counter() - began) / recipe.log_every

@@ -103,7 +103,7 @@ def remember(
     key, value, value_key, query, asked = encode_facts(module, batch, prefixes, rows)
     known = torch.from_numpy(batch.written).to(key.device)
     with full_precision(key.device.type):
-        state = _write(module, key, value, batch)
+        state = write_groups(module, key, value, batch)
         own = torch.from_numpy(batch.group).to(key.device)
         reading, scope, _, slot = module.memory_read(asked, query, *(part[own] for part in state))
         gate = _gate_loss(module, batch, state, query, asked, scope)
@@ -205,9 +205,21 @@ def _gate_loss(
     unknown = scope[~known]
     groups = len(state.mean)
     if groups > 1:
-        other = torch.from_numpy((batch.group + 1) % groups).to(query.device)
-        unknown = torch.cat([unknown, module.memory_read(asked, query, *(part[other] for part in state))[1]])
+        other, strange = elsewhere(batch)
+        rows, own = (torch.from_numpy(part).to(query.device) for part in (np.flatnonzero(strange), other))
+        there = (part[own[rows]] for part in state)
+        unknown = torch.cat([unknown, module.memory_read(asked[rows], query[rows], *there)[1]])
     return 0.5 * (binary_loss(scope[known], 1.0) + binary_loss(unknown, 0.0))
+
+
+def elsewhere(batch: FactBatch) -> tuple[np.ndarray, np.ndarray]:
+    """Another memory for each fact, int64 [F], and whether it knows nothing of the fact's question, bool [F].
+
+    Two deals can have the same question; of one deal no memory has what another has.
+    """
+    other = (batch.group + 1) % (batch.group.max() + 1)
+    there = (batch.group == other[:, None]) & batch.written
+    return other, ~(_same_questions(batch) & there).any(1)
 
 
 def _beside(module: MicroVLM, code: Tensor, key: Tensor) -> Tensor:
@@ -215,7 +227,7 @@ def _beside(module: MicroVLM, code: Tensor, key: Tensor) -> Tensor:
     return code - key @ module.memory_encoder.pseudo_inverse.T
 
 
-def _write(module: MicroVLM, key: Tensor, value: Tensor, batch: FactBatch) -> MemoryState:
+def write_groups(module: MicroVLM, key: Tensor, value: Tensor, batch: FactBatch) -> MemoryState:
     """One memory a group, by the batch solution, which sequential writing equals."""
     written = np.flatnonzero(batch.written)
     group = batch.group[written]
