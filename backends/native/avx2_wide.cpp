@@ -7,6 +7,8 @@ namespace avx2 {
 namespace {
 
 constexpr int64_t kHalfGroup = kGroup / 2;
+// From this many tokens on, transposing weights once beats reducing every sum across lanes.
+constexpr int64_t kPanelTokens = 5;
 
 inline __m128i load_half(const void* bytes) { return _mm_loadu_si128(static_cast<const __m128i*>(bytes)); }
 inline __m128i load_half_first(const uint8_t* bytes, int64_t count) {
@@ -30,7 +32,7 @@ inline void int8_block(const Tokens& tokens, const Matrix& matrix, int64_t n, in
     for (int64_t t = 0; t < kTokens; ++t) {
       const __m256i code = _mm256_cvtepi8_epi16(load_half(tokens.codes + (m + t) * tokens.stride + k));
       for (int i = 0; i < kRows; ++i) {
-        acc[t][i] = _mm256_add_epi32(acc[t][i], _mm256_madd_epi16(weight[i], code));
+        acc[t][i] = add_32(acc[t][i], _mm256_madd_epi16(weight[i], code));
       }
     }
   }
@@ -83,7 +85,7 @@ inline void int4_block(const Tokens& tokens, const Matrix& matrix, int64_t n, in
       for (int t = 0; t < kTokens; ++t) {
         const __m256i products =
             _mm256_add_epi16(_mm256_maddubs_epi16(pair.low, even[t]), _mm256_maddubs_epi16(pair.high, odd[t]));
-        acc[t][i] = _mm256_add_epi32(acc[t][i], _mm256_madd_epi16(products, pair.multiplier));
+        acc[t][i] = add_32(acc[t][i], _mm256_madd_epi16(products, pair.multiplier));
       }
     }
   }
@@ -99,7 +101,9 @@ inline void int4_block(const Tokens& tokens, const Matrix& matrix, int64_t n, in
 }  // namespace
 
 // A single token reads row after row, as one stream.
-void int8(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums, uint8_t*) {
+void int8(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums,
+          uint8_t* scratch) {
+  if (tokens.count >= kPanelTokens) return int8_panels(tokens, matrix, begin, end, sums, scratch);
   if (tokens.count == 1) {
     for (int64_t n = begin; n < end; ++n) int8_block<1, 1>(tokens, matrix, n, 1, 0, sums);
     return;

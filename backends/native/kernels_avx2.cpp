@@ -3,6 +3,7 @@
 
 #include <sched.h>
 
+#include <algorithm>
 #include <limits>
 
 #include "avx2.h"
@@ -88,10 +89,11 @@ void scale_sums(void* sums_then_floats, int64_t count, float step, const float* 
   }
 }
 
-// Tables and what goes with them, or a strip of codes: eight packed rows of five planes, whole blocks of 32 columns.
+// Tables and what goes with them, or a strip of codes (eight packed rows of five planes, whole blocks of 32 columns), or
+// panels.
 int64_t scratch_bytes(int64_t columns) {
-  const int64_t strip = (columns + 31) / 32 * 32 * 8 * 5, tables = avx2::tables_scratch_bytes();
-  return strip < tables ? tables : strip;
+  const int64_t strip = (columns + 31) / 32 * 32 * 8 * 5;
+  return std::max({strip, avx2::tables_scratch_bytes(), avx2::panels_scratch_bytes(columns)});
 }
 
 void dequantize_int8(const uint8_t* packed, int64_t columns, float scale, float* y) {
