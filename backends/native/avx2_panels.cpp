@@ -17,16 +17,6 @@ constexpr int64_t kWidened = 16;  // columns widened together
 
 int64_t padded(int64_t columns) { return (columns + kWidened - 1) / kWidened * kWidened; }
 
-inline __m128i load_half(const void* bytes) { return _mm_loadu_si128(static_cast<const __m128i*>(bytes)); }
-
-// Columns [k, columns) of a row, at most 16 of them, in 16 bits; zeros behind.
-inline __m256i widen_row(const uint8_t* row, int64_t count) {
-  if (count >= kWidened) return _mm256_cvtepu8_epi16(load_half(row));
-  alignas(16) uint8_t block[kWidened] = {};
-  std::memcpy(block, row, static_cast<size_t>(count));
-  return _mm256_cvtepu8_epi16(load_half(block));
-}
-
 // Rows [n, n + count), at most 16 -> panel[pair of columns][row], a pair being 32 bits. Rows from `count` on repeat
 // the last.
 void fill_panel(const Matrix& matrix, int64_t n, int64_t count, int32_t* panel) {
@@ -35,7 +25,7 @@ void fill_panel(const Matrix& matrix, int64_t n, int64_t count, int32_t* panel) 
       __m256i row[kLanes], pair[kLanes];
       for (int64_t i = 0; i < kLanes; ++i) {
         const int64_t r = n + smaller(half * kLanes + i, count - 1);
-        row[i] = widen_row(matrix.packed + r * matrix.columns + k, matrix.columns - k);
+        row[i] = _mm256_cvtepu8_epi16(load_half_first(matrix.packed + r * matrix.columns + k, matrix.columns - k));
       }
       transpose_8(row, pair);
       for (int64_t q = 0; q < kLanes; ++q) store_aligned(panel + q * kPanelRows + half * kLanes, pair[q]);
