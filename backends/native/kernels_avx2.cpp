@@ -133,9 +133,9 @@ int64_t processors() {
 
 // No more tasks than this process has processors; a session may have fewer threads. Few tokens: every task opens two
 // streams and waits for their first lines; on two cores with threads that spin, 2 tasks for 16 are 6 % faster from
-// memory and 14 % from a cache, and inside ONNX Runtime a product of 896 x 896 is 14 % faster, a layer equal; 4, 6 or
-// 8, the later ones short so that threads end together, are no faster than 2. Many: every task fills tables of its
-// own, which costs as much as 90 rows, so none has much fewer than 56 packed ones.
+// memory and 14 % from a cache, and inside ONNX Runtime a product of 896 x 896 is 14 % faster, a layer equal; 4, the
+// later two short so that threads end together, are 4 % faster than 2 from a cache and 1 % slower from memory. Many:
+// every task fills tables of its own, which costs as much as 90 rows, so none has much fewer than 56 packed ones.
 int64_t most_tasks(int64_t tokens, int64_t packed_rows) {
   static const int64_t at_once = processors();
   return avx2::tokens_of_tables(tokens) == 0 ? at_once : avx2::smaller(at_once, packed_rows / 56);
