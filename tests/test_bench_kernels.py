@@ -99,12 +99,21 @@ def test_copies_of_a_matrix_are_memory_of_their_own(tmp_path):
 @pytest.mark.parametrize("megabytes", [0.1, 0.2, 1.1, 4, 15, 60])
 def test_regimes_hold_what_they_promise(megabytes):
     size = int(megabytes * 1e6)
-    copies, count = workload.copies_and_graphs(size, "hot")
+    copies, count = workload.copies_and_graphs(size, "hot", few_tokens=True)
     assert count == 1
     assert copies * size <= workload.HOT_BYTES or copies == 1
-    copies, count = workload.copies_and_graphs(size, "dram")
+    copies, count = workload.copies_and_graphs(size, "dram", few_tokens=True)
+    assert count == 1
+    assert copies * size > 160e6
+    copies, count = workload.copies_and_graphs(size, "dram", few_tokens=False)
     assert copies * count * size > 160e6
     assert (count - 1) * copies * size > 100e6, "too few bytes pass before a graph's turn comes again"
+
+
+def test_many_tokens_have_shorter_graphs_in_the_dram_regime_alone():
+    assert workload.batches_by_graphs((32, 1, 64, 8), "dram") == [(True, (1, 8)), (False, (32, 64))]
+    assert workload.batches_by_graphs((64,), "dram") == [(False, (64,))]
+    assert workload.batches_by_graphs((32, 1), "hot") == [(True, (32, 1))]
 
 
 def test_settings_are_tried_where_they_mean_something():
@@ -245,7 +254,7 @@ def test_memory_is_streamed_in_the_dram_regime():
     result = CliRunner().invoke(command, ["kernels", *arguments, "--contender", "ort-4bit-b128", "--json"])
     assert result.exit_code == 0, result.output
     (row,) = json.loads(result.stdout)["rows"]
-    assert row["run_bytes"] >= workload.GRAPH_BYTES
+    assert row["run_bytes"] >= workload.DRAM_BYTES
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,9 @@ void tables_2x4(const Tokens&, const Matrix&, int64_t begin, int64_t end, int32_
 void tables_3x5(const Tokens&, const Matrix&, int64_t begin, int64_t end, int32_t* sums, uint8_t* scratch);
 int64_t tables_scratch_bytes();
 void int8(const Tokens&, const Matrix&, int64_t begin, int64_t end, int32_t* sums, uint8_t* scratch);
+// The same of several tokens, see avx2_panels.cpp.
+void int8_panels(const Tokens&, const Matrix&, int64_t begin, int64_t end, int32_t* sums, uint8_t* scratch);
+int64_t panels_scratch_bytes(int64_t columns);
 void int4(const Tokens&, const Matrix&, int64_t begin, int64_t end, int32_t* sums, uint8_t* scratch);
 
 namespace {
@@ -48,6 +51,14 @@ inline __m256i load_first(const void* bytes, int64_t count) {
   return load_aligned(block);
 }
 
+inline __m128i load_half(const void* bytes) { return _mm_loadu_si128(static_cast<const __m128i*>(bytes)); }
+inline __m128i load_half_first(const uint8_t* bytes, int64_t count) {
+  if (count >= 16) return load_half(bytes);
+  alignas(16) uint8_t block[16] = {};
+  std::memcpy(block, bytes, static_cast<size_t>(count));
+  return load_half(block);
+}
+
 // What to prefetch for each line that is read, by _mm_prefetch itself: within another function GCC 12 drops it as
 // without effect. Past the end of the weights it does no harm. Measured on Zen 3, a layer from memory in two streams:
 // 1 to 4 KiB ahead and both caches' hints are equal within 3 %; every other line alone takes 2 times as long.
@@ -56,13 +67,21 @@ inline const char* line_ahead(const uint8_t* bytes, int64_t ahead = kAhead) {
   return reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(bytes) + ahead);
 }
 
-// sums + addend, 16 bits each. GCC 12 would add the addends of several steps first, and put sums aside for them; here
-// it cannot: a product of one token is 6 % faster, one of eight 12 % (two bits) and 25 % (base 3).
+// sums + addend, 16 bits each or 32. GCC 12 would add the addends of several steps first, and put sums aside for them;
+// here it cannot: a ternary product of one token is 6 % faster, one of eight 12 % (two bits) and 25 % (base 3).
 inline __m256i add_16(__m256i sums, __m256i addend) {
 #if defined(__clang__)
   return _mm256_add_epi16(sums, addend);
 #else
   __asm__("vpaddw %1, %0, %0" : "+x"(sums) : "x"(addend));
+  return sums;
+#endif
+}
+inline __m256i add_32(__m256i sums, __m256i addend) {
+#if defined(__clang__)
+  return _mm256_add_epi32(sums, addend);
+#else
+  __asm__("vpaddd %1, %0, %0" : "+x"(sums) : "x"(addend));
   return sums;
 #endif
 }

@@ -19,7 +19,7 @@ from microvlm.bench.kernels.contenders import Contender
 from microvlm.bench.kernels.formats import Operands
 from microvlm.bench.kernels.sessions import Libraries, Runner, Setting, settings_for
 from microvlm.bench.kernels.timing import HOPELESS, Cell, time_cell
-from microvlm.bench.kernels.workload import Plan, Shape, copies_and_graphs
+from microvlm.bench.kernels.workload import Plan, Shape, batches_by_graphs, copies_and_graphs
 from microvlm.bench.roofline import StreamingRoofline
 
 Progress = Callable[[str], None]
@@ -62,26 +62,38 @@ class Measurement:
         with tempfile.TemporaryDirectory(prefix="microvlm-kernels-") as folder:
             libraries = Libraries(self._library, Path(folder))
             for shape, regime in product(self._plan.shapes, self._plan.regimes):
-                with tempfile.TemporaryDirectory(dir=folder) as files:
-                    written = {
-                        contender.name: _write(contender, shape, regime, Path(files))
-                        for contender in self._running(regime)
-                    }
-                    for threads in self._plan.threads:
-                        self._progress(f"{shape.name}, {regime}, {threads} thread{'s' * (threads > 1)}")
-                        runners = self._runners(shape, regime, threads, written, libraries)
-                        yield from self._timed(shape, regime, threads, runners)
+                for few_tokens, batches in batches_by_graphs(self._plan.batches, regime):
+                    with tempfile.TemporaryDirectory(dir=folder) as files:
+                        written = {
+                            contender.name: _write(contender, shape, regime, few_tokens, Path(files))
+                            for contender in self._running(regime)
+                        }
+                        yield from self._by_threads(shape, regime, batches, written, libraries)
 
-    def _timed(self, shape: Shape, regime: str, threads: int, runners: list[Runner]) -> Iterator[Cell]:
-        for batch in self._plan.batches:
-            for roofline in self._rooflines:
-                roofline.sample(threads)
-            cell = time_cell(shape, regime, threads, batch, runners, self._plan)
-            for timing in cell.timings:
-                best = cell.best(timing.contender.name)
-                if not timing.setting.prepacking and best and timing.median_ms > HOPELESS * best.median_ms:
-                    self._must_prepack.add((timing.contender.name, threads))
-            yield cell
+    def _by_threads(
+        self,
+        shape: Shape,
+        regime: str,
+        batches: Sequence[int],
+        written: dict[str, _Material],
+        libraries: Libraries,
+    ) -> Iterator[Cell]:
+        for threads in self._plan.threads:
+            tokens = ", ".join(map(str, batches))
+            self._progress(f"{shape.name}, {regime}, batch {tokens}, {threads} thread{'s' * (threads > 1)}")
+            runners = self._runners(shape, regime, threads, written, libraries)
+            for batch in batches:
+                yield self._timed(shape, regime, threads, batch, runners)
+
+    def _timed(self, shape: Shape, regime: str, threads: int, batch: int, runners: list[Runner]) -> Cell:
+        for roofline in self._rooflines:
+            roofline.sample(threads)
+        cell = time_cell(shape, regime, threads, batch, runners, self._plan)
+        for timing in cell.timings:
+            best = cell.best(timing.contender.name)
+            if not timing.setting.prepacking and best and timing.median_ms > HOPELESS * best.median_ms:
+                self._must_prepack.add((timing.contender.name, threads))
+        return cell
 
     def _running(self, regime: str) -> list[Contender]:
         return [
@@ -118,9 +130,10 @@ class Measurement:
         return [setting for setting in every if setting.prepacking or not (settled or unknown)]
 
 
-def _write(contender: Contender, shape: Shape, regime: str, folder: Path) -> _Material:
+def _write(contender: Contender, shape: Shape, regime: str, few_tokens: bool, folder: Path) -> _Material:
     operands = graphs.random_operands(contender.format, shape)
-    copies, count = (1, 1) if contender.is_slow else copies_and_graphs(graphs.bytes_of(operands), regime)
+    each = graphs.bytes_of(operands)
+    copies, count = (1, 1) if contender.is_slow else copies_and_graphs(each, regime, few_tokens)
     stem = contender.name.replace(":", "-")
     written = [
         graphs.write_graph(folder / f"{stem}-{number}.onnx", contender.format, shape, operands, copies)

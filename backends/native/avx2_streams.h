@@ -1,0 +1,40 @@
+// One token times int8 or int4 rows, for the avx2 variant: two streams of lines far from each other, as in
+// avx2_ternary.cpp. Measured on Zen 3 against row after row: from a cache 1.5 to 2 times as fast, from memory 1.4 to
+// 1.8.
+#pragma once
+
+#include "avx2.h"
+
+namespace microvlm {
+namespace avx2 {
+namespace {
+
+// The first half of rows [begin, end) is read beside the second. `multiply` takes a row of each, in order, and makes
+// lanes that sum to theirs; lanes of eight rows are summed together. Rows past the end of a half are its last again,
+// those of an empty one the other's.
+template <class Multiply>
+inline void multiply_in_two_streams(int64_t begin, int64_t end, int32_t* sums, const Multiply& multiply) {
+  const int64_t half = (end - begin + 2 * kLanes - 1) / (2 * kLanes) * kLanes, middle = smaller(begin + half, end);
+  for (int64_t first = begin, second = middle; first < middle; first += kLanes, second += kLanes) {
+    const int64_t start[2] = {first, second};
+    const int64_t count[2] = {smaller(middle - first, kLanes), smaller(end - second, kLanes)};
+    __m256i lanes[2][kLanes];
+    for (int64_t i = 0; i < kLanes; ++i) {
+      int64_t row[2];
+      for (int g = 0; g < 2; ++g) {
+        const int from = count[g] > 0 ? g : 0;
+        row[g] = start[from] + smaller(i, count[from] - 1);
+      }
+      __m256i acc[2];
+      multiply(row, acc);
+      for (int g = 0; g < 2; ++g) lanes[g][i] = acc[g];
+    }
+    for (int g = 0; g < 2; ++g) {
+      if (count[g] > 0) store_first(sums + start[g], count[g], reduce_8(lanes[g]));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace avx2
+}  // namespace microvlm
