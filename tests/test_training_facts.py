@@ -13,16 +13,27 @@ from microvlm.bench.memory_deck import NAMES as TESTED_NAMES
 from microvlm.bench.memory_deck import QUESTIONS
 from microvlm.bench.memoryset_reader import load_memoryset
 from microvlm.config import preset
+from microvlm.generation import embed_prompt
 from microvlm.memory import batch_solution
 from microvlm.model import MicroVLM
+from microvlm.session import with_answer
+from microvlm.torch_runtime import TorchRuntime
 from microvlm.training.config import load_recipe
 from microvlm.training.data.emoji import load_emoji, read_test_emoji
 from microvlm.training.data.facts import NAMES, RELATIONS, Fact, deal_facts
 from microvlm.training.data.views import corner_neighbour
 from microvlm.training.dealing import FactBatch, FactDealer
 from microvlm.training.distill import DrawingSampler
-from microvlm.training.remember import FactHeads, elsewhere, frame_potential, info_nce, write_groups
+from microvlm.training.remember import (
+    FactHeads,
+    elsewhere,
+    encode_facts,
+    frame_potential,
+    info_nce,
+    write_groups,
+)
 from microvlm.training.scope import nearest_of_other_names
+from microvlm.training.texts import TextRows
 
 
 def test_the_objects_to_remember_are_held_out_and_their_names_and_wordings_are_trained():
@@ -87,6 +98,45 @@ def test_a_question_is_strange_to_another_memory_unless_that_holds_the_same_one(
     assert other.tolist() == [1, 1, 0]
     assert strange.tolist() == [False, True, False]
     assert elsewhere(batch._replace(written=np.array([True, True, False])))[1].tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize("learning", [True, False])
+def test_facts_encoded_together_have_the_codes_of_each_written_and_asked_for_alone(
+    float_model, tiny_processor, learning
+):
+    shown = [
+        Fact(0, 0, "whose is this?", "who is the owner of this?", "anna"),
+        Fact(1, 2, "where do i keep this red heart?", "where is it?", "refrigerator"),
+        Fact(0, 3, "when?", "since when do i have this?", "may"),
+    ]
+    told = [
+        Fact(2, 0, "whose is the kite?", "who owns the kite?", "maximilian"),
+        Fact(3, 4, "what do i call the cat?", "its name?", "luna"),
+    ]
+    views = torch.randn(2 * len(shown), 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    batch = FactBatch(shown, told, views, np.zeros(5, np.int64), np.ones(5, bool))
+    # CPUs attend by another kernel where there is something to learn.
+    with torch.set_grad_enabled(learning):
+        together = encode_facts(float_model, batch, float_model.encode_image(views), TextRows(tiny_processor))
+
+    runtime = TorchRuntime(float_model)
+
+    def alone(question, answer, view):
+        """As a runtime encodes it: one row, so that nothing is padded."""
+        ids = np.array([tiny_processor.prompt_ids(question, len(view))])
+        pixels = view.numpy() if len(view) else None
+        prompt = embed_prompt(runtime, ids, np.ones_like(ids), pixels, tiny_processor.image_id)
+        return runtime.memory_encode(*with_answer(runtime, prompt, tiny_processor.text_ids(answer)))
+
+    for number, fact in enumerate(batch.facts):
+        # Of a fact in words alone, both are empty.
+        written, asked = (part[number : number + 1] for part in views.split(len(shown)))
+        _, key = alone(fact.told, "", written)
+        query, asked_key = alone(fact.asked, "", asked)
+        wanted = key, *alone(fact.told, fact.value, written), query, asked_key
+        for name, part, one in zip(together._fields, together, wanted, strict=True):
+            # Codes have length 1. Float32 sums in another order differ by 3e-7 at most; padding that counts, by 0.1.
+            np.testing.assert_allclose(part[number].detach(), one[0], rtol=0, atol=1e-5, err_msg=name)
 
 
 def test_memories_of_several_groups_are_those_of_each_group_alone():
