@@ -28,8 +28,9 @@ def run_click(command: click.Command, arguments: Sequence[str] | None = None) ->
     """Run a click command or group and leave the process with its status.
 
     A command returns None or an int (the status), and raises UserError for what the user can mend. Those, usage
-    errors, errors of the file system and absent packages become one sentence on stderr and status 2. An interrupt is
-    quiet and 130. Any other exception is a defect and keeps its traceback.
+    errors, errors of the file system and absent packages become one sentence on stderr and status 2. An interrupt says
+    so and is 130. Who stops reading stdout, or closed it before, has had what was wanted: 0. Any other exception is a
+    defect and keeps its traceback.
     """
     sys.exit(_status(command, arguments))
 
@@ -53,12 +54,14 @@ def describe_os_error(error: OSError) -> str:
 
 
 def _status(command: click.Command, arguments: Sequence[str] | None) -> int:
+    stdout = sys.stdout
     name = os.path.basename(sys.argv[0]) if arguments is None else command.name
     try:
         result = command.main(
             args=None if arguments is None else list(arguments), prog_name=name, standalone_mode=False
         )
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None: it was closed before the command began
+            sys.stdout.flush()
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else name
         return _fail(f"{error.format_message()} (see {path} --help)")
@@ -69,7 +72,14 @@ def _status(command: click.Command, arguments: Sequence[str] | None) -> int:
     except ModuleNotFoundError as error:
         return _fail(_absent(error))
     except (click.Abort, KeyboardInterrupt):
+        note("Interrupted.")
         return INTERRUPTED
+    except SystemExit:
+        # When the reader of stdout goes while the command writes, click puts another stdout in place and leaves with 1.
+        if sys.stdout is stdout:
+            raise
+        _discard_stdout()
+        return 0
     except BrokenPipeError:
         _discard_stdout()
         return 0
@@ -94,8 +104,6 @@ def _fail(sentence: str) -> int:
 
 
 def _discard_stdout() -> None:
-    try:
-        sys.stdout.flush()
-    except OSError:
-        # What is buffered can't be written; without this the interpreter complains again while it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    # What is buffered can't be written; without this the interpreter complains again while it ends.
+    if sys.__stdout__ is not None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -53,7 +54,7 @@ BAD_COUNT = "Error: Invalid value for '--count': 'many' is not a valid integer. 
         (("--raise", "user"), 2, "Error: the file is empty; give another."),
         (("--raise", "full"), 2, FULL_DISK),
         (("--raise", "absent"), 2, ABSENT),
-        (("--raise", "interrupt"), 130, ""),
+        (("--raise", "interrupt"), 130, "Interrupted."),
         (("--count", "many"), 2, BAD_COUNT),
     ],
 )
@@ -84,3 +85,30 @@ def test_a_full_stdout_is_one_sentence_and_status_2():
     assert done.returncode == 2
     assert "no space is left" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+WRITER = (
+    "import sys, time, click; from microvlm.cli_support import *\n"
+    "@click.command()\ndef c():\n"
+    "    for i in range(int(sys.argv[1])):\n        click.echo('x' * 100)\n"
+    "run_click(c, [])"
+)
+
+
+# With few lines the pipe breaks at the last flush, with many inside of the command.
+@pytest.mark.parametrize("lines", [1, 10_000])
+def test_a_reader_that_leaves_is_no_error(lines):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as gone:
+        done = subprocess.run(
+            [sys.executable, "-c", WRITER, str(lines)], stdout=gone, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_closed_stdout_is_no_error():
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$0" -c "$1" 1 >&-', sys.executable, WRITER], stderr=subprocess.PIPE, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -142,6 +142,7 @@ def run_stage(
     ]
     module = accelerator.prepare(task.module)
     start = _resume(accelerator, folder)
+    log(f"{stage.name}: {stage.steps} steps" + (f", of which {start} are done" if start else ""))
     if accelerator.is_main_process:
         record_run(folder, start, precision, built)
     log_path = folder / "log.jsonl"

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from microvlm.cli_support import note
 from microvlm.errors import UserError
 from microvlm.training.data.emoji import EmojiData
 
@@ -51,7 +52,7 @@ def on_white(rgba: np.ndarray) -> Tensor:
 
 
 def teacher_features(
-    emoji: EmojiData, vendors: list[str], log: Callable[[str], None] = print
+    emoji: EmojiData, vendors: list[str], log: Callable[[str], None] = note
 ) -> dict[str, np.ndarray]:
     """vendor -> float16 [N, 1280], cached beside the images; rows of missing drawings are zero."""
     cached: dict[str, np.ndarray] = {}
@@ -63,6 +64,7 @@ def teacher_features(
             images, present = emoji.images(vendor, TEACHER_SIZE), emoji.present(vendor)
             result = np.zeros((len(present), TEACHER_WIDTH), np.float16)
             rows = np.flatnonzero(present)
+            log(f"teacher features of {len(rows)} drawings of {vendor}: computed once, then cached")
             for start in range(0, len(rows), 64):
                 batch = rows[start : start + 64]
                 result[batch] = pooled_features(teacher, on_white(images[batch])).half().numpy()
@@ -71,6 +73,5 @@ def teacher_features(
             with aside.open("wb") as file:
                 np.save(file, result)
             os.replace(aside, path)
-            log(f"teacher features of {len(rows)} drawings of {vendor} cached")
         cached[vendor] = np.load(path)
     return cached

@@ -64,6 +64,7 @@ def train(
         run |= {"start": begun | ({"fresh": sorted(fresh)} if fresh else {})}
     _claim(out, recipe.stages[skipped].name, run, preset(recipe.preset))
     torch.manual_seed(recipe.seed)
+    log(f"recipe '{recipe.name}' into {out}, {len(recipe.stages)} stages")
     tokenizer = train_tokenizer(corpus(emoji), preset(recipe.preset).text.vocab_size)
     previous: Path | None = None
     for index, stage in enumerate(recipe.stages):
