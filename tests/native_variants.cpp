@@ -246,6 +246,7 @@ void compare_all() {
     }
     compare_random_sums({product, 1, 896, 4864});
     compare_random_sums({product, 7, 4864, 301});
+    compare_random_sums({product, 8, 900, 1237});
     compare_floats({product, 2, 4864, 130}, true);
     for (const int64_t columns : {int64_t{4864}, widest - 1, widest}) {
       for (const int64_t tokens : {1, 7}) {

@@ -96,24 +96,46 @@ def test_copies_of_a_matrix_are_memory_of_their_own(tmp_path):
             assert len(contents) == (1 if operands[0][array].size == 1 else 40), contender.name
 
 
-@pytest.mark.parametrize("megabytes", [0.1, 0.2, 1.1, 4, 15, 60])
+@pytest.mark.parametrize("megabytes", [0.004, 0.1, 0.2, 1.1, 4, 15, 60])
 def test_regimes_hold_what_they_promise(megabytes):
     size = int(megabytes * 1e6)
-    copies, count = workload.copies_and_graphs(size, "hot", few_tokens=True)
+    copies, count = workload.copies_and_graphs(size, "hot", largest_batch=64)
     assert count == 1
     assert copies * size <= workload.HOT_BYTES or copies == 1
-    copies, count = workload.copies_and_graphs(size, "dram", few_tokens=True)
-    assert count == 1
-    assert copies * size > 160e6
-    copies, count = workload.copies_and_graphs(size, "dram", few_tokens=False)
-    assert copies * count * size > 160e6
-    assert (count - 1) * copies * size > 100e6, "too few bytes pass before a graph's turn comes again"
+    for largest_batch in (8, 9):
+        copies, count = workload.copies_and_graphs(size, "dram", largest_batch)
+        assert copies * count * size > 160e6
+        assert copies <= workload.MOST_COPIES
+        alone = largest_batch == 8 and size * workload.MOST_COPIES >= workload.DRAM_BYTES
+        assert count == 1 if alone else (count - 1) * copies * size > 100e6
 
 
 def test_many_tokens_have_shorter_graphs_in_the_dram_regime_alone():
-    assert workload.batches_by_graphs((32, 1, 64, 8), "dram") == [(True, (1, 8)), (False, (32, 64))]
-    assert workload.batches_by_graphs((64,), "dram") == [(False, (64,))]
-    assert workload.batches_by_graphs((32, 1), "hot") == [(True, (32, 1))]
+    assert workload.batches_by_graphs((32, 1, 64, 8), "dram") == [(1, 8), (32, 64)]
+    assert workload.batches_by_graphs((64,), "dram") == [(64,)]
+    assert workload.batches_by_graphs((32, 1), "hot") == [(32, 1)]
+
+
+def test_a_place_has_one_table_in_whatever_order_its_batches_were_measured():
+    def row(threads: int, batch: int) -> dict:
+        speeds = {"gmac_per_s": 10.0 * batch, "gb_per_s": 1.0, "roofline_share": 0.5}
+        return {
+            "shape": "layer",
+            "regime": "dram",
+            "threads": threads,
+            "batch": batch,
+            "contender": "a",
+            **speeds,
+        }
+
+    measured = [row(1, 1), row(2, 1), row(1, 32), row(2, 32)]
+    document = {"rows": measured, "bars": [], "contenders": [], "predicted_cortex_a53": None}
+    facts = {"kernels": "avx2", "stream_gb_per_s": {"1": 12.0}, "mapped_stream_gb_per_s": {"1": 12.0}}
+    _, sections, _ = tables.sections({**document, "provenance": facts | {"threads": [1, 2]}})
+    speeds = [section for section in sections if section[0].startswith("layer")]
+    assert [title.split(":")[0] for title, _ in speeds] == ["layer, dram, 1 thread", "layer, dram, 2 threads"]
+    assert all(table[0] == ["contender", "batch 1", "batch 32"] for _, table in speeds)
+    assert all(table[1][1].startswith("10.0") and table[1][2].startswith("320.0") for _, table in speeds)
 
 
 def test_settings_are_tried_where_they_mean_something():

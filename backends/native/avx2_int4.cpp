@@ -7,6 +7,7 @@ namespace avx2 {
 namespace {
 
 constexpr int64_t kHalfGroup = kGroup / 2;
+constexpr int64_t kBlockRows = 2;
 
 // Two groups of one row as nibbles q + 8, low and high, with the groups' multipliers in 16 bits.
 struct NibblePair {
@@ -70,6 +71,7 @@ inline void int4_row_pair(const Matrix& matrix, const CodePair* codes, const int
   int64_t g = 0;
   for (; g + 2 <= groups; g += 2, ++codes) {
     for (int i = 0; i < 2; ++i) {
+      // Half a line: each is asked for twice, which costs less than a longer step.
       _mm_prefetch(line_ahead(row[i] + g * kHalfGroup), _MM_HINT_T0);
       add(i, NibblePair(row[i] + g * kHalfGroup, multiplier[i] + g));
     }
@@ -87,12 +89,12 @@ inline uint32_t int4_excess(const uint8_t* multiplier, const int32_t* group_tota
   return 8 * sum;
 }
 
-// kRows rows times kTokens tokens. A pair of nibble products is at most 15 * 128 * 2, two of them fit 16 bits, and
+// kBlockRows rows times kTokens tokens. A pair of nibble products is at most 15 * 128 * 2, two of them fit 16 bits, and
 // their product with a multiplier is widened by vpmaddwd. Rows from `count` on repeat the last.
-template <int kRows, int kTokens>
+template <int kTokens>
 inline void int4_block(const Tokens& tokens, const Matrix& matrix, int64_t n, int64_t count, int64_t m, int32_t* sums) {
   const int64_t groups = (matrix.columns + kGroup - 1) / kGroup, row_bytes = groups * kHalfGroup;
-  __m256i acc[kTokens][kRows] = {};
+  __m256i acc[kTokens][kBlockRows] = {};
   for (int64_t g = 0; g < groups; g += 2) {
     __m256i even[kTokens], odd[kTokens];
     for (int64_t t = 0; t < kTokens; ++t) {
@@ -101,7 +103,7 @@ inline void int4_block(const Tokens& tokens, const Matrix& matrix, int64_t n, in
       even[t] = _mm256_permute2x128_si256(first, second, 0x20);
       odd[t] = _mm256_permute2x128_si256(first, second, 0x31);
     }
-    for (int64_t i = 0; i < kRows; ++i) {
+    for (int64_t i = 0; i < kBlockRows; ++i) {
       const int64_t row = n + smaller(i, count - 1);
       const uint8_t* bytes = matrix.packed + row * row_bytes + g * kHalfGroup;
       const NibblePair pair(bytes, matrix.multiplier + row * groups + g, groups - g);
@@ -130,11 +132,11 @@ void int4(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end
     const auto multiply = [&](const int64_t(&n)[2], __m256i(&acc)[2]) { int4_row_pair(matrix, codes, n, acc); };
     return multiply_in_two_streams(begin, end, sums, multiply);
   }
-  for (int64_t n = begin; n < end; n += 2) {
-    const int64_t count = smaller(end - n, 2);
+  for (int64_t n = begin; n < end; n += kBlockRows) {
+    const int64_t count = smaller(end - n, kBlockRows);
     int64_t m = 0;
-    for (; m + 3 <= tokens.count; m += 3) int4_block<2, 3>(tokens, matrix, n, count, m, sums);
-    for (; m < tokens.count; ++m) int4_block<2, 1>(tokens, matrix, n, count, m, sums);
+    for (; m + 3 <= tokens.count; m += 3) int4_block<3>(tokens, matrix, n, count, m, sums);
+    for (; m < tokens.count; ++m) int4_block<1>(tokens, matrix, n, count, m, sums);
   }
 }
 

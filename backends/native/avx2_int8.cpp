@@ -9,6 +9,7 @@ namespace {
 
 // From this many tokens on, transposing weights once beats reducing every sum across lanes.
 constexpr int64_t kPanelTokens = 5;
+constexpr int64_t kBlockRows = 4;
 
 // Two rows of bytes q + 128 times one token.
 inline void int8_row_pair(const Tokens& tokens, const Matrix& matrix, const int64_t (&n)[2], __m256i (&acc)[2]) {
@@ -33,20 +34,19 @@ inline void int8_row_pair(const Tokens& tokens, const Matrix& matrix, const int6
   }
 }
 
-// kRows rows of bytes q + 128 times kTokens tokens. Rows from `count` on repeat
-// the last.
-template <int kRows, int kTokens>
+// kBlockRows rows of bytes q + 128 times kTokens tokens. Rows from `count` on repeat the last.
+template <int kTokens>
 inline void int8_block(const Tokens& tokens, const Matrix& matrix, int64_t n, int64_t count, int64_t m, int32_t* sums) {
-  __m256i acc[kTokens][kRows] = {};
+  __m256i acc[kTokens][kBlockRows] = {};
   for (int64_t k = 0; k < matrix.columns; k += 16) {
-    __m256i weight[kRows];
-    for (int64_t i = 0; i < kRows; ++i) {
+    __m256i weight[kBlockRows];
+    for (int64_t i = 0; i < kBlockRows; ++i) {
       const uint8_t* bytes = matrix.packed + (n + smaller(i, count - 1)) * matrix.columns + k;
       weight[i] = _mm256_cvtepu8_epi16(load_half_first(bytes, matrix.columns - k));
     }
     for (int64_t t = 0; t < kTokens; ++t) {
       const __m256i code = _mm256_cvtepi8_epi16(load_half(tokens.codes + (m + t) * tokens.stride + k));
-      for (int i = 0; i < kRows; ++i) {
+      for (int64_t i = 0; i < kBlockRows; ++i) {
         acc[t][i] = add_32(acc[t][i], _mm256_madd_epi16(weight[i], code));
       }
     }
@@ -60,18 +60,17 @@ inline void int8_block(const Tokens& tokens, const Matrix& matrix, int64_t n, in
 
 }  // namespace
 
-void int8(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums,
-          uint8_t* scratch) {
+void int8(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums, uint8_t* scratch) {
   if (tokens.count >= kPanelTokens) return int8_panels(tokens, matrix, begin, end, sums, scratch);
   if (tokens.count == 1) {
     const auto multiply = [&](const int64_t(&n)[2], __m256i(&acc)[2]) { int8_row_pair(tokens, matrix, n, acc); };
     return multiply_in_two_streams(begin, end, sums, multiply);
   }
-  for (int64_t n = begin; n < end; n += 4) {
-    const int64_t count = smaller(end - n, 4);
+  for (int64_t n = begin; n < end; n += kBlockRows) {
+    const int64_t count = smaller(end - n, kBlockRows);
     int64_t m = 0;
-    for (; m + 2 <= tokens.count; m += 2) int8_block<4, 2>(tokens, matrix, n, count, m, sums);
-    if (m < tokens.count) int8_block<4, 1>(tokens, matrix, n, count, m, sums);
+    for (; m + 2 <= tokens.count; m += 2) int8_block<2>(tokens, matrix, n, count, m, sums);
+    if (m < tokens.count) int8_block<1>(tokens, matrix, n, count, m, sums);
   }
 }
 

@@ -65,7 +65,7 @@ struct Kernels {
   // The same 4 bytes are an int32 before and a float after.
   void (*scale_sums)(void* sums_then_floats, int64_t count, float step, const float* scale, bool one_scale);
   // What one call of a MatrixSums below may use; 0 is fine.
-  int64_t (*scratch_bytes)(int64_t columns);
+  int64_t (*scratch_bytes)(int64_t columns, bool is_ternary);
   MatrixSums ternary_2x4;
   MatrixSums ternary_3x5;
   MatrixSums int8;

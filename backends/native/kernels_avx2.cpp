@@ -2,7 +2,6 @@
 
 #include <sched.h>
 
-#include <algorithm>
 #include <limits>
 
 #include "avx2.h"
@@ -88,11 +87,12 @@ void scale_sums(void* sums_then_floats, int64_t count, float step, const float* 
   }
 }
 
-// Tables and what goes with them, panels, or a strip of codes: eight packed rows of five planes, whole blocks of 32
-// columns.
-int64_t scratch_bytes(int64_t columns) {
-  const int64_t strip = (columns + 31) / 32 * 32 * 8 * 5;
-  return std::max({strip, avx2::tables_scratch_bytes(), avx2::panels_scratch_bytes(columns)});
+// Ternary: tables and what goes with them, or a strip of codes, which is eight packed rows of five planes in whole
+// blocks of 32 columns.
+int64_t scratch_bytes(int64_t columns, bool is_ternary) {
+  if (!is_ternary) return avx2::panels_scratch_bytes(columns);
+  const int64_t strip = (columns + 31) / 32 * 32 * 8 * 5, tables = avx2::tables_scratch_bytes();
+  return strip < tables ? tables : strip;
 }
 
 void dequantize_int8(const uint8_t* packed, int64_t columns, float scale, float* y) {
@@ -133,9 +133,9 @@ int64_t processors() {
 
 // No more tasks than this process has processors; a session may have fewer threads. Few tokens: every task opens two
 // streams and waits for their first lines; on two cores with threads that spin, 2 tasks for 16 are 6 % faster from
-// memory and 14 % from a cache, and inside ONNX Runtime a product of 896 x 896 is 14 % faster, a layer equal; 4, the
-// later two short so that threads end together, are 4 % faster than 2 from a cache and 1 % slower from memory. Many:
-// every task fills tables of its own, which costs as much as 90 rows, so none has much fewer than 56 packed ones.
+// memory and 14 % from a cache, and inside ONNX Runtime a product of 896 x 896 is 14 % faster, a layer equal. Each
+// split in a long task and a short one, so that threads end together: 4 % faster from a cache, 1 % slower from memory.
+// Many: every task fills tables of its own, which costs as much as 90 rows, so none has much fewer than 56 packed ones.
 int64_t most_tasks(int64_t tokens, int64_t packed_rows) {
   static const int64_t at_once = processors();
   return avx2::tokens_of_tables(tokens) == 0 ? at_once : avx2::smaller(at_once, packed_rows / 56);

@@ -59,7 +59,7 @@ void scale_sums(void* sums_then_floats, int64_t count, float step, const float* 
 }
 
 // The largest user is a strip of an int8 product: 64 rows of whole cache lines.
-int64_t scratch_bytes(int64_t columns) { return (columns + 63) / 64 * 64 * 64; }
+int64_t scratch_bytes(int64_t columns, bool) { return (columns + 63) / 64 * 64 * 64; }
 
 void dequantize_int8(const uint8_t* packed, int64_t columns, float scale, float* y) {
   const __m512 factor = _mm512_set1_ps(scale);

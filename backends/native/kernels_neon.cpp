@@ -57,7 +57,7 @@ struct MultiplyLong {
 
 int score() { return (getauxval(AT_HWCAP) & HWCAP_ASIMD) != 0 ? 10 : 0; }
 
-int64_t scratch_bytes(int64_t) { return 0; }
+int64_t scratch_bytes(int64_t, bool) { return 0; }
 
 }  // namespace
 

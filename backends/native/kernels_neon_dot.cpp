@@ -50,7 +50,7 @@ struct DotProduct {
 
 int score() { return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0 ? 20 : 0; }
 
-int64_t scratch_bytes(int64_t) { return 0; }
+int64_t scratch_bytes(int64_t, bool) { return 0; }
 
 }  // namespace
 

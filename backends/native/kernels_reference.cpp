@@ -43,7 +43,7 @@ void scale_sums(void* sums_then_floats, int64_t count, float step, const float* 
   }
 }
 
-int64_t scratch_bytes(int64_t) { return 0; }
+int64_t scratch_bytes(int64_t, bool) { return 0; }
 
 // Ternary codes of any base: the digit of plane p is packed / base^p % base.
 template <int kBase, int kPlanes>

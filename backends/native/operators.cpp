@@ -58,7 +58,7 @@ class Job {
     tokens_.columns = matrix.columns;
     tokens_.stride = round_up(matrix.columns, kCodeAlignment);
     divide(most_tasks);
-    scratch_bytes_ = round_up(kernels.scratch_bytes(matrix.columns), kCodeAlignment);
+    scratch_bytes_ = round_up(kernels.scratch_bytes(matrix.columns, planes_of(product) > 1), kCodeAlignment);
 #if defined(__x86_64__)
     if (tokens < kernels.scratch_tokens) scratch_bytes_ = 0;
 #endif

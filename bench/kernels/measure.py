@@ -19,7 +19,7 @@ from microvlm.bench.kernels.contenders import Contender
 from microvlm.bench.kernels.formats import Operands
 from microvlm.bench.kernels.sessions import Libraries, Runner, Setting, settings_for
 from microvlm.bench.kernels.timing import HOPELESS, Cell, time_cell
-from microvlm.bench.kernels.workload import Plan, Shape, batches_by_graphs, copies_and_graphs
+from microvlm.bench.kernels.workload import REGIMES, Plan, Shape, batches_by_graphs, copies_and_graphs
 from microvlm.bench.roofline import StreamingRoofline
 
 Progress = Callable[[str], None]
@@ -35,7 +35,7 @@ class State:
 
 @dataclass(frozen=True)
 class _Material:
-    """A contender's weights of one shape, in memory and as the graphs of one regime."""
+    """A contender's weights of one shape, in memory and as the graphs of one regime and group of batches."""
 
     operands: tuple[Operands, ...]
     graphs: list[graphs.ShapeGraph]
@@ -61,11 +61,12 @@ class Measurement:
     def cells(self) -> Iterator[Cell]:
         with tempfile.TemporaryDirectory(prefix="microvlm-kernels-") as folder:
             libraries = Libraries(self._library, Path(folder))
-            for shape, regime in product(self._plan.shapes, self._plan.regimes):
-                for few_tokens, batches in batches_by_graphs(self._plan.batches, regime):
+            # Hot first, whatever the order asked for: see `_settings`.
+            for shape, regime in product(self._plan.shapes, sorted(self._plan.regimes, key=REGIMES.index)):
+                for batches in batches_by_graphs(self._plan.batches, regime):
                     with tempfile.TemporaryDirectory(dir=folder) as files:
                         written = {
-                            contender.name: _write(contender, shape, regime, few_tokens, Path(files))
+                            contender.name: _write(contender, shape, regime, max(batches), Path(files))
                             for contender in self._running(regime)
                         }
                         yield from self._by_threads(shape, regime, batches, written, libraries)
@@ -130,10 +131,10 @@ class Measurement:
         return [setting for setting in every if setting.prepacking or not (settled or unknown)]
 
 
-def _write(contender: Contender, shape: Shape, regime: str, few_tokens: bool, folder: Path) -> _Material:
+def _write(contender: Contender, shape: Shape, regime: str, largest_batch: int, folder: Path) -> _Material:
     operands = graphs.random_operands(contender.format, shape)
     each = graphs.bytes_of(operands)
-    copies, count = (1, 1) if contender.is_slow else copies_and_graphs(each, regime, few_tokens)
+    copies, count = (1, 1) if contender.is_slow else copies_and_graphs(each, regime, largest_batch)
     stem = contender.name.replace(":", "-")
     written = [
         graphs.write_graph(folder / f"{stem}-{number}.onnx", contender.format, shape, operands, copies)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import groupby
 from typing import Any
 
 Section = tuple[str, list[list[str]]]
@@ -51,9 +50,11 @@ def _speed_tables(rows: list[dict[str, Any]]) -> list[Section]:
     def place(row: dict[str, Any]) -> str:
         return f"{row['shape']}, {row['regime']}, {row['threads']} thread{'s' * (row['threads'] > 1)}"
 
+    by_place: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        by_place.setdefault(place(row), []).append(row)
     tables: list[Section] = []
-    for key, group in groupby(rows, place):
-        cells = list(group)
+    for key, cells in by_place.items():
         batches = list(dict.fromkeys(row["batch"] for row in cells))
         by_name: dict[str, dict[int, dict[str, Any]]] = {}
         for row in cells:

@@ -3,9 +3,9 @@
 `hot`: matrices that together take at most HOT_BYTES, so that they stay in a cache; several where they are small,
        because the cost of a call should not hide the operator's. A larger one is alone: see a row's `run_bytes`.
 `dram`: DRAM_BYTES or more, which no cache holds: in one graph, as a model's step reads its weights one layer after
-       another, with a session's threads at work all the while. With more than FEW_TOKENS tokens such a run would take a
-       second, and reading is the least of it: there graphs of GRAPH_BYTES or more are run in turn, and before one is
-       read again, all the others were.
+       another, with a session's threads at work all the while. Where that would be more than MOST_COPIES of a small
+       shape, and with more than FEW_TOKENS tokens, of which such a run would take up to a second and reading is the
+       least: several graphs run in turn, and before one is read again, all the others were.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ HOT_MOST_COPIES = 8
 DRAM_BYTES = 168_000_000
 GRAPH_BYTES = 21_000_000
 FEW_TOKENS = 8
+MOST_COPIES = 1280
+"""In one graph: with more of them ONNX Runtime takes longer for each node, and far longer to open a session."""
 LAYER = "layer"
 DEFAULT_SHAPES = ("896x4864", "4864x896", "896x896", LAYER)
 DEFAULT_BATCHES = (1, 32, 64)
@@ -133,23 +135,19 @@ def parse_names(texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(part for text in texts for part in text.split(",") if part))
 
 
-def copies_and_graphs(shape_bytes: int, regime: str, few_tokens: bool) -> tuple[int, int]:
-    """How often a graph holds a shape of `shape_bytes` (in a contender's format), and how many graphs there are.
-
-    `few_tokens`: for batches of at most FEW_TOKENS.
-    """
+def copies_and_graphs(shape_bytes: int, regime: str, largest_batch: int) -> tuple[int, int]:
+    """How often a graph holds a shape of `shape_bytes` (in a contender's format), and how many graphs there are."""
     if regime == "hot":
         return max(1, min(HOT_MOST_COPIES, HOT_BYTES // shape_bytes)), 1
-    if few_tokens:
-        return -(-DRAM_BYTES // shape_bytes), 1
-    copies = -(-GRAPH_BYTES // shape_bytes)
+    graph_bytes = DRAM_BYTES if largest_batch <= FEW_TOKENS else GRAPH_BYTES
+    copies = min(-(-graph_bytes // shape_bytes), MOST_COPIES)
     return copies, -(-DRAM_BYTES // (copies * shape_bytes))
 
 
-def batches_by_graphs(batches: Sequence[int], regime: str) -> list[tuple[bool, tuple[int, ...]]]:
-    """Batches that run on the same graphs: (`few_tokens` of `copies_and_graphs`, batches in the given order)."""
+def batches_by_graphs(batches: Sequence[int], regime: str) -> list[tuple[int, ...]]:
+    """Batches that run on the same graphs, each group in the given order."""
     if regime == "hot":
-        return [(True, tuple(batches))]
+        return [tuple(batches)]
     few = tuple(batch for batch in batches if batch <= FEW_TOKENS)
     many = tuple(batch for batch in batches if batch > FEW_TOKENS)
-    return [(is_few, group) for is_few, group in ((True, few), (False, many)) if group]
+    return [group for group in (few, many) if group]
