@@ -23,10 +23,6 @@ struct TwoBit {
     field[2] = _mm256_and_si256(upper, low);
     field[3] = _mm256_and_si256(upper, high);
   }
-  static void codes(__m256i packed, __m256i* code) {
-    const __m256i low = _mm256_set1_epi8(0x03);
-    for (int p = 0; p < kPlanes; ++p) code[p] = _mm256_and_si256(_mm256_srli_epi16(packed, 2 * p), low);
-  }
 };
 
 struct BaseThree {
@@ -40,17 +36,16 @@ struct BaseThree {
     return _mm256_or_si256(_mm256_mulhi_epu16(even, factor), odd_quotient);
   }
   // Digit p = quotient p - 3 quotient p + 1.
-  static void codes(__m256i packed, __m256i* code) {
+  static void fields(__m256i packed, __m256i* field) {
     const __m256i even = _mm256_and_si256(packed, _mm256_set1_epi16(0xff)), odd = _mm256_srli_epi16(packed, 8);
     __m256i above = packed;
     for (int p = 0, power = 3; p < kPlanes - 1; ++p, power *= 3) {
       const __m256i next = quotient(even, odd, power);
-      code[p] = _mm256_sub_epi8(_mm256_sub_epi8(above, next), _mm256_add_epi8(next, next));
+      field[p] = _mm256_sub_epi8(_mm256_sub_epi8(above, next), _mm256_add_epi8(next, next));
       above = next;
     }
-    code[kPlanes - 1] = above;
+    field[kPlanes - 1] = above;
   }
-  static void fields(__m256i packed, __m256i* field) { codes(packed, field); }
 };
 
 }  // namespace

@@ -2,7 +2,8 @@
 //
 // Few tokens: packed rows are read as two streams of lines far from each other, and the lanes of eight rows are summed
 // together. Measured on Zen 3, a layer from memory: one stream takes 1.13 times as long, two without prefetch 1.22.
-// Some more: strips of 8 packed rows are unpacked to codes once, transposed so that a lane is a row.
+// In base 3, where unpacking takes longer than multiplying, from two tokens on: strips of 8 packed rows are unpacked to
+// codes once, transposed so that a lane is a row. Two bits would be 1.04 to 1.38 times slower that way.
 // Many, in blocks of 16: avx2_tables.cpp; what is left over of them comes here.
 
 #include "avx2_layouts.h"
@@ -11,8 +12,7 @@ namespace microvlm {
 namespace avx2 {
 namespace {
 
-// From this many tokens on, unpacking and transposing weights once beats reducing every sum across lanes.
-constexpr int64_t kTwoBitStripTokens = 4, kBaseThreeStripTokens = 2;
+constexpr int64_t kStripTokens = 2;
 
 // Lanes of eight rows by plane; lanes[p][i] sums to the fields of plane p of row i.
 template <class Layout>
@@ -117,7 +117,6 @@ void rows(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end
 }
 
 // Eight packed rows -> codes[(quad * kPlanes + p) * 32 + 4 i ..] of row i, for whole blocks of eight quads.
-template <class Layout>
 void unpack_strip(const uint8_t* packed, int64_t count, int64_t columns, uint8_t* codes) {
   for (int64_t k = 0; k < columns; k += 32) {
     __m256i row[8], quad[8];
@@ -126,18 +125,18 @@ void unpack_strip(const uint8_t* packed, int64_t count, int64_t columns, uint8_t
     }
     transpose_8(row, quad);
     for (const __m256i& packed_quad : quad) {
-      __m256i code[Layout::kPlanes];
-      Layout::codes(packed_quad, code);
-      for (int p = 0; p < Layout::kPlanes; ++p, codes += 32) store_aligned(codes, code[p]);
+      __m256i code[BaseThree::kPlanes];
+      BaseThree::fields(packed_quad, code);
+      for (int p = 0; p < BaseThree::kPlanes; ++p, codes += 32) store_aligned(codes, code[p]);
     }
   }
 }
 
 // A strip times kTokens tokens from m on.
-template <class Layout, int kTokens>
+template <int kTokens>
 inline void strip_times_tokens(const Tokens& tokens, const Matrix& matrix, const uint8_t* strip, int64_t row,
                                int64_t count, int64_t m, int32_t* sums) {
-  constexpr int kPlanes = Layout::kPlanes;
+  constexpr int kPlanes = BaseThree::kPlanes;
   const int64_t quads = (matrix.columns + 3) / 4;
   __m256i wide[kTokens][kPlanes] = {};
   for (int64_t q = 0; q < quads;) {
@@ -170,22 +169,14 @@ inline void strip_times_tokens(const Tokens& tokens, const Matrix& matrix, const
   }
 }
 
-template <class Layout>
 void strips(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums, uint8_t* scratch) {
   for (int64_t r = begin; r < end; r += kLanes) {
     const int64_t count = smaller(end - r, kLanes);
-    unpack_strip<Layout>(matrix.packed + r * matrix.columns, count, matrix.columns, scratch);
+    unpack_strip(matrix.packed + r * matrix.columns, count, matrix.columns, scratch);
     int64_t m = 0;
-    for (; m + 2 <= tokens.count; m += 2) strip_times_tokens<Layout, 2>(tokens, matrix, scratch, r, count, m, sums);
-    if (m < tokens.count) strip_times_tokens<Layout, 1>(tokens, matrix, scratch, r, count, m, sums);
+    for (; m + 2 <= tokens.count; m += 2) strip_times_tokens<2>(tokens, matrix, scratch, r, count, m, sums);
+    if (m < tokens.count) strip_times_tokens<1>(tokens, matrix, scratch, r, count, m, sums);
   }
-}
-
-template <class Layout, int64_t kStripTokens>
-void few(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums, uint8_t* scratch) {
-  if (tokens.count == 0) return;
-  if (tokens.count < kStripTokens) return rows<Layout>(tokens, matrix, begin, end, sums);
-  strips<Layout>(tokens, matrix, begin, end, sums, scratch);
 }
 
 }  // namespace
@@ -194,16 +185,18 @@ void ternary_2x4(const Tokens& tokens, const Matrix& matrix, int64_t begin, int6
                  uint8_t* scratch) {
   const int64_t many = tokens_of_tables(tokens.count);
   if (many > 0) tables_2x4(part(tokens, 0, many), matrix, begin, end, sums, scratch);
-  few<TwoBit, kTwoBitStripTokens>(part(tokens, many, tokens.count), matrix, begin, end, sums + many * matrix.rows,
-                                  scratch);
+  const Tokens few = part(tokens, many, tokens.count);
+  if (few.count > 0) rows<TwoBit>(few, matrix, begin, end, sums + many * matrix.rows);
 }
 
 void ternary_3x5(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums,
                  uint8_t* scratch) {
   const int64_t many = tokens_of_tables(tokens.count);
   if (many > 0) tables_3x5(part(tokens, 0, many), matrix, begin, end, sums, scratch);
-  few<BaseThree, kBaseThreeStripTokens>(part(tokens, many, tokens.count), matrix, begin, end, sums + many * matrix.rows,
-                                        scratch);
+  const Tokens few = part(tokens, many, tokens.count);
+  sums += many * matrix.rows;
+  if (few.count >= kStripTokens) return strips(few, matrix, begin, end, sums, scratch);
+  if (few.count > 0) rows<BaseThree>(few, matrix, begin, end, sums);
 }
 
 }  // namespace avx2
