@@ -88,7 +88,7 @@ def test_a_full_stdout_is_one_sentence_and_status_2():
 
 
 WRITER = (
-    "import sys, time, click; from microvlm.cli_support import *\n"
+    "import sys, click; from microvlm.cli_support import *\n"
     "@click.command()\ndef c():\n"
     "    for i in range(int(sys.argv[1])):\n        click.echo('x' * 100)\n"
     "run_click(c, [])"
