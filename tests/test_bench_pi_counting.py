@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 
 import pytest
 from click.testing import CliRunner
@@ -48,6 +49,14 @@ for number in range(2000):
 mark(0)
 print(json.dumps([start, time.time_ns(), time.monotonic(), os.environ.get("LD_PRELOAD")]))
 """
+IMPORT = """
+import json
+from microvlm.bench.pi.marks import mark
+mark(3)
+import numpy
+mark(0)
+print(json.dumps("done"))
+"""
 # udot v0.4s, v1.16b, v2.16b; ret
 DOT_PRODUCT = """
 import ctypes, mmap, struct
@@ -79,6 +88,24 @@ def test_a_program_that_asks_for_the_time_is_the_same_program_every_time(machine
     assert clock_again > clock, "the clock of timeouts goes on"
     assert preloaded is None, "the clock is QEMU's, not the program's"
     assert again[3] == regions[3]
+
+
+def test_a_count_is_the_same_while_others_open_the_machine(machine):
+    _, alone = count(machine, ["-c", IMPORT])
+    counted = threading.Event()
+
+    def open_again_and_again():
+        while not counted.wait(0.05):
+            open_board(package_of_board())
+
+    others = threading.Thread(target=open_again_and_again)
+    others.start()
+    try:
+        _, among_others = count(machine, ["-c", IMPORT])
+    finally:
+        counted.set()
+        others.join()
+    assert among_others[3] == alone[3]
 
 
 def test_an_instruction_that_a_cortex_a53_lacks_is_told(machine):

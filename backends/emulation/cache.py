@@ -1,6 +1,7 @@
 """Folders that are built once from a recipe: aside, then renamed, so that a half-built one is never seen.
 
-A folder is named by the hash of its recipe and holds `stamp.json`: the recipe, and how many files and bytes it had.
+A folder is named by the hash of its recipe and holds `stamp.json`: the recipe, and how many files and bytes it had. The
+stamp's time says when the folder was asked for last.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def cached_folder(kind: str, recipe: dict[str, Any], build: Callable[[Path], Non
     final = parent / f"{kind}-{digest[:16]}"
     if is_whole(final, recipe):
         with contextlib.suppress(OSError):  # a cache that others may only read
-            os.utime(final)
+            # The stamp and not the folder: a Python reads a folder of modules anew whose time has changed, and a count
+            # of instructions that is under way would come out otherwise.
+            os.utime(final / STAMP)
         return final
     parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(parent)
@@ -102,5 +105,6 @@ def _remove_unused(parent: Path) -> None:
     for kind in PRUNED:
         for path in parent.glob(f"{kind}-*"):
             with contextlib.suppress(OSError):  # another process may be at it too
-                if path.stat().st_mtime < oldest:
+                stamp = path / STAMP
+                if (stamp if stamp.exists() else path).stat().st_mtime < oldest:
                     shutil.rmtree(path, ignore_errors=True)
