@@ -17,7 +17,7 @@ from microvlm.cli_support import note
 from microvlm.errors import UserError
 
 if TYPE_CHECKING:
-    from microvlm.lowering import WeightFormat
+    from microvlm.weight_format import WeightFormat
 
 MANIFEST = "manifest.json"
 FORMAT = 2
@@ -75,7 +75,7 @@ def resolve_bundle(
             raise UserError(f"{source} is no bundle (it has no {MANIFEST}): {_ELSEWHERE}.")
         raise UserError(f"'{source}' has to be exported first: {_ELSEWHERE}.")
     from microvlm.checkpoint import WEIGHTS, resolve_checkpoint
-    from microvlm.lowering import WeightFormat
+    from microvlm.weight_format import WeightFormat
 
     checkpoint = resolve_checkpoint(source)
     weights = checkpoint / WEIGHTS

@@ -63,7 +63,8 @@ def load_bundle(directory: Path, verify: bool | None = None) -> MicroVLM:
 
 def _load_checkpoint(source: str | Path) -> MicroVLM:
     from microvlm.checkpoint import load_checkpoint
-    from microvlm.lowering import WeightFormat, lower
+    from microvlm.lowering import lower
+    from microvlm.weight_format import WeightFormat
 
     model = load_checkpoint(source)
     widths = model.config.quantization

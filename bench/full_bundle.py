@@ -40,8 +40,9 @@ def random_full_bundle(
 
     from microvlm.config import preset
     from microvlm.exporters.bundle import CheckFailed, export
-    from microvlm.lowering import WeightFormat, lower
+    from microvlm.lowering import lower
     from microvlm.model import MicroVLM
+    from microvlm.weight_format import WeightFormat
 
     weights = WeightFormat(packing=packing, embedding_bits=EMBEDDING_BITS)
     tokenizer = qwen_tokenizer() if vocabulary is not None else None

@@ -22,9 +22,10 @@ from microvlm.exporters.staging import staged
 from microvlm.exporters.tracing import trace
 from microvlm.exporters.vocabulary import SmallerVocabulary, keep_rows, shrink
 from microvlm.exporters.vocabulary_tables import write_tables
-from microvlm.lowering import WeightFormat, lower, set_traced, ternary_trained
+from microvlm.lowering import lower, set_traced, ternary_trained
 from microvlm.model import MicroVLM
 from microvlm.op_table import TERNARY_2X4, TERNARY_3X5
+from microvlm.weight_format import WeightFormat
 
 MEMORY_PRIOR = "memory_prior"
 Log = Callable[[str], None]

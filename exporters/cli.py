@@ -11,6 +11,7 @@ import click
 
 from microvlm.cli_support import GATE_FAILED, note, print_json, run_click
 from microvlm.errors import UserError
+from microvlm.weight_format import WeightFormat
 
 if TYPE_CHECKING:
     from microvlm.exporters.bundle import ExportReport
@@ -59,14 +60,14 @@ def command(
 
     Each graph is compared with PyTorch after it was saved. Status 1 and no folder when one differs.
     """
-    from microvlm.exporters.bundle import CheckFailed, export
-    from microvlm.lowering import WeightFormat
-
+    # Bad flags are answered before PyTorch is imported, which takes seconds.
     weights = WeightFormat(_number("--bits", bits), packing, _whole("--embedding-bits", embedding_bits))
     if weights.embedding_bits == 32:
         raise UserError("--embedding-bits 32 is not offered; choose 16, 8 or 4.")
     if threads < 0:
         raise UserError("--threads must be 0 or more.")
+    from microvlm.exporters.bundle import CheckFailed, export
+
     cut = f"-v{vocabulary}" if vocabulary is not None else ""
     target = output or Path(f"{Path(checkpoint).resolve().name}-{weights.bits:g}bit{cut}")
     # A terminated export cleans up like an interrupted one.

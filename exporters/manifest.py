@@ -22,10 +22,11 @@ from torch import nn
 from microvlm.checkpoint import describe_lowered
 from microvlm.exporters import contract
 from microvlm.exporters.staging import MANIFEST
-from microvlm.lowering import TERNARY_PARTS, WeightFormat
+from microvlm.lowering import TERNARY_PARTS
 from microvlm.model import MicroVLM
 from microvlm.op_table import DOMAIN, DOMAIN_VERSION
 from microvlm.torch_runtime import fingerprint_of
+from microvlm.weight_format import WeightFormat
 
 FORMAT = 2
 MINIMUM_ONNXRUNTIME = "1.25"

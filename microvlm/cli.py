@@ -12,6 +12,7 @@ import click
 
 from microvlm.cli_model import (
     backend_option,
+    check_sampling,
     generation_options,
     model_options,
     open_model,
@@ -67,6 +68,7 @@ def caption(
     """Describe each IMAGE, or answer a question about it."""
     from microvlm.images import check_file
 
+    check_sampling(max_new_tokens, temperature, top_p, seed)
     for image in images:
         check_file(image)
     if attention is not None:
@@ -105,6 +107,7 @@ def chat(
     from microvlm.chat_loop import ChatLoop
     from microvlm.session import Chat
 
+    check_sampling(max_new_tokens, temperature, top_p, seed)
     runtime, processor, _ = open_model(model, backend, threads, target)
     options = generation_options(processor, max_new_tokens, temperature, top_p, seed)
     ChatLoop(Chat(runtime, processor, options), memory_file).run()

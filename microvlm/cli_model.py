@@ -78,6 +78,15 @@ def open_model(
     return runtime, processor, (time.perf_counter() - start) * 1e3
 
 
+def check_sampling(
+    max_new_tokens: int | None, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
+) -> None:
+    """Raises UserError for flags that no model takes, before one is opened."""
+    from microvlm.generation import GenerationOptions
+
+    GenerationOptions(1 if max_new_tokens is None else max_new_tokens, temperature, top_p, seed)
+
+
 def generation_options(
     processor: Processor, max_new_tokens: int | None, temperature: float, top_p: float, seed: int
 ) -> GenerationOptions:

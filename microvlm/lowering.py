@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -24,32 +23,13 @@ from microvlm.linear import (
 )
 from microvlm.model import MicroVLM
 from microvlm.op_table import TERNARY_LAYOUTS
+from microvlm.weight_format import PACKINGS, WeightFormat
 
-BITS = (32, 16, 8, 4, 1.58)
-PACKINGS = {"2bit": "ternary2x4", "base3": "ternary3x5"}
-EMBEDDING_BITS = (32, 16, 8, 4)
 TERNARY_PARTS = ("decoder", "memory_encoder")
 """Parts whose linears are ternary at 1.58 bits; the rest (vision, adapter, W_M, scope) stays at 8 bits or wider."""
 
 Layer: TypeAlias = nn.Linear | PackedLinear | DenseTritLinear | HalfLinear
 LAYERS = (nn.Linear, PackedLinear, DenseTritLinear, HalfLinear)
-
-
-@dataclass(frozen=True)
-class WeightFormat:
-    """How the weights of a bundle are stored."""
-
-    bits: float = 1.58
-    packing: str = "2bit"
-    embedding_bits: int = 8
-
-    def __post_init__(self) -> None:
-        if self.bits not in BITS:
-            raise UserError(f"--bits {self.bits:g} is not offered; choose one of 32, 16, 8, 4, 1.58.")
-        if self.packing not in PACKINGS:
-            raise UserError(f"--packing {self.packing} is not offered; choose 2bit or base3.")
-        if self.embedding_bits not in EMBEDDING_BITS:
-            raise UserError(f"--embedding-bits {self.embedding_bits} is not offered; choose 16, 8 or 4.")
 
 
 @torch.no_grad()

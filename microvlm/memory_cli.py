@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from microvlm.cli_model import generation_options, model_options, open_model
+from microvlm.cli_model import check_sampling, generation_options, model_options, open_model
 from microvlm.cli_support import note, print_json
 from microvlm.errors import UserError
 from microvlm.printable import printable
@@ -70,6 +70,7 @@ def read(
     file: str, question: str, image: str | None, max_new_tokens: int | None, as_json: bool, **model: Any
 ) -> None:
     """Answer --question about --image with the memory; FILE is not changed."""
+    check_sampling(max_new_tokens)
     facts = _open(file, image, model)
     facts.load(file)
     found = facts.read(question, image, generation_options(facts.processor, max_new_tokens, 0.0, 1.0, 0))
@@ -156,7 +157,7 @@ def list_entries(file: str, as_json: bool) -> None:
 def describe(entries: list[Entry], slots: int, memories: int) -> list[str]:
     """Lines for a person: how full the memory is, then one line an entry, with its control characters escaped."""
     of = f"a memory of {slots} slots" if memories == 1 else f"{memories} memories of {slots} slots"
-    lines = [f"{len(entries)} entries in {of}"]
+    lines = [f"{len(entries)} {'entry' if len(entries) == 1 else 'entries'} in {of}"]
     for number, entry in enumerate(entries, 1):
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.time))
         lines.append(f"{number:3}. {when}  {printable(entry.text)}")

@@ -125,7 +125,7 @@ def tiny_checkpoint(ternary_model: MicroVLM, tmp_path_factory: pytest.TempPathFa
 def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny_checkpoint` exported at 1.58 bits, four trits a byte. Tests must not change it."""
     from microvlm.exporters.bundle import export
-    from microvlm.lowering import WeightFormat
+    from microvlm.weight_format import WeightFormat
 
     directory = tmp_path_factory.mktemp("bundle") / "tiny"
     export(tiny_checkpoint, directory, WeightFormat(), threads=1)

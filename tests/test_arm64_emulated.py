@@ -32,7 +32,7 @@ def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled checkpoint at 1.58 bit."""
     from microvlm.checkpoint import resolve_checkpoint
     from microvlm.exporters.bundle import export
-    from microvlm.lowering import WeightFormat
+    from microvlm.weight_format import WeightFormat
 
     folder = tmp_path_factory.mktemp("nano") / "nano"
     export(resolve_checkpoint("nano"), folder, WeightFormat(), threads=1)

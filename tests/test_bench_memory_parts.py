@@ -11,7 +11,7 @@ from microvlm.bench.memory_deck import QUESTIONS, Fact, deal
 from microvlm.bench.memory_drift import distance, drift, exact_write, plan_steps
 from microvlm.bench.memory_edit import neighbours
 from microvlm.bench.memory_scores import Encoded, addressing, roc
-from microvlm.bench.memory_subject import Subject
+from microvlm.bench.memory_subject import BATCH, Subject
 from microvlm.bench.memory_tuning import Learner, tuning, widened
 from microvlm.bench.memory_vendor import other_vendor
 from microvlm.bench.memoryset_reader import load_memoryset
@@ -105,6 +105,31 @@ def test_a_thousand_steps_stay_near_float64_and_a_rebuild_restores_them(backend,
     assert 0 < found["after_rebuild"] < found["float32_vs_float64"] < 1e-2
     assert found["after_rebuild"] < 1e-4
     assert found["without_rebuilds"] > found["float32_vs_float64"]
+
+
+def test_questions_and_turns_encoded_together_have_the_codes_of_each_alone(subject):
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (32, 32, 3), np.uint8) for _ in range(3)]
+    queries = [
+        ("whose is this?", pictures[0]),
+        ("where do i keep this red heart?", pictures[1]),
+        ("when?", None),
+        ("what do i call the cat?", pictures[2]),
+    ]
+    answers = ["anna", "in the refrigerator", "may", "luna"]
+    # A full batch and two more, so that a batch ends somewhere within.
+    many = [queries[number % 4] for number in range(BATCH + 2)]
+    codes, keys = subject.encode(many)
+    values = subject.encode_values(many, [answers[number % 4] for number in range(BATCH + 2)])
+    for number, (query, answer) in enumerate(zip(queries, answers, strict=True)):
+        (code,), (key,) = subject.encode([query])
+        (value,) = subject.encode_values([query], [answer])
+        for row in range(number, BATCH + 2, 4):
+            assert np.abs(codes[row] - code).max() < 1e-5
+            assert np.abs(keys[row] - key).max() < 1e-5
+            assert np.abs(values[row] - value).max() < 1e-5
+    apart = [np.abs(values[a] - values[b]).max() for a in range(4) for b in range(a)]
+    assert min(apart) > 1e-2, "other turns have other codes, or nothing was compared"
 
 
 def test_slot_use_is_what_the_covariance_lost_and_equal_keys_use_few_slots(subject, encoded):

@@ -11,8 +11,9 @@ from microvlm.checkpoint import build_lowered
 from microvlm.config import MicroVLMConfig
 from microvlm.exporters import contract
 from microvlm.exporters.manifest import bits_per_weight, sha256
-from microvlm.lowering import WeightFormat, lower
+from microvlm.lowering import lower
 from microvlm.model import MicroVLM
+from microvlm.weight_format import WeightFormat
 
 
 @pytest.fixture(scope="module")

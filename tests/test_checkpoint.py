@@ -12,8 +12,9 @@ from test_ternary_lowering import run
 from microvlm.checkpoint import load_checkpoint, resolve_checkpoint, save_checkpoint
 from microvlm.config import QuantizationConfig
 from microvlm.errors import UserError
-from microvlm.lowering import WeightFormat, lower
+from microvlm.lowering import lower
 from microvlm.model import MicroVLM
+from microvlm.weight_format import WeightFormat
 
 STORAGES = [
     None,

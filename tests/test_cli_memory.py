@@ -37,6 +37,7 @@ def test_a_fact_is_written_listed_read_overwritten_and_forgotten(memory, bike, t
     trip = tmp_path / "trip.mem"
     about = ("--question", "whose is this?", "--image", bike)
     assert memory("write", "--text", "mine", *about, trip)[:2] == (0, "1. bike.png: whose is this? mine\n")
+    assert "1 entry in a memory of 16 slots" in memory("list", trip)[1]
     memory("write", "--text", "a heart is red", trip)
     status, out, _ = memory("list", trip)
     assert status == 0

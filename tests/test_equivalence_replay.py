@@ -31,11 +31,12 @@ from microvlm.errors import UserError
 from microvlm.exporters import contract
 from microvlm.exporters.external_data import WeightStore, save_graph
 from microvlm.exporters.tracing import trace
-from microvlm.lowering import WeightFormat, lower, named_packed, set_traced
+from microvlm.lowering import lower, named_packed, set_traced
 from microvlm.model import MicroVLM
 from microvlm.processor import Processor
 from microvlm.runtime import MemoryArrays
 from microvlm.torch_runtime import TorchRuntime
+from microvlm.weight_format import WeightFormat
 
 
 def altered(bundle: Path, folder: Path, graph: str, change: Callable[[onnx.ModelProto], None]) -> Path:

@@ -14,7 +14,8 @@ from microvlm.exporters.check import check_graph
 from microvlm.exporters.external_data import WeightStore, save_graph
 from microvlm.exporters.replay import CodeDifferences, record, replay
 from microvlm.exporters.tracing import example_inputs, trace
-from microvlm.lowering import WeightFormat, lower, named_packed, set_traced
+from microvlm.lowering import lower, named_packed, set_traced
+from microvlm.weight_format import WeightFormat
 
 DECODER = "decoder_model_merged"
 SIZES = {contract.BATCH: 2, contract.SEQUENCE: 3, contract.PAST: 4, contract.TOTAL: 7}

@@ -4,6 +4,8 @@ import json
 import os
 import resource
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -57,6 +59,19 @@ def test_a_bad_option_is_one_sentence(options, words, tiny_checkpoint, tmp_path,
     result = export([tiny_checkpoint, "-o", tmp_path / "bundle", *options], capsys)
     assert_one_sentence(result, words)
     assert os.listdir(tmp_path) == []
+
+
+def test_a_bad_option_is_told_before_pytorch_is_imported():
+    code = """
+import sys
+from microvlm.cli_support import run_click
+from microvlm.exporters.cli import command
+sys.modules["torch"] = None  # importing it is an error now
+run_click(command, sys.argv[1:])
+"""
+    for flags, words in ((["--bits", "3"], "--bits 3"), (["--threads", "-1"], "--threads")):
+        done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True)
+        assert_one_sentence((done.returncode, done.stdout, done.stderr), words)
 
 
 def test_a_checkpoint_that_is_none_is_one_sentence(tmp_path, capsys):
@@ -125,7 +140,7 @@ def test_a_graph_that_is_not_the_model_means_status_1_and_no_bundle(tmp_path, ca
 
 def test_what_is_exported_at_another_width_than_trained_is_said(tmp_path):
     from microvlm.exporters.bundle import _remarks
-    from microvlm.lowering import WeightFormat
+    from microvlm.weight_format import WeightFormat
 
     ternary, floating = seeded_model(tiny_config(**SMALLEST)), seeded_model(tiny_config(FLOAT, **SMALLEST))
     assert _remarks(ternary, WeightFormat()) == []

@@ -11,8 +11,9 @@ from microvlm.exporters import contract
 from microvlm.exporters.external_data import WeightStore, save_graph
 from microvlm.exporters.manifest import bits_per_weight
 from microvlm.exporters.tracing import trace
-from microvlm.lowering import WeightFormat, lower, set_traced
+from microvlm.lowering import lower, set_traced
 from microvlm.model import MicroVLM
+from microvlm.weight_format import WeightFormat
 
 pytestmark = pytest.mark.slow
 

@@ -9,8 +9,9 @@ from conftest import FLOAT, TERNARY, seeded_model, tiny_config
 from microvlm.config import MicroVLMConfig, preset
 from microvlm.errors import UserError
 from microvlm.linear import TernaryLinear
-from microvlm.lowering import WeightFormat, lower
+from microvlm.lowering import lower
 from microvlm.model import MicroVLM
+from microvlm.weight_format import WeightFormat
 
 IMAGE = 299
 

@@ -17,8 +17,9 @@ from microvlm.linear import (
     ternarize,
     weights_rounded_once,
 )
-from microvlm.lowering import WeightFormat, store_trits
+from microvlm.lowering import store_trits
 from microvlm.op_table import quantize_activations
+from microvlm.weight_format import WeightFormat
 
 FORMATS = [
     WeightFormat(1.58, "2bit"),

@@ -12,15 +12,9 @@ from microvlm.config import preset
 from microvlm.embedding import HalfEmbedding, PackedEmbedding
 from microvlm.errors import UserError
 from microvlm.linear import DenseTritLinear, HalfLinear, PackedLinear, TernaryLinear, ternarize
-from microvlm.lowering import (
-    WeightFormat,
-    _least_squares_trits,
-    lower,
-    named_packed,
-    set_traced,
-    ternary_trained,
-)
+from microvlm.lowering import _least_squares_trits, lower, named_packed, set_traced, ternary_trained
 from microvlm.model import MicroVLM
+from microvlm.weight_format import WeightFormat
 
 WIDTHS = [WeightFormat(bits, packing) for bits in (1.58, 4, 8, 16, 32) for packing in ("2bit", "base3")][:7]
 

@@ -16,8 +16,8 @@ from microvlm.config import MicroVLMConfig
 from microvlm.exporters.bundle import export
 from microvlm.exporters.vocabulary import shrink
 from microvlm.exporters.vocabulary_tables import probe_texts
-from microvlm.lowering import WeightFormat
 from microvlm.processor import Processor
+from microvlm.weight_format import WeightFormat
 
 SIZE = 275
 """Of the tokenizer's 291: 256 bytes, 5 added tokens, 14 of its 30 merges."""

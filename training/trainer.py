@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from microvlm.checkpoint import load_strictly, read_tensors, save_checkpoint
 from microvlm.config import MicroVLMConfig, QuantizationConfig, preset
 from microvlm.errors import UserError
-from microvlm.lowering import WeightFormat, lower
+from microvlm.lowering import lower
 from microvlm.model import MicroVLM
 from microvlm.processor import Processor
 from microvlm.training.config import Recipe, StageConfig
@@ -28,6 +28,7 @@ from microvlm.training.texts import TextRows, corpus
 from microvlm.training.tokenizer import save_tokenizer, train_tokenizer
 from microvlm.training.vlm import VLMTask
 from microvlm.training.warm_start import start_from, weights_sha256
+from microvlm.weight_format import WeightFormat
 
 Log = Callable[[str], None]
 CHECKPOINT = "checkpoint"
