@@ -10,11 +10,11 @@ from pathlib import Path
 
 import click
 
-from microvlm.cli_support import note
+from microvlm.cli_support import BAD_INPUT, note
 from microvlm.errors import UserError
 from microvlm.file_lock import locked
 from microvlm.images import check_file
-from microvlm.memory_cli import describe
+from microvlm.memory_cli import count_of_entries, describe
 from microvlm.session import Chat
 
 HELP = """\
@@ -40,21 +40,27 @@ class ChatLoop:
             lock.enter_context(locked(memory_file))
             if Path(memory_file).exists():
                 chat.load(memory_file)
-                note(f"{memory_file}: {len(chat.memory.entries)} entries")
+                note(f"{memory_file}: {count_of_entries(len(chat.memory.entries))}")
             else:
                 # Made at once, so that a place that can't be written is known before anything is said.
                 chat.save(memory_file)
             self._lock = lock.pop_all()
 
-    def run(self) -> None:
-        """Until /quit or the end of the input."""
+    def run(self) -> int:
+        """Until /quit or the end of the input -> the exit status.
+
+        A person at a terminal has seen what was wrong: 0. A script has not, when a line of its pipe was refused: 2.
+        """
+        at_terminal, refused = sys.stdin.isatty(), False
         with self._lock:
             for line in _lines():
                 try:
                     if self.handle(line.strip()):
-                        return
+                        break
                 except UserError as error:
                     note(f"Error: {error}")
+                    refused = True
+        return BAD_INPUT if refused and not at_terminal else 0
 
     def handle(self, line: str) -> bool:
         """One line; True to stop. Raises UserError."""

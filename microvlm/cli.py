@@ -102,15 +102,18 @@ def chat(
     backend: str | None,
     threads: int | None,
     target: str | None,
-) -> None:
-    """Talk about pictures. What was seen is remembered; /help lists the commands."""
+) -> int:
+    """Talk about pictures. What was seen is remembered; /help lists the commands.
+
+    Lines may come from a pipe. Status 2 then says that one of them was refused; the others were answered.
+    """
     from microvlm.chat_loop import ChatLoop
     from microvlm.session import Chat
 
     check_sampling(max_new_tokens, temperature, top_p, seed)
     runtime, processor, _ = open_model(model, backend, threads, target)
     options = generation_options(processor, max_new_tokens, temperature, top_p, seed)
-    ChatLoop(Chat(runtime, processor, options), memory_file).run()
+    return ChatLoop(Chat(runtime, processor, options), memory_file).run()
 
 
 @cli.command()

@@ -154,10 +154,15 @@ def list_entries(file: str, as_json: bool) -> None:
         click.echo(line)
 
 
+def count_of_entries(count: int) -> str:
+    """As in `2 entries`."""
+    return "1 entry" if count == 1 else f"{count} entries"
+
+
 def describe(entries: list[Entry], slots: int, memories: int) -> list[str]:
     """Lines for a person: how full the memory is, then one line an entry, with its control characters escaped."""
     of = f"a memory of {slots} slots" if memories == 1 else f"{memories} memories of {slots} slots"
-    lines = [f"{len(entries)} {'entry' if len(entries) == 1 else 'entries'} in {of}"]
+    lines = [f"{count_of_entries(len(entries))} in {of}"]
     for number, entry in enumerate(entries, 1):
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.time))
         lines.append(f"{number:3}. {when}  {printable(entry.text)}")

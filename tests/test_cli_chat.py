@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import pty
+import subprocess
 import sys
 
 import pytest
@@ -62,7 +65,7 @@ def test_mistakes_are_sentences_and_the_conversation_goes_on(chat, tmp_path):
         f"/image\n/image {tmp_path}/none.png\n/image {text}\n/fly\n/recall\nhi <image>\n\n/help\n/memory\n"
     )
     status, out, err = chat(lines)
-    assert status == 0
+    assert status == 2, "a script reads no sentences"
     assert err.count("Error: ") == 6
     for part in (
         "/image PATH",
@@ -75,6 +78,23 @@ def test_mistakes_are_sentences_and_the_conversation_goes_on(chat, tmp_path):
         assert part in err
     assert "0 entries" in out
     assert "/recall QUESTION" in out
+
+
+def test_a_person_at_a_terminal_has_seen_the_mistake(speaking_bundle):
+    ours, theirs = pty.openpty()
+    chat = "import sys; from microvlm.cli import main; sys.argv[0] = 'microvlm'; main()"
+    command = [sys.executable, "-c", chat, "chat", "--model", str(speaking_bundle), "--backend", "ort"]
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        os.close(theirs)
+        os.write(ours, b"/fly\n/memory\n/quit\n")
+        out, err = process.communicate()
+        os.close(ours)
+    assert process.returncode == 0, err
+    assert "unknown command /fly" in err
+    assert "/quit leaves" in err
+    assert "0 entries" in out
 
 
 def test_a_memory_that_cannot_be_read_or_written_ends_with_status_2(chat, tmp_path):
