@@ -12,7 +12,7 @@ from pathlib import Path
 
 import wheels
 
-PICTURE = wheels.ROOT / "bench" / "evalset" / "images" / "1f41c.png"
+PICTURE = wheels.ROOT / "bench" / "evalset" / "images" / "1f355.png"
 BUNDLE = "nano-1.58bit"
 
 

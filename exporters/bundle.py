@@ -15,6 +15,7 @@ from safetensors.torch import save
 from microvlm.checkpoint import PROCESSOR_FILES, load_checkpoint, resolve_checkpoint
 from microvlm.errors import UserError
 from microvlm.exporters import contract
+from microvlm.exporters.bundle_readme import write_readme
 from microvlm.exporters.check import Check, check_graph
 from microvlm.exporters.external_data import WeightStore, save_graph
 from microvlm.exporters.manifest import bits_per_weight, write_manifest
@@ -109,6 +110,7 @@ def export(
         report.bits_per_weight = bits_per_weight(lowered)
         facts = {"vocabulary": smaller.describe() if smaller else None, "training": provenance}
         write_manifest(stage.path, lowered, weights, report.bits_per_weight, facts)
+        write_readme(stage.path, lowered.config, weights, speaks=(stage.path / "tokenizer.json").is_file())
         report.total_bytes = sum(path.stat().st_size for path in stage.path.rglob("*") if path.is_file())
     return report
 

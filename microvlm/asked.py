@@ -23,8 +23,9 @@ class Asked(NamedTuple):
 
     @classmethod
     def about(cls, processor: Processor, question: str, image: ImageSource | None) -> Asked:
-        """The picture is read and scaled once, here. Raises UserError for a bad one."""
+        """The words as the model reads them; the picture, read and scaled once. Raises UserError for a bad one."""
         side = processor.config.vision.image_size
+        question = processor.fold(question)
         return cls(question, None if image is None else np.asarray(load_square(image, side)))
 
     @property

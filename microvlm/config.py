@@ -164,6 +164,9 @@ class PromptConfig:
     pad_token: str = "<|pad|>"
     caption_prompt: str = "describe the image"
     """What `microvlm caption` asks when the user asks nothing."""
+    fold_text: bool = False
+    """Text is read in lower case, with single blanks and without a full stop at its end (`Processor.fold`): for a model
+    that was trained on nothing else, to which "Describe the image." would be another language."""
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -270,6 +273,7 @@ _PRESETS: dict[str, MicroVLMConfig] = {
         ),
         # A ridge of a tenth of a key's square: the key of another view is never the very same.
         memory=MemoryConfig(slots=64, code_size=192, observation_variance=0.1, readout_size=384),
+        prompt=PromptConfig(fold_text=True),
         quantization=QuantizationConfig(decoder_bits=1.58, vision_bits=8, embedding_bits=8),
         # The two leading tokens, and a 4 x 4 grid of places.
         prefix_tokens=18,

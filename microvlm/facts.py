@@ -181,6 +181,7 @@ class FactMemory:
     def _entry(self, text: str, question: str, image: ImageSource | None, label: str) -> Entry:
         if not text:
             raise UserError("give the text of the fact.")
+        self.processor.check_signs(text)
         asked = self._asked(question or ("" if image is not None else text), image)
         query, tokens = self._query(asked), self.processor.text_ids(text)
         self._check_length(query, len(tokens))

@@ -99,19 +99,33 @@ class Processor:
         values = np.asarray(square, np.float32).transpose(2, 0, 1) * np.float32(self._rescale)
         return (values - self._mean) / self._std
 
-    def prompt_ids(self, prompt: str, images: int) -> list[int]:
-        """The template around `prompt`, its image token once for every prefix embedding of every image."""
+    def fold(self, text: str) -> str:
+        """`text` as the model reads it: where its configuration says so, in lower case, with single blanks, and without
+        a full stop at its end; otherwise as it is.
+        """
+        if not self.config.prompt.fold_text:
+            return text
+        return " ".join(text.lower().split()).rstrip(". ") or text
+
+    def check_signs(self, text: str) -> None:
+        """Raises UserError for text of a user's with one of the tokenizer's added tokens in it."""
+        folded = self.fold(text)  # which may make a sign of "<IMAGE>"
         for token in self._reserved:
-            if token in prompt:
-                raise UserError(f"leave '{token}' out of the prompt: it is a sign of the model's own.")
+            if token in text or token in folded:
+                raise UserError(f"leave '{token}' out of the text: it is a sign of the model's own.")
+
+    def prompt_ids(self, prompt: str, images: int) -> list[int]:
+        """The template around the folded `prompt`, its image token once for every prefix embedding of every image."""
+        self.check_signs(prompt)
+        prompt = self.fold(prompt)
         shape = self.config.prompt
         marks = shape.image_token * (self.config.prefix_tokens * images)
         text = shape.template.replace(shape.image_token, marks).replace("{prompt}", prompt)
         return self._encode(text)
 
     def text_ids(self, text: str) -> list[int]:
-        """Token ids of plain text, such as an answer."""
-        return self._encode(text)
+        """Token ids of plain text, folded, such as an answer."""
+        return self._encode(self.fold(text))
 
     def __call__(
         self, prompts: Sequence[str], images: Sequence[Sequence[ImageSource]] | None = None

@@ -70,6 +70,15 @@ def test_a_write_under_a_taken_question_says_so_and_keeps_both(memory, bike, tmp
     assert "named on stderr" in memory("write", "--help")[1]
 
 
+def test_a_sign_of_the_model_is_no_fact(memory, tmp_path):
+    trip = tmp_path / "trip.mem"
+    for text in ("tea <|end|> milk", "tea <image>"):
+        status, _, err = memory("write", "--text", text, "--question", "what is hot?", trip)
+        assert (status, err.count("\n")) == (2, 1)
+        assert "it is a sign of the model's own" in err
+    assert not trip.exists()
+
+
 def test_what_would_steer_a_terminal_is_printed_escaped(memory, tmp_path):
     trip = tmp_path / "trip.mem"
     bad = "tea\n  2. gone\x1b[2J\u202e\x9b"

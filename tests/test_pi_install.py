@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 from page_commands import Step, complaints, is_as_promised, read_steps, script
+from PIL import Image
+
+from microvlm import MicroVLM
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "backends" / "arm64" / "INSTALL.md"
@@ -38,6 +41,21 @@ def test_every_shown_command_is_one_that_is_run() -> None:
     assert text.count("```bash\n") == computer.count("```bash\n") == 1
     assert '@nox.session(name="pi-files")' in (ROOT / "noxfile.py").read_text()
     assert "bash .ci/nox -s pi-files -- board\n" in computer
+
+
+def test_the_bundled_model_says_what_the_page_promises(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Newly trained weights may say something else of the picture: told here, not by a session that takes minutes."""
+    monkeypatch.syspath_prepend(str(ROOT / ".ci"))
+    from pi_files import PICTURE
+
+    with Image.open(PICTURE) as picture:
+        (said,) = MicroVLM.from_pretrained("nano").generate(images=[picture])
+    steps = read_steps(PAGE)
+    captions = {step.promised for step in steps if "microvlm caption" in step.command}
+    assert captions == {(said,)}
+    (chat,) = (step.promised for step in steps if "microvlm chat" in step.command)
+    assert chat[0] == said
+    assert chat[-1].endswith(f" {said}")
 
 
 @pytest.mark.parametrize(

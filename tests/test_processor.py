@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -60,6 +61,28 @@ def test_preprocessing_equals_the_training_normalisation(tiny_processor):
 def test_a_prompt_may_not_hold_a_sign_of_the_model(tiny_processor, token):
     with pytest.raises(UserError, match="leave"):
         tiny_processor.prompt_ids(f"ignore that {token} please", 1)
+
+
+@pytest.fixture(scope="module")
+def folding(tiny_processor):
+    config = dataclasses.replace(tiny_processor.config, prompt=PromptConfig(fold_text=True))
+    return Processor(tiny_processor.tokenizer, config)
+
+
+def test_a_model_that_knows_lower_case_alone_is_asked_in_it(folding, tiny_processor):
+    for said in ("Describe the image.", "  describe   the\timage ", "DESCRIBE THE IMAGE ..."):
+        assert folding.prompt_ids(said, 1) == tiny_processor.prompt_ids("describe the image", 1)
+        assert folding.text_ids(said) == tiny_processor.text_ids("describe the image")
+        assert tiny_processor.prompt_ids(said, 1) != tiny_processor.prompt_ids("describe the image", 1)
+    assert folding.fold("what is this?") == "what is this?"
+    assert folding.fold("3.5 e.g. 2.") == "3.5 e.g. 2"
+    assert folding.fold("...") == "..."
+
+
+def test_folding_makes_no_sign_of_the_model(folding, tiny_processor):
+    tiny_processor.check_signs("<IMAGE> is text")
+    with pytest.raises(UserError, match="leave '<image>' out"):
+        folding.prompt_ids("<IMAGE> is no text", 0)
 
 
 def test_braces_in_a_prompt_are_text(tiny_processor):

@@ -1,0 +1,176 @@
+"""This bundle by ONNX Runtime alone: needs onnxruntime, numpy, pillow and tokenizers, and no microvlm.
+
+    python example.py ask PICTURE [QUESTION]       answers, with the memory of facts.npz where there is one
+    python example.py tell PICTURE QUESTION TEXT   writes a fact into facts.npz
+    python example.py forget PICTURE QUESTION      takes it out again
+
+Before these, `--kernels FILE` registers the native library of the microvlm package: the same bits, faster.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image, ImageOps
+from tokenizers import Tokenizer
+
+
+class Bundle:
+    """One model; `memory` is (mean [1, K, C], covariance [1, K, K])."""
+
+    def __init__(self, folder, kernels=None):
+        self.folder = Path(folder)
+        self.config = json.loads((self.folder / "config.json").read_text())
+        self.graphs = json.loads((self.folder / "manifest.json").read_text())["graphs"]
+        self.words = self.config["prompt"]
+        self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        generation = json.loads((self.folder / "generation_config.json").read_text())
+        ends = generation.get("eos_token_id", [])
+        self.ends = {self.token(self.words["eos_token"]), *(ends if isinstance(ends, list) else [ends])}
+        self.longest = generation.get("max_new_tokens", 32)
+        self.options = onnxruntime.SessionOptions()
+        if kernels:
+            self.options.register_custom_ops_library(kernels)
+        self.sessions = {}
+
+    def run(self, graph, *inputs):
+        """The outputs of a graph, for inputs in the order of the table in README.md."""
+        about = self.graphs[graph]
+        if graph not in self.sessions:
+            self.sessions[graph] = onnxruntime.InferenceSession(
+                str(self.folder / about["file"]), self.options, providers=["CPUExecutionProvider"]
+            )
+        names = [each["name"] for each in about["inputs"]]
+        return self.sessions[graph].run(None, dict(zip(names, inputs, strict=True)))
+
+    def token(self, text):
+        return self.tokenizer.token_to_id(text)
+
+    def fold(self, text):
+        """Text as the model was trained to read it."""
+        if not self.words.get("fold_text"):
+            return text
+        return " ".join(text.lower().split()).rstrip(". ") or text
+
+    def embed(self, text_or_ids):
+        if isinstance(text_or_ids, str):
+            text_or_ids = self.tokenizer.encode(text_or_ids, add_special_tokens=False).ids
+        return self.run("embed_tokens", np.array([text_or_ids], np.int64))[0]
+
+    def pixels(self, path):
+        """Upright, on white, scaled to fit and centred; then to the range that the encoder was trained on."""
+        vision = self.config["vision"]
+        side = vision["image_size"]
+        image = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        factor = max(1, max(image.size) // (2 * side))  # whole pixels are averaged first
+        size = [max(1, min(side, round(length * side / max(image.size)))) for length in image.size]
+        box = (0, 0, image.width / factor, image.height / factor)
+        small = image.reduce(factor) if factor > 1 else image
+        if small.size != tuple(size):
+            small = small.resize(size, Image.Resampling.BICUBIC, box)
+        square = Image.new("RGB", (side, side), "white")
+        square.paste(small, ((side - small.width) // 2, (side - small.height) // 2))
+        values = np.asarray(square, np.float32) * np.float32(1 / 255)
+        values = (values - np.float32(vision["image_mean"])) / np.float32(vision["image_std"])
+        return np.ascontiguousarray(values.transpose(2, 0, 1)[None])
+
+    def prompt(self, question, picture=None):
+        """Embeddings [1, S, H] of a question, with the picture's in front where the template has them."""
+        mark = self.words["image_token"]
+        marks = mark * self.config["prefix_tokens"] if picture else ""
+        text = self.words["template"].replace(mark, marks).replace("{prompt}", self.fold(question))
+        ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        embeds = self.embed(ids)
+        if picture:
+            (features,) = self.run("vision_encoder", self.pixels(picture))
+            embeds[0, np.array(ids) == self.token(mark)] = features[0]
+        return embeds
+
+    def encode(self, embeds):
+        """(code [1, C], key [1, K])"""
+        return self.run("memory_encode", embeds, np.ones(embeds.shape[:2], np.int64))
+
+    def answer(self, question, picture=None, memory=None):
+        """(text, probability that the memory answers it); greedy."""
+        text = self.config["text"]
+        embeds, scope = self.prompt(question, picture), 0.0
+        slot_shape = (1, text["num_key_value_heads"], 1, text["head_dim"])
+        past = [np.zeros(slot_shape, np.float32)] * (2 * text["num_hidden_layers"])
+        if memory:
+            code, key = self.encode(embeds)
+            _, (scope,), _, *past = self.run("memory_read", key, code, *memory)
+        # Column 0 is the memory's slot: seen where the memory is about this question.
+        sees = bool(memory) and scope >= self.config["memory"]["scope_threshold"]
+        mask = np.array([[sees] + [1] * embeds.shape[1]], np.int64)
+        positions, last = np.arange(1, mask.shape[1])[None], np.array(1)
+        ids = []
+        while len(ids) < self.longest:
+            logits, *past = self.run("decoder_model_merged", embeds, mask, positions, last, *past)
+            token = int(logits[0, -1].argmax())
+            if token in self.ends:
+                break
+            ids.append(token)
+            embeds, positions = self.embed([token]), positions[:, -1:] + 1
+            mask = np.append(mask, [[1]], 1)
+        return self.tokenizer.decode(ids).strip(), float(scope)
+
+    def empty_memory(self):
+        """The prior's mean, from its safetensors file, and the identity."""
+        content = (self.folder / "memory_prior.safetensors").read_bytes()
+        start = 8 + int.from_bytes(content[:8], "little")
+        about = json.loads(content[8:start])["memory_prior"]
+        first, end = about["data_offsets"]
+        mean = np.frombuffer(content[start + first : start + end], np.float32).reshape(about["shape"])
+        return mean[None], np.eye(len(mean), dtype=np.float32)[None]
+
+    def row(self, question, picture, text):
+        """(key, code) of a fact: the key of its question, the code of question and answer, without the end's sign."""
+        asked = self.prompt(question, picture)
+        code, _ = self.encode(np.concatenate([asked, self.embed(self.fold(text))], 1))
+        return self.encode(asked)[1], code
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--kernels", help="microvlm's native library")
+    parser.add_argument("what", choices=["ask", "tell", "forget"])
+    parser.add_argument("picture")
+    parser.add_argument("question", nargs="?")
+    parser.add_argument("text", nargs="?")
+    given = parser.parse_args()
+    if (given.what != "ask" and not given.question) or (given.what == "tell" and not given.text):
+        parser.error("tell needs a question and a text, forget a question")
+    bundle = Bundle(Path(__file__).parent, given.kernels)
+    question = given.question or bundle.words["caption_prompt"]
+    file = Path("facts.npz")
+    facts = dict(np.load(file)) if file.exists() else {}
+    memory = (facts["mean"], facts["covariance"]) if facts else bundle.empty_memory()
+    if given.what == "ask":
+        answer, scope = bundle.answer(question, given.picture, memory if facts else None)
+        print(f"{answer}\n(scope {scope:.4f})" if facts else answer)
+        return
+    # A state takes as many rows as it has slots. To be forgotten, a row's own key and code are needed.
+    name = f"{question}|{Path(given.picture).resolve()}"
+    if given.what == "tell":
+        if f"key {name}" in facts:
+            parser.error("something was told under that question and picture; forget it first")
+        if sum(each.startswith("key ") for each in facts) == len(memory[1][0]):
+            parser.error("the memory is full; forget something first")
+        key, code = bundle.row(question, given.picture, given.text)
+        facts |= {f"key {name}": key, f"code {name}": code}
+    elif f"key {name}" not in facts:
+        parser.error("nothing was told under that question and picture")
+    else:
+        key, code = facts.pop(f"key {name}"), facts.pop(f"code {name}")
+    graph = {"tell": "memory_write", "forget": "memory_forget"}[given.what]
+    facts["mean"], facts["covariance"] = bundle.run(graph, key, code, *memory)
+    np.savez(file, **facts)
+
+
+if __name__ == "__main__":
+    main()
