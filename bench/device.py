@@ -22,7 +22,9 @@ _STATUS_FIELDS = {
     "VmRSS": "rss_bytes",
     "RssAnon": "anonymous_bytes",
     "RssFile": "file_backed_bytes",
+    "RssShmem": "file_backed_bytes",
 }
+"""Of /proc/self/status. A file of a tmpfs is shared memory to the kernel."""
 
 
 def memory_of_this_process() -> dict[str, int | None]:
@@ -34,7 +36,8 @@ def memory_of_this_process() -> dict[str, int | None]:
     for line in _lines("/proc/self/status"):
         name, _, value = line.partition(":")
         if name in _STATUS_FIELDS:
-            figures[_STATUS_FIELDS[name]] = int(value.split()[0]) * 1024
+            figure = _STATUS_FIELDS[name]
+            figures[figure] = (figures[figure] or 0) + int(value.split()[0]) * 1024
     for line in _lines("/proc/self/smaps_rollup"):
         if line.startswith("Pss:"):
             figures["pss_bytes"] = int(line.split()[1]) * 1024

@@ -22,6 +22,8 @@ from microvlm.processor import Processor
 torch.set_num_threads(1)
 # Programs that tests start from the repository's root must import the installed package, not the folder `microvlm`.
 os.environ["PYTHONSAFEPATH"] = "1"
+# Help texts are broken into lines as on a usual terminal.
+os.environ["COLUMNS"] = "100"
 
 LONGEST = (
     "test_readme.py",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 import os
+import pwd
 import shutil
 import socket
 import subprocess
@@ -32,6 +32,11 @@ SetEnv MICROVLM_CACHE={folder}/device_cache
 """
 
 
+def user_name() -> str:
+    """Whose processes these are, whatever the environment says."""
+    return pwd.getpwuid(os.geteuid()).pw_name
+
+
 @dataclass(frozen=True)
 class SshServer:
     folder: Path
@@ -39,7 +44,7 @@ class SshServer:
 
     @property
     def target(self) -> str:
-        return f"ssh:{getpass.getuser()}@127.0.0.1:{self.port}"
+        return f"ssh:{user_name()}@127.0.0.1:{self.port}"
 
     @property
     def cache(self) -> Path:

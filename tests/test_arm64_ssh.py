@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import getpass
+import functools
 import json
 import os
 import shlex
@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from ssh_server import SSHD, SshServer, serving, session_of
+from ssh_server import SSHD, SshServer, serving, session_of, user_name
 
 from microvlm.backends import load
-from microvlm.backends.arm64 import link
+from microvlm.backends.arm64 import link, ssh
+from microvlm.backends.arm64.child import Child
 from microvlm.backends.arm64.package import package_for
 from microvlm.backends.resolve import open_bundle
 from microvlm.cli import cli
@@ -48,6 +49,8 @@ def environment(server: SshServer, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in server.environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(link, "DELAYS_S", (0, 0.1, 0.1))
+    # What a killed client had not told is still to come: its pipe holds some fifty tokens.
+    monkeypatch.setattr(ssh, "Child", functools.partial(Child, pipesize=4096))
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +109,7 @@ def test_chat_and_memory_commands_work_over_ssh_and_read_the_files_of_ort(
     model = ("--model", str(speaking_bundle))
     file = str(tmp_path / "facts.mem")
     fact = ("--question", "what is this?", "--text", "a red heart")
+    open_remote(server, speaking_bundle)  # which says what it copies there
     status, _, err = run("memory", "write", file, *fact, *model, "--target", server.target)
     assert (status, err) == (0, "")
     here = run("memory", "read", file, "--question", "what is this?", "--json", *model, "--backend", "ort")
@@ -277,7 +281,7 @@ def failure(server: SshServer, bundle: Path, target: str | None = None) -> str:
 def test_a_machine_that_cannot_be_reached_is_one_sentence(
     server: SshServer, speaking_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    user = getpass.getuser()
+    user = user_name()
     assert "its name is not known here" in failure(server, speaking_bundle, f"ssh:{user}@no-such-pi.invalid")
     assert "no ssh server does" in failure(server, speaking_bundle, f"ssh:{user}@127.0.0.1:1")
     subprocess.run(

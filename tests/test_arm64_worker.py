@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import signal
@@ -14,7 +15,8 @@ import numpy as np
 import pytest
 
 from microvlm.backends import load
-from microvlm.backends.arm64 import device, link
+from microvlm.backends.arm64 import device, link, local
+from microvlm.backends.arm64.child import Child
 from microvlm.backends.arm64.frames import GREETING, read_frame, write_frame
 from microvlm.backends.arm64.local import WORKER
 from microvlm.backends.arm64.remote import DeviceArray
@@ -37,6 +39,8 @@ def ort(speaking_bundle: Path):
 @pytest.fixture
 def device_runtime(speaking_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Arm64Runtime:
     monkeypatch.setattr(link, "DELAYS_S", (0, 0.1, 0.1))
+    # A pipe that holds some fifty tokens: the rest of an answer is still to come however late the first is heard of.
+    monkeypatch.setattr(local, "Child", functools.partial(Child, pipesize=4096))
     return load("ort-arm64", speaking_bundle, threads=1, target="local")
 
 

@@ -124,12 +124,13 @@ def test_questions_and_turns_encoded_together_have_the_codes_of_each_alone(subje
     for number, (query, answer) in enumerate(zip(queries, answers, strict=True)):
         (code,), (key,) = subject.encode([query])
         (value,) = subject.encode_values([query], [answer])
+        # A value near the tie of two int8 codes may become the other one in a batch: a thousandth of a code.
         for row in range(number, BATCH + 2, 4):
-            assert np.abs(codes[row] - code).max() < 1e-5
-            assert np.abs(keys[row] - key).max() < 1e-5
-            assert np.abs(values[row] - value).max() < 1e-5
+            assert np.abs(codes[row] - code).max() < 1e-2
+            assert np.abs(keys[row] - key).max() < 1e-2
+            assert np.abs(values[row] - value).max() < 1e-2
     apart = [np.abs(values[a] - values[b]).max() for a in range(4) for b in range(a)]
-    assert min(apart) > 1e-2, "other turns have other codes, or nothing was compared"
+    assert min(apart) > 5e-2, "other turns have other codes, or nothing was compared"
 
 
 def test_slot_use_is_what_the_covariance_lost_and_equal_keys_use_few_slots(subject, encoded):

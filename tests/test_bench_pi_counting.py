@@ -16,7 +16,7 @@ from microvlm.backends.arm64.package import package_for
 from microvlm.bench import report
 from microvlm.bench.cli import command
 from microvlm.bench.pi.baseline import path_of
-from microvlm.bench.pi.emulator import IllegalInstruction, count, open_board
+from microvlm.bench.pi.emulator import IllegalInstruction, count, fixed_addresses, open_board
 from microvlm.bench.pi.package import package_of_board
 from microvlm.bench.pi.work import PHASES
 
@@ -111,6 +111,19 @@ def test_a_count_is_the_same_while_others_open_the_machine(machine):
 def test_an_instruction_that_a_cortex_a53_lacks_is_told(machine):
     with pytest.raises(IllegalInstruction, match="cortex-a53 lacks"):
         count(machine, ["-c", DOT_PRODUCT])
+
+
+def test_a_system_that_refuses_fixed_addresses_counts_without_them(monkeypatch, tmp_path):
+    refusing = tmp_path / "setarch"
+    refusing.write_text("#!/bin/sh\nexit 1\n")
+    refusing.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert fixed_addresses.__wrapped__() == []
+    refusing.unlink()
+    assert fixed_addresses.__wrapped__() == []
+    refusing.write_text("#!/bin/sh\nexit 0\n")
+    refusing.chmod(0o755)
+    assert fixed_addresses.__wrapped__() == ["setarch", "-R"]
 
 
 def invoke(*arguments):

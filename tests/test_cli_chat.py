@@ -89,7 +89,7 @@ def test_a_person_at_a_terminal_has_seen_the_mistake(speaking_bundle):
     ) as process:
         os.close(theirs)
         os.write(ours, b"/fly\n/memory\n/quit\n")
-        out, err = process.communicate()
+        out, err = process.communicate(timeout=300)
         os.close(ours)
     assert process.returncode == 0, err
     assert "unknown command /fly" in err

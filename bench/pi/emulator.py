@@ -7,6 +7,7 @@ asks for the time in each run; what it does with it was enough to leave another 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -31,6 +32,8 @@ PLUGIN, CLOCK = "instruction_count", "still_clock"
 """C sources there, each built as a shared library for this machine."""
 QUIET = {
     "PYTHONHASHSEED": "0",
+    # Modules that nobody has compiled are compiled each time, and not only the first.
+    "PYTHONDONTWRITEBYTECODE": "1",
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
     "ORT_DISABLE_TELEMETRY": "1",
@@ -80,9 +83,8 @@ def count(
     # The clock is for QEMU, not for the program that it runs.
     command[1:1] = ["-plugin", str(built / f"{PLUGIN}.so"), "-U", "LD_PRELOAD"]
     environment = machine.environment({**QUIET, "LD_PRELOAD": str(built / f"{CLOCK}.so"), **(extra or {})})
-    fixed_addresses = ["setarch", "-R"] if shutil.which("setarch") else []
     done = subprocess.run(
-        [*fixed_addresses, *command],
+        [*fixed_addresses(), *command],
         env=environment,
         capture_output=True,
         text=True,
@@ -96,6 +98,19 @@ def count(
             f"the emulated program ended with status {done.returncode}: {said[-1] if said else ''}"
         )
     return json.loads(done.stdout.splitlines()[-1]), parse_counts(done.stderr)
+
+
+@functools.cache
+def fixed_addresses() -> list[str]:
+    """What runs a program without random addresses; nothing where the system refuses that, as containers may.
+
+    QEMU then still gives its program the same ones each time, but others than elsewhere.
+    """
+    command = ["setarch", "-R"]
+    try:
+        return command if subprocess.run([*command, "true"], capture_output=True).returncode == 0 else []
+    except FileNotFoundError:
+        return []
 
 
 def parse_counts(text: str) -> dict[int, Region]:
