@@ -55,7 +55,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_user_command_of_the_readme_runs(folder: Path) -> None:
     users = [
-        c for c in commands() if re.search(r"\bmicrovlm(-export|-bench)?\b", c) and not c.startswith(TRAINING)
+        c
+        for c in commands()
+        if re.search(r"\bmicrovlm(-export|-bench)?\b|\bexample\.py\b", c) and not c.startswith(TRAINING)
     ]
     users = [c for c in users if not c.startswith(("pip ", "bash "))]
     assert len(users) >= 8
