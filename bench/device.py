@@ -1,6 +1,6 @@
 """Where a measurement was made: machine, versions, and the memory of this process. Linux's /proc where there is one.
 
-Nothing here imports a backend: versions are read from package metadata.
+Nothing here loads a backend: versions are read from package metadata.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
 import time
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from microvlm.backends.resolve import MANIFEST
 
 PACKAGES = ("microvlm", "numpy", "onnxruntime", "torch", "tokenizers", "pillow")
 _STATUS_FIELDS = {
@@ -83,8 +86,16 @@ def package_versions() -> dict[str, str | None]:
 
 
 def describe_model(folder: Path) -> dict[str, Any]:
-    """A bundle's or checkpoint's files in bytes, and one sha256 over all of them (names and contents, sorted)."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    """A bundle's or checkpoint's files in bytes, and one sha256 over all of them (names and contents, sorted).
+
+    Of a bundle, those that its manifest lists, and the manifest: no pages to be read, and nothing left there since.
+    """
+    manifest = folder / MANIFEST
+    if manifest.is_file():
+        listed = json.loads(manifest.read_text())["files"]
+        files = sorted([manifest, *(folder / name for name in listed)])
+    else:
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
     digest = hashlib.sha256()
     for path in files:
         digest.update(str(path.relative_to(folder)).encode() + b"\0")

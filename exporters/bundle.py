@@ -110,7 +110,7 @@ def export(
         report.bits_per_weight = bits_per_weight(lowered)
         facts = {"vocabulary": smaller.describe() if smaller else None, "training": provenance}
         write_manifest(stage.path, lowered, weights, report.bits_per_weight, facts)
-        write_readme(stage.path, lowered.config, weights, speaks=(stage.path / "tokenizer.json").is_file())
+        write_readme(stage.path, lowered.config, weights)
         report.total_bytes = sum(path.stat().st_size for path in stage.path.rglob("*") if path.is_file())
     return report
 

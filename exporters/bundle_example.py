@@ -9,6 +9,7 @@ Before these, `--kernels FILE` registers the native library of the microvlm pack
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,10 @@ class Bundle:
         self.graphs = json.loads((self.folder / "manifest.json").read_text())["graphs"]
         self.words = self.config["prompt"]
         self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
-        generation = json.loads((self.folder / "generation_config.json").read_text())
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        self.shown = {**self.config["vision"], **self.optional("preprocessor_config.json")}
+        generation = self.optional("generation_config.json")
         ends = generation.get("eos_token_id", [])
         self.ends = {self.token(self.words["eos_token"]), *(ends if isinstance(ends, list) else [ends])}
         self.longest = generation.get("max_new_tokens", 32)
@@ -45,14 +49,21 @@ class Bundle:
         names = [each["name"] for each in about["inputs"]]
         return self.sessions[graph].run(None, dict(zip(names, inputs, strict=True)))
 
+    def optional(self, name):
+        path = self.folder / name
+        return json.loads(path.read_text()) if path.is_file() else {}
+
     def token(self, text):
         return self.tokenizer.token_to_id(text)
 
     def fold(self, text):
-        """Text as the model was trained to read it."""
-        if not self.words.get("fold_text"):
-            return text
-        return " ".join(text.lower().split()).rstrip(". ") or text
+        """Text as the model was trained to read it, without the tokenizer's own signs."""
+        if self.words.get("fold_text"):
+            text = " ".join(text.lower().split()).rstrip(". ") or text
+        for sign in self.tokenizer.get_added_tokens_decoder().values():
+            if sign.content in text:
+                raise SystemExit(f"leave '{sign.content}' out: it is a sign of the model's own")
+        return text
 
     def embed(self, text_or_ids):
         if isinstance(text_or_ids, str):
@@ -61,9 +72,11 @@ class Bundle:
 
     def pixels(self, path):
         """Upright, on white, scaled to fit and centred; then to the range that the encoder was trained on."""
-        vision = self.config["vision"]
-        side = vision["image_size"]
-        image = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
+        side = self.config["vision"]["image_size"]
+        image = ImageOps.exif_transpose(Image.open(path))
+        if image.mode[0] in "IF":
+            raise SystemExit(f"{path} has more than 8 bits a channel; save it with 8")
+        image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
         factor = max(1, max(image.size) // (2 * side))  # whole pixels are averaged first
         size = [max(1, min(side, round(length * side / max(image.size)))) for length in image.size]
@@ -73,8 +86,8 @@ class Bundle:
             small = small.resize(size, Image.Resampling.BICUBIC, box)
         square = Image.new("RGB", (side, side), "white")
         square.paste(small, ((side - small.width) // 2, (side - small.height) // 2))
-        values = np.asarray(square, np.float32) * np.float32(1 / 255)
-        values = (values - np.float32(vision["image_mean"])) / np.float32(vision["image_std"])
+        values = np.asarray(square, np.float32) * np.float32(self.shown.get("rescale_factor", 1 / 255))
+        values = (values - np.float32(self.shown["image_mean"])) / np.float32(self.shown["image_std"])
         return np.ascontiguousarray(values.transpose(2, 0, 1)[None])
 
     def prompt(self, question, picture=None):
@@ -97,6 +110,7 @@ class Bundle:
         """(text, probability that the memory answers it); greedy."""
         text = self.config["text"]
         embeds, scope = self.prompt(question, picture), 0.0
+        self.check_length(embeds.shape[1] + self.longest)
         slot_shape = (1, text["num_key_value_heads"], 1, text["head_dim"])
         past = [np.zeros(slot_shape, np.float32)] * (2 * text["num_hidden_layers"])
         if memory:
@@ -117,6 +131,11 @@ class Bundle:
             mask = np.append(mask, [[1]], 1)
         return self.tokenizer.decode(ids).strip(), float(scope)
 
+    def check_length(self, positions):
+        most = self.config["text"]["max_position_embeddings"] - 1
+        if positions > most:
+            raise SystemExit(f"{positions} positions are more than the model's {most}; shorten the text")
+
     def empty_memory(self):
         """The prior's mean, from its safetensors file, and the identity."""
         content = (self.folder / "memory_prior.safetensors").read_bytes()
@@ -129,7 +148,9 @@ class Bundle:
     def row(self, question, picture, text):
         """(key, code) of a fact: the key of its question, the code of question and answer, without the end's sign."""
         asked = self.prompt(question, picture)
-        code, _ = self.encode(np.concatenate([asked, self.embed(self.fold(text))], 1))
+        turn = np.concatenate([asked, self.embed(self.fold(text))], 1)
+        self.check_length(turn.shape[1])
+        code, _ = self.encode(turn)
         return self.encode(asked)[1], code
 
 
@@ -148,14 +169,17 @@ def main():
     bundle = Bundle(Path(__file__).parent, given.kernels)
     question = given.question or bundle.words["caption_prompt"]
     file = Path("facts.npz")
-    facts = dict(np.load(file)) if file.exists() else {}
+    facts = {}
+    if file.exists():
+        with np.load(file) as saved:
+            facts = dict(saved)
     memory = (facts["mean"], facts["covariance"]) if facts else bundle.empty_memory()
     if given.what == "ask":
         answer, scope = bundle.answer(question, given.picture, memory if facts else None)
         print(f"{answer}\n(scope {scope:.4f})" if facts else answer)
         return
     # A state takes as many rows as it has slots. To be forgotten, a row's own key and code are needed.
-    name = f"{question}|{Path(given.picture).resolve()}"
+    name = f"{bundle.fold(question)}|{Path(given.picture).resolve().as_posix()}"
     if given.what == "tell":
         if f"key {name}" in facts:
             parser.error("something was told under that question and picture; forget it first")
@@ -169,8 +193,13 @@ def main():
         key, code = facts.pop(f"key {name}"), facts.pop(f"code {name}")
     graph = {"tell": "memory_write", "forget": "memory_forget"}[given.what]
     facts["mean"], facts["covariance"] = bundle.run(graph, key, code, *memory)
-    np.savez(file, **facts)
+    aside = file.with_name("." + file.name)
+    np.savez(aside, **facts)
+    os.replace(aside, file)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OSError as error:  # a picture that is none, a folder that can't be written
+        raise SystemExit(str(error)) from None

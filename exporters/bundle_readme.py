@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from microvlm.config import MicroVLMConfig
@@ -9,92 +10,130 @@ from microvlm.exporters import contract
 from microvlm.exporters.contract import TensorSpec
 from microvlm.exporters.manifest import MINIMUM_ONNXRUNTIME
 from microvlm.op_table import DOMAIN
+from microvlm.processor import GENERATION, PREPROCESSOR
+from microvlm.tokenizer import TOKENIZER
+from microvlm.tokenizer_tables import TABLES
 from microvlm.weight_format import WeightFormat
 
 README, EXAMPLE = "README.md", "example.py"
+_SPEAKS = (
+    "`microvlm caption PICTURE --model FOLDER` runs this folder, and so does [example.py](example.py), which is all of "
+    "this page as a program with numpy, Pillow and tokenizers: it answers, writes a fact, reads it and forgets it."
+)
+_SILENT = "It has no tokenizer, for its checkpoint had none: graphs alone."
 _FOLDED = (
-    "Questions and facts are first put in lower case, with single blanks and without a full stop at the end: the model "
+    "Questions and facts are first put in lower case, with single blanks and without full stops at the end: the model "
     "was trained on nothing else."
 )
 _VERBATIM = "Questions and facts are taken as they are."
 
 
-def write_readme(folder: Path, config: MicroVLMConfig, weights: WeightFormat, speaks: bool) -> None:
-    """Write FOLDER/README.md with the numbers of this model; FOLDER/example.py where it `speaks` (has a tokenizer).
+def write_readme(folder: Path, config: MicroVLMConfig, weights: WeightFormat) -> None:
+    """Write FOLDER/README.md with the numbers of this model; FOLDER/example.py where it has a tokenizer.
 
     After the manifest, which does not list them: a bundle is whole whatever its reader makes of them.
     """
-    (folder / README).write_text(_text(config, weights, speaks), encoding="utf-8")
+    speaks = (folder / TOKENIZER).is_file()
+    page = _page(folder, config, weights, speaks)
+    (folder / README).write_text(page, encoding="utf-8")
     if speaks:
         (folder / EXAMPLE).write_bytes((Path(__file__).parent / "bundle_example.py").read_bytes())
 
 
-def _text(config: MicroVLMConfig, weights: WeightFormat, speaks: bool) -> str:
-    vision, text, memory, prompt = config.vision, config.text, config.memory, config.prompt
-    side, mark = vision.image_size, prompt.image_token
-    mean, std = (
-        ", ".join(f"{value:g}" for value in values) for values in (vision.image_mean, vision.image_std)
-    )
-    program = (
-        "[example.py](example.py) is all of this page as a program with numpy, Pillow and tokenizers: it answers, "
-        "writes a fact, reads it and forgets it."
-        if speaks
-        else "It has no tokenizer: its checkpoint had none."
-    )
+def _page(folder: Path, config: MicroVLMConfig, weights: WeightFormat, speaks: bool) -> str:
+    text, memory, prompt = config.text, config.memory, config.prompt
+    side, mark = config.vision.image_size, prompt.image_token
+    mean, std, rescale = _pixel_numbers(folder, config)
+    line_feeds = " (`\\n` is a line feed)" if "\n" in prompt.template else ""
     return f"""\
 # {config.name} as ONNX graphs, {weights.bits:g} bit
 
-`microvlm caption PICTURE --model FOLDER` runs this folder. So does ONNX Runtime {MINIMUM_ONNXRUNTIME} or newer without
-that package, in any language: operators of the domain `{DOMAIN}` are functions inside the graphs. {program}
+{_SPEAKS if speaks else _SILENT} ONNX Runtime {MINIMUM_ONNXRUNTIME} or newer runs it without the microvlm package, in
+any language: operators of the domain `{DOMAIN}` are functions inside the graphs.
 
 | file | |
 |---|---|
-| `onnx/*.onnx`, `*.data` | the graphs below, and their weights, which stay mapped |
-| `config.json`, `manifest.json` | sizes, template, threshold; every graph's inputs and outputs, every file's sha256 |
-| `tokenizer*.json`, `generation_config.json` | the tokenizer, as the library `tokenizers` reads it; an answer's end |
-| `tokenizer_tables.safetensors` | the same tokenizer for microvlm on a device; not needed otherwise |
-| `memory_prior.safetensors` | `memory_prior` float32 [{memory.slots}, {memory.code_size}]: the empty memory's mean |
+{_files(folder, config)}
 
 | graph | inputs | outputs |
 |---|---|---|
-{_table(config)}
+{_graphs(config)}
 
 LAYER is 0 to {text.num_hidden_layers - 1}.
 
 **A picture** is turned upright, laid on white, scaled to fit {side} x {side} (never stretched) and centred on white.
-Scaling is bicubic, after whole pixels were averaged by max(1, longer side // {2 * side}). Then, in float32 and channels
-first, x * (1 / 255), minus the mean ({mean}), divided by the deviation ({std}). `preprocessor_config.json` has these
-numbers, but its `size` does not say that the picture is fitted.
+Scaling is Pillow's bicubic, which averages over what it leaves out (a = -.5), after whole pixels were averaged in
+squares of max(1, longer side // {2 * side}). Then, in float32 and channels first, x * {rescale}, minus the mean
+({mean}), divided by the deviation ({std}). The package has a JPEG decoded at half, a quarter or an eighth where that
+is still twice the side, and turns last: a level or two of 255 in such pictures.
 
-**A prompt** is `{_shown(prompt.template)}`, with `{mark}` {config.prefix_tokens} times for a picture and not at all
-without one; no other special token is added. {_FOLDED if prompt.fold_text else _VERBATIM}
+**A prompt** is `{_shown(prompt.template)}`{line_feeds}, with `{mark}` {config.prefix_tokens} times for a picture and
+not at all without one; no other special token is added, nothing is cut. {_FOLDED if prompt.fold_text else _VERBATIM}
 In `inputs_embeds` the rows of `{mark}` are replaced by `image_features`. In a batch, rows are padded on the left.
 
 **An answer** comes from `decoder_model_merged`, first with the whole prompt, then token by token. Position 0 is the
 memory's slot and always there: text begins at position 1, `past_key_values` are `memory_kv` of `memory_read` or zeros
 (length 1), and `attention_mask` has a column in front for it, 1 where `memory_scope` is at least
 {memory.scope_threshold:g} and 0 otherwise or without a memory. In a padded row positions count its own tokens.
-`num_logits_to_keep` 1 gives the last token's logits. It ends with `{prompt.eos_token}`; {text.max_position_embeddings}
-positions is the most.
+`num_logits_to_keep` 1 gives the last token's logits. It ends with `{prompt.eos_token}`, or with an `eos_token_id` of
+generation_config.json; {text.max_position_embeddings} positions is the most.
 
 **The memory** is a mean [{memory.slots}, {memory.code_size}] and a covariance [{memory.slots}, {memory.slots}]; of an
-empty one they are the prior and the identity. `memory_encode` of a prompt gives its code and its key. *Read* with both,
-then answer with the slot. *Write* with the key of the question's prompt and the code of prompt and answer in one row,
-the answer without `{prompt.eos_token}`. *Forget* with that very key and code, so keep them. A state takes
-{memory.slots} rows; for more, open another, and read the one where w U w' / w w' is least (w: the key, U: the
-covariance). The noise of an observation, {memory.observation_variance:g}, is inside the graphs.
+empty one they are the prior and the identity. `memory_encode` of a prompt gives its code and its key. *Read* with
+both, then answer with the slot. *Write* with the key of the question's prompt and the code of prompt and answer in
+one row: the answer's own tokens behind the prompt's, without `{prompt.eos_token}`. *Forget* with that very key and
+code, so keep them. A state takes {memory.slots} rows; for more, open another, and read the one where w U w' / w w' is
+least (w: the key, U: the covariance). The noise of an observation, {memory.observation_variance:g}, is inside the
+graphs.
 
 **Faster, the same bits:** register the native library of the microvlm package for your processor
-(`SessionOptions.register_custom_ops_library`; the path is `microvlm.backends.native.library_path()`). It needs the C++
-runtime and nothing else.
+(`SessionOptions.register_custom_ops_library`; the path is `microvlm.backends.native.library_path()`). It needs the
+C++ runtime and nothing else.
 """
 
 
-def _table(config: MicroVLMConfig) -> str:
-    rows = []
-    for spec in contract.graphs(config):
-        rows.append(f"| `{spec.name}` | {_tensors(spec.inputs)} | {_tensors(spec.outputs)} |")
-    return "\n".join(rows)
+def _pixel_numbers(folder: Path, config: MicroVLMConfig) -> tuple[str, str, str]:
+    """Mean, deviation and factor: those of preprocessor_config.json where it has them, as the processor takes them."""
+    path = folder / PREPROCESSOR
+    document = json.loads(path.read_text()) if path.is_file() else {}
+    mean = document.get("image_mean", config.vision.image_mean)
+    std = document.get("image_std", config.vision.image_std)
+    factor = document.get("rescale_factor", 1 / 255)
+    shown = "(1 / 255)" if factor == 1 / 255 else f"{factor:.9g}"
+    return ", ".join(f"{each:g}" for each in mean), ", ".join(f"{each:g}" for each in std), shown
+
+
+def _files(folder: Path, config: MicroVLMConfig) -> str:
+    rows = (
+        ("onnx", "`onnx/*.onnx`, `*.data`", "the graphs below, and their weights, which stay mapped"),
+        ("config.json", "`config.json`", "sizes, template, threshold"),
+        (
+            "manifest.json",
+            "`manifest.json`",
+            "every graph's inputs and outputs; every file's sha256, but this page's and the program's",
+        ),
+        (TOKENIZER, "`tokenizer*.json`", "the tokenizer, for the library `tokenizers`"),
+        (TABLES, f"`{TABLES}`", "the same for microvlm on a device; not needed otherwise"),
+        (GENERATION, f"`{GENERATION}`", "what ends an answer, and its longest"),
+        (
+            PREPROCESSOR,
+            f"`{PREPROCESSOR}`",
+            "numbers of a picture; that it is fitted, its `size` does not say",
+        ),
+        (
+            "memory_prior.safetensors",
+            "`memory_prior.safetensors`",
+            f"`memory_prior` float32 [{config.memory.slots}, {config.memory.code_size}]: the empty memory's mean",
+        ),
+    )
+    return "\n".join(f"| {name} | {words} |" for file, name, words in rows if (folder / file).exists())
+
+
+def _graphs(config: MicroVLMConfig) -> str:
+    return "\n".join(
+        f"| `{spec.name}` | {_tensors(spec.inputs)} | {_tensors(spec.outputs)} |"
+        for spec in contract.graphs(config)
+    )
 
 
 def _tensors(specs: tuple[TensorSpec, ...]) -> str:

@@ -165,8 +165,9 @@ class PromptConfig:
     caption_prompt: str = "describe the image"
     """What `microvlm caption` asks when the user asks nothing."""
     fold_text: bool = False
-    """Text is read in lower case, with single blanks and without a full stop at its end (`Processor.fold`): for a model
-    that was trained on nothing else, to which "Describe the image." would be another language."""
+    """Questions and facts are read in lower case, with single blanks and without full stops at their end
+    (`Processor.fold`): for a model that was trained on nothing else, to which "Describe the image." would be another
+    language."""
 
     def __post_init__(self) -> None:
         _check_fields(self)

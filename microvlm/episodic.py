@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -106,10 +106,16 @@ class EpisodicMemory:
             self._rebuild_state(runtime, number)
         return max(float(np.abs(old - new.mean).max()) for old, new in zip(before, self.states, strict=True))
 
-    def asked(self, question: str, picture: str, before: int | None = None) -> int | None:
-        """The newest row of the log, or of those before row `before`, written under these words and this picture."""
+    def asked(
+        self, question: str, picture: str, before: int | None = None, read: Callable[[str], str] = str
+    ) -> int | None:
+        """The newest row of the log, or of those before row `before`, written under these words and this picture.
+
+        `read`: how the model reads words (`Processor.fold`); older files have them as they were typed.
+        """
         for index in reversed(range(len(self.entries))[:before]):
-            if (self.entries[index].question, self.entries[index].picture) == (question, picture):
+            entry = self.entries[index]
+            if entry.question is not None and (read(entry.question), entry.picture) == (question, picture):
                 return index
         return None
 

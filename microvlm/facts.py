@@ -99,7 +99,7 @@ class FactMemory:
         when there is none.
         """
         asked = self._asked(question, image)
-        index = self.memory.asked(asked.question, asked.picture)
+        index = self.memory.asked(asked.question, asked.picture, read=self.processor.fold)
         if index is not None:
             return index
         query = self._query(asked)
@@ -115,7 +115,8 @@ class FactMemory:
         entry = self.entries[index]
         found = None
         if entry.question is not None:
-            found = self.memory.asked(entry.question, entry.picture, before=index)
+            fold = self.processor.fold
+            found = self.memory.asked(fold(entry.question), entry.picture, before=index, read=fold)
         return self._unlogged(entry.key, index) if found is None else found
 
     def forget(self, index: int) -> Entry:

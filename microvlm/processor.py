@@ -101,7 +101,7 @@ class Processor:
 
     def fold(self, text: str) -> str:
         """`text` as the model reads it: where its configuration says so, in lower case, with single blanks, and without
-        a full stop at its end; otherwise as it is.
+        full stops at its end; otherwise as it is.
         """
         if not self.config.prompt.fold_text:
             return text

@@ -92,7 +92,8 @@ class Chat:
         stored = image is not None or not recalled
         if stored:
             with timings.phase("memory_write"):
-                self._write(prompt, asked, answer, tokens, image is not None and new_image, label)
+                told = f"{label}: {question} {answer}" if label else f"{question} {answer}"
+                self._write(prompt, asked, told, tokens, image is not None and new_image)
         scope = float(reading.scope[0]) if reading is not None else 0.0
         return Turn(question, answer, tokens, timings.milliseconds, recalled, scope, stored)
 
@@ -108,17 +109,15 @@ class Chat:
         """See `load_memory`."""
         self.memory = load_memory(path, self.runtime.fingerprint)
 
-    def _write(
-        self, prompt: Prompt, asked: Asked, answer: str, tokens: list[int], new_image: bool, label: str
-    ) -> None:
+    def _write(self, prompt: Prompt, asked: Asked, told: str, tokens: list[int], new_image: bool) -> None:
+        """`told` is what the log shows of the turn."""
         place = sum(entry.image for entry in self.memory.entries)
         by_place = new_image and place < len(ORDINALS)
         under = Asked(ordinal_question(place)) if by_place else asked
         cue = text_prompt(self.runtime, self.processor, under.question) if by_place else prompt
         _, key = self.runtime.memory_encode(*cue)
         code, _ = self.runtime.memory_encode(*with_answer(self.runtime, prompt, tokens))
-        text = f"{asked.question} {answer}" if not label else f"{label}: {asked.question} {answer}"
-        entry = Entry(text, key[0], code[0], image=by_place, question=under.question, picture=under.picture)
+        entry = Entry(told, key[0], code[0], image=by_place, question=under.question, picture=under.picture)
         self.memory.write(self.runtime, entry)
 
 

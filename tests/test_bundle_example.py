@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -13,9 +15,11 @@ from PIL import Image
 from microvlm.backends import load, native
 from microvlm.exporters import contract
 from microvlm.exporters.bundle_example import Bundle
+from microvlm.exporters.bundle_readme import write_readme
 from microvlm.facts import FactMemory
 from microvlm.generation import GenerationOptions
 from microvlm.processor import Processor
+from microvlm.weight_format import WeightFormat
 
 WITHOUT = """
 import runpy, sys
@@ -85,11 +89,24 @@ def test_without_a_memory_it_says_what_the_package_says(example, picture, speaki
         assert example("--kernels", kernels, "ask", picture).stdout == answered.stdout
 
 
-def test_a_mistake_is_one_sentence(example, picture):
-    for arguments in (("tell", picture), ("tell", picture, "whose?"), ("forget", picture), ("sing", picture)):
+def test_a_mistake_is_a_sentence_and_leaves_nothing(example, picture, tmp_path):
+    for arguments, words in (
+        (("tell", picture), "tell needs a question and a text"),
+        (("tell", picture, "whose?"), "tell needs a question and a text"),
+        (("forget", picture), "forget a question"),
+        (("forget", picture, "whose?"), "nothing was told"),
+        (("sing", picture), "invalid choice"),
+        (("ask", picture, "whose <image>?"), "leave '<image>' out"),
+        (("tell", picture, "whose?", "anna <|end|>"), "leave '<|end|>' out"),
+        (("ask", picture, "whose? " * 200), "shorten the text"),
+        (("ask", picture.parent), "Is a directory"),
+        (("ask", __file__), "cannot identify image file"),
+    ):
         done = example(*arguments)
-        assert done.returncode == 2
+        assert done.returncode in (1, 2)
+        assert words in done.stderr
         assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_it_reads_pictures_and_text_as_the_package_does(speaking_bundle, picture, facts):
@@ -109,16 +126,57 @@ def test_the_page_names_every_tensor_and_its_sizes(speaking_bundle, facts):
         assert spec.name in named
         for tensor in (*spec.inputs, *spec.outputs):
             assert tensor.name in named or f"{tensor.name.partition('.')[0]}.LAYER.key" in named
-    for number in (
-        config.memory.slots,
-        config.memory.code_size,
-        config.prefix_tokens,
-        config.text.vocab_size,
+    slots, code = config.memory.slots, config.memory.code_size
+    for words in (
+        f"`memory_mean` [batch, {slots}, {code}]",
+        f"`memory_prior` float32 [{slots}, {code}]",
+        f"`logits` [batch, kept, {config.text.vocab_size}]",
+        f"`{config.prompt.image_token}` {config.prefix_tokens} times",
+        f"is at least {config.memory.scope_threshold:g} and 0",
     ):
-        assert str(number) in page
+        assert words in page.replace("\n", " ")
+    listed = re.findall(r"^\| `([\w.]+)` \|", page.partition("| graph |")[0], re.M)
+    assert {"config.json", "preprocessor_config.json", "tokenizer_tables.safetensors"} < set(listed)
+    assert all((speaking_bundle / name).is_file() for name in listed)
     assert "{" not in page.replace("{prompt}", "")
 
 
 def test_a_bundle_without_a_tokenizer_has_no_program_that_needs_one(tiny_bundle):
     assert not (tiny_bundle / "example.py").exists()
-    assert "has no tokenizer" in (tiny_bundle / "README.md").read_text()
+    page = (tiny_bundle / "README.md").read_text()
+    assert "has no tokenizer" in page
+    assert "microvlm caption" not in page
+    assert "tokenizer*.json" not in page
+
+
+def test_a_page_has_the_numbers_that_the_processor_takes(speaking_bundle, tmp_path, picture, facts):
+    shutil.copytree(speaking_bundle, tmp_path / "bundle")
+    path = tmp_path / "bundle" / "preprocessor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "image_mean": [0.25, 0.5, 0.75]}))
+    write_readme(tmp_path / "bundle", facts.runtime.config, WeightFormat())
+    page = (tmp_path / "bundle" / "README.md").read_text().replace("\n", " ")
+    assert "minus the mean (0.25, 0.5, 0.75)" in page
+    changed = Processor.from_pretrained(tmp_path / "bundle").pixels(picture)
+    assert np.array_equal(Bundle(tmp_path / "bundle").pixels(picture)[0], changed)
+    assert not np.array_equal(changed, facts.processor.pixels(picture))
+    (tmp_path / "bundle" / "generation_config.json").unlink()
+    assert Bundle(tmp_path / "bundle").ends == {facts.processor.eos_id}
+
+
+def test_jpegs_and_turned_pictures_are_levels_off_and_more_than_eight_bits_are_refused(
+    speaking_bundle, tmp_path, facts
+):
+    bundle = Bundle(speaking_bundle)
+    rng = np.random.default_rng(1)
+    noise = Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8))
+    smooth = noise.resize((900, 600), Image.Resampling.BICUBIC)
+    smooth.save(tmp_path / "large.jpg", quality=90)
+    turned = Image.Exif()
+    turned[0x112] = 6
+    smooth.save(tmp_path / "turned.png", exif=turned)
+    for name in ("large.jpg", "turned.png"):
+        ours, theirs = bundle.pixels(tmp_path / name)[0], facts.processor.pixels(tmp_path / name)
+        assert np.abs(ours - theirs).max() * 127.5 < 6
+    Image.fromarray(rng.integers(0, 65536, (40, 40), np.uint16)).save(tmp_path / "deep.png")
+    with pytest.raises(SystemExit, match="8 bits"):
+        bundle.pixels(tmp_path / "deep.png")

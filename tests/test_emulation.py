@@ -89,6 +89,7 @@ def test_folders_of_packages_that_nobody_used_for_long_go_when_another_is_built(
     sysroot = cached_folder("sysroot", RECIPE, write_two)
     for folder in (used, unused, sysroot):
         os.utime(folder / "stamp.json", (0, 0))
+        os.utime(folder, (0, 0))
     cached_folder("site", {"of": "used"}, lambda _: pytest.fail("built again"))
     cached_folder("site", {"of": "another"}, write_two)
     assert used.is_dir()

@@ -97,6 +97,24 @@ def test_an_older_fact_under_the_same_question_is_told(facts):
     assert [facts.older(index) for index in range(4)] == [None, None, 0, 2]
 
 
+def test_a_model_that_folds_words_finds_those_that_were_logged_as_typed(facts):
+    prompt = dataclasses.replace(facts.processor.config.prompt, fold_text=True)
+    config = dataclasses.replace(facts.processor.config, prompt=prompt)
+    facts.write("anna", "Whose is THIS?", RED)
+    facts.write("bert", " whose is this? ", BLUE)
+    folding = FactMemory(facts.runtime, Processor(facts.processor.tokenizer, config), facts.memory)
+    assert [folding.find("whose  is this?", image) for image in (RED, BLUE)] == [0, 1]
+    written = folding.write("Carl", "WHOSE IS THIS?", RED)
+    assert (written.question, written.text) == ("whose is this?", "WHOSE IS THIS? Carl")
+    assert folding.older(2) == 0
+    with pytest.raises(UserError, match="nothing was written under that"):
+        facts.find("whose is this?", BLUE)
+    turn = Chat(folding.runtime, folding.processor, memory=folding.memory).ask("What is IT?", RED)
+    assert turn.question == "What is IT?"
+    assert folding.entries[-1].question == "what is it?"
+    assert folding.entries[-1].text.startswith("What is IT? ")
+
+
 def test_facts_of_an_older_file_are_found_by_their_keys(facts, tmp_path):
     facts.write("anna", "whose is this?", RED)
     facts.write("bert", "whose is this?", BLUE)

@@ -5,9 +5,13 @@ import pytest
 import torch
 from conftest import FLOAT, seeded_model, tiny_config
 
+from microvlm.checkpoint import resolve_checkpoint
 from microvlm.config import MicroVLMConfig
 from microvlm.model import MicroVLM, positions_of
+from microvlm.processor import Processor
+from microvlm.training.data.scenes import read_scene_objects
 from microvlm.training.guidance import ANSWER_LAYER, GUIDED_HEAD, WORD_LAYER, AttentionTap, Lookups
+from microvlm.training.vlm import name_tokens
 
 
 @pytest.fixture
@@ -54,6 +58,12 @@ def test_following_the_loss_moves_the_attention_and_leaves_no_hook(model):
         losses.append(loss.item())
     assert losses[-1] < 0.5 * losses[0]
     assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_the_token_that_names_an_object_is_in_every_question_about_it():
+    processor = Processor.from_pretrained(resolve_checkpoint("nano"))
+    for token, (_, caption) in zip(name_tokens(processor), read_scene_objects(), strict=True):
+        assert token in processor.prompt_ids(f"where is the {caption}?", 1)
 
 
 def test_lookups_keep_row_query_and_targets_together():

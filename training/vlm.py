@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from microvlm.memory import MemoryState
 from microvlm.model import MicroVLM
+from microvlm.processor import Processor
 from microvlm.torch_ops import full_precision
 from microvlm.training.config import Recipe, StageConfig
 from microvlm.training.crowds import Crowd, draw_crowd, patch_labels, scene_labels
@@ -69,6 +70,14 @@ class WithHeads(nn.Module):
         self.facts = FactHeads(model)
 
 
+def name_tokens(processor: Processor) -> np.ndarray:
+    """int64 [objects]: the first token of each object of a scene as a question has it, "where is the lion?": behind a
+    blank, which the processor would take for the text's end.
+    """
+    words = [processor.tokenizer.encode(" " + caption)[0] for _, caption in read_scene_objects()]
+    return np.array(words, np.int64)
+
+
 class VLMTask:
     """Cross-entropy on answers, the scope detector's binary cross-entropy, and, while the vision encoder learns, the
     name of the object under each patch of a scene and of the emoji in a picture (of seen emoji alone)."""
@@ -82,9 +91,7 @@ class VLMTask:
         self.object_labels = self.label_of[[emoji.index(hexcode) for hexcode, _ in read_scene_objects()]]
         # Captions are learned for seen emoji alone.
         self.sampler = DrawingSampler(emoji, recipe.vendor_weights, seen_share=1.0)
-        # As a question holds them: "where is the lion?".
-        words = [rows.processor.text_ids(" " + caption)[0] for _, caption in read_scene_objects()]
-        self.name_tokens = np.array(words, np.int64)
+        self.name_tokens = name_tokens(rows.processor)
         self.cross_entropy = answer_loss(stage.label_smoothing)
         counts = {kind: round(stage.batch_size * share) for kind, share in stage.mixture.items()}
         self.captions, self.scenes, self.episodes, self.crowds = (

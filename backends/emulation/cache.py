@@ -1,7 +1,7 @@
 """Folders that are built once from a recipe: aside, then renamed, so that a half-built one is never seen.
 
 A folder is named by the hash of its recipe and holds `stamp.json`: the recipe, and how many files and bytes it had. The
-stamp's time says when the folder was asked for last.
+stamp's time says when the folder was asked for last (the folder's own, in caches of before).
 """
 
 from __future__ import annotations
@@ -105,6 +105,6 @@ def _remove_unused(parent: Path) -> None:
     for kind in PRUNED:
         for path in parent.glob(f"{kind}-*"):
             with contextlib.suppress(OSError):  # another process may be at it too
-                stamp = path / STAMP
-                if (stamp if stamp.exists() else path).stat().st_mtime < oldest:
+                used = [each.stat().st_mtime for each in (path, path / STAMP) if each.exists()]
+                if max(used) < oldest:
                     shutil.rmtree(path, ignore_errors=True)
