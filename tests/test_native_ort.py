@@ -113,6 +113,30 @@ def test_operands_that_do_not_fit_are_an_error(op, native_library):
         run(model, np.zeros((1, 64), np.float32), native_library)
 
 
+@pytest.mark.parametrize(
+    "op", [op for op in OPS.values() if op.inputs[2].name == "multiplier"], ids=lambda op: op.name
+)
+def test_an_empty_multiplier_is_an_error_and_no_absent_one(op, native_library):
+    """ONNX Runtime gives a null pointer for a tensor without elements: it once switched the checks off."""
+    weights = {**operands(op, 2, 32), "multiplier": np.zeros((2, 0), np.uint8)}
+    value = np.zeros(1, np.int64) if op in GATHERS else np.ones((1, 32), np.float32)
+    attributes = {"columns": 200_000} if op in GATHERS else {}
+    with pytest.raises(Exception, match=r"do not fit each other|multiplier does not fit packed"):
+        run(one_node_model(op, weights, attributes, value.ndim), value, native_library)
+
+
+@pytest.mark.parametrize("columns", [-1, 0, 8, 31, 65, 2**63 - 1, -(2**63)])
+def test_a_gather_refuses_columns_that_its_table_does_not_have(columns, native_library):
+    op = OPS["Int4Gather"]
+    weights = {"packed": np.zeros((33, 0), np.uint8), "multiplier": np.zeros((33, 0), np.uint8)}
+    empty = {**weights, "scale": np.ones(33, np.float32)}
+    for operands_ in (empty, operands(op, 4, 64)):
+        if columns in (0, 64) and operands_ is empty:
+            continue
+        with pytest.raises(Exception, match=r"do not fit each other|[Dd]imension|[Ss]hape"):
+            run(one_node_model(op, operands_, {"columns": columns}, 1), np.zeros(3, np.int64), native_library)
+
+
 def test_shapes_go_through_a_chain_of_nodes_and_unknown_ones_stay_unknown(native_library):
     op = OPS["TernaryMatMul2x4"]
     first, second = operands(op, 24, 40), operands(op, 9, 24)

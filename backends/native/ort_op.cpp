@@ -108,7 +108,8 @@ Status multiply_node(const Kernel& kernel, void* context) {
   const int64_t rows = kernel.op->attribute != nullptr ? kernel.attribute : in.packed_rows;
   const char* problem =
       product_problem(kernel.op->product, in.packed_rows, in.packed_columns, rows, columns, in.scales);
-  if (problem == nullptr && in.multiplier != nullptr &&
+  // By what the operator declares: an empty tensor's pointer is null too.
+  if (problem == nullptr && kernel.op->has_multiplier &&
       (in.multiplier_rows != rows || in.multiplier_columns != (columns + kGroup - 1) / kGroup)) {
     problem = "multiplier does not fit packed";
   }
@@ -135,11 +136,12 @@ Status gather_node(const Kernel& kernel, void* context) {
   if (status != nullptr) return status;
   const int64_t vocabulary = in.packed_rows, row_bytes = in.packed_columns;
   const int64_t columns = kernel.op->has_multiplier ? kernel.attribute : row_bytes;
-  const int64_t groups = (columns + kGroup - 1) / kGroup;
-  const bool fits =
-      in.scales == vocabulary &&
-      (in.multiplier == nullptr || (row_bytes == groups * kGroup / 2 && in.multiplier_rows == vocabulary &&
-                                    in.multiplier_columns == groups));
+  const int64_t groups = columns / kGroup + (columns % kGroup != 0);
+  // Widths that no row can have are refused before anything is multiplied by them.
+  const bool fits = in.scales == vocabulary && columns >= 0 && columns <= 2 * row_bytes &&
+                    (!kernel.op->has_multiplier || (row_bytes == groups * kGroup / 2 &&
+                                                    in.multiplier_rows == vocabulary &&
+                                                    in.multiplier_columns == groups));
   if (!fits || shape.rank == kMostDimensions) {
     return fail(kernel.api, kInvalidArgument, "the table's operands do not fit each other");
   }
@@ -152,7 +154,7 @@ Status gather_node(const Kernel& kernel, void* context) {
     const int64_t id = ids[i] < 0 ? ids[i] + vocabulary : ids[i];
     if (id < 0 || id >= vocabulary) return fail(kernel.api, kInvalidArgument, "an id is outside the table");
     const uint8_t* packed = in.packed + id * row_bytes;
-    if (in.multiplier == nullptr) {
+    if (!kernel.op->has_multiplier) {
       kernel.kernels->dequantize_int8(packed, columns, in.scale[id], y);
     } else {
       kernel.kernels->dequantize_int4(packed, in.multiplier + id * groups, columns, in.scale[id], y);
