@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from microvlm.exporters import contract
 from microvlm.exporters.contract import OPSET, Dim, GraphSpec, TensorSpec
 from microvlm.exporters.tidy import tidy
+from microvlm.memory import address, reference_memory
 from microvlm.model import MicroVLM
 from microvlm.op_table import DOMAIN, DOMAIN_VERSION, OPS, OpSpec
 
@@ -74,11 +75,18 @@ def example_inputs(
 ) -> tuple[Tensor, ...]:
     """Seeded inputs of a graph in contract order; `sizes` gives each symbolic dimension.
 
-    Keys and codes are of unit length, as the model makes them, and covariances symmetric and positive. Of a batch, the
+    Codes are of unit length, keys are made from them as the model makes them, and covariances are symmetric and
+    positive. Of a batch, the
     first row's mask hides its first position: the memory slot of a decoder, a padding token of a memory encoder.
     """
     generator = torch.Generator().manual_seed(seed)
-    return tuple(_example(tensor, sizes, generator, vocab_size) for tensor in spec.inputs)
+    examples = {tensor.name: _example(tensor, sizes, generator, vocab_size) for tensor in spec.inputs}
+    if {"memory_key", "memory_code"} <= examples.keys():
+        # A key is the part of its code inside the key space. A key of any other length leaves nothing outside of that
+        # space, where the scope detector compares codes: its cosine would be a quotient of rounding errors.
+        code, slots = examples["memory_code"], examples["memory_key"].shape[-1]
+        examples["memory_key"] = address(code, reference_memory(slots, code.shape[-1]).mT)
+    return tuple(examples.values())
 
 
 def _example(
@@ -97,7 +105,7 @@ def _example(
     if tensor.name == "num_logits_to_keep":
         return torch.tensor(min(2, sizes[contract.SEQUENCE]))
     gaussian = torch.randn(shape, generator=generator)
-    if tensor.name in ("memory_key", "memory_code"):
+    if tensor.name == "memory_code":
         return nn.functional.normalize(gaussian, dim=-1)
     if tensor.name == "memory_cov":
         return torch.eye(shape[-1]) + gaussian @ gaussian.transpose(1, 2) / shape[-1]

@@ -9,12 +9,14 @@ import pytest
 import torch
 from conftest import seeded_model, tiny_config
 
+from microvlm.config import preset
 from microvlm.exporters import contract
 from microvlm.exporters.check import check_graph
 from microvlm.exporters.external_data import WeightStore, save_graph
 from microvlm.exporters.replay import CodeDifferences, record, replay
 from microvlm.exporters.tracing import example_inputs, trace
 from microvlm.lowering import lower, named_packed, set_traced
+from microvlm.memory import address, reference_memory
 from microvlm.weight_format import WeightFormat
 
 DECODER = "decoder_model_merged"
@@ -137,6 +139,19 @@ def test_trits_stored_dense_are_recorded_too(bits, tmp_path):
     assert differences.only_ties
     for theirs, ours in zip(outputs, replayed, strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
+
+
+def test_example_keys_are_the_keys_of_their_codes():
+    """Where the scope detector compares codes, outside of the key space, something must be left of the query."""
+    config = preset("full")
+    spec = contract.graph(config, "memory_read")
+    inputs = example_inputs(spec, SIZES, seed=1, vocab_size=8)
+    named = {tensor.name: value for tensor, value in zip(spec.inputs, inputs, strict=True)}
+    code, key = named["memory_code"], named["memory_key"]
+    reference = reference_memory(config.memory.slots, config.memory.code_size)
+    torch.testing.assert_close(key, address(code, torch.linalg.pinv(reference)), atol=1e-5, rtol=0)
+    outside = code.square().sum(-1) - key.square().sum(-1)
+    assert (outside > 0.1).all()
 
 
 def test_code_differences_count_steps_and_distances_from_ties():
