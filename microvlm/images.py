@@ -90,6 +90,8 @@ def fit_square(image: Image.Image, side: int, extent: tuple[float, float] | None
 
     `extent`: how many of the image's pixels the picture takes, where its last row and column are no whole ones.
     """
+    # Pillow turns a TIFF itself while it decodes, and takes the tag away then: the tag counts once all is decoded.
+    image.load()
     orientation = _orientation(image)
     factor = max(1, max(image.size) // (2 * side))
     small = _shrink_to_rgb(image, factor)
@@ -169,7 +171,6 @@ def _orientation(image: Image.Image) -> int:
 
 def _shrink_to_rgb(image: Image.Image, factor: int) -> Image.Image:
     """Box-reduced by an integer factor, strip by strip, so that only the stored form is held at full size."""
-    image.load()
     is_deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
     span = cast("tuple[float, float]", image.getextrema()) if is_deep else None
     if factor == 1 and image.width * image.height <= _STRIP_PIXELS:
@@ -186,7 +187,7 @@ def _shrink_to_rgb(image: Image.Image, factor: int) -> Image.Image:
 def _to_rgb(image: Image.Image, span: tuple[float, float] | None) -> Image.Image:
     """Any mode to RGB: transparent parts white, deep greys scaled by the span of the whole picture."""
     if span is not None:
-        return _deep_grey(np.asarray(image), span)
+        return _deep_grey(np.asarray(image), span, image.info.get("transparency"))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
@@ -194,8 +195,11 @@ def _to_rgb(image: Image.Image, span: tuple[float, float] | None) -> Image.Image
     return image.convert("RGB")
 
 
-def _deep_grey(values: np.ndarray, span: tuple[float, float]) -> Image.Image:
-    """16-bit by its range; other numbers by the narrowest of 0..1, 0..255, 0..65535 or their own span."""
+def _deep_grey(values: np.ndarray, span: tuple[float, float], transparent: object) -> Image.Image:
+    """16-bit by its range; other numbers by the narrowest of 0..1, 0..255, 0..65535 or their own span.
+
+    Pixels of the value `transparent` become white.
+    """
     low, high = float(span[0]), float(span[1])
     if values.dtype.itemsize == 2:
         low, high = 0.0, 65535.0
@@ -204,4 +208,6 @@ def _deep_grey(values: np.ndarray, span: tuple[float, float]) -> Image.Image:
         low, high = 0.0, 1.0 if is_unit else 255.0 if high <= 255 else 65535.0
     scaled = (np.nan_to_num(values.astype(np.float32)) - low) * (255.0 / max(high - low, 1e-12))
     bytes8 = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    if isinstance(transparent, int):
+        bytes8[values == transparent] = 255
     return Image.fromarray(bytes8).convert("RGB")

@@ -120,8 +120,9 @@ def test_an_animation_shows_its_first_frame(tmp_path):
         assert near(load_square(tmp_path / name, 32), (16, 16), GREEN, 40), name
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif", "webp"])
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_exif_orientation_is_turned_upright(orientation, tmp_path):
+def test_every_exif_orientation_is_turned_upright_once(orientation, suffix, tmp_path):
     upright = Image.new("RGB", (48, 48), WHITE)
     upright.paste(RED, (0, 0, 24, 24))
     upright.paste(BLUE, (24, 0, 48, 24))
@@ -139,9 +140,19 @@ def test_every_exif_orientation_is_turned_upright(orientation, tmp_path):
         image = image.transpose(turn)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    image.save(tmp_path / "turned.png", exif=exif)
-    square = load_square(tmp_path / "turned.png", 48)
-    assert np.array_equal(np.asarray(square), np.asarray(upright))
+    path = tmp_path / f"turned.{suffix}"
+    image.save(path, exif=exif, **({"lossless": True} if suffix == "webp" else {}))
+    for source in (path, Image.open(path)):
+        assert np.array_equal(np.asarray(load_square(source, 48)), np.asarray(upright))
+
+
+def test_transparent_pixels_of_a_16_bit_grey_png_are_white(tmp_path):
+    grey = np.full((32, 32), 40_000, np.uint16)
+    grey[:16] = 77
+    Image.fromarray(grey).save(tmp_path / "grey.png", transparency=77)
+    square = load_square(tmp_path / "grey.png", 32)
+    assert square.getpixel((4, 4)) == WHITE
+    assert square.getpixel((4, 28)) == (156, 156, 156)
 
 
 def test_a_large_jpeg_is_decoded_at_a_fraction_of_its_size(tmp_path):
