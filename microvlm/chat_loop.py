@@ -116,17 +116,25 @@ class ChatLoop:
 
 
 def _split_path(rest: str) -> tuple[str, str]:
-    """`PATH [QUESTION]`; a path with spaces may be quoted, or stand alone."""
+    """Split `PATH [QUESTION]`. Spaces in PATH are quoted or escaped as in a shell, or PATH stands alone.
+
+    A path that exists as it was typed is taken as it is: a name may contain quotes and backslashes.
+    """
     if not rest:
         raise UserError("give a picture: /image PATH.")
     if Path(rest).exists():
         return rest, ""
+    word, _, question = rest.partition(" ")
+    if Path(word).exists():
+        return word, question.strip()
+    lexer = shlex.shlex(rest, posix=True)
+    lexer.whitespace_split, lexer.commenters = True, ""
     try:
-        path = shlex.split(rest)[0]
-    except (ValueError, IndexError):
-        path = rest.split()[0]
-    quoted = rest.startswith(("'", '"'))
-    return path, rest[len(path) + 2 * quoted :].strip()
+        path = lexer.get_token()
+    except ValueError:  # an open quote, as in it's.png
+        path = None
+    # The lexer reads one character at a time, and stops after the one that ended the word.
+    return (path, rest[lexer.instream.tell() :].strip()) if path else (word, question.strip())
 
 
 def _lines() -> Iterator[str]:

@@ -12,6 +12,7 @@ import sys
 import pytest
 from PIL import Image
 
+from microvlm.chat_loop import _split_path
 from microvlm.cli import cli
 from microvlm.cli_support import run_click
 
@@ -49,6 +50,35 @@ def test_a_conversation_carries_on_in_its_file_with_another_backend(
     assert "my cat.png: describe the image" in out
     assert "my cat.png: what is this?" in out
     assert "trip.mem: 2 entries" in err
+
+
+@pytest.mark.parametrize(
+    ("name", "typed"),
+    [
+        ("my cat.png", r"my\ cat.png"),
+        ("my cat.png", "'my cat.png'"),
+        ("my cat.png", '"my cat.png"'),
+        ("my cat.png", "my' 'cat.png"),
+        ("it's.png", "it's.png"),
+        ("it's.png", r"it\'s.png"),
+        ("it's.png", '"it\'s.png"'),
+        (r"back\slash.png", r"back\slash.png"),
+        (r"back\slash.png", r"back\\slash.png"),
+        ("a#b.png", "a#b.png"),
+    ],
+)
+@pytest.mark.parametrize("question", ["what is this?", "what's this?", "\"what\" is 'this'?"])
+def test_a_path_is_parted_from_its_question_as_a_terminal_writes_it(
+    name, typed, question, picture, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (32, 32), "red").save(tmp_path / name)
+    assert _split_path(f"{typed} {question}") == (name, question)
+    assert _split_path(typed) == (name, "")
+
+
+def test_a_path_that_is_not_there_is_named_as_it_was_meant(chat):
+    assert r"Error: no such.png does not exist" in chat("/image no\\ such.png what is this?\n")[2]
 
 
 def test_reset_empties_the_memory_and_the_file(chat, picture, tmp_path):
