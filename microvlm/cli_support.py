@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import sys
@@ -32,12 +33,22 @@ def run_click(command: click.Command, arguments: Sequence[str] | None = None) ->
     so and is 130. Who stops reading stdout, or closed it before, has had what was wanted: 0. Any other exception is a
     defect and keeps its traceback.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # State may have been saved before a result is printed: a character that the terminal's encoding lacks is shown
+        # as an escape, and is no error.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(_status(command, arguments))
 
 
 def print_json(document: Any) -> None:
-    """The one JSON document of `--json`, on stdout. NaN and infinity are no JSON and raise ValueError."""
-    click.echo(json.dumps(document, allow_nan=False, ensure_ascii=False))
+    """Print the one JSON document of `--json` on stdout. NaN and infinity are not JSON and raise ValueError."""
+    text = json.dumps(document, allow_nan=False, ensure_ascii=False)
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(document, allow_nan=False)
+    click.echo(text)
 
 
 def note(message: str) -> None:

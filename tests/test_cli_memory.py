@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
 
 from microvlm.cli import cli
 from microvlm.cli_support import run_click
+from microvlm.memory_file import read_memory
 
 
 @pytest.fixture
@@ -51,6 +54,28 @@ def test_a_fact_is_written_listed_read_overwritten_and_forgotten(memory, bike, t
     assert "forgotten: a heart is red" in memory("forget", "--entry", 2, trip)[1]
     assert "yours" in memory("forget", *about, trip)[1]
     assert "0 entries" in memory("list", trip)[1]
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "utf-8:strict"])
+def test_output_that_cannot_be_encoded_is_escaped_after_the_fact_was_written(
+    encoding, speaking_bundle, tmp_path
+):
+    """A traceback and status 1 here once made scripts write a fact twice."""
+    trip = tmp_path / "trip.mem"
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    command = [sys.executable, "-c", "from microvlm.cli import main; main()", "memory"]
+    model = ["--model", str(speaking_bundle)]
+    for arguments in (
+        ["write", trip, "--question", "who?", "--text", "pizza \U0001f355", *model],
+        ["overwrite", trip, "--question", "who?", "--text", "\U0001f355", *model, "--json"],
+        ["list", trip],
+        ["list", trip, "--json"],
+    ):
+        done = subprocess.run([*command, *map(os.fsencode, arguments)], env=environment, capture_output=True)
+        assert (done.returncode, done.stderr) == (0, b""), arguments
+        if "--json" in arguments:
+            assert json.loads(done.stdout)["entries"]
+    assert len(read_memory(trip)[0].entries) == 1
 
 
 def test_a_write_under_a_taken_question_says_so_and_keeps_both(memory, bike, tmp_path):

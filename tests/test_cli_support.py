@@ -31,7 +31,7 @@ def demo(count: int, kind: str) -> int | None:
     if kind == "defect":
         raise ZeroDivisionError
     if kind == "json":
-        print_json({"answer": "é"})
+        print_json({"answer": "é\udcff"})
     return count or None
 
 
@@ -65,7 +65,7 @@ def test_each_ending_has_its_status_and_one_line(arguments, status, sentence, ca
 
 def test_json_is_one_document_on_stdout(capsys):
     assert status_of("--raise", "json") == 0
-    assert json.loads(capsys.readouterr().out) == {"answer": "é"}
+    assert json.loads(capsys.readouterr().out) == {"answer": "é\udcff"}
 
 
 def test_a_defect_keeps_its_traceback():
