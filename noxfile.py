@@ -12,8 +12,7 @@ from pathlib import Path
 import nox
 
 CONSTRAINTS = ("-c", ".ci/constraints.txt")
-PACKAGES = ("microvlm", "exporters", "backends", "bench", "training")
-SOURCES = (*PACKAGES, "tests", "setup.py", "noxfile.py", ".ci")
+SOURCES = ("microvlm", "exporters", "backends", "bench", "training", "tests", "setup.py", "noxfile.py", ".ci")
 MODEL = "nano"
 # COMMAND=PACKAGE: installed by apt where the command is missing.
 COMPILER = ("c++=g++",)
@@ -69,7 +68,7 @@ def lint(session: nox.Session) -> None:
     session.install("ruff", "mypy", "click", "numpy", "nox", *CONSTRAINTS)
     session.run("ruff", "check", *SOURCES)
     session.run("ruff", "format", "--check", *SOURCES)
-    session.run("mypy", *PACKAGES, "setup.py")
+    session.run("mypy", "microvlm", "setup.py")
 
 
 @nox.session(venv_backend="none")
@@ -147,7 +146,7 @@ def pi_fit(session: nox.Session) -> None:
 
 @nox.session(name="pi-install")
 def pi_install(session: nox.Session) -> None:
-    """Every command of backends/arm64/INSTALL.md on an emulated board, from the distribution and the package index."""
+    """Every command of docs/raspberry-pi.md on an emulated board, from the distribution and the package index."""
     need(session, *EMULATOR, *BOARD)
     session.install(".[export]", *WHEEL_TOOLS, *CONSTRAINTS, env=NO_NATIVE)
     session.run("python", ".ci/pi_install.py", *session.posargs)

@@ -22,8 +22,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build import build
 from setuptools.command.install import install
 
-SOURCE = Path("backends", "native")
-PACKAGE = Path("microvlm", "backends", "native")
+SOURCE = Path("microvlm", "backends", "native")
 LIBRARY = "libmicrovlm_ops.so"
 REASON = "not_built.txt"
 """Lies in the package in place of the library: one line, which the loader shows."""
@@ -157,7 +156,7 @@ class BuildNative(Command):
 
     def folder(self) -> Path:
         assert self.build_lib is not None
-        return SOURCE if self.editable_mode else Path(self.build_lib, PACKAGE)
+        return SOURCE if self.editable_mode else Path(self.build_lib, SOURCE)
 
     def built(self) -> bool:
         return (self.folder() / LIBRARY).is_file()
@@ -165,7 +164,7 @@ class BuildNative(Command):
     def get_outputs(self) -> list[str]:
         assert self.build_lib is not None
         return [
-            str(Path(self.build_lib, PACKAGE, name))
+            str(Path(self.build_lib, SOURCE, name))
             for name in (LIBRARY, REASON)
             if (self.folder() / name).is_file()
         ]
@@ -204,6 +203,12 @@ class BdistWheel(bdist_wheel):
         platform = "any" if self.root_is_pure else super().get_tag()[2]
         return "py3", "none", platform
 
+
+if not SOURCE.is_dir():
+    raise SystemExit(
+        "microvlm: the links in microvlm/ are missing from this checkout: run 'git config core.symlinks true' and "
+        "'git checkout -- microvlm', or unpack a source distribution."
+    )
 
 setup(
     cmdclass={"build": Build, "build_native": BuildNative, "install": Install, "bdist_wheel": BdistWheel},

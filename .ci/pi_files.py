@@ -23,7 +23,7 @@ def make(folder: Path) -> Path:
         earlier.unlink()
     with tempfile.TemporaryDirectory() as build:
         wheel = Path(shutil.copy(wheels.build("aarch64", Path(build)), folder))
-    export = "from microvlm.exporters.cli import main; main()"
+    export = "from microvlm.exporters.export_command import main; main()"
     # From the folder: in the repository's root, `microvlm` would be the source folder.
     wheels.python("-c", export, "nano", "-o", BUNDLE, "--bits", "1.58", "--force", cwd=folder)
     shutil.copy(PICTURE, folder / "picture.png")

@@ -14,9 +14,9 @@ from typing import Any
 import pi_files
 import wheels
 
-from microvlm.bench.full_bundle import random_full_bundle
-from microvlm.bench.pi import fit
-from microvlm.bench.pi.package import from_wheel
+from microvlm.bench.full.random_bundle import random_full_bundle
+from microvlm.bench.pi.board import memory_fit
+from microvlm.bench.pi.counting.emulated_package import from_wheel
 
 VOCABULARY = 50_000
 FULL = "full"
@@ -31,21 +31,21 @@ def main(*models: str) -> int:
             wheel = pi_files.make(folder)
         subjects = []
         if "nano" in chosen:
-            subjects.append(fit.Subject("nano", folder / pi_files.BUNDLE))
+            subjects.append(memory_fit.Subject("nano", folder / pi_files.BUNDLE))
         if FULL in chosen:
             with wheels.step("full-size bundle"):
                 bundle = random_full_bundle(print, vocabulary=VOCABULARY)
-            subjects.append(fit.full_subject(FULL, bundle))
+            subjects.append(memory_fit.full_subject(FULL, bundle))
         package = from_wheel(wheel)
         with wheels.step("what an emulated board starts from"):
-            fit.open_board(min(fit.RAM_MB), {}, pi_files.PICTURE, package)
+            memory_fit.open_board(min(memory_fit.RAM_MB), {}, pi_files.PICTURE, package)
         runs: list[dict[str, Any]] = []
-        for size in fit.RAM_MB:
+        for size in memory_fit.RAM_MB:
             with wheels.step(f"emulated board with {size} MB"):
-                runs += fit.measure_fit(subjects, pi_files.PICTURE, package, (size,))["runs"]
-    found = fit.summarise(runs)
-    print(fit.format_fit(found), json.dumps(found), sep="\n")
-    wrong = fit.complaints(subjects, runs)
+                runs += memory_fit.measure_fit(subjects, pi_files.PICTURE, package, (size,))["runs"]
+    found = memory_fit.summarise(runs)
+    print(memory_fit.format_fit(found), json.dumps(found), sep="\n")
+    wrong = memory_fit.complaints(subjects, runs)
     print(*wrong, sep="\n", file=sys.stderr)
     return 1 if wrong else 0
 

@@ -1,4 +1,4 @@
-"""Runs backends/arm64/INSTALL.md on an emulated board, command for command. `nox -s pi-install` runs it.
+"""Runs docs/raspberry-pi.md on an emulated board, command for command. `nox -s pi-install` runs it.
 
 The board has what the page copies to its boot partition, the distribution's packages, and the package index that this
 machine's pip is set to, certificates included. Exit status 1: a command failed or printed something else.
@@ -16,12 +16,12 @@ from pathlib import Path
 import pi_files
 import wheels
 
-from microvlm.backends.emulation.system_debian import as_user, open_debian
+from microvlm.bench.pi.board.debian import as_user, open_debian
 
 sys.path.insert(0, str(wheels.ROOT / "tests"))
 import page_commands
 
-PAGE = wheels.ROOT / "backends" / "arm64" / "INSTALL.md"
+PAGE = wheels.ROOT / "docs" / "raspberry-pi.md"
 RAM_MB = 512
 TIMEOUT_S = 3600
 CERTIFICATES = "pip-certificates.crt"

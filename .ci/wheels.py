@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TAG = "manylinux_2_17"
 """By the oldest glibc that the compiler is told to build for (zig.cmake)."""
 PICTURES = ("1f41c.png", "1f0cf.png", "1f191.png")
-CAPTION = "import sys; from microvlm.cli import main; sys.argv[0] = 'microvlm'; main()"
+CAPTION = "import sys; from microvlm.commands.main import main; sys.argv[0] = 'microvlm'; main()"
 Run = Callable[..., str]
 """Runs the Python of an environment with arguments -> what it prints."""
 
@@ -99,7 +99,7 @@ def main(out: Path) -> None:
     inputs, bundle = out / "inputs", out / "bundle"
     with step("export and smoke inputs"):
         python(str(ROOT / "tests" / "smoke_inputs.py"), str(inputs))
-        export = "from microvlm.exporters.cli import main; main()"
+        export = "from microvlm.exporters.export_command import main; main()"
         python("-c", export, "nano", "-o", str(bundle), "--bits", "1.58", "--force", cwd=out)
     with step("install for x86_64"):
         here = x86_environment(wheels["x86_64"], out / "venv")

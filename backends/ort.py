@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from microvlm.backends import native as native_library
-from microvlm.backends.arm64.device import onnxruntime_refusal
+from microvlm.backends.arm64.device.machine_facts import onnxruntime_refusal
 from microvlm.backends.base import Backend, LoadedRuntime
 from microvlm.backends.graph_runtime import GraphRuntime
 from microvlm.backends.ort_memory import OrtMemory

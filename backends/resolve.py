@@ -13,11 +13,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from microvlm.cli_support import note
+from microvlm.console import note
 from microvlm.errors import UserError
 
 if TYPE_CHECKING:
-    from microvlm.weight_format import WeightFormat
+    from microvlm.formats.weight_format import WeightFormat
 
 MANIFEST = "manifest.json"
 FORMAT = 2
@@ -74,8 +74,8 @@ def resolve_bundle(
         if Path(source).is_dir():
             raise UserError(f"{source} is no bundle (it has no {MANIFEST}): {_ELSEWHERE}.")
         raise UserError(f"'{source}' has to be exported first: {_ELSEWHERE}.")
-    from microvlm.checkpoint import WEIGHTS, resolve_checkpoint
-    from microvlm.weight_format import WeightFormat
+    from microvlm.formats.weight_format import WeightFormat
+    from microvlm.model.checkpoint import WEIGHTS, resolve_checkpoint
 
     checkpoint = resolve_checkpoint(source)
     weights = checkpoint / WEIGHTS
@@ -90,14 +90,16 @@ def resolve_bundle(
 
 
 def exporter_digest() -> str:
-    """Of the version and of the code that graphs come from: a bundle of other code is made again, not found again."""
-    from microvlm import exporters
+    """Cache key: the package's version and the source of everything that shapes a bundle."""
+    import microvlm
 
-    package = Path(exporters.__file__).parent
-    sources = [*sorted(package.glob("*.py")), *sorted(package.parent.glob("*.py"))]
+    package = Path(microvlm.__file__).parent
+    sources = sorted(package.glob("*.py"))
+    for folder in ("exporters", "formats", "inputs", "model"):
+        sources += sorted((package / folder).rglob("*.py"))
     digest = hashlib.sha256(importlib.metadata.version("microvlm").encode())
     for path in sources:
-        digest.update(path.name.encode() + path.read_bytes())
+        digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
 
@@ -140,7 +142,7 @@ def _is_intact(bundle: Path) -> bool:
 
 
 def _export(checkpoint: Path, bundle: Path, weights: WeightFormat) -> None:
-    from microvlm.exporters.bundle import CheckFailed, export
+    from microvlm.exporters.bundle_writer import CheckFailed, export
 
     bundle.parent.mkdir(parents=True, exist_ok=True)
     note(f"exporting {checkpoint.name} at {weights.bits:g} bits to {bundle}, once")

@@ -14,7 +14,7 @@ from microvlm.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from microvlm.model import MicroVLM
+    from microvlm.model.microvlm import MicroVLM
 
 
 class TorchBackend(Backend):
@@ -35,7 +35,7 @@ class TorchBackend(Backend):
         """`device`: a torch device. `threads` sets torch's number of threads for the whole process."""
         import torch
 
-        from microvlm.torch_runtime import TorchRuntime
+        from microvlm.model.torch_runtime import TorchRuntime
 
         if options:
             raise UserError(f"backend 'torch' has no option '{next(iter(options))}'.")
@@ -49,8 +49,8 @@ def load_bundle(directory: Path, verify: bool | None = None) -> MicroVLM:
     """The lowered model whose weights are the initializers of a bundle's graphs. Strict; raises UserError."""
     if importlib.util.find_spec("onnx") is None:
         raise UserError("backend 'torch' reads a bundle with onnx; pip install 'microvlm[export]'.")
-    from microvlm.checkpoint import build_lowered, load_strictly
-    from microvlm.model import MicroVLM
+    from microvlm.model.checkpoint import build_lowered, load_strictly
+    from microvlm.model.microvlm import MicroVLM
 
     manifest = open_bundle(directory, verify)
     model = MicroVLM(MicroVLMConfig.load(directory))
@@ -62,9 +62,9 @@ def load_bundle(directory: Path, verify: bool | None = None) -> MicroVLM:
 
 
 def _load_checkpoint(source: str | Path) -> MicroVLM:
-    from microvlm.checkpoint import load_checkpoint
-    from microvlm.lowering import lower
-    from microvlm.weight_format import WeightFormat
+    from microvlm.formats.weight_format import WeightFormat
+    from microvlm.model.checkpoint import load_checkpoint
+    from microvlm.model.lowering import lower
 
     model = load_checkpoint(source)
     widths = model.config.quantization
@@ -75,7 +75,7 @@ def _load_checkpoint(source: str | Path) -> MicroVLM:
 
 
 def _unpacked(model: MicroVLM) -> MicroVLM:
-    from microvlm.linear import PackedLinear
+    from microvlm.model.linear import PackedLinear
 
     for module in model.modules():
         if isinstance(module, PackedLinear):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from microvlm.bench import full
-from microvlm.bench.kernels import tables as kernel_tables
-from microvlm.bench.memory_report import tables as memory_tables
-from microvlm.bench.phases import PHASES
-from microvlm.bench.pi import tables as pi_tables
+from microvlm.bench.full import full_bench
+from microvlm.bench.kernels import kernel_tables as kernel_tables
+from microvlm.bench.memory.memory_tables import tables as memory_tables
+from microvlm.bench.pi import pi_tables as pi_tables
+from microvlm.bench.speed.phases import PHASES
 from microvlm.errors import UserError
 
 Rows = Sequence[Sequence[str]]
@@ -42,7 +42,7 @@ def _read(document: dict[str, Any]) -> tuple[str, list[Section], list[str]]:
     if "results" in document:
         return _run(document)
     if "full" in document:
-        head, tables, remarks = full.section(document)
+        head, tables, remarks = full_bench.section(document)
         return head, list(tables), [*remarks, _where(document)]
     if "rows" in document:
         head, tables, remarks = kernel_tables.sections(document)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from microvlm.config import MicroVLMConfig
 from microvlm.exporters import contract
+from microvlm.exporters.bundle_manifest import MINIMUM_ONNXRUNTIME
 from microvlm.exporters.contract import TensorSpec
-from microvlm.exporters.manifest import MINIMUM_ONNXRUNTIME
-from microvlm.op_table import DOMAIN
-from microvlm.processor import GENERATION, PREPROCESSOR
-from microvlm.tokenizer import TOKENIZER
-from microvlm.tokenizer_tables import TABLES
-from microvlm.weight_format import WeightFormat
+from microvlm.formats.op_table import DOMAIN
+from microvlm.formats.weight_format import WeightFormat
+from microvlm.inputs.processor import GENERATION, PREPROCESSOR
+from microvlm.inputs.tokenizer import TOKENIZER
+from microvlm.inputs.tokenizer_tables import TABLES
 
 README, EXAMPLE = "README.md", "example.py"
 _SPEAKS = (

@@ -12,7 +12,7 @@ from pathlib import Path
 import onnx
 import onnx_ir
 
-from microvlm.exporters.functions import functions_for
+from microvlm.exporters.function_bodies import functions_for
 
 INLINE_BELOW_BYTES = 1024
 ALIGNMENT_BYTES = 64

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from microvlm.exporters.contract import GraphSpec
 from microvlm.exporters.tracing import call
-from microvlm.lowering import named_packed
-from microvlm.model import MicroVLM
-from microvlm.op_table import CODE_MAX, DOMAIN, MATMUL_BY_KIND, PEAK_FLOOR
+from microvlm.formats.op_table import CODE_MAX, DOMAIN, MATMUL_BY_KIND, PEAK_FLOOR
+from microvlm.model.lowering import named_packed
+from microvlm.model.microvlm import MicroVLM
 
 TIE_DISTANCE = 1e-3
 """A code may differ only where the value was this near to a tie, in code steps."""

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 from microvlm.exporters import contract
 from microvlm.exporters.contract import OPSET, Dim, GraphSpec, TensorSpec
-from microvlm.exporters.tidy import tidy
-from microvlm.memory import address, reference_memory
-from microvlm.model import MicroVLM
-from microvlm.op_table import DOMAIN, DOMAIN_VERSION, OPS, OpSpec
+from microvlm.exporters.graph_cleanup import tidy
+from microvlm.formats.op_table import DOMAIN, DOMAIN_VERSION, OPS, OpSpec
+from microvlm.model.memory_algebra import address, reference_memory
+from microvlm.model.microvlm import MicroVLM
 
 _TYPES = {"float32": "tensor(float)", "uint8": "tensor(uint8)", "int64": "tensor(int64)"}
 _TORCH_NAMES = {

@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from microvlm.model import MicroVLM
+    from microvlm.model.microvlm import MicroVLM
 
 __all__ = ["MicroVLM"]
 
@@ -20,7 +20,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 def __getattr__(name: str) -> Any:
     if name == "MicroVLM":
-        from microvlm.model import MicroVLM
+        from microvlm.model.microvlm import MicroVLM
 
         return MicroVLM
     raise AttributeError(f"module 'microvlm' has no attribute '{name}'")

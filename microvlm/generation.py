@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from microvlm.errors import UserError
-from microvlm.hierarchy import state_for
 from microvlm.runtime import Memories, MemoryArrays, MemoryReading, Past, Runtime
+from microvlm.state_choice import state_for
 
 PHASES = ("vision", "embed", "memory_read", "prefill", "decode")
 

@@ -14,13 +14,13 @@ LIBRARY_LIMIT_BYTES = 1_000_000
 LIBRARY = "microvlm/backends/native/libmicrovlm_ops.so"
 REASON = "microvlm/backends/native/not_built.txt"
 WANTED = (
-    "microvlm/cli.py",
+    "microvlm/commands/main.py",
     "microvlm/exporters/contract.py",
     "microvlm/backends/ort.py",
     "microvlm/backends/native/__init__.py",
     "microvlm/backends/emulation/__init__.py",
-    "microvlm/backends/arm64/worker.py",
-    "microvlm/bench/cli.py",
+    "microvlm/backends/arm64/device/worker.py",
+    "microvlm/bench/bench_command.py",
     "microvlm/training/recipes/nano.json",
     "microvlm/training/data/test_emoji.txt",
     "microvlm/bench/evalset/evalset.json",

@@ -15,8 +15,8 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from microvlm.config import MemoryConfig, MicroVLMConfig, QuantizationConfig, TextConfig, VisionConfig
-from microvlm.model import MicroVLM
-from microvlm.processor import Processor
+from microvlm.inputs.processor import Processor
+from microvlm.model.microvlm import MicroVLM
 
 # One core a test run: these sizes gain nothing from threads, and the machines that run them are small.
 torch.set_num_threads(1)
@@ -126,8 +126,8 @@ def tiny_checkpoint(ternary_model: MicroVLM, tmp_path_factory: pytest.TempPathFa
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`tiny_checkpoint` exported at 1.58 bits, four trits a byte. Tests must not change it."""
-    from microvlm.exporters.bundle import export
-    from microvlm.weight_format import WeightFormat
+    from microvlm.exporters.bundle_writer import export
+    from microvlm.formats.weight_format import WeightFormat
 
     directory = tmp_path_factory.mktemp("bundle") / "tiny"
     export(tiny_checkpoint, directory, WeightFormat(), threads=1)

@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 import pytest
 
-from microvlm.cli_support import run_click
+from microvlm.console import run_click
+from microvlm.training.data.drawing_sources import SOURCES
 from microvlm.training.data.scenes import read_scene_objects
-from microvlm.training.data.sources import SOURCES
 
 EXTRA = [("1F6AA", "wide door"), ("1F6AB", "tall door"), ("1F6AC", "lonely thing")]
 ROWS = [*read_scene_objects(), *EXTRA]
@@ -81,7 +81,7 @@ class Ended(NamedTuple):
 
 def run(*arguments):
     """`microvlm-data` with these arguments, in this process."""
-    from microvlm.training.data.cli import command
+    from microvlm.training.data.data_command import command
 
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from microvlm import packing
-from microvlm.op_table import MATMUL_BY_KIND, TERNARY_LAYOUTS, OpSpec
+from microvlm.formats import packing
+from microvlm.formats.op_table import MATMUL_BY_KIND, TERNARY_LAYOUTS, OpSpec
 
 MATMULS = list(MATMUL_BY_KIND.values())
 LARGEST_COLUMNS = 65536

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from test_function_bodies import GATHERS, attributes_of, one_node_model, operands
 
-from microvlm.op_table import OPS
+from microvlm.formats.op_table import OPS
 
 ROWS, COLUMNS, TOKENS = 515, 576, 5
 

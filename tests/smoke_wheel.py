@@ -19,7 +19,7 @@ import onnxruntime
 import microvlm
 from microvlm.backends import native
 from microvlm.backends.ort import OrtBackend
-from microvlm.op_table import OPS, OpSpec
+from microvlm.formats.op_table import OPS, OpSpec
 
 
 def run(model: Path, value: np.ndarray, library: Path | None) -> np.ndarray:

@@ -12,8 +12,8 @@ import pytest
 
 from microvlm.backends import load, native
 from microvlm.backends.arm64.frames import GREETING, read_frame, write_frame
-from microvlm.backends.arm64.local import WORKER
-from microvlm.backends.arm64.package import package_for, unpacked_package
+from microvlm.backends.arm64.transports.device_package import package_for, unpacked_package
+from microvlm.backends.arm64.transports.local import WORKER
 from microvlm.backends.emulation import Machine, open_machine, runtime_requirements
 from microvlm.errors import UserError
 from microvlm.generation import GenerationOptions, embed_prompt, generate
@@ -30,9 +30,9 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled checkpoint at 1.58 bit."""
-    from microvlm.checkpoint import resolve_checkpoint
-    from microvlm.exporters.bundle import export
-    from microvlm.weight_format import WeightFormat
+    from microvlm.exporters.bundle_writer import export
+    from microvlm.formats.weight_format import WeightFormat
+    from microvlm.model.checkpoint import resolve_checkpoint
 
     folder = tmp_path_factory.mktemp("nano") / "nano"
     export(resolve_checkpoint("nano"), folder, WeightFormat(), threads=1)
@@ -53,7 +53,7 @@ def said(runtime, processor) -> list:
 
 def test_an_emulated_a53_says_what_this_machine_says(nano: Path) -> None:
     """Builds the sysroot and a folder of packages into the user's own cache the first time."""
-    from microvlm.processor import Processor
+    from microvlm.inputs.processor import Processor
 
     processor = Processor.from_pretrained(nano)
     board = load("ort-arm64", nano, threads=2, target="emulated")

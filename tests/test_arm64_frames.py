@@ -9,7 +9,7 @@ import struct
 import numpy as np
 import pytest
 
-from microvlm.backends.arm64.arrays import to_array, to_tensor
+from microvlm.backends.arm64.frame_arrays import to_array, to_tensor
 from microvlm.backends.arm64.frames import (
     GREETING,
     VERSION,

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from microvlm.backends.arm64 import delivery
-from microvlm.backends.arm64.delivery import Delivery
+from microvlm.backends.arm64.device.installer import KEPT_DAYS, MARK, Installer
 from microvlm.backends.arm64.frames import Tensor
-from microvlm.backends.arm64.installer import KEPT_DAYS, MARK, Installer
-from microvlm.backends.arm64.package import Package
+from microvlm.backends.arm64.transports import delivery
+from microvlm.backends.arm64.transports.delivery import Delivery
+from microvlm.backends.arm64.transports.device_package import Package
 from microvlm.errors import UserError
 
 Hook = Callable[[str], None]

@@ -20,12 +20,13 @@ from PIL import Image
 from ssh_server import SSHD, SshServer, serving, session_of, user_name
 
 from microvlm.backends import load
-from microvlm.backends.arm64 import link, ssh
-from microvlm.backends.arm64.child import Child
-from microvlm.backends.arm64.package import package_for
+from microvlm.backends.arm64 import worker_link
+from microvlm.backends.arm64.transports import ssh
+from microvlm.backends.arm64.transports.device_package import package_for
+from microvlm.backends.arm64.transports.worker_process import Child
 from microvlm.backends.resolve import open_bundle
-from microvlm.cli import cli
-from microvlm.cli_support import run_click
+from microvlm.commands.main import cli
+from microvlm.console import run_click
 from microvlm.errors import UserError
 from microvlm.generation import GenerationOptions, embed_prompt, generate
 
@@ -48,7 +49,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshServer]:
 def environment(server: SshServer, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in server.environment().items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(link, "DELAYS_S", (0, 0.1, 0.1))
+    monkeypatch.setattr(worker_link, "DELAYS_S", (0, 0.1, 0.1))
     # What a killed client had not told is still to come: its pipe holds some fifty tokens.
     monkeypatch.setattr(ssh, "Child", functools.partial(Child, pipesize=4096))
 

@@ -79,7 +79,13 @@ def test_an_emulated_target_without_an_emulator_names_the_package(programs, spea
 
 
 def test_a_target_alone_means_this_backend_and_another_backend_has_none(speaking_bundle: Path) -> None:
-    command = [sys.executable, "-c", "from microvlm.cli import main; main()", "info", str(speaking_bundle)]
+    command = [
+        sys.executable,
+        "-c",
+        "from microvlm.commands.main import main; main()",
+        "info",
+        str(speaking_bundle),
+    ]
     done = subprocess.run([*command, "--target", "local"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "local)" in done.stdout

@@ -15,12 +15,14 @@ import numpy as np
 import pytest
 
 from microvlm.backends import load
-from microvlm.backends.arm64 import device, link, local
-from microvlm.backends.arm64.child import Child
+from microvlm.backends.arm64 import worker_link
+from microvlm.backends.arm64.device import machine_facts
+from microvlm.backends.arm64.device_runtime import Arm64Runtime
 from microvlm.backends.arm64.frames import GREETING, read_frame, write_frame
-from microvlm.backends.arm64.local import WORKER
-from microvlm.backends.arm64.remote import DeviceArray
-from microvlm.backends.arm64.runtime import Arm64Runtime
+from microvlm.backends.arm64.remote_values import DeviceArray
+from microvlm.backends.arm64.transports import local
+from microvlm.backends.arm64.transports.local import WORKER
+from microvlm.backends.arm64.transports.worker_process import Child
 from microvlm.errors import UserError
 from microvlm.generation import GenerationOptions, Prompt, embed_prompt, generate
 from microvlm.runtime import MemoryArrays
@@ -38,7 +40,7 @@ def ort(speaking_bundle: Path):
 
 @pytest.fixture
 def device_runtime(speaking_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Arm64Runtime:
-    monkeypatch.setattr(link, "DELAYS_S", (0, 0.1, 0.1))
+    monkeypatch.setattr(worker_link, "DELAYS_S", (0, 0.1, 0.1))
     # A pipe that holds some fifty tokens: the rest of an answer is still to come however late the first is heard of.
     monkeypatch.setattr(local, "Child", functools.partial(Child, pipesize=4096))
     return load("ort-arm64", speaking_bundle, threads=1, target="local")
@@ -281,7 +283,7 @@ def test_a_worker_of_another_version_is_one_sentence_and_nobody_waits(
 
 SUPERVISED = """
 import os, sys
-from microvlm.backends.arm64.supervisor import supervise
+from microvlm.backends.arm64.device.supervisor import supervise
 def work(doing):
     doing.set(sys.argv[1])
     os.kill(os.getpid(), int(sys.argv[2]))
@@ -310,10 +312,10 @@ def test_a_processor_without_an_instruction_and_a_full_memory_are_told_apart() -
 
 def test_a_version_known_to_crash_is_refused_where_it_crashes_only() -> None:
     a53 = ["fp", "asimd", "evtstrm", "crc32", "cpuid"]
-    assert device.crash_of("1.21.0", "aarch64", a53)
-    assert not device.crash_of("1.21.0", "aarch64", [*a53, "fphp", "asimdhp"])
-    assert not device.crash_of("1.32.0", "aarch64", a53)
-    assert not device.crash_of("1.21.0", "x86_64", [])
+    assert machine_facts.crash_of("1.21.0", "aarch64", a53)
+    assert not machine_facts.crash_of("1.21.0", "aarch64", [*a53, "fphp", "asimdhp"])
+    assert not machine_facts.crash_of("1.32.0", "aarch64", a53)
+    assert not machine_facts.crash_of("1.21.0", "x86_64", [])
 
 
 def test_settings_reach_the_device_and_unknown_ones_are_refused(speaking_bundle: Path, ort) -> None:

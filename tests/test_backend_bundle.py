@@ -14,8 +14,8 @@ from microvlm.backends import load, resolve
 from microvlm.backends.ort import run_values
 from microvlm.backends.resolve import open_bundle
 from microvlm.errors import UserError
+from microvlm.formats.onnx_weights import read_initializers
 from microvlm.generation import embed_prompt, recall, teacher_force
-from microvlm.onnx_weights import read_initializers
 
 BACKENDS = ("ort", "torch")
 ANSWERS = np.array([[5, 60, 7, 120], [200, 9, 9, 31]])

@@ -125,8 +125,8 @@ def test_a_bundle_captions_and_chats_without_torch(speaking_bundle, tmp_path):
 
     Image.new("RGB", (30, 30), "red").save(tmp_path / "red.png")
     program = """
-    from microvlm.cli import cli
-    from microvlm.cli_support import run_click
+    from microvlm.commands.main import cli
+    from microvlm.console import run_click
     run_click(cli, sys.argv[1:])
     """
     model = ("--model", str(speaking_bundle), "--max-new-tokens", "3")

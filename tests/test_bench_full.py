@@ -7,9 +7,10 @@ import json
 import pytest
 from click.testing import CliRunner
 
-from microvlm.bench import full, report
-from microvlm.bench.cli import command
-from microvlm.bench.run import bytes_read_per_token
+from microvlm.bench import report
+from microvlm.bench.bench_command import command
+from microvlm.bench.full import full_bench
+from microvlm.bench.speed.speed_bench import bytes_read_per_token
 from microvlm.errors import UserError
 
 
@@ -41,13 +42,13 @@ def test_speeds_are_demanded_in_proportion_to_the_bandwidth():
         "decode_tokens_per_s": 60.0,
         "prefill_tokens_per_s": 219.0,
     }
-    memory, decode, prefill = full.bars(measured, 1, 20.0)
+    memory, decode, prefill = full_bench.bars(measured, 1, 20.0)
     assert (decode["at_least"], decode["met"]) == (60.0, True)
     assert (prefill["at_least"], prefill["met"]) == (146.67, True)
     assert memory["met"] is False
-    assert full.bars(measured, 1, 30.0)[2]["met"] is False
-    assert [bar["name"] for bar in full.bars(measured, 2, 20.0)] == ["anonymous_of_model_bytes"]
-    assert full.bars({**measured, "anonymous_of_model_bytes": None}, 2, 20.0)[0]["met"] is None
+    assert full_bench.bars(measured, 1, 30.0)[2]["met"] is False
+    assert [bar["name"] for bar in full_bench.bars(measured, 2, 20.0)] == ["anonymous_of_model_bytes"]
+    assert full_bench.bars({**measured, "anonymous_of_model_bytes": None}, 2, 20.0)[0]["met"] is None
 
 
 @pytest.mark.parametrize("flag", ["--threads", "--rounds", "--new-tokens"])

@@ -13,13 +13,13 @@ from click.testing import CliRunner
 
 from microvlm.backends import native
 from microvlm.bench import report
-from microvlm.bench.cli import command
-from microvlm.bench.kernels import contenders, graphs, tables, workload
-from microvlm.bench.kernels.check import expected, relative_error
+from microvlm.bench.bench_command import command
+from microvlm.bench.kernels import contenders, kernel_graphs, kernel_tables, workload
+from microvlm.bench.kernels.contender_formats import NBits, pack_blocks, unpack_blocks
 from microvlm.bench.kernels.contenders import FUNCTION, OURS, PEERS, Contender
-from microvlm.bench.kernels.document import bar_for, compare, rows
-from microvlm.bench.kernels.formats import NBits, pack_blocks, unpack_blocks
+from microvlm.bench.kernels.kernel_document import bar_for, compare, rows
 from microvlm.bench.kernels.measure import Measurement
+from microvlm.bench.kernels.product_check import expected, relative_error
 from microvlm.bench.kernels.sessions import Libraries, Runner, Setting, settings_for
 from microvlm.bench.kernels.timing import Cell, Timing
 from microvlm.bench.kernels.workload import Plan, parse_shape
@@ -32,8 +32,8 @@ SMALL = ["--shape", "128x96", "--batch", "1,3", "--threads", "1", "--quick", "--
 
 def _runner(contender: Contender, shape: str, copies: int, folder: Path, threads: int = 1) -> Runner:
     parsed = parse_shape(shape)
-    operands = graphs.random_operands(contender.format, parsed)
-    graph = graphs.write_graph(folder / "a.onnx", contender.format, parsed, operands, copies)
+    operands = kernel_graphs.random_operands(contender.format, parsed)
+    graph = kernel_graphs.write_graph(folder / "a.onnx", contender.format, parsed, operands, copies)
     return Runner(contender, Setting(), threads, [graph], Libraries(native.library_path(), folder))
 
 
@@ -59,12 +59,12 @@ def test_every_contender_multiplies_as_numpy_does(contender, shape, tmp_path):
     if contender.native and native.library_path() is None:
         pytest.skip("this package was installed without the native library")
     parsed = parse_shape(shape)
-    operands = graphs.random_operands(contender.format, parsed)
+    operands = kernel_graphs.random_operands(contender.format, parsed)
     x = np.random.default_rng(3).standard_normal((5, parsed.inputs), np.float32)
     runner = _runner(contender, shape, 3, tmp_path)
     runner.bind(x)
     runner.run()
-    wanted = expected(contender.format, parsed, graphs.copy_of(operands, 2), x)
+    wanted = expected(contender.format, parsed, kernel_graphs.copy_of(operands, 2), x)
     assert relative_error(runner.result(), wanted) <= contender.format.tolerance
 
 
@@ -72,9 +72,9 @@ def test_a_wrong_weight_is_outside_of_every_tolerance():
     parsed = parse_shape("256x128")
     x = np.random.default_rng(3).standard_normal((2, 256), np.float32)
     for contender in EVERY:
-        operands = graphs.random_operands(contender.format, parsed)
+        operands = kernel_graphs.random_operands(contender.format, parsed)
         wanted = expected(contender.format, parsed, operands, x)
-        moved = expected(contender.format, parsed, graphs.copy_of(operands, 1), x)
+        moved = expected(contender.format, parsed, kernel_graphs.copy_of(operands, 1), x)
         assert relative_error(moved, wanted) > max(contender.format.tolerance, 0.1)
     assert not relative_error(np.full(3, np.nan), np.ones(3)) <= 1
 
@@ -89,8 +89,8 @@ def test_a_layer_is_its_seven_linears_in_order(tmp_path):
 def test_copies_of_a_matrix_are_memory_of_their_own(tmp_path):
     """Equal initializers would be kept once, and their bandwidth would be a cache's."""
     for contender in (FUNCTION, *PEERS):
-        operands = graphs.random_operands(contender.format, parse_shape("128x96"))
-        every = [graphs.copy_of(operands, copy)[0] for copy in range(40)]
+        operands = kernel_graphs.random_operands(contender.format, parse_shape("128x96"))
+        every = [kernel_graphs.copy_of(operands, copy)[0] for copy in range(40)]
         for array in range(len(operands[0])):
             contents = {copy[array].tobytes() for copy in every}
             assert len(contents) == (1 if operands[0][array].size == 1 else 40), contender.name
@@ -131,7 +131,7 @@ def test_a_place_has_one_table_in_whatever_order_its_batches_were_measured():
     measured = [row(1, 1), row(2, 1), row(1, 32), row(2, 32)]
     document = {"rows": measured, "bars": [], "contenders": [], "predicted_cortex_a53": None}
     facts = {"kernels": "avx2", "stream_gb_per_s": {"1": 12.0}, "mapped_stream_gb_per_s": {"1": 12.0}}
-    _, sections, _ = tables.sections({**document, "provenance": facts | {"threads": [1, 2]}})
+    _, sections, _ = kernel_tables.sections({**document, "provenance": facts | {"threads": [1, 2]}})
     speeds = [section for section in sections if section[0].startswith("layer")]
     assert [title.split(":")[0] for title, _ in speeds] == ["layer, dram, 1 thread", "layer, dram, 2 threads"]
     assert all(table[0] == ["contender", "batch 1", "batch 32"] for _, table in speeds)
@@ -262,11 +262,11 @@ def test_what_a_simulator_says_is_called_a_prediction():
     }
     document = {"rows": [], "bars": [], "contenders": [], "provenance": measured}
     simulated = {"loops": [loop], "unavailable": None}
-    _, sections, _ = tables.sections({**document, "predicted_cortex_a53": simulated})
+    _, sections, _ = kernel_tables.sections({**document, "predicted_cortex_a53": simulated})
     assert sections[-1][0].startswith("predicted: Cortex-A53")
     assert sections[-1][1][1] == ["TernaryMatMul2x4, 2 packed rows x 1 tokens", "3.60", "4.50"]
     absent = {"loops": [], "unavailable": "Not found: llvm-mca."}
-    _, sections, remarks = tables.sections({**document, "predicted_cortex_a53": absent})
+    _, sections, remarks = kernel_tables.sections({**document, "predicted_cortex_a53": absent})
     assert sections == []
     assert "no estimate for the Cortex-A53: Not found: llvm-mca." in remarks
 

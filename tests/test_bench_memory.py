@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
-from microvlm.bench.cli import command
-from microvlm.bench.memory_costs import bars, predicted
-from microvlm.bench.memory_deck import NAMES, another_view, deal
-from microvlm.bench.memory_report import tables
-from microvlm.bench.memory_run import fact_counts
-from microvlm.bench.memoryset_reader import load_memoryset
+from microvlm.bench.bench_command import command
+from microvlm.bench.memory.costs import bars, predicted
+from microvlm.bench.memory.fact_sets import NAMES, another_view, deal
+from microvlm.bench.memory.memory_bench import fact_counts
+from microvlm.bench.memory.memory_tables import tables
+from microvlm.bench.memory.memoryset_reader import load_memoryset
 from microvlm.bench.stats import equal_error_rate, wilson
-from microvlm.cli_support import run_click
-from microvlm.config import preset
+from microvlm.console import run_click
+from microvlm.presets import preset
 
 
 @pytest.fixture

@@ -7,19 +7,19 @@ import pytest
 import torch
 
 from microvlm.backends import load
-from microvlm.bench.memory_deck import QUESTIONS, Fact, deal
-from microvlm.bench.memory_drift import distance, drift, exact_write, plan_steps
-from microvlm.bench.memory_edit import neighbours
-from microvlm.bench.memory_scores import Encoded, addressing, roc
-from microvlm.bench.memory_subject import BATCH, Subject
-from microvlm.bench.memory_tuning import Learner, tuning, widened
-from microvlm.bench.memory_vendor import other_vendor
-from microvlm.bench.memoryset_reader import load_memoryset
-from microvlm.episodic import Entry
-from microvlm.memory import forget, prior, write
-from microvlm.processor import Processor
+from microvlm.bench.memory.drift import distance, drift, exact_write, plan_steps
+from microvlm.bench.memory.edits import neighbours
+from microvlm.bench.memory.fact_sets import QUESTIONS, Fact, deal
+from microvlm.bench.memory.memory_subject import BATCH, Subject
+from microvlm.bench.memory.memoryset_reader import load_memoryset
+from microvlm.bench.memory.other_vendor import other_vendor
+from microvlm.bench.memory.scores import Encoded, addressing, roc
+from microvlm.bench.memory.tuning import Learner, tuning, widened
+from microvlm.inputs.processor import Processor
+from microvlm.memory.episodic import Entry
+from microvlm.model.memory_algebra import forget, prior, write
+from microvlm.model.torch_runtime import TorchRuntime
 from microvlm.runtime import MemoryArrays
-from microvlm.torch_runtime import TorchRuntime
 
 SLOTS, WIDTH = 16, 48
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from microvlm.bench.memory_plots import plots, write_plots
-from microvlm.bench.svg import Axis, Line, bars, chart, heatmap
+from microvlm.bench.memory.memory_plots import plots, write_plots
+from microvlm.bench.svg_plots import Axis, Line, bars, chart, heatmap
 
 SVG = "{http://www.w3.org/2000/svg}"
 UNIT = Axis("share", 0.0, 1.0, (0.0, 0.5, 1.0))

@@ -8,16 +8,16 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from microvlm.bench import equivalence
-from microvlm.bench.cli import command
-from microvlm.bench.pi import anchors, baseline, board, calibrate, predict, profiles
-from microvlm.bench.pi import tables as pi_tables
-from microvlm.bench.pi.cost import Cost, Counted, weight_bytes
-from microvlm.bench.pi.emulator import Region, parse_counts
-from microvlm.bench.pi.marks import mapped_range
-from microvlm.bench.pi.package import compiler_of
-from microvlm.bench.pi.run import _byte_bars, bundle_name
-from microvlm.bench.pi.work import PHASES, Scenario
+from microvlm.bench.bench_command import command
+from microvlm.bench.equivalence import equivalence_bench
+from microvlm.bench.pi import calibrate, count_baseline, predict, profiles, published_results, real_board
+from microvlm.bench.pi import pi_tables as pi_tables
+from microvlm.bench.pi.counting.count_marks import mapped_range
+from microvlm.bench.pi.counting.counting_emulator import Region, parse_counts
+from microvlm.bench.pi.counting.emulated_package import compiler_of
+from microvlm.bench.pi.counting.instruction_cost import Cost, Counted, weight_bytes
+from microvlm.bench.pi.pi_bench import _byte_bars, bundle_name
+from microvlm.bench.pi.workload_phases import PHASES, Scenario
 from microvlm.errors import UserError
 
 NUMBERS = {
@@ -81,7 +81,7 @@ def test_the_table_says_which_numbers_are_assumed_and_where_the_others_come_from
     document = {
         "target": "emulated",
         "profile": profile.document(),
-        "model": anchors.fit_document(),
+        "model": published_results.fit_document(),
         "provenance": {"model": {"name": "nano"}},
     }
     tables = dict(pi_tables.sections(document)[1])
@@ -97,7 +97,7 @@ def test_the_table_says_which_numbers_are_assumed_and_where_the_others_come_from
 def test_counts_of_another_core_than_the_boards_are_pointed_out():
     document = {
         "target": "emulated:cortex-a53",
-        "model": anchors.fit_document(),
+        "model": published_results.fit_document(),
         "provenance": {"model": {"name": "nano"}},
         "cost": [],
         "counted_on": {"cpu": "cortex-a53"},
@@ -119,7 +119,7 @@ def test_a_number_that_does_not_say_what_it_rests_on_is_refused(tmp_path):
 
 
 def test_the_model_gives_its_anchors_back_and_says_how_wrong_it_is_elsewhere():
-    fit = anchors.fit_document()
+    fit = published_results.fit_document()
     assert fit["kernel_ipc"] == profiles.load_profile("zero2w")["kernel_ipc"]
     # By hand: 30 layers x (2,654,208 - 55,296 at 1.463 + 55,296 at .883 + 884,736 at .9965) instructions a token.
     layer = (2_654_208 - 55_296) * 1.463 + 55_296 * 0.883 + 884_736 * 0.9965
@@ -151,24 +151,24 @@ KEY = {"graphs": "g", "cpu": "cortex-a53", "compiler": "clang 22.1.8"}
 
 def test_the_gate_names_the_phase_that_changed(tmp_path):
     cost = Cost("decode", 10_000_000, 5_000_000, 0, 0, 0)
-    path = baseline.write("nano", KEY, [cost], tmp_path)
-    assert baseline.check("nano", KEY, [cost], tmp_path) == []
+    path = count_baseline.write("nano", KEY, [cost], tmp_path)
+    assert count_baseline.check("nano", KEY, [cost], tmp_path) == []
     small = Cost("decode", 10_049_000, 5_000_000, 0, 0, 0)
-    assert baseline.check("nano", KEY, [small], tmp_path) == []
+    assert count_baseline.check("nano", KEY, [small], tmp_path) == []
     more = Cost("decode", 10_051_000, 5_000_000, 0, 0, 0)
-    assert baseline.check("nano", KEY, [more], tmp_path) == [
+    assert count_baseline.check("nano", KEY, [more], tmp_path) == [
         "decode: 10,051,000 instructions instead of 10,000,000 (+0.5%)"
     ]
     fewer = Cost("decode", 10_000_000, 4_000_000, 0, 0, 0)
-    assert baseline.check("nano", KEY, [fewer], tmp_path) == [
+    assert count_baseline.check("nano", KEY, [fewer], tmp_path) == [
         "decode: 4,000,000 simd instead of 5,000,000 (-20.0%)"
     ]
     other = {**KEY, "compiler": "gcc 12.2.0"}
-    assert baseline.check("nano", other, [cost], tmp_path) == [
+    assert count_baseline.check("nano", other, [cost], tmp_path) == [
         "the baseline is for another compiler: clang 22.1.8 there, gcc 12.2.0 here"
     ]
     path.unlink()
-    assert "there is no baseline for nano" in baseline.check("nano", KEY, [cost], tmp_path)[0]
+    assert "there is no baseline for nano" in count_baseline.check("nano", KEY, [cost], tmp_path)[0]
 
 
 def test_a_baseline_is_named_after_its_model_and_base_3_has_its_own():
@@ -183,10 +183,10 @@ def test_a_baseline_does_not_depend_on_weights(tiny_bundle, tmp_path):
     manifest["fingerprint"], manifest["files"] = "another", {}
     (copy / "manifest.json").write_text(json.dumps(manifest))
     (copy / "config.json").write_text((tiny_bundle / "config.json").read_text())
-    assert baseline.graphs_hash(copy) == baseline.graphs_hash(tiny_bundle)
+    assert count_baseline.graphs_hash(copy) == count_baseline.graphs_hash(tiny_bundle)
     manifest["packing"] = "base3"
     (copy / "manifest.json").write_text(json.dumps(manifest))
-    assert baseline.graphs_hash(copy) != baseline.graphs_hash(tiny_bundle)
+    assert count_baseline.graphs_hash(copy) != count_baseline.graphs_hash(tiny_bundle)
 
 
 def test_a_decoded_token_reads_the_decoder_and_the_whole_table(tiny_bundle):
@@ -233,30 +233,30 @@ def board_files(tmp_path):
         (folder / "scaling_cur_freq").write_text("600000\n")
         (folder / "cpuinfo_max_freq").write_text("1000000\n")
         (folder / "scaling_governor").write_text("ondemand\n")
-    throttled = tmp_path / board.THROTTLED_FILE
+    throttled = tmp_path / real_board.THROTTLED_FILE
     throttled.parent.mkdir(parents=True)
     throttled.write_text("50005\n")
     return tmp_path
 
 
 def test_heat_clock_and_throttling_are_read(board_files, tmp_path_factory):
-    assert board.conditions(board_files) == {
+    assert real_board.conditions(board_files) == {
         "temperatures_celsius": {"cpu-thermal": 47.236},
         "clock_hz": {f"cpu{core}": 600_000_000 for core in range(4)},
         "clock_limit_hz": {f"cpu{core}": 1_000_000_000 for core in range(4)},
         "governor": "ondemand",
     }
     meaning = ["under-voltage now", "throttled now", "under-voltage happened", "throttling happened"]
-    assert board.throttling(board_files) == {"value": 0x50005, "meaning": meaning}
+    assert real_board.throttling(board_files) == {"value": 0x50005, "meaning": meaning}
     empty = tmp_path_factory.mktemp("empty")
     program = empty / "vcgencmd"
     program.write_text('#!/bin/sh\n[ "$1" = get_throttled ] && echo throttled=0x80000\n')
     program.chmod(0o755)
-    assert board.throttling(empty, str(program)) == {
+    assert real_board.throttling(empty, str(program)) == {
         "value": 0x80000,
         "meaning": ["soft temperature limit happened"],
     }
-    assert board.conditions(empty)["temperatures_celsius"] == {}
+    assert real_board.conditions(empty)["temperatures_celsius"] == {}
 
 
 def test_this_machine_can_be_calibrated(board_files, tmp_path, tiny_bundle):
@@ -296,10 +296,10 @@ def test_the_phases_are_timed_on_a_target(tiny_bundle):
 
 def test_replay_reaches_through_the_link_to_a_device(monkeypatch):
     monkeypatch.setenv("MICROVLM_TARGET", "local")
-    options = equivalence.Options(
+    options = equivalence_bench.Options(
         reference="ort", candidate="ort-arm64", images=1, scenes=0, threads=1, new_tokens=4
     )
-    document, verdict = equivalence.run(options)
+    document, verdict = equivalence_bench.run(options)
     assert verdict.verdict != "FAIL", verdict.reasons
     assert document["integer_exact"] is True
     assert document["replay"]["sums"] > 1_000_000

@@ -12,14 +12,19 @@ import threading
 import pytest
 from click.testing import CliRunner
 
-from microvlm.backends.arm64.package import package_for
+from microvlm.backends.arm64.transports.device_package import package_for
 from microvlm.bench import report
-from microvlm.bench.cli import command
-from microvlm.bench.pi import emulator
-from microvlm.bench.pi.baseline import path_of
-from microvlm.bench.pi.emulator import IllegalInstruction, count, fixed_addresses, open_board
-from microvlm.bench.pi.package import package_of_board
-from microvlm.bench.pi.work import PHASES
+from microvlm.bench.bench_command import command
+from microvlm.bench.pi.count_baseline import path_of
+from microvlm.bench.pi.counting import counting_emulator
+from microvlm.bench.pi.counting.counting_emulator import (
+    IllegalInstruction,
+    count,
+    fixed_addresses,
+    open_board,
+)
+from microvlm.bench.pi.counting.emulated_package import package_of_board
+from microvlm.bench.pi.workload_phases import PHASES
 
 pytestmark = pytest.mark.skipif(
     not (shutil.which("qemu-aarch64") and shutil.which("cc")), reason="needs qemu-user and a C compiler"
@@ -28,7 +33,7 @@ pytestmark = pytest.mark.skipif(
 # mov x0, #N; then the loop: subs x0, x0, #1; b.ne; then ret: 2 N + 2 instructions, and what calls it.
 LOOP = """
 import ctypes, mmap, struct, json, sys
-from microvlm.bench.pi.marks import mark
+from microvlm.bench.pi.counting.count_marks import mark
 code = struct.pack("<4I", 0xD2800000 | int(sys.argv[1]) << 5, 0xF1000400, 0x54FFFFE1, 0xD65F03C0)
 memory = mmap.mmap(-1, 4096, prot=7)
 memory.write(code)
@@ -40,7 +45,7 @@ print(json.dumps("done"))
 # What ONNX Runtime does in every run: it asks for the time, and may do something else when some has passed.
 CLOCK = """
 import json, os, time
-from microvlm.bench.pi.marks import mark
+from microvlm.bench.pi.counting.count_marks import mark
 start = time.time_ns()
 words = {}
 mark(3)
@@ -52,7 +57,7 @@ print(json.dumps([start, time.time_ns(), time.monotonic(), os.environ.get("LD_PR
 """
 IMPORT = """
 import json
-from microvlm.bench.pi.marks import mark
+from microvlm.bench.pi.counting.count_marks import mark
 mark(3)
 import numpy
 mark(0)
@@ -128,7 +133,7 @@ def test_a_system_that_refuses_fixed_addresses_counts_without_them(monkeypatch, 
 
 
 def test_two_counts_agree_where_addresses_are_random(machine, monkeypatch):
-    monkeypatch.setattr(emulator, "fixed_addresses", list)
+    monkeypatch.setattr(counting_emulator, "fixed_addresses", list)
     _, first = count(machine, ["-c", CLOCK])
     _, again = count(machine, ["-c", CLOCK])
     assert again[3] == first[3]

@@ -15,11 +15,11 @@ import pytest
 from click.testing import CliRunner
 
 from microvlm.backends import get_backend
-from microvlm.bench import device, report
-from microvlm.bench.cli import command
-from microvlm.bench.harness import BackendRun, Plan, WorkerFailed, WorkerProcess, measure
-from microvlm.bench.phases import PHASES, phases_to_run
-from microvlm.bench.run import ratios
+from microvlm.bench import provenance, report
+from microvlm.bench.bench_command import command
+from microvlm.bench.speed.harness import BackendRun, Plan, WorkerFailed, WorkerProcess, measure
+from microvlm.bench.speed.phases import PHASES, phases_to_run
+from microvlm.bench.speed.speed_bench import ratios
 from microvlm.errors import UserError
 
 THIRD_PARTY = """
@@ -225,14 +225,14 @@ def test_ratios_are_against_the_first_backend_that_ran() -> None:
 def test_anonymous_and_file_backed_memory_are_told_apart(tmp_path: Path) -> None:
     size = 40_000_000
     np.zeros(size, np.uint8).tofile(tmp_path / "weights")
-    before = device.memory_of_this_process()
+    before = provenance.memory_of_this_process()
     mapped = np.memmap(tmp_path / "weights", np.uint8, "r")
     mapped.sum()
-    after_mapping = device.memory_of_this_process()
+    after_mapping = provenance.memory_of_this_process()
     # From the kernel, and not from what earlier tests freed to the allocator.
     held = np.frombuffer(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
     held += 1
-    after_holding = device.memory_of_this_process()
+    after_holding = provenance.memory_of_this_process()
     assert after_mapping["file_backed_bytes"] - before["file_backed_bytes"] > 0.9 * size
     assert after_holding["anonymous_bytes"] - after_mapping["anonymous_bytes"] > 0.9 * size
     assert after_holding["peak_rss_bytes"] >= after_holding["rss_bytes"]

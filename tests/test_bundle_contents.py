@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from microvlm.checkpoint import build_lowered
 from microvlm.config import MicroVLMConfig
 from microvlm.exporters import contract
-from microvlm.exporters.manifest import bits_per_weight, sha256
-from microvlm.lowering import lower
-from microvlm.model import MicroVLM
-from microvlm.weight_format import WeightFormat
+from microvlm.exporters.bundle_manifest import bits_per_weight, sha256
+from microvlm.formats.weight_format import WeightFormat
+from microvlm.model.checkpoint import build_lowered
+from microvlm.model.lowering import lower
+from microvlm.model.microvlm import MicroVLM
 
 
 @pytest.fixture(scope="module")

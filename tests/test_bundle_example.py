@@ -16,10 +16,10 @@ from microvlm.backends import load, native
 from microvlm.exporters import contract
 from microvlm.exporters.bundle_example import Bundle
 from microvlm.exporters.bundle_readme import write_readme
-from microvlm.facts import FactMemory
+from microvlm.formats.weight_format import WeightFormat
 from microvlm.generation import GenerationOptions
-from microvlm.processor import Processor
-from microvlm.weight_format import WeightFormat
+from microvlm.inputs.processor import Processor
+from microvlm.memory.facts import FactMemory
 
 WITHOUT = """
 import runpy, sys
@@ -76,7 +76,7 @@ def test_a_fact_is_told_asked_for_and_forgotten_with_the_packages_bits(example, 
 
 
 def test_without_a_memory_it_says_what_the_package_says(example, picture, speaking_bundle):
-    from microvlm.cli import caption_one
+    from microvlm.commands.main import caption_one
 
     runtime = load("ort", speaking_bundle, threads=1)
     processor = Processor.from_pretrained(speaking_bundle)

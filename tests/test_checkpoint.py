@@ -9,12 +9,12 @@ from conftest import FLOAT, TERNARY, seeded_model, tiny_config
 from safetensors.torch import load_file, save_file
 from test_ternary_lowering import run
 
-from microvlm.checkpoint import load_checkpoint, resolve_checkpoint, save_checkpoint
 from microvlm.config import QuantizationConfig
 from microvlm.errors import UserError
-from microvlm.lowering import lower
-from microvlm.model import MicroVLM
-from microvlm.weight_format import WeightFormat
+from microvlm.formats.weight_format import WeightFormat
+from microvlm.model.checkpoint import load_checkpoint, resolve_checkpoint, save_checkpoint
+from microvlm.model.lowering import lower
+from microvlm.model.microvlm import MicroVLM
 
 STORAGES = [
     None,

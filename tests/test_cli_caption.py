@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from microvlm.cli import cli
-from microvlm.cli_model import default_backend
-from microvlm.cli_support import run_click
+from microvlm.commands.main import cli
+from microvlm.commands.model_options import default_backend
+from microvlm.console import run_click
 
 
 @pytest.fixture
@@ -91,7 +91,7 @@ def test_the_prompt_and_the_seed_reach_the_model(run, picture, speaking_checkpoi
 
 
 def test_the_heatmap_has_a_panel_for_the_picture_and_each_word(run, picture, speaking_checkpoint, tmp_path):
-    from microvlm.heatmap import PANEL_PX
+    from microvlm.commands.heatmap import PANEL_PX
 
     target = tmp_path / "heat.png"
     status, _, _ = run(
@@ -155,7 +155,7 @@ def test_a_full_disk_is_one_sentence(speaking_bundle, picture):
             [
                 sys.executable,
                 "-c",
-                "from microvlm.cli import main; main()",
+                "from microvlm.commands.main import main; main()",
                 "caption",
                 picture,
                 "--model",

@@ -12,9 +12,9 @@ import sys
 import pytest
 from PIL import Image
 
-from microvlm.chat_loop import _split_path
-from microvlm.cli import cli
-from microvlm.cli_support import run_click
+from microvlm.commands.chat_loop import _split_path
+from microvlm.commands.main import cli
+from microvlm.console import run_click
 
 
 @pytest.fixture
@@ -112,7 +112,7 @@ def test_mistakes_are_sentences_and_the_conversation_goes_on(chat, tmp_path):
 
 def test_a_person_at_a_terminal_has_seen_the_mistake(speaking_bundle):
     ours, theirs = pty.openpty()
-    chat = "import sys; from microvlm.cli import main; sys.argv[0] = 'microvlm'; main()"
+    chat = "import sys; from microvlm.commands.main import main; sys.argv[0] = 'microvlm'; main()"
     command = [sys.executable, "-c", chat, "chat", "--model", str(speaking_bundle), "--backend", "ort"]
     with subprocess.Popen(
         command, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -10,9 +10,9 @@ import sys
 import pytest
 from PIL import Image
 
-from microvlm.cli import cli
-from microvlm.cli_support import run_click
-from microvlm.memory_file import read_memory
+from microvlm.commands.main import cli
+from microvlm.console import run_click
+from microvlm.memory.memory_file import read_memory
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_output_that_cannot_be_encoded_is_escaped_after_the_fact_was_written(
     """A traceback and status 1 here once made scripts write a fact twice."""
     trip = tmp_path / "trip.mem"
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
-    command = [sys.executable, "-c", "from microvlm.cli import main; main()", "memory"]
+    command = [sys.executable, "-c", "from microvlm.commands.main import main; main()", "memory"]
     model = ["--model", str(speaking_bundle)]
     for arguments in (
         ["write", trip, "--question", "who?", "--text", "pizza \U0001f355", *model],

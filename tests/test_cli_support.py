@@ -10,7 +10,7 @@ import sys
 import click
 import pytest
 
-from microvlm.cli_support import print_json, run_click
+from microvlm.console import print_json, run_click
 from microvlm.errors import UserError
 
 
@@ -77,7 +77,7 @@ def test_a_defect_keeps_its_traceback():
 
 def test_a_full_stdout_is_one_sentence_and_status_2():
     program = (
-        "import sys, click; from microvlm.cli_support import *\n"
+        "import sys, click; from microvlm.console import *\n"
         "@click.command()\ndef c():\n    print_json(list(range(10000)))\nrun_click(c, [])"
     )
     with open("/dev/full", "w") as full:
@@ -88,7 +88,7 @@ def test_a_full_stdout_is_one_sentence_and_status_2():
 
 
 WRITER = (
-    "import sys, click; from microvlm.cli_support import *\n"
+    "import sys, click; from microvlm.console import *\n"
     "@click.command()\ndef c():\n"
     "    for i in range(int(sys.argv[1])):\n        click.echo('x' * 100)\n"
     "run_click(c, [])"

@@ -13,15 +13,15 @@ pytest.importorskip("resvg_py")
 from drawn_emoji import ROWS, colour, run, write_packages  # noqa: E402
 
 from microvlm.training.data import baselines, evalset  # noqa: E402
-from microvlm.training.data.compose import compose_scenes  # noqa: E402
+from microvlm.training.data.drawing_sources import SOURCES, DataError  # noqa: E402
 from microvlm.training.data.emoji import load_emoji  # noqa: E402
+from microvlm.training.data.scene_drawing import compose_scenes  # noqa: E402
 from microvlm.training.data.scenes import (  # noqa: E402
     GROUNDS,
     Placed,
     Scene,
     read_scene_objects,
 )
-from microvlm.training.data.sources import SOURCES, DataError  # noqa: E402
 from microvlm.training.data.views import augment_emoji, plain_emoji  # noqa: E402
 
 

@@ -7,8 +7,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from microvlm.ordinals import ORDINALS
-from microvlm.training.data.episodes import sample_episode
+from microvlm.memory.ordinal_questions import ORDINALS
+from microvlm.training.data.episode_texts import sample_episode
 from microvlm.training.data.evalset import plan_scenes
 from microvlm.training.data.scenes import (
     GROUNDS,

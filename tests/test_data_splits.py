@@ -4,9 +4,9 @@ import hashlib
 import json
 from importlib import resources
 
+from microvlm.training.data.drawing_sources import SOURCES, STRESS_VENDOR, TEST_VENDOR, TRAIN_VENDORS
 from microvlm.training.data.emoji import SEEN_MINIMUM, hash_percent, read_test_emoji, slug, split_emoji
 from microvlm.training.data.scenes import read_scene_objects
-from microvlm.training.data.sources import SOURCES, STRESS_VENDOR, TEST_VENDOR, TRAIN_VENDORS
 
 
 def test_the_list_of_test_emoji_is_what_the_hash_says():

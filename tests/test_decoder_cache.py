@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import FLOAT, seeded_model, tiny_config
 
-from microvlm.attention import rotary_tables, rotate
-from microvlm.decoder import decoder_mask
-from microvlm.model import positions_of
+from microvlm.model.attention import rotary_tables, rotate
+from microvlm.model.decoder import decoder_mask
+from microvlm.model.microvlm import positions_of
 
 
 def random_slot(model, batch: int, scale: float = 1.0, seed: int = 9):

@@ -16,27 +16,27 @@ from onnx import helper, numpy_helper
 
 from microvlm.backends import load
 from microvlm.backends.resolve import sha256
-from microvlm.bench.cli import command
-from microvlm.bench.codes import Comparison, Tape
-from microvlm.bench.compare import Pair, Subject, compare
-from microvlm.bench.equivalence import same_function
+from microvlm.bench.bench_command import command
+from microvlm.bench.equivalence.compare import Pair, Subject, compare
+from microvlm.bench.equivalence.equivalence_bench import same_function
+from microvlm.bench.equivalence.graph_probe import REPLAY, is_quantised_matmul, probe
+from microvlm.bench.equivalence.metrics import Agreement, Drift, Metrics
+from microvlm.bench.equivalence.recorded_activations import Comparison, Tape
+from microvlm.bench.equivalence.replay import instrument
+from microvlm.bench.equivalence.samples import choose, longest_episode, spread
+from microvlm.bench.equivalence.transcripts import slot_arrays
+from microvlm.bench.equivalence.verdict import AMBIGUOUS, FAIL, PASS, judge
 from microvlm.bench.evalset_reader import load_evalset
-from microvlm.bench.metrics import Agreement, Drift, Metrics
-from microvlm.bench.probe import REPLAY, is_quantised_matmul, probe
-from microvlm.bench.replay import instrument
-from microvlm.bench.runs import slot_arrays
-from microvlm.bench.samples import choose, longest_episode, spread
-from microvlm.bench.verdict import AMBIGUOUS, FAIL, PASS, judge
 from microvlm.errors import UserError
 from microvlm.exporters import contract
 from microvlm.exporters.external_data import WeightStore, save_graph
 from microvlm.exporters.tracing import trace
-from microvlm.lowering import lower, named_packed, set_traced
-from microvlm.model import MicroVLM
-from microvlm.processor import Processor
+from microvlm.formats.weight_format import WeightFormat
+from microvlm.inputs.processor import Processor
+from microvlm.model.lowering import lower, named_packed, set_traced
+from microvlm.model.microvlm import MicroVLM
+from microvlm.model.torch_runtime import TorchRuntime
 from microvlm.runtime import MemoryArrays
-from microvlm.torch_runtime import TorchRuntime
-from microvlm.weight_format import WeightFormat
 
 
 def altered(bundle: Path, folder: Path, graph: str, change: Callable[[onnx.ModelProto], None]) -> Path:

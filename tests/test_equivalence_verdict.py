@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from microvlm.bench.codes import Comparison, Diverged, Tape, floor_rows
-from microvlm.bench.metrics import Agreement, Drift, Metrics, Scores
-from microvlm.bench.runs import Answer
+from microvlm.bench.equivalence.metrics import Agreement, Drift, Metrics, Scores
+from microvlm.bench.equivalence.recorded_activations import Comparison, Diverged, Tape, floor_rows
+from microvlm.bench.equivalence.transcripts import Answer
+from microvlm.bench.equivalence.verdict import AMBIGUOUS, FAIL, PASS, judge, judge_precision
 from microvlm.bench.stats import Interval
-from microvlm.bench.verdict import AMBIGUOUS, FAIL, PASS, judge, judge_precision
 
 
 def right_everywhere() -> Metrics:

@@ -9,15 +9,15 @@ import pytest
 import torch
 from conftest import seeded_model, tiny_config
 
-from microvlm.config import preset
 from microvlm.exporters import contract
-from microvlm.exporters.check import check_graph
 from microvlm.exporters.external_data import WeightStore, save_graph
+from microvlm.exporters.graph_check import check_graph
 from microvlm.exporters.replay import CodeDifferences, record, replay
 from microvlm.exporters.tracing import example_inputs, trace
-from microvlm.lowering import lower, named_packed, set_traced
-from microvlm.memory import address, reference_memory
-from microvlm.weight_format import WeightFormat
+from microvlm.formats.weight_format import WeightFormat
+from microvlm.model.lowering import lower, named_packed, set_traced
+from microvlm.model.memory_algebra import address, reference_memory
+from microvlm.presets import preset
 
 DECODER = "decoder_model_merged"
 SIZES = {contract.BATCH: 2, contract.SEQUENCE: 3, contract.PAST: 4, contract.TOTAL: 7}

@@ -11,9 +11,9 @@ import pytest
 import torch
 from conftest import FLOAT, seeded_model, tiny_config
 
-from microvlm.cli_support import run_click
 from microvlm.config import MemoryConfig, TextConfig, VisionConfig
-from microvlm.exporters.cli import command
+from microvlm.console import run_click
+from microvlm.exporters.export_command import command
 
 SMALLEST = {
     "vision": VisionConfig(16, 8, 16, 1, 1, 16),
@@ -64,8 +64,8 @@ def test_a_bad_option_is_one_sentence(options, words, tiny_checkpoint, tmp_path,
 def test_a_bad_option_is_told_before_pytorch_is_imported():
     code = """
 import sys
-from microvlm.cli_support import run_click
-from microvlm.exporters.cli import command
+from microvlm.console import run_click
+from microvlm.exporters.export_command import command
 sys.modules["torch"] = None  # importing it is an error now
 run_click(command, sys.argv[1:])
 """
@@ -139,8 +139,8 @@ def test_a_graph_that_is_not_the_model_means_status_1_and_no_bundle(tmp_path, ca
 
 
 def test_what_is_exported_at_another_width_than_trained_is_said(tmp_path):
-    from microvlm.exporters.bundle import _remarks
-    from microvlm.weight_format import WeightFormat
+    from microvlm.exporters.bundle_writer import _remarks
+    from microvlm.formats.weight_format import WeightFormat
 
     ternary, floating = seeded_model(tiny_config(**SMALLEST)), seeded_model(tiny_config(FLOAT, **SMALLEST))
     assert _remarks(ternary, WeightFormat()) == []

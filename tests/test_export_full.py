@@ -6,14 +6,14 @@ import sys
 
 import pytest
 
-from microvlm.config import preset
 from microvlm.exporters import contract
+from microvlm.exporters.bundle_manifest import bits_per_weight
 from microvlm.exporters.external_data import WeightStore, save_graph
-from microvlm.exporters.manifest import bits_per_weight
 from microvlm.exporters.tracing import trace
-from microvlm.lowering import lower, set_traced
-from microvlm.model import MicroVLM
-from microvlm.weight_format import WeightFormat
+from microvlm.formats.weight_format import WeightFormat
+from microvlm.model.lowering import lower, set_traced
+from microvlm.model.microvlm import MicroVLM
+from microvlm.presets import preset
 
 pytestmark = pytest.mark.slow
 

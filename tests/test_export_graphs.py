@@ -10,9 +10,9 @@ from microvlm.config import MicroVLMConfig
 from microvlm.exporters import contract
 from microvlm.exporters.external_data import INLINE_BELOW_BYTES, PAGE_ALIGN_ABOVE_BYTES
 from microvlm.exporters.tracing import call, example_inputs
-from microvlm.lowering import lower
-from microvlm.op_table import DOMAIN, OPS
-from microvlm.weight_format import WeightFormat
+from microvlm.formats.op_table import DOMAIN, OPS
+from microvlm.formats.weight_format import WeightFormat
+from microvlm.model.lowering import lower
 
 NAMES = [spec.name for spec in contract.graphs(MicroVLMConfig())]
 DTYPES = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.INT64: "int64"}

@@ -8,10 +8,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from microvlm import packing
 from microvlm.exporters.contract import OPSET
-from microvlm.exporters.functions import CHUNK_ROWS, function
-from microvlm.op_table import DOMAIN, DOMAIN_VERSION, OPS, TERNARY_LAYOUTS, OpSpec
+from microvlm.exporters.function_bodies import CHUNK_ROWS, function
+from microvlm.formats import packing
+from microvlm.formats.op_table import DOMAIN, DOMAIN_VERSION, OPS, TERNARY_LAYOUTS, OpSpec
 
 LEVELS = [
     onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,

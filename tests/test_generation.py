@@ -18,8 +18,8 @@ from microvlm.generation import (
     recall,
     teacher_force,
 )
+from microvlm.model.torch_runtime import TorchRuntime
 from microvlm.runtime import MemoryArrays
-from microvlm.torch_runtime import TorchRuntime
 
 RNG = np.random.default_rng(0)
 PICTURES = [RNG.integers(0, 256, (40, 30, 3), dtype=np.uint8) for _ in range(3)]
@@ -166,7 +166,7 @@ def test_a_bad_option_is_named_as_its_flag(options, flag):
 
 
 def test_the_public_generate_takes_pictures_prompts_and_memory(ternary_model, tiny_processor):
-    from microvlm.memory import MemoryState
+    from microvlm.model.memory_algebra import MemoryState
 
     answers = ternary_model.generate(
         images=[PICTURES[0], [PICTURES[1], PICTURES[2]]],

@@ -11,10 +11,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from microvlm.config import SMOLLM_PROMPT
 from microvlm.errors import UserError
-from microvlm.hf_loading import assemble_checkpoint
-from microvlm.model import MicroVLM
+from microvlm.model.hf_loading import assemble_checkpoint
+from microvlm.model.microvlm import MicroVLM
+from microvlm.presets import SMOLLM_PROMPT
 
 
 def save_tokenizer(folder, tokens=("<|im_start|>", "<|im_end|>", "<|endoftext|>")) -> None:

@@ -9,8 +9,8 @@ from conftest import tiny_config
 from hf_models import BASE, TOLERANCE, save_livened, transformers, vit_options
 from safetensors.torch import load_file, save_file
 
-from microvlm.hf_config import text_config, vision_config
-from microvlm.hf_loading import assemble
+from microvlm.model.hf_config import text_config, vision_config
+from microvlm.model.hf_loading import assemble
 
 
 @pytest.mark.parametrize("name", ["vit", "deit"])

@@ -8,8 +8,8 @@ from hf_models import BASE, altered
 from safetensors.torch import load_file
 
 from microvlm.errors import UserError
-from microvlm.hf_config import text_config, vision_config
-from microvlm.hf_loading import assemble
+from microvlm.model.hf_config import text_config, vision_config
+from microvlm.model.hf_loading import assemble
 
 
 @pytest.mark.parametrize(

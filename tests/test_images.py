@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from microvlm.errors import UserError
-from microvlm.images import MAX_DECODED_PIXELS, fit_square, load_square
+from microvlm.inputs.images import MAX_DECODED_PIXELS, fit_square, load_square
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -175,8 +175,8 @@ def photograph(width: int, height: int) -> Image.Image:
 
 _PEAK = """
 import sys
-from microvlm.bench.device import memory_of_this_process, reset_peak_rss
-from microvlm.images import load_square
+from microvlm.bench.provenance import memory_of_this_process, reset_peak_rss
+from microvlm.inputs.images import load_square
 load_square(sys.argv[1], 224)
 assert reset_peak_rss()
 before = memory_of_this_process()["peak_rss_bytes"]
@@ -221,7 +221,7 @@ def test_a_progressive_picture_above_the_limit_names_its_size(tmp_path):
 def test_a_picture_above_one_strip_equals_the_same_picture_in_one_piece(monkeypatch):
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (700, 900, 3), dtype=np.uint8))
     whole = np.asarray(fit_square(image, 96))
-    monkeypatch.setattr("microvlm.images._STRIP_PIXELS", 5000)
+    monkeypatch.setattr("microvlm.inputs.images._STRIP_PIXELS", 5000)
     assert np.array_equal(np.asarray(fit_square(image, 96)), whole)
 
 

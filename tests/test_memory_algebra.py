@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import tiny_config
 
-from microvlm.memory import (
+from microvlm.model.memory_algebra import (
     MemoryState,
     address,
     addressing_kl,

@@ -12,10 +12,10 @@ from safetensors import safe_open
 
 from microvlm.backends import load
 from microvlm.errors import UserError
-from microvlm.facts import FactMemory
-from microvlm.processor import Processor
-from microvlm.session import Chat
-from microvlm.torch_runtime import TorchRuntime
+from microvlm.inputs.processor import Processor
+from microvlm.memory.conversation import Chat
+from microvlm.memory.facts import FactMemory
+from microvlm.model.torch_runtime import TorchRuntime
 
 RED, BLUE = (np.full((20, 20, 3), colour, np.uint8) for colour in ((220, 20, 20), (20, 20, 220)))
 

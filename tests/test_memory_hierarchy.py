@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from microvlm.generation import Prompt, recall
-from microvlm.hierarchy import choose_memory, key_variance, state_for
+from microvlm.model.torch_runtime import TorchRuntime
 from microvlm.runtime import MemoryArrays
-from microvlm.torch_runtime import TorchRuntime
+from microvlm.state_choice import choose_memory, key_variance, state_for
 
 SLOTS, WIDTH, VARIANCE = 32, 96, 0.01
 

@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from microvlm.cli import cli
-from microvlm.cli_support import run_click
+from microvlm.commands.main import cli
+from microvlm.console import run_click
 from microvlm.errors import UserError
-from microvlm.file_lock import locked
-from microvlm.memory_file import read_memory
+from microvlm.memory.file_lock import locked
+from microvlm.memory.memory_file import read_memory
 
 HOLD = """
 import sys
-from microvlm.file_lock import locked
+from microvlm.memory.file_lock import locked
 with locked(sys.argv[1]):
     print("held", flush=True)
     sys.stdin.readline()
@@ -27,7 +27,7 @@ with locked(sys.argv[1]):
 COUNT = """
 import sys
 from pathlib import Path
-from microvlm.file_lock import locked
+from microvlm.memory.file_lock import locked
 path = Path(sys.argv[1])
 for _ in range(200):
     with locked(path, wait_s=60):
@@ -53,7 +53,7 @@ def holder(tmp_path):
 
 def test_memory_writes_at_once_from_three_processes_lose_no_row(speaking_bundle, tmp_path):
     trip = tmp_path / "trip.mem"
-    program = "from microvlm.cli import main; main()"
+    program = "from microvlm.commands.main import main; main()"
     command = [sys.executable, "-P", "-c", program, "memory", "write", str(trip), "--threads", "1"]
     command += ["--model", str(speaking_bundle), "--text"]
     running = [subprocess.Popen([*command, f"number {number}"]) for number in range(3)]
@@ -117,7 +117,7 @@ def test_the_lock_of_a_killed_process_is_free(holder, tmp_path):
 def test_a_chat_keeps_others_from_its_file_and_lets_go_of_it(
     holder, speaking_bundle, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("microvlm.file_lock.WAIT_S", 0.1)
+    monkeypatch.setattr("microvlm.memory.file_lock.WAIT_S", 0.1)
     flags = ["--memory", str(tmp_path / "trip.mem"), "--model", str(speaking_bundle)]
 
     def chat() -> int:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from microvlm.episodic import Entry, EpisodicMemory
-from microvlm.memory import batch_solution, forget, prior, write
-from microvlm.torch_runtime import TorchRuntime
+from microvlm.memory.episodic import Entry, EpisodicMemory
+from microvlm.model.memory_algebra import batch_solution, forget, prior, write
+from microvlm.model.torch_runtime import TorchRuntime
 
 SLOTS, WIDTH = 16, 48
 

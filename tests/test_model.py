@@ -6,12 +6,13 @@ import pytest
 import torch
 from conftest import FLOAT, TERNARY, seeded_model, tiny_config
 
-from microvlm.config import MicroVLMConfig, preset
+from microvlm.config import MicroVLMConfig
 from microvlm.errors import UserError
-from microvlm.linear import TernaryLinear
-from microvlm.lowering import lower
-from microvlm.model import MicroVLM
-from microvlm.weight_format import WeightFormat
+from microvlm.formats.weight_format import WeightFormat
+from microvlm.model.linear import TernaryLinear
+from microvlm.model.lowering import lower
+from microvlm.model.microvlm import MicroVLM
+from microvlm.presets import preset
 
 IMAGE = 299
 
@@ -138,9 +139,9 @@ def test_a_large_preset_trains_a_step_at_full_depth(name):
 
 def test_the_exact_counts_of_qwen_and_deit_without_building_them():
     with torch.device("meta"):
-        from microvlm.decoder import Decoder
-        from microvlm.linear import linear_factory
-        from microvlm.vision import VisionEncoder
+        from microvlm.model.decoder import Decoder
+        from microvlm.model.linear import linear_factory
+        from microvlm.model.vision import VisionEncoder
 
         full = preset("full")
         decoder = Decoder(full.text, linear_factory(32))

@@ -7,11 +7,11 @@ import torch
 from conftest import seeded_model, tiny_config
 from test_decoder_cache import random_slot
 
-from microvlm.lowering import lower
-from microvlm.memory import MemoryState
-from microvlm.memory_modules import MemoryProjection
-from microvlm.model import MicroVLM
-from microvlm.weight_format import WeightFormat
+from microvlm.formats.weight_format import WeightFormat
+from microvlm.model.lowering import lower
+from microvlm.model.memory_algebra import MemoryState
+from microvlm.model.memory_modules import MemoryProjection
+from microvlm.model.microvlm import MicroVLM
 
 
 def logits(model, slot, visible: int, requires_grad: bool = False) -> torch.Tensor:

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from microvlm import op_table, packing
-from microvlm.backends.native import bare, variants
-from microvlm.op_table import INT4_GATHER, INT8_GATHER
+from microvlm.backends.native import kernel_calls, variants
+from microvlm.formats import op_table, packing
+from microvlm.formats.op_table import INT4_GATHER, INT8_GATHER
 
 pytestmark = pytest.mark.usefixtures("native_library")
 
@@ -14,7 +14,7 @@ def assert_codes_of_the_table(x: np.ndarray) -> None:
     codes, step = op_table.quantize_activations(x)
     for variant in variants():
         for row, expected, expected_step in zip(x, codes, step, strict=True):
-            got, got_step, total = bare.quantize(variant, row)
+            got, got_step, total = kernel_calls.quantize(variant, row)
             np.testing.assert_array_equal(got, expected, err_msg=variant)
             np.testing.assert_array_equal(got_step, expected_step[0], err_msg=variant)
             assert total == expected.sum(dtype=np.int64)
@@ -64,7 +64,7 @@ def test_rows_of_tables(columns):
     narrow = INT4_GATHER.reference(ids, nibbles, multiplier, scale4, columns=columns)
     for variant in variants():
         for n in ids:
-            got = bare.dequantize(variant, packed[n], scale[n], columns)
+            got = kernel_calls.dequantize(variant, packed[n], scale[n], columns)
             np.testing.assert_array_equal(got.view(np.int32), wide[n].view(np.int32), err_msg=variant)
-            got = bare.dequantize(variant, nibbles[n], scale4[n], columns, multiplier[n])
+            got = kernel_calls.dequantize(variant, nibbles[n], scale4[n], columns, multiplier[n])
             np.testing.assert_array_equal(got.view(np.int32), narrow[n].view(np.int32), err_msg=variant)

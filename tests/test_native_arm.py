@@ -13,14 +13,15 @@ from pathlib import Path
 
 import pytest
 
-from microvlm.bench import a53
+from microvlm.bench.kernels import cortex_a53
 
 # The sources of this checkout: an installed package has none.
 ROOT = Path(__file__).resolve().parent.parent
-a53.KERNELS, a53.EMULATE = ROOT / "backends" / "native", ROOT / "bench" / "emulate"
+cortex_a53.KERNELS = ROOT / "backends" / "native"
+cortex_a53.PROGRAMS = ROOT / "bench" / "pi" / "counting" / "sources"
 
 PROGRAM_SOURCE = Path(__file__).resolve().with_name("native_variants.cpp")
-CROSS_TOOLS = (f"{a53.CROSS}g++", f"{a53.CROSS}objdump", "qemu-aarch64-static")
+CROSS_TOOLS = (f"{cortex_a53.CROSS}g++", f"{cortex_a53.CROSS}objdump", "qemu-aarch64-static")
 SHAPE = (896, 4864)
 """K and N of a Qwen2.5-0.5B gate: what the bars of the counts are stated for."""
 
@@ -33,7 +34,7 @@ NEWER_THAN_ARMV8_0 = {
 
 
 def need(*tools: str) -> None:
-    reason = a53.missing(*tools)
+    reason = cortex_a53.missing(*tools)
     if reason:
         pytest.skip(reason)
 
@@ -41,33 +42,37 @@ def need(*tools: str) -> None:
 @pytest.fixture(scope="module")
 def objects(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     need(*CROSS_TOOLS)
-    return a53.build_objects(tmp_path_factory.mktemp("objects"))
+    return cortex_a53.build_objects(tmp_path_factory.mktemp("objects"))
 
 
 @pytest.fixture(scope="module")
 def program(objects: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return a53.build_program(PROGRAM_SOURCE, objects, tmp_path_factory.mktemp("program") / "native_variants")
+    return cortex_a53.build_program(
+        PROGRAM_SOURCE, objects, tmp_path_factory.mktemp("program") / "native_variants"
+    )
 
 
 @pytest.fixture(scope="module")
-def counted(objects: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., a53.Count]:
+def counted(objects: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., cortex_a53.Count]:
     need("qemu-aarch64", "cc")
     folder = tmp_path_factory.mktemp("counted")
-    one_product = a53.build_program(a53.EMULATE / "one_product.cpp", objects, folder / "one_product")
-    plugin = a53.build_counter(folder)
-    return lambda op, tokens=1: a53.count(plugin, one_product, op, *SHAPE, tokens)
+    one_product = cortex_a53.build_program(
+        cortex_a53.PROGRAMS / "one_product.cpp", objects, folder / "one_product"
+    )
+    plugin = cortex_a53.build_counter(folder)
+    return lambda op, tokens=1: cortex_a53.count(plugin, one_product, op, *SHAPE, tokens)
 
 
 @pytest.fixture(scope="module")
 def estimates(objects: list[Path]) -> dict[tuple[str, int], float]:
     """{(op, tokens): simulated multiply-adds per cycle of the loop with the most rows}."""
     need("llvm-mca")
-    loops = a53.find_loops(objects[0].with_name("kernels_neon.o"))
-    most: dict[tuple[str, int], a53.Loop] = {}
+    loops = cortex_a53.find_loops(objects[0].with_name("kernels_neon.o"))
+    most: dict[tuple[str, int], cortex_a53.Loop] = {}
     for loop in loops:
         if loop.rows >= most.get((loop.op, loop.tokens), loop).rows:
             most[loop.op, loop.tokens] = loop
-    return {key: a53.simulate(loop).predicted_macs_per_cycle for key, loop in most.items()}
+    return {key: cortex_a53.simulate(loop).predicted_macs_per_cycle for key, loop in most.items()}
 
 
 def run(program: Path, cpu: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -90,14 +95,14 @@ def test_processor_chooses_the_variant(program: Path) -> None:
 def test_comparison_notices_sums_that_overflow(objects: list[Path], tmp_path: Path) -> None:
     """Sixteen bits hold 24 products of a code up to 10 with an activation; 32 of them are too many."""
     sources = tmp_path / "native"
-    shutil.copytree(a53.KERNELS, sources, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-    header = sources / "neon_ternary.h"
+    shutil.copytree(cortex_a53.KERNELS, sources, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+    header = sources / "neon" / "neon_ternary.h"
     text = header.read_text()
     assert text.count("kUnit = 192;") == 1
     header.write_text(text.replace("kUnit = 192;", "kUnit = 256;"))
-    overflowing = a53.build_object(sources / "kernels_neon.cpp", a53.ARMV8_0, tmp_path)
+    overflowing = cortex_a53.build_object(sources / f"{cortex_a53.NEON}.cpp", cortex_a53.ARMV8_0, tmp_path)
     others = [file for file in objects if file.name != overflowing.name]
-    broken = a53.build_program(PROGRAM_SOURCE, [*others, overflowing], tmp_path / "broken")
+    broken = cortex_a53.build_program(PROGRAM_SOURCE, [*others, overflowing], tmp_path / "broken")
     result = run(broken, "cortex-a53", "neon")
     assert result.returncode == 1
     assert "differ: neon, 2x4" in result.stdout
@@ -106,7 +111,7 @@ def test_comparison_notices_sums_that_overflow(objects: list[Path], tmp_path: Pa
 def newer_instructions(file: Path) -> set[str]:
     """What an object file holds that an ARMv8.0 processor does not run; half floats may only be converted."""
     found = set()
-    for code in a53.disassemble(file).values():
+    for code in cortex_a53.disassemble(file).values():
         for _, instruction in code:
             name, _, operands = instruction.partition("\t")
             found |= {kind for kind, names in NEWER_THAN_ARMV8_0.items() if re.fullmatch(names, name.strip())}
@@ -121,16 +126,18 @@ def newer_instructions(file: Path) -> set[str]:
 def test_only_the_dot_variant_uses_newer_instructions(objects: list[Path]) -> None:
     found = {file.stem: newer_instructions(file) for file in objects}
     assert found.pop("kernels_neon_dot") == {"dot product or matrix product"}
-    assert found == {name: set() for name in a53.SOURCES if name != "kernels_neon_dot"}
+    assert found == {
+        Path(name).name: set() for name in cortex_a53.SOURCES if Path(name).name != "kernels_neon_dot"
+    }
 
 
 def test_flags_are_those_of_the_build() -> None:
     need()
-    cmake = (a53.KERNELS / "CMakeLists.txt").read_text()
+    cmake = (cortex_a53.KERNELS / "CMakeLists.txt").read_text()
     spelled_by_cmake = {"-std=c++17", "-fPIC"}
-    assert [flag for flag in a53.FLAGS if flag not in cmake and flag not in spelled_by_cmake] == []
-    assert f'kernels_neon.cpp PROPERTIES COMPILE_OPTIONS "{a53.ARMV8_0}"' in cmake
-    assert f'kernels_neon_dot.cpp PROPERTIES COMPILE_OPTIONS "{a53.DOT_PRODUCT}"' in cmake
+    assert [flag for flag in cortex_a53.FLAGS if flag not in cmake and flag not in spelled_by_cmake] == []
+    assert f'kernels_neon.cpp PROPERTIES COMPILE_OPTIONS "{cortex_a53.ARMV8_0}"' in cmake
+    assert f'kernels_neon_dot.cpp PROPERTIES COMPILE_OPTIONS "{cortex_a53.DOT_PRODUCT}"' in cmake
 
 
 @pytest.mark.parametrize(("op", "least"), [("TernaryMatMul2x4", 3.5), ("TernaryMatMul3x5", 2.0)])
@@ -140,18 +147,18 @@ def test_simulated_a53_keeps_up(estimates: dict[tuple[str, int], float], op: str
 
 @pytest.mark.parametrize(("op", "most"), [("TernaryMatMul2x4", 0.32), ("TernaryMatMul3x5", 0.50)])
 def test_executed_instructions_for_a_multiply_add(
-    counted: Callable[..., a53.Count], op: str, most: float
+    counted: Callable[..., cortex_a53.Count], op: str, most: float
 ) -> None:
     result = counted(op)
     assert result.crypto == 0
     assert result.instructions_per_mac <= most
 
 
-def test_counts_repeat_exactly(counted: Callable[..., a53.Count]) -> None:
+def test_counts_repeat_exactly(counted: Callable[..., cortex_a53.Count]) -> None:
     assert counted("Int8MatMul") == counted("Int8MatMul")
 
 
-def test_count_of_multiplications_is_that_of_the_algorithm(counted: Callable[..., a53.Count]) -> None:
+def test_count_of_multiplications_is_that_of_the_algorithm(counted: Callable[..., cortex_a53.Count]) -> None:
     """Eight multiply-adds an instruction, and K and N that leave nothing over."""
     k, n = SHAPE
     assert counted("TernaryMatMul2x4").multiply == k * n / 8
@@ -173,9 +180,9 @@ def test_innermost_loop_is_found_in_a_disassembly() -> None:
 0000000000000020 <other>:
   20:\tret
 """
-    functions = a53.parse_disassembly(text)
+    functions = cortex_a53.parse_disassembly(text)
     assert [len(code) for code in functions.values()] == [8, 1]
-    (body,) = a53.innermost_loops(functions["void tile_sums<Mac, Base4, 2, 1>(long)"])
+    (body,) = cortex_a53.innermost_loops(functions["void tile_sums<Mac, Base4, 2, 1>(long)"])
     assert body[0].startswith("ldr")
     assert body[-1].endswith("1b")
-    assert a53.multiply_adds(body) == 16
+    assert cortex_a53.multiply_adds(body) == 16

@@ -15,7 +15,7 @@ from native_cases import (
     unaligned,
 )
 
-from microvlm.backends.native import bare, variants
+from microvlm.backends.native import kernel_calls, variants
 
 pytestmark = pytest.mark.usefixtures("native_library")
 by_op = pytest.mark.parametrize("op", MATMULS, ids=lambda op: op.name)
@@ -26,7 +26,7 @@ def assert_exact(op, codes: np.ndarray, operands: dict[str, np.ndarray], rows: i
     expected = exact_sums(codes, weights)
     assert (expected == expected.astype(np.int32)).all()
     for variant in variants():
-        got = bare.multiply_codes(variant, op.name, codes, rows=rows, **operands)
+        got = kernel_calls.multiply_codes(variant, op.name, codes, rows=rows, **operands)
         np.testing.assert_array_equal(got, expected, err_msg=variant)
 
 
@@ -48,7 +48,7 @@ def test_sums_are_exact_for_every_batch_up_to_257(op):
     codes = np.random.default_rng(1).integers(-128, 128, (257, columns)).astype(np.int8)
     expected = exact_sums(codes, integer_weights(op, operands, rows, columns))
     for variant, batch in itertools.product(variants(), range(1, 258)):
-        got = bare.multiply_codes(variant, op.name, codes[:batch], rows=rows, **operands)
+        got = kernel_calls.multiply_codes(variant, op.name, codes[:batch], rows=rows, **operands)
         np.testing.assert_array_equal(got, expected[:batch], err_msg=f"{variant}, batch {batch}")
 
 
@@ -92,7 +92,7 @@ def test_floats_are_the_tables_bit_for_bit(op, batch):
         scale = rng.uniform(1e-3, 2, count).astype(np.float32)
         expected = reference_product(op, x, operands, scale, rows)
         for variant in variants():
-            got = bare.multiply(variant, op.name, x, scale=scale, rows=rows, **operands)
+            got = kernel_calls.multiply(variant, op.name, x, scale=scale, rows=rows, **operands)
             np.testing.assert_array_equal(got.view(np.int32), expected.view(np.int32), err_msg=variant)
 
 
@@ -110,7 +110,7 @@ def test_a_token_that_is_not_finite_is_nan_and_the_others_do_not_change(op, bad,
         expected = reference_product(op, x, operands, scale, rows)
         assert np.isnan(expected).any(1).tolist() == [m == batch // 2 for m in range(batch)]
         for variant in variants():
-            got = bare.multiply(variant, op.name, x, scale=scale, rows=rows, **operands)
+            got = kernel_calls.multiply(variant, op.name, x, scale=scale, rows=rows, **operands)
             np.testing.assert_array_equal(got, expected, err_msg=variant)
 
 
@@ -119,8 +119,8 @@ def test_operands_that_do_not_fit_are_refused(op):
     operands = random_operands(op, 8, largest_columns(op) + 1)
     codes = np.zeros((1, largest_columns(op) + 1), np.int8)
     with pytest.raises(ValueError, match="too wide"):
-        bare.multiply_codes("reference", op.name, codes, rows=8, **operands)
+        kernel_calls.multiply_codes("reference", op.name, codes, rows=8, **operands)
     with pytest.raises(ValueError, match="x has no columns"):
-        bare.multiply_codes("reference", op.name, codes[:, :0], rows=8, **random_operands(op, 8, 64))
+        kernel_calls.multiply_codes("reference", op.name, codes[:, :0], rows=8, **random_operands(op, 8, 64))
     with pytest.raises(ValueError, match="no such variant"):
-        bare.multiply_codes("no", op.name, codes, rows=8, **operands)
+        kernel_calls.multiply_codes("no", op.name, codes, rows=8, **operands)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from microvlm.backends import get_backend, load, native
 from microvlm.backends.ort import FUNCTION_BODIES, OrtRuntime
-from microvlm.bench.device import kernels_of
+from microvlm.bench.provenance import kernels_of
 from microvlm.errors import UserError
 from microvlm.exporters import contract
 
@@ -84,7 +84,7 @@ def test_a_library_that_is_not_there_is_one_sentence(monkeypatch, tmp_path):
 
 
 def run_cli(*arguments: object) -> subprocess.CompletedProcess:
-    program = [sys.executable, "-c", "from microvlm.cli import main; main()"]
+    program = [sys.executable, "-c", "from microvlm.commands.main import main; main()"]
     return subprocess.run([*program, *map(str, arguments)], capture_output=True, text=True)
 
 

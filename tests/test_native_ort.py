@@ -12,8 +12,8 @@ from onnx import TensorProto, helper
 from test_function_bodies import GATHERS, MATMULS, attributes_of, one_node_model, operands
 
 from microvlm.backends import native
-from microvlm.exporters.functions import function
-from microvlm.op_table import DOMAIN, OPS
+from microvlm.exporters.function_bodies import function
+from microvlm.formats.op_table import DOMAIN, OPS
 
 every_op = pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
 products = pytest.mark.parametrize("op", MATMULS, ids=lambda op: op.name)

@@ -4,9 +4,17 @@ import numpy as np
 import pytest
 import torch
 
-from microvlm import op_table, packing, torch_ops
-from microvlm.linear import PackedLinear
-from microvlm.op_table import INT4_GATHER, INT4_MATMUL, INT8_GATHER, INT8_MATMUL, TERNARY_2X4, TERNARY_3X5
+from microvlm.formats import op_table, packing
+from microvlm.formats.op_table import (
+    INT4_GATHER,
+    INT4_MATMUL,
+    INT8_GATHER,
+    INT8_MATMUL,
+    TERNARY_2X4,
+    TERNARY_3X5,
+)
+from microvlm.model import torch_ops
+from microvlm.model.linear import PackedLinear
 
 TERNARY = [TERNARY_2X4, TERNARY_3X5]
 MATMULS = [*TERNARY, INT8_MATMUL, INT4_MATMUL]

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from microvlm.backends import load
-from microvlm.episodic import Entry, EpisodicMemory
 from microvlm.errors import UserError
-from microvlm.hierarchy import state_for
-from microvlm.memory import MemoryState, forget, prior, read, write
-from microvlm.torch_runtime import TorchRuntime
+from microvlm.memory.episodic import Entry, EpisodicMemory
+from microvlm.model.memory_algebra import MemoryState, forget, prior, read, write
+from microvlm.model.torch_runtime import TorchRuntime
+from microvlm.state_choice import state_for
 
 SLOTS, WIDTH = 16, 48
 

@@ -35,7 +35,7 @@ MANYLINUX = "manylinux_2_17_x86_64"
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copied = tmp_path_factory.mktemp("packaging") / "source"
-    shutil.copytree(ROOT, copied, ignore=shutil.ignore_patterns(*GENERATED))
+    shutil.copytree(ROOT, copied, symlinks=True, ignore=shutil.ignore_patterns(*GENERATED))
     shutil.copytree(ROOT / "training" / "data", copied / "training" / "data", dirs_exist_ok=True)
     return copied
 
@@ -95,7 +95,7 @@ def test_without_a_compiler_the_wheel_is_for_any_machine_and_says_why(source: Pa
     assert check(wheel) == []
     with zipfile.ZipFile(wheel) as archive:
         assert archive.read(REASON) == b"no C++ compiler was found when the package was built\n"
-    code = "import sys; sys.argv = ['microvlm', 'info']; from microvlm.cli import main; main()"
+    code = "import sys; sys.argv = ['microvlm', 'info']; from microvlm.commands.main import main; main()"
     said = run_installed(wheel, tmp_path / "installed", code)
     assert "function bodies in the graphs (no native library: no C++ compiler was found" in said
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from microvlm import packing
-from microvlm.packing import LAYOUT_2X4, LAYOUT_3X5
+from microvlm.formats import packing
+from microvlm.formats.packing import LAYOUT_2X4, LAYOUT_3X5
 
 LAYOUTS = [LAYOUT_2X4, LAYOUT_3X5]
 

@@ -15,7 +15,7 @@ from PIL import Image
 from microvlm import MicroVLM
 
 ROOT = Path(__file__).parent.parent
-PAGE = ROOT / "backends" / "arm64" / "INSTALL.md"
+PAGE = ROOT / "docs" / "raspberry-pi.md"
 MARK = "--mark--"
 
 

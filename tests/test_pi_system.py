@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from microvlm.backends.emulation import system
-from microvlm.backends.emulation.system_debian import register
-from microvlm.backends.emulation.system_guest import Command, parse_outcomes, supervisor
-from microvlm.backends.emulation.system_image import write_data_disk
-from microvlm.backends.emulation.system_initrd import load_order, write_initrd
-from microvlm.bench.pi.fit import (
+from microvlm.bench.pi.board import emulated_board
+from microvlm.bench.pi.board.debian import register
+from microvlm.bench.pi.board.disk_image import write_data_disk
+from microvlm.bench.pi.board.guest_program import Command, parse_outcomes, supervisor
+from microvlm.bench.pi.board.initrd import load_order, write_initrd
+from microvlm.bench.pi.board.memory_fit import (
     LEFT_BYTES,
     PEAK_BYTES,
     Subject,
@@ -63,7 +63,7 @@ def test_the_initial_ram_disk_is_an_archive_that_a_kernel_reads(
     modules: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Read back here by the format's own definition: `newc`, hexadecimal fields, padded to 4 bytes."""
-    monkeypatch.setattr("microvlm.backends.emulation.system_initrd.MODULES", ("virtio_blk",))
+    monkeypatch.setattr("microvlm.bench.pi.board.initrd.MODULES", ("virtio_blk",))
     (tmp_path / "busybox").write_bytes(b"a program of 23 bytes..")
     write_initrd(tmp_path / "initrd", tmp_path / "busybox", modules)
     data, at, found = (tmp_path / "initrd").read_bytes(), 0, {}
@@ -143,7 +143,7 @@ def test_a_data_disk_holds_files_folders_and_programs(tmp_path: Path) -> None:
 def test_what_is_missing_is_named_in_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError) as error:
-        system.open_system(512)
+        emulated_board.open_system(512)
     assert str(error.value) == "QEMU's aarch64 machine was not found: apt-get install qemu-system-arm."
 
 
@@ -208,7 +208,7 @@ def test_a_conversation_has_as_many_turns_as_it_says() -> None:
 @pytest.mark.slow
 def test_a_board_with_448_mb_has_its_memory_its_peaks_and_its_oom_killer() -> None:
     """Debian's kernel in the emulator; the image is built into the user's own cache."""
-    board = system.open_system(448, files={"hello": "world\n"})
+    board = emulated_board.open_system(448, files={"hello": "world\n"})
     commands = [Command(("python3", "-c", code)) for code in (TAKE, GROW, "raise SystemExit(3)")]
     commands.append(Command(("cat", "/srv/hello", "-", "/proc/swaps"), stdin="typed\n"))
     took, grown, failed, read = board.run(commands, timeout_s=600)

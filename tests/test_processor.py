@@ -13,7 +13,7 @@ from PIL import Image
 
 from microvlm.config import PromptConfig
 from microvlm.errors import UserError
-from microvlm.processor import Processor, pad_left
+from microvlm.inputs.processor import Processor, pad_left
 
 
 def test_each_image_becomes_its_prefix_tokens_at_the_place_of_the_image_token(tiny_processor):
@@ -50,7 +50,7 @@ def test_pixels_are_normalised_by_channel(tiny_processor):
 
 def test_preprocessing_equals_the_training_normalisation(tiny_processor):
     torch = pytest.importorskip("torch")
-    from microvlm.vision import normalise
+    from microvlm.model.vision import normalise
 
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     trained = normalise(torch.from_numpy(image).permute(2, 0, 1)[None] / 255, tiny_processor.config.vision)

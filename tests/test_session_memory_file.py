@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from microvlm import memory_file
-from microvlm.episodic import Entry, EpisodicMemory
 from microvlm.errors import UserError
-from microvlm.memory_file import load_memory, save_memory
+from microvlm.memory import memory_file
+from microvlm.memory.conversation import Chat
+from microvlm.memory.episodic import Entry, EpisodicMemory
+from microvlm.memory.memory_file import load_memory, save_memory
+from microvlm.model.torch_runtime import TorchRuntime
 from microvlm.runtime import MemoryArrays
-from microvlm.session import Chat
-from microvlm.torch_runtime import TorchRuntime
 
 PRINT = "0123456789abcdef"
 
@@ -118,7 +118,7 @@ def test_a_killed_save_keeps_the_old_file(small_file):
     path, whole = small_file
     killed = """
 import os, signal, sys
-from microvlm.memory_file import read_memory, save_memory
+from microvlm.memory.memory_file import read_memory, save_memory
 memory, fingerprint = read_memory(sys.argv[1])
 memory.entries.clear()
 os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
@@ -216,7 +216,7 @@ def test_a_pipe_and_a_device_are_one_sentence_and_are_left_alone(memory, tmp_pat
         with pytest.raises(UserError, match=f"{path.name} is a pipe or a device"):
             save_memory(memory, path, PRINT)
         # In another process, which can be stopped when it waits for somebody to write into the pipe.
-        program = "import sys; from microvlm.memory_file import read_memory; read_memory(sys.argv[1])"
+        program = "import sys; from microvlm.memory.memory_file import read_memory; read_memory(sys.argv[1])"
         command = [sys.executable, "-P", "-c", program, str(path)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert f"UserError: {path} is a pipe or a device" in done.stderr
@@ -225,8 +225,8 @@ def test_a_pipe_and_a_device_are_one_sentence_and_are_left_alone(memory, tmp_pat
 
 
 def test_each_turn_writes_one_row_and_a_new_picture_is_keyed_by_its_place(runtime, tiny_processor):
-    from microvlm.ordinals import ordinal_question
-    from microvlm.session import text_prompt
+    from microvlm.memory.conversation import text_prompt
+    from microvlm.memory.ordinal_questions import ordinal_question
 
     chat = Chat(runtime, tiny_processor)
     picture = np.full((20, 20, 3), 200, np.uint8)

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from microvlm.linear import (
+from microvlm.formats.op_table import quantize_activations
+from microvlm.formats.weight_format import WeightFormat
+from microvlm.model.linear import (
     DenseTritLinear,
     Int8Linear,
     PackedLinear,
@@ -17,9 +19,7 @@ from microvlm.linear import (
     ternarize,
     weights_rounded_once,
 )
-from microvlm.lowering import store_trits
-from microvlm.op_table import quantize_activations
-from microvlm.weight_format import WeightFormat
+from microvlm.model.lowering import store_trits
 
 FORMATS = [
     WeightFormat(1.58, "2bit"),
@@ -77,7 +77,7 @@ def test_stored_trits_compute_what_was_trained_bit_for_bit(weights, shape, bias)
 
 
 def test_int8_training_and_storage_are_the_same_function():
-    from microvlm.lowering import _int8
+    from microvlm.model.lowering import _int8
 
     torch.manual_seed(0)
     for columns in (40, 1100):
@@ -151,7 +151,9 @@ def test_a_weight_is_rounded_once_where_it_is_in_several_products_and_anew_after
     layer, calls = ternary_layer(), []
     x = torch.randn(4, layer.in_features)
     wanted = layer(x)
-    monkeypatch.setattr("microvlm.linear.ternarize", lambda weight: calls.append(1) or ternarize(weight))
+    monkeypatch.setattr(
+        "microvlm.model.linear.ternarize", lambda weight: calls.append(1) or ternarize(weight)
+    )
     with weights_rounded_once():
         (layer(x) + layer(2 * x)).sum().backward()
         assert len(calls) == 1

@@ -7,14 +7,14 @@ import pytest
 import torch
 from conftest import FLOAT, TERNARY, seeded_model, tiny_config
 
-from microvlm import packing
-from microvlm.config import preset
-from microvlm.embedding import HalfEmbedding, PackedEmbedding
 from microvlm.errors import UserError
-from microvlm.linear import DenseTritLinear, HalfLinear, PackedLinear, TernaryLinear, ternarize
-from microvlm.lowering import _least_squares_trits, lower, named_packed, set_traced, ternary_trained
-from microvlm.model import MicroVLM
-from microvlm.weight_format import WeightFormat
+from microvlm.formats import packing
+from microvlm.formats.weight_format import WeightFormat
+from microvlm.model.embedding import HalfEmbedding, PackedEmbedding
+from microvlm.model.linear import DenseTritLinear, HalfLinear, PackedLinear, TernaryLinear, ternarize
+from microvlm.model.lowering import _least_squares_trits, lower, named_packed, set_traced, ternary_trained
+from microvlm.model.microvlm import MicroVLM
+from microvlm.presets import preset
 
 WIDTHS = [WeightFormat(bits, packing) for bits in (1.58, 4, 8, 16, 32) for packing in ("2bit", "base3")][:7]
 
@@ -173,7 +173,7 @@ def test_bytes_on_disk_are_the_promised_bits_per_weight():
 
 
 def test_a_row_too_long_for_exact_four_bit_sums_is_refused():
-    from microvlm.lowering import _int4
+    from microvlm.model.lowering import _int4
 
     limit = packing.INT4_MAX_COLUMNS
     assert 128 * 7 * 255 * limit < 2**31 <= 128 * 7 * 255 * (limit + 1)

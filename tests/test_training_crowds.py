@@ -8,10 +8,10 @@ pytest.importorskip("resvg_py")
 
 from drawn_emoji import colour
 
-from microvlm.training.crowds import draw_crowd, patch_labels, scene_labels
+from microvlm.training.batches.drawing_sampler import DrawingSampler
+from microvlm.training.batches.patch_pictures import draw_crowd, patch_labels, scene_labels
 from microvlm.training.data.emoji import load_emoji
 from microvlm.training.data.scenes import Placed, Scene
-from microvlm.training.distill import DrawingSampler
 
 LEFT, UPPER_RIGHT = Placed(7, 0.25, 0.5, 0.4), Placed(3, 0.75, 0.25, 0.3)
 

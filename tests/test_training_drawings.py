@@ -8,20 +8,20 @@ pytest.importorskip("resvg_py")
 
 from drawn_emoji import run, write_json
 
-from microvlm.config import preset
-from microvlm.model import MicroVLM
-from microvlm.processor import Processor
-from microvlm.training.config import StageConfig, load_recipe
+from microvlm.inputs.processor import Processor
+from microvlm.model.microvlm import MicroVLM
+from microvlm.presets import preset
+from microvlm.training.batches.drawing_sampler import DrawingSampler
+from microvlm.training.batches.fact_batches import FactDealer
+from microvlm.training.batches.sample_texts import TextRows, corpus
+from microvlm.training.data.drawing_sources import DataError
 from microvlm.training.data.drawings import DRAWING_SOURCES, Drawings, build_drawings, load_drawings
 from microvlm.training.data.emoji import load_emoji
-from microvlm.training.data.facts import deal_facts
-from microvlm.training.data.sources import DataError
-from microvlm.training.dealing import FactDealer
-from microvlm.training.distill import DrawingSampler
-from microvlm.training.scope import ScopeTask
-from microvlm.training.texts import TextRows, corpus
-from microvlm.training.tokenizer import train_tokenizer
-from microvlm.training.vlm import VLMTask
+from microvlm.training.data.fact_texts import deal_facts
+from microvlm.training.recipe import StageConfig, load_recipe
+from microvlm.training.stages.scope import ScopeTask
+from microvlm.training.stages.vlm import VLMTask
+from microvlm.training.tokenizer_training import train_tokenizer
 
 KEPT = {"apple": "red", "bell": "blue", "cart": "green"}
 LEFT_OUT = ("apple-flat", "bell-24", "folder-bell", "cart-open", "file-type-light-cart")

@@ -9,22 +9,22 @@ import torch
 
 pytest.importorskip("resvg_py")
 
-from microvlm.bench.memory_deck import NAMES as TESTED_NAMES
-from microvlm.bench.memory_deck import QUESTIONS
-from microvlm.bench.memoryset_reader import load_memoryset
-from microvlm.config import preset
+from microvlm.bench.memory.fact_sets import NAMES as TESTED_NAMES
+from microvlm.bench.memory.fact_sets import QUESTIONS
+from microvlm.bench.memory.memoryset_reader import load_memoryset
 from microvlm.generation import embed_prompt
-from microvlm.memory import batch_solution
-from microvlm.model import MicroVLM
-from microvlm.session import with_answer
-from microvlm.torch_runtime import TorchRuntime
-from microvlm.training.config import load_recipe
+from microvlm.memory.conversation import with_answer
+from microvlm.model.memory_algebra import batch_solution
+from microvlm.model.microvlm import MicroVLM
+from microvlm.model.torch_runtime import TorchRuntime
+from microvlm.presets import preset
+from microvlm.training.batches.drawing_sampler import DrawingSampler
+from microvlm.training.batches.fact_batches import FactBatch, FactDealer
+from microvlm.training.batches.sample_texts import TextRows
 from microvlm.training.data.emoji import load_emoji, read_test_emoji
-from microvlm.training.data.facts import NAMES, RELATIONS, Fact, deal_facts
+from microvlm.training.data.fact_texts import NAMES, RELATIONS, Fact, deal_facts
 from microvlm.training.data.views import corner_neighbour
-from microvlm.training.dealing import FactBatch, FactDealer
-from microvlm.training.distill import DrawingSampler
-from microvlm.training.remember import (
+from microvlm.training.losses.fact_loss import (
     FactHeads,
     elsewhere,
     encode_facts,
@@ -32,8 +32,8 @@ from microvlm.training.remember import (
     info_nce,
     write_groups,
 )
-from microvlm.training.scope import nearest_of_other_names
-from microvlm.training.texts import TextRows
+from microvlm.training.recipe import load_recipe
+from microvlm.training.stages.scope import nearest_of_other_names
 
 
 def test_the_objects_to_remember_are_held_out_and_their_names_and_wordings_are_trained():

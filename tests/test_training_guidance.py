@@ -5,13 +5,19 @@ import pytest
 import torch
 from conftest import FLOAT, seeded_model, tiny_config
 
-from microvlm.checkpoint import resolve_checkpoint
 from microvlm.config import MicroVLMConfig
-from microvlm.model import MicroVLM, positions_of
-from microvlm.processor import Processor
+from microvlm.inputs.processor import Processor
+from microvlm.model.checkpoint import resolve_checkpoint
+from microvlm.model.microvlm import MicroVLM, positions_of
 from microvlm.training.data.scenes import read_scene_objects
-from microvlm.training.guidance import ANSWER_LAYER, GUIDED_HEAD, WORD_LAYER, AttentionTap, Lookups
-from microvlm.training.vlm import name_tokens
+from microvlm.training.losses.attention_guidance import (
+    ANSWER_LAYER,
+    GUIDED_HEAD,
+    WORD_LAYER,
+    AttentionTap,
+    Lookups,
+)
+from microvlm.training.stages.vlm import name_tokens
 
 
 @pytest.fixture

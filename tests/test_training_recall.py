@@ -13,17 +13,17 @@ pytest.importorskip("resvg_py")
 
 from microvlm import MicroVLM
 from microvlm.errors import UserError
-from microvlm.processor import Processor
-from microvlm.training import pictures as seen
-from microvlm.training import recall
-from microvlm.training.config import Recipe, StageConfig, load_recipe
+from microvlm.inputs.processor import Processor
+from microvlm.training.batches import cached_prefixes as seen
+from microvlm.training.batches.drawing_sampler import DrawingSampler
+from microvlm.training.batches.fact_batches import FactDealer
+from microvlm.training.batches.sample_texts import TextRows
 from microvlm.training.data.emoji import load_emoji
-from microvlm.training.dealing import FactDealer
-from microvlm.training.distill import DrawingSampler
-from microvlm.training.recall import ALIKE_LENGTH, RecallTask
-from microvlm.training.remember import remember
-from microvlm.training.texts import TextRows
-from microvlm.training.tokenizer import train_tokenizer
+from microvlm.training.losses.fact_loss import remember
+from microvlm.training.recipe import Recipe, StageConfig, load_recipe
+from microvlm.training.stages import recall
+from microvlm.training.stages.recall import ALIKE_LENGTH, RecallTask
+from microvlm.training.tokenizer_training import train_tokenizer
 from microvlm.training.trainer import stage_config
 
 MIXTURE = {"fact": 0.8, "episode": 0.1}

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 pytest.importorskip("resvg_py")
 
 from microvlm import MicroVLM
-from microvlm.config import _PRESETS, preset
 from microvlm.errors import UserError
-from microvlm.training.config import Recipe, StageConfig
+from microvlm.presets import _PRESETS, preset
 from microvlm.training.data.emoji import load_emoji
-from microvlm.training.scope import ScopeTask
+from microvlm.training.recipe import Recipe, StageConfig
+from microvlm.training.stages.scope import ScopeTask
 from microvlm.training.trainer import train
 from microvlm.training.warm_start import float_weights, start_from, weights_sha256
 
@@ -53,7 +53,7 @@ def emoji(drawn_build):
 @pytest.fixture(scope="module", autouse=True)
 def _alike():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("microvlm.training.recall.ALIKE_SHARE", 1.0)
+        patch.setattr("microvlm.training.stages.recall.ALIKE_SHARE", 1.0)
         yield
 
 
@@ -119,7 +119,7 @@ def test_a_stage_can_have_a_precision_of_its_own(finished, emoji, tmp_path, monk
     """Each as it is asked for; the detector's arithmetic is in float32 either way, so that no CPU emulates bfloat16."""
     seen = []
     loss = ScopeTask.loss
-    monkeypatch.setattr("microvlm.training.loop.usable_precision", lambda wanted, _: wanted)
+    monkeypatch.setattr("microvlm.training.training_loop.usable_precision", lambda wanted, _: wanted)
     monkeypatch.setattr(
         ScopeTask, "loss", lambda *args: seen.append(torch.is_autocast_enabled("cpu")) or loss(*args)
     )

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from microvlm.linear import ternarize
-from microvlm.training.loop import usable_precision
+from microvlm.model.linear import ternarize
 from microvlm.training.muon import Float32Muon, orthogonalise
+from microvlm.training.training_loop import usable_precision
 from microvlm.training.warm_start import draw_latents, float_weights
 
 
@@ -84,7 +84,7 @@ def test_orthogonalising_keeps_the_singular_vectors_and_evens_the_values():
 def test_bf16_is_kept_only_where_it_is_arithmetic(monkeypatch):
     lines = []
     for supported, used in ((True, "bf16"), (False, "no")):
-        monkeypatch.setattr("microvlm.training.loop.has_bfloat16", lambda value=supported: value)
+        monkeypatch.setattr("microvlm.training.training_loop.has_bfloat16", lambda value=supported: value)
         assert usable_precision("bf16", lines.append) == used
         assert usable_precision("no", lines.append) == "no"
     assert lines == ["this CPU has no bfloat16 arithmetic: training in float32"]

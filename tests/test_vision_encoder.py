@@ -6,9 +6,9 @@ import pytest
 import torch
 from conftest import FLOAT, TERNARY, seeded_model, tiny_config
 
-from microvlm.attention import attend, attention_weights
-from microvlm.linear import Int8Linear, linear_factory
-from microvlm.vision import VisionEncoder, normalise
+from microvlm.model.attention import attend, attention_weights
+from microvlm.model.linear import Int8Linear, linear_factory
+from microvlm.model.vision import VisionEncoder, normalise
 
 
 def test_patches_are_flattened_channel_row_column():

@@ -13,14 +13,14 @@ import torch
 from microvlm.backends import base as backends
 from microvlm.backends.base import LoadedRuntime
 from microvlm.generation import GenerationOptions, embed_prompt, generate
-from microvlm.ordinals import ordinal_question
-from microvlm.processor import Processor
+from microvlm.inputs.processor import Processor
+from microvlm.memory.conversation import Chat
+from microvlm.memory.ordinal_questions import ordinal_question
 from microvlm.runtime import Runtime
-from microvlm.session import Chat
-from microvlm.training.data.compose import compose_scenes
+from microvlm.training.data.drawing_sources import STRESS_VENDOR, TEST_VENDOR
 from microvlm.training.data.emoji import EmojiData, read_test_emoji
+from microvlm.training.data.scene_drawing import compose_scenes
 from microvlm.training.data.scenes import KINDS, Scene, sample_question
-from microvlm.training.data.sources import STRESS_VENDOR, TEST_VENDOR
 from microvlm.training.data.views import plain_emoji
 
 BATCH = 64

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from microvlm.cli_support import note
+from microvlm.console import note
 from microvlm.errors import UserError
 from microvlm.training.data.emoji import EmojiData
 

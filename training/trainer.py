@@ -11,28 +11,29 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from microvlm.checkpoint import load_strictly, read_tensors, save_checkpoint
-from microvlm.config import MicroVLMConfig, QuantizationConfig, preset
+from microvlm.config import MicroVLMConfig, QuantizationConfig
 from microvlm.errors import UserError
-from microvlm.lowering import lower
-from microvlm.model import MicroVLM
-from microvlm.processor import Processor
-from microvlm.training.config import Recipe, StageConfig
+from microvlm.formats.weight_format import WeightFormat
+from microvlm.inputs.processor import Processor
+from microvlm.model.checkpoint import load_strictly, read_tensors, save_checkpoint
+from microvlm.model.lowering import lower
+from microvlm.model.microvlm import MicroVLM
+from microvlm.presets import preset
+from microvlm.training.batches.sample_texts import TextRows, corpus
 from microvlm.training.data.emoji import EmojiData
-from microvlm.training.distill import DistillTask
-from microvlm.training.loop import Task, run_stage
-from microvlm.training.provenance import recorded_runs
-from microvlm.training.recall import RecallTask
-from microvlm.training.scope import ScopeTask
-from microvlm.training.texts import TextRows, corpus
-from microvlm.training.tokenizer import save_tokenizer, train_tokenizer
-from microvlm.training.vlm import VLMTask
+from microvlm.training.recipe import Recipe, StageConfig
+from microvlm.training.run_provenance import recorded_runs
+from microvlm.training.stages.distill import DistillTask
+from microvlm.training.stages.recall import RecallTask
+from microvlm.training.stages.scope import ScopeTask
+from microvlm.training.stages.vlm import VLMTask
+from microvlm.training.tokenizer_training import save_tokenizer, train_tokenizer
+from microvlm.training.training_loop import Task, run_stage
 from microvlm.training.warm_start import start_from, weights_sha256
-from microvlm.weight_format import WeightFormat
 
 Log = Callable[[str], None]
 CHECKPOINT = "checkpoint"
-WHOLE_MODEL = (VLMTask, RecallTask, ScopeTask)
+WHOLE_MODEL: tuple[type[VLMTask] | type[RecallTask] | type[ScopeTask], ...] = (VLMTask, RecallTask, ScopeTask)
 """Tasks that have a whole model, which a stored checkpoint can start."""
 
 
@@ -129,7 +130,7 @@ def _task(
     config = stage_config(recipe, stage, float_control)
     if stage.task == "distill":
         return DistillTask(config, recipe, stage, emoji)
-    task = {"vlm": VLMTask, "recall": RecallTask, "scope": ScopeTask}[stage.task]
+    task = dict(zip(("vlm", "recall", "scope"), WHOLE_MODEL, strict=True))[stage.task]
     return task(MicroVLM(config), TextRows(Processor(tokenizer, config)), recipe, stage, emoji)
 
 
@@ -182,7 +183,7 @@ def _save_weights(task: Task, folder: Path) -> None:
     from safetensors.torch import save_file
 
     aside = folder / "weights.tmp"
-    kept = task.module if isinstance(task, DistillTask) else task.model
+    kept = task.model if isinstance(task, WHOLE_MODEL) else task.module
     save_file({k: v.detach().cpu().contiguous() for k, v in kept.state_dict().items()}, str(aside))
     aside.replace(folder / "weights.safetensors")
     (folder / "done").touch()

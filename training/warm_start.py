@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from microvlm import packing
-from microvlm.checkpoint import WEIGHTS, read_tensors, resolve_checkpoint
 from microvlm.errors import UserError
-from microvlm.linear import TernaryLinear
-from microvlm.model import MicroVLM
-from microvlm.op_table import TERNARY_LAYOUTS
+from microvlm.formats import packing
+from microvlm.formats.op_table import TERNARY_LAYOUTS
+from microvlm.model.checkpoint import WEIGHTS, read_tensors, resolve_checkpoint
+from microvlm.model.linear import TernaryLinear
+from microvlm.model.microvlm import MicroVLM
 
 LATENT_SEED = 0
 MARGIN = 1e-3

@@ -30,7 +30,7 @@ class Arm64Backend(Backend):
 
         Other options are those of `host.Settings`. Raises UserError.
         """
-        from microvlm.backends.arm64.runtime import Arm64Runtime
+        from microvlm.backends.arm64.device_runtime import Arm64Runtime
         from microvlm.backends.arm64.targets import open_transport
         from microvlm.backends.resolve import resolve_bundle
 

@@ -6,7 +6,7 @@ import os
 import platform
 import shutil
 
-from microvlm.backends.arm64.link import Transport
+from microvlm.backends.arm64.worker_link import Transport
 from microvlm.errors import UserError
 
 SWITCH = "MICROVLM_TARGET"
@@ -42,9 +42,9 @@ def default_target() -> str:
 
 def open_transport(target: str | None) -> Transport:
     """Connects to nothing yet. Raises UserError for a target that is none."""
-    from microvlm.backends.arm64.emulated import EmulatedTransport
-    from microvlm.backends.arm64.local import LocalTransport
-    from microvlm.backends.arm64.ssh import SshTransport
+    from microvlm.backends.arm64.transports.emulated import EmulatedTransport
+    from microvlm.backends.arm64.transports.local import LocalTransport
+    from microvlm.backends.arm64.transports.ssh import SshTransport
 
     chosen = target or default_target()
     kind, _, rest = chosen.partition(":")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from microvlm.cli_support import note
+from microvlm.console import note
 
 Progress = Callable[[str, float], None]
 """(step, share of it that is done, 0 to 1)."""

@@ -1,7 +1,7 @@
 // The table of functions that one instruction-set variant of the `ai.microvlm` operators fills in.
 // Raw pointers and exact integers only: no file here knows of ONNX Runtime, of threads or of who owns the memory.
 //
-// Byte layouts are those of microvlm/op_table.py and are read where they lie, unaligned:
+// Byte layouts are those of microvlm/formats/op_table.py and are read where they lie, unaligned:
 //
 //   ternary 2x4   packed[r, k] = c(r, k) | c(R + r, k) << 2 | c(2R + r, k) << 4 | c(3R + r, k) << 6    [R, K]
 //   ternary 3x5   packed[r, k] = c(r, k) + 3 c(R + r, k) + 9 c(2R + r, k) + 27 c(3R + r, k) + 81 c(4R + r, k)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from microvlm.bench.kernels.formats import BASE_3, TWO_BIT, Dense, Format, NBits
+from microvlm.bench.kernels.contender_formats import BASE_3, TWO_BIT, Dense, Format, NBits
 from microvlm.errors import UserError
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from microvlm.bench.kernels import graphs
-from microvlm.bench.kernels.check import expected, relative_error
+from microvlm.bench.kernels import kernel_graphs
+from microvlm.bench.kernels.contender_formats import Operands
 from microvlm.bench.kernels.contenders import Contender
-from microvlm.bench.kernels.formats import Operands
+from microvlm.bench.kernels.product_check import expected, relative_error
 from microvlm.bench.kernels.sessions import Libraries, Runner, Setting, settings_for
 from microvlm.bench.kernels.timing import HOPELESS, Cell, time_cell
 from microvlm.bench.kernels.workload import REGIMES, Plan, Shape, batches_by_graphs, copies_and_graphs
@@ -38,7 +38,7 @@ class _Material:
     """A contender's weights of one shape, in memory and as the graphs of one regime and group of batches."""
 
     operands: tuple[Operands, ...]
-    graphs: list[graphs.ShapeGraph]
+    graphs: list[kernel_graphs.ShapeGraph]
 
 
 class Measurement:
@@ -132,12 +132,12 @@ class Measurement:
 
 
 def _write(contender: Contender, shape: Shape, regime: str, largest_batch: int, folder: Path) -> _Material:
-    operands = graphs.random_operands(contender.format, shape)
-    each = graphs.bytes_of(operands)
+    operands = kernel_graphs.random_operands(contender.format, shape)
+    each = kernel_graphs.bytes_of(operands)
     copies, count = (1, 1) if contender.is_slow else copies_and_graphs(each, regime, largest_batch)
     stem = contender.name.replace(":", "-")
     written = [
-        graphs.write_graph(folder / f"{stem}-{number}.onnx", contender.format, shape, operands, copies)
+        kernel_graphs.write_graph(folder / f"{stem}-{number}.onnx", contender.format, shape, operands, copies)
         for number in range(count)
     ]
     return _Material(operands, written)
@@ -148,7 +148,7 @@ def _problem(
 ) -> str | None:
     """What is wrong with a contender's product of two tokens at any setting, as a sentence, or None."""
     x = np.random.default_rng(1).standard_normal((2, shape.inputs), np.float32)
-    last = graphs.copy_of(operands, runners[0].copies - 1)
+    last = kernel_graphs.copy_of(operands, runners[0].copies - 1)
     wanted = expected(contender.format, shape, last, x)
     for runner in runners:
         runner.bind(x)

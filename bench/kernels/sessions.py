@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from microvlm.bench.environment import environment
 from microvlm.bench.kernels.contenders import Contender
-from microvlm.bench.kernels.graphs import ShapeGraph
+from microvlm.bench.kernels.kernel_graphs import ShapeGraph
+from microvlm.bench.temporary_environment import environment
 from microvlm.errors import UserError
 
 VARIANT_VARIABLE = "MICROVLM_KERNELS"

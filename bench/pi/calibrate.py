@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 
 from microvlm.backends import native, resolve_bundle
-from microvlm.backends.native import bare
-from microvlm.bench.pi import baseline
-from microvlm.bench.pi.board import conditions, throttling
+from microvlm.backends.native import kernel_calls
+from microvlm.bench.pi import count_baseline
 from microvlm.bench.pi.profiles import NUMBERS, Profile
-from microvlm.bench.pi.work import Scenario, Work
+from microvlm.bench.pi.real_board import conditions, throttling
+from microvlm.bench.pi.workload_phases import Scenario, Work
 from microvlm.bench.roofline import ARRAY_BYTES, StreamingRoofline
 from microvlm.bench.stats import median
 from microvlm.errors import UserError
@@ -109,7 +109,7 @@ def operator_table(shape: tuple[int, int] = SHAPE) -> list[dict[str, Any]]:
             times = []
             for _ in range(ROUNDS + 1):
                 began = time.perf_counter()
-                bare.multiply(variant, op, x, packed, scale, n, multiplier)
+                kernel_calls.multiply(variant, op, x, packed, scale, n, multiplier)
                 times.append(time.perf_counter() - began)
             seconds = median(times[1:])
             rows.append(
@@ -140,11 +140,11 @@ def scalar_ipc(
     model: str, kernel_ipc_of_core: float, clock_hz: float, cpu: str = "cortex-a53"
 ) -> float | None:
     """Instructions a cycle outside of the kernels; None where no baseline counts this model."""
-    path = baseline.path_of(Path(model).name.split("-")[0], {"cpu": cpu})
+    path = count_baseline.path_of(Path(model).name.split("-")[0], {"cpu": cpu})
     if not path.is_file():
         return None
     counted = json.loads(path.read_text())["phases"]["decode"]
-    from microvlm.backends.arm64.host import DeviceRuntime, Settings
+    from microvlm.backends.arm64.device.graph_host import DeviceRuntime, Settings
 
     work = Work(DeviceRuntime(resolve_bundle(model), Settings(threads=1)), Scenario())
     times = []

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from microvlm.bench.pi.cost import Cost
+from microvlm.bench.pi.counting.instruction_cost import Cost
 from microvlm.bench.pi.profiles import Profile
-from microvlm.bench.pi.work import Scenario
+from microvlm.bench.pi.workload_phases import Scenario
 
 IN_FIRST_TOKEN = ("vision", "prefill")
 FIRST_TOKEN, ANSWER, COLD = "first_token", "answer", "answer_cold"

@@ -1,0 +1,1 @@
+"""Training data: drawings, scenes, facts and the evaluation sets."""

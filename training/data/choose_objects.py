@@ -14,9 +14,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from microvlm.training.data.drawing_sources import TRAIN_VENDORS
 from microvlm.training.data.emoji import EmojiData
 from microvlm.training.data.scenes import GROUNDS
-from microvlm.training.data.sources import TRAIN_VENDORS
 from microvlm.training.data.views import plain_emoji
 
 GROUPS = ("animals-nature", "food-drink", "travel-places", "objects")

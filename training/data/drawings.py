@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from microvlm.training.data.aside import written_aside
+from microvlm.training.data.drawing_sources import DataError, IconSet, Source, install_packages
 from microvlm.training.data.render import Progress, render_vendor
-from microvlm.training.data.sources import DataError, IconSet, Source, install_packages
+from microvlm.training.data.staged_folder import written_aside
 
 DRAWING_SOURCES = (
     Source("circle-flags", "1.2.11", "Circle Flags, HatScripts", "MIT", "drawings"),

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from microvlm.training.data.sources import LABELS_PACKAGE, DataError, IconSet, read_json
+from microvlm.training.data.drawing_sources import LABELS_PACKAGE, DataError, IconSet, read_json
 
 CORE_VENDORS = ("noto", "twemoji", "fluent-emoji", "fluent-emoji-flat", "openmoji", "emojione")
 SEEN_MINIMUM = 540

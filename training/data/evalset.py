@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from microvlm.training.data.aside import written_aside
-from microvlm.training.data.compose import compose_scenes
+from microvlm.training.data.drawing_sources import TEST_VENDOR, DataError
 from microvlm.training.data.emoji import EmojiData, read_test_emoji
-from microvlm.training.data.episodes import Episode, sample_episode
+from microvlm.training.data.episode_texts import Episode, sample_episode
+from microvlm.training.data.scene_drawing import compose_scenes
 from microvlm.training.data.scenes import GROUNDS, SIDES, Question, Scene, sample_scene
-from microvlm.training.data.sources import TEST_VENDOR, DataError
+from microvlm.training.data.staged_folder import written_aside
 from microvlm.training.data.views import plain_emoji
 
 SEED = 20

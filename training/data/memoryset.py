@@ -1,7 +1,7 @@
 """Builds the drawings that `microvlm-bench memory` remembers: held-out emoji of the test vendor, and another's of each.
 
 Chosen by hash before any training on facts: neither these emoji nor the test vendor's style are in that training. The
-reader is `microvlm.bench.memoryset_reader`, which needs no torch.
+reader is `microvlm.bench.memory.memoryset_reader`, which needs no torch.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from microvlm.training.data.aside import written_aside
+from microvlm.training.data.drawing_sources import TEST_VENDOR, DataError
 from microvlm.training.data.emoji import EmojiData
 from microvlm.training.data.evalset import save_images
-from microvlm.training.data.sources import TEST_VENDOR, DataError
+from microvlm.training.data.staged_folder import written_aside
 from microvlm.training.data.views import plain_emoji
 
 OBJECTS = 192

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from microvlm.training.data import emoji as table
-from microvlm.training.data.aside import written_aside
-from microvlm.training.data.sources import SOURCES, TRAIN_VENDORS, DataError, IconSet
+from microvlm.training.data.drawing_sources import SOURCES, TRAIN_VENDORS, DataError, IconSet
+from microvlm.training.data.staged_folder import written_aside
 
 Progress = Callable[[str, int, int], None]
 """Called with (vendor and size, done, total) after every drawing."""

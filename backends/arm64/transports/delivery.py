@@ -1,0 +1,170 @@
+"""What a device that is reached over ssh needs, copied once and named by its content: Python packages where its own are
+missing or too old, this package with the native library for its processor, the bundle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import re
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from microvlm.backends.arm64.device_errors import BUNDLE, PACKAGES
+from microvlm.backends.arm64.frames import Garbled, Tensor, write_frame
+from microvlm.backends.arm64.transports.device_package import package_for
+from microvlm.backends.arm64.transports.worker_process import Child
+from microvlm.backends.arm64.worker_link import BrokenWorker, ask
+from microvlm.backends.emulation.progress import Progress
+from microvlm.backends.emulation.sites import ensure_wheels, runtime_requirements
+from microvlm.backends.resolve import MANIFEST, open_bundle, sha256
+from microvlm.console import note
+from microvlm.errors import UserError
+
+WORKER_PACKAGES = ("numpy", "onnxruntime", "click", "safetensors")
+"""What the worker imports of what microvlm requires."""
+PIECE_BYTES = 1 << 20
+
+
+class Delivery:
+    """To the installer that has greeted over `child`; what is `damaged` there is removed and sent anew.
+
+    Methods raise UserError, and Lost when the connection breaks.
+    """
+
+    def __init__(self, child: Child, place: str, report: Progress, damaged: Collection[str] = ()):
+        self._child, self._place, self._report, self._damaged = child, place, report, damaged
+        self._used: list[str] = []
+        self._ids = 0
+        self._device = self._ask("look", packages=WORKER_PACKAGES)
+        if self._device["bits"] != 64:
+            raise UserError(f"{place} has a 32-bit system: install the 64-bit Raspberry Pi OS.")
+
+    def packages(self) -> list[str]:
+        """Folders for the worker's path, below the device's cache."""
+        machine = self._device["machine"]
+        package = package_for(machine)
+        folder = f"packages/{package.digest[:16]}"
+        if not self._is_unpacked(folder):
+            if package.lacks:
+                note(f"{self._place} ({machine}) runs without the native library: {package.lacks}")
+            # Hosts with other versions may be at it too.
+            name = f"{package.digest[:16]}.zip"
+            self._put("wheels", name, package.content, "microvlm")
+            self._ask("unpack", folder=folder, files={f"wheels/{name}": package.digest})
+        return [folder, *self._site()]
+
+    def bundle(self, bundle: Path) -> str:
+        """The bundle's folder on the device."""
+        manifest = open_bundle(bundle)
+        described = (bundle / MANIFEST).read_bytes()
+        digest = hashlib.sha256(described).hexdigest()
+        folder = f"bundles/{digest[:16]}"
+        if BUNDLE in self._damaged:
+            self._ask("remove", folder=folder)
+        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+        files[MANIFEST] = (len(described), digest)
+        if not self._send_files(folder, bundle, files, bundle.name):
+            self._ask("finish", folder=folder)
+        self._used.append(folder)
+        return f"{self._device['root']}/{folder}"
+
+    def start(self, path: list[str], arguments: list[str], environment: Mapping[str, str]) -> None:
+        """The installer becomes the worker, whose greeting is the next thing to come."""
+        self._ids += 1
+        request = {"id": self._ids, "do": "start", "path": path, "arguments": arguments, "used": self._used}
+        write_frame(self._child.requests, {**request, "environment": dict(environment)})
+
+    def _is_unpacked(self, folder: str) -> bool:
+        self._used.append(folder)
+        if PACKAGES in self._damaged:
+            self._ask("remove", folder=folder)
+        return self._ask("exists", folder=folder)["exists"]
+
+    def _site(self) -> list[str]:
+        """Packages that the device's Python lacks, as a folder of wheels unpacked there."""
+        wanted = [each for each in runtime_requirements() if _name(each) in WORKER_PACKAGES]
+        if all(_satisfied(name, self._device["versions"][name]) for name in WORKER_PACKAGES):
+            return []
+        library, version = self._device["c_library"]
+        if library != "glibc":
+            raise UserError(
+                f"{self._place} has no glibc, for which packages are built: install microvlm there, and name its "
+                "Python with MICROVLM_DEVICE_PYTHON."
+            )
+        glibc = int(version.split(".")[1])
+        folder = ensure_wheels(self._device["python"], glibc, self._device["machine"], wanted, self._report)
+        wheels = sorted(folder.glob("*.whl"))
+        digest = hashlib.sha256(json.dumps([path.name for path in wheels]).encode()).hexdigest()[:16]
+        site = f"sites/{digest}"
+        if not self._is_unpacked(site):
+            files = {path.name: (path.stat().st_size, sha256(path)) for path in wheels}
+            self._send_files("wheels", folder, files, "Python packages")
+            self._ask("unpack", folder=site, files={f"wheels/{name}": files[name][1] for name in files})
+        return [site]
+
+    def _send_files(self, folder: str, source: Path, files: dict[str, tuple[int, str]], what: str) -> bool:
+        """`files`: bytes and sha256. Whether the folder was marked as complete before."""
+        answer = self._ask("missing", folder=folder, files=files)
+        missing = answer["missing"]
+        total, done = sum(files[name][0] for name in missing), 0
+        for name in sorted(missing, key=lambda name: (name == MANIFEST, name)):
+            path = source / name
+            size, digest = files[name]
+            if sha256(path) != digest:
+                raise UserError(f"{path} was altered: copy or export the bundle again.")
+            with path.open("rb") as file:
+                offset = missing[name] if missing[name] < size else 0
+                file.seek(offset)
+                while True:
+                    piece = file.read(min(PIECE_BYTES, size - offset))
+                    last = offset + len(piece) == size
+                    if not piece and not last:
+                        raise UserError(
+                            f"{path} became shorter while it was copied: try again when nothing writes to it."
+                        )
+                    self._piece(folder, name, piece, offset, digest if last else "")
+                    offset += len(piece)
+                    done += len(piece)
+                    self._report(f"copying {what} to {self._place}", min(1.0, done / max(1, total)))
+                    if last:
+                        break
+        return answer["marked"]
+
+    def _put(self, folder: str, name: str, content: bytes, what: str) -> None:
+        self._report(f"copying {what} to {self._place}", 0)
+        self._piece(folder, name, content, 0, hashlib.sha256(content).hexdigest())
+        self._report(f"copying {what} to {self._place}", 1)
+
+    def _piece(self, folder: str, name: str, data: bytes, offset: int, digest: str) -> None:
+        tensor = Tensor("uint8", (len(data),), data)
+        self._ask("put", (tensor,), folder=folder, name=name, offset=offset, sha256=digest)
+
+    def _ask(self, what: str, tensors: tuple[Tensor, ...] = (), **request: Any) -> dict[str, Any]:
+        self._ids += 1
+        try:
+            return ask(self._child, {"id": self._ids, "do": what, **request}, tensors)[0]
+        except (Garbled, BrokenWorker, UserError) as error:
+            self._child.end(patience_s=1)
+            raise UserError(f"{self._place}: {error}") from None
+
+
+def _name(requirement: str) -> str:
+    return re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
+
+
+def _satisfied(package: str, version: str | None) -> bool:
+    """Whether a version is as new as microvlm requires."""
+    if version is None:
+        return False
+    for requirement in importlib.metadata.requires("microvlm") or []:
+        if _name(requirement) == package and "extra ==" not in requirement:
+            oldest = re.search(r">=\s*([\d.]+)", requirement)
+            return oldest is None or _numbers(version) >= _numbers(oldest[1])
+    return True
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version)]

@@ -1,0 +1,141 @@
+"""This package as one file that a device can be given: a wheel, or a zip of what is installed here with the native
+library for the device's processor, where there is one or a cross-compiler makes it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import microvlm
+from microvlm.backends import native
+from microvlm.backends.emulation.cache import cached_folder
+from microvlm.backends.emulation.sites import compile_bytecode
+from microvlm.console import note
+from microvlm.errors import UserError
+
+SWITCH = "MICROVLM_WHEEL"
+CROSS_COMPILER = "{machine}-linux-gnu-g++"
+NATIVE = "microvlm/backends/native"
+_LEFT_OUT = ("training", "checkpoints", "evalset", "__pycache__")
+_SOURCES = (".cpp", ".h", ".txt")
+
+
+class Package(NamedTuple):
+    """A zip archive; a wheel is one."""
+
+    content: bytes
+    lacks: str
+    """Why it has no native library, a few words; empty where it has one."""
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()
+
+
+def package_for(machine: str) -> Package:
+    """For a machine as `uname -m` calls it: $MICROVLM_WHEEL where it is set. Raises UserError."""
+    wheel = os.environ.get(SWITCH)
+    if wheel:
+        return _wheel(Path(wheel).expanduser(), machine)
+    library, lacks = _library(machine)
+    return Package(_zip(library, lacks), lacks)
+
+
+def unpacked_package(machine: str) -> Path:
+    """A folder for a Python's path, in the user's cache.
+
+    Its modules are compiled at once, for this machine's version of Python: a program that compiles some of them when
+    it runs leaves another heap behind, and its instructions differ by tenths of a per cent from the next run's.
+    """
+    package = package_for(machine)
+    if package.lacks:
+        note(f"without the native library: {package.lacks}")
+
+    def unpack(folder: Path) -> None:
+        with zipfile.ZipFile(io.BytesIO(package.content)) as archive:
+            archive.extractall(folder)
+        compile_bytecode(folder, python)
+
+    python = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    return cached_folder("package", {"sha256": package.digest, "python": python}, unpack)
+
+
+def _wheel(path: Path, machine: str) -> Package:
+    if not path.is_file() or not zipfile.is_zipfile(path):
+        raise UserError(f"{SWITCH}={path} is no wheel.")
+    if not path.stem.endswith((f"_{machine}", "-any")):
+        raise UserError(f"{SWITCH}={path.name} is a wheel for another machine than {machine}.")
+    lacks = "" if path.stem.endswith(machine) else f"{path.name} has none"
+    return Package(path.read_bytes(), lacks)
+
+
+def _library(machine: str) -> tuple[bytes | None, str]:
+    """(the native library, why there is none)."""
+    folder = Path(native.__file__).resolve().parent
+    if machine == platform.machine():
+        path = folder / native.LIBRARY
+        return (path.read_bytes(), "") if path.is_file() else (None, "this package was installed without it")
+    compiler = CROSS_COMPILER.format(machine=machine)
+    if not (folder / "CMakeLists.txt").is_file():
+        return (
+            None,
+            f"this package has it for {platform.machine()}, not {machine}; give a wheel with {SWITCH}",
+        )
+    missing = next((program for program in (compiler, "cmake") if shutil.which(program) is None), None)
+    if missing:
+        return None, f"{missing} was not found"
+    sources = sorted(path for path in folder.rglob("*") if path.suffix in _SOURCES)
+    digest = hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in sources))
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.split("\n")[0]
+    recipe = {"machine": machine, "sources": digest.hexdigest(), "compiler": version}
+    built = cached_folder("library", recipe, lambda out: _compile(folder, out, machine, compiler))
+    return (built / native.LIBRARY).read_bytes(), ""
+
+
+def _compile(sources: Path, out: Path, machine: str, compiler: str) -> None:
+    note(f"compiling the native library for {machine}, once")
+    work = out.with_name("build")
+    options = ["-DCMAKE_SYSTEM_NAME=Linux", f"-DCMAKE_SYSTEM_PROCESSOR={machine}"]
+    options += [f"-DCMAKE_CXX_COMPILER={compiler}", "-DCMAKE_SHARED_LINKER_FLAGS=-s"]
+    for command in (
+        ["cmake", "-S", str(sources), "-B", str(work), *options],
+        ["cmake", "--build", str(work), "--parallel", "2"],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"the native library could not be compiled for {machine}: {done.stderr[-300:]}")
+    shutil.copyfile(work / native.LIBRARY, out / native.LIBRARY)
+
+
+def _zip(library: bytes | None, lacks: str) -> bytes:
+    """The same bytes for the same files, so that its hash names them."""
+    root = Path(microvlm.__file__).parent
+    entries = {f"microvlm/{name}": path.read_bytes() for name, path in _modules(root)}
+    entries |= (
+        {f"{NATIVE}/{native.LIBRARY}": library} if library else {f"{NATIVE}/{native.REASON}": lacks.encode()}
+    )
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in sorted(entries):
+            archive.writestr(zipfile.ZipInfo(name), entries[name], zipfile.ZIP_DEFLATED)
+    return buffer.getvalue()
+
+
+def _modules(root: Path) -> Iterator[tuple[str, Path]]:
+    # The source tree's sub-packages are links.
+    for folder, below, names in os.walk(root, followlinks=True):
+        below[:] = [name for name in below if name not in _LEFT_OUT]
+        for name in names:
+            if name.endswith(".py"):
+                path = Path(folder, name)
+                yield str(path.relative_to(root)), path

@@ -1,0 +1,216 @@
+"""`microvlm-bench`: time a model or the kernels, compare two backends or precisions, test the memory, ask whether it
+would run on a Raspberry Pi, write reports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from microvlm.bench.memory.memory_bench_command import memory
+from microvlm.bench.pi.pi_command import pi
+from microvlm.bench.report_flags import deliver, read_report
+from microvlm.console import GATE_FAILED, note, run_click
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+_HELP = {"help_option_names": ["-h", "--help"]}
+
+
+@click.group(context_settings=_HELP)
+def command() -> None:
+    """Measure, compare, report."""
+
+
+@command.command(context_settings=_HELP)
+@click.argument("models", nargs=-1)
+@click.option(
+    "--backend", "backends", multiple=True, help="A backend by name; may be repeated. All by default."
+)
+@click.option("--threads", default=1, show_default=True, help="Threads of one operator.")
+@click.option("--repeats", default=10, show_default=True, help="Timed rounds.")
+@click.option("--warmup", default=2, show_default=True, help="Rounds before the clock counts.")
+@click.option("--new-tokens", default=16, show_default=True, help="Tokens of a decode.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
+@click.option("--markdown", type=_FILE, help="Write the tables as Markdown to this file.")
+@click.option("-o", "--output", type=_FILE, help="Write the JSON document to this file.")
+def run(
+    models: tuple[str, ...],
+    backends: tuple[str, ...],
+    threads: int,
+    repeats: int,
+    warmup: int,
+    new_tokens: int,
+    as_json: bool,
+    markdown: Path | None,
+    output: Path | None,
+) -> int:
+    """Time MODELS (bundles, checkpoints or 'nano', the default): each backend in its own process, round by round.
+
+    Several models are timed in turns, so that two precisions can be compared.
+    """
+    from microvlm.bench.speed.speed_bench import run as measure
+
+    document = measure(models or ("nano",), backends, threads, repeats, warmup, new_tokens, progress=note)
+    deliver(document, as_json, markdown, output)
+    states = [entry["status"] for entry in document["results"]]
+    if "failed" in states or "ok" not in states:
+        note("a backend broke, or none could run: see the reasons above")
+        return GATE_FAILED
+    return 0
+
+
+@command.command(context_settings=_HELP)
+@click.argument("model", default="nano")
+@click.option("--reference", default="torch", show_default=True, help="Backend that is believed.")
+@click.option("--candidate", default="ort", show_default=True, help="Backend that is checked.")
+@click.option("--against", help="Run the candidate on this other model: between precisions.")
+@click.option(
+    "--images", default=60, show_default=True, help="Evaluation images, and as many scene questions."
+)
+@click.option("--threads", default=1, show_default=True, help="Threads of one operator.")
+@click.option("--new-tokens", default=16, show_default=True, help="Most tokens of an answer.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
+@click.option("--markdown", type=_FILE, help="Write the tables as Markdown to this file.")
+@click.option("-o", "--output", type=_FILE, help="Write the JSON document to this file.")
+def equivalence(
+    model: str,
+    reference: str,
+    candidate: str,
+    against: str | None,
+    images: int,
+    threads: int,
+    new_tokens: int,
+    as_json: bool,
+    markdown: Path | None,
+    output: Path | None,
+) -> int:
+    """Is MODEL (a bundle, a checkpoint or 'nano') the same on two backends? Status 1 when it is not.
+
+    A difference that disappears when both run with the same activation codes is a rounding tie: AMBIGUOUS, status 0.
+    """
+    from microvlm.bench.equivalence.equivalence_bench import Options
+    from microvlm.bench.equivalence.equivalence_bench import run as compare
+
+    options = Options(
+        model=model,
+        against=against,
+        reference=reference,
+        candidate=candidate,
+        images=images,
+        threads=threads,
+        new_tokens=new_tokens,
+    )
+    document, verdict = compare(options, progress=note)
+    deliver(document, as_json, markdown, output)
+    note(f"{verdict.verdict}: {'; '.join(verdict.reasons)}")
+    return verdict.exit_status
+
+
+@command.command(context_settings=_HELP)
+@click.option(
+    "--shape", "shapes", multiple=True, help="KxN or layer; may be repeated. Those of Qwen2.5-0.5B."
+)
+@click.option("--batch", "batches", default="1,32,64", show_default=True, help="Tokens at once.")
+@click.option("--threads", default="1,2", show_default=True, help="Threads of one operator.")
+@click.option("--regime", "regimes", multiple=True, help="hot (weights in a cache) or dram. Both by default.")
+@click.option(
+    "--contender", "contenders", multiple=True, help="One by name; may be repeated. All by default."
+)
+@click.option("--seconds", default=2.0, show_default=True, help="Timed seconds of one cell, all contenders.")
+@click.option("--quick", is_flag=True, help="Few rounds, no simulator: a look, not a measurement.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
+@click.option("--markdown", type=_FILE, help="Write the tables as Markdown to this file.")
+@click.option("-o", "--output", type=_FILE, help="Write the JSON document to this file.")
+def kernels(
+    shapes: tuple[str, ...],
+    batches: str,
+    threads: str,
+    regimes: tuple[str, ...],
+    contenders: tuple[str, ...],
+    seconds: float,
+    quick: bool,
+    as_json: bool,
+    markdown: Path | None,
+    output: Path | None,
+) -> int:
+    """Time the ternary operators inside ONNX Runtime against its own quantised paths, beside the streaming roofline.
+
+    `layer` is one graph with the seven linears of a Qwen2.5-0.5B layer, each after the one it depends on. Lists may
+    also be separated by commas. Status 1 when a contender broke or none could run.
+    """
+    from microvlm.bench.kernels import workload
+    from microvlm.bench.kernels.kernels_bench import run as measure
+    from microvlm.bench.roofline import ARRAY_BYTES
+
+    plan = workload.Plan(
+        shapes=tuple(map(workload.parse_shape, workload.parse_names(shapes) or workload.DEFAULT_SHAPES)),
+        batches=workload.parse_numbers("--batch", batches),
+        threads=workload.parse_numbers("--threads", threads),
+        regimes=workload.parse_names(regimes) or workload.REGIMES,
+        seconds=min(seconds, 0.1) if quick else seconds,
+        least_rounds=2 if quick else 5,
+        stream_bytes=ARRAY_BYTES // 4 if quick else ARRAY_BYTES,
+        simulate=not quick,
+    )
+    document = measure(plan, workload.parse_names(contenders), progress=note)
+    deliver(document, as_json, markdown, output)
+    if not document["rows"] or any(entry["status"] == "failed" for entry in document["contenders"]):
+        note("a contender broke, or none could run: see the reasons above")
+        return GATE_FAILED
+    return 0
+
+
+@command.command(context_settings=_HELP)
+@click.argument("bundle", required=False, type=click.Path(path_type=Path))
+@click.option("--threads", default=1, show_default=True, help="Threads of one operator.")
+@click.option("--rounds", default=5, show_default=True, help="Timed rounds of a prefill and a decode.")
+@click.option("--new-tokens", default=16, show_default=True, help="Tokens of a decode.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
+@click.option("--markdown", type=_FILE, help="Write the tables as Markdown to this file.")
+@click.option("-o", "--output", type=_FILE, help="Write the JSON document to this file.")
+def full(
+    bundle: Path | None,
+    threads: int,
+    rounds: int,
+    new_tokens: int,
+    as_json: bool,
+    markdown: Path | None,
+    output: Path | None,
+) -> int:
+    """Time the decoder of BUNDLE at full size on ONNX Runtime: prefill of 64 tokens, decode, memory, roofline.
+
+    Without BUNDLE: 24 layers of Qwen2.5-0.5B's shapes with random weights, made once (minutes, 6 GB) and kept.
+    """
+    from microvlm.bench.full.full_bench import run as measure
+    from microvlm.bench.full.random_bundle import random_full_bundle
+
+    document = measure(bundle or random_full_bundle(note), threads, rounds, new_tokens, progress=note)
+    deliver(document, as_json, markdown, output)
+    if not document["full"]["finite"]:
+        note("the decoder's logits are no numbers")
+        return GATE_FAILED
+    return 0
+
+
+command.add_command(memory)
+
+
+@command.command(context_settings=_HELP)
+@click.argument("reports", nargs=-1, required=True, type=_FILE)
+@click.option("-o", "--output", type=_FILE, help="Write to this file instead of stdout.")
+def report(reports: tuple[Path, ...], output: Path | None) -> None:
+    """Saved JSON documents of the other commands as Markdown."""
+    from microvlm.bench.report import markdown as tables
+
+    pages = "\n".join(tables(read_report(path)) for path in reports)
+    if output is None:
+        click.echo(pages, nl=False)
+    else:
+        output.write_text(pages)
+
+
+command.add_command(pi)
+
+
+def main() -> None:
+    run_click(command)

@@ -1,0 +1,1 @@
+"""`microvlm-bench equivalence`: whether two backends or precisions are the same model."""

@@ -1,0 +1,220 @@
+"""`microvlm-bench equivalence`: loads the two models, compares them, judges, and makes the document."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from microvlm.backends import load, resolve_bundle
+from microvlm.bench.equivalence.compare import Pair, Progress, Subject, compare
+from microvlm.bench.equivalence.metrics import Drift, Metrics
+from microvlm.bench.equivalence.replay import instrument
+from microvlm.bench.equivalence.samples import choose, longest_episode
+from microvlm.bench.equivalence.verdict import Verdict, judge, judge_precision
+from microvlm.bench.evalset_reader import load_evalset
+from microvlm.bench.provenance import describe_model, kernels_of, provenance
+from microvlm.bench.stats import paired_difference, percentile
+from microvlm.errors import UserError
+from microvlm.inputs.processor import Processor
+
+if TYPE_CHECKING:
+    from microvlm.model.microvlm import MicroVLM
+
+SAME_FUNCTION = "is the backend right?"
+PRECISION = "what did storing it narrower cost?"
+
+
+@dataclass(frozen=True)
+class Options:
+    """Of one comparison."""
+
+    model: str = "nano"
+    against: str | None = None
+    """A second model: the candidate's."""
+    reference: str = "torch"
+    candidate: str = "ort"
+    images: int = 60
+    scenes: int | None = None
+    """As many as images when None."""
+    threads: int | None = None
+    new_tokens: int = 16
+    evalset: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.images < 1:
+            raise UserError(f"--images is {self.images}; give 1 or more.")
+        if self.new_tokens < 1:
+            raise UserError(f"--new-tokens is {self.new_tokens}; give 1 or more.")
+        if self.against is None and self.reference == self.candidate:
+            raise UserError(
+                f"--reference and --candidate are both '{self.reference}': choose two backends, or give --against."
+            )
+
+
+def run(options: Options, progress: Progress = lambda _: None) -> tuple[dict[str, Any], Verdict]:
+    """The document of `--json` and the verdict. Raises UserError for a model or backend that can't be had."""
+    began = time.perf_counter()
+    evalset = load_evalset(options.evalset)
+    first = resolve_bundle(options.model)
+    second = first if options.against is None else resolve_bundle(options.against)
+    reference = _subject(options.reference, first, options.threads)
+    candidate = _subject(options.candidate, second, options.threads)
+    processor = _shared_processor(first, second)
+    config = reference.runtime.config
+    same = options.against is None or same_bundles(first, second)
+    if not same:
+        reference = Subject(
+            reference.label, reference.runtime, None, "codes of other weights are other codes"
+        )
+    pair = Pair(reference, candidate, processor, options.new_tokens)
+    scenes = options.images if options.scenes is None else options.scenes
+    samples = choose(evalset, config, options.images, scenes)
+    metrics = compare(pair, samples, longest_episode(evalset, config), progress)
+    difference = paired_difference(metrics.scores.candidate, metrics.scores.reference)
+    verdict = judge(metrics) if same else judge_precision(metrics, difference)
+    document = {
+        "verdict": verdict.verdict,
+        "reasons": verdict.reasons,
+        "question": SAME_FUNCTION if same else PRECISION,
+        "reference": _side(options.reference, first, reference),
+        "candidate": _side(options.candidate, second, candidate),
+        **figures(metrics),
+        "accuracy_difference": difference._asdict(),
+        "seconds": round(time.perf_counter() - began, 2),
+        "provenance": provenance(describe_model(first), options.threads),
+    }
+    if second != first:
+        document["provenance"]["against"] = describe_model(second)
+    return document, verdict
+
+
+def _side(backend: str, model: Path, subject: Subject) -> dict[str, str]:
+    return {"backend": backend, "model": model.name, "kernels": kernels_of(subject.runtime)}
+
+
+def figures(metrics: Metrics) -> dict[str, Any]:
+    """The measured part of the document. A figure that is not finite is null."""
+    free, comparison = metrics.free, metrics.comparison
+    return {
+        "samples": free.samples,
+        "positions": free.positions,
+        "greedy_match": free.greedy_match,
+        "top1_agreement": free.top1_agreement,
+        "logits_max_abs_diff": _finite(free.logits_max_abs_diff),
+        "kl_mean": _finite(free.kl_mean),
+        "kl_p99": _finite(percentile(free.kl, 99)) if free.kl else None,
+        "kl_max": _finite(max(free.kl)) if free.kl else None,
+        "memory_drift": _finite(metrics.drift.largest),
+        "memory": _drift(metrics.drift),
+        "integer_exact": None
+        if comparison is None
+        else comparison.sums > 0 and comparison.sums_differing == 0,
+        "replay": _replay(metrics),
+        "accuracy": metrics.scores.by_kind(),
+        "changed_answers": free.changed,
+    }
+
+
+def _replay(metrics: Metrics) -> dict[str, Any]:
+    names = (
+        "logits_max_abs_diff",
+        "greedy_match",
+        "codes",
+        "codes_differing",
+        "max_code_step",
+        "max_tie_distance",
+    )
+    replayed, comparison, drift = metrics.replayed, metrics.comparison, metrics.replayed_drift
+    if replayed is None or comparison is None:
+        return {**dict.fromkeys(names), "unavailable": metrics.replay_unavailable}
+    return {
+        "logits_max_abs_diff": _finite(replayed.logits_max_abs_diff),
+        "greedy_match": replayed.greedy_match,
+        "codes": comparison.codes,
+        "codes_differing": comparison.codes_differing,
+        "codes_differing_per_million": 1e6 * comparison.codes_differing / max(1, comparison.codes),
+        "max_code_step": comparison.max_code_step,
+        "max_tie_distance": comparison.max_tie_distance,
+        "sums": comparison.sums,
+        "sums_differing": comparison.sums_differing,
+        "rows_at_floor": comparison.rows_at_floor,
+        "operator_outputs": comparison.operator_outputs,
+        "operator_mismatches": comparison.operator_mismatches,
+        "differing_by_layer": dict(sorted(comparison.differing_by_layer.items())),
+        "memory_drift": None if drift is None else _finite(drift.largest),
+        "memory": None if drift is None else _drift(drift),
+    }
+
+
+def _drift(drift: Drift) -> dict[str, Any]:
+    parts = ("mean", "covariance", "code", "reading", "scope", "slot", "forgotten")
+    figures = {name: _finite(getattr(drift, name)) for name in parts}
+    return {**figures, "mean_by_write": [_finite(value) for value in drift.by_write]}
+
+
+def _finite(value: float) -> float | None:
+    return value if abs(value) < float("inf") else None
+
+
+def _subject(backend: str, model: Path, threads: int | None) -> Subject:
+    runtime = load(backend, model, threads)
+    label = f"backend '{backend}'"
+    if importlib.util.find_spec("onnx") is None:
+        return Subject(label, runtime, None, "opening its layers needs onnx; pip install 'microvlm[bench]'")
+    return Subject(label, runtime, instrument(runtime))
+
+
+def _shared_processor(first: Path, second: Path) -> Processor:
+    processor = Processor.from_pretrained(first)
+    if (
+        second != first
+        and processor.tokenizer.identity != Processor.from_pretrained(second).tokenizer.identity
+    ):
+        raise UserError(
+            f"{first.name} and {second.name} have different tokenizers: their answers cannot be compared."
+        )
+    return processor
+
+
+def same_bundles(first: Path, second: Path) -> bool:
+    """Whether two bundles hold one function, whatever their bytes."""
+    if importlib.util.find_spec("torch") is None:
+        raise UserError(
+            "--against reads the weights of both models with torch; pip install 'microvlm[bench]'."
+        )
+    from microvlm.backends.torch_eager import load_bundle
+
+    return first == second or same_function(load_bundle(first), load_bundle(second))
+
+
+def same_function(ours: MicroVLM, theirs: MicroVLM) -> bool:
+    """Whether two lowered models hold the same integers and scales in every quantised layer, and the same floats.
+
+    Trits at two bits, in base 3 or in whole bytes are one function; eight-bit and four-bit roundings are two.
+    """
+    import torch
+
+    from microvlm.model.lowering import named_packed
+
+    layers, others = named_packed(ours), named_packed(theirs)
+    if layers.keys() != others.keys():
+        return False
+    for name, layer in layers.items():
+        other = others[name]
+        if not torch.equal(_integers(layer), _integers(other)):
+            return False
+        if not torch.equal(layer.scale.expand(layer.rows), other.scale.expand(other.rows)):
+            return False
+    packed = tuple(f"{name}." for name in layers)
+    left, right = (
+        {key: value for key, value in model.state_dict().items() if not key.startswith(packed)}
+        for model in (ours, theirs)
+    )
+    return left.keys() == right.keys() and all(torch.equal(left[key], right[key]) for key in left)
+
+
+def _integers(layer: Any) -> Any:
+    return layer.weight.float() if layer.kind == "dense" else layer.integers()

@@ -1,0 +1,136 @@
+"""How two models differed over the samples, as plain figures. Decides nothing: `verdict` does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from microvlm.bench.equivalence.recorded_activations import Comparison
+from microvlm.bench.equivalence.samples import CAPTION
+from microvlm.bench.equivalence.transcripts import Answer, EpisodeTrace
+from microvlm.bench.stats import kl_divergence, max_abs
+
+
+@dataclass
+class Agreement:
+    """Answers and logits of two runs of the same samples."""
+
+    samples: int = 0
+    equal: int = 0
+    """Samples whose greedy choices are all the same."""
+    positions: int = 0
+    top1_equal: int = 0
+    kl: list[float] = field(default_factory=list)
+    logits_max_abs_diff: float = 0.0
+    changed: list[str] = field(default_factory=list)
+    """Names of samples whose answer differs."""
+
+    def add_answers(self, name: str, reference: Answer, candidate: Answer) -> None:
+        self.samples += 1
+        same = reference.choices == candidate.choices
+        self.equal += same
+        if not same:
+            self.changed.append(name)
+
+    def add_logits(self, reference: np.ndarray, candidate: np.ndarray) -> None:
+        """float32 [n, V] of both at the same positions."""
+        self.positions += len(reference)
+        self.top1_equal += int((reference.argmax(-1) == candidate.argmax(-1)).sum())
+        self.kl += [float(value) for value in kl_divergence(reference, candidate)]
+        self.logits_max_abs_diff = max(self.logits_max_abs_diff, max_abs(reference, candidate))
+
+    @property
+    def greedy_match(self) -> float:
+        return self.equal / self.samples if self.samples else 1.0
+
+    @property
+    def top1_agreement(self) -> float:
+        return self.top1_equal / self.positions if self.positions else 1.0
+
+    @property
+    def kl_mean(self) -> float:
+        return float(np.mean(self.kl)) if self.kl else 0.0
+
+
+@dataclass
+class Drift:
+    """Largest differences over an episode's writes, readings and forgets."""
+
+    mean: float = 0.0
+    """|dM| after the writes."""
+    covariance: float = 0.0
+    """|dU| after the writes."""
+    code: float = 0.0
+    reading: float = 0.0
+    scope: float = 0.0
+    slot: float = 0.0
+    """Of W_M's keys and values."""
+    forgotten: float = 0.0
+    """|dM| and |dU| after the forgets."""
+    by_write: list[float] = field(default_factory=list)
+    """|dM| after each write."""
+
+    @classmethod
+    def between(cls, reference: EpisodeTrace, candidate: EpisodeTrace) -> Drift:
+        def largest(parts: str) -> float:
+            pairs = zip(getattr(reference, parts), getattr(candidate, parts), strict=True)
+            return max(max_abs(np.asarray(ours), np.asarray(theirs)) for ours, theirs in pairs)
+
+        states = list(zip(reference.states, candidate.states, strict=True))
+        forgotten = zip(reference.forgotten, candidate.forgotten, strict=True)
+        by_write = [max_abs(ours.mean, theirs.mean) for ours, theirs in states]
+        return cls(
+            mean=max(by_write),
+            covariance=max(max_abs(ours.covariance, theirs.covariance) for ours, theirs in states),
+            code=largest("codes"),
+            reading=largest("readings"),
+            scope=largest("scopes"),
+            slot=largest("slots"),
+            forgotten=max(max_abs(a, b) for pair in forgotten for a, b in zip(*pair, strict=True)),
+            by_write=by_write,
+        )
+
+    @property
+    def largest(self) -> float:
+        """Of everything but the forgets, whose noise is of another size."""
+        return max(self.mean, self.covariance, self.code, self.reading, self.scope, self.slot)
+
+
+@dataclass
+class Scores:
+    """Right answers (exact match) of both models on the same samples."""
+
+    kinds: list[str] = field(default_factory=list)
+    reference: list[bool] = field(default_factory=list)
+    candidate: list[bool] = field(default_factory=list)
+
+    def add(self, kind: str, right: str, reference: Answer, candidate: Answer) -> None:
+        self.kinds.append(kind)
+        self.reference.append(reference.text == right)
+        self.candidate.append(candidate.text == right)
+
+    def by_kind(self) -> dict[str, dict[str, float | int]]:
+        table: dict[str, dict[str, float | int]] = {}
+        for kind in sorted(set(self.kinds), key=lambda name: (name != CAPTION, name)):
+            rows = [index for index, name in enumerate(self.kinds) if name == kind]
+            table[kind] = {
+                "samples": len(rows),
+                "reference": sum(self.reference[row] for row in rows) / len(rows),
+                "candidate": sum(self.candidate[row] for row in rows) / len(rows),
+            }
+        return table
+
+
+@dataclass
+class Metrics:
+    """Everything measured. `replayed` and `comparison` are None where a backend can't be opened."""
+
+    free: Agreement = field(default_factory=Agreement)
+    """Greedy answers of both, and logits teacher-forced on the reference's tokens."""
+    scores: Scores = field(default_factory=Scores)
+    drift: Drift = field(default_factory=Drift)
+    replayed: Agreement | None = None
+    comparison: Comparison | None = None
+    replayed_drift: Drift | None = None
+    replay_unavailable: str | None = None

@@ -1,0 +1,1 @@
+"""`microvlm-bench full`: a full-size decoder with random weights."""

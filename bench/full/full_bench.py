@@ -1,0 +1,149 @@
+"""`microvlm-bench full`: prefill and decode of a full-size decoder on ONNX Runtime, its memory, the roofline.
+
+The bars were set for a machine that reads 15 GB/s on one thread, and scale with what this one reads in the same run.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from microvlm.backends.resolve import open_bundle
+from microvlm.bench.provenance import describe_model, provenance
+from microvlm.bench.roofline import StreamingRoofline, share
+from microvlm.bench.speed.harness import Progress, WorkerFailed, WorkerProcess
+from microvlm.bench.speed.speed_bench import bytes_read_per_token
+from microvlm.bench.stats import median, summarise
+from microvlm.errors import UserError
+
+PROMPT_TOKENS = 64
+BAR_GB_PER_S = 15.0
+BAR_DECODE_TOKENS_PER_S = 45.0
+BAR_PREFILL_TOKENS_PER_S = 110.0
+BAR_ANONYMOUS_BYTES = 60_000_000
+_WORKER = [sys.executable, "-P", "-m", "microvlm.bench.full.decoder_worker"]
+
+
+def run(
+    bundle: Path, threads: int = 1, rounds: int = 5, new_tokens: int = 16, progress: Progress = lambda _: None
+) -> dict[str, Any]:
+    """The document of `--json`. Raises UserError for a bad bundle or option, or when the decoder cannot run."""
+    for flag, value in (("--threads", threads), ("--rounds", rounds), ("--new-tokens", new_tokens)):
+        if value < 1:
+            raise UserError(f"{flag} is {value}; give 1 or more.")
+    open_bundle(bundle)
+    roofline = StreamingRoofline()
+    worker = WorkerProcess(_WORKER)
+    try:
+        loaded = worker.ask(do="load", model=str(bundle), threads=threads, prompt_tokens=PROMPT_TOKENS)
+        progress(f"decoder loaded, {loaded['kernels']}")
+        worker.ask(do="round", new_tokens=2)
+        timed = []
+        for index in range(rounds):
+            progress(f"round {index + 1} of {rounds}")
+            roofline.sample(threads)
+            timed.append(worker.ask(do="round", new_tokens=new_tokens))
+        memory = worker.ask(do="memory")
+        has_tokenizer = (bundle / "tokenizer.json").is_file()
+        tokenizer = (
+            worker.ask(do="tokenizer", model=str(bundle)) if has_tokenizer else {"anonymous_bytes": None}
+        )
+    except WorkerFailed as failure:
+        raise UserError(f"the decoder of {bundle} cannot run: {failure}") from None
+    finally:
+        worker.close()
+    return _document(bundle, threads, new_tokens, loaded, timed, memory, tokenizer, roofline)
+
+
+def _document(
+    bundle: Path,
+    threads: int,
+    new_tokens: int,
+    loaded: dict[str, Any],
+    timed: list[dict[str, Any]],
+    memory: dict[str, Any],
+    tokenizer: dict[str, Any],
+    roofline: StreamingRoofline,
+) -> dict[str, Any]:
+    prefill = [one["prefill_ms"] for one in timed]
+    decode = [ms for one in timed for ms in one["decode_ms"]]
+    before, after = loaded["memory_before"]["anonymous_bytes"], memory["anonymous_bytes"]
+    anonymous = None if before is None or after is None else after - before
+    per_token = bytes_read_per_token(bundle)
+    seconds = median(decode) * 1e-3
+    stream = roofline.gb_per_s(threads)
+    full = {
+        "kernels": loaded["kernels"],
+        "load_ms": round(loaded["load_ms"], 1),
+        "prompt_tokens": PROMPT_TOKENS,
+        "new_tokens": new_tokens,
+        "prefill": summarise(prefill),
+        "decode": summarise(decode),
+        "prefill_tokens_per_s": round(PROMPT_TOKENS * 1e3 / median(prefill), 2),
+        "decode_tokens_per_s": round(1 / seconds, 2),
+        "weight_bytes_per_token": per_token,
+        "decode_gb_per_s": round(per_token / seconds / 1e9, 2),
+        "decode_roofline_share": round(share(per_token, seconds, stream), 4),
+        "anonymous_of_model_bytes": anonymous,
+        "tokenizer_anonymous_bytes": tokenizer["anonymous_bytes"],
+        "file_backed_bytes": memory["file_backed_bytes"],
+        "peak_rss_bytes": memory["peak_rss_bytes"],
+        "finite": all(one["finite"] for one in timed),
+    }
+    facts = provenance(describe_model(bundle), threads)
+    return {
+        "full": full,
+        "bars": bars(full, threads, stream),
+        "provenance": {**facts, "stream_gb_per_s": roofline.summary()},
+    }
+
+
+def bars(full: dict[str, Any], threads: int, stream_gb_per_s: float) -> list[dict[str, Any]]:
+    """What is demanded: two speeds on one thread, and the memory. `met` is None where nothing could be measured."""
+    anonymous = full["anonymous_of_model_bytes"]
+    memory = {"name": "anonymous_of_model_bytes", "value": anonymous, "at_most": BAR_ANONYMOUS_BYTES}
+    table = [{**memory, "met": None if anonymous is None else anonymous <= BAR_ANONYMOUS_BYTES}]
+    if threads != 1:
+        return table
+    for name, at_15 in (
+        ("decode_tokens_per_s", BAR_DECODE_TOKENS_PER_S),
+        ("prefill_tokens_per_s", BAR_PREFILL_TOKENS_PER_S),
+    ):
+        least = at_15 * stream_gb_per_s / BAR_GB_PER_S
+        table.append(
+            {"name": name, "value": full[name], "at_least": round(least, 2), "met": full[name] >= least}
+        )
+    return table
+
+
+def section(document: dict[str, Any]) -> tuple[str, list[tuple[str, list[list[str]]]], list[str]]:
+    """Head, tables and remarks for `report`."""
+    full, facts = document["full"], document["provenance"]
+    streams = ", ".join(f"{value:.1f} GB/s" for value in facts["stream_gb_per_s"].values())
+    head = f"{facts['model']['name']}: decoder on ONNX Runtime, {full['kernels']}; memory read at {streams}"
+    rows = [
+        ["", "value"],
+        [f"prefill of {full['prompt_tokens']}, tokens/s", f"{full['prefill_tokens_per_s']:.1f}"],
+        ["decode, tokens/s", f"{full['decode_tokens_per_s']:.1f}"],
+        ["weights of a token, MB", f"{full['weight_bytes_per_token'] / 1e6:.1f}"],
+        ["decode, GB/s of weights", f"{full['decode_gb_per_s']:.1f}"],
+        ["share of the streaming roofline", f"{full['decode_roofline_share']:.0%}"],
+        ["anonymous memory of the model, MB", _megabytes(full["anonymous_of_model_bytes"])],
+        ["of the tokenizer, apart, MB", _megabytes(full["tokenizer_anonymous_bytes"])],
+        ["file-backed memory, MB", _megabytes(full["file_backed_bytes"])],
+        ["load, ms", f"{full['load_ms']:.0f}"],
+    ]
+    bar_rows = [["bar", "value", "demanded", "met"]]
+    for bar in document["bars"]:
+        demanded = f"<= {bar['at_most']:,}" if "at_most" in bar else f">= {bar['at_least']:.1f}"
+        verdict = {True: "yes", False: "NO", None: "-"}[bar["met"]]
+        bar_rows.append(
+            [bar["name"], f"{bar['value']:,}" if bar["value"] is not None else "-", demanded, verdict]
+        )
+    remarks = ["speeds are demanded in proportion to what one thread reads here: 15 GB/s is the measure"]
+    return head, [("full-size decoder", rows), ("bars", bar_rows)], remarks
+
+
+def _megabytes(value: int | None) -> str:
+    return "-" if value is None else f"{value / 1e6:.1f}"

@@ -1,0 +1,94 @@
+"""A `full` bundle with random weights: Qwen2.5-0.5B's size without its training. Made once, kept in the cache.
+
+Speed and memory do not depend on the values of weights, so a full-size model can be measured where none can be had.
+Needs torch and onnx, as an export does. `python -m microvlm.bench.full.random_bundle` makes one and prints its size.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+from microvlm.backends.resolve import cache_directory, exporter_digest, is_bundle, open_bundle
+from microvlm.bench.full.qwen_tokenizer import qwen_tokenizer
+from microvlm.bench.speed.speed_bench import bytes_read_per_token
+from microvlm.console import note, print_json, run_click
+from microvlm.errors import UserError
+
+PRESET = "full"
+EMBEDDING_BITS = 4
+
+
+def random_full_bundle(
+    log: Callable[[str], None] = lambda _: None, packing: str = "2bit", vocabulary: int | None = None
+) -> Path:
+    """Ternary linears, int4 token table and head. The first call takes minutes and 6 GB.
+
+    With `vocabulary` it has Qwen2.5's tokenizer cut to so many tokens, and needs npm once. Raises UserError.
+    """
+    cut = f"-v{vocabulary}" if vocabulary is not None else ""
+    name = f"{PRESET}-random-{exporter_digest()}-1.58bit-{packing}-e{EMBEDDING_BITS}{cut}"
+    bundle = cache_directory() / "bundles" / name
+    if _is_whole(bundle):
+        return bundle
+    log(f"making a {PRESET} model with random weights in {bundle}, once")
+    import torch
+
+    from microvlm.exporters.bundle_writer import CheckFailed, export
+    from microvlm.formats.weight_format import WeightFormat
+    from microvlm.model.lowering import lower
+    from microvlm.model.microvlm import MicroVLM
+    from microvlm.presets import preset
+
+    weights = WeightFormat(packing=packing, embedding_bits=EMBEDDING_BITS)
+    tokenizer = qwen_tokenizer() if vocabulary is not None else None
+    bundle.parent.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    with tempfile.TemporaryDirectory(dir=bundle.parent) as folder:
+        checkpoint = Path(folder) / PRESET
+        lower(MicroVLM(preset(PRESET)), weights).save_pretrained(checkpoint)
+        if tokenizer is not None:
+            _add_tokenizer(checkpoint, tokenizer)
+        try:
+            export(checkpoint, bundle, weights, vocabulary=vocabulary, force=bundle.exists(), log=log)
+        except CheckFailed as failure:
+            raise UserError(f"the random {PRESET} model cannot be exported here ({failure}).") from None
+    return bundle
+
+
+def _add_tokenizer(checkpoint: Path, origin: Path) -> None:
+    from microvlm.config import MicroVLMConfig
+    from microvlm.inputs.processor import TOKENIZER, TOKENIZER_CONFIG, Processor
+    from microvlm.inputs.tokenizer import LibraryTokenizer
+
+    settings = json.loads((origin / TOKENIZER_CONFIG).read_text())
+    tokenizer = LibraryTokenizer.from_file(origin / TOKENIZER)
+    processor = Processor(tokenizer, MicroVLMConfig.load(checkpoint), {TOKENIZER_CONFIG: settings})
+    processor.save(checkpoint)
+
+
+def _is_whole(bundle: Path) -> bool:
+    try:
+        return is_bundle(bundle) and bool(open_bundle(bundle))
+    except UserError:
+        return False
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--packing", default="2bit", show_default=True, help="Bytes of ternary weights: 2bit or base3.")
+@click.option("--vocabulary", type=int, help="Cut table and tokenizer to so many tokens; else no tokenizer.")
+def command(packing: str, vocabulary: int | None) -> int:
+    """Make the full-size bundle with random weights, and print where it is and what it weighs."""
+    bundle = random_full_bundle(note, packing, vocabulary)
+    files = [path.stat().st_size for path in bundle.rglob("*") if path.is_file()]
+    facts = {"total_bytes": sum(files), "weight_bytes_per_token": bytes_read_per_token(bundle)}
+    print_json({"bundle": str(bundle), **facts})
+    return 0
+
+
+if __name__ == "__main__":
+    run_click(command)

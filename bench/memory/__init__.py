@@ -1,0 +1,1 @@
+"""`microvlm-bench memory`: what the episodic memory remembers and costs."""

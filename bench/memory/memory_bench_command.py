@@ -1,0 +1,81 @@
+"""The command `microvlm-bench memory`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from microvlm.bench.report_flags import deliver
+from microvlm.console import note
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("models", nargs=-1)
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    default=("ort",),
+    show_default=True,
+    help="Backend that remembers; may be repeated, or a list with commas.",
+)
+@click.option("--threads", default=1, show_default=True, help="Threads of one operator.")
+@click.option("--facts", default=0, help="Most facts written at once; four times the slots by default.")
+@click.option("--edits", default=1000, show_default=True, help="Edits one after the other.")
+@click.option("--repeats", default=20, show_default=True, help="Timed rounds.")
+@click.option("--seed", default=0, show_default=True, help="Of names, objects and views.")
+@click.option(
+    "--costs", is_flag=True, help="Time and count only; an untrained model will do, also MODEL 'full'."
+)
+@click.option(
+    "--tune", type=int, help="Facts also trained into the decoder, to compare; 5 where torch is, 0 for none."
+)
+@click.option(
+    "--plots",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Draw recall, addressing, slot use and ROC as SVG into this folder.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
+@click.option("--markdown", type=_FILE, help="Write the tables as Markdown to this file.")
+@click.option("-o", "--output", type=_FILE, help="Write the JSON document to this file.")
+def memory(
+    models: tuple[str, ...],
+    backends: tuple[str, ...],
+    threads: int,
+    facts: int,
+    edits: int,
+    repeats: int,
+    seed: int,
+    costs: bool,
+    tune: int | None,
+    plots: Path | None,
+    as_json: bool,
+    markdown: Path | None,
+    output: Path | None,
+) -> None:
+    """What MODELS (bundles, checkpoints or 'nano') remember: recall, edits, forgetting, scope, and what that costs.
+
+    Several models or backends are put side by side. '--costs full' times a full-size model with random weights, which
+    is made once (minutes, 6 GB) and kept.
+    """
+    from microvlm.bench.memory.memory_bench import Options, run_each
+    from microvlm.bench.memory.memory_plots import write_plots
+
+    options = Options(
+        threads=threads,
+        facts=facts,
+        edits=edits,
+        repeats=repeats,
+        seed=seed,
+        costs=costs,
+        tune=tune,
+    )
+    names = [name.strip() for part in backends for name in part.split(",") if name.strip()]
+    document = run_each(models or ("nano",), list(dict.fromkeys(names)), options, progress=note)
+    deliver(document, as_json, markdown, output)
+    if plots is not None:
+        for path in write_plots(document, plots):
+            note(f"drew {path}")

@@ -1,0 +1,110 @@
+"""A model under a memory test: batches of questions and pictures to codes and answers, on any backend."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import numpy as np
+
+from microvlm.backends.base import LoadedRuntime
+from microvlm.generation import GenerationOptions, Prompt, embed_prompt, generate, recall
+from microvlm.inputs.processor import Processor
+from microvlm.memory.episodic import Entry, EpisodicMemory
+from microvlm.memory.in_place import hold
+from microvlm.runtime import Memories, MemoryReading
+
+BATCH = 16
+Query = tuple[str, np.ndarray | None]
+"""A question and the picture that it is about, uint8 [S, S, 3]."""
+
+
+class Subject:
+    """Answers are greedy and cut at `new_tokens`."""
+
+    def __init__(self, runtime: LoadedRuntime, processor: Processor, new_tokens: int = 8):
+        self.runtime, self.processor = runtime, processor
+        self.options = GenerationOptions(max_new_tokens=new_tokens, stop_tokens=processor.stop_tokens)
+
+    @property
+    def slots(self) -> int:
+        return self.runtime.config.memory.slots
+
+    def encode(self, queries: Sequence[Query]) -> tuple[np.ndarray, np.ndarray]:
+        """(codes [N, C], keys [N, K]) of questions, as reading encodes them."""
+        made = [self.runtime.memory_encode(*self.prompt(part)) for part in _batches(queries)]
+        return np.concatenate([code for code, _ in made]), np.concatenate([key for _, key in made])
+
+    def encode_values(self, queries: Sequence[Query], answers: Sequence[str]) -> np.ndarray:
+        """Codes [N, C] of whole turns: each question with its answer."""
+        codes = []
+        for start in range(0, len(queries), BATCH):
+            part = slice(start, start + BATCH)
+            told = self.with_answers(self.prompt(queries[part]), answers[part])
+            codes.append(self.runtime.memory_encode(*told)[0])
+        return np.concatenate(codes)
+
+    def prompt(self, queries: Sequence[Query]) -> Prompt:
+        """One batch, padded on the left."""
+        images = [[] if image is None else [image] for _, image in queries]
+        inputs = self.processor([question for question, _ in queries], images)
+        return embed_prompt(self.runtime, *inputs, self.processor.image_id)
+
+    def answers(self, queries: Sequence[Query], memory: Memories | None) -> list[str]:
+        """What the model says; `memory` is shared by all questions."""
+        said: list[str] = []
+        for part in _batches(queries):
+            tokens = generate(self.runtime, self.prompt(part), self.options, memory).tokens
+            said += [self.processor.decode(row).strip() for row in tokens]
+        return said
+
+    def readings(self, queries: Sequence[Query], memory: Memories) -> list[MemoryReading]:
+        """What reading gives, one a batch of questions."""
+        made = [recall(self.runtime, self.prompt(part), memory).reading for part in _batches(queries)]
+        return [reading for reading in made if reading is not None]
+
+    def remember(self, keys: np.ndarray, codes: np.ndarray, single: bool = False) -> EpisodicMemory:
+        """A memory with these rows, in as many states as they need, or all in one."""
+        entries = [
+            Entry(str(number), key, code, time=0.0)
+            for number, (key, code) in enumerate(zip(keys, codes, strict=True))
+        ]
+        memory = EpisodicMemory.empty(self.runtime)
+        if not single:
+            for entry in entries:
+                memory.write(self.runtime, entry)
+            return memory
+        held = hold(self.runtime, memory.states[0])
+        for entry in entries:
+            held.write(*entry.row)
+        return EpisodicMemory([held.snapshot()], entries)
+
+    @contextmanager
+    def gate_open(self) -> Iterator[None]:
+        """Within, every reading reaches the decoder, whatever the scope detector says."""
+        config = self.runtime.config
+        always = dataclasses.replace(config.memory, scope_threshold=0.0)
+        self.runtime.config = dataclasses.replace(config, memory=always)
+        try:
+            yield
+        finally:
+            self.runtime.config = config
+
+    def with_answers(self, prompt: Prompt, answers: Sequence[str]) -> Prompt:
+        """The answers' tokens behind the prompts, padded on the right."""
+        rows = [self.processor.text_ids(answer) for answer in answers]
+        ids = np.full((len(rows), max(map(len, rows))), self.processor.pad_id, np.int64)
+        mask = np.zeros_like(ids)
+        for index, row in enumerate(rows):
+            ids[index, : len(row)], mask[index, : len(row)] = row, 1
+        embeds = self.runtime.embed_tokens(ids)
+        return Prompt(
+            np.concatenate([prompt.inputs_embeds, embeds], 1),
+            np.concatenate([prompt.attention_mask, mask], 1),
+        )
+
+
+def _batches(queries: Sequence[Query]) -> Iterator[Sequence[Query]]:
+    for start in range(0, len(queries), BATCH):
+        yield queries[start : start + BATCH]

@@ -1,0 +1,1 @@
+"""An emulated Raspberry Pi with its memory and kernel (QEMU's system mode)."""

@@ -1,0 +1,100 @@
+"""The gate: counts against committed ones. What a baseline is for is its key, so that another compiler, ONNX Runtime
+or graph is never compared with it; weights are not in the key, because no count depends on them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from microvlm.backends.emulation.sysroot import system_name
+from microvlm.bench.pi.counting.instruction_cost import Cost, Counted
+
+FOLDER = Path(__file__).parent / "baselines"
+TOLERANCE = 0.005
+"""Of a phase's instructions. Two runs of one program from the same folders are equal."""
+NOISE = 10_000
+"""Instructions: a phase of a million may differ by this much on another machine, where paths are longer or shorter and
+the C library finds its memory elsewhere."""
+UNGATED = ("load",)
+"""Importing modules and opening files: not the model's, and different when a file is read for the first time."""
+
+
+def key_of(counted: Counted, bundle: Path) -> dict[str, str]:
+    """All that a count depends on but our own code."""
+    ran = counted.ran
+    return {
+        "graphs": graphs_hash(bundle),
+        "cpu": ran["cpu"],
+        "onnxruntime": ran["onnxruntime"],
+        "numpy": ran["numpy"],
+        "python": ".".join(ran["python"].split(".")[:2]),
+        "system": system_name(),
+        "compiler": ran["compiler"],
+    }
+
+
+def graphs_hash(bundle: Path) -> str:
+    """One hash of what the bundle's graphs compute: sizes, widths and graphs of its manifest, and no weight."""
+    manifest = json.loads((bundle / "manifest.json").read_text())
+    config = json.loads((bundle / "config.json").read_text())
+    described = {name: manifest[name] for name in ("bits", "packing", "embedding_bits", "graphs")}
+    parts = {name: value for name, value in config.items() if isinstance(value, dict) and name != "prompt"}
+    text = json.dumps([described, parts], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def path_of(name: str, key: dict[str, str], folder: Path = FOLDER) -> Path:
+    """One file for a model and a CPU: a new key replaces the old one."""
+    return folder / f"{re.sub(r'[^a-z0-9.-]', '-', name.lower())}-{key['cpu']}.json"
+
+
+def write(name: str, key: dict[str, str], costs: Sequence[Cost], folder: Path = FOLDER) -> Path:
+    path = path_of(name, key, folder)
+    phases = {
+        cost.phase: {
+            "instructions": cost.instructions,
+            "simd": cost.simd,
+            "others": cost.instructions - cost.kernel_instructions,
+        }
+        for cost in costs
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"key": key, "phases": phases}, indent=1) + "\n")
+    return path
+
+
+def check(name: str, key: dict[str, str], costs: Sequence[Cost], folder: Path = FOLDER) -> list[str]:
+    """A sentence for every phase that changed; none when all is as it was. Another key is a sentence too."""
+    path = path_of(name, key, folder)
+    try:
+        baseline = json.loads(path.read_text())
+    except OSError:
+        return [f"there is no baseline for {name} on {key['cpu']} ({path.name})"]
+    except ValueError:
+        return [f"{path.name} is not JSON"]
+    differing = [part for part in key if baseline["key"].get(part) != key[part]]
+    if differing:
+        return [
+            f"the baseline is for another {part}: {baseline['key'].get(part)} there, {key[part]} here"
+            for part in differing
+        ]
+    return [sentence for cost in costs for sentence in _changes(cost, baseline["phases"])]
+
+
+def _changes(cost: Cost, phases: dict[str, Any]) -> list[str]:
+    if cost.phase in UNGATED:
+        return []
+    if cost.phase not in phases:
+        return [f"{cost.phase} is not in the baseline"]
+    found = []
+    for figure in ("instructions", "simd"):
+        before, now = phases[cost.phase][figure], getattr(cost, figure)
+        change = now / before - 1
+        if abs(change) > TOLERANCE and abs(now - before) > NOISE:
+            found.append(f"{cost.phase}: {now:,} {figure} instead of {before:,} ({change:+.1%})")
+    return found

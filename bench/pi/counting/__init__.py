@@ -1,0 +1,1 @@
+"""Executed instructions and weight bytes of a model on an emulated Cortex-A53."""

@@ -1,0 +1,140 @@
+"""Programs on an emulated board with every instruction counted: QEMU with the plugin, and what it says at the end.
+
+One thread, no random addresses, no random hashes, memory kept, nobody reports to anybody, and a clock that does not
+depend on when it is asked: two runs of one program from the same folders agree to the last instruction. ONNX Runtime
+asks for the time in each run; what it does with it was enough to leave another heap behind.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from microvlm.backends.emulation import DEFAULT_CPU, Machine, open_machine, runtime_requirements
+from microvlm.backends.emulation.cache import cached_folder
+from microvlm.bench.kernels import cortex_a53
+from microvlm.bench.pi.counting.emulated_package import Package
+from microvlm.errors import UserError
+
+COUNTING_EMULATOR = "qemu-aarch64"
+"""The static one loads no plugin."""
+SOURCES = Path(__file__).parent / "sources"
+PLUGIN, CLOCK = "instruction_count", "constant_clock"
+"""C sources there, each built as a shared library for this machine."""
+QUIET = {
+    "PYTHONHASHSEED": "0",
+    # Modules that nobody has compiled are compiled each time, and not only the first.
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
+    # Memory that comes from and goes back to the system at different moments costs tenths of a per cent.
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": "1000000000",
+    "MALLOC_TRIM_THRESHOLD_": "1000000000",
+    "MALLOC_TOP_PAD_": "67108864",
+}
+
+
+class IllegalInstruction(Exception):
+    """The emulated CPU lacks an instruction that the program executed. The message is a sentence."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """Executed instructions between two marks."""
+
+    total: int
+    simd: int
+    multiply: int
+    crypto: int
+    library: int
+    """Those of the native library."""
+
+
+def open_board(package: Package, cpu: str = DEFAULT_CPU) -> Machine:
+    """An emulated machine with this package and what it needs to run; what is missing is built. Raises UserError."""
+    wheels = [] if package.wheel is None else [package.wheel]
+    machine = open_machine(cpu, runtime_requirements(), wheels)
+    return machine if package.site is None else replace(machine, sites=(package.site, *machine.sites))
+
+
+def count(
+    machine: Machine, arguments: Sequence[str], extra: dict[str, str] | None = None
+) -> tuple[Any, dict[int, Region]]:
+    """Run the emulated Python with `arguments` -> the JSON document that it prints, and the counts by region.
+
+    Raises UserError where QEMU or a C compiler is missing or the program failed, IllegalInstruction for a SIGILL.
+    """
+    emulator = shutil.which(COUNTING_EMULATOR)
+    if emulator is None:
+        raise UserError("QEMU that loads plugins was not found: apt-get install qemu-user.")
+    command = replace(machine, emulator=emulator).command(*arguments)
+    built = build_libraries()
+    # The clock is for QEMU, not for the program that it runs.
+    command[1:1] = ["-plugin", str(built / f"{PLUGIN}.so"), "-U", "LD_PRELOAD"]
+    environment = machine.environment({**QUIET, "LD_PRELOAD": str(built / f"{CLOCK}.so"), **(extra or {})})
+    done = subprocess.run(
+        [*fixed_addresses(), *command],
+        env=environment,
+        capture_output=True,
+        text=True,
+        cwd="/",
+    )
+    if done.returncode in (-signal.SIGILL, 128 + signal.SIGILL) or "Illegal instruction" in done.stderr:
+        raise IllegalInstruction(f"an instruction that {machine.cpu} lacks was executed (SIGILL)")
+    if done.returncode:
+        said = [line for line in done.stderr.splitlines() if line.strip() and "instruction-count" not in line]
+        raise UserError(
+            f"the emulated program ended with status {done.returncode}: {said[-1] if said else ''}"
+        )
+    return json.loads(done.stdout.splitlines()[-1]), parse_counts(done.stderr)
+
+
+@functools.cache
+def fixed_addresses() -> list[str]:
+    """What runs a program without random addresses; nothing where the system refuses that, as containers may.
+
+    QEMU then still gives its program the same ones each time, but others than elsewhere.
+    """
+    command = ["setarch", "-R"]
+    try:
+        return command if subprocess.run([*command, "true"], capture_output=True).returncode == 0 else []
+    except FileNotFoundError:
+        return []
+
+
+def parse_counts(text: str) -> dict[int, Region]:
+    """{region: counts} of the plugin's lines."""
+    counts = {}
+    for line in re.findall(r"^instruction-count (.*)$", text, re.M):
+        figures = {name: int(value) for name, value in (pair.split("=") for pair in line.split())}
+        region = figures.pop("region")
+        counts[region] = Region(**figures)
+    return counts
+
+
+def build_libraries() -> Path:
+    """The folder with the plugin and the clock for this machine's QEMU, kept by their sources. Raises UserError."""
+    if shutil.which("cc") is None:
+        raise UserError("no C compiler was found to build the counter with: apt-get install gcc.")
+    sources = [SOURCES / f"{name}.c" for name in (PLUGIN, CLOCK)]
+    recipe = {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in sources}
+    return cached_folder("plugin", recipe, lambda folder: _compile(sources, folder))
+
+
+def _compile(sources: Sequence[Path], folder: Path) -> None:
+    for source in sources:
+        try:
+            cortex_a53.build_library(source, folder)
+        except subprocess.CalledProcessError:
+            raise UserError(f"cc could not build {source.name}: see above.") from None

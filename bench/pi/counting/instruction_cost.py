@@ -1,0 +1,86 @@
+"""What a model costs a board: executed instructions and bytes of weights, phase by phase, counted under emulation."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from microvlm.backends.emulation import Machine
+from microvlm.bench.pi.counting.counting_emulator import Region, count
+from microvlm.bench.pi.counting.emulated_package import Package
+from microvlm.bench.pi.workload_phases import GRAPHS, Scenario
+from microvlm.bench.stats import median
+from microvlm.errors import UserError
+
+EMBEDDING = "embedding.data"
+"""The table that `embed_tokens` takes rows of and the tied head reads whole."""
+
+FIGURES = ("total", "simd", "library", "crypto")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One phase, once; `decode` is one token."""
+
+    phase: str
+    instructions: int
+    simd: int
+    weight_bytes: int
+    kernel_instructions: int
+    """Those of them in the native library, which read the weights; 0 where the function bodies ran."""
+    crypto: int
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Every phase of one bundle, and on what."""
+
+    costs: tuple[Cost, ...]
+    ran: dict[str, Any]
+    """kernels, python, onnxruntime, numpy, cpu, compiler."""
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [asdict(cost) for cost in self.costs]
+
+
+def count_bundle(machine: Machine, package: Package, bundle: Path, scenario: Scenario) -> Counted:
+    """Load and every phase on one thread. Raises UserError; IllegalInstruction for a SIGILL."""
+    options = json.dumps(asdict(scenario))
+    arguments = ["-m", "microvlm.bench.pi.counting.counted_model", str(bundle.resolve()), options]
+    ran, regions = count(machine, arguments)
+    if not ran["finite"]:
+        raise UserError(f"{bundle.name} on the emulated {machine.cpu} gives logits that are no numbers.")
+    costs = [
+        _cost(
+            phase,
+            [regions[number] for number in where["regions"]],
+            where["repeats"],
+            weight_bytes(bundle, phase),
+        )
+        for phase, where in ran.pop("regions").items()
+    ]
+    return Counted(tuple(costs), {**ran, "cpu": machine.cpu, "compiler": package.compiler})
+
+
+def weight_bytes(bundle: Path, phase: str) -> int:
+    """Bytes of the bundle that a phase reads once: graphs, their weights, and for the decoder the head's whole table.
+
+    Loading reads every graph and no weights: they stay mapped. A token's own row of the table is left out.
+    """
+    folder = bundle / "onnx"
+    if phase == "load":
+        return sum(path.stat().st_size for path in folder.glob("*.onnx"))
+    names = [f"{graph}{suffix}" for graph in GRAPHS[phase] for suffix in (".onnx", ".data")]
+    names += [EMBEDDING] if "decoder_model_merged" in GRAPHS[phase] else []
+    names = [name for name in names if not name.startswith("embed_tokens")]
+    return sum((folder / name).stat().st_size for name in names if (folder / name).is_file())
+
+
+def _cost(phase: str, regions: list[Region], repeats: int, weights: int) -> Cost:
+    """The median of each figure over the regions, divided by how often each did the phase."""
+    total, simd, library, crypto = (
+        round(median([getattr(region, figure) for region in regions]) / repeats) for figure in FIGURES
+    )
+    return Cost(phase, total, simd, weights, library, crypto)

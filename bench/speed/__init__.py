@@ -1,0 +1,1 @@
+"""`microvlm-bench run`: time and memory of every backend, phase by phase."""

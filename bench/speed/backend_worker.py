@@ -1,0 +1,100 @@
+"""One backend in its own process: `python -m microvlm.bench.speed.backend_worker`. JSON lines in, JSON lines out.
+
+The first request loads the model, each later one runs one phase once, the last asks for this process's memory. What a
+library prints goes to stderr, so that only answers are on the pipe. An error a user can mend is an answer too.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+from typing import Any
+
+from microvlm.errors import UserError
+
+
+class Worker:
+    """Answers requests, one dict each. Raises UserError for what the user can mend."""
+
+    def __init__(self) -> None:
+        self._runner: Any = None
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        return getattr(self, f"_{request['do']}")(request)
+
+    def _load(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Imports are timed apart: an application pays for them once, and they are the libraries', not the model's."""
+        from microvlm.backends import get_backend
+        from microvlm.bench.provenance import kernels_of, memory_of_this_process
+        from microvlm.bench.speed.phases import PhaseRunner, Workload
+        from microvlm.inputs.processor import Processor
+
+        began = time.perf_counter()
+        backend = get_backend(request["backend"])
+        reason = backend.unavailable()
+        if reason is not None:
+            raise UserError(reason)
+        _import_libraries(request["backend"])
+        imported_ms = (time.perf_counter() - began) * 1e3
+        before = memory_of_this_process()
+        began = time.perf_counter()
+        runtime = backend.load(request["model"], request["threads"])
+        _open_sessions(runtime)
+        load_ms = (time.perf_counter() - began) * 1e3
+        loaded = {
+            "load_ms": load_ms,
+            "import_ms": imported_ms,
+            "path": kernels_of(runtime),
+            "memory_before_load": before,
+        }
+        if request["measure_only_load"]:
+            return loaded
+        work = request["workload"]
+        workload = Workload(
+            tuple(work["images"]), tuple(work["captions"]), work["question"], work["new_tokens"]
+        )
+        self._runner = PhaseRunner(runtime, Processor.from_pretrained(request["model"]), workload)
+        return loaded
+
+    def _phase(self, request: dict[str, Any]) -> dict[str, Any]:
+        return {"ms": self._runner.run(request["phase"], request["index"])}
+
+    def _memory(self, request: dict[str, Any]) -> dict[str, Any]:
+        from microvlm.bench.provenance import memory_of_this_process
+
+        return dict(memory_of_this_process())
+
+
+def _import_libraries(backend: str) -> None:
+    """What the backend's load would import, so that its time is the model's."""
+    names = ("torch", "onnx", "microvlm.model.torch_runtime") if backend == "torch" else ("onnxruntime",)
+    for name in names:
+        importlib.import_module(name)
+
+
+def _open_sessions(runtime: Any) -> None:
+    """A runtime that opens graphs when they are first used opens them now: loading is loading."""
+    if hasattr(runtime, "session"):
+        from microvlm.exporters import contract
+
+        for spec in contract.graphs(runtime.config):
+            runtime.session(spec.name)
+
+
+def serve(worker: Any) -> None:
+    """Let `worker.answer` answer stdin until it ends. What the user can mend is an answer with `error`."""
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    for line in sys.stdin:
+        try:
+            answer = worker.answer(json.loads(line))
+        except UserError as error:
+            answer = {"error": str(error)}
+        answers.write(json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    serve(Worker())

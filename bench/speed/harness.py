@@ -1,0 +1,207 @@
+"""Drives one worker process for each backend and model, round by round, so that a drift of the machine hits all alike.
+
+A backend that cannot run, or whose process dies, is reported with its reason; the others go on.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from microvlm.backends.base import backend_names, get_backend
+from microvlm.bench.speed.phases import phases_to_run
+from microvlm.errors import UserError
+
+Progress = Callable[[str], None]
+
+
+class WorkerFailed(Exception):
+    """A worker said that it cannot go on (`mendable`), or its process ended. The message is a sentence."""
+
+    def __init__(self, sentence: str, mendable: bool = False):
+        super().__init__(sentence)
+        self.mendable = mendable
+
+
+class WorkerProcess:
+    """One `microvlm.bench.speed.backend_worker` and its pipe. `command` is another program that answers as it does."""
+
+    def __init__(self, command: list[str] | None = None):
+        # A file, not a pipe: a library that says much would fill a pipe that nobody reads, and stop.
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by `close`
+        self._process = subprocess.Popen(
+            # -P: in a checkout, the folder `microvlm` here is not the installed package with all its parts.
+            command or [sys.executable, "-P", "-m", "microvlm.bench.speed.backend_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+
+    def ask(self, **request: Any) -> dict[str, Any]:
+        """One request, one answer. Raises WorkerFailed."""
+        pipe_in, pipe_out = self._process.stdin, self._process.stdout
+        assert pipe_in is not None
+        assert pipe_out is not None
+        try:
+            pipe_in.write(json.dumps(request) + "\n")
+            pipe_in.flush()
+            line = pipe_out.readline()
+        except OSError:
+            line = ""
+        if not line:
+            raise WorkerFailed(self._obituary())
+        answer = json.loads(line)
+        if "error" in answer:
+            raise WorkerFailed(answer["error"], mendable=True)
+        return answer
+
+    def close(self) -> None:
+        """A worker ends when its input does; one that hangs is killed."""
+        try:
+            self._process.communicate(timeout=30)
+        except (subprocess.TimeoutExpired, OSError, ValueError):
+            self._process.kill()
+            self._process.wait()
+        self._errors.close()
+
+    def _obituary(self) -> str:
+        code = self._process.wait()
+        how = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
+        self._errors.seek(0)
+        said = [line.strip() for line in self._errors if line.strip()]
+        return f"its process {how}: {said[-1] if said else 'it said nothing'}"
+
+
+@dataclass
+class BackendRun:
+    """Raw timings of one backend. `reason` is set when it could not run to the end."""
+
+    backend: str
+    model: Path = Path()
+    label: str = ""
+    """What reports call it: the backend, and the model where there are several."""
+    status: str = "ok"
+    """`ok`, `skipped` (it cannot run here) or `failed` (it began and broke)."""
+    reason: str | None = None
+    milliseconds: dict[str, list[float]] = field(default_factory=dict)
+    """By phase, in the order of the rounds."""
+    import_ms: list[float] = field(default_factory=list)
+    path: str | None = None
+    memory: dict[str, int | None] = field(default_factory=dict)
+    memory_before_load: dict[str, int | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured."""
+
+    workload: dict[str, Any]
+    threads: int
+    repeats: int = 10
+    warmup: int = 2
+    loads: int = 3
+
+    def __post_init__(self) -> None:
+        for flag, value in (("--threads", self.threads), ("--repeats", self.repeats)):
+            if value < 1:
+                raise UserError(f"{flag} is {value}; give 1 or more.")
+        if self.warmup < 0:
+            raise UserError(f"--warmup is {self.warmup}; give 0 or more.")
+
+
+def measure(
+    backends: Sequence[str],
+    models: Sequence[Path],
+    plan: Plan,
+    progress: Progress = lambda _: None,
+    spawn: Callable[[], WorkerProcess] = WorkerProcess,
+) -> list[BackendRun]:
+    """Every model on every backend over every phase, `plan.repeats` times, interleaved.
+
+    Raises UserError for an unknown backend.
+    """
+    labels = [f"{model.name}, {name}" if len(models) > 1 else name for model in models for name in backends]
+    pairs = [(model, name) for model in models for name in backends]
+    runs = [_first_look(name, model, label) for (model, name), label in zip(pairs, labels, strict=True)]
+    workers: dict[int, WorkerProcess] = {}
+    try:
+        for attempt in range(plan.loads):
+            progress(f"loading, {attempt + 1} of {plan.loads}")
+            for number, run in _running(runs):
+                worker = spawn()
+                workers[number] = worker
+                _guarded(run, partial(_load, run, worker, plan, attempt < plan.loads - 1))
+                if attempt < plan.loads - 1:
+                    worker.close()
+        for index in range(plan.warmup + plan.repeats):
+            progress(f"round {index + 1} of {plan.warmup + plan.repeats}")
+            for phase in phases_to_run():
+                for number, run in _running(runs):
+                    counts = index >= plan.warmup
+                    _guarded(run, partial(_time_phase, run, workers[number], phase, index, counts))
+        for number, run in _running(runs):
+            _guarded(run, partial(_measure_memory, run, workers[number]))
+    finally:
+        for worker in workers.values():
+            worker.close()
+    return runs
+
+
+def _first_look(name: str, model: Path, label: str) -> BackendRun:
+    """Whether a registered backend can run here at all. Raises UserError for a name nobody registered."""
+    run = BackendRun(name, model, label)
+    registered = name in backend_names()
+    try:
+        run.reason = get_backend(name).unavailable()
+    except UserError as error:
+        if not registered:
+            raise
+        run.reason = str(error)
+    if run.reason is not None:
+        run.status = "skipped"
+    return run
+
+
+def _running(runs: list[BackendRun]) -> list[tuple[int, BackendRun]]:
+    return [(number, run) for number, run in enumerate(runs) if run.status == "ok"]
+
+
+def _load(run: BackendRun, worker: WorkerProcess, plan: Plan, measure_only_load: bool) -> None:
+    answer = worker.ask(
+        do="load",
+        backend=run.backend,
+        model=str(run.model),
+        threads=plan.threads,
+        workload=plan.workload,
+        measure_only_load=measure_only_load,
+    )
+    run.milliseconds.setdefault("load", []).append(answer["load_ms"])
+    run.import_ms.append(answer["import_ms"])
+    run.path = answer.get("path")
+    run.memory_before_load = answer.get("memory_before_load", {})
+
+
+def _time_phase(run: BackendRun, worker: WorkerProcess, phase: str, index: int, counts: bool) -> None:
+    milliseconds = worker.ask(do="phase", phase=phase, index=index)["ms"]
+    if counts:
+        run.milliseconds.setdefault(phase, []).append(milliseconds)
+
+
+def _measure_memory(run: BackendRun, worker: WorkerProcess) -> None:
+    run.memory = worker.ask(do="memory")
+
+
+def _guarded(run: BackendRun, action: Callable[[], None]) -> None:
+    """What the user can mend means that this backend does not run here; a dead process means that it broke."""
+    try:
+        action()
+    except WorkerFailed as failure:
+        run.status, run.reason = ("skipped" if failure.mendable else "failed"), str(failure)

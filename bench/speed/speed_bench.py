@@ -1,0 +1,150 @@
+"""`microvlm-bench run`: measures every backend and makes the document, the physical ceiling beside the decode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from microvlm.backends import backend_names, get_backend, resolve_bundle
+from microvlm.backends.resolve import open_bundle
+from microvlm.bench.equivalence.samples import choose
+from microvlm.bench.evalset_reader import load_evalset
+from microvlm.bench.provenance import describe_model, provenance, streaming_read_bytes_per_s
+from microvlm.bench.speed.harness import BackendRun, Plan, Progress, measure
+from microvlm.bench.speed.phases import PHASES, Workload
+from microvlm.bench.stats import median, ratio_of_medians, summarise
+from microvlm.config import MicroVLMConfig
+from microvlm.errors import UserError
+from microvlm.inputs.processor import Processor
+
+IMAGES = 8
+"""Evaluation images that the repeats go round."""
+_MEMORY_FIELDS = ("peak_rss_bytes", "rss_bytes", "anonymous_bytes", "file_backed_bytes", "pss_bytes")
+
+
+def run(
+    models: Sequence[str],
+    backends: Sequence[str] = (),
+    threads: int = 1,
+    repeats: int = 10,
+    warmup: int = 2,
+    new_tokens: int = 16,
+    progress: Progress = lambda _: None,
+) -> dict[str, Any]:
+    """The document of `--json`; several models are compared like several backends.
+
+    Raises UserError for a model or backend name that can't be had.
+    """
+    if new_tokens < 1:
+        raise UserError(f"--new-tokens is {new_tokens}; give 1 or more.")
+    bundles = [_checked(resolve_bundle(model)) for model in models]
+    workload = _workload(bundles[0], new_tokens)
+    plan = Plan(asdict(workload), threads, repeats, warmup)
+    # Without a choice PyTorch comes first, so that the ratios are against the reference.
+    names = list(dict.fromkeys(backends)) or sorted(_timed_here(), key=lambda name: (name != "torch", name))
+    runs = measure(names, bundles, plan, progress)
+    progress("reading memory at full speed, for the ceiling")
+    bandwidth = streaming_read_bytes_per_s()
+    described = [describe_model(bundle) for bundle in bundles]
+    return {
+        "results": [result(one, bandwidth) for one in runs],
+        "ratios": ratios(runs),
+        "ceiling": {"read_bandwidth_bytes_per_s": round(bandwidth), "threads": 1},
+        "workload": {
+            "images": len(workload.images),
+            "new_tokens": new_tokens,
+            "warmup": warmup,
+            "repeats": repeats,
+            "loads": plan.loads,
+        },
+        "provenance": {**provenance(described[0], threads), "models": described},
+    }
+
+
+def _timed_here() -> list[str]:
+    """Backends whose times are this machine's, and those that can't be asked, which `measure` reports."""
+
+    def is_elsewhere(name: str) -> bool:
+        try:
+            return not get_backend(name).runs_here
+        except UserError:
+            return False
+
+    return [name for name in backend_names() if not is_elsewhere(name)]
+
+
+def _checked(bundle: Path) -> Path:
+    """A bundle whose files are whole and that can speak. Raises UserError."""
+    open_bundle(bundle)
+    Processor.from_pretrained(bundle)
+    return bundle
+
+
+def _workload(bundle: Path, new_tokens: int) -> Workload:
+    samples = choose(load_evalset(), MicroVLMConfig.load(bundle), IMAGES, 0)
+    images = tuple(str(sample.images[0]) for sample in samples)
+    return Workload(images, tuple(sample.answer for sample in samples), new_tokens=new_tokens)
+
+
+def result(one: BackendRun, bandwidth: float) -> dict[str, Any]:
+    """One backend's entry. Fields of a backend that did not run are null, and `reason` says why.
+
+    The ceiling is what one core could decode if it did nothing but read the weights from memory.
+    """
+    read_per_token = bytes_read_per_token(one.model)
+    phases = {name: summarise(one.milliseconds[name]) for name in PHASES if one.milliseconds.get(name)}
+    decode = phases.get("decode")
+    tokens_per_s = 1e3 / decode["median_ms"] if decode and decode["median_ms"] else None
+    before = one.memory_before_load.get("anonymous_bytes")
+    after = one.memory.get("anonymous_bytes")
+    return {
+        "backend": one.backend,
+        "model": one.model.name,
+        "label": one.label,
+        "status": one.status,
+        "reason": one.reason,
+        "path": one.path,
+        "phases": phases,
+        "decode_tokens_per_s": None if tokens_per_s is None else round(tokens_per_s, 2),
+        "weight_bytes_per_token": read_per_token,
+        "predicted_ceiling_tokens_per_s": round(bandwidth / read_per_token, 1) if read_per_token else None,
+        "decode_share_of_ceiling": (
+            None if tokens_per_s is None else round(tokens_per_s * read_per_token / bandwidth, 4)
+        ),
+        **{name: one.memory.get(name) for name in _MEMORY_FIELDS},
+        "anonymous_of_model_bytes": None if before is None or after is None else after - before,
+        "import_ms": round(median(one.import_ms), 1) if one.import_ms else None,
+    }
+
+
+def ratios(runs: Sequence[BackendRun]) -> list[dict[str, Any]]:
+    """Every backend that ran against the first that did: median time over median time, with a 95 % interval."""
+    finished = [one for one in runs if one.status == "ok"]
+    table = []
+    for one in finished[1:]:
+        for phase in PHASES:
+            ours, base = one.milliseconds.get(phase), finished[0].milliseconds.get(phase)
+            if not ours or not base or len(ours) != len(base):
+                continue
+            interval = ratio_of_medians(ours, base)
+            table.append(
+                {
+                    "phase": phase,
+                    "backend": one.label,
+                    "against": finished[0].label,
+                    **{key: round(value, 4) for key, value in interval._asdict().items()},
+                }
+            )
+    return table
+
+
+def bytes_read_per_token(bundle: Path) -> int:
+    """Bytes of weights that one decoded token must read: the decoder's own, and the tied head's whole table.
+
+    A token's embedding is one row of the same table, and the KV cache of a short answer is small beside both.
+    """
+    folder = bundle / "onnx"
+    names = ("decoder_model_merged.onnx", "decoder_model_merged.data", "embedding.data")
+    return sum((folder / name).stat().st_size for name in names if (folder / name).is_file())

@@ -1,0 +1,190 @@
+"""A checkpoint to a bundle: a self-contained folder of graphs, tokenizer and manifest, whole or not there at all."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+
+from microvlm.errors import UserError
+from microvlm.exporters import contract
+from microvlm.exporters.bundle_manifest import bits_per_weight, write_manifest
+from microvlm.exporters.bundle_readme import write_readme
+from microvlm.exporters.external_data import WeightStore, save_graph
+from microvlm.exporters.graph_check import Check, check_graph
+from microvlm.exporters.staging import staged
+from microvlm.exporters.tracing import trace
+from microvlm.exporters.vocabulary.shrink import SmallerVocabulary, keep_rows, shrink
+from microvlm.exporters.vocabulary.table_builder import write_tables
+from microvlm.formats.op_table import TERNARY_2X4, TERNARY_3X5
+from microvlm.formats.weight_format import WeightFormat
+from microvlm.model.checkpoint import PROCESSOR_FILES, load_checkpoint, resolve_checkpoint
+from microvlm.model.lowering import lower, set_traced, ternary_trained
+from microvlm.model.microvlm import MicroVLM
+
+MEMORY_PRIOR = "memory_prior"
+Log = Callable[[str], None]
+
+
+class CheckFailed(Exception):
+    """A saved graph is not the model. `report` says which output; the bundle was not kept."""
+
+    def __init__(self, report: ExportReport):
+        super().__init__("a graph differs from the model")
+        self.report = report
+
+
+@dataclass
+class ExportReport:
+    """What was exported. `bits_per_weight` is of the bytes on disk."""
+
+    bundle: str
+    bits: float
+    packing: str
+    total_bytes: int = 0
+    ternary_nodes: int = 0
+    bits_per_weight: dict[str, float | None] = field(default_factory=dict)
+    checks: list[Check] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """The document of `microvlm-export --json`. A difference that is not finite is null."""
+        checks = [
+            {
+                "graph": check.graph,
+                "output": check.output,
+                "passed": check.passed,
+                "max_abs_diff": check.max_abs_diff if check.max_abs_diff < float("inf") else None,
+            }
+            for check in self.checks
+        ]
+        return {**vars(self), "checks": checks}
+
+
+def export(
+    source: str | Path,
+    output: Path,
+    weights: WeightFormat,
+    *,
+    vocabulary: int | None = None,
+    force: bool = False,
+    threads: int = 0,
+    log: Log = lambda line: None,
+) -> ExportReport:
+    """Export the checkpoint `source` to the folder `output`, which appears only when everything in it is right.
+
+    `vocabulary`: the most tokens to keep (`vocabulary.shrink`); all of them when None.
+
+    Raises UserError for bad input, an output that exists (unless `force`, and it is a bundle) or a full disk, and
+    CheckFailed when ONNX Runtime's outputs are not the model's.
+    """
+    directory = resolve_checkpoint(source)
+    provenance = _provenance(directory / "training.json")
+    report = ExportReport(bundle=str(output), bits=weights.bits, packing=weights.packing)
+    with staged(output, force) as stage:
+        model = load_checkpoint(directory)
+        report.notes += _remarks(model, weights)
+        smaller = shrink(directory, model.config, vocabulary) if vocabulary is not None else None
+        if smaller:
+            keep_rows(model, smaller.kept)
+            report.notes.append(
+                f"The vocabulary was cut to {len(smaller.kept)} of {smaller.old_size} tokens."
+            )
+        lowered = lower(model, weights)
+        del model
+        stage.require_space(sum(t.numel() * t.element_size() for t in lowered.state_dict().values()))
+        for remark in report.notes:
+            log(remark)
+        _write_graphs(lowered, stage.path, report, threads, log)
+        if not all(check.passed for check in report.checks):
+            raise CheckFailed(report)
+        lowered.config.save(stage.path)
+        _save_prior(lowered, stage.path)
+        _copy_processor(directory, stage.path, smaller, report, log)
+        report.bits_per_weight = bits_per_weight(lowered)
+        facts = {"vocabulary": smaller.describe() if smaller else None, "training": provenance}
+        write_manifest(stage.path, lowered, weights, report.bits_per_weight, facts)
+        write_readme(stage.path, lowered.config, weights)
+        report.total_bytes = sum(path.stat().st_size for path in stage.path.rglob("*") if path.is_file())
+    return report
+
+
+def _remarks(model: MicroVLM, weights: WeightFormat) -> list[str]:
+    ternary = ternary_trained(model)
+    if weights.bits == 1.58 and not ternary:
+        return [
+            "WARNING: this checkpoint was not trained for 1.58 bits; rounding its decoder to ternary destroys it. "
+            "Export it at --bits 8, or train it with microvlm-train first."
+        ]
+    if weights.bits != 1.58 and ternary:
+        return [
+            f"This checkpoint is ternary: its trits are stored at {weights.bits:g} bits each, "
+            "which changes their size and not what the model computes."
+        ]
+    return []
+
+
+def _write_graphs(lowered: MicroVLM, folder: Path, report: ExportReport, threads: int, log: Log) -> None:
+    onnx_folder = folder / "onnx"
+    onnx_folder.mkdir()
+    store = WeightStore(onnx_folder)
+    written = {"memory_prior"}
+    for spec in contract.graphs(lowered.config):
+        began = time.perf_counter()
+        set_traced(lowered, True)
+        proto = save_graph(trace(lowered, spec), spec.name, store)
+        written |= {tensor.name for tensor in proto.graph.initializer}
+        ops = Counter(node.op_type for node in proto.graph.node)
+        report.ternary_nodes += ops[TERNARY_2X4.name] + ops[TERNARY_3X5.name]
+        seconds = time.perf_counter() - began
+        checks, remark = check_graph(lowered, spec, folder / spec.file, threads)
+        report.checks += checks
+        log(f"{spec.name}: {len(proto.graph.node)} nodes in {seconds:.1f} s, checked against PyTorch")
+        if remark:
+            report.notes.append(remark)
+            log(remark)
+    # A backend rebuilds the model from the graphs' weights, so each of them must be in one, under its own name.
+    if written != set(lowered.state_dict()):
+        raise RuntimeError(f"weights and graphs differ in {sorted(written ^ set(lowered.state_dict()))[:5]}")
+
+
+def _copy_processor(
+    source: Path, folder: Path, smaller: SmallerVocabulary | None, report: ExportReport, log: Log
+) -> None:
+    for name in PROCESSOR_FILES:
+        if (source / name).is_file():
+            (folder / name).write_bytes((source / name).read_bytes())
+    for name, document in (smaller.documents if smaller else {}).items():
+        (folder / name).write_text(document)
+    if not (source / "tokenizer.json").is_file():
+        report.notes.append(
+            "The checkpoint has no tokenizer.json: the bundle runs graphs, and reads no text."
+        )
+        log(report.notes[-1])
+        return
+    reason = write_tables(folder / "tokenizer.json", folder)
+    if reason:
+        report.notes.append(f"The tokenizer runs by its library, in more memory than by tables: {reason}.")
+        log(report.notes[-1])
+
+
+def _provenance(path: Path) -> Any:
+    """How the checkpoint was trained, as its trainer wrote it down, or None."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        raise UserError(f"{path} is not valid JSON: copy the checkpoint again.") from None
+
+
+def _save_prior(lowered: MicroVLM, folder: Path) -> None:
+    """The empty memory's mean, float32 [K, C]. Not by `save_file`, whose files only their owner can read."""
+    path = folder / f"{MEMORY_PRIOR}.safetensors"
+    path.write_bytes(save({MEMORY_PRIOR: lowered.memory_prior.detach().contiguous()}))

@@ -1,0 +1,120 @@
+"""`microvlm-export`: a checkpoint to a bundle that any ONNX Runtime runs."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from microvlm.console import GATE_FAILED, note, print_json, run_click
+from microvlm.errors import UserError
+from microvlm.formats.weight_format import WeightFormat
+
+if TYPE_CHECKING:
+    from microvlm.exporters.bundle_writer import ExportReport
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("checkpoint", default="nano")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder to create; by default NAME-BITSbit, and -vN for a vocabulary.",
+)
+@click.option(
+    "--bits", default="1.58", show_default=True, help="Width of linear weights: 32, 16, 8, 4 or 1.58."
+)
+@click.option("--packing", default="2bit", show_default=True, help="Bytes of ternary weights: 2bit or base3.")
+@click.option(
+    "--embedding-bits",
+    default="8",
+    show_default=True,
+    help="Width of the token table and tied head: 16, 8 or 4.",
+)
+@click.option(
+    "--vocabulary",
+    type=int,
+    help="Keep at most so many tokens: bytes, the first merges, what the prompt needs. All by default.",
+)
+@click.option(
+    "--threads", default=0, show_default=True, help="ONNX Runtime threads of the checks; 0 is its choice."
+)
+@click.option("--force", is_flag=True, help="Replace a bundle that is there, once the new one is right.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
+def command(
+    checkpoint: str,
+    output: Path | None,
+    bits: str,
+    packing: str,
+    embedding_bits: str,
+    vocabulary: int | None,
+    threads: int,
+    force: bool,
+    as_json: bool,
+) -> int:
+    """Export CHECKPOINT (a directory, a hub id, or 'nano') to a folder of ONNX graphs with everything they need.
+
+    Each graph is compared with PyTorch after it was saved. Status 1 and no folder when one differs.
+    """
+    # Bad flags are answered before PyTorch is imported, which takes seconds.
+    weights = WeightFormat(_number("--bits", bits), packing, _whole("--embedding-bits", embedding_bits))
+    if weights.embedding_bits == 32:
+        raise UserError("--embedding-bits 32 is not offered; choose 16, 8 or 4.")
+    if threads < 0:
+        raise UserError("--threads must be 0 or more.")
+    from microvlm.exporters.bundle_writer import CheckFailed, export
+
+    cut = f"-v{vocabulary}" if vocabulary is not None else ""
+    target = output or Path(f"{Path(checkpoint).resolve().name}-{weights.bits:g}bit{cut}")
+    # A terminated export cleans up like an interrupted one.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        report = export(
+            checkpoint, target, weights, vocabulary=vocabulary, force=force, threads=threads, log=note
+        )
+    except CheckFailed as failure:
+        _show(failure.report, as_json)
+        note("Error: a graph is not the model it was made from (crosses above); no bundle was kept.")
+        return GATE_FAILED
+    _show(report, as_json)
+    return 0
+
+
+def _show(report: ExportReport, as_json: bool) -> None:
+    if as_json:
+        print_json(report.to_json())
+        return
+    width = max(len(check.output) for check in report.checks)
+    for check in report.checks:
+        mark = "✓" if check.passed else "✗"
+        click.echo(
+            f"{mark} {check.graph:<22} {check.output:<{width}}  largest difference {check.max_abs_diff:.1e}"
+        )
+    if report.total_bytes:
+        bits = ", ".join(f"{group} {value:.2f}" for group, value in report.bits_per_weight.items() if value)
+        click.echo(
+            f"\n{report.bundle}: {report.total_bytes / 1e6:.1f} MB, {report.ternary_nodes} ternary operators"
+        )
+        click.echo(f"bits per weight on disk: {bits}")
+
+
+def _number(flag: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"{flag} {text} is not a number; choose one of 32, 16, 8, 4, 1.58.") from None
+
+
+def _whole(flag: str, text: str) -> Any:
+    try:
+        return int(text)
+    except ValueError:
+        raise UserError(f"{flag} {text} is not offered; choose 16, 8 or 4.") from None
+
+
+def main() -> None:
+    run_click(command)

@@ -1,0 +1,1 @@
+"""A smaller vocabulary for a checkpoint, and its tokenizer as mapped tables."""

@@ -1,0 +1,192 @@
+"""A smaller vocabulary for a checkpoint: the bytes, the first merges, the added tokens that its files speak of.
+
+Merges are kept in rank order, and each only with both its parts, so a text whose tokens are all kept is cut as before:
+every merge that built them is kept, and no other merge comes before one of them. Any text can still be written,
+because the bytes stay. The rows of the embedding are gathered, never computed anew.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from microvlm.config import MicroVLMConfig
+from microvlm.errors import UserError
+from microvlm.exporters.vocabulary.patterns import Inexpressible
+from microvlm.exporters.vocabulary.table_builder import byte_of_letter, merge_list, require_plain_bpe
+from microvlm.inputs.processor import GENERATION, TOKENIZER, TOKENIZER_CONFIG
+from microvlm.model.embedding import HalfEmbedding, PackedEmbedding, TiedEmbedding
+from microvlm.model.linear import PackedLinear
+from microvlm.model.microvlm import MicroVLM
+
+
+@dataclass(frozen=True)
+class SmallerVocabulary:
+    """`kept[new id]` is the old id, ascending. `documents`: the rewritten files by name."""
+
+    kept: list[int]
+    old_size: int
+    merges: int
+    documents: dict[str, str]
+
+    def describe(self) -> dict[str, int]:
+        """For the manifest."""
+        return {"tokens": len(self.kept), "of": self.old_size, "merges": self.merges}
+
+
+def shrink(directory: Path, config: MicroVLMConfig, size: int) -> SmallerVocabulary:
+    """The vocabulary of the checkpoint `directory` cut to at most `size` tokens.
+
+    Raises UserError when its tokenizer is no byte-level BPE, or when `size` is too few or no fewer than there are.
+    """
+    files = {name: _read(directory / name) for name in (TOKENIZER, TOKENIZER_CONFIG, GENERATION)}
+    raw = files[TOKENIZER]
+    if raw is None:
+        raise UserError(f"--vocabulary needs {TOKENIZER} in {directory}, which is missing.")
+    try:
+        require_plain_bpe(raw["model"])
+        kept = _choose(raw, _needed(files, config), config.text.vocab_size, size)
+        documents = _rewrite(files, {old: new for new, old in enumerate(kept)})
+    except Inexpressible as reason:
+        raise UserError(f"--vocabulary {size} is for byte-level BPE: {reason}.") from None
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise UserError(f"{directory / TOKENIZER} is damaged: copy the checkpoint again.") from None
+    merges = len(json.loads(documents[TOKENIZER])["model"]["merges"])
+    return SmallerVocabulary(kept, config.text.vocab_size, merges, documents)
+
+
+def keep_rows(model: MicroVLM, kept: list[int]) -> None:
+    """Leave `model` with the rows `kept` of its embedding and tied head, in this order."""
+    rows = torch.tensor(kept)
+    old: nn.Module = model.embedding
+    if isinstance(old, PackedEmbedding):
+        table = old.table
+        names = [name for name in ("packed", "scale", "multiplier") if hasattr(table, name)]
+        tensors = {name: getattr(table, name)[rows] for name in names}
+        smaller = PackedLinear(table.kind, len(kept), table.columns, tensors, table.bias)
+        model.set_submodule("embedding", PackedEmbedding(smaller))
+    elif isinstance(old, HalfEmbedding):
+        model.set_submodule("embedding", HalfEmbedding(old.weight[rows]))
+    elif isinstance(old, TiedEmbedding):
+        old.weight = nn.Parameter(old.weight.detach()[rows], requires_grad=old.weight.requires_grad)
+    text = dataclasses.replace(model.config.text, vocab_size=len(kept))
+    model.config = dataclasses.replace(model.config, text=text)
+
+
+def _needed(files: dict[str, Any], config: MicroVLMConfig) -> set[int]:
+    """Ids of the added tokens that the prompt, or any file beside the tokenizer, speaks of."""
+    raw = files[TOKENIZER]
+    added = {token["content"]: token["id"] for token in raw.get("added_tokens", [])}
+    prompt, settings = config.prompt, files[TOKENIZER_CONFIG] or {}
+    spoken = [prompt.template, prompt.image_token, prompt.eos_token, prompt.pad_token]
+    for key, value in settings.items():
+        if key.endswith("_token"):
+            spoken.append(value["content"] if isinstance(value, dict) else str(value))
+    named = {number for content, number in added.items() if any(content in text for text in spoken)}
+    listed = {number for _, ids in _token_ids(files[GENERATION] or {}) for number in ids}
+    return named | listed | {n for entry in _template_tokens(raw.get("post_processor")) for n in entry["ids"]}
+
+
+def _choose(raw: dict[str, Any], needed: set[int], old_size: int, size: int) -> list[int]:
+    vocab = raw["model"]["vocab"]
+    if size >= old_size:
+        raise UserError(f"--vocabulary {size} is not fewer than the {old_size} tokens that the model has.")
+    kept = {vocab[letter] for letter in byte_of_letter()} | needed
+    if size < len(kept):
+        raise UserError(
+            f"--vocabulary {size} is too few: the bytes and the tokens of the prompt take {len(kept)}."
+        )
+    for left, right in merge_list(raw["model"]):
+        if vocab[left] in kept and vocab[right] in kept:
+            if len(kept) == size:
+                break
+            kept.add(vocab[left + right])
+    if max(kept) >= old_size:
+        raise UserError(
+            f"the tokenizer has a token {max(kept)} and the model {old_size} rows: they belong to different models."
+        )
+    return sorted(kept)
+
+
+def _rewrite(files: dict[str, Any], new_id: dict[int, int]) -> dict[str, str]:
+    """The three files with the ids of `new_id` (old -> new), what is not in it left out."""
+    raw, settings, generation = files[TOKENIZER], files[TOKENIZER_CONFIG], files[GENERATION]
+    model = raw["model"]
+    vocab = {token: new_id[old] for token, old in model["vocab"].items() if old in new_id}
+    as_text = bool(model["merges"]) and isinstance(model["merges"][0], str)
+    merges = [
+        f"{left} {right}" if as_text else [left, right]
+        for left, right in merge_list(model)
+        if left in vocab and right in vocab and left + right in vocab
+    ]
+    added = [
+        {**token, "id": new_id[token["id"]]} for token in raw.get("added_tokens", []) if token["id"] in new_id
+    ]
+    for entry in _template_tokens(raw.get("post_processor")):
+        entry["ids"] = [new_id[old] for old in entry["ids"]]
+    rewritten = {**raw, "added_tokens": added, "model": {**model, "vocab": vocab, "merges": merges}}
+    documents = {TOKENIZER: json.dumps(rewritten, ensure_ascii=False, separators=(",", ":"))}
+    if settings is not None:
+        documents[TOKENIZER_CONFIG] = json.dumps(_rewrite_settings(settings, new_id, added), indent=2) + "\n"
+    if generation is not None:
+        for key, ids in _token_ids(generation):
+            renumbered = [new_id[old] for old in ids]
+            generation[key] = renumbered if isinstance(generation[key], list) else renumbered[0]
+        documents[GENERATION] = json.dumps(generation, indent=2) + "\n"
+    return documents
+
+
+def _rewrite_settings(
+    settings: dict[str, Any], new_id: dict[int, int], added: list[dict[str, Any]]
+) -> dict[str, Any]:
+    contents = {token["content"] for token in added}
+    rewritten = dict(settings)
+    if "added_tokens_decoder" in settings:
+        listed = settings["added_tokens_decoder"].items()
+        rewritten["added_tokens_decoder"] = {
+            str(new_id[int(old)]): token for old, token in listed if int(old) in new_id
+        }
+    if isinstance(settings.get("additional_special_tokens"), list):
+        extra = settings["additional_special_tokens"]
+        rewritten["additional_special_tokens"] = [token for token in extra if token in contents]
+    return rewritten
+
+
+def _token_ids(generation: dict[str, Any]) -> Iterator[tuple[str, list[int]]]:
+    """(key, ids) of everything in generation_config.json that is a token or several."""
+    for key in list(generation):
+        value = generation[key]
+        if key.endswith("_token_id") and value is not None:
+            yield key, list(value) if isinstance(value, list) else [value]
+
+
+def _template_tokens(processor: dict[str, Any] | None) -> Iterator[dict[str, Any]]:
+    """Entries with `ids` of a post-processor; the library puts these tokens around a text when asked to."""
+    kind = processor["type"] if processor else "ByteLevel"
+    if processor and kind == "Sequence":
+        for part in processor["processors"]:
+            yield from _template_tokens(part)
+    elif processor and kind == "TemplateProcessing":
+        yield from processor["special_tokens"].values()
+    elif kind != "ByteLevel":
+        raise Inexpressible(f"its post-processor is {kind}")
+
+
+def _read(path: Path) -> Any:
+    """A JSON object, or None where there is no file."""
+    try:
+        document = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        document = None
+    if not isinstance(document, dict):
+        raise UserError(f"{path} is damaged: copy the checkpoint again.")
+    return document

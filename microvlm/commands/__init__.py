@@ -1,0 +1,1 @@
+"""The `microvlm` command line."""

@@ -1,0 +1,254 @@
+"""`microvlm info`: parameters, bytes and bits per weight of each part, measured from a model's files. Needs no torch.
+
+`parameters` counts weights that the network uses: the rows and columns of packed layers, not their padding, scales or
+multipliers, whose bytes count all the same. What is not measured is called `predicted_`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from microvlm.config import MicroVLMConfig
+from microvlm.errors import UserError
+
+PARTS = {
+    "vision": ("vision",),
+    "adapter": ("adapter",),
+    "embedding": ("embedding",),
+    "decoder": ("decoder",),
+    "memory": ("memory_encoder", "memory_projection", "scope", "memory_prior"),
+}
+_CONSTANTS = ("memory_encoder.pseudo_inverse",)
+"""Stored, but computed from a formula: bytes without parameters."""
+_BODY = ("decoder", "memory_encoder")
+_BODY_WIDTHS = {"1.6 bit": 1.6, "2 bit": 2.0}
+_EMBEDDING_WIDTHS = {"fp16": 16.0, "int8 per row": 8.0, "int4, groups of 32": 4.25}
+
+
+class StoredTensor(NamedTuple):
+    """One tensor of a file, by its `state_dict` name."""
+
+    name: str
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+def describe_model(source: str | Path) -> dict[str, Any]:
+    """The document of `microvlm info --json`. Raises UserError for a bad model."""
+    from microvlm.backends.resolve import is_bundle
+
+    directory = _directory(source)
+    config = MicroVLMConfig.load(directory)
+    tensors, layers = _read_bundle(directory) if is_bundle(directory) else _read_checkpoint(directory)
+    parts = {part: _measure(tensors, layers, prefixes) for part, prefixes in PARTS.items()}
+    parts["total"] = _measure(tensors, layers, tuple(prefix for group in PARTS.values() for prefix in group))
+    return {
+        "model": str(source),
+        "name": config.name,
+        "kind": "bundle" if is_bundle(directory) else "checkpoint",
+        "parts": parts,
+        "ternary_linears": _ternary(tensors, layers),
+        "file_bytes": sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()),
+        "image_size": config.vision.image_size,
+        "prefix_tokens": config.prefix_tokens,
+        "vocabulary": config.text.vocab_size,
+        "tokenizer": _tokenizer(directory),
+        "memory": {"slots": config.memory.slots, "code_size": config.memory.code_size},
+        "predicted_megabytes": _predict(tensors, layers, config),
+        "backends": _backends(directory),
+    }
+
+
+def describe_loaded(runtime: Any) -> dict[str, Any]:
+    """What a loaded runtime says about the code and the machine that run it; null where it does not say."""
+    fields = ("kernels", "threads", "target", "device")
+    return {name: getattr(runtime, name, None) for name in fields}
+
+
+def format_description(description: dict[str, Any]) -> str:
+    """The same as a table for people."""
+    lines = [
+        f"{description['name']} ({description['kind']}), {description['file_bytes'] / 1e6:.2f} MB of files, "
+        f"{description['image_size']} px images as {description['prefix_tokens']} tokens, "
+        f"memory of {description['memory']['slots']} x {description['memory']['code_size']}",
+        "",
+        f"{'part':<12}{'parameters':>14}{'bytes':>14}{'bits/weight':>13}",
+    ]
+    for part, row in description["parts"].items():
+        bits = f"{row['bits_per_weight']:.2f}"
+        lines.append(f"{part:<12}{row['parameters']:>14,}{row['bytes']:>14,}{bits:>13}")
+    ternary = description["ternary_linears"]
+    if ternary["parameters"]:
+        lines.append(
+            f"{'of it ternary':<13}{ternary['parameters']:>13,}{ternary['bytes']:>14,}"
+            f"{ternary['bits_per_weight']:>13.2f}"
+        )
+    lines += ["", "predicted sizes, MB (vision, adapter, W_M at 8 bits; norms and biases as stored)"]
+    lines.append(f"{'embedding':<22}" + "".join(f"{'body ' + body:>14}" for body in _BODY_WIDTHS))
+    for row, sizes in description["predicted_megabytes"].items():
+        lines.append(f"{row:<22}" + "".join(f"{sizes[body]:>14.1f}" for body in _BODY_WIDTHS))
+    if description["tokenizer"]:
+        lines += ["", f"tokenizer: {description['tokenizer']}"]
+    lines += ["", *(f"backend {name}: {state}" for name, state in description["backends"].items())]
+    if "loaded" in description:
+        lines += ["", *_format_loaded(description["loaded"])]
+    return "\n".join(lines)
+
+
+def _format_loaded(loaded: dict[str, Any]) -> list[str]:
+    kernels = loaded["kernels"] or "the backend's own"
+    lines = [
+        f"loaded: quantised layers by {kernels}, threads {loaded['threads'] or 'as the backend chooses'}"
+    ]
+    device = loaded["device"]
+    if device is None:
+        return lines
+    memory = f"{device['memory_bytes'] / 1e6:.0f} MB" if device["memory_bytes"] else "unknown memory"
+    lines.append(
+        f"{device['board'] or device['machine']}: {device['cpu']}, {device['cores']} cores, {memory}"
+    )
+    lines.append(
+        f"{device['system']}, {device['c_library']}, Python {device['python']}, "
+        f"onnxruntime {device['onnxruntime']}"
+    )
+    return [*lines, f"features: {' '.join(device['features'])}"]
+
+
+def _directory(source: str | Path) -> Path:
+    path = Path(source)
+    if path.is_dir():
+        return path
+    from importlib import resources
+
+    bundled = Path(str(resources.files("microvlm").joinpath("checkpoints", str(source))))
+    if "/" not in str(source) and (bundled / "config.json").is_file():
+        return bundled
+    raise UserError(f"'{source}' is no folder of a checkpoint or a bundle, and no bundled model.")
+
+
+def _read_bundle(directory: Path) -> tuple[list[StoredTensor], dict[str, dict]]:
+    from microvlm.backends.resolve import open_bundle
+    from microvlm.formats.onnx_weights import read_initializers
+
+    manifest = open_bundle(directory)
+    found: dict[str, StoredTensor] = {}
+    for graph in manifest["graphs"].values():
+        for tensor in read_initializers(directory / graph["file"]):
+            # A tensor that two graphs share is stored once.
+            found[tensor.name] = StoredTensor(tensor.name, tensor.shape, tensor.nbytes)
+    prior, _ = _read_safetensors(directory / "memory_prior.safetensors")
+    return [*found.values(), *prior], manifest["lowered"]
+
+
+def _read_checkpoint(directory: Path) -> tuple[list[StoredTensor], dict[str, dict]]:
+    tensors, metadata = _read_safetensors(directory / "model.safetensors")
+    try:
+        return tensors, json.loads(metadata.get("layers", "{}"))
+    except ValueError:
+        raise UserError(f"{directory / 'model.safetensors'} is damaged: copy the checkpoint again.") from None
+
+
+def _read_safetensors(path: Path) -> tuple[list[StoredTensor], dict[str, str]]:
+    """Names, shapes and bytes from the header alone: 8 bytes of its length, then JSON."""
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        metadata = header.pop("__metadata__", {})
+        ends = {name: entry["data_offsets"] for name, entry in header.items()}
+        tensors = [
+            StoredTensor(n, tuple(header[n]["shape"]), end - start) for n, (start, end) in ends.items()
+        ]
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: copy the checkpoint again.") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError):
+        raise UserError(f"{path} is damaged or not a safetensors file: copy the checkpoint again.") from None
+    return tensors, metadata
+
+
+def _measure(
+    tensors: Iterable[StoredTensor], layers: dict[str, dict], prefixes: tuple[str, ...]
+) -> dict[str, Any]:
+    chosen = [tensor for tensor in tensors if tensor.name.partition(".")[0] in prefixes]
+    return _row(sum(parameters_of(t, layers) for t in chosen), sum(t.nbytes for t in chosen))
+
+
+def _row(parameters: int, nbytes: int) -> dict[str, Any]:
+    return {"parameters": parameters, "bytes": nbytes, "bits_per_weight": 8 * nbytes / max(1, parameters)}
+
+
+def parameters_of(tensor: StoredTensor, layers: dict[str, dict]) -> int:
+    """Weights that a stored tensor stands for."""
+    owner, _, leaf = tensor.name.rpartition(".")
+    if tensor.name in _CONSTANTS:
+        return 0
+    if owner in layers and leaf in ("packed", "weight"):
+        return layers[owner]["rows"] * layers[owner]["columns"]
+    if owner in layers and leaf in ("scale", "multiplier"):
+        return 0
+    count = 1
+    for length in tensor.shape:
+        count *= length
+    return count
+
+
+def _ternary(tensors: Iterable[StoredTensor], layers: dict[str, dict]) -> dict[str, Any]:
+    """Packed trits alone, scales included."""
+    trits = {name for name, layer in layers.items() if str(layer["kind"]).startswith("ternary")}
+    chosen = [t for t in tensors if t.name.rpartition(".")[0] in trits and not t.name.endswith(".bias")]
+    return _row(sum(parameters_of(t, layers) for t in chosen), sum(t.nbytes for t in chosen))
+
+
+def _predict(
+    tensors: Iterable[StoredTensor], layers: dict[str, dict], config: MicroVLMConfig
+) -> dict[str, dict[str, float]]:
+    """MB of the model at other widths, from the parameters alone."""
+    embedding = config.text.vocab_size * config.text.hidden_size
+    body = matrices = rest = 0
+    for tensor in tensors:
+        part, count = tensor.name.partition(".")[0], parameters_of(tensor, layers)
+        owner, _, leaf = tensor.name.rpartition(".")
+        if part == "embedding" or (owner in layers and leaf in ("scale", "multiplier")):
+            continue
+        if leaf in ("packed", "weight") and (owner in layers or len(tensor.shape) == 2):
+            body, matrices = (body + count, matrices) if part in _BODY else (body, matrices + count)
+        else:
+            rest += tensor.nbytes
+    return {
+        table: {
+            name: (embedding * bits / 8 + body * width / 8 + matrices + rest) / 1e6
+            for name, width in _BODY_WIDTHS.items()
+        }
+        for table, bits in _EMBEDDING_WIDTHS.items()
+    }
+
+
+def _tokenizer(directory: Path) -> str | None:
+    """Which code reads text, or None where the model has no tokenizer."""
+    from microvlm.inputs.tokenizer import TOKENIZER, load_tokenizer
+
+    return load_tokenizer(directory).description if (directory / TOKENIZER).is_file() else None
+
+
+def _backends(directory: Path) -> dict[str, str]:
+    """What each registered backend would do with this model here."""
+    from microvlm.backends import backend_names, get_backend
+    from microvlm.backends.resolve import is_bundle
+
+    states = {}
+    for name in backend_names():
+        kernels = None
+        try:
+            backend = get_backend(name)
+            reason = backend.unavailable()
+            kernels = None if reason else backend.kernels()
+        except UserError as error:
+            reason = str(error)
+        runs = "runs its graphs" if is_bundle(directory) else "runs it after an export, made on first use"
+        if name == "torch":
+            runs = "runs the graphs' weights eagerly" if is_bundle(directory) else "runs it eagerly"
+        runs += f", quantised layers by {kernels}" if kernels else ""
+        states[name] = f"cannot run here: {reason}" if reason else runs
+    return states

@@ -1,0 +1,1 @@
+"""Operator table, packings and file formats. numpy only."""

@@ -1,0 +1,1 @@
+"""Pictures and text to model inputs. numpy, Pillow and tokenizers only."""

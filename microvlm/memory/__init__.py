@@ -1,0 +1,1 @@
+"""The episodic memory: states, file, facts and conversations. numpy only."""

@@ -1,0 +1,78 @@
+"""The adapter: patch features to the k prefix embeddings that the decoder reads."""
+
+from __future__ import annotations
+
+from math import isqrt
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from microvlm.config import MicroVLMConfig
+from microvlm.model.attention import attend, attention_weights, merge_heads, split_heads
+from microvlm.model.linear import LinearFactory
+
+REGION_BIAS = 5.0
+PLACE_SCALE = 1.0
+
+
+def regional_bias(config: MicroVLMConfig) -> Tensor:
+    """float32 [k, tokens]: the first queries start at the class (and distillation) token, the next at the cells of
+    the largest square grid that they fill, in reading order; those left over start without a place.
+    """
+    side = config.vision.image_size // config.vision.patch_size
+    leading = min(config.vision.num_leading_tokens, config.prefix_tokens)
+    bias = torch.zeros(config.prefix_tokens, config.vision.num_leading_tokens + side * side)
+    bias[range(leading), range(leading)] = REGION_BIAS
+    grid = min(isqrt(config.prefix_tokens - leading), side)
+    cell = torch.arange(side) * grid // side if grid else torch.zeros(side, dtype=torch.long)
+    region = (cell[:, None] * grid + cell).flatten()
+    for query in range(grid * grid):
+        bias[leading + query, config.vision.num_leading_tokens :][region == query] = REGION_BIAS
+    return bias
+
+
+class Adapter(nn.Module):
+    """[B, tokens, vision width] -> [B, k, decoder width]: learned queries attend over projected vision tokens.
+
+    A learned bias on the scores starts every query at a place of its own: without it, which object stands where is
+    found only after many more steps. A learned embedding of each query's place is added to what comes out: rotary
+    attention tells a decoder how far a word lies behind a prefix embedding and not where in the picture that one is.
+    """
+
+    def __init__(self, config: MicroVLMConfig, linear: LinearFactory):
+        super().__init__()
+        wide, narrow = config.text.hidden_size, config.vision.hidden_size
+        self.heads = config.vision.num_attention_heads
+        self.queries = nn.Parameter(torch.randn(1, config.prefix_tokens, narrow) * 0.02)
+        self.pooling_bias = nn.Parameter(regional_bias(config))
+        self.norm_in = nn.LayerNorm(narrow)
+        self.query = linear(narrow, narrow, True)
+        self.key = linear(narrow, narrow, True)
+        self.value = linear(narrow, narrow, True)
+        self.projection = linear(narrow, wide, True)
+        self.norm_mlp = nn.LayerNorm(wide)
+        self.fc1 = linear(wide, 2 * wide, True)
+        self.fc2 = linear(2 * wide, wide, True)
+        self.norm_out = nn.LayerNorm(wide)
+        self.places = nn.Parameter(torch.randn(1, config.prefix_tokens, wide) * PLACE_SCALE)
+
+    def _heads(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        features = self.norm_in(features)
+        queries = self.query(self.queries).expand(features.shape[0], -1, -1)
+        return (
+            split_heads(queries, self.heads),
+            split_heads(self.key(features), self.heads),
+            split_heads(self.value(features), self.heads),
+        )
+
+    def forward(self, features: Tensor) -> Tensor:
+        query, key, value = self._heads(features)
+        x = self.projection(merge_heads(attend(query, key, value, self.pooling_bias)))
+        x = x + self.fc2(F.gelu(self.fc1(self.norm_mlp(x))))
+        return self.norm_out(x) + self.places
+
+    def pooling_weights(self, features: Tensor) -> Tensor:
+        """[B, k, tokens]: how much each prefix embedding takes from each vision token, averaged over heads."""
+        query, key, _ = self._heads(features)
+        return attention_weights(query, key, self.pooling_bias).mean(1)

@@ -1,0 +1,158 @@
+"""A Qwen2/Llama causal decoder with an explicit KV cache whose position 0 is the memory slot. Knows no tokenizer.
+
+Parameter names are Hugging Face's, so that a checkpoint's keys need only lose their prefix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from microvlm.config import TextConfig
+from microvlm.model import torch_ops
+from microvlm.model.attention import (
+    attend,
+    attention_weights,
+    merge_heads,
+    rotary_tables,
+    rotate,
+    split_heads,
+)
+from microvlm.model.linear import LinearFactory
+
+Cache = list[tuple[Tensor, Tensor]]
+"""Per layer key and value, float32 [B, kv_heads, P, D]. Position 0 is the memory slot."""
+
+
+class RMSNorm(nn.Module):
+    """Zhang & Sennrich 2019, arXiv 1910.07467."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Statistics in float32 even where autocast made x bfloat16.
+        return F.rms_norm(x.float(), (x.shape[-1],), self.weight, self.eps)
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: TextConfig, linear: LinearFactory):
+        super().__init__()
+        self.config = config
+        query_width = config.num_attention_heads * config.head_dim
+        self.q_proj = linear(config.hidden_size, query_width, config.attention_bias)
+        self.k_proj = linear(config.hidden_size, config.kv_width, config.attention_bias)
+        self.v_proj = linear(config.hidden_size, config.kv_width, config.attention_bias)
+        self.o_proj = linear(query_width, config.hidden_size, False)
+        self.sub_norm = RMSNorm(query_width, config.rms_norm_eps) if config.sub_norm else nn.Identity()
+
+    def heads(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, S, H] -> query, key (rotated) and value heads."""
+        query = split_heads(self.q_proj(x), self.config.num_attention_heads)
+        key = split_heads(self.k_proj(x), self.config.num_key_value_heads)
+        value = split_heads(self.v_proj(x), self.config.num_key_value_heads)
+        return rotate(query, cos, sin), rotate(key, cos, sin), value
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, past: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        query, key, value = self.heads(x, cos, sin)
+        if past is not None:
+            key, value = torch.cat([past[0], key], 2), torch.cat([past[1], value], 2)
+        mixed = merge_heads(attend(query, key, value, mask))
+        return self.o_proj(self.sub_norm(mixed)), (key, value)
+
+
+class MLP(nn.Module):
+    """SwiGLU."""
+
+    def __init__(self, config: TextConfig, linear: LinearFactory):
+        super().__init__()
+        self.gate_proj = linear(config.hidden_size, config.intermediate_size, False)
+        self.up_proj = linear(config.hidden_size, config.intermediate_size, False)
+        self.down_proj = linear(config.intermediate_size, config.hidden_size, False)
+        self.sub_norm = (
+            RMSNorm(config.intermediate_size, config.rms_norm_eps) if config.sub_norm else nn.Identity()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.sub_norm(F.silu(self.gate_proj(x)) * self.up_proj(x)))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: TextConfig, linear: LinearFactory):
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = SelfAttention(config, linear)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config, linear)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, past: tuple[Tensor, Tensor] | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        mixed, present = self.self_attn(self.input_layernorm(x), cos, sin, mask, past)
+        x = x + mixed
+        return x + self.mlp(self.post_attention_layernorm(x)), present
+
+
+def decoder_mask(attention_mask: Tensor, queries: int) -> Tensor:
+    """int64 [B, P + S] (1 where a key may be seen) -> bool [B, 1, S, P + S], causal.
+
+    A token always sees itself: a left-padded row would otherwise see nothing and turn into NaN, and a NaN key
+    poisons the rows that mask it.
+    """
+    total = attention_mask.shape[1]
+    keys = torch.arange(total, device=attention_mask.device)
+    own = torch.arange(queries, device=attention_mask.device).unsqueeze(1) + (total - queries)
+    seen = attention_mask.bool()[:, None, None, :] & (keys <= own)
+    return seen | (keys == own)
+
+
+class Decoder(nn.Module):
+    """inputs_embeds [B, S, H], attention_mask [B, P + S], position_ids [B, S], cache -> (hidden [B, S, H], cache)."""
+
+    def __init__(self, config: TextConfig, linear: LinearFactory):
+        super().__init__()
+        self.config = config
+        self.layers = nn.ModuleList(DecoderLayer(config, linear) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        past: Cache,
+        num_logits_to_keep: Tensor | None = None,
+    ) -> tuple[Tensor, Cache]:
+        """With `num_logits_to_keep` (int64 scalar n >= 1) only the last n hidden states come back."""
+        cos, sin = rotary_tables(position_ids, self.config.head_dim, self.config.rope_theta)
+        mask = decoder_mask(attention_mask, inputs_embeds.shape[1])
+        x, presents = inputs_embeds, []
+        for layer, layer_past in zip(self.layers, past, strict=True):
+            x, present = layer(x, cos, sin, mask, layer_past)
+            presents.append(present)
+        if num_logits_to_keep is not None:
+            x = torch_ops.keep_last(x, num_logits_to_keep)
+        return self.norm(x), presents
+
+    @torch.no_grad()
+    def attention_maps(
+        self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, past: Cache
+    ) -> list[Tensor]:
+        """The attention weights of every layer, [B, heads, S, P + S] each."""
+        cos, sin = rotary_tables(position_ids, self.config.head_dim, self.config.rope_theta)
+        mask = decoder_mask(attention_mask, inputs_embeds.shape[1])
+        x, maps = inputs_embeds, []
+        layers = cast(Iterable[DecoderLayer], self.layers)
+        for layer, layer_past in zip(layers, past, strict=True):
+            query, key, _ = layer.self_attn.heads(layer.input_layernorm(x), cos, sin)
+            maps.append(attention_weights(query, torch.cat([layer_past[0], key], 2), mask))
+            x, _ = layer(x, cos, sin, mask, layer_past)
+        return maps

@@ -1,0 +1,152 @@
+"""A MicroVLM module as a `Runtime`, and `MicroVLM.generate` on top of the one decode loop."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from microvlm.errors import UserError
+from microvlm.generation import GenerationOptions, embed_prompt
+from microvlm.generation import generate as run_loop
+from microvlm.inputs.processor import Processor
+from microvlm.model.decoder import Cache
+from microvlm.model.memory_algebra import MemoryState
+from microvlm.runtime import MemoryArrays, MemoryReading
+
+if TYPE_CHECKING:
+    from microvlm.model.microvlm import MicroVLM
+
+_KEPT_AT_EVERY_WIDTH = (
+    "adapter.queries",
+    "vision.position_embeddings",
+    "memory_prior",
+    "memory_encoder.pool",
+)
+"""Trained tensors that lowering never touches: the same bytes in a checkpoint and in every bundle made of it."""
+
+
+class TorchRuntime:
+    """`Runtime` over a MicroVLM. The cache stays a list of torch tensors on the model's device."""
+
+    def __init__(
+        self, model: MicroVLM, device: str | torch.device | None = None, directory: Path | None = None
+    ):
+        """`directory`: where the processor's files are; the model's own origin when left out."""
+        self.model = model.to(device).eval() if device is not None else model.eval()
+        self.config = model.config
+        self.directory = directory or model.directory or Path()
+        self.fingerprint = fingerprint_of(model)
+        self._device = model.memory_prior.device
+
+    def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return _array(self.model.encode_image(self._tensor(pixel_values)))
+
+    def embed_tokens(self, input_ids: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return _array(self.model.embed(self._tensor(input_ids)))
+
+    def decode(
+        self,
+        inputs_embeds: np.ndarray,
+        attention_mask: np.ndarray,
+        position_ids: np.ndarray,
+        past: Cache,
+        num_logits_to_keep: int = 1,
+    ) -> tuple[np.ndarray, Cache]:
+        with torch.inference_mode():
+            arrays = map(self._tensor, (inputs_embeds, attention_mask, position_ids))
+            # Sliced here, because the first call of a custom op imports torch's compiler, a second of start-up.
+            hidden, present = self.model.decoder(*arrays, past)
+            return _array(self.model.embedding.head(hidden[:, -num_logits_to_keep:])), present
+
+    def empty_slot(self, batch: int) -> Cache:
+        with torch.inference_mode():
+            return self.model.empty_slot(batch)
+
+    def memory_prior(self) -> MemoryArrays:
+        return MemoryArrays(*map(_array, self.model.memory_reset()))
+
+    def memory_encode(
+        self, inputs_embeds: np.ndarray, attention_mask: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        with torch.inference_mode():
+            code, key = self.model.memory_encode(self._tensor(inputs_embeds), self._tensor(attention_mask))
+            return _array(code), _array(key)
+
+    def memory_write(self, key: np.ndarray, code: np.ndarray, state: MemoryArrays) -> MemoryArrays:
+        with torch.inference_mode():
+            return MemoryArrays(
+                *map(_array, self.model.memory_write(*map(self._tensor, (key, code, *state))))
+            )
+
+    def memory_forget(self, key: np.ndarray, code: np.ndarray, state: MemoryArrays) -> MemoryArrays:
+        with torch.inference_mode():
+            return MemoryArrays(
+                *map(_array, self.model.memory_forget(*map(self._tensor, (key, code, *state))))
+            )
+
+    def memory_read(self, key: np.ndarray, code: np.ndarray, state: MemoryArrays) -> MemoryReading:
+        with torch.inference_mode():
+            arrays = map(self._tensor, (key, code, *state))
+            recalled, scope, residual, slot = self.model.memory_read(*arrays)
+            return MemoryReading(_array(recalled), _array(scope), _array(residual), slot)
+
+    def _tensor(self, array: np.ndarray) -> Tensor:
+        # torch warns about arrays that it may not write to; none is written to here.
+        return torch.from_numpy(array if array.flags.writeable else array.copy()).to(self._device)
+
+
+def generate(
+    model: MicroVLM,
+    images: Sequence[Any] | None,
+    prompts: Sequence[str] | None,
+    memory: MemoryState | MemoryArrays | None,
+    *,
+    processor: Processor | None = None,
+    **options: Any,
+) -> list[str]:
+    """See `MicroVLM.generate`. `processor` is needed for a model that was not loaded from a directory."""
+    processor = processor or _processor_of(model)
+    if images is None and prompts is None:
+        raise UserError("give images=, prompts= or both.")
+    rows = None if images is None else [[image] if _is_one(image) else list(image) for image in images]
+    if prompts is None:
+        prompts = [model.config.prompt.caption_prompt] * len(rows or [])
+    inputs = processor(prompts, rows)
+    runtime = TorchRuntime(model)
+    prompt = embed_prompt(runtime, *inputs, processor.image_id)
+    settings = {"max_new_tokens": processor.max_new_tokens, "stop_tokens": processor.stop_tokens, **options}
+    state = None if memory is None else MemoryArrays(*(_array(torch.as_tensor(part)) for part in memory))
+    answers = run_loop(runtime, prompt, GenerationOptions(**settings), state)
+    return [processor.decode(tokens) for tokens in answers.tokens]
+
+
+def fingerprint_of(model: MicroVLM) -> str:
+    """16 hex digits: equal for a checkpoint and every bundle made of it, different between trainings."""
+    digest = hashlib.sha256()
+    tensors = model.state_dict()
+    for name in _KEPT_AT_EVERY_WIDTH:
+        digest.update(name.encode())
+        digest.update(_array(tensors[name].float()).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _processor_of(model: MicroVLM) -> Processor:
+    if model.directory is None:
+        raise UserError("this model was not loaded from a directory; pass processor=.")
+    return Processor.from_pretrained(model.directory)
+
+
+def _is_one(image: Any) -> bool:
+    return isinstance(image, str | Path | np.ndarray) or hasattr(image, "convert")
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()

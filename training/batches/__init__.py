@@ -1,0 +1,1 @@
+"""Training batches as a function of (seed, stage, step)."""

@@ -1,0 +1,143 @@
+"""`microvlm-data`: build the training images, compose the evaluation set, print the baselines."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from microvlm.console import print_json, run_click
+from microvlm.training.data.drawing_sources import SOURCES, TEST_VENDOR, find_packages
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def command() -> None:
+    """Captioned images, scenes and episodes from public emoji drawings."""
+
+
+class _Progress:
+    """A bar on a terminal, one line per vendor and size in a log; always on stderr."""
+
+    def __init__(self) -> None:
+        self.bar: Any = None
+        self.label = ""
+
+    def __call__(self, label: str, done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            if label != self.label:
+                self.bar = tqdm(total=total, desc=label, file=sys.stderr)
+            self.bar.update(1)
+            if done == total:
+                self.bar.close()
+        elif done == total:
+            click.echo(f"{label}: {total} drawings", err=True)
+        self.label = label
+
+
+@command.command()
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to build.")
+@click.option("--packages", type=click.Path(path_type=Path), help="An existing node_modules folder.")
+@click.option(
+    "--size", "sizes", type=click.IntRange(16, 512), multiple=True, default=(96,), help="Pixels a side."
+)
+@click.option(
+    "--vendor",
+    "vendors",
+    type=click.Choice([s.vendor for s in SOURCES]),
+    multiple=True,
+    help="Draw only these.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def emoji(
+    output: Path, packages: Path | None, sizes: tuple[int, ...], vendors: tuple[str, ...], as_json: bool
+) -> None:
+    """Render the emoji of every vendor (96 px), and of the training vendors at other sizes."""
+    from microvlm.training.data.render import build
+
+    summary = build(find_packages(packages), output, sorted(set(sizes)), list(vendors) or None, _Progress())
+    if as_json:
+        print_json(summary)
+        return
+    click.echo(f"{summary['emoji']} captioned emoji, {summary['core']} drawn by every core vendor")
+    click.echo(f"{summary['seen']} test emoji (seen), {summary['held_out']} with held-out names")
+    for vendor, count in summary["present"].items():
+        click.echo(f"  {vendor:28s}{count:6d}")
+
+
+@command.command()
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="An emoji folder.")
+@click.option("--packages", type=click.Path(path_type=Path), help="An existing node_modules folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def drawings(output: Path, packages: Path | None, as_json: bool) -> None:
+    """Render thousands of icons without captions (96 px), for the memory to tell apart."""
+    from microvlm.training.data.drawings import build_drawings
+
+    summary = build_drawings(packages, output, _Progress())
+    if as_json:
+        print_json(summary)
+        return
+    click.echo(f"{summary['drawings']} drawings in {summary['output']}")
+    for vendor, count in summary["sets"].items():
+        click.echo(f"  {vendor:28s}{count:6d}")
+
+
+@command.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def evalset(folder: Path, output: Path, as_json: bool) -> None:
+    """Write the evaluation set from the rendered emoji in FOLDER."""
+    from microvlm.training.data.emoji import load_emoji
+    from microvlm.training.data.evalset import build_evalset
+
+    version = next(s.version for s in SOURCES if s.vendor == TEST_VENDOR)
+    summary = build_evalset(load_emoji(folder), output, version)
+    if as_json:
+        print_json(summary)
+        return
+    click.echo("{images} images, {scenes} scene questions, {episodes} episodes".format(**summary))
+    click.echo(f"{summary['bytes']:,} bytes in {summary['output']}")
+
+
+@command.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def memoryset(folder: Path, output: Path, as_json: bool) -> None:
+    """Write the objects that `microvlm-bench memory` remembers from the rendered emoji in FOLDER."""
+    from microvlm.training.data.emoji import load_emoji
+    from microvlm.training.data.memoryset import OTHER_VENDOR, build_memoryset
+
+    versions = {source.vendor: source.version for source in SOURCES}
+    summary = build_memoryset(load_emoji(folder), output, versions[TEST_VENDOR], versions[OTHER_VENDOR])
+    if as_json:
+        print_json(summary)
+        return
+    click.echo(f"{summary['objects']} objects, {summary['bytes']:,} bytes in {summary['output']}")
+
+
+@command.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--pixels-only", is_flag=True, help="Leave out the network, which takes minutes.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def baselines(folder: Path, pixels_only: bool, as_json: bool) -> None:
+    """Score the nearest class mean of pixels and of EfficientNet-Lite0 on the test emoji of FOLDER."""
+    from microvlm.training.data.baselines import run_baselines
+    from microvlm.training.data.emoji import load_emoji
+
+    result = run_baselines(load_emoji(folder), teacher=not pixels_only)
+    if as_json:
+        print_json(result)
+        return
+    click.echo(f"{result['classes']} test emoji, fitted on {', '.join(result['fitted_on'])}")
+    for name in ("pixels_24", "efficientnet_lite0"):
+        for vendor, score in result.get(name, {}).items():
+            click.echo(f"  {name:20s}{vendor:12s}{score:7.3f}")
+
+
+def main() -> None:
+    run_click(command)

@@ -1,0 +1,55 @@
+"""What a stage ran with: the code, the precision and the optimisers, for every start and resumption of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import microvlm
+
+RUNS = "runs.jsonl"
+
+
+def _hash_code() -> str:
+    """sha256 over the names and bytes of the Python files of the model and of the training."""
+    package = Path(microvlm.__file__).parent
+    files = sorted(package.glob("*.py"))
+    for folder in ("formats", "inputs", "memory", "model", "training"):
+        files += sorted((package / folder).rglob("*.py"))
+    digest = hashlib.sha256()
+    for file in files:
+        name = file.relative_to(package).as_posix()
+        digest.update(f"{name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+CODE_SHA256 = _hash_code()
+"""Of the files as they were when this process began, which is what it runs."""
+
+
+def record_run(folder: Path, step: int, precision: str, optimizers: Iterable[object]) -> None:
+    """Append a line to `folder`/runs.jsonl: a stage begins or goes on at `step`."""
+    row = {
+        "from_step": step,
+        "code_sha256": CODE_SHA256,
+        "precision": precision,
+        "optimizers": [type(optimizer).__name__ for optimizer in optimizers],
+        "torch": torch.__version__,
+    }
+    with (folder / RUNS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def recorded_runs(out: Path, stages: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
+    """Stage -> the rows of its runs, of the stages that have any."""
+    files = {stage: out / stage / RUNS for stage in stages}
+    return {
+        stage: [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+        for stage, file in files.items()
+        if file.is_file()
+    }

@@ -1,0 +1,82 @@
+"""Stage `distill`: a small DeiT learns from the convolutional teacher that a package carries, and from emoji labels.
+
+As in DeiT (arXiv 2012.12877, section 4) the class token answers the labels and the distillation token the teacher.
+Labels are used for `seen` emoji only; every other emoji is an unlabelled picture with teacher features.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from microvlm.config import MicroVLMConfig
+from microvlm.model.linear import linear_factory
+from microvlm.model.vision import VisionEncoder, normalise
+from microvlm.training.batches.drawing_sampler import DrawingSampler
+from microvlm.training.data.emoji import EmojiData
+from microvlm.training.data.views import augment_emoji
+from microvlm.training.recipe import Recipe, StageConfig
+from microvlm.training.teacher import TEACHER_WIDTH, teacher_features
+
+
+class Student(nn.Module):
+    """The vision encoder with the two heads of DeiT."""
+
+    def __init__(self, config: MicroVLMConfig, classes: int):
+        super().__init__()
+        self.vision = VisionEncoder(config.vision, linear_factory(32))
+        width = config.vision.hidden_size
+        self.classify = nn.Linear(width, classes)
+        self.distil = nn.Linear(width, TEACHER_WIDTH)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = self.vision(pixels)
+        return self.classify(tokens[:, 0]), self.distil(tokens[:, 1])
+
+
+class DistillTask:
+    """CE on seen labels + cosine distance to the teacher's features of this drawing and of the emoji's mean drawing."""
+
+    def __init__(self, config: MicroVLMConfig, recipe: Recipe, stage: StageConfig, emoji: EmojiData):
+        self.config, self.stage = config, stage
+        self.sampler = DrawingSampler(emoji, recipe.vendor_weights)
+        self.label_of = np.full(len(emoji.hexcodes), -100)
+        self.label_of[np.flatnonzero(emoji.seen)] = np.arange(emoji.seen.sum())
+        cached = teacher_features(emoji, self.sampler.vendors)
+        stacked = torch.from_numpy(np.stack([cached[vendor] for vendor in self.sampler.vendors])).float()
+        # Centred, because pooled features after a ReLU all point the same way.
+        drawn = stacked.abs().sum(-1, keepdim=True) > 0
+        centre = stacked.sum((0, 1)) / drawn.sum()
+        self.features = F.normalize((stacked - centre) * drawn, dim=-1)
+        self.means = F.normalize(self.features.sum(0), dim=-1)
+        self.module = Student(config, int(emoji.seen.sum()))
+
+    def parameter_groups(self) -> list[dict]:
+        return [{"params": list(self.module.parameters()), "lr": self.stage.learning_rate}]
+
+    def draw(self, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray, Tensor]:
+        """Rows, vendors and their pixels, float32 [B, 3, S, S]."""
+        rows = self.sampler.rows(self.stage.batch_size, generator)
+        vendors = self.sampler.vendors_of(rows, generator)
+        pixels = augment_emoji(self.sampler.pixels(rows, vendors), generator, self.stage.augment_strength)
+        return rows, vendors, pixels
+
+    def loss(
+        self, module: nn.Module, drawn: tuple[np.ndarray, np.ndarray, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        rows, vendors, pixels = drawn
+        labels = torch.from_numpy(self.label_of[rows])
+        device = next(module.parameters()).device
+        logits, guess = module(normalise(pixels, self.config.vision).to(device))
+        labels = labels.to(device)
+        classify = F.cross_entropy(logits.float(), labels, label_smoothing=self.stage.label_smoothing)
+        guess = F.normalize(guess.float(), dim=-1)
+        own = self.features[torch.from_numpy(vendors), torch.from_numpy(rows)].to(device)
+        mean = self.means[torch.from_numpy(rows)].to(device)
+        distil = 2 - (guess * own).sum(-1).mean() - (guess * mean).sum(-1).mean()
+        known = labels >= 0
+        accuracy = (logits.argmax(-1) == labels)[known].float().mean()
+        loss = classify + 2.0 * distil
+        return loss, {"ce": classify, "distil": distil, "accuracy": accuracy}

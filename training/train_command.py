@@ -1,0 +1,85 @@
+"""`microvlm-train`: a recipe and a data folder in, a checkpoint with its log and metrics out. Resumes by itself."""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+
+import click
+
+from microvlm.console import note, print_json, run_click
+from microvlm.errors import UserError
+
+
+@click.command()
+@click.argument("recipe", default="nano")
+@click.option(
+    "--data", type=click.Path(path_type=Path), required=True, help="Folder that `microvlm-data emoji` wrote."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="Training folder; resumed if begun.",
+)
+@click.option(
+    "--float-control", is_flag=True, help="The same recipe with float32 weights: what ternary costs."
+)
+@click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Processes that draw the batches of distill and vlm stages, where a GPU would wait for one (Linux).",
+)
+@click.option(
+    "--stop-after", type=click.IntRange(min=1), default=None, help="Save and stop after this many steps."
+)
+@click.option(
+    "--start", default=None, help="A checkpoint to start from, in place of the stages before --start-stage."
+)
+@click.option("--start-stage", default=None, help="The first stage to run; needs --start.")
+@click.option(
+    "--fresh",
+    multiple=True,
+    metavar="PART",
+    help="A part of the model that is not taken from --start (scope, ...).",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+def command(
+    recipe: str,
+    data: Path,
+    output: Path,
+    float_control: bool,
+    threads: int | None,
+    workers: int,
+    stop_after: int | None,
+    start: str | None,
+    start_stage: str | None,
+    fresh: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Train RECIPE (a packaged name or a JSON file)."""
+    import torch
+
+    from microvlm.training.data.emoji import load_emoji
+    from microvlm.training.recipe import load_recipe
+    from microvlm.training.trainer import train
+
+    if workers and "fork" not in multiprocessing.get_all_start_methods():
+        raise UserError("--workers needs a system that can fork: leave it out here.")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    loaded = load_recipe(recipe)
+    emoji = load_emoji(data)
+    complete = train(
+        loaded, emoji, output, note, float_control, stop_after, start, start_stage, fresh, workers
+    )
+    if as_json:
+        print_json({"output": str(output), "recipe": loaded.name, "complete": complete})
+
+
+def main() -> None:
+    run_click(command)
