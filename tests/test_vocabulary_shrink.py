@@ -7,8 +7,8 @@ import shutil
 
 import numpy as np
 import pytest
-from test_export_cli import assert_one_sentence
-from test_export_cli import export as run_export
+from test_export_command import assert_one_sentence
+from test_export_command import export as run_export
 from tokenizers import Tokenizer
 
 from microvlm.backends import get_backend

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from conftest import seeded_model, tiny_config
-from test_decoder_cache import random_slot
+from test_decoder import random_slot
 
 from microvlm.formats.weight_format import WeightFormat
 from microvlm.model.lowering import lower
