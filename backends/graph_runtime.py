@@ -73,18 +73,18 @@ class GraphRuntime(ABC):
     def memory_encode(
         self, inputs_embeds: np.ndarray, attention_mask: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        code, key = self._run("memory_encode", (inputs_embeds, attention_mask))
-        return code.numpy(), key.numpy()
+        latent, key = self._run("memory_encode", (inputs_embeds, attention_mask))
+        return latent.numpy(), key.numpy()
 
-    def memory_write(self, key: np.ndarray, code: np.ndarray, state: MemoryArrays) -> MemoryArrays:
-        return MemoryArrays(*map(self._state_array, self._run("memory_write", (key, code, *state))))
+    def memory_write(self, key: np.ndarray, latent: np.ndarray, state: MemoryArrays) -> MemoryArrays:
+        return MemoryArrays(*map(self._state_array, self._run("memory_write", (key, latent, *state))))
 
-    def memory_forget(self, key: np.ndarray, code: np.ndarray, state: MemoryArrays) -> MemoryArrays:
-        return MemoryArrays(*map(self._state_array, self._run("memory_forget", (key, code, *state))))
+    def memory_forget(self, key: np.ndarray, latent: np.ndarray, state: MemoryArrays) -> MemoryArrays:
+        return MemoryArrays(*map(self._state_array, self._run("memory_forget", (key, latent, *state))))
 
-    def memory_read(self, key: np.ndarray, code: np.ndarray, state: MemoryArrays) -> MemoryReading:
-        recalled, scope, residual, *slot = self._run("memory_read", (key, code, *state))
-        return MemoryReading(recalled.numpy(), scope.numpy(), residual.numpy(), slot)
+    def memory_read(self, key: np.ndarray, latent: np.ndarray, state: MemoryArrays) -> MemoryReading:
+        read_latent, scope, residual, *slot = self._run("memory_read", (key, latent, *state))
+        return MemoryReading(read_latent.numpy(), scope.numpy(), residual.numpy(), slot)
 
     @abstractmethod
     def _run(self, graph: str, inputs: Sequence[Any]) -> list[Any]:

@@ -22,11 +22,11 @@ class BoundGraphs(Protocol):
 
     def run_bound(self, graph: str, binding: Any) -> None: ...
 
-    def memory_read(self, key: np.ndarray, code: np.ndarray, state: MemoryArrays) -> MemoryReading: ...
+    def memory_read(self, key: np.ndarray, latent: np.ndarray, state: MemoryArrays) -> MemoryReading: ...
 
 
 class OrtMemory:
-    """A `HeldMemory`: a state of batch B, changed in place; keys [B, K], codes [B, C], float32."""
+    """A `HeldMemory`: a state of batch B, changed in place; keys [B, K], latents [B, C], float32."""
 
     def __init__(self, runtime: BoundGraphs, state: MemoryArrays):
         """Starts with a copy of `state`."""
@@ -45,33 +45,35 @@ class OrtMemory:
         """A copy of the state."""
         return MemoryArrays(*(part.copy() for part in self.state))
 
-    def write(self, key: np.ndarray, code: np.ndarray) -> None:
+    def write(self, key: np.ndarray, latent: np.ndarray) -> None:
         """See `Runtime.memory_write`."""
-        self._now = self._step("memory_write", key, code, self._now)
+        self._now = self._step("memory_write", key, latent, self._now)
 
-    def forget(self, key: np.ndarray, code: np.ndarray) -> None:
+    def forget(self, key: np.ndarray, latent: np.ndarray) -> None:
         """See `Runtime.memory_forget`."""
-        self._now = self._step("memory_forget", key, code, self._now)
+        self._now = self._step("memory_forget", key, latent, self._now)
 
-    def overwrite(self, old_key: np.ndarray, old_code: np.ndarray, key: np.ndarray, code: np.ndarray) -> None:
+    def overwrite(
+        self, old_key: np.ndarray, old_latent: np.ndarray, key: np.ndarray, latent: np.ndarray
+    ) -> None:
         """Forget the old row and write the new one; the state is as before when either fails."""
         if len(self._buffers) == 2:
             self._add_pair()
         self._now = self._step(
-            "memory_write", key, code, self._step("memory_forget", old_key, old_code, self._now)
+            "memory_write", key, latent, self._step("memory_forget", old_key, old_latent, self._now)
         )
 
-    def read(self, key: np.ndarray, code: np.ndarray) -> MemoryReading:
+    def read(self, key: np.ndarray, latent: np.ndarray) -> MemoryReading:
         """See `Runtime.memory_read`."""
-        return self._runtime.memory_read(key, code, MemoryArrays(*self._values[self._now]))
+        return self._runtime.memory_read(key, latent, MemoryArrays(*self._values[self._now]))
 
-    def _step(self, graph: str, key: np.ndarray, code: np.ndarray, source: int) -> int:
+    def _step(self, graph: str, key: np.ndarray, latent: np.ndarray, source: int) -> int:
         """Runs a graph from the pair `source` into the next one, whose number is returned."""
         target = (source + 1) % len(self._buffers)
         binding = self._runtime.session(graph).io_binding()
         names, made = self._runtime.tensor_names(graph)
         # Held until the run is over: a value does not keep its array alive for ONNX Runtime.
-        row = [_shared(np.ascontiguousarray(part, np.float32)) for part in (key, code)]
+        row = [_shared(np.ascontiguousarray(part, np.float32)) for part in (key, latent)]
         for name, value in zip(names, (*row, *self._values[source]), strict=True):
             binding.bind_ortvalue_input(name, value)
         for name, value in zip(made, self._values[target], strict=True):

@@ -143,8 +143,8 @@ def recall(
     if memory is None:
         return Recall(runtime.empty_slot(batch), np.zeros(batch, np.int64), None)
     with (timings or Timings()).phase("memory_read"):
-        code, key = runtime.memory_encode(prompt.inputs_embeds, prompt.attention_mask)
-        reading = runtime.memory_read(key, code, _state_of(key, memory))
+        latent, key = runtime.memory_encode(prompt.inputs_embeds, prompt.attention_mask)
+        reading = runtime.memory_read(key, latent, _state_of(key, memory))
     seen = reading.scope >= runtime.config.memory.scope_threshold
     return Recall(reading.slot, seen.astype(np.int64), reading)
 

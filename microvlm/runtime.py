@@ -31,7 +31,7 @@ Memories = MemoryArrays | list[MemoryArrays]
 class MemoryReading(NamedTuple):
     """What reading gave."""
 
-    code: np.ndarray
+    latent: np.ndarray
     """z_r [B, C]"""
     scope: np.ndarray
     """Probability that the reading answers the query, [B]."""
@@ -76,11 +76,11 @@ class Runtime(Protocol):
     def memory_encode(
         self, inputs_embeds: np.ndarray, attention_mask: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """[B, S, H], [B, S] -> (code [B, C], key [B, K])."""
+        """[B, S, H], [B, S] -> (latent [B, C], key [B, K])."""
         ...
 
-    def memory_write(self, key: np.ndarray, code: np.ndarray, state: MemoryArrays) -> MemoryArrays: ...
+    def memory_write(self, key: np.ndarray, latent: np.ndarray, state: MemoryArrays) -> MemoryArrays: ...
 
-    def memory_forget(self, key: np.ndarray, code: np.ndarray, state: MemoryArrays) -> MemoryArrays: ...
+    def memory_forget(self, key: np.ndarray, latent: np.ndarray, state: MemoryArrays) -> MemoryArrays: ...
 
-    def memory_read(self, key: np.ndarray, code: np.ndarray, state: MemoryArrays) -> MemoryReading: ...
+    def memory_read(self, key: np.ndarray, latent: np.ndarray, state: MemoryArrays) -> MemoryReading: ...

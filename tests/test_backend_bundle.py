@@ -86,7 +86,7 @@ def test_both_backends_write_read_and_forget_alike(runtimes):
         written = runtime.memory_write(key, code, prior)
         forgotten = runtime.memory_forget(key, code, written)
         assert np.abs(forgotten.mean - prior.mean).max() < 1e-3
-        states[name] = [*prior, *written, runtime.memory_read(key, code, written).code]
+        states[name] = [*prior, *written, runtime.memory_read(key, code, written).latent]
     for one, other in zip(states["torch"], states["ort"], strict=True):
         assert np.abs(one - other).max() < 1e-5
 

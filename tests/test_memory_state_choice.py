@@ -71,8 +71,8 @@ def test_a_prompt_reads_the_state_that_knows_it_row_by_row(ternary_model):
     both = recall(runtime, prompt, states).reading
     for row, state in ((0, states[1]), (1, states[0])):
         alone = recall(runtime, Prompt(*(part[row : row + 1] for part in prompt)), state).reading
-        assert np.allclose(both.code[row], alone.code[0], atol=1e-5)
+        assert np.allclose(both.latent[row], alone.latent[0], atol=1e-5)
         assert both.scope[row] == pytest.approx(alone.scope[0], abs=1e-5)
     assert np.array_equal(
-        recall(runtime, prompt, states[:1]).reading.code, recall(runtime, prompt, states[0]).reading.code
+        recall(runtime, prompt, states[:1]).reading.latent, recall(runtime, prompt, states[0]).reading.latent
     )

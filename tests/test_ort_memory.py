@@ -60,8 +60,8 @@ def test_a_held_state_is_bit_for_bit_that_of_the_functions(runtime):
     for ours, theirs in zip(held.snapshot(), state, strict=True):
         assert np.array_equal(ours, theirs)
     first, second = held.read(*written[0]), held.read(*written[0])
-    assert np.array_equal(first.code, second.code)
-    assert np.array_equal(first.code, runtime.memory_read(*written[0], state).code)
+    assert np.array_equal(first.latent, second.latent)
+    assert np.array_equal(first.latent, runtime.memory_read(*written[0], state).latent)
 
 
 def test_rows_of_another_type_or_order_are_converted_and_kept_until_they_are_read(runtime):
@@ -122,7 +122,7 @@ def test_a_thousand_random_steps_equal_the_pytorch_functions(runtime):
         assert (getattr(ours, name) - getattr(single, name)).abs().max() < 1e-2
         assert (getattr(ours, name).double() - getattr(double, name)).abs().max() < 1e-2
     for key, code in live:
-        reading = torch.from_numpy(held.read(key, code).code)
+        reading = torch.from_numpy(held.read(key, code).latent)
         assert (reading - read(single, torch.from_numpy(key))).abs().max() < 1e-2
 
 

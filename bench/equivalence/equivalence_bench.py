@@ -150,9 +150,17 @@ def _replay(metrics: Metrics) -> dict[str, Any]:
 
 
 def _drift(drift: Drift) -> dict[str, Any]:
-    parts = ("mean", "covariance", "code", "reading", "scope", "slot", "forgotten")
-    figures = {name: _finite(getattr(drift, name)) for name in parts}
-    return {**figures, "mean_by_write": [_finite(value) for value in drift.by_write]}
+    return {
+        "mean": _finite(drift.mean),
+        "covariance": _finite(drift.covariance),
+        # The key that reports have had from the start.
+        "code": _finite(drift.latent),
+        "reading": _finite(drift.reading),
+        "scope": _finite(drift.scope),
+        "slot": _finite(drift.slot),
+        "forgotten": _finite(drift.forgotten),
+        "mean_by_write": [_finite(value) for value in drift.by_write],
+    }
 
 
 def _finite(value: float) -> float | None:

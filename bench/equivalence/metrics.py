@@ -61,7 +61,7 @@ class Drift:
     """|dM| after the writes."""
     covariance: float = 0.0
     """|dU| after the writes."""
-    code: float = 0.0
+    latent: float = 0.0
     reading: float = 0.0
     scope: float = 0.0
     slot: float = 0.0
@@ -83,7 +83,7 @@ class Drift:
         return cls(
             mean=max(by_write),
             covariance=max(max_abs(ours.covariance, theirs.covariance) for ours, theirs in states),
-            code=largest("codes"),
+            latent=largest("latents"),
             reading=largest("readings"),
             scope=largest("scopes"),
             slot=largest("slots"),
@@ -94,7 +94,7 @@ class Drift:
     @property
     def largest(self) -> float:
         """Of everything but the forgets, whose noise is of another size."""
-        return max(self.mean, self.covariance, self.code, self.reading, self.scope, self.slot)
+        return max(self.mean, self.covariance, self.latent, self.reading, self.scope, self.slot)
 
 
 @dataclass

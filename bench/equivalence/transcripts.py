@@ -36,7 +36,7 @@ class EpisodeTrace:
     """After each write."""
     forgotten: list[MemoryArrays] = field(default_factory=list)
     """After each forget."""
-    codes: list[np.ndarray] = field(default_factory=list)
+    latents: list[np.ndarray] = field(default_factory=list)
     """z of each image [1, C]."""
     readings: list[np.ndarray] = field(default_factory=list)
     """z_r of each question [1, C]."""
@@ -120,17 +120,17 @@ def play(
             runtime, shown, np.ones_like(shown), processor.pixels(image)[None], processor.image_id
         )
         asked = make_prompt(runtime, processor, question, [])
-        code, _ = runtime.memory_encode(fact.inputs_embeds, fact.attention_mask)
+        latent, _ = runtime.memory_encode(fact.inputs_embeds, fact.attention_mask)
         _, key = runtime.memory_encode(asked.inputs_embeds, asked.attention_mask)
-        state = runtime.memory_write(key, code, state)
-        written.append((key, code))
-        trace.codes.append(code)
+        state = runtime.memory_write(key, latent, state)
+        written.append((key, latent))
+        trace.latents.append(latent)
         trace.states.append(state)
     for index, question in enumerate(script.questions):
         tokens = None if follow is None else follow[index].choices
         _ask(runtime, processor, question, limit, state, trace, tokens)
-    for key, code in written[:forgets]:
-        state = runtime.memory_forget(key, code, state)
+    for key, latent in written[:forgets]:
+        state = runtime.memory_forget(key, latent, state)
         trace.forgotten.append(state)
     return trace
 
@@ -147,7 +147,7 @@ def _ask(
     prompt = make_prompt(runtime, processor, question, [])
     reading = recall(runtime, prompt, state).reading
     assert reading is not None
-    trace.readings.append(reading.code)
+    trace.readings.append(reading.latent)
     trace.scopes.append(float(reading.scope[0]))
     trace.slots.append(slot_arrays(reading.slot))
     trace.answers.append(answer(runtime, processor, prompt, limit, state, follow))

@@ -31,7 +31,7 @@ def timings(runtime: Runtime, repeats: int, seed: int = 0) -> dict[str, list[flo
     A backend that holds a state in buffers of its own is timed on it.
     """
     prompt, value = random_prompt(runtime, seed), random_prompt(runtime, seed + 1)
-    code, key = runtime.memory_encode(*prompt)
+    latent, key = runtime.memory_encode(*prompt)
     fact, _ = runtime.memory_encode(*value)
     held = hold(runtime, runtime.memory_prior())
     off = recall(runtime, prompt, None)
@@ -42,7 +42,7 @@ def timings(runtime: Runtime, repeats: int, seed: int = 0) -> dict[str, list[flo
     actions = {
         "encode": lambda: runtime.memory_encode(*prompt),
         "prefill": lambda: prefill(runtime, prompt, off),
-        "read": lambda: runtime.memory_read(key, code, held.state),
+        "read": lambda: runtime.memory_read(key, latent, held.state),
         "write": lambda: held.write(key, fact),
         "forget": lambda: held.forget(key, fact),
         "decode_token": lambda: runtime.decode(runtime.embed_tokens(token), mask, position, past),

@@ -60,7 +60,7 @@ def _recall(subject: Subject, encoded: Encoded, count: int) -> dict[str, Any]:
         control += right_answers(subject.answers(asked, empty), names)
         with subject.gate_open():
             forced += right_answers(subject.answers(asked, empty), names)
-        recalled = np.concatenate([read.code for read in subject.readings(asked, memory.states)])
+        recalled = np.concatenate([read.latent for read in subject.readings(asked, memory.states)])
         nearest.append(nearest_name(encoded.asked_codes[part], encoded.codes[part], names))
         reading.append(nearest_name(recalled, values, names))
         if count > subject.slots:

@@ -60,15 +60,15 @@ class Work:
         self._embeds = np.concatenate([self._prefix, runtime.embed_tokens(self._ids)], 1)
         self._seen = np.ones((1, length), np.int64)
         self._state = runtime.memory_prior()
-        self._code, self._key = runtime.memory_encode(self._embeds, self._seen)
+        self._latent, self._key = runtime.memory_encode(self._embeds, self._seen)
         self._logits, self._past = self._prefill()
         self._actions: dict[str, Callable[[], Any]] = {
             "vision": lambda: runtime.encode_image(self._pixels),
             "prefill": self._prefill,
             "memory_encode": lambda: runtime.memory_encode(self._embeds, self._seen),
             "memory_read": self._read,
-            "memory_write": lambda: runtime.memory_write(self._key, self._code, self._state),
-            "memory_forget": lambda: runtime.memory_forget(self._key, self._code, self._state),
+            "memory_write": lambda: runtime.memory_write(self._key, self._latent, self._state),
+            "memory_forget": lambda: runtime.memory_forget(self._key, self._latent, self._state),
             "decode": self._decode,
         }
 
@@ -84,7 +84,7 @@ class Work:
         return bool(np.isfinite(self._logits).all())
 
     def _read(self) -> MemoryReading:
-        return self._runtime.memory_read(self._key, self._code, self._state)
+        return self._runtime.memory_read(self._key, self._latent, self._state)
 
     def _prefill(self) -> tuple[np.ndarray, Past]:
         embeds = np.concatenate([self._prefix, self._runtime.embed_tokens(self._ids)], 1)

@@ -82,9 +82,9 @@ class PhaseRunner:
         return embed_prompt(self.runtime, shown, np.ones_like(shown), pixels, self.processor.image_id)
 
     def _written(self, index: int) -> Any:
-        code, _ = self.runtime.memory_encode(*self._facts[index])
+        latent, _ = self.runtime.memory_encode(*self._facts[index])
         _, key = self.runtime.memory_encode(*self._question)
-        return self.runtime.memory_write(key, code, self._state)
+        return self.runtime.memory_write(key, latent, self._state)
 
     def _vision(self, index: int) -> float:
         return clock(lambda: self.runtime.encode_image(self._pixels[index]))

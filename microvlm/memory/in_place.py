@@ -13,7 +13,7 @@ from microvlm.runtime import MemoryArrays, Runtime
 
 
 class HeldMemory(Protocol):
-    """What a backend's `hold_memory(state)` gives: keys [B, K] and codes [B, C], float32."""
+    """What a backend's `hold_memory(state)` gives: keys [B, K] and latents [B, C], float32."""
 
     @property
     def state(self) -> MemoryArrays:
@@ -24,11 +24,13 @@ class HeldMemory(Protocol):
         """A copy of the state, which no step changes."""
         ...
 
-    def write(self, key: np.ndarray, code: np.ndarray) -> None: ...
+    def write(self, key: np.ndarray, latent: np.ndarray) -> None: ...
 
-    def forget(self, key: np.ndarray, code: np.ndarray) -> None: ...
+    def forget(self, key: np.ndarray, latent: np.ndarray) -> None: ...
 
-    def overwrite(self, old_key: np.ndarray, old_code: np.ndarray, key: np.ndarray, code: np.ndarray) -> None:
+    def overwrite(
+        self, old_key: np.ndarray, old_latent: np.ndarray, key: np.ndarray, latent: np.ndarray
+    ) -> None:
         """Forget the old row, write the new one; the state is as before when either fails."""
         ...
 
@@ -42,15 +44,17 @@ class FunctionalMemory:
     def snapshot(self) -> MemoryArrays:
         return MemoryArrays(*(part.copy() for part in self.state))
 
-    def write(self, key: np.ndarray, code: np.ndarray) -> None:
-        self.state = self._runtime.memory_write(key, code, self.state)
+    def write(self, key: np.ndarray, latent: np.ndarray) -> None:
+        self.state = self._runtime.memory_write(key, latent, self.state)
 
-    def forget(self, key: np.ndarray, code: np.ndarray) -> None:
-        self.state = self._runtime.memory_forget(key, code, self.state)
+    def forget(self, key: np.ndarray, latent: np.ndarray) -> None:
+        self.state = self._runtime.memory_forget(key, latent, self.state)
 
-    def overwrite(self, old_key: np.ndarray, old_code: np.ndarray, key: np.ndarray, code: np.ndarray) -> None:
-        without = self._runtime.memory_forget(old_key, old_code, self.state)
-        self.state = self._runtime.memory_write(key, code, without)
+    def overwrite(
+        self, old_key: np.ndarray, old_latent: np.ndarray, key: np.ndarray, latent: np.ndarray
+    ) -> None:
+        without = self._runtime.memory_forget(old_key, old_latent, self.state)
+        self.state = self._runtime.memory_write(key, latent, without)
 
 
 def hold(runtime: Runtime, state: MemoryArrays) -> HeldMemory:

@@ -77,26 +77,26 @@ class TorchRuntime:
         self, inputs_embeds: np.ndarray, attention_mask: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         with torch.inference_mode():
-            code, key = self.model.memory_encode(self._tensor(inputs_embeds), self._tensor(attention_mask))
-            return _array(code), _array(key)
+            latent, key = self.model.memory_encode(self._tensor(inputs_embeds), self._tensor(attention_mask))
+            return _array(latent), _array(key)
 
-    def memory_write(self, key: np.ndarray, code: np.ndarray, state: MemoryArrays) -> MemoryArrays:
+    def memory_write(self, key: np.ndarray, latent: np.ndarray, state: MemoryArrays) -> MemoryArrays:
         with torch.inference_mode():
             return MemoryArrays(
-                *map(_array, self.model.memory_write(*map(self._tensor, (key, code, *state))))
+                *map(_array, self.model.memory_write(*map(self._tensor, (key, latent, *state))))
             )
 
-    def memory_forget(self, key: np.ndarray, code: np.ndarray, state: MemoryArrays) -> MemoryArrays:
+    def memory_forget(self, key: np.ndarray, latent: np.ndarray, state: MemoryArrays) -> MemoryArrays:
         with torch.inference_mode():
             return MemoryArrays(
-                *map(_array, self.model.memory_forget(*map(self._tensor, (key, code, *state))))
+                *map(_array, self.model.memory_forget(*map(self._tensor, (key, latent, *state))))
             )
 
-    def memory_read(self, key: np.ndarray, code: np.ndarray, state: MemoryArrays) -> MemoryReading:
+    def memory_read(self, key: np.ndarray, latent: np.ndarray, state: MemoryArrays) -> MemoryReading:
         with torch.inference_mode():
-            arrays = map(self._tensor, (key, code, *state))
-            recalled, scope, residual, slot = self.model.memory_read(*arrays)
-            return MemoryReading(_array(recalled), _array(scope), _array(residual), slot)
+            arrays = map(self._tensor, (key, latent, *state))
+            read_latent, scope, residual, slot = self.model.memory_read(*arrays)
+            return MemoryReading(_array(read_latent), _array(scope), _array(residual), slot)
 
     def _tensor(self, array: np.ndarray) -> Tensor:
         # torch warns about arrays that it may not write to; none is written to here.
