@@ -15,6 +15,12 @@ from microvlm.errors import UserError
 from microvlm.runtime import Runtime
 
 GROUP = "microvlm.backends"
+BUILT_IN = {
+    "torch": "microvlm.backends.torch_eager:TorchBackend",
+    "ort": "microvlm.backends.ort:OrtBackend",
+    "ort-arm64": "microvlm.backends.arm64:Arm64Backend",
+}
+"""Our own entry points, as pyproject.toml has them: a checkout that was never installed has no metadata."""
 
 
 class LoadedRuntime(Runtime, Protocol):
@@ -82,4 +88,5 @@ def load(name: str, source: str | Path, threads: int | None = None, **options: A
 
 
 def _registered() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=GROUP)}
+    built_in = {name: EntryPoint(name, value, GROUP) for name, value in BUILT_IN.items()}
+    return built_in | {point.name: point for point in entry_points(group=GROUP)}

@@ -6,7 +6,6 @@ A bundle is a folder with manifest.json. Needs no torch unless a checkpoint has 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -97,7 +96,7 @@ def exporter_digest() -> str:
     sources = sorted(package.glob("*.py"))
     for folder in ("exporters", "formats", "inputs", "model"):
         sources += sorted((package / folder).rglob("*.py"))
-    digest = hashlib.sha256(importlib.metadata.version("microvlm").encode())
+    digest = hashlib.sha256(microvlm.__version__.encode())
     for path in sources:
         digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:12]

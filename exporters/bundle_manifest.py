@@ -9,7 +9,6 @@ and biases, the memory's prior and pseudo-inverse).
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ import onnx
 import torch
 from torch import nn
 
+from microvlm import __version__
 from microvlm.exporters import contract
 from microvlm.exporters.staging import MANIFEST
 from microvlm.formats.op_table import DOMAIN, DOMAIN_VERSION
@@ -107,7 +107,7 @@ def sha256(path: Path) -> str:
 
 def _versions() -> dict[str, Any]:
     return {
-        "microvlm": importlib.metadata.version("microvlm"),
+        "microvlm": __version__,
         "torch": torch.__version__,
         "onnx": onnx.__version__,
         "opset": contract.OPSET,

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 __all__ = ["MicroVLM"]
 
+__version__ = "0.1.0"
+"""pyproject.toml reads it from here: a checkout that was never installed has a version too."""
+
 # ONNX Runtime's official builds since 1.29 report to their maker, by threads, a database in the user's cache and the
 # network, from the moment they are imported: only this variable, set before, keeps all of it away (its Privacy.md).
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

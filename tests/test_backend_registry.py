@@ -109,9 +109,12 @@ def test_everything_for_a_device_imports_without_torch_transformers_and_onnx():
     program = """
     import importlib
     for name in (
-        "processor packing op_table config generation runtime images session memory_file cli chat_loop info "
-        "onnx_weights backends backends.base backends.ort backends.torch_eager backends.resolve exporters.contract "
-        "backends.arm64 backends.arm64.host backends.arm64.runtime backends.arm64.ssh backends.arm64.emulated"
+        "config generation runtime state_choice formats.packing formats.op_table formats.onnx_weights "
+        "inputs.processor inputs.images memory.conversation memory.facts memory.memory_file "
+        "commands.main commands.chat_loop commands.info exporters.contract "
+        "backends backends.base backends.ort backends.torch_eager backends.resolve backends.arm64 "
+        "backends.arm64.device_runtime backends.arm64.device.graph_host "
+        "backends.arm64.transports.ssh backends.arm64.transports.emulated"
     ).split():
         importlib.import_module("microvlm." + name)
     assert "torch" not in sys.modules and "onnx" not in sys.modules

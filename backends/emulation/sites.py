@@ -61,10 +61,20 @@ def ensure_wheels(
     return cached_folder("wheels", recipe, download)
 
 
+def package_requirements() -> list[str]:
+    """What the installed package requires, extras included. Raises UserError in a checkout that is not installed."""
+    try:
+        return importlib.metadata.requires("microvlm") or []
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError(
+            "microvlm is not installed here, only its folder is: run pip install -e . there."
+        ) from None
+
+
 def runtime_requirements() -> list[str]:
     """What microvlm needs where it only runs, at the versions of this machine where they are installed here."""
     pinned = []
-    for requirement in importlib.metadata.requires("microvlm") or []:
+    for requirement in package_requirements():
         if "extra ==" in requirement:
             continue
         name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from microvlm import __version__
 from microvlm.commands.memory_command import memory
 from microvlm.commands.model_options import (
     backend_option,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="microvlm")
+@click.version_option(__version__)
 def cli() -> None:
     """A tiny vision-language model with an episodic memory and 1.58-bit weights."""
 

@@ -5,7 +5,6 @@ missing or too old, this package with the native library for its processor, the 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
 import re
 from collections.abc import Collection, Mapping
@@ -18,7 +17,7 @@ from microvlm.backends.arm64.transports.device_package import package_for
 from microvlm.backends.arm64.transports.worker_process import Child
 from microvlm.backends.arm64.worker_link import BrokenWorker, ask
 from microvlm.backends.emulation.progress import Progress
-from microvlm.backends.emulation.sites import ensure_wheels, runtime_requirements
+from microvlm.backends.emulation.sites import ensure_wheels, package_requirements, runtime_requirements
 from microvlm.backends.resolve import MANIFEST, open_bundle, sha256
 from microvlm.console import note
 from microvlm.errors import UserError
@@ -159,7 +158,7 @@ def _satisfied(package: str, version: str | None) -> bool:
     """Whether a version is as new as microvlm requires."""
     if version is None:
         return False
-    for requirement in importlib.metadata.requires("microvlm") or []:
+    for requirement in package_requirements():
         if _name(requirement) == package and "extra ==" not in requirement:
             oldest = re.search(r">=\s*([\d.]+)", requirement)
             return oldest is None or _numbers(version) >= _numbers(oldest[1])
