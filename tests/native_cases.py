@@ -54,9 +54,9 @@ def integer_weights(op: OpSpec, operands: dict[str, np.ndarray], rows: int, colu
     return q * np.repeat(operands["multiplier"].astype(np.int64), packing.GROUP, axis=1)[:, :columns]
 
 
-def exact_sums(codes: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def exact_sums(activations_q8: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """int8 [M, K] and int64 [N, K] -> int64 [M, N]. Products below 2^53, so float64 sums them exactly."""
-    return (codes.astype(np.float64) @ weights.T.astype(np.float64)).astype(np.int64)
+    return (activations_q8.astype(np.float64) @ weights.T.astype(np.float64)).astype(np.int64)
 
 
 def unaligned(array: np.ndarray) -> np.ndarray:

@@ -74,7 +74,7 @@ struct Shape {
   std::exit(1);
 }
 
-// A matrix whose weights are all -1, 0 or 1 times the largest magnitude (`sign`), or random when sign is kRandom.
+// A matrix whose weights are all `sign` (-1, 0 or 1) times the largest magnitude, or random when sign is kRandom.
 constexpr int kRandom = 2;
 
 struct Weights {
@@ -93,19 +93,27 @@ struct Weights {
 
   static uint8_t any(const Shape& shape) {
     switch (shape.product) {
-      case Product::kTernary2x4: return uniform(0, 2) | uniform(0, 2) << 2 | uniform(0, 2) << 4 | uniform(0, 2) << 6;
-      case Product::kTernary3x5: return uniform(0, 242);
-      case Product::kInt8: return uniform(1, 255);
-      default: return uniform(1, 15) | uniform(1, 15) << 4;
+      case Product::kTernary2x4:
+        return uniform(0, 2) | uniform(0, 2) << 2 | uniform(0, 2) << 4 | uniform(0, 2) << 6;
+      case Product::kTernary3x5:
+        return uniform(0, 242);
+      case Product::kInt8:
+        return uniform(1, 255);
+      default:
+        return uniform(1, 15) | uniform(1, 15) << 4;
     }
   }
 
   static uint8_t same(const Shape& shape, int sign) {
     switch (shape.product) {
-      case Product::kTernary2x4: return 85 * (sign + 1);
-      case Product::kTernary3x5: return 121 * (sign + 1);
-      case Product::kInt8: return 128 + 127 * sign;
-      default: return 17 * (8 + 7 * sign);
+      case Product::kTernary2x4:
+        return 85 * (sign + 1);
+      case Product::kTernary3x5:
+        return 121 * (sign + 1);
+      case Product::kInt8:
+        return 128 + 127 * sign;
+      default:
+        return 17 * (8 + 7 * sign);
     }
   }
 
@@ -115,46 +123,46 @@ struct Weights {
   }
 };
 
-// Tasks last to first, as threads might run them.
+// Runs tasks last to first, as threads might.
 void run_backwards(void*, void (*task)(void*, size_t), size_t tasks, void* state) {
   for (size_t i = tasks; i > 0; --i) task(state, i - 1);
 }
 const microvlm::Pool kBackwards = {run_backwards, nullptr, 12};
 
-void compare_sums(const Shape& shape, Weights& weights, Guarded<int8_t>& codes) {
+void compare_sums(const Shape& shape, Weights& weights, Guarded<int8_t>& activations_q8) {
   const Matrix matrix = weights.matrix(shape);
   Guarded<int32_t> expected(shape.tokens * shape.rows), sums(shape.tokens * shape.rows);
   sums.fill(-1);
-  microvlm::multiply_codes(reference, shape.product, matrix, codes.data(), shape.tokens, expected.data(),
-                           microvlm::kCallerOnly);
-  microvlm::multiply_codes(*variant, shape.product, matrix, codes.data(), shape.tokens, sums.data(), kBackwards);
+  microvlm::multiply_q8(reference, shape.product, matrix, activations_q8.data(), shape.tokens, expected.data(),
+                        microvlm::kCallerOnly);
+  microvlm::multiply_q8(*variant, shape.product, matrix, activations_q8.data(), shape.tokens, sums.data(), kBackwards);
   if (!sums.same_bytes(expected)) fail("integer sums", shape);
   ++cases;
 }
 
 void compare_random_sums(const Shape& shape) {
   Weights weights(shape, kRandom);
-  Guarded<int8_t> codes(shape.tokens * shape.columns);
-  for (int64_t i = 0; i < codes.count(); ++i) codes[i] = uniform(-128, 127);
-  compare_sums(shape, weights, codes);
+  Guarded<int8_t> activations_q8(shape.tokens * shape.columns);
+  for (int64_t i = 0; i < activations_q8.count(); ++i) activations_q8[i] = uniform(-128, 127);
+  compare_sums(shape, weights, activations_q8);
 }
 
-// The sums are also known without any reference.
-void compare_extreme_sums(const Shape& shape, int sign, int8_t code) {
+// These sums are also known without any reference.
+void compare_extreme_sums(const Shape& shape, int sign, int8_t activation) {
   Weights weights(shape, sign);
-  Guarded<int8_t> codes(shape.tokens * shape.columns);
-  codes.fill(code);
-  compare_sums(shape, weights, codes);
+  Guarded<int8_t> activations_q8(shape.tokens * shape.columns);
+  activations_q8.fill(activation);
+  compare_sums(shape, weights, activations_q8);
   Guarded<int32_t> sums(shape.tokens * shape.rows);
-  microvlm::multiply_codes(*variant, shape.product, weights.matrix(shape), codes.data(), shape.tokens, sums.data(),
-                           microvlm::kCallerOnly);
+  microvlm::multiply_q8(*variant, shape.product, weights.matrix(shape), activations_q8.data(), shape.tokens,
+                        sums.data(), microvlm::kCallerOnly);
   const int64_t weight = sign * (shape.product == Product::kInt8 ? 127 : shape.product == Product::kInt4 ? 7 * 255 : 1);
   for (int64_t i = 0; i < sums.count(); ++i) {
-    if (sums[i] != weight * code * shape.columns) fail("extreme sums", shape);
+    if (sums[i] != weight * activation * shape.columns) fail("extreme sums", shape);
   }
 }
 
-// Rows of x: small, large, zero, tied between two codes, and some with one value that is not finite.
+// Rows of x: small, large, zero, ties between two int8 values, and some with one value that is not finite.
 void fill_activations(Guarded<float>& x, int64_t tokens, int64_t columns) {
   std::normal_distribution<float> normal;
   static const float kNotFinite[] = {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::quiet_NaN(),
@@ -164,8 +172,10 @@ void fill_activations(Guarded<float>& x, int64_t tokens, int64_t columns) {
     const int kind = uniform(0, 6);
     const float size = std::ldexp(1.0f, uniform(-140, 120));
     for (int64_t k = 0; k < columns; ++k) {
-      row[k] = kind == 0 ? 0.0f : kind == 1 ? uniform(-254, 254) / 2.0f : kind == 2 ? normal(random_bits) * size
-                                                                                  : normal(random_bits);
+      row[k] = kind == 0   ? 0.0f
+               : kind == 1 ? uniform(-254, 254) / 2.0f
+               : kind == 2 ? normal(random_bits) * size
+                           : normal(random_bits);
     }
     if (kind == 1) row[uniform(0, columns - 1)] = 127.0f;
     if (kind >= 5) row[uniform(0, columns - 1)] = kNotFinite[uniform(0, 3)];
@@ -186,8 +196,8 @@ void compare_floats(const Shape& shape, bool one_scale) {
   Guarded<float> expected(shape.tokens * shape.rows), y(shape.tokens * shape.rows);
   fill_activations(x, shape.tokens, shape.columns);
   for (int64_t i = 0; i < scale.count(); ++i) scale[i] = uniform(1, 1 << 20) * 1e-7f;
-  microvlm::multiply(reference, shape.product, matrix, scale.data(), one_scale, x.data(), shape.tokens,
-                     expected.data(), microvlm::kCallerOnly);
+  microvlm::multiply(reference, shape.product, matrix, scale.data(), one_scale, x.data(), shape.tokens, expected.data(),
+                     microvlm::kCallerOnly);
   microvlm::multiply(*variant, shape.product, matrix, scale.data(), one_scale, x.data(), shape.tokens, y.data(),
                      kBackwards);
   for (int64_t m = 0; m < shape.tokens; ++m) {
@@ -202,16 +212,16 @@ void compare_floats(const Shape& shape, bool one_scale) {
 
 void compare_quantize(int64_t columns) {
   Guarded<float> x(columns);
-  Guarded<int8_t> codes(columns), expected_codes(columns);
+  Guarded<int8_t> activations_q8(columns), expected_q8(columns);
   fill_activations(x, 1, columns);
-  float step, expected_step;
+  float activation_scale, expected_scale;
   int32_t total, expected_total;
-  reference.quantize(x.data(), columns, expected_codes.data(), &expected_step, &expected_total);
-  variant->quantize(x.data(), columns, codes.data(), &step, &total);
-  const bool same_step = std::memcmp(&step, &expected_step, sizeof step) == 0 ||
-                         (std::isnan(step) && std::isnan(expected_step));
-  if (!codes.same_bytes(expected_codes) || total != expected_total || !same_step) {
-    fail("codes of activations", {Product::kInt8, 1, columns, 0});
+  reference.quantize(x.data(), columns, expected_q8.data(), &expected_scale, &expected_total);
+  variant->quantize(x.data(), columns, activations_q8.data(), &activation_scale, &total);
+  const bool same_scale = std::memcmp(&activation_scale, &expected_scale, sizeof activation_scale) == 0 ||
+                          (std::isnan(activation_scale) && std::isnan(expected_scale));
+  if (!activations_q8.same_bytes(expected_q8) || total != expected_total || !same_scale) {
+    fail("int8 activations", {Product::kInt8, 1, columns, 0});
   }
   ++cases;
 }

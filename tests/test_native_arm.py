@@ -1,6 +1,6 @@
-"""The ARM kernels under emulation: equal to the reference, free of instructions an A53 lacks, and as cheap as claimed.
+"""The ARM kernels under emulation equal the reference, use no instruction an A53 lacks, and stay below their counts.
 
-Needs a cross-compiler and qemu-user; skips, saying which, where they are not installed.
+Needs a cross-compiler and qemu-user; a skip names the missing one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ cortex_a53.PROGRAMS = ROOT / "bench" / "pi" / "counting" / "sources"
 PROGRAM_SOURCE = Path(__file__).resolve().with_name("native_variants.cpp")
 CROSS_TOOLS = (f"{cortex_a53.CROSS}g++", f"{cortex_a53.CROSS}objdump", "qemu-aarch64-static")
 SHAPE = (896, 4864)
-"""K and N of a Qwen2.5-0.5B gate: what the bars of the counts are stated for."""
+"""K and N of a Qwen2.5-0.5B gate; the bounds of the counts are for this shape."""
 
 NEWER_THAN_ARMV8_0 = {
     "dot product or matrix product": r"([su]|us|su)dot|[su]mmla|usmmla|bf\w+",
@@ -87,13 +87,13 @@ def test_variant_equals_the_reference_bit_for_bit(program: Path, cpu: str, varia
     assert re.fullmatch(rf"{variant}: \d{{4,}} cases equal\n", result.stdout)
 
 
-def test_processor_chooses_the_variant(program: Path) -> None:
+def test_processor_decides_the_variant(program: Path) -> None:
     assert run(program, "cortex-a53").stdout.split() == ["neon", "reference"]
     assert run(program, "cortex-a76").stdout.split() == ["neon-dot", "neon", "reference"]
 
 
-def test_comparison_notices_sums_that_overflow(objects: list[Path], tmp_path: Path) -> None:
-    """Sixteen bits hold 24 products of a code up to 10 with an activation; 32 of them are too many."""
+def test_comparison_fails_for_sums_that_overflow(objects: list[Path], tmp_path: Path) -> None:
+    """Sixteen bits hold 24 products of a value up to 10 with an activation; 32 of them are too many."""
     sources = tmp_path / "native"
     shutil.copytree(cortex_a53.KERNELS, sources, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     header = sources / "neon" / "neon_ternary.h"
@@ -109,29 +109,29 @@ def test_comparison_notices_sums_that_overflow(objects: list[Path], tmp_path: Pa
 
 
 def newer_instructions(file: Path) -> set[str]:
-    """What an object file holds that an ARMv8.0 processor does not run; half floats may only be converted."""
-    found = set()
+    """Kinds of instructions in an object file that ARMv8.0 lacks; half floats may only be converted."""
+    kinds = set()
     for code in cortex_a53.disassemble(file).values():
         for _, instruction in code:
             name, _, operands = instruction.partition("\t")
-            found |= {kind for kind, names in NEWER_THAN_ARMV8_0.items() if re.fullmatch(names, name.strip())}
+            kinds |= {kind for kind, names in NEWER_THAN_ARMV8_0.items() if re.fullmatch(names, name.strip())}
             is_float = re.match(r"f(?!cvt(l|n|xn)?2?\b)|[su]cvtf", name.strip()) is not None
             if is_float and re.search(r"\bv\d+\.[48]h|\bh\d+\b", operands):
-                found.add("half floats")
+                kinds.add("half floats")
             if re.search(r"\b[zp]\d+\.[bhsd]\b", operands):
-                found.add("scalable vectors")
-    return found
+                kinds.add("scalable vectors")
+    return kinds
 
 
 def test_only_the_dot_variant_uses_newer_instructions(objects: list[Path]) -> None:
-    found = {file.stem: newer_instructions(file) for file in objects}
-    assert found.pop("kernels_neon_dot") == {"dot product or matrix product"}
-    assert found == {
+    kinds = {file.stem: newer_instructions(file) for file in objects}
+    assert kinds.pop("kernels_neon_dot") == {"dot product or matrix product"}
+    assert kinds == {
         Path(name).name: set() for name in cortex_a53.SOURCES if Path(name).name != "kernels_neon_dot"
     }
 
 
-def test_flags_are_those_of_the_build() -> None:
+def test_flags_equal_those_of_the_cmake_build() -> None:
     need()
     cmake = (cortex_a53.KERNELS / "CMakeLists.txt").read_text()
     spelled_by_cmake = {"-std=c++17", "-fPIC"}
@@ -141,12 +141,14 @@ def test_flags_are_those_of_the_build() -> None:
 
 
 @pytest.mark.parametrize(("op", "least"), [("TernaryMatMul2x4", 3.5), ("TernaryMatMul3x5", 2.0)])
-def test_simulated_a53_keeps_up(estimates: dict[tuple[str, int], float], op: str, least: float) -> None:
+def test_simulated_a53_reaches_the_multiply_adds_per_cycle(
+    estimates: dict[tuple[str, int], float], op: str, least: float
+) -> None:
     assert estimates[op, 1] >= least
 
 
 @pytest.mark.parametrize(("op", "most"), [("TernaryMatMul2x4", 0.32), ("TernaryMatMul3x5", 0.50)])
-def test_executed_instructions_for_a_multiply_add(
+def test_executed_instructions_per_multiply_add_stay_below_the_bound(
     counted: Callable[..., cortex_a53.Count], op: str, most: float
 ) -> None:
     result = counted(op)
@@ -158,7 +160,7 @@ def test_counts_repeat_exactly(counted: Callable[..., cortex_a53.Count]) -> None
     assert counted("Int8MatMul") == counted("Int8MatMul")
 
 
-def test_count_of_multiplications_is_that_of_the_algorithm(counted: Callable[..., cortex_a53.Count]) -> None:
+def test_count_of_multiplications_equals_the_algorithms(counted: Callable[..., cortex_a53.Count]) -> None:
     """Eight multiply-adds an instruction, and K and N that leave nothing over."""
     k, n = SHAPE
     assert counted("TernaryMatMul2x4").multiply == k * n / 8

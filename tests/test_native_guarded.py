@@ -1,4 +1,4 @@
-"""No variant of this machine touches a byte beyond its arrays, which end where pages without access begin."""
+"""No variant that runs here reads or writes behind its arrays: each ends where a page without access begins."""
 
 from __future__ import annotations
 
@@ -28,6 +28,6 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_every_variant_stays_inside_its_arrays(program: Path) -> None:
     names = subprocess.run([program], check=True, capture_output=True, text=True).stdout.split()
     assert names[-1] == "reference"
-    for name in names[:-1]:  # the last is what the others are compared with
-        done = subprocess.run([program, name], capture_output=True, text=True)
-        assert done.returncode == 0, f"{name}: {done.stdout or 'ended by a signal'}"
+    for name in names[:-1]:  # the last is the reference, with which the program compares the others
+        result = subprocess.run([program, name], capture_output=True, text=True)
+        assert result.returncode == 0, f"{name}: {result.stdout or 'ended by a signal'}"

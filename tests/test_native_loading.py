@@ -44,19 +44,19 @@ def test_every_graph_of_a_bundle_gives_the_same_bits_with_and_without_the_librar
     for spec in contract.graphs(fast.config):
         feeds = example_feeds(fast, spec, seed=1)
         names = [tensor.name for tensor in spec.outputs]
-        for name, got, expected in zip(
+        for name, value, expected in zip(
             names,
             fast.session(spec.name).run(names, feeds),
             plain.session(spec.name).run(names, feeds),
             strict=True,
         ):
             np.testing.assert_array_equal(
-                got.view(np.int32), expected.view(np.int32), err_msg=f"{spec.name}: {name}"
+                value.view(np.int32), expected.view(np.int32), err_msg=f"{spec.name}: {name}"
             )
 
 
 @pytest.mark.usefixtures("native_library")
-def test_ort_takes_the_library_and_says_so(tiny_bundle):
+def test_ort_uses_the_library_and_names_its_variant(tiny_bundle):
     runtime = load("ort", tiny_bundle)
     assert kernels_of(runtime) == f"native {native.active_variant()}"
     assert get_backend("ort").kernels() == runtime.kernels
@@ -64,7 +64,7 @@ def test_ort_takes_the_library_and_says_so(tiny_bundle):
     assert native.variants()[-1] == "reference"
 
 
-def test_ort_goes_without_the_library_where_it_is_told_to(tiny_bundle, monkeypatch):
+def test_ort_runs_function_bodies_where_the_library_is_switched_off(tiny_bundle, monkeypatch):
     monkeypatch.setenv(native.SWITCH, "0")
     assert native.library_path() is None
     assert kernels_of(load("ort", tiny_bundle)) == FUNCTION_BODIES
@@ -74,7 +74,7 @@ def test_ort_goes_without_the_library_where_it_is_told_to(tiny_bundle, monkeypat
         native.variants()
 
 
-def test_a_library_that_is_not_there_is_one_sentence(monkeypatch, tmp_path):
+def test_a_missing_or_broken_library_is_refused_in_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setenv(native.SWITCH, str(tmp_path / "no.so"))
     with pytest.raises(UserError, match="neither 0 nor a library"):
         native.library_path()
@@ -89,31 +89,31 @@ def run_cli(*arguments: object) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.usefixtures("native_library")
-def test_info_says_which_code_runs_and_which_cannot(tiny_bundle, monkeypatch):
+def test_info_names_the_code_that_runs_or_why_none_can(tiny_bundle, monkeypatch):
     for variant in native.variants():
         monkeypatch.setenv("MICROVLM_KERNELS", variant)
-        said = run_cli("info", tiny_bundle).stdout
-        assert f"backend ort: runs its graphs, quantised layers by native {variant}" in said
+        output = run_cli("info", tiny_bundle).stdout
+        assert f"backend ort: runs its graphs, quantised layers by native {variant}" in output
     monkeypatch.setenv("MICROVLM_KERNELS", "abacus")
-    said = run_cli("info", tiny_bundle).stdout
-    assert "backend ort: cannot run here: MICROVLM_KERNELS=abacus names no kernels that run here" in said
-    assert ", ".join(native.variants()) in said
+    output = run_cli("info", tiny_bundle).stdout
+    assert "backend ort: cannot run here: MICROVLM_KERNELS=abacus is no variant that runs here" in output
+    assert ", ".join(native.variants()) in output
     monkeypatch.setenv(native.SWITCH, "0")
     assert f"quantised layers by {FUNCTION_BODIES}" in run_cli("info", tiny_bundle).stdout
 
 
 @pytest.mark.usefixtures("native_library")
-def test_a_variant_that_cannot_run_is_one_sentence_and_status_2(speaking_bundle, monkeypatch, tmp_path):
+def test_an_unknown_variant_is_refused_in_one_sentence_with_status_2(speaking_bundle, monkeypatch, tmp_path):
     Image.new("RGB", (40, 40), "red").save(tmp_path / "red.png")
     monkeypatch.setenv("MICROVLM_KERNELS", "abacus")
-    done = run_cli("caption", tmp_path / "red.png", "--model", speaking_bundle)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.strip().endswith(f"there are {', '.join(native.variants())}.")
-    assert len(done.stderr.strip().splitlines()) == 1
+    result = run_cli("caption", tmp_path / "red.png", "--model", speaking_bundle)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.strip().endswith(f"choose one of {', '.join(native.variants())}.")
+    assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_a_library_that_this_system_cannot_load_is_gone_without_and_the_reason_said(
+def test_ort_runs_function_bodies_and_gives_the_reason_where_the_library_cannot_be_loaded(
     tiny_bundle, tmp_path, monkeypatch
 ):
     (tmp_path / native.LIBRARY).write_bytes(b"of another machine")
@@ -121,7 +121,7 @@ def test_a_library_that_this_system_cannot_load_is_gone_without_and_the_reason_s
     monkeypatch.delenv(native.SWITCH, raising=False)
     assert native.library_path() is None
     assert OrtRuntime(tiny_bundle).kernels.startswith(f"{FUNCTION_BODIES} (no native library: ")
-    # Asked for, it is not silently left out.
+    # MICROVLM_NATIVE=1 requires the library: no silent fallback.
     monkeypatch.setenv(native.SWITCH, "1")
     with pytest.raises(UserError, match="cannot be loaded"):
         native.active_variant()

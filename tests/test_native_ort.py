@@ -1,4 +1,4 @@
-"""The native library inside ONNX Runtime: the node's kernel wins over the function in the file and gives its bits."""
+"""The native library inside ONNX Runtime: kernels replace the function bodies in the file and give the same bits."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ products = pytest.mark.parametrize("op", MATMULS, ids=lambda op: op.name)
 
 
 def negated_body(op) -> onnx.FunctionProto:
-    """A body that shows when it is the one that ran."""
+    """A function body with the sign of its result flipped: a test sees when it ran."""
     body = function(op)
     body.node[-1].output[0] = "positive"
     body.node.append(helper.make_node("Neg", ["positive"], ["y"]))
@@ -44,9 +44,9 @@ def run(model: onnx.ModelProto, value: np.ndarray, library, threads: int = 1) ->
 
 def assert_native_bits(op, value, weights, attributes, library, threads: int = 1) -> None:
     expected = op.reference(value, *weights.values(), **attributes)
-    got = run(one_node_model(op, weights, attributes, value.ndim, negated_body(op)), value, library, threads)
-    assert got.shape == expected.shape
-    np.testing.assert_array_equal(got.view(np.int32), expected.view(np.int32))
+    y = run(one_node_model(op, weights, attributes, value.ndim, negated_body(op)), value, library, threads)
+    assert y.shape == expected.shape
+    np.testing.assert_array_equal(y.view(np.int32), expected.view(np.int32))
 
 
 @every_op
@@ -130,11 +130,11 @@ def test_a_gather_refuses_columns_that_its_table_does_not_have(columns, native_l
     op = OPS["Int4Gather"]
     weights = {"packed": np.zeros((33, 0), np.uint8), "multiplier": np.zeros((33, 0), np.uint8)}
     empty = {**weights, "scale": np.ones(33, np.float32)}
-    for operands_ in (empty, operands(op, 4, 64)):
-        if columns in (0, 64) and operands_ is empty:
+    for weights in (empty, operands(op, 4, 64)):
+        if columns in (0, 64) and weights is empty:
             continue
         with pytest.raises(Exception, match=r"do not fit each other|[Dd]imension|[Ss]hape"):
-            run(one_node_model(op, operands_, {"columns": columns}, 1), np.zeros(3, np.int64), native_library)
+            run(one_node_model(op, weights, {"columns": columns}, 1), np.zeros(3, np.int64), native_library)
 
 
 def test_shapes_go_through_a_chain_of_nodes_and_unknown_ones_stay_unknown(native_library):
@@ -160,9 +160,9 @@ def test_shapes_go_through_a_chain_of_nodes_and_unknown_ones_stay_unknown(native
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10, functions=[function(op)])
     x = np.random.default_rng(2).normal(size=(2, 3, 40)).astype(np.float32)
     session = open_native(model, native_library)
-    got = session.run(None, {"x": x, "shape": np.array([6, 24])})[0]
+    y = session.run(None, {"x": x, "shape": np.array([6, 24])})[0]
     hidden = op.reference(x, *first.values(), rows=24).reshape(6, 24)
-    np.testing.assert_array_equal(got, op.reference(hidden, *second.values(), rows=9))
+    np.testing.assert_array_equal(y, op.reference(hidden, *second.values(), rows=9))
 
 
 def test_weights_are_read_where_they_lie_at_any_address(native_library, tmp_path):
@@ -214,6 +214,6 @@ def test_a_variant_forced_by_the_environment_runs_and_gives_the_same_bits(
     for variant in native.variants():
         monkeypatch.setenv("MICROVLM_KERNELS", variant)
         command = [sys.executable, "-c", FORCED, str(tmp_path / "model.onnx"), str(tmp_path / "y.npy")]
-        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-        assert said.strip() == variant
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert output.strip() == variant
         np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), expected)

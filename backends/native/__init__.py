@@ -1,7 +1,7 @@
-"""The native library of `ai.microvlm` kernels: where it is, which variants run here, which one is in use.
+"""Finds and loads the native library of `ai.microvlm` kernels, and lists its variants. README.md describes the sources.
 
-Needs neither ONNX Runtime nor torch. A package may be without the library: its functions then say so. Environment:
-MICROVLM_NATIVE is 0 to go without it or the path of another library; MICROVLM_KERNELS forces a variant by name.
+Imports neither ONNX Runtime nor torch. A package may lack the library: functions then raise UserError. Environment:
+MICROVLM_NATIVE=0 switches the library off, or is the path of another one; MICROVLM_KERNELS forces a variant by name.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from microvlm.errors import UserError
 LIBRARY = "libmicrovlm_ops.so"
 SWITCH = "MICROVLM_NATIVE"
 REASON = "not_built.txt"
-"""What the build left in the library's place: one line."""
+"""The file that a build without the library leaves in its place: one line with the reason."""
 
 
 def library_path() -> Path | None:
-    """The library to use, or None: there is none in this package, or MICROVLM_NATIVE=0. Raises UserError."""
+    """The library to use; None where this package has none or MICROVLM_NATIVE=0. Raises UserError."""
     switch = os.environ.get(SWITCH, "")
     if switch == "0":
         return None
@@ -43,7 +43,7 @@ def library_path() -> Path | None:
 
 
 def absence() -> str:
-    """Why there is no library although nobody turned it off, a few words; empty where that is not so."""
+    """The reason, in a few words, for a missing library; empty where there is one or MICROVLM_NATIVE is set."""
     if os.environ.get(SWITCH, ""):
         return ""
     built = Path(__file__).with_name(LIBRARY)
@@ -54,7 +54,7 @@ def absence() -> str:
 
 
 def library() -> ctypes.CDLL:
-    """The library's C exports (`c_api.cpp`). Raises UserError."""
+    """The library with its C exports (`c_api.cpp`). Raises UserError where there is none."""
     path = library_path()
     if path is None:
         raise UserError(f"there is no native library here ({LIBRARY} is missing or {SWITCH}=0).")
@@ -62,13 +62,13 @@ def library() -> ctypes.CDLL:
 
 
 def variants() -> list[str]:
-    """Names of the variants that run on this processor, best first; `reference` is always one. Raises UserError."""
-    opened = library()
-    return [opened.microvlm_variant_name(i).decode() for i in range(opened.microvlm_variant_count())]
+    """Names of the variants that run on this processor, best first, `reference` last. Raises UserError."""
+    loaded = library()
+    return [loaded.microvlm_variant_name(i).decode() for i in range(loaded.microvlm_variant_count())]
 
 
 def active_variant() -> str:
-    """The variant that the operators use: MICROVLM_KERNELS where it is set, else the best. Raises UserError."""
+    """Name of the variant in use: MICROVLM_KERNELS where it is set, else the best. Raises UserError."""
     problem = ctypes.c_char_p()
     name = library().microvlm_active_variant(ctypes.byref(problem))
     if name is None:
@@ -78,7 +78,7 @@ def active_variant() -> str:
 
 @functools.cache
 def _load_problem(path: Path) -> str:
-    """Why this system cannot load the library (an older C library than the builder's, another machine), or nothing."""
+    """Why this system cannot load the library (older C library, another machine); empty where it can."""
     try:
         ctypes.CDLL(str(path))
     except OSError as error:

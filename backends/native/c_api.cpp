@@ -1,4 +1,4 @@
-// Plain C exports over every variant, for the loader's questions, for tests and for benchmarks of bare kernels.
+// Plain C exports over every variant: for the Python loader, for tests, and for benchmarks without ONNX Runtime.
 
 #include <cstring>
 
@@ -48,7 +48,7 @@ MICROVLM_EXPORT const char* microvlm_active_variant(const char** problem) {
   return kernels == nullptr ? nullptr : kernels->name;
 }
 
-// Null, or a sentence. float32 x [tokens, columns] -> y [tokens, rows].
+// float32 x [tokens, columns] -> y [tokens, rows]. Returns null, or a sentence that says what is wrong.
 MICROVLM_EXPORT const char* microvlm_multiply(const char* variant, const char* op, const float* x, int64_t tokens,
                                               int64_t columns, const uint8_t* packed, const uint8_t* multiplier,
                                               const float* scale, int64_t scales, int64_t rows, float* y) {
@@ -61,28 +61,28 @@ MICROVLM_EXPORT const char* microvlm_multiply(const char* variant, const char* o
   return done ? nullptr : kNoMemory;
 }
 
-// Null, or a sentence. int8 codes [tokens, columns] -> exact int32 sums [tokens, rows].
-MICROVLM_EXPORT const char* microvlm_multiply_codes(const char* variant, const char* op, const int8_t* codes,
-                                                    int64_t tokens, int64_t columns, const uint8_t* packed,
-                                                    const uint8_t* multiplier, int64_t rows, int32_t* sums) {
+// int8 activations_q8 [tokens, columns] -> exact int32 sums [tokens, rows]. Returns null, or a sentence.
+MICROVLM_EXPORT const char* microvlm_multiply_q8(const char* variant, const char* op, const int8_t* activations_q8,
+                                                 int64_t tokens, int64_t columns, const uint8_t* packed,
+                                                 const uint8_t* multiplier, int64_t rows, int32_t* sums) {
   Call call;
   const char* problem = find_call(variant, op, packed, multiplier, rows, columns, &call);
   if (problem != nullptr) return problem;
-  const bool done =
-      microvlm::multiply_codes(*call.kernels, call.product, call.matrix, codes, tokens, sums, microvlm::kCallerOnly);
+  const bool done = microvlm::multiply_q8(*call.kernels, call.product, call.matrix, activations_q8, tokens, sums,
+                                          microvlm::kCallerOnly);
   return done ? nullptr : kNoMemory;
 }
 
-// Null, or a sentence. One token: float32 x [columns] -> codes [columns], *step, *total.
-MICROVLM_EXPORT const char* microvlm_quantize(const char* variant, const float* x, int64_t columns, int8_t* codes,
-                                              float* step, int32_t* total) {
+// One token: float32 x [columns] -> activations_q8 [columns], *activation_scale, *total. Returns null, or a sentence.
+MICROVLM_EXPORT const char* microvlm_quantize(const char* variant, const float* x, int64_t columns,
+                                              int8_t* activations_q8, float* activation_scale, int32_t* total) {
   const microvlm::Kernels* kernels = microvlm::find_variant(variant);
   if (kernels == nullptr) return "no such variant runs here";
-  kernels->quantize(x, columns, codes, step, total);
+  kernels->quantize(x, columns, activations_q8, activation_scale, total);
   return nullptr;
 }
 
-// Null, or a sentence. One row of a table -> y [columns]; `multiplier` null: int8.
+// One row of a table -> y [columns]; int8 when `multiplier` is null, else int4. Returns null, or a sentence.
 MICROVLM_EXPORT const char* microvlm_dequantize(const char* variant, const uint8_t* packed, const uint8_t* multiplier,
                                                 int64_t columns, float scale, float* y) {
   const microvlm::Kernels* kernels = microvlm::find_variant(variant);

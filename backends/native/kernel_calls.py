@@ -1,7 +1,7 @@
-"""The kernels of one variant by themselves, over numpy arrays: for tests and for benchmarks without ONNX Runtime.
+"""Calls the kernels of one variant directly, over numpy arrays: for tests and for benchmarks without ONNX Runtime.
 
-Operands must be of the types and sizes that are named: only their pointers reach the library, which cannot tell. It
-raises ValueError for a variant or operator that it does not have and for a width that it cannot multiply exactly.
+Operands must have the dtypes and sizes given here: only their pointers reach the library, so it cannot check them.
+Functions raise ValueError for an unknown variant or operator and for a width without exact 32-bit sums.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def multiply(
     multiplier: np.ndarray | None = None,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """One product of `op_table`, on the calling thread: float32 x [M, K] -> float32 [M, N = rows], in `out` if given.
+    """Compute a product of `op_table` on the calling thread: float32 x [M, K] -> float32 [M, N = rows], or `out`.
 
     `op` is the operator's name; `packed`, `multiplier` and `scale` are its operands, C-contiguous.
     """
@@ -33,32 +33,34 @@ def multiply(
     return y
 
 
-def multiply_codes(
+def multiply_q8(
     variant: str,
     op: str,
-    codes: np.ndarray,
+    activations_q8: np.ndarray,
     packed: np.ndarray,
     rows: int,
     multiplier: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The integer half: int8 codes [M, K] -> exact int32 sums [M, N]."""
-    sums = np.empty((len(codes), rows), np.int32)
-    arguments = (codes, len(codes), codes.shape[1], packed, multiplier, rows, sums)
-    _call("microvlm_multiply_codes", variant, op, *arguments)
+    """Compute the integer half of a product: int8 activations_q8 [M, K] -> exact int32 sums [M, N]."""
+    sums = np.empty((len(activations_q8), rows), np.int32)
+    tokens, columns = activations_q8.shape
+    arguments = (activations_q8, tokens, columns, packed, multiplier, rows, sums)
+    _call("microvlm_multiply_q8", variant, op, *arguments)
     return sums
 
 
 def quantize(variant: str, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """One token: float32 [K] -> (codes int8 [K], step float32 [], sum of codes)."""
-    codes, step, total = np.empty(len(x), np.int8), np.empty((), np.float32), np.empty((), np.int32)
-    _call("microvlm_quantize", variant, x, len(x), codes, step, total)
-    return codes, step, int(total)
+    """Quantise one token: float32 [K] -> (activations_q8 int8 [K], activation_scale float32 [], their sum)."""
+    activations_q8, activation_scale = np.empty(len(x), np.int8), np.empty((), np.float32)
+    total = np.empty((), np.int32)
+    _call("microvlm_quantize", variant, x, len(x), activations_q8, activation_scale, total)
+    return activations_q8, activation_scale, int(total)
 
 
 def dequantize(
     variant: str, packed: np.ndarray, scale: float, columns: int, multiplier: np.ndarray | None = None
 ) -> np.ndarray:
-    """One row of an int8 table, or of an int4 one with its multipliers -> float32 [columns]."""
+    """Expand one row of an int8 table, or of an int4 table where `multiplier` is given -> float32 [columns]."""
     y = np.empty(columns, np.float32)
     _call("microvlm_dequantize", variant, packed, multiplier, columns, ctypes.c_float(scale), y)
     return y

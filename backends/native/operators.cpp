@@ -1,4 +1,4 @@
-// One product, start to end: codes of all tokens, exact sums by ranges of packed rows, the float order of op_table.py.
+// Computes one product: quantises all tokens, sums by ranges of packed rows, scales in the float order of op_table.py.
 
 #include "operators.h"
 
@@ -29,55 +29,55 @@ MatrixSums sums_of(const Kernels& kernels, Product product) {
   }
 }
 
-// Codes of a token for an int4 product: each group's even columns, then its odd ones, and the group's sum.
-void split_groups(int8_t* codes, int64_t groups, int32_t* group_totals) {
-  for (int64_t g = 0; g < groups; ++g, codes += kGroup) {
+// Reorders a token's activations for an int4 product: each group's even columns, then its odd ones; sums each group.
+void split_groups(int8_t* activations_q8, int64_t groups, int32_t* group_totals) {
+  for (int64_t g = 0; g < groups; ++g, activations_q8 += kGroup) {
     int8_t even_odd[kGroup];
     int32_t total = 0;
     for (int j = 0; j < kGroup / 2; ++j) {
-      even_odd[j] = codes[2 * j];
-      even_odd[kGroup / 2 + j] = codes[2 * j + 1];
-      total += codes[2 * j] + codes[2 * j + 1];
+      even_odd[j] = activations_q8[2 * j];
+      even_odd[kGroup / 2 + j] = activations_q8[2 * j + 1];
+      total += activations_q8[2 * j] + activations_q8[2 * j + 1];
     }
-    std::memcpy(codes, even_odd, sizeof even_odd);
+    std::memcpy(activations_q8, even_odd, sizeof even_odd);
     group_totals[g] = total;
   }
 }
 
-// Codes of few tokens lie in memory that the thread keeps, in place of a fresh block a product: measured faster on a
-// decoding step. A thread runs one product at a time.
-constexpr int64_t kFewBytes = 16384;
-alignas(kCodeAlignment) thread_local uint8_t few_bytes[kFewBytes];
+// The activations of few tokens lie in memory that the thread keeps, instead of a new block for every product: measured
+// faster on a decoding step. A thread runs one product at a time.
+constexpr int64_t kSmallBufferBytes = 16384;
+alignas(kActivationAlignment) thread_local uint8_t small_buffer[kSmallBufferBytes];
 
-// Everything that the tasks of one product share, and the memory it lies in.
+// What the tasks of one product share, and the memory it lies in.
 class Job {
  public:
-  Job(const Kernels& kernels, Product product, const Matrix& matrix, int64_t tokens, int64_t most_tasks)
+  Job(const Kernels& kernels, Product product, const Matrix& matrix, int64_t tokens, int64_t max_tasks)
       : kernels_(kernels), product_(product), matrix_(matrix), groups_((matrix.columns + kGroup - 1) / kGroup) {
     tokens_.count = tokens;
     tokens_.columns = matrix.columns;
-    tokens_.stride = round_up(matrix.columns, kCodeAlignment);
-    divide(most_tasks);
-    scratch_bytes_ = round_up(kernels.scratch_bytes(matrix.columns, planes_of(product) > 1), kCodeAlignment);
+    tokens_.stride = round_up(matrix.columns, kActivationAlignment);
+    divide(max_tasks);
+    scratch_bytes_ = round_up(kernels.scratch_bytes(matrix.columns, planes_of(product) > 1), kActivationAlignment);
 #if defined(__x86_64__)
     if (tokens < kernels.scratch_tokens) scratch_bytes_ = 0;
 #endif
     const int64_t group_count = product == Product::kInt4 ? groups_ : 0;
-    const int64_t code_bytes = tokens * tokens_.stride, words = tokens * (2 + group_count);
-    const int64_t operand_bytes = code_bytes + round_up(words * 4, kCodeAlignment);
-    const int64_t own_bytes = operand_bytes <= kFewBytes ? 0 : operand_bytes;
+    const int64_t activation_bytes = tokens * tokens_.stride, words = tokens * (2 + group_count);
+    const int64_t operand_bytes = activation_bytes + round_up(words * 4, kActivationAlignment);
+    const int64_t own_bytes = operand_bytes <= kSmallBufferBytes ? 0 : operand_bytes;
     const int64_t bytes = own_bytes + tasks_ * scratch_bytes_;
-    if (bytes > 0) memory_ = std::malloc(bytes + kCodeAlignment);
+    if (bytes > 0) memory_ = std::malloc(bytes + kActivationAlignment);
     if (bytes > 0 && memory_ == nullptr) return;
     ready_ = true;
-    const uintptr_t block = round_up(reinterpret_cast<uintptr_t>(memory_), kCodeAlignment);
-    const uintptr_t start = own_bytes > 0 ? block : reinterpret_cast<uintptr_t>(few_bytes);
-    codes_ = reinterpret_cast<int8_t*>(start);
-    totals_ = reinterpret_cast<int32_t*>(start + code_bytes);
+    const uintptr_t block = round_up(reinterpret_cast<uintptr_t>(memory_), kActivationAlignment);
+    const uintptr_t start = own_bytes > 0 ? block : reinterpret_cast<uintptr_t>(small_buffer);
+    activations_q8_ = reinterpret_cast<int8_t*>(start);
+    totals_ = reinterpret_cast<int32_t*>(start + activation_bytes);
     group_totals_ = totals_ + tokens;
-    steps_ = reinterpret_cast<float*>(group_totals_ + tokens * group_count);
+    activation_scales_ = reinterpret_cast<float*>(group_totals_ + tokens * group_count);
     scratch_ = reinterpret_cast<uint8_t*>(block + own_bytes);
-    tokens_.codes = codes_;
+    tokens_.activations_q8 = activations_q8_;
     tokens_.totals = totals_;
     tokens_.group_totals = product == Product::kInt4 ? group_totals_ : nullptr;
   }
@@ -89,21 +89,21 @@ class Job {
 
   void quantize(const float* x) {
     for (int64_t m = 0; m < tokens_.count; ++m) {
-      kernels_.quantize(x + m * tokens_.columns, tokens_.columns, row(m), steps_ + m, totals_ + m);
+      kernels_.quantize(x + m * tokens_.columns, tokens_.columns, row(m), activation_scales_ + m, totals_ + m);
       finish_row(m);
     }
   }
 
-  void take(const int8_t* codes) {
+  void copy(const int8_t* activations_q8) {
     for (int64_t m = 0; m < tokens_.count; ++m) {
-      std::memcpy(row(m), codes + m * tokens_.columns, tokens_.columns);
+      std::memcpy(row(m), activations_q8 + m * tokens_.columns, tokens_.columns);
       totals_[m] = 0;
       for (int64_t k = 0; k < tokens_.columns; ++k) totals_[m] += row(m)[k];
       finish_row(m);
     }
   }
 
-  // Sums land in the memory of `y`; with a scale they become floats there.
+  // Sums go to the memory of `y`; with a scale they become floats there.
   void run(void* y, const float* scale, bool one_scale, const Pool& pool) {
     y_ = static_cast<int32_t*>(y);
     scale_ = scale;
@@ -113,33 +113,33 @@ class Job {
   }
 
  private:
-  int8_t* row(int64_t m) { return codes_ + m * tokens_.stride; }
+  int8_t* row(int64_t m) { return activations_q8_ + m * tokens_.stride; }
 
   void finish_row(int64_t m) {
     std::memset(row(m) + tokens_.columns, 0, tokens_.stride - tokens_.columns);
     if (product_ == Product::kInt4) split_groups(row(m), groups_, group_totals_ + m * groups_);
   }
 
-  void divide(int64_t most_tasks) {
+  void divide(int64_t max_tasks) {
     const int64_t work = tokens_.count * matrix_.columns * matrix_.rows;
     const int64_t blocks = (matrix_.packed_rows + kRowsPerBlock - 1) / kRowsPerBlock;
 #if defined(__x86_64__)
-    if (planes_of(product_) > 1 && kernels_.most_tasks != nullptr) {
-      most_tasks = std::min(most_tasks, kernels_.most_tasks(tokens_.count, matrix_.packed_rows));
+    if (planes_of(product_) > 1 && kernels_.max_tasks != nullptr) {
+      max_tasks = std::min(max_tasks, kernels_.max_tasks(tokens_.count, matrix_.packed_rows));
     }
 #endif
-    tasks_ = std::max<int64_t>(1, std::min({most_tasks, blocks, work / kernels_.task_work}));
+    tasks_ = std::max<int64_t>(1, std::min({max_tasks, blocks, work / kernels_.task_work}));
     rows_per_task_ = (blocks + tasks_ - 1) / tasks_ * kRowsPerBlock;
     tasks_ = (matrix_.packed_rows + rows_per_task_ - 1) / rows_per_task_;
   }
 
-  // A task takes the lowest scratch that is free, so that one thread warms one, however many tasks it runs.
+  // A task takes the lowest free scratch, so that a thread keeps reusing one that is in its cache.
   int64_t take_scratch() {
-    uint64_t taken = taken_.load();
+    uint64_t taken = scratch_in_use_.load();
     uint64_t lowest;
     do {
       lowest = ~taken & (taken + 1);
-    } while (!taken_.compare_exchange_weak(taken, taken | lowest));
+    } while (!scratch_in_use_.compare_exchange_weak(taken, taken | lowest));
     return __builtin_ctzll(lowest);
   }
 
@@ -150,7 +150,7 @@ class Job {
     const int64_t scratch = job.take_scratch();
     sums_of(job.kernels_, job.product_)(job.tokens_, job.matrix_, begin, end, job.y_,
                                         job.scratch_ + scratch * job.scratch_bytes_);
-    job.taken_.fetch_and(~(uint64_t{1} << scratch));
+    job.scratch_in_use_.fetch_and(~(uint64_t{1} << scratch));
     if (job.scale_ != nullptr) job.scale_range(begin, end);
   }
 
@@ -160,8 +160,8 @@ class Job {
         const int64_t first = p * matrix_.packed_rows + begin;
         const int64_t count = std::min(p * matrix_.packed_rows + end, matrix_.rows) - first;
         if (count <= 0) break;
-        kernels_.scale_sums(y_ + m * matrix_.rows + first, count, steps_[m], one_scale_ ? scale_ : scale_ + first,
-                            one_scale_);
+        kernels_.scale_sums(y_ + m * matrix_.rows + first, count, activation_scales_[m],
+                            one_scale_ ? scale_ : scale_ + first, one_scale_);
       }
     }
   }
@@ -174,23 +174,23 @@ class Job {
   int64_t tasks_ = 1, rows_per_task_ = 0, scratch_bytes_ = 0;
   void* memory_ = nullptr;
   bool ready_ = false;
-  int8_t* codes_ = nullptr;
+  int8_t* activations_q8_ = nullptr;
   int32_t *totals_ = nullptr, *group_totals_ = nullptr;
-  float* steps_ = nullptr;
+  float* activation_scales_ = nullptr;
   uint8_t* scratch_ = nullptr;
-  std::atomic<uint64_t> taken_{0};
+  std::atomic<uint64_t> scratch_in_use_{0};
   int32_t* y_ = nullptr;
   const float* scale_ = nullptr;
   bool one_scale_ = false;
 };
 
-void run_alone(void*, void (*task)(void*, size_t), size_t tasks, void* state) {
+void run_on_caller(void*, void (*task)(void*, size_t), size_t tasks, void* state) {
   for (size_t i = 0; i < tasks; ++i) task(state, i);
 }
 
 }  // namespace
 
-const Pool kCallerOnly = {run_alone, nullptr, 1};
+const Pool kCallerOnly = {run_on_caller, nullptr, 1};
 
 int64_t packed_rows_of(Product product, int64_t rows) {
   const int64_t planes = planes_of(product);
@@ -213,19 +213,19 @@ const char* product_problem(Product product, int64_t packed_rows, int64_t packed
 bool multiply(const Kernels& kernels, Product product, const Matrix& matrix, const float* scale, bool one_scale,
               const float* x, int64_t tokens, float* y, const Pool& pool) {
   if (tokens == 0 || matrix.rows == 0) return true;
-  Job job(kernels, product, matrix, tokens, pool.most_tasks);
+  Job job(kernels, product, matrix, tokens, pool.max_tasks);
   if (!job.ready()) return false;
   job.quantize(x);
   job.run(y, scale, one_scale, pool);
   return true;
 }
 
-bool multiply_codes(const Kernels& kernels, Product product, const Matrix& matrix, const int8_t* codes, int64_t tokens,
-                    int32_t* sums, const Pool& pool) {
+bool multiply_q8(const Kernels& kernels, Product product, const Matrix& matrix, const int8_t* activations_q8,
+                 int64_t tokens, int32_t* sums, const Pool& pool) {
   if (tokens == 0 || matrix.rows == 0) return true;
-  Job job(kernels, product, matrix, tokens, pool.most_tasks);
+  Job job(kernels, product, matrix, tokens, pool.max_tasks);
   if (!job.ready()) return false;
-  job.take(codes);
+  job.copy(activations_q8);
   job.run(sums, nullptr, true, pool);
   return true;
 }

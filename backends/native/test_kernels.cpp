@@ -1,5 +1,5 @@
-// Every runnable variant against the reference, on threads and on exact heap blocks: for the sanitizers, which see
-// what a test from Python cannot. Exit status 1 at the first difference.
+// Compares every runnable variant with the reference, on threads and on exact heap blocks: for the sanitizers, which
+// see what a test from Python cannot. Exit status 1 at the first difference.
 
 #include <cstdio>
 #include <cstring>
@@ -13,7 +13,7 @@ namespace {
 
 using namespace microvlm;
 
-// Threads of its own, started and joined by every call.
+// Starts its own threads and joins them in every call.
 void run_threads(void* handle, void (*task)(void*, size_t), size_t tasks, void* state) {
   const size_t count = *static_cast<const size_t*>(handle);
   std::vector<std::thread> threads;
@@ -25,7 +25,7 @@ void run_threads(void* handle, void (*task)(void*, size_t), size_t tasks, void* 
   for (std::thread& thread : threads) thread.join();
 }
 
-// A block of exactly `count` bytes at an address that is `offset` off the allocator's alignment.
+// A block of exactly `count` values at an address `offset` bytes off the allocator's alignment.
 template <class T>
 class Block {
  public:
@@ -40,12 +40,12 @@ class Block {
 struct Case {
   Product product;
   int64_t tokens, columns, rows;
-  int extreme;  // 0: random; otherwise codes of this value and weights at their limits
+  int extreme;  // 0: random; else all activations have this value and all weights are at their limit
 };
 
 int planes_of(Product product) { return product == Product::kTernary2x4 ? 4 : product == Product::kTernary3x5 ? 5 : 1; }
 
-// A packed byte of a product: any that a bundle may hold.
+// A random packed byte of a product that a bundle may hold.
 uint8_t random_byte(Product product, std::mt19937& random) {
   if (product != Product::kTernary2x4 && product != Product::kTernary3x5) return static_cast<uint8_t>(random());
   int byte = 0;
@@ -65,7 +65,7 @@ bool check(const Case& c, std::mt19937& random) {
   const int64_t packed_rows = packed_rows_of(c.product, c.rows), row_bytes = int4 ? groups * kGroup / 2 : c.columns;
   Block<uint8_t> packed(packed_rows * row_bytes, 1), multiplier(int4 ? c.rows * groups : 0, 3);
   Block<float> x(c.tokens * c.columns, 4), scale(c.rows, 4);
-  Block<int8_t> codes(c.tokens * c.columns, 1);
+  Block<int8_t> activations_q8(c.tokens * c.columns, 1);
   for (int64_t i = 0; i < packed_rows * row_bytes; ++i) {
     packed.data()[i] = c.extreme != 0 ? largest_byte(c.product) : random_byte(c.product, random);
   }
@@ -73,20 +73,20 @@ bool check(const Case& c, std::mt19937& random) {
     multiplier.data()[i] = c.extreme != 0 ? 255 : static_cast<uint8_t>(random());
   }
   for (int64_t i = 0; i < c.tokens * c.columns; ++i) {
-    codes.data()[i] = static_cast<int8_t>(c.extreme != 0 ? c.extreme : static_cast<int>(random() % 256) - 128);
-    x.data()[i] = static_cast<float>(codes.data()[i]) * 0.37f;
+    activations_q8.data()[i] = static_cast<int8_t>(c.extreme != 0 ? c.extreme : static_cast<int>(random() % 256) - 128);
+    x.data()[i] = static_cast<float>(activations_q8.data()[i]) * 0.37f;
   }
   for (int64_t n = 0; n < c.rows; ++n) scale.data()[n] = 0.5f + static_cast<float>(n % 7);
   const Matrix matrix = {packed.data(), int4 ? multiplier.data() : nullptr, c.rows, packed_rows, c.columns};
 
   std::vector<int32_t> expected(c.tokens * c.rows), sums(c.tokens * c.rows);
   std::vector<float> expected_y(c.tokens * c.rows), y(c.tokens * c.rows);
-  multiply_codes(kReference, c.product, matrix, codes.data(), c.tokens, expected.data(), kCallerOnly);
+  multiply_q8(kReference, c.product, matrix, activations_q8.data(), c.tokens, expected.data(), kCallerOnly);
   multiply(kReference, c.product, matrix, scale.data(), false, x.data(), c.tokens, expected_y.data(), kCallerOnly);
   for (int64_t v = 0; v < variant_count(); ++v) {
     size_t threads = 1 + random() % 8;
     const Pool pool = {run_threads, &threads, 16};
-    multiply_codes(variant(v), c.product, matrix, codes.data(), c.tokens, sums.data(), pool);
+    multiply_q8(variant(v), c.product, matrix, activations_q8.data(), c.tokens, sums.data(), pool);
     multiply(variant(v), c.product, matrix, scale.data(), false, x.data(), c.tokens, y.data(), pool);
     if (sums != expected || std::memcmp(y.data(), expected_y.data(), y.size() * sizeof(float)) != 0) {
       std::printf("%s differs from the reference: product %d, %lld tokens, %lld columns, %lld rows, extreme %d\n",
@@ -124,20 +124,19 @@ int main() {
   std::mt19937 random(1);
   int64_t cases = 0;
   for (int product = 0; product < 4; ++product) {
-    const auto chosen = static_cast<Product>(product);
+    const auto kind = static_cast<Product>(product);
     for (int i = 0; i < 150; ++i, ++cases) {
       const auto tokens = static_cast<int64_t>(1 + random() % (i % 10 == 0 ? 257 : 12));
-      if (!check(
-              {chosen, tokens, static_cast<int64_t>(1 + random() % 300), static_cast<int64_t>(1 + random() % 150), 0},
-              random)) {
+      if (!check({kind, tokens, static_cast<int64_t>(1 + random() % 300), static_cast<int64_t>(1 + random() % 150), 0},
+                 random)) {
         return 1;
       }
     }
     // Enough work for several tasks, and sums at their limits.
-    const int64_t largest = chosen == Product::kInt4 ? kInt4MaxColumns : kMaxColumns;
+    const int64_t largest = kind == Product::kInt4 ? kInt4MaxColumns : kMaxColumns;
     for (const Case& c :
-         {Case{chosen, 2, 1000, 1500, 0}, Case{chosen, 9, 4864, 300, 0}, Case{chosen, 78, 300, 4900, 0},
-          Case{chosen, 1, largest, 9, 127}, Case{chosen, 9, largest, 9, -128}, Case{chosen, 16, largest, 9, -128}}) {
+         {Case{kind, 2, 1000, 1500, 0}, Case{kind, 9, 4864, 300, 0}, Case{kind, 78, 300, 4900, 0},
+          Case{kind, 1, largest, 9, 127}, Case{kind, 9, largest, 9, -128}, Case{kind, 16, largest, 9, -128}}) {
       ++cases;
       if (!check(c, random)) return 1;
     }

@@ -1,4 +1,4 @@
-// The choice among the variants: by score, or by name through MICROVLM_KERNELS.
+// Chooses among the variants: by score, or by name through MICROVLM_KERNELS.
 
 #include <cstdio>
 #include <cstdlib>
@@ -48,7 +48,7 @@ struct Choice {
     }
     if (active != nullptr) return;
     int written = std::snprintf(problem, sizeof problem,
-                                "MICROVLM_KERNELS=%.60s names no kernels that run here; there are ", name);
+                                "MICROVLM_KERNELS=%.60s is no variant that runs here: choose one of ", name);
     for (int64_t i = 0; i < count && written < static_cast<int>(sizeof problem); ++i) {
       written +=
           std::snprintf(problem + written, sizeof problem - written, "%s%s", i == 0 ? "" : ", ", runnable[i]->name);
@@ -56,14 +56,14 @@ struct Choice {
   }
 };
 
-// Made while the library loads, before anyone can ask.
-const Choice chosen;
+// Constructed while the library loads, before anyone can call it.
+const Choice choice;
 
 }  // namespace
 
-int64_t variant_count() { return chosen.count; }
+int64_t variant_count() { return choice.count; }
 
-const Kernels& variant(int64_t i) { return *chosen.runnable[i]; }
+const Kernels& variant(int64_t i) { return *choice.runnable[i]; }
 
 const Kernels* find_variant(const char* name) {
   for (int64_t i = 0; i < variant_count(); ++i) {
@@ -73,8 +73,8 @@ const Kernels* find_variant(const char* name) {
 }
 
 const Kernels* active_variant(const char** problem) {
-  *problem = chosen.problem;
-  return chosen.active;
+  *problem = choice.problem;
+  return choice.active;
 }
 
 }  // namespace microvlm

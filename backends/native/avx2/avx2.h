@@ -1,7 +1,8 @@
-// Shared by the files of the avx2 variant: reductions, transposition, and the register tile for many tokens.
+// Shared by the files of the avx2 variant: loads and stores, reductions across lanes, transposition.
 //
-// vpmaddubsw adds two products of unsigned and signed bytes into 16 bits, saturating. With codes 0..2 a pair is
-// -512..508, so 64 of them fit an int16 before they must be widened; with codes four times as large, 16.
+// vpmaddubsw adds two products of an unsigned and a signed byte into 16 bits and saturates. With trit codes 0..2 a pair
+// of products is -512..508, so an int16 lane holds 64 pairs before it must be widened; with trit codes times four, 16
+// pairs.
 #pragma once
 
 #include <immintrin.h>
@@ -15,13 +16,13 @@ namespace avx2 {
 
 void ternary_2x4(const Tokens&, const Matrix&, int64_t begin, int64_t end, int32_t* sums, uint8_t* scratch);
 void ternary_3x5(const Tokens&, const Matrix&, int64_t begin, int64_t end, int32_t* sums, uint8_t* scratch);
-// By lookup, see avx2_tables.cpp, of as many of `count` tokens as that pays for: the first ones.
+// Table lookup (avx2_tables.cpp). tokens_of_tables() says how many of `count` tokens, from the first on, it pays for.
 int64_t tokens_of_tables(int64_t count);
 void tables_2x4(const Tokens&, const Matrix&, int64_t begin, int64_t end, int32_t* sums, uint8_t* scratch);
 void tables_3x5(const Tokens&, const Matrix&, int64_t begin, int64_t end, int32_t* sums, uint8_t* scratch);
 int64_t tables_scratch_bytes();
 void int8(const Tokens&, const Matrix&, int64_t begin, int64_t end, int32_t* sums, uint8_t* scratch);
-// The same of several tokens, see avx2_panels.cpp.
+// The int8 product for several tokens (avx2_panels.cpp).
 void int8_panels(const Tokens&, const Matrix&, int64_t begin, int64_t end, int32_t* sums, uint8_t* scratch);
 int64_t panels_scratch_bytes(int64_t columns);
 void int4(const Tokens&, const Matrix&, int64_t begin, int64_t end, int32_t* sums, uint8_t* scratch);
@@ -34,7 +35,7 @@ inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Tokens [begin, end) of a ternary product.
 inline Tokens part(Tokens tokens, int64_t begin, int64_t end) {
-  tokens.codes += begin * tokens.stride;
+  tokens.activations_q8 += begin * tokens.stride;
   tokens.totals += begin;
   tokens.count = end - begin;
   return tokens;
@@ -43,7 +44,7 @@ inline Tokens part(Tokens tokens, int64_t begin, int64_t end) {
 inline __m256i load(const void* bytes) { return _mm256_loadu_si256(static_cast<const __m256i*>(bytes)); }
 inline __m256i load_aligned(const void* bytes) { return _mm256_load_si256(static_cast<const __m256i*>(bytes)); }
 inline void store_aligned(void* bytes, __m256i value) { _mm256_store_si256(static_cast<__m256i*>(bytes), value); }
-// Zeros from byte `count` on, of which none is read.
+// Loads the first `count` bytes and reads none behind them; the other bytes are 0.
 inline __m256i load_first(const void* bytes, int64_t count) {
   if (count >= 32) return load(bytes);
   alignas(32) uint8_t block[32] = {};
@@ -59,16 +60,17 @@ inline __m128i load_half_first(const uint8_t* bytes, int64_t count) {
   return load_half(block);
 }
 
-// What to prefetch for each line that is read, by _mm_prefetch itself: within another function GCC 12 drops it as
-// without effect. Past the end of the weights it does no harm. Measured on Zen 3, a layer from memory in two streams:
-// 1 to 4 KiB ahead and both caches' hints are equal within 3 %; every other line alone takes 2 times as long.
+// The address to prefetch for each line that is read. Callers use _mm_prefetch themselves: GCC 12 drops it inside
+// another function because it has no effect. Prefetching past the end of the weights is harmless. Measured on Zen 3,
+// one layer from memory in two streams: distances of 1 to 4 KiB and hints for both caches are equal within 3 %;
+// prefetching only every other line takes 2 times as long.
 constexpr int64_t kAhead = 2048;
 inline const char* line_ahead(const uint8_t* bytes, int64_t ahead = kAhead) {
   return reinterpret_cast<const char*>(reinterpret_cast<uintptr_t>(bytes) + ahead);
 }
 
-// sums + addend, 16 bits each or 32. GCC 12 would add the addends of several steps first, and put sums aside for them;
-// here it cannot: a ternary product of one token is 6 % faster, one of eight in base 3 25 %.
+// sums + addend in 16 or 32 bits. GCC 12 would first add the addends of several steps and spill sums to do so; inline
+// assembly prevents that. A ternary product of one token is 6 % faster, one of eight tokens in base 3 25 %.
 inline __m256i add_16(__m256i sums, __m256i addend) {
 #if defined(__clang__)
   return _mm256_add_epi16(sums, addend);
@@ -107,7 +109,7 @@ inline __m256i reduce_8(const __m256i* v) {
   return _mm256_add_epi32(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
 }
 
-// Lanes below `count` to sums[0..count).
+// Stores the lanes below `count` to sums[0..count).
 inline void store_first(int32_t* sums, int64_t count, __m256i value) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   const __m256i below = _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int32_t>(count)), lane);

@@ -1,5 +1,5 @@
-// Products of the avx2 variant with int8 weights: one token in two streams, a few tokens in blocks, more of them in
-// panels (avx2_panels.cpp). A product of two bytes needs 16 bits and a pair of them 17, so both sides are widened.
+// Int8 products of the avx2 variant: one token reads two streams, a few tokens go in blocks, more of them in panels
+// (avx2_panels.cpp). A product of two bytes needs 16 bits and a pair of products 17, so both sides are widened.
 
 #include "avx2_streams.h"
 
@@ -7,7 +7,7 @@ namespace microvlm {
 namespace avx2 {
 namespace {
 
-// From this many tokens on, transposing weights once beats reducing every sum across lanes.
+// From this many tokens on, transposing the weights once is faster than reducing every sum across lanes.
 constexpr int64_t kPanelTokens = 5;
 constexpr int64_t kBlockRows = 4;
 
@@ -17,9 +17,9 @@ inline void int8_row_pair(const Tokens& tokens, const Matrix& matrix, const int6
   const uint8_t* row[2] = {matrix.packed + n[0] * columns, matrix.packed + n[1] * columns};
   acc[0] = acc[1] = _mm256_setr_epi32(-128 * tokens.totals[0], 0, 0, 0, 0, 0, 0, 0);
   const auto add = [&](int64_t k, __m256i first, __m256i second) __attribute__((always_inline)) {
-    const __m256i code = _mm256_cvtepi8_epi16(load_half(tokens.codes + k));
-    acc[0] = add_32(acc[0], _mm256_madd_epi16(first, code));
-    acc[1] = add_32(acc[1], _mm256_madd_epi16(second, code));
+    const __m256i activations = _mm256_cvtepi8_epi16(load_half(tokens.activations_q8 + k));
+    acc[0] = add_32(acc[0], _mm256_madd_epi16(first, activations));
+    acc[1] = add_32(acc[1], _mm256_madd_epi16(second, activations));
   };
   int64_t k = 0;
   for (; k + 64 <= columns; k += 64) {
@@ -34,7 +34,7 @@ inline void int8_row_pair(const Tokens& tokens, const Matrix& matrix, const int6
   }
 }
 
-// kBlockRows rows of bytes q + 128 times kTokens tokens. Rows from `count` on repeat the last.
+// kBlockRows rows of bytes q + 128 times kTokens tokens. Rows from `count` on repeat the last row.
 template <int kTokens>
 inline void int8_block(const Tokens& tokens, const Matrix& matrix, int64_t n, int64_t count, int64_t m, int32_t* sums) {
   __m256i acc[kTokens][kBlockRows] = {};
@@ -45,9 +45,9 @@ inline void int8_block(const Tokens& tokens, const Matrix& matrix, int64_t n, in
       weight[i] = _mm256_cvtepu8_epi16(load_half_first(bytes, matrix.columns - k));
     }
     for (int64_t t = 0; t < kTokens; ++t) {
-      const __m256i code = _mm256_cvtepi8_epi16(load_half(tokens.codes + (m + t) * tokens.stride + k));
+      const __m256i activations = _mm256_cvtepi8_epi16(load_half(tokens.activations_q8 + (m + t) * tokens.stride + k));
       for (int64_t i = 0; i < kBlockRows; ++i) {
-        acc[t][i] = add_32(acc[t][i], _mm256_madd_epi16(weight[i], code));
+        acc[t][i] = add_32(acc[t][i], _mm256_madd_epi16(weight[i], activations));
       }
     }
   }

@@ -1,4 +1,4 @@
-// How one vector of packed ternary bytes comes apart, two bits and base 3, for the avx2 variant.
+// Unpacks a vector of packed ternary bytes for the avx2 variant, two bits and base 3.
 #pragma once
 
 #include "avx2.h"
@@ -7,13 +7,13 @@ namespace microvlm {
 namespace avx2 {
 namespace {
 
-// vpmaddubsw that an int16 lane takes of codes 0..2.
-constexpr int64_t kStepsOfCodes = 64;
+// The number of vpmaddubsw with trit codes 0..2 that an int16 lane can hold.
+constexpr int64_t kStepsOfTritCodes = 64;
 
-// One vector of packed bytes -> kPlanes vectors of codes, times 2^shift.
+// One vector of packed bytes -> kPlanes vectors of trit codes, times 2^shift.
 struct TwoBit {
   static constexpr int kPlanes = 4;
-  static constexpr int64_t kSteps = 16;  // of fields left in place: codes 0, 4, 8
+  static constexpr int64_t kSteps = 16;  // of fields left in place: trit codes 0, 4, 8
   static constexpr int shift(int plane) { return plane % 2 * 2; }
   static void fields(__m256i packed, __m256i* field) {
     const __m256i low = _mm256_set1_epi8(0x03), high = _mm256_set1_epi8(0x0c);
@@ -27,7 +27,7 @@ struct TwoBit {
 
 struct BaseThree {
   static constexpr int kPlanes = 5;
-  static constexpr int64_t kSteps = kStepsOfCodes;
+  static constexpr int64_t kSteps = kStepsOfTritCodes;
   static constexpr int shift(int) { return 0; }
   // floor(b / 3^p) of every byte b <= 255: x * ceil(2^16 / 3^p) >> 16 is exact for one byte in 16 bits.
   static __m256i quotient(__m256i even, __m256i odd, int power) {

@@ -1,8 +1,8 @@
-// Products of the avx2 variant with int8 weights and several tokens: panels of 16 rows, of which a lane is a row.
+// Int8 products of the avx2 variant with several tokens: panels of 16 rows, one row a lane.
 //
-// A product of two bytes needs 16 bits and a pair of them 17, so both sides are widened: the weights of a panel once,
-// transposed on the way, the codes of a block of tokens once for kPanels panels. A step then multiplies one pair of
-// columns of 16 rows by that of every token of the block; nothing is summed across lanes.
+// A product of two bytes needs 16 bits and a pair of products 17, so both sides are widened: the weights of a panel
+// once, while they are transposed; the activations of a block of tokens once for kPanels panels. A step then multiplies
+// one pair of columns of 16 rows by the same pair of every token of the block. Nothing is summed across lanes.
 
 #include "avx2.h"
 
@@ -11,14 +11,14 @@ namespace avx2 {
 namespace {
 
 constexpr int64_t kPanels = 4, kPanelRows = 2 * kLanes;
-// Twelve registers of sums, two of weights and one of codes.
+// Twelve registers of sums, two of weights and one of activations.
 constexpr int64_t kBlockTokens = 6;
 constexpr int64_t kWidened = 16;  // columns widened together
 
 int64_t padded(int64_t columns) { return (columns + kWidened - 1) / kWidened * kWidened; }
 
-// Rows [n, n + count), at most 16 -> panel[pair of columns][row], a pair being 32 bits. Rows from `count` on repeat
-// the last.
+// Rows [n, n + count), at most 16 -> panel[pair of columns][row]; a pair is 32 bits. Rows from `count` on repeat the
+// last row.
 void fill_panel(const Matrix& matrix, int64_t n, int64_t count, int32_t* panel) {
   for (int64_t k = 0; k < matrix.columns; k += kWidened, panel += kWidened / 2 * kPanelRows) {
     for (int64_t half = 0; half < 2; ++half) {
@@ -33,13 +33,13 @@ void fill_panel(const Matrix& matrix, int64_t n, int64_t count, int32_t* panel) 
   }
 }
 
-// Codes of `count` tokens from m on -> [token][column], 16 bits each.
-void widen_codes(const Tokens& tokens, int64_t m, int64_t count, int16_t* wide) {
+// The activations of `count` tokens from m on -> [token][column], 16 bits each.
+void widen_activations(const Tokens& tokens, int64_t m, int64_t count, int16_t* wide) {
   const int64_t columns = padded(tokens.columns);
   for (int64_t t = 0; t < count; ++t, wide += columns) {
-    const int8_t* codes = tokens.codes + (m + t) * tokens.stride;
+    const int8_t* activations_q8 = tokens.activations_q8 + (m + t) * tokens.stride;
     for (int64_t k = 0; k < columns; k += kWidened) {
-      store_aligned(wide + k, _mm256_cvtepi8_epi16(load_half(codes + k)));
+      store_aligned(wide + k, _mm256_cvtepi8_epi16(load_half(activations_q8 + k)));
     }
   }
 }
@@ -55,9 +55,9 @@ void multiply_panel(const Tokens& tokens, const Matrix& matrix, const int32_t* p
     for (int t = 0; t < kTokens; ++t) {
       int32_t pair;
       std::memcpy(&pair, wide + t * columns + k, sizeof pair);
-      const __m256i code = _mm256_set1_epi32(pair);
-      acc[t][0] = add_32(acc[t][0], _mm256_madd_epi16(low, code));
-      acc[t][1] = add_32(acc[t][1], _mm256_madd_epi16(high, code));
+      const __m256i activations = _mm256_set1_epi32(pair);
+      acc[t][0] = add_32(acc[t][0], _mm256_madd_epi16(low, activations));
+      acc[t][1] = add_32(acc[t][1], _mm256_madd_epi16(high, activations));
     }
   }
   for (int t = 0; t < kTokens; ++t) {
@@ -90,7 +90,7 @@ void int8_panels(const Tokens& tokens, const Matrix& matrix, int64_t begin, int6
     }
     for (int64_t m = 0; m < tokens.count; m += kBlockTokens) {
       const int64_t count = smaller(tokens.count - m, kBlockTokens);
-      widen_codes(tokens, m, count, wide);
+      widen_activations(tokens, m, count, wide);
       for (int64_t n = first; n < last; n += kPanelRows) {
         kMultiply[count - 1](tokens, matrix, panels + (n - first) * pairs, wide, n, smaller(last - n, kPanelRows), m,
                              sums);

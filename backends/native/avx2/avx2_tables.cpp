@@ -1,10 +1,10 @@
-// Ternary products of many tokens, of the avx2 variant: sums of four columns are looked up, not multiplied.
+// Ternary products of many tokens for the avx2 variant: sums of four columns are looked up instead of multiplied.
 //
-// The weights of a row in four columns are one of 81 combinations. For 16 tokens, a lane each, a table has the sum of
-// every combination, and a row adds one entry of it where vpmaddubsw needs two steps for each four tokens. The tables
-// of 32 columns fit the L1 cache beside a stream of rows; they are made anew for every 32 columns, for all rows at
-// once, so sums of 16 bits are kept for every row, and added to those of 32 bits before they can overflow.
-// Measured on Zen 3 against register tiles of vpmaddubsw, from L2: 2 times as fast.
+// The weights of one row in four columns are one of 81 combinations. For 16 tokens, one a lane, a table holds the sum
+// of every combination. A row adds one entry, where vpmaddubsw needs two steps for every four tokens. The tables of 32
+// columns fit the L1 cache beside a stream of rows. They are rebuilt for every 32 columns and used for all rows, so
+// every row keeps 16-bit sums, which are added to its 32-bit sums before they can overflow. Measured on Zen 3 against
+// register tiles of vpmaddubsw, from L2: 2 times as fast.
 
 #include "avx2_layouts.h"
 
@@ -20,20 +20,21 @@ constexpr int64_t kEntryBytes = 2 * kBlockTokens, kTableBytes = 81 * kEntryBytes
 constexpr int64_t kChunksOfSums = 63 / kGroups;
 constexpr int64_t kSlabTokens = 4 * kBlockTokens;
 
-// Scratch: sums of 16 bits of a slab of rows and tokens, which must stay in L2; offsets into tables of these rows;
-// tables, and what an entry of four codes 3, which no valid weight has, would reach behind them.
-constexpr int64_t kMostRows = 1024;  // packed ones of a slab
-constexpr int64_t kSumsBytes = 256 << 10, kOffsetBytes = kMostRows * 5 * kGroups * 2;
+// Scratch, in this order: the 16-bit sums of a slab of rows and tokens, which must stay in L2; the offsets of these
+// rows into the tables; the tables, and room behind them for the entry of four trit codes 3, which valid weights do not
+// have.
+constexpr int64_t kMaxRows = 1024;  // packed rows of a slab
+constexpr int64_t kSumsBytes = 256 << 10, kOffsetBytes = kMaxRows * 5 * kGroups * 2;
 constexpr int64_t kAllTablesBytes = kGroups * kTableBytes + 40 * kEntryBytes;
 
 inline int64_t round_up_8(int64_t count) { return (count + 7) / 8 * 8; }
 
-// A chunk of 16 tokens, transposed: columns j and j + 16 of it are the halves of vector j.
-inline void transpose_codes(const Tokens& tokens, int64_t m, int64_t k, __m256i* columns) {
+// Transposes a chunk of 16 tokens: columns j and j + 16 of it are the halves of vector j.
+inline void transpose_activations(const Tokens& tokens, int64_t m, int64_t k, __m256i* columns) {
   __m256i other[kBlockTokens];
   for (int64_t t = 0; t < kBlockTokens; ++t) {
-    columns[t] =
-        m + t < tokens.count ? load_aligned(tokens.codes + (m + t) * tokens.stride + k) : _mm256_setzero_si256();
+    columns[t] = m + t < tokens.count ? load_aligned(tokens.activations_q8 + (m + t) * tokens.stride + k)
+                                      : _mm256_setzero_si256();
   }
   const auto shuffle = [](const __m256i* from, __m256i* to) {
     for (int i = 0; i < 8; ++i) {
@@ -47,7 +48,7 @@ inline void transpose_codes(const Tokens& tokens, int64_t m, int64_t k, __m256i*
   shuffle(other, columns);
 }
 
-// The sums of every combination of weights -1, 0, 1 of four columns; the first column's weight changes fastest.
+// The sums of every combination of weights -1, 0, 1 in four columns; the first column's weight changes fastest.
 inline void fill_table(__m256i x0, __m256i x1, __m256i x2, __m256i x3, uint8_t* table) {
   const auto add = [](__m256i sum, int weight, __m256i x) {
     return weight < 0 ? _mm256_sub_epi16(sum, x) : weight > 0 ? _mm256_add_epi16(sum, x) : sum;
@@ -67,7 +68,7 @@ inline void fill_table(__m256i x0, __m256i x1, __m256i x2, __m256i x3, uint8_t* 
 
 void fill_tables(const Tokens& tokens, int64_t m, int64_t k, uint8_t* tables) {
   __m256i columns[kBlockTokens];
-  transpose_codes(tokens, m, k, columns);
+  transpose_activations(tokens, m, k, columns);
   for (int64_t g = 0; g < kGroups / 2; ++g, tables += kTableBytes) {
     __m256i low[4], high[4];
     for (int i = 0; i < 4; ++i) {
@@ -79,7 +80,7 @@ void fill_tables(const Tokens& tokens, int64_t m, int64_t k, uint8_t* tables) {
   }
 }
 
-// Offsets of the entries of a chunk: offsets[(p * stride + r) * kGroups + g] for row r of plane p and group g.
+// Finds a chunk's entries: offsets[(p * stride + r) * kGroups + g] is the one of row r of plane p and group g.
 template <class Layout>
 void find_entries(const uint8_t* packed, int64_t rows, int64_t columns, int64_t k, int64_t stride, uint16_t* offsets) {
   constexpr int kPlanes = Layout::kPlanes;
@@ -102,13 +103,13 @@ void find_entries(const uint8_t* packed, int64_t rows, int64_t columns, int64_t 
   }
 }
 
-// What a pass over rows fetches meanwhile: a line of every fourth packed row.
+// What a pass over rows prefetches: a line of every fourth packed row.
 struct Ahead {
   const uint8_t* line;
   int64_t stride;
 };
 
-// Adds the entries of one chunk to the sums of `rows` rows, or puts them there.
+// Adds the entries of one chunk to the sums of `rows` rows; kFresh overwrites the sums.
 template <bool kFresh>
 void add_entries(const uint8_t* tables, const uint16_t* offsets, int64_t rows, Ahead ahead, uint8_t* sums) {
   for (int64_t r = 0; r < rows; ++r, offsets += kGroups, sums += kEntryBytes) {
@@ -129,7 +130,7 @@ void add_entries(const uint8_t* tables, const uint16_t* offsets, int64_t rows, A
   }
 }
 
-// Adds sums of 16 bits, a row after a row, to those of 32 bits, a token after a token; or puts them there.
+// Adds 16-bit sums [row][token] to 32-bit sums [token][row]; `first` overwrites the 32-bit sums.
 void widen(const uint8_t* narrow, int64_t rows, int64_t tokens, bool first, int64_t stride, int32_t* sums) {
   for (int64_t r = 0; r < rows; r += kLanes, narrow += kLanes * kEntryBytes) {
     const int64_t count = smaller(kLanes, rows - r);
@@ -154,7 +155,7 @@ void widen(const uint8_t* narrow, int64_t rows, int64_t tokens, bool first, int6
   }
 }
 
-// Packed rows [begin, begin + count) times tokens [m, m + tokens.count) of the caller, at most kSlabTokens.
+// Packed rows [begin, begin + count) times the given tokens, at most kSlabTokens.
 template <class Layout>
 void slab(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t count, int32_t* sums, uint8_t* scratch) {
   constexpr int kPlanes = Layout::kPlanes;
@@ -172,7 +173,7 @@ void slab(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t cou
     for (int64_t b = 0; b < blocks; ++b) {
       fill_tables(tokens, b * kBlockTokens, k, tables);
       for (int p = 0; p < kPlanes && rows_of(p) > 0; ++p) {
-        // The first block's passes share what find_entries will read of all packed rows: the next line of each.
+        // The passes of the first block share the lines that find_entries reads next: one of every packed row.
         const Ahead ahead =
             b == 0 && p < 4 ? Ahead{packed + p * matrix.columns + k + 64, 4 * matrix.columns} : Ahead{packed, 0};
         const uint16_t* entries = offsets + p * stride * kGroups;
@@ -196,13 +197,13 @@ void slab(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t cou
   }
 }
 
-// Every block of tokens, and every slab of rows.
+// Every block of tokens and every slab of rows.
 template <class Layout>
 void slabs(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums, uint8_t* scratch) {
   for (int64_t m = 0; m < tokens.count; m += kSlabTokens) {
     const Tokens some = part(tokens, m, smaller(m + kSlabTokens, tokens.count));
     const int64_t blocks = (some.count + kBlockTokens - 1) / kBlockTokens;
-    const int64_t fitting = smaller(kMostRows, kSumsBytes / (blocks * Layout::kPlanes * kEntryBytes) / 8 * 8);
+    const int64_t fitting = smaller(kMaxRows, kSumsBytes / (blocks * Layout::kPlanes * kEntryBytes) / 8 * 8);
     const int64_t parts = (end - begin + fitting - 1) / fitting, rows = round_up_8((end - begin + parts - 1) / parts);
     for (int64_t r = begin; r < end; r += rows) {
       slab<Layout>(some, matrix, r, smaller(rows, end - r), sums + m * matrix.rows, scratch);
@@ -213,7 +214,7 @@ void slabs(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t en
 }  // namespace
 
 int64_t tokens_of_tables(int64_t count) {
-  // A block costs the same with fewer tokens: 12 are worth it, measured, 8 are not.
+  // A block costs the same with fewer tokens. Measured: 12 tokens are worth it, 8 are not.
   const int64_t whole = count / kBlockTokens * kBlockTokens;
   return count - whole >= 12 ? count : whole;
 }

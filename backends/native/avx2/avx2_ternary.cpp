@@ -1,10 +1,11 @@
 // Ternary products of the avx2 variant, two bits and base 3.
 //
-// Few tokens: packed rows are read as two streams of lines far from each other, and the lanes of eight rows are summed
-// together. Measured on Zen 3, a layer from memory: one stream takes 1.13 times as long, two without prefetch 1.22.
-// In base 3, where unpacking takes longer than multiplying, from two tokens on: strips of 8 packed rows are unpacked to
-// codes once, transposed so that a lane is a row. Two bits would be 1.04 to 1.38 times slower that way.
-// Many, in blocks of 16: avx2_tables.cpp; what is left over of them comes here.
+// Few tokens: packed rows are read as two streams of lines far from each other, and the lanes of eight rows are reduced
+// together. Measured on Zen 3, one layer from memory: one stream takes 1.13 times as long, two streams without prefetch
+// 1.22 times.
+// Base 3 from two tokens on, where unpacking takes longer than multiplying: strips of 8 packed rows are unpacked to
+// trit codes once and transposed, one row a lane. Two bits would be 1.04 to 1.38 times slower that way.
+// Many tokens: blocks of 16 go to avx2_tables.cpp; the remaining tokens come here.
 
 #include "avx2_layouts.h"
 
@@ -14,16 +15,16 @@ namespace {
 
 constexpr int64_t kStripTokens = 2;
 
-// Lanes of eight rows by plane; lanes[p][i] sums to the fields of plane p of row i.
+// The lanes of eight rows by plane: lanes[p][i] sums to the fields of plane p of row i.
 template <class Layout>
 using GroupLanes = __m256i[Layout::kPlanes][kLanes];
 
-// Columns [k, stop), at most Layout::kSteps vectors of them, of one packed row of each of two places times one token,
-// added to lane vector `place` of their groups. Two rows share a load of codes. The wide sums stay in memory: as
-// registers they would push out the narrow ones. Inlined for whole spans, whose loop then has a constant end.
+// Multiplies columns [k, stop), at most Layout::kSteps vectors, of two packed rows by one token, and adds the results
+// to lane vector `place` of their groups. Two rows share a load of activations. The wide sums stay in memory: in
+// registers they would displace the narrow ones. Inlined, so that the loop over a whole span has a constant end.
 template <class Layout>
 inline __attribute__((always_inline)) void add_span(const uint8_t* const (&packed)[2], int64_t k, int64_t stop,
-                                                    int64_t columns, const int8_t* codes, int64_t ahead,
+                                                    int64_t columns, const int8_t* activations_q8, int64_t ahead,
                                                     int64_t place, GroupLanes<Layout> (&lanes)[2]) {
   constexpr int kPlanes = Layout::kPlanes;
   __m256i acc[2][kPlanes];
@@ -31,11 +32,11 @@ inline __attribute__((always_inline)) void add_span(const uint8_t* const (&packe
     for (__m256i& sum : row) sum = _mm256_setzero_si256();
   }
   const auto add = [&](int64_t at, __m256i first, __m256i second) __attribute__((always_inline)) {
-    const __m256i code = load_aligned(codes + at), bytes[2] = {first, second};
+    const __m256i activations = load_aligned(activations_q8 + at), bytes[2] = {first, second};
     for (int i = 0; i < 2; ++i) {
       __m256i field[kPlanes];
       Layout::fields(bytes[i], field);
-      for (int p = 0; p < kPlanes; ++p) acc[i][p] = add_16(acc[i][p], _mm256_maddubs_epi16(field[p], code));
+      for (int p = 0; p < kPlanes; ++p) acc[i][p] = add_16(acc[i][p], _mm256_maddubs_epi16(field[p], activations));
     }
   };
   for (; k + 64 <= stop; k += 64) {
@@ -54,18 +55,19 @@ inline __attribute__((always_inline)) void add_span(const uint8_t* const (&packe
 }
 
 template <class Layout>
-inline void row_lanes(const uint8_t* const (&packed)[2], int64_t columns, const int8_t* codes, int64_t ahead,
+inline void row_lanes(const uint8_t* const (&packed)[2], int64_t columns, const int8_t* activations_q8, int64_t ahead,
                       int64_t place, GroupLanes<Layout> (&lanes)[2]) {
   constexpr int64_t kSpan = 32 * Layout::kSteps;
   for (auto& group : lanes) {
     for (auto& plane : group) plane[place] = _mm256_setzero_si256();
   }
   int64_t k = 0;
-  for (; k + kSpan <= columns; k += kSpan) add_span<Layout>(packed, k, k + kSpan, columns, codes, ahead, place, lanes);
-  if (k < columns) add_span<Layout>(packed, k, columns, columns, codes, ahead, place, lanes);
+  for (; k + kSpan <= columns; k += kSpan)
+    add_span<Layout>(packed, k, k + kSpan, columns, activations_q8, ahead, place, lanes);
+  if (k < columns) add_span<Layout>(packed, k, columns, columns, activations_q8, ahead, place, lanes);
 }
 
-// Packed rows in memory, at most kLanes of them.
+// Adjacent packed rows, at most kLanes.
 struct Group {
   int64_t row;
   int64_t count;
@@ -86,11 +88,11 @@ inline void store_group(const GroupLanes<Layout>& lanes, const Group& group, con
   }
 }
 
-// Row path: few tokens. The first half of the rows is read beside the second. Rows from a group's count on repeat its
-// last, those of an empty group the other's.
-// The first lines of both are asked for at the start: what the loop asks for comes after them. How far that is the
-// compiler must not know: it would add it to the addresses and hold more of them. Measured on Zen 3, 896 x 896 on one
-// thread: 6 % faster from memory, of which 2 by the first lines, and 4 % from a cache.
+// Row path, for few tokens. Reads the first half of the rows beside the second. Past its count, a group repeats its
+// last row; an empty group repeats the other group's.
+// The first lines of both halves are prefetched at the start, because the loop prefetches only lines behind them. The
+// distance is a variable, so that the compiler does not fold it into more address registers. Measured on Zen 3, 896 x
+// 896 on one thread: 6 % faster from memory (2 of them by the first lines), 4 % from a cache.
 template <class Layout>
 void rows(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums) {
   const int64_t half = (end - begin + 2 * kLanes - 1) / (2 * kLanes) * kLanes, middle = smaller(begin + half, end);
@@ -106,7 +108,7 @@ void rows(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end
       const uint8_t* packed[2];
       for (int g = 0; g < 2; ++g) packed[g] = matrix.packed + group[group[g].count > 0 ? g : 0].row * matrix.columns;
       for (int64_t i = 0; i < kLanes; ++i) {
-        row_lanes<Layout>(packed, matrix.columns, tokens.codes + m * tokens.stride, ahead, i, lanes);
+        row_lanes<Layout>(packed, matrix.columns, tokens.activations_q8 + m * tokens.stride, ahead, i, lanes);
         for (int g = 0; g < 2; ++g) packed[g] += i + 1 < group[g].count ? matrix.columns : 0;
       }
       for (int g = 0; g < 2; ++g) {
@@ -116,8 +118,8 @@ void rows(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end
   }
 }
 
-// Eight packed rows -> codes[(quad * kPlanes + p) * 32 + 4 i ..] of row i, for whole blocks of eight quads.
-void unpack_strip(const uint8_t* packed, int64_t count, int64_t columns, uint8_t* codes) {
+// Eight packed rows -> trit_codes[(quad * kPlanes + p) * 32 + 4 i ..] of row i, in whole blocks of eight quads.
+void unpack_strip(const uint8_t* packed, int64_t count, int64_t columns, uint8_t* trit_codes) {
   for (int64_t k = 0; k < columns; k += 32) {
     __m256i row[8], quad[8];
     for (int64_t i = 0; i < 8; ++i) {
@@ -125,9 +127,9 @@ void unpack_strip(const uint8_t* packed, int64_t count, int64_t columns, uint8_t
     }
     transpose_8(row, quad);
     for (const __m256i& packed_quad : quad) {
-      __m256i code[BaseThree::kPlanes];
-      BaseThree::fields(packed_quad, code);
-      for (int p = 0; p < BaseThree::kPlanes; ++p, codes += 32) store_aligned(codes, code[p]);
+      __m256i trit_code[BaseThree::kPlanes];
+      BaseThree::fields(packed_quad, trit_code);
+      for (int p = 0; p < BaseThree::kPlanes; ++p, trit_codes += 32) store_aligned(trit_codes, trit_code[p]);
     }
   }
 }
@@ -140,7 +142,7 @@ inline void strip_times_tokens(const Tokens& tokens, const Matrix& matrix, const
   const int64_t quads = (matrix.columns + 3) / 4;
   __m256i wide[kTokens][kPlanes] = {};
   for (int64_t q = 0; q < quads;) {
-    const int64_t stop = smaller(quads, q + kStepsOfCodes);
+    const int64_t stop = smaller(quads, q + kStepsOfTritCodes);
     __m256i acc[kTokens][kPlanes];
     for (auto& token : acc) {
       for (__m256i& sum : token) sum = _mm256_setzero_si256();
@@ -148,10 +150,10 @@ inline void strip_times_tokens(const Tokens& tokens, const Matrix& matrix, const
     for (; q < stop; ++q, strip += 32 * kPlanes) {
       for (int t = 0; t < kTokens; ++t) {
         int32_t quad;
-        std::memcpy(&quad, tokens.codes + (m + t) * tokens.stride + 4 * q, sizeof quad);
-        const __m256i code = _mm256_set1_epi32(quad);
+        std::memcpy(&quad, tokens.activations_q8 + (m + t) * tokens.stride + 4 * q, sizeof quad);
+        const __m256i activations = _mm256_set1_epi32(quad);
         for (int p = 0; p < kPlanes; ++p) {
-          acc[t][p] = add_16(acc[t][p], _mm256_maddubs_epi16(load_aligned(strip + 32 * p), code));
+          acc[t][p] = add_16(acc[t][p], _mm256_maddubs_epi16(load_aligned(strip + 32 * p), activations));
         }
       }
     }

@@ -1,7 +1,8 @@
-// Shared by the files of the avx512vnni variant: reductions, transposition, and the register tile for many tokens.
+// Shared by the files of the avx512vnni variant: reductions across lanes, transposition, the register tile for many
+// tokens.
 //
-// vpdpbusd adds four products of unsigned and signed bytes into each int32 lane and never saturates, so the fields of
-// a packed byte need not be shifted down: (packed & 0x0c) . codes is 4 times the sum of plane 1, and so on, exactly.
+// vpdpbusd adds four products of an unsigned and a signed byte into each int32 lane and never saturates, so the fields
+// of a packed byte need no shift: (packed & 0x0c) . activations is exactly 4 times the sum of plane 1, and so on.
 #pragma once
 
 #include <immintrin.h>
@@ -30,21 +31,21 @@ inline __mmask16 first_lanes(int64_t count) {
   return count >= 16 ? 0xffff : count <= 0 ? 0 : static_cast<__mmask16>((1u << count) - 1);
 }
 
-// sum + weights . codes, four products an int32 lane.
-inline __m512i dot(__m512i sum, __m512i weights, __m512i codes) {
+// sum + weights . activations, four products an int32 lane.
+inline __m512i dot(__m512i sum, __m512i weights, __m512i activations_q8) {
 #if defined(__clang__)
-  return _mm512_dpbusd_epi32(sum, weights, codes);
+  return _mm512_dpbusd_epi32(sum, weights, activations_q8);
 #else
-  // GCC 12 copies and spills the accumulators around its intrinsic; here it cannot.
-  __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(codes));
+  // GCC 12 copies and spills the accumulators around its intrinsic; inline assembly prevents that.
+  __asm__("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(weights), "v"(activations_q8));
   return sum;
 #endif
 }
 
-// What to prefetch into the second-level cache while the line at `bytes` is read, once every two lines: the even one of a
-// pair. An address past the end of the weights does no harm. Distances are measured on Zen 4, from memory: a single
-// stream is best 8 KiB ahead (4: 6 % slower, 16: 1 %), each of two 1.5 to 2 (1: 2 % slower, 4: 4 %); the odd lines as
-// well, other hints or no prefetch are slower.
+// The address to prefetch into the second-level cache while the line at `bytes` is read, once every two lines: the even
+// line of a pair. An address past the end of the weights is harmless. Measured on Zen 4, from memory: a single stream
+// is fastest with 8 KiB ahead (4 KiB: 6 % slower, 16 KiB: 1 %), each of two streams with 1.5 to 2 KiB (1 KiB: 2 %
+// slower, 4 KiB: 4 %). Prefetching the odd lines too, other hints and no prefetch are slower.
 constexpr int64_t kStreamAhead = 8192, kPairAhead = 2048;
 inline const char* lines_ahead(const void* bytes, int64_t distance) {
   return reinterpret_cast<const char*>((reinterpret_cast<uintptr_t>(bytes) + distance) & ~uintptr_t{127});
@@ -103,8 +104,8 @@ inline void transpose_16(const __m512i* rows, __m512i* out) {
   }
 }
 
-// Bytes [16 rows, row_bytes] -> strip[q * stride + 4 i ..] = bytes 4 q .. 4 q + 3 of row i, zeros past the end of a
-// row and for rows from `count` on. Quads are written in blocks of 16.
+// Bytes [16 rows, row_bytes] -> strip[q * stride + 4 i ..] = bytes 4 q .. 4 q + 3 of row i; zeros past the end of a row
+// and for rows from `count` on. Writes quads in blocks of 16.
 inline void transpose_strip(const uint8_t* bytes, int64_t row_bytes, int64_t count, uint8_t* strip, int64_t stride) {
   for (int64_t k = 0; k < row_bytes; k += 64) {
     __m512i rows[16], quads[16];
@@ -116,30 +117,30 @@ inline void transpose_strip(const uint8_t* bytes, int64_t row_bytes, int64_t cou
   }
 }
 
-// Accumulates kVectors vectors of 16 rows with kTokens tokens: acc[w][t] lane i = sum over columns of row i of
-// vector w. Weights::load gives the vectors of one quad of columns from Weights::kQuadBytes bytes of a strip.
+// Multiplies kVectors vectors of 16 rows by kTokens tokens: lane i of acc[w][t] = sum over columns of row i of vector
+// w. Weights::load makes the vectors of one quad of columns from Weights::kQuadBytes bytes of a strip.
 template <class Weights, int kTokens>
-inline void tile(const uint8_t* strip, int64_t quads, const int8_t* codes, int64_t stride,
+inline void tile(const uint8_t* strip, int64_t quads, const int8_t* activations_q8, int64_t stride,
                  __m512i (&acc)[Weights::kVectors][kTokens]) {
   for (int w = 0; w < Weights::kVectors; ++w) {
     for (int t = 0; t < kTokens; ++t) acc[w][t] = _mm512_setzero_si512();
   }
-  for (int64_t q = 0; q < quads; ++q, strip += Weights::kQuadBytes, codes += 4) {
+  for (int64_t q = 0; q < quads; ++q, strip += Weights::kQuadBytes, activations_q8 += 4) {
     __m512i weights[Weights::kVectors];
     Weights::load(strip, weights);
     for (int t = 0; t < kTokens; ++t) {
       int32_t quad;
-      std::memcpy(&quad, codes + t * stride, sizeof quad);
-      const __m512i code = _mm512_set1_epi32(quad);
-      for (int w = 0; w < Weights::kVectors; ++w) acc[w][t] = dot(acc[w][t], weights[w], code);
+      std::memcpy(&quad, activations_q8 + t * stride, sizeof quad);
+      const __m512i activations = _mm512_set1_epi32(quad);
+      for (int w = 0; w < Weights::kVectors; ++w) acc[w][t] = dot(acc[w][t], weights[w], activations);
     }
   }
 }
 
-// Calls Body::run<T>(m) over all tokens in groups of T <= kMost, as even in size as they come.
-template <int kMost, class Body>
+// Calls Body::run<T>(m) over all tokens in groups of T <= kMax tokens of almost equal size.
+template <int kMax, class Body>
 inline void by_token_groups(int64_t count, const Body& body) {
-  const int64_t groups = (count + kMost - 1) / kMost;
+  const int64_t groups = (count + kMax - 1) / kMax;
   for (int64_t g = 0, m = 0; g < groups; ++g) {
     const int64_t size = (count - m + groups - g - 1) / (groups - g);
     switch (size) {
@@ -156,16 +157,16 @@ inline void by_token_groups(int64_t count, const Body& body) {
         body.template run<4>(m);
         break;
       case 5:
-        if constexpr (kMost >= 5) body.template run<5>(m);
+        if constexpr (kMax >= 5) body.template run<5>(m);
         break;
       case 6:
-        if constexpr (kMost >= 6) body.template run<6>(m);
+        if constexpr (kMax >= 6) body.template run<6>(m);
         break;
       case 7:
-        if constexpr (kMost >= 7) body.template run<7>(m);
+        if constexpr (kMax >= 7) body.template run<7>(m);
         break;
       case 8:
-        if constexpr (kMost >= 8) body.template run<8>(m);
+        if constexpr (kMax >= 8) body.template run<8>(m);
         break;
     }
     m += size;

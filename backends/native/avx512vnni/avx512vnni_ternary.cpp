@@ -1,9 +1,9 @@
 // Ternary products of the avx512vnni variant, two bits and base 3.
 //
-// Few tokens: packed rows are read as two streams of 64-byte lines far from each other, and each accumulator is summed
-// across its lanes at the end of a row. Measured on Zen 4, a layer hot / from memory: one stream takes 1.05 / 1.04 times
-// as long; two streams a few rows apart take 1.03 / 1.6 times.
-// Many tokens: strips of 16 packed rows are transposed so that a lane is a row.
+// Few tokens: packed rows are read as two streams of 64-byte lines far from each other, and each accumulator is reduced
+// across its lanes at the end of a row. Measured on Zen 4, one layer from a cache / from memory: one stream takes 1.05
+// / 1.04 times as long; two streams a few rows apart take 1.03 / 1.6 times.
+// Many tokens: strips of 16 packed rows are transposed, one row a lane.
 
 #include "avx512vnni.h"
 
@@ -11,14 +11,15 @@ namespace microvlm {
 namespace avx512vnni {
 namespace {
 
-// From this many tokens on, transposing weights once and tiling registers beats reducing every sum across lanes.
+// From this many tokens on, transposing the weights once and tiling registers is faster than reducing every sum across
+// lanes.
 constexpr int64_t kTwoBitStripTokens = 8, kBaseThreeStripTokens = 3;
 
-// 1 / 81 modulo 2^32: an exact multiple of 81 times this is the exact quotient.
+// 1 / 81 modulo 2^32: an exact multiple of 81, times this, is the exact quotient.
 constexpr uint32_t kInverse81 = 0x781948b1u;
 static_assert(81u * kInverse81 == 1u);
 
-// packed2x4[b] for b in 0..242: the four low base-3 digits of b, two bits each.
+// bytes[b] for b in 0..242: the four low base-3 digits of b, two bits each.
 struct DigitTable {
   alignas(64) uint8_t bytes[256];
   constexpr DigitTable() : bytes() {
@@ -29,7 +30,7 @@ struct DigitTable {
 };
 constexpr DigitTable kDigits;
 
-// Fields of two bits, left in place. The last needs no mask: all three before it are subtracted from its sums.
+// Two-bit fields left in place. The last needs no mask: the sums of the other three are subtracted from its sum.
 struct Fields {
   __m512i mask0 = _mm512_set1_epi8(0x03), mask1 = _mm512_set1_epi8(0x0c), mask2 = _mm512_set1_epi8(0x30);
   void split(__m512i packed, __m512i* field) const {
@@ -43,7 +44,7 @@ struct Fields {
 struct Digits {
   __m512i low0 = _mm512_load_si512(kDigits.bytes), low1 = _mm512_load_si512(kDigits.bytes + 64);
   __m512i high0 = _mm512_load_si512(kDigits.bytes + 128), high1 = _mm512_load_si512(kDigits.bytes + 192);
-  // Base-3 bytes -> bytes of two-bit fields of their four low digits.
+  // Base-3 bytes -> bytes with two-bit fields of their four low digits.
   __m512i fields(__m512i packed) const {
     const __m512i low = _mm512_permutex2var_epi8(low0, packed, low1);
     const __m512i high = _mm512_permutex2var_epi8(high0, packed, high1);
@@ -51,7 +52,8 @@ struct Digits {
   }
 };
 
-// Sums of fields in place -> sums of codes. field[3] holds the unmasked byte's, field[4] the base-3 byte's.
+// Sums of fields in place -> sums of trit codes times activations. field[3] is the unmasked byte's sum, field[4] the
+// base-3 byte's.
 template <int kPlanes>
 inline void unscale(const __m512i* field, __m512i* plane) {
   plane[0] = field[0];
@@ -68,7 +70,7 @@ inline void unscale(const __m512i* field, __m512i* plane) {
   }
 }
 
-// The two ways in which a 64-byte load becomes kPlanes operands of vpdpbusd.
+// The two ways to turn a 64-byte load into kPlanes operands of vpdpbusd.
 struct TwoBit {
   static constexpr int kPlanes = 4;
   Fields fields;
@@ -85,20 +87,20 @@ struct BaseThree {
   }
 };
 
-// One packed row of each of two places times one token -> for each, 128-bit lanes that sum to [field 0, 1, 2, 3], and
-// lanes that sum to field 4. Two rows share a load of codes, and neither waits for the other's vpdpbusd.
+// Multiplies two packed rows by one token -> for each row, 128-bit lanes that sum to [field 0, 1, 2, 3], and lanes that
+// sum to field 4. The rows share a load of activations, and neither waits for the other's vpdpbusd.
 template <class Layout>
-inline void row_lanes(const Layout& layout, const uint8_t* const (&packed)[2], int64_t columns, const int8_t* codes,
-                      __m512i* (&low)[2], __m512i* (&raw)[2]) {
+inline void row_lanes(const Layout& layout, const uint8_t* const (&packed)[2], int64_t columns,
+                      const int8_t* activations_q8, __m512i* (&low)[2], __m512i* (&raw)[2]) {
   __m512i acc[2][5], field[Layout::kPlanes];
   for (int p = 0; p < 5; ++p) acc[0][p] = acc[1][p] = _mm512_setzero_si512();
   const char* const ahead[2] = {lines_ahead(packed[0], kPairAhead), lines_ahead(packed[1], kPairAhead)};
   const auto add = [&](int64_t k, __m512i first, __m512i second) __attribute__((always_inline)) {
-    const __m512i code = _mm512_load_si512(codes + k);
+    const __m512i activations = _mm512_load_si512(activations_q8 + k);
     layout.split(first, field);
-    for (int p = 0; p < Layout::kPlanes; ++p) acc[0][p] = dot(acc[0][p], field[p], code);
+    for (int p = 0; p < Layout::kPlanes; ++p) acc[0][p] = dot(acc[0][p], field[p], activations);
     layout.split(second, field);
-    for (int p = 0; p < Layout::kPlanes; ++p) acc[1][p] = dot(acc[1][p], field[p], code);
+    for (int p = 0; p < Layout::kPlanes; ++p) acc[1][p] = dot(acc[1][p], field[p], activations);
   };
   int64_t k = 0;
   for (; k + 128 <= columns; k += 128) {
@@ -116,13 +118,13 @@ inline void row_lanes(const Layout& layout, const uint8_t* const (&packed)[2], i
 
 constexpr int64_t kGroupRows = 4;
 
-// Packed rows in memory, at most kGroupRows of them.
+// Adjacent packed rows, at most kGroupRows.
 struct Group {
   int64_t row;
   int64_t count;
 };
 
-// Lanes of kGroupRows rows -> lane i of plane[p] is the sum of codes of plane p of row i.
+// The lanes of kGroupRows rows -> lane i of plane[p] is the sum for plane p of row i, with trit codes as weights.
 template <class Layout>
 inline void group_planes(const __m512i* low, const __m512i* raw, __m512i* plane) {
   __m512i field[5];
@@ -136,10 +138,10 @@ inline void group_planes(const __m512i* low, const __m512i* raw, __m512i* plane)
   unscale<Layout::kPlanes>(field, plane);
 }
 
-// Two groups times one token -> plane[g][p] as above. Rows from a group's count on repeat its last, of an empty group
-// the other's. Not inlined: GCC runs out of registers for the loops around it.
+// Two groups times one token -> plane[g][p] as above. Past its count, a group repeats its last row; an empty group
+// repeats the other group's. Not inlined: GCC would run out of registers for the loops around it.
 template <class Layout>
-__attribute__((noinline)) void pair_sums(const Matrix& matrix, const Group (&group)[2], const int8_t* codes,
+__attribute__((noinline)) void pair_sums(const Matrix& matrix, const Group (&group)[2], const int8_t* activations_q8,
                                          __m512i (&plane)[2][Layout::kPlanes]) {
   const Layout layout;
   __m512i low[2][kGroupRows], raw[2][kGroupRows];
@@ -148,13 +150,13 @@ __attribute__((noinline)) void pair_sums(const Matrix& matrix, const Group (&gro
   for (int g = 0; g < 2; ++g) packed[g] = matrix.packed + group[group[g].count > 0 ? g : 0].row * matrix.columns;
 #pragma GCC unroll 4
   for (int64_t i = 0; i < kGroupRows; ++i) {
-    row_lanes(layout, packed, matrix.columns, codes, next_low, next_raw);
+    row_lanes(layout, packed, matrix.columns, activations_q8, next_low, next_raw);
     for (int g = 0; g < 2; ++g) packed[g] += i + 1 < group[g].count ? matrix.columns : 0;
   }
   for (int g = 0; g < 2; ++g) group_planes<Layout>(low[g], raw[g], plane[g]);
 }
 
-// Row path: few tokens. The first half of the rows is read beside the second, each as one stream of lines.
+// Row path, for few tokens. Reads the first half of the rows beside the second, each as one stream of lines.
 template <class Layout>
 void rows(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums) {
   const int64_t half = (end - begin + 2 * kGroupRows - 1) / (2 * kGroupRows) * kGroupRows;
@@ -164,7 +166,7 @@ void rows(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end
                             {second, end - second < kGroupRows ? end - second : kGroupRows}};
     for (int64_t m = 0; m < tokens.count; ++m) {
       __m512i plane[2][Layout::kPlanes];
-      pair_sums<Layout>(matrix, group, tokens.codes + m * tokens.stride, plane);
+      pair_sums<Layout>(matrix, group, tokens.activations_q8 + m * tokens.stride, plane);
       const __m512i total = _mm512_set1_epi32(tokens.totals[m]);
       for (int g = 0; g < 2; ++g) {
         for (int p = 0; p < Layout::kPlanes; ++p) {
@@ -175,8 +177,8 @@ void rows(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end
           if (count >= kGroupRows) {
             _mm_storeu_si128(reinterpret_cast<__m128i*>(place), _mm512_castsi512_si128(exact));
           } else if (count > 0) {
-            // As wide as the register: GCC makes a masked 128-bit store of its lowest lanes a vextracti32x4, which
-            // touches memory that the mask leaves out.
+            // As wide as the register: GCC turns a masked 128-bit store of the lowest lanes into a vextracti32x4, which
+            // touches memory that the mask excludes.
             _mm512_mask_storeu_epi32(place, first_lanes(count), exact);
           }
         }
@@ -185,7 +187,8 @@ void rows(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end
   }
 }
 
-// What a strip holds of a quad of columns of 16 packed rows: the packed bytes, for base 3 after their two-bit fields.
+// What a strip holds for a quad of columns of 16 packed rows: the packed bytes; for base 3 their two-bit fields, then
+// the packed bytes.
 struct TwoBitStrip {
   static constexpr int kVectors = 4;
   static constexpr int kTokens = 4;
@@ -202,7 +205,7 @@ struct BaseThreeStrip {
     Fields().split(_mm512_load_si512(quad), field);
     field[4] = _mm512_load_si512(quad + 64);
   }
-  // From the packed bytes, which were transposed into the first half, to both halves.
+  // Fills both halves from the packed bytes, which were transposed into the first half.
   static void complete(uint8_t* strip, int64_t quads) {
     const Digits digits;
     for (int64_t q = 0; q < quads; ++q, strip += kQuadBytes) {
@@ -225,7 +228,8 @@ struct StripTimesTokens {
   template <int kTokens>
   void run(int64_t m) const {
     __m512i acc[Strip::kVectors][kTokens];
-    tile<Strip, kTokens>(strip, (matrix.columns + 3) / 4, tokens.codes + m * tokens.stride, tokens.stride, acc);
+    tile<Strip, kTokens>(strip, (matrix.columns + 3) / 4, tokens.activations_q8 + m * tokens.stride, tokens.stride,
+                         acc);
     for (int t = 0; t < kTokens; ++t) {
       __m512i field[Strip::kVectors], plane[Strip::kVectors];
       for (int p = 0; p < Strip::kVectors; ++p) field[p] = acc[p][t];
@@ -240,7 +244,7 @@ struct StripTimesTokens {
   }
 };
 
-// Strip path: many tokens.
+// Strip path, for many tokens.
 template <class Strip>
 void strips(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums, uint8_t* scratch) {
   for (int64_t r = begin; r < end; r += kLanes) {

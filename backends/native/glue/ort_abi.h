@@ -1,7 +1,7 @@
-// What the glue uses of ONNX Runtime's C interface, declared by ourselves: its headers are not needed to build.
+// The part of ONNX Runtime's C interface that the glue uses, declared here: its headers are not needed to build.
 //
-// The interface is a table of function pointers that is only ever appended to. All slots named here are there since
-// 1.17, and so is the part of OrtCustomOp that a version of 17 tells ONNX Runtime to read.
+// The interface is a table of function pointers to which releases only append. All slots below exist since 1.17, and so
+// does the part of OrtCustomOp that ONNX Runtime reads when its version field is 17.
 #pragma once
 
 #include <cstddef>
@@ -43,7 +43,7 @@ namespace {
 constexpr uint32_t kApiVersion = 17;
 constexpr int kFloat = 1, kUint8 = 2, kInt64 = 7;  // ONNXTensorElementDataType
 constexpr int kAttributeInt = 1;                   // OrtOpAttrType
-constexpr size_t kMostDimensions = 16;
+constexpr size_t kMaxDimensions = 16;
 
 enum Slot {
   kCreateStatus = 0,
@@ -73,7 +73,7 @@ enum Slot {
   kParallelFor = 274,
 };
 
-// Calls a slot. Arguments have exactly the types of the C interface.
+// Calls a slot. Arguments must have exactly the types of the C interface.
 template <Slot kSlot, class Result = Status, class... Arguments>
 Result call(const OrtApi* api, Arguments... arguments) {
   void* const slot = reinterpret_cast<void* const*>(api)[kSlot];

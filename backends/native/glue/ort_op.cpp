@@ -1,5 +1,5 @@
-// The glue that makes the operators custom operators of ONNX Runtime: register with
-// SessionOptions.register_custom_ops_library. Shapes and pointers only, no arithmetic.
+// The glue that makes the operators custom operators of ONNX Runtime: SessionOptions.register_custom_ops_library
+// registers it. Handles shapes and pointers, no arithmetic.
 
 #include <atomic>
 #include <cstddef>
@@ -13,15 +13,15 @@ namespace {
 
 using namespace microvlm;
 
-constexpr size_t kMostWeights = 3;  // inputs after x or the ids
+constexpr size_t kMaxWeights = 3;  // inputs after x or the ids
 
 // A row of op_table.py.
 struct Op : OrtCustomOp {
   const OrtApi* api;
   const char* name;
-  int first_type;  // of input 0; inputs after it are packed, multiplier where there is one, scale
+  int first_type;  // of input 0; the next inputs are packed, multiplier (where there is one), scale
   bool has_multiplier;
-  const char* attribute;  // the width of the output, or null where packed tells it
+  const char* attribute;  // the width of the output; null where the shape of packed has it
   Product product;        // meaningless for gathers
 
   bool gathers() const { return first_type == kInt64; }
@@ -39,8 +39,8 @@ struct Kernel {
   const Op* op;
   const Kernels* kernels;
   int64_t attribute;
-  // Weights that are initializers are looked up once. At each call that would be a dozen of ONNX Runtime's objects, all
-  // out of the cache again by the time a model comes back to this node.
+  // Weights that are initializers are looked up once. Each lookup touches a dozen of ONNX Runtime's objects, which are
+  // out of the cache again when a model comes back to this node.
   bool has_weights;
   Operands weights;
 };
@@ -53,7 +53,7 @@ struct Threads {
   const void* context;
 };
 
-// Batches of tasks go to the session's own threads; 0 lets it choose how many.
+// Runs tasks in batches on the session's own threads; 0 lets the session choose the number of batches.
 void run_in_session(void* handle, void (*task)(void*, size_t), size_t tasks, void* state) {
   const auto& threads = *static_cast<const Threads*>(handle);
   Status status = call<kParallelFor>(threads.api, threads.context, task, tasks, size_t{0}, state);
@@ -62,7 +62,7 @@ void run_in_session(void* handle, void (*task)(void*, size_t), size_t tasks, voi
   for (size_t i = 0; i < tasks; ++i) task(state, i);
 }
 
-// values: those of inputs 1, 2 and, where there is a multiplier, 3.
+// `values`: those of inputs 1, 2 and, where there is a multiplier, 3.
 Status read_weights(const OrtApi* api, const Op& op, const void* const* values, Operands* operands) {
   Shape packed, multiplier, scale;
   Status status = read_value(api, *values++, &operands->packed, &packed);
@@ -88,7 +88,7 @@ Status find_weights(const Kernel& kernel, void* context, Operands* operands) {
     *operands = kernel.weights;
     return nullptr;
   }
-  const void* values[kMostWeights] = {};
+  const void* values[kMaxWeights] = {};
   for (size_t i = 1; i < kernel.op->inputs(); ++i) {
     Status status = get_input(kernel.api, context, i, &values[i - 1]);
     if (status != nullptr) return status;
@@ -108,7 +108,7 @@ Status multiply_node(const Kernel& kernel, void* context) {
   const int64_t rows = kernel.op->attribute != nullptr ? kernel.attribute : in.packed_rows;
   const char* problem =
       product_problem(kernel.op->product, in.packed_rows, in.packed_columns, rows, columns, in.scales);
-  // By what the operator declares: an empty tensor's pointer is null too.
+  // Decided by what the operator declares: an empty tensor's pointer is null too.
   if (problem == nullptr && kernel.op->has_multiplier &&
       (in.multiplier_rows != rows || in.multiplier_columns != (columns + kGroup - 1) / kGroup)) {
     problem = "multiplier does not fit packed";
@@ -124,7 +124,7 @@ Status multiply_node(const Kernel& kernel, void* context) {
   const Matrix matrix = {in.packed, in.multiplier, rows, in.packed_rows, columns};
   const bool done = multiply(*kernel.kernels, kernel.op->product, matrix, in.scale, in.scales == 1, x, tokens, y,
                              Pool{run_in_session, &threads, kSessionTasks});
-  return done ? nullptr : fail(kernel.api, kRuntimeException, "not enough memory for the codes of x");
+  return done ? nullptr : fail(kernel.api, kRuntimeException, "not enough memory for the int8 activations of x");
 }
 
 Status gather_node(const Kernel& kernel, void* context) {
@@ -137,12 +137,12 @@ Status gather_node(const Kernel& kernel, void* context) {
   const int64_t vocabulary = in.packed_rows, row_bytes = in.packed_columns;
   const int64_t columns = kernel.op->has_multiplier ? kernel.attribute : row_bytes;
   const int64_t groups = columns / kGroup + (columns % kGroup != 0);
-  // Widths that no row can have are refused before anything is multiplied by them.
+  // Refuses widths that no row can have before anything is multiplied by them.
   const bool fits = in.scales == vocabulary && columns >= 0 && columns <= 2 * row_bytes &&
                     (!kernel.op->has_multiplier || (row_bytes == groups * kGroup / 2 &&
                                                     in.multiplier_rows == vocabulary &&
                                                     in.multiplier_columns == groups));
-  if (!fits || shape.rank == kMostDimensions) {
+  if (!fits || shape.rank == kMaxDimensions) {
     return fail(kernel.api, kInvalidArgument, "the table's operands do not fit each other");
   }
   const int64_t count = shape.lead(shape.rank);
@@ -180,7 +180,7 @@ Status create_kernel(const OrtCustomOp* op, const OrtApi* api, const void* info,
   }
   Operands weights;
   int are_constant = 1;
-  const void* values[kMostWeights] = {};
+  const void* values[kMaxWeights] = {};
   for (size_t i = 1; i < self->inputs() && are_constant != 0; ++i) {
     Status status = call<kGetConstantInput>(api, info, i, &are_constant, &values[i - 1]);
     if (status != nullptr) return status;
@@ -213,14 +213,14 @@ Status infer_width(const Op& op, void* context, int64_t* width) {
   return status;
 }
 
-// y is x with N for K, or a row of the table for every id. A dimension has a value or a name, else y's shape is left
-// unknown; rank 0 is what ONNX Runtime hands out for a shape that it could not infer itself.
+// y is x with N for K, or a row of the table for every id. Where a dimension has neither a value nor a name, y's shape
+// stays unknown. Rank 0 is what ONNX Runtime returns for a shape that it could not infer itself.
 Status infer_shape(const OrtCustomOp* self, void* context) {
   const Op& op = *static_cast<const Op*>(self);
   const OrtApi* api = op.api;
   void *info = nullptr, *y_info = nullptr;
   Shape shape;
-  const char* names[kMostDimensions] = {};
+  const char* names[kMaxDimensions] = {};
   Status status = call<kGetInputTypeShape>(api, static_cast<const void*>(context), size_t{0}, &info);
   if (status == nullptr) status = read_shape(api, info, &shape);
   if (status == nullptr) {
@@ -228,7 +228,7 @@ Status infer_shape(const OrtCustomOp* self, void* context) {
   }
   int64_t width = -1;
   if (status == nullptr) status = infer_width(op, context, &width);
-  if (status != nullptr || shape.rank == 0 || shape.rank == kMostDimensions || width < 0) return status;
+  if (status != nullptr || shape.rank == 0 || shape.rank == kMaxDimensions || width < 0) return status;
   if (op.gathers()) ++shape.rank;
   shape.dimension[shape.rank - 1] = width;
   names[shape.rank - 1] = "";
@@ -285,7 +285,7 @@ Op ops[] = {
     make_op("Int4Gather", kInt64, true, "columns", Product::kInt4),
 };
 
-// One domain for the life of the process: sessions may outlive whoever registered it.
+// One domain for the life of the process: sessions may outlive the code that registered it.
 std::atomic<void*> domain{nullptr};
 
 Status make_domain(const OrtApi* api, void** made) {
@@ -301,7 +301,7 @@ Status make_domain(const OrtApi* api, void** made) {
 
 extern "C" __attribute__((visibility("default"))) Status RegisterCustomOps(void* options, const OrtApiBase* base) {
   const OrtApi* api = base->get_api(kApiVersion);
-  if (api == nullptr) std::abort();  // older than 1.17, and without its table there is no way to say so
+  if (api == nullptr) std::abort();  // older than 1.17: without its table no error can be returned
   const char* problem = nullptr;
   if (active_variant(&problem) == nullptr) return fail(api, kInvalidArgument, problem);
   void* current = domain.load();

@@ -1,4 +1,4 @@
-// Shapes and bytes of ONNX Runtime's values, through the interface that ort_abi.h declares.
+// Reads and writes shapes and bytes of ONNX Runtime's values, through the interface that ort_abi.h declares.
 #pragma once
 
 #include "ort_abi.h"
@@ -10,7 +10,7 @@ constexpr int kInvalidArgument = 2, kRuntimeException = 6;  // OrtErrorCode
 Status fail(const OrtApi* api, int code, const char* message) { return call<kCreateStatus>(api, code, message); }
 
 struct Shape {
-  int64_t dimension[kMostDimensions] = {};
+  int64_t dimension[kMaxDimensions] = {};
   size_t rank = 0;
 
   int64_t last() const { return rank == 0 ? 0 : dimension[rank - 1]; }
@@ -25,7 +25,7 @@ struct Shape {
 
 Status read_shape(const OrtApi* api, void* info, Shape* shape) {
   Status status = call<kGetDimensionCount>(api, static_cast<const void*>(info), &shape->rank);
-  if (status == nullptr && shape->rank > kMostDimensions) status = fail(api, kInvalidArgument, "too many dimensions");
+  if (status == nullptr && shape->rank > kMaxDimensions) status = fail(api, kInvalidArgument, "too many dimensions");
   if (status == nullptr)
     status = call<kGetDimensions>(api, static_cast<const void*>(info), shape->dimension, shape->rank);
   return status;

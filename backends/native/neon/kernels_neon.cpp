@@ -1,5 +1,5 @@
-// The variant for every ARMv8 processor, the Cortex-A53 included: 16-bit sums of smlal, no dot product.
-// Instructions are counted and their flow through an A53 is simulated by bench/kernels/cortex_a53.py.
+// The variant for every ARMv8 processor, the Cortex-A53 included: smlal into 16-bit sums, no dot product.
+// bench/kernels/cortex_a53.py counts its instructions and simulates them on an A53.
 
 #include <sys/auxv.h>
 
@@ -10,7 +10,7 @@
 namespace microvlm {
 namespace {
 
-// Eight products an instruction, added up in 16 bits and widened before these can overflow.
+// Eight products an instruction, added in 16 bits and widened before they can overflow.
 struct MultiplyLong {
   static constexpr bool kNarrow = true;
   using Partial = int16x8_t;
@@ -19,14 +19,14 @@ struct MultiplyLong {
 
   static MICROVLM_INLINE void widen(int32x4_t& total, Partial partial) { total = vpadalq_s16(total, partial); }
 
-  // All the lower halves before all the upper ones: a sum is ready again when its turn comes.
+  // All lower halves before all upper halves: a sum is ready again when its turn comes.
   template <int kPlanes>
   static MICROVLM_INLINE void add_products(Partial (&sum)[kPlanes], const int8x16_t (&part)[kPlanes], int8x16_t x) {
     MICROVLM_UNROLL for (int p = 0; p < kPlanes; ++p) sum[p] = vmlal_s8(sum[p], vget_low_s8(part[p]), vget_low_s8(x));
     MICROVLM_UNROLL for (int p = 0; p < kPlanes; ++p) sum[p] = vmlal_high_s8(sum[p], part[p], x);
   }
 
-  // Two products of -127..127 and -128..127 are all that 16 bits hold. Step by step over all pairs of a row and a
+  // 16 bits hold two products of -127..127 and -128..127, no more. Each instruction goes over all pairs of a row and a
   // token, as above.
   template <int kRows, int kTokens>
   static MICROVLM_INLINE void add_wide_products(int32x4_t (&total)[kRows][kTokens], const int8x16_t (&q)[kRows],

@@ -1,4 +1,4 @@
-// The variant for ARMv8.2 processors with the dot product (Cortex-A55, A76 and later): 32-bit sums of sdot.
+// The variant for ARMv8.2 processors with the dot product (Cortex-A55, A76 and later): sdot into 32-bit sums.
 
 #include <sys/auxv.h>
 
@@ -9,7 +9,7 @@
 namespace microvlm {
 namespace {
 
-// Sixteen products an instruction, already 32 bits wide.
+// Sixteen products an instruction, added in 32 bits.
 struct DotProduct {
   static constexpr bool kNarrow = false;
   using Partial = int32x4_t;

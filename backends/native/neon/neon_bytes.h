@@ -1,5 +1,5 @@
-// Int8MatMul and Int4MatMul of both ARM variants, written over the instruction that multiplies and adds.
-// Knows byte layouts and sums; in an unnamed namespace, so that each variant keeps its own copy.
+// Int8MatMul and Int4MatMul of both ARM variants, over the multiply-add instruction `Mac` of a variant. Handles byte
+// layouts and sums. In an unnamed namespace, so that each variant keeps its own copy.
 #pragma once
 
 #include <arm_neon.h>
@@ -13,10 +13,10 @@
 namespace microvlm {
 namespace {
 
-// packed[n, k] = q + 128. Turning the top bit makes the byte q itself.
+// packed[n, k] = q + 128. Flipping the top bit makes the byte q itself.
 template <class Mac>
 struct Int8 {
-  static constexpr int kAloneRows = 4, kMostTokens = 4;
+  static constexpr int kSingleTokenRows = 4, kMaxTokens = 4;
 
   template <int kRows, int kTokens>
   __attribute__((noinline)) static void tile(const Tokens& tokens, const Matrix& matrix, int64_t n, int64_t m,
@@ -24,33 +24,34 @@ struct Int8 {
     constexpr int64_t kStep = 64;
     const int64_t columns = matrix.columns, whole = columns / kStep * kStep;
     const uint8_t* packed[kRows];
-    const int8_t* codes[kTokens];
+    const int8_t* activations_q8[kTokens];
     int32x4_t total[kRows][kTokens];
     MICROVLM_UNROLL for (int r = 0; r < kRows; ++r) packed[r] = matrix.packed + (n + r) * columns;
-    MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t) codes[t] = tokens.codes + (m + t) * tokens.stride;
+    MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t) activations_q8[t] =
+        tokens.activations_q8 + (m + t) * tokens.stride;
     MICROVLM_EACH_PAIR total[r][t] = vdupq_n_s32(0);
     for (int64_t k = 0; k < whole; k += kStep) {
-      MICROVLM_UNROLL for (int64_t i = 0; i < kStep; i += 16) add_columns(packed, codes, total);
+      MICROVLM_UNROLL for (int64_t i = 0; i < kStep; i += 16) add_columns(packed, activations_q8, total);
     }
     if (whole < columns) {
-      // Codes are padded with zeros, packed rows are not: the bytes behind the last one may be nobody's.
+      // Activations are padded with zeros, packed rows are not: bytes behind the last row may belong to others.
       uint8_t rest[kRows][kStep] = {};
       for (int r = 0; r < kRows; ++r) {
         std::memcpy(rest[r], packed[r], columns - whole);
         packed[r] = rest[r];
       }
-      MICROVLM_UNROLL for (int64_t i = 0; i < kStep; i += 16) add_columns(packed, codes, total);
+      MICROVLM_UNROLL for (int64_t i = 0; i < kStep; i += 16) add_columns(packed, activations_q8, total);
     }
     MICROVLM_EACH_PAIR sums[(m + t) * matrix.rows + n + r] = vaddvq_s32(total[r][t]);
   }
 
  private:
-  // Sixteen columns; moves the pointers on.
+  // Sixteen columns; advances the pointers.
   template <int kRows, int kTokens>
-  static MICROVLM_INLINE void add_columns(const uint8_t* (&packed)[kRows], const int8_t* (&codes)[kTokens],
+  static MICROVLM_INLINE void add_columns(const uint8_t* (&packed)[kRows], const int8_t* (&activations_q8)[kTokens],
                                           int32x4_t (&total)[kRows][kTokens]) {
     int8x16_t q[kRows], x[kTokens];
-    MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t, codes[t - 1] += 16) x[t] = vld1q_s8(codes[t]);
+    MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t, activations_q8[t - 1] += 16) x[t] = vld1q_s8(activations_q8[t]);
     MICROVLM_UNROLL for (int r = 0; r < kRows; ++r, packed[r - 1] += 16) {
       q[r] = vreinterpretq_s8_u8(veorq_u8(vld1q_u8(packed[r]), vdupq_n_u8(128)));
     }
@@ -58,12 +59,12 @@ struct Int8 {
   }
 };
 
-// packed[n, j] = (q[2j] + 8) | (q[2j + 1] + 8) << 4, 16 bytes a group; codes come split the same way. Products are
-// made with q + 8, and multiplier * 8 times the sum of the group's codes is taken off. With q + 8 up to 15 a sum may
-// pass 2^31 on its way to an exact result, and then wraps back.
+// packed[n, j] = (q[2j] + 8) | (q[2j + 1] + 8) << 4, 16 bytes a group; activations are split the same way. Products use
+// q + 8, and multiplier * 8 times the sum of the group's activations is subtracted. With q + 8 up to 15 a sum may pass
+// 2^31 on its way to an exact result, and then wraps back.
 template <class Mac>
 struct Int4 {
-  static constexpr int kAloneRows = 2, kMostTokens = 4;
+  static constexpr int kSingleTokenRows = 2, kMaxTokens = 4;
 
   template <int kRows, int kTokens>
   __attribute__((noinline)) static void tile(const Tokens& tokens, const Matrix& matrix, int64_t n, int64_t m,
@@ -71,9 +72,11 @@ struct Int4 {
     const int64_t groups = (matrix.columns + kGroup - 1) / kGroup;
     const uint8_t* multiplier = matrix.multiplier + n * groups;
     const int32_t* group_total = tokens.group_totals + m * groups;
-    Places<kRows, kTokens> places;
-    MICROVLM_UNROLL for (int r = 0; r < kRows; ++r) places.packed[r] = matrix.packed + (n + r) * groups * (kGroup / 2);
-    MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t) places.codes[t] = tokens.codes + (m + t) * tokens.stride;
+    Pointers<kRows, kTokens> pointers;
+    MICROVLM_UNROLL for (int r = 0; r < kRows; ++r) pointers.packed[r] =
+        matrix.packed + (n + r) * groups * (kGroup / 2);
+    MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t) pointers.activations_q8[t] =
+        tokens.activations_q8 + (m + t) * tokens.stride;
     int32x4_t total[kRows][kTokens];
     MICROVLM_EACH_PAIR total[r][t] = vdupq_n_s32(0);
     int64_t g = 0;
@@ -92,14 +95,15 @@ struct Int4 {
           total[r][t] = vmlsq_s32(total[r][t], vmovl_high_s16(eight), excess[t][1]);
         }
       }
-      add_groups(places, factors, total, std::make_integer_sequence<int, 8>());
+      add_groups(pointers, factors, total, std::make_integer_sequence<int, 8>());
     }
     uint32_t excess[kRows][kTokens] = {};
     for (; g < groups; ++g) {
       typename Mac::Factors factors[kRows];
-      MICROVLM_UNROLL for (int r = 0; r < kRows; ++r) factors[r] = Mac::factors(vdupq_n_s16(multiplier[r * groups + g]));
+      MICROVLM_UNROLL for (int r = 0; r < kRows; ++r) factors[r] =
+          Mac::factors(vdupq_n_s16(multiplier[r * groups + g]));
       MICROVLM_EACH_PAIR excess[r][t] += 8u * multiplier[r * groups + g] * group_total[t * groups + g];
-      add_groups(places, factors, total, std::make_integer_sequence<int, 1>());
+      add_groups(pointers, factors, total, std::make_integer_sequence<int, 1>());
     }
     MICROVLM_EACH_PAIR {
       const uint32_t digits = static_cast<uint32_t>(vaddvq_s32(total[r][t]));
@@ -109,32 +113,34 @@ struct Int4 {
 
  private:
   template <int kRows, int kTokens>
-  struct Places {
+  struct Pointers {
     const uint8_t* packed[kRows];
-    const int8_t* codes[kTokens];
+    const int8_t* activations_q8[kTokens];
   };
 
-  // One group for each of kLanes, with that lane of the factors; moves the places on.
+  // One group for each of kLanes, with that lane of the factors; advances the pointers.
   template <int kRows, int kTokens, int... kLanes>
-  static MICROVLM_INLINE void add_groups(Places<kRows, kTokens>& places, const typename Mac::Factors (&factors)[kRows],
+  static MICROVLM_INLINE void add_groups(Pointers<kRows, kTokens>& pointers,
+                                         const typename Mac::Factors (&factors)[kRows],
                                          int32x4_t (&total)[kRows][kTokens], std::integer_sequence<int, kLanes...>) {
-    (add_group<kLanes>(places, factors, total), ...);
-    MICROVLM_UNROLL for (int r = 0; r < kRows; ++r) places.packed[r] += sizeof...(kLanes) * kGroup / 2;
-    MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t) places.codes[t] += sizeof...(kLanes) * kGroup;
+    (add_group<kLanes>(pointers, factors, total), ...);
+    MICROVLM_UNROLL for (int r = 0; r < kRows; ++r) pointers.packed[r] += sizeof...(kLanes) * kGroup / 2;
+    MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t) pointers.activations_q8[t] += sizeof...(kLanes) * kGroup;
   }
 
   template <int kLane, int kRows, int kTokens>
-  static MICROVLM_INLINE void add_group(const Places<kRows, kTokens>& places, const typename Mac::Factors (&factors)[kRows],
+  static MICROVLM_INLINE void add_group(const Pointers<kRows, kTokens>& pointers,
+                                        const typename Mac::Factors (&factors)[kRows],
                                         int32x4_t (&total)[kRows][kTokens]) {
     int8x16_t low[kRows], high[kRows], even[kTokens], odd[kTokens];
     MICROVLM_UNROLL for (int r = 0; r < kRows; ++r) {
-      const uint8x16_t bytes = vld1q_u8(places.packed[r] + kLane * kGroup / 2);
+      const uint8x16_t bytes = vld1q_u8(pointers.packed[r] + kLane * kGroup / 2);
       low[r] = vreinterpretq_s8_u8(vandq_u8(bytes, vdupq_n_u8(15)));
       high[r] = vreinterpretq_s8_u8(vshrq_n_u8(bytes, 4));
     }
     MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t) {
-      even[t] = vld1q_s8(places.codes[t] + kLane * kGroup);
-      odd[t] = vld1q_s8(places.codes[t] + kLane * kGroup + kGroup / 2);
+      even[t] = vld1q_s8(pointers.activations_q8[t] + kLane * kGroup);
+      odd[t] = vld1q_s8(pointers.activations_q8[t] + kLane * kGroup + kGroup / 2);
     }
     Mac::template add_group<kLane>(total, low, high, even, odd, factors);
   }

@@ -1,6 +1,6 @@
-// The ternary products of both ARM variants, written over the instruction that multiplies and adds.
-// Knows byte layouts and sums; knows nothing of float and of who calls it from which thread.
-// All of it is in an unnamed namespace: each variant keeps its own copy, compiled for its own instructions.
+// Computes the ternary products (TernaryMatMul2x4, TernaryMatMul3x5) of both ARM variants, over the multiply-add
+// instruction `Mac` of a variant. Handles byte layouts and sums, no floats and no threads. All of it is in an unnamed
+// namespace: each variant keeps its own copy, compiled for its own instructions.
 #pragma once
 
 #include <arm_neon.h>
@@ -14,14 +14,14 @@
 namespace microvlm {
 namespace {
 
-// A `Base` splits 16 packed bytes into one vector of small integers a plane. Taking the digits apart costs two
-// instructions for each; sums of neighbouring digits cost one, and integers let `separate` take the sums apart.
+// A `Base` splits 16 packed bytes into one vector of small integers a plane. Isolating a digit costs two instructions,
+// a sum of neighbouring digits only one; `separate` recovers the digits' sums later, in integers.
 //
 // Four digits d + 4 e + 16 f + 64 g in a byte: vectors d, d + 4 e, f + 4 g, g; at most 2, 10, 10, 2.
 struct Base4 {
   static constexpr int kPlanes = 4;
   static constexpr int64_t kStep = 64;
-  // Of 16-bit sums: 192 columns are 24 products a lane, and 24 * 10 * 128 < 2^15.
+  // Columns of 16-bit sums: 192 columns are 24 products a lane, and 24 * 10 * 128 < 2^15.
   static constexpr int64_t kUnit = 192;
   static constexpr int kEagerPlanes = 0;
 
@@ -34,7 +34,7 @@ struct Base4 {
     part[3] = vreinterpretq_s8_u8(vshrq_n_u8(packed, 6));
   }
 
-  // Lane by lane: all is linear, and a multiple of 4 in each.
+  // Works lane by lane, because all steps are linear and every lane of the differences is a multiple of 4.
   static MICROVLM_INLINE void separate(int32x4_t (&sum)[kPlanes]) {
     sum[1] = vshrq_n_s32(vsubq_s32(sum[1], sum[0]), 2);
     sum[2] = vsubq_s32(sum[2], vshlq_n_s32(sum[3], 2));
@@ -42,15 +42,15 @@ struct Base4 {
 };
 
 // Digit f = i / 3 % 3 and digit g = i / 9 of i = e + 3 f + 9 g in 0..26, then digit d = i / 3 of i = c + 3 d in 0..8.
-// Bytes 243 to 255 are not of the format; their quotients 27 and 28 read a zero.
+// Bytes 243 to 255 are invalid; their quotients 27 and 28 read a zero.
 alignas(16) constexpr uint8_t kTables[80] = {
     0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 1, 1, 1, 2, 2, 2, 0, 0, 0, 0, 0,  //
     0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 2, 2, 0, 0, 0, 0, 0,  //
     0, 0, 0, 1, 1, 1, 2, 2, 2,
 };
 
-// Five digits c + 3 d + 9 e + 27 f + 81 g in a byte: with high = byte / 9 and low = byte - 9 high, vectors
-// high = e + 3 f + 9 g, low = c + 3 d, and from tables of 27 and 9 entries f, g, d; at most 26, 8, 2, 2, 2.
+// Five digits c + 3 d + 9 e + 27 f + 81 g in a byte: with high = byte / 9 and low = byte - 9 high, vectors high = e + 3
+// f + 9 g, low = c + 3 d, and f, g, d from tables of 27 and 9 entries; at most 26, 8, 2, 2, 2.
 struct Base3 {
   static constexpr int kPlanes = 5;
   static constexpr int64_t kStep = 64;
@@ -65,7 +65,7 @@ struct Base3 {
   uint8x16_t digit_d;
 
   Base3() {
-    // The compiler must not know the tables: it would load them again for each use.
+    // Hides the tables from the compiler, which would otherwise load them again for each use.
     const uint8_t* tables = kTables;
     __asm__("" : "+r"(tables));
     digit_f = vld1q_u8_x2(tables);
@@ -94,7 +94,7 @@ struct Base3 {
   }
 };
 
-// Running sums of kRows packed rows times kTokens tokens: `partial` as the instruction yields them, `total` exact.
+// Running sums of kRows packed rows times kTokens tokens: `partial` in the instruction's width, `total` exact.
 template <class Mac, class Base, int kRows, int kTokens>
 struct Tile {
   static constexpr int kPlanes = Base::kPlanes;
@@ -105,29 +105,27 @@ struct Tile {
   int32x4_t total[kRows][kTokens][kPlanes];
 
   MICROVLM_INLINE Tile() {
-    MICROVLM_UNROLL for (int r = 0; r < kRows; ++r)
-    MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t)
-    MICROVLM_UNROLL for (int p = 0; p < kPlanes; ++p) total[r][t][p] = vdupq_n_s32(0);
+    MICROVLM_UNROLL for (int r = 0; r < kRows; ++r) MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t)
+        MICROVLM_UNROLL for (int p = 0; p < kPlanes; ++p) total[r][t][p] = vdupq_n_s32(0);
   }
 
   MICROVLM_INLINE void clear(int first, int last) {
-    MICROVLM_UNROLL for (int r = 0; r < kRows; ++r)
-    MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t)
-    MICROVLM_UNROLL for (int p = first; p < last; ++p) partial[r][t][p] = Mac::zero();
+    MICROVLM_UNROLL for (int r = 0; r < kRows; ++r) MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t)
+        MICROVLM_UNROLL for (int p = first; p < last; ++p) partial[r][t][p] = Mac::zero();
   }
 
   MICROVLM_INLINE void widen(int first, int last) {
-    MICROVLM_UNROLL for (int r = 0; r < kRows; ++r)
-    MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t)
-    MICROVLM_UNROLL for (int p = first; p < last; ++p) Mac::widen(total[r][t][p], partial[r][t][p]);
+    MICROVLM_UNROLL for (int r = 0; r < kRows; ++r) MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t)
+        MICROVLM_UNROLL for (int p = first; p < last; ++p) Mac::widen(total[r][t][p], partial[r][t][p]);
   }
 
-  // kStep columns.
-  MICROVLM_INLINE void step(const uint8_t* packed, int64_t packed_stride, const int8_t* codes, int64_t stride) {
+  // Multiplies kStep columns.
+  MICROVLM_INLINE void step(const uint8_t* packed, int64_t packed_stride, const int8_t* activations_q8,
+                            int64_t stride) {
     clear(0, kEager);
     MICROVLM_UNROLL for (int64_t k = 0; k < Base::kStep; k += 16) {
       int8x16_t x[kTokens];
-      MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t) x[t] = vld1q_s8(codes + t * stride + k);
+      MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t) x[t] = vld1q_s8(activations_q8 + t * stride + k);
       MICROVLM_UNROLL for (int r = 0; r < kRows; ++r) {
         int8x16_t part[kPlanes];
         base.split(vld1q_u8(packed + r * packed_stride + k), part);
@@ -138,10 +136,11 @@ struct Tile {
   }
 };
 
-// TernaryMatMul2x4 and TernaryMatMul3x5. A lone token takes its packed rows by kAlone, more tokens come by kMost.
-template <class Mac, class Base, int kAlone, int kMost>
+// The ternary product of both packings. One token takes kSingle packed rows at a time, more tokens one row and up to
+// kMax tokens.
+template <class Mac, class Base, int kSingle, int kMax>
 struct Ternary {
-  static constexpr int kAloneRows = kAlone, kMostTokens = kMost;
+  static constexpr int kSingleTokenRows = kSingle, kMaxTokens = kMax;
 
   // Not inlined, so that its loop can be found and counted in a disassembly.
   template <int kRows, int kTokens>
@@ -151,34 +150,33 @@ struct Ternary {
     constexpr int64_t kStep = Base::kStep, kUnit = Mac::kNarrow ? Base::kUnit : kMaxColumns;
     const int64_t columns = matrix.columns, whole = columns / kStep * kStep, stride = tokens.stride;
     const uint8_t* packed = matrix.packed + r * columns;
-    const int8_t* codes = tokens.codes + m * stride;
+    const int8_t* activations_q8 = tokens.activations_q8 + m * stride;
     T tile;
     int64_t k = 0;
     while (k < whole) {
       const int64_t end = std::min(k + kUnit, whole);
       tile.clear(T::kEager, T::kPlanes);
       do {
-        tile.step(packed + k, columns, codes + k, stride);
+        tile.step(packed + k, columns, activations_q8 + k, stride);
         k += kStep;
       } while (k < end);
       tile.widen(T::kEager, T::kPlanes);
     }
     if (k < columns) {
-      // Codes are padded with zeros, packed rows are not: the bytes behind the last one may be nobody's.
+      // Activations are padded with zeros, packed rows are not: bytes behind the last row may belong to others.
       uint8_t rest[kRows][kStep] = {};
       for (int i = 0; i < kRows; ++i) std::memcpy(rest[i], packed + i * columns + k, columns - k);
       tile.clear(T::kEager, T::kPlanes);
-      tile.step(rest[0], kStep, codes + k, stride);
+      tile.step(rest[0], kStep, activations_q8 + k, stride);
       tile.widen(T::kEager, T::kPlanes);
     }
-    MICROVLM_UNROLL for (int i = 0; i < kRows; ++i)
-    MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t) {
+    MICROVLM_UNROLL for (int i = 0; i < kRows; ++i) MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t) {
       store(tile.total[i][t], tokens.totals[m + t], matrix, r + i, sums + (m + t) * matrix.rows);
     }
   }
 
  private:
-  // Sums of digits become sums of trits, each in its plane's row; the last planes may lack the row.
+  // Turns sums of digits into sums of trits and stores each in its plane's row; the last planes may lack the row.
   static MICROVLM_INLINE void store(int32x4_t (&total)[Base::kPlanes], int32_t token_total, const Matrix& matrix,
                                     int64_t r, int32_t* row) {
     constexpr int kPlanes = Base::kPlanes;

@@ -1,5 +1,6 @@
-// The order in which both ARM variants pass over a product: blocks of packed rows, tiles of tokens, tiles of rows.
-// Knows no byte layout. In an unnamed namespace, as all that is shared by files of different instruction sets.
+// The order in which both ARM variants pass over a product: blocks of packed rows, tiles of tokens, tiles of rows. Does
+// not depend on a byte layout. In an unnamed namespace, like everything that files for different instruction sets
+// share.
 #pragma once
 
 #include <algorithm>
@@ -9,9 +10,8 @@
 
 // Arrays of vectors live in registers only when every loop over them is unrolled.
 #define MICROVLM_UNROLL _Pragma("GCC unroll 16")
-#define MICROVLM_EACH_PAIR                         \
-  MICROVLM_UNROLL for (int r = 0; r < kRows; ++r) \
-  MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t)
+#define MICROVLM_EACH_PAIR \
+  MICROVLM_UNROLL for (int r = 0; r < kRows; ++r) MICROVLM_UNROLL for (int t = 0; t < kTokens; ++t)
 #define MICROVLM_INLINE __attribute__((always_inline)) inline
 
 namespace microvlm {
@@ -21,23 +21,23 @@ namespace {
 constexpr int64_t kRowsInCache = 16;
 
 // A `Product` has tile<kRows, kTokens>(tokens, matrix, r, m, sums), which writes the sums of packed rows r, r + 1, ...
-// with tokens m, m + 1, ...; with kAloneRows the rows that pay for a lone token, and kMostTokens, 2 or 4.
+// with tokens m, m + 1, ...; kSingleTokenRows, the rows of a tile for one token; and kMaxTokens, 2 or 4.
 template <class Product>
 void by_tiles(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums, uint8_t*) {
-  constexpr int kAlone = Product::kAloneRows, kMost = Product::kMostTokens;
+  constexpr int kSingle = Product::kSingleTokenRows, kMax = Product::kMaxTokens;
   for (int64_t block = begin; block < end; block += kRowsInCache) {
     const int64_t last = std::min(block + kRowsInCache, end);
     int64_t m = 0;
-    for (; m + kMost <= tokens.count; m += kMost) {
-      for (int64_t r = block; r < last; ++r) Product::template tile<1, kMost>(tokens, matrix, r, m, sums);
+    for (; m + kMax <= tokens.count; m += kMax) {
+      for (int64_t r = block; r < last; ++r) Product::template tile<1, kMax>(tokens, matrix, r, m, sums);
     }
-    if (kMost > 2 && m + 2 <= tokens.count) {
+    if (kMax > 2 && m + 2 <= tokens.count) {
       for (int64_t r = block; r < last; ++r) Product::template tile<1, 2>(tokens, matrix, r, m, sums);
       m += 2;
     }
     if (m == tokens.count) continue;
     int64_t r = block;
-    for (; r + kAlone <= last; r += kAlone) Product::template tile<kAlone, 1>(tokens, matrix, r, m, sums);
+    for (; r + kSingle <= last; r += kSingle) Product::template tile<kSingle, 1>(tokens, matrix, r, m, sums);
     for (; r < last; ++r) Product::template tile<1, 1>(tokens, matrix, r, m, sums);
   }
 }
