@@ -9,7 +9,7 @@ import click
 
 from microvlm.bench.memory.memory_bench_command import memory
 from microvlm.bench.pi.pi_command import pi
-from microvlm.bench.report_flags import deliver, read_report
+from microvlm.bench.report_flags import ReportOutput, report_flags
 from microvlm.console import GATE_FAILED, note, run_click
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -30,9 +30,7 @@ def command() -> None:
 @click.option("--repeats", default=10, show_default=True, help="Timed rounds.")
 @click.option("--warmup", default=2, show_default=True, help="Rounds before the clock counts.")
 @click.option("--new-tokens", default=16, show_default=True, help="Tokens of a decode.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
-@click.option("--markdown", type=_FILE, help="Write the tables as Markdown to this file.")
-@click.option("-o", "--output", type=_FILE, help="Write the JSON document to this file.")
+@report_flags
 def run(
     models: tuple[str, ...],
     backends: tuple[str, ...],
@@ -40,9 +38,7 @@ def run(
     repeats: int,
     warmup: int,
     new_tokens: int,
-    as_json: bool,
-    markdown: Path | None,
-    output: Path | None,
+    output: ReportOutput,
 ) -> int:
     """Time MODELS (bundles, checkpoints or 'nano', the default): each backend in its own process, round by round.
 
@@ -51,7 +47,7 @@ def run(
     from microvlm.bench.speed.speed_bench import run as measure
 
     document = measure(models or ("nano",), backends, threads, repeats, warmup, new_tokens, progress=note)
-    deliver(document, as_json, markdown, output)
+    output.deliver(document)
     states = [entry["status"] for entry in document["results"]]
     if "failed" in states or "ok" not in states:
         note("a backend broke, or none could run: see the reasons above")
@@ -69,9 +65,7 @@ def run(
 )
 @click.option("--threads", default=1, show_default=True, help="Threads of one operator.")
 @click.option("--new-tokens", default=16, show_default=True, help="Most tokens of an answer.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
-@click.option("--markdown", type=_FILE, help="Write the tables as Markdown to this file.")
-@click.option("-o", "--output", type=_FILE, help="Write the JSON document to this file.")
+@report_flags
 def equivalence(
     model: str,
     reference: str,
@@ -80,9 +74,7 @@ def equivalence(
     images: int,
     threads: int,
     new_tokens: int,
-    as_json: bool,
-    markdown: Path | None,
-    output: Path | None,
+    output: ReportOutput,
 ) -> int:
     """Is MODEL (a bundle, a checkpoint or 'nano') the same on two backends? Status 1 when it is not.
 
@@ -101,7 +93,7 @@ def equivalence(
         new_tokens=new_tokens,
     )
     document, verdict = compare(options, progress=note)
-    deliver(document, as_json, markdown, output)
+    output.deliver(document)
     note(f"{verdict.verdict}: {'; '.join(verdict.reasons)}")
     return verdict.exit_status
 
@@ -118,9 +110,7 @@ def equivalence(
 )
 @click.option("--seconds", default=2.0, show_default=True, help="Timed seconds of one cell, all contenders.")
 @click.option("--quick", is_flag=True, help="Few rounds, no simulator: a look, not a measurement.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
-@click.option("--markdown", type=_FILE, help="Write the tables as Markdown to this file.")
-@click.option("-o", "--output", type=_FILE, help="Write the JSON document to this file.")
+@report_flags
 def kernels(
     shapes: tuple[str, ...],
     batches: str,
@@ -129,9 +119,7 @@ def kernels(
     contenders: tuple[str, ...],
     seconds: float,
     quick: bool,
-    as_json: bool,
-    markdown: Path | None,
-    output: Path | None,
+    output: ReportOutput,
 ) -> int:
     """Time the ternary operators inside ONNX Runtime against its own quantised paths, beside the streaming roofline.
 
@@ -153,7 +141,7 @@ def kernels(
         simulate=not quick,
     )
     document = measure(plan, workload.parse_names(contenders), progress=note)
-    deliver(document, as_json, markdown, output)
+    output.deliver(document)
     if not document["rows"] or any(entry["status"] == "failed" for entry in document["contenders"]):
         note("a contender broke, or none could run: see the reasons above")
         return GATE_FAILED
@@ -165,17 +153,13 @@ def kernels(
 @click.option("--threads", default=1, show_default=True, help="Threads of one operator.")
 @click.option("--rounds", default=5, show_default=True, help="Timed rounds of a prefill and a decode.")
 @click.option("--new-tokens", default=16, show_default=True, help="Tokens of a decode.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
-@click.option("--markdown", type=_FILE, help="Write the tables as Markdown to this file.")
-@click.option("-o", "--output", type=_FILE, help="Write the JSON document to this file.")
+@report_flags
 def full(
     bundle: Path | None,
     threads: int,
     rounds: int,
     new_tokens: int,
-    as_json: bool,
-    markdown: Path | None,
-    output: Path | None,
+    output: ReportOutput,
 ) -> int:
     """Time the decoder of BUNDLE at full size on ONNX Runtime: prefill of 64 tokens, decode, memory, roofline.
 
@@ -185,7 +169,7 @@ def full(
     from microvlm.bench.full.random_bundle import random_full_bundle
 
     document = measure(bundle or random_full_bundle(note), threads, rounds, new_tokens, progress=note)
-    deliver(document, as_json, markdown, output)
+    output.deliver(document)
     if not document["full"]["finite"]:
         note("the decoder's logits are no numbers")
         return GATE_FAILED
@@ -199,14 +183,14 @@ command.add_command(memory)
 @click.argument("reports", nargs=-1, required=True, type=_FILE)
 @click.option("-o", "--output", type=_FILE, help="Write to this file instead of stdout.")
 def report(reports: tuple[Path, ...], output: Path | None) -> None:
-    """Saved JSON documents of the other commands as Markdown."""
-    from microvlm.bench.report import markdown as tables
+    """REPORTS, JSON documents that other commands saved with -o, as Markdown."""
+    from microvlm.bench.report import report_of_file
 
-    pages = "\n".join(tables(read_report(path)) for path in reports)
+    page = "\n".join(report_of_file(path).markdown() for path in reports)
     if output is None:
-        click.echo(pages, nl=False)
+        click.echo(page, nl=False)
     else:
-        output.write_text(pages)
+        output.write_text(page, encoding="utf-8")
 
 
 command.add_command(pi)

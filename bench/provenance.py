@@ -11,12 +11,15 @@ import importlib.metadata
 import json
 import os
 import platform
+import subprocess
 import time
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import microvlm
 from microvlm.backends.resolve import MANIFEST
 
 PACKAGES = ("microvlm", "numpy", "onnxruntime", "torch", "tokenizers", "pillow")
@@ -60,6 +63,7 @@ def provenance(model: dict[str, Any], threads: int | None) -> dict[str, Any]:
     """Everything needed to read a figure later. `model` is `describe_model`'s."""
     return {
         "date_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": commit(),
         "cpu": cpu_model(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "governor": _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
@@ -73,6 +77,57 @@ def provenance(model: dict[str, Any], threads: int | None) -> dict[str, Any]:
         "threads": threads,
         "model": model,
     }
+
+
+def commit() -> dict[str, Any] | None:
+    """Commit of the code that runs: `hash`, `date` (ISO 8601) and `changed`, whether files differ from it.
+
+    None where the package is not from a git checkout: its own, or the one that a wheel was built from and that still
+    holds the same modules.
+    """
+    package = Path(microvlm.__file__).parent
+    checkout = package.resolve().parent
+    if not (checkout / ".git").exists():
+        origin = _installed_from()
+        found = (
+            next((folder for folder in origin.parents if (folder / ".git").exists()), None)
+            if origin
+            else None
+        )
+        if found is None or modules_hash(found / "microvlm") != modules_hash(package):
+            return None
+        checkout = found
+    git = ["git", "-C", str(checkout)]
+    try:
+        shown = subprocess.run(
+            [*git, "show", "-s", "--format=%H %cI"], capture_output=True, text=True, check=True
+        )
+        changes = subprocess.run(
+            [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    name, date = shown.stdout.split()
+    return {"hash": name, "date": date, "changed": bool(changes.stdout.strip())}
+
+
+def modules_hash(package: Path) -> str:
+    """sha256 over the names and bytes of a package's Python files. Sub-packages of a checkout are links."""
+    digest = hashlib.sha256()
+    files = [Path(folder, name) for folder, _, names in os.walk(package, followlinks=True) for name in names]
+    for file in sorted(file for file in files if file.suffix == ".py"):
+        digest.update(f"{file.relative_to(package)}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _installed_from() -> Path | None:
+    """The folder or wheel that pip installed this package from (PEP 610); None where it was a package index."""
+    try:
+        recorded = importlib.metadata.distribution("microvlm").read_text("direct_url.json")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    url = urllib.parse.urlsplit(json.loads(recorded)["url"] if recorded else "")
+    return Path(urllib.parse.unquote(url.path), "_") if url.scheme == "file" else None
 
 
 def package_versions() -> dict[str, str | None]:

@@ -1,37 +1,56 @@
-"""How every command hands over its document: on stdout as text or JSON, in a file as JSON or Markdown."""
+"""`--json`, `--markdown` and `-o`: how a command hands over its document."""
 
 from __future__ import annotations
 
+import functools
 import json
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
 from microvlm.console import print_json
-from microvlm.errors import UserError
+
+_FILE = click.Path(dir_okay=False, path_type=Path)
 
 
-def deliver(document: dict[str, Any], as_json: bool, markdown: Path | None, output: Path | None) -> None:
-    from microvlm.bench import report as reports
+@dataclass(frozen=True)
+class ReportOutput:
+    """Where a document goes."""
 
-    if as_json:
-        print_json(document)
-    else:
-        click.echo(reports.text(document))
-    if markdown is not None:
-        markdown.write_text(reports.markdown(document))
-    if output is not None:
-        output.write_text(json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    as_json: bool
+    markdown: Path | None
+    json_file: Path | None
+
+    def deliver(self, document: dict[str, Any]) -> None:
+        """Print the document, as tables or as JSON, and write the files that were asked for."""
+        from microvlm.bench import report
+
+        if self.as_json:
+            print_json(document)
+        else:
+            click.echo(report.text(document))
+        if self.markdown is not None:
+            self.markdown.write_text(report.markdown(document), encoding="utf-8")
+        if self.json_file is not None:
+            text = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False)
+            self.json_file.write_text(text + "\n", encoding="utf-8")
 
 
-def read_report(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: save a report with -o first.") from None
-    except ValueError:
-        raise UserError(f"{path} is not JSON: give a file that -o wrote.") from None
-    if not isinstance(document, dict):
-        raise UserError(f"{path} is no report of microvlm-bench.")
-    return document
+def report_flags(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds the three flags to a command's function, which gets them as one argument, `output`, a ReportOutput."""
+
+    @click.option(
+        "--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout."
+    )
+    @click.option("--markdown", type=_FILE, help="Write the tables as Markdown to this file.")
+    @click.option("-o", "--output", "json_file", type=_FILE, help="Write the JSON document to this file.")
+    @functools.wraps(function)
+    def with_flags(
+        *args: Any, as_json: bool, markdown: Path | None, json_file: Path | None, **options: Any
+    ) -> Any:
+        return function(*args, output=ReportOutput(as_json, markdown, json_file), **options)
+
+    return with_flags

@@ -131,11 +131,15 @@ def test_a_place_has_one_table_in_whatever_order_its_batches_were_measured():
     measured = [row(1, 1), row(2, 1), row(1, 32), row(2, 32)]
     document = {"rows": measured, "bars": [], "contenders": [], "predicted_cortex_a53": None}
     facts = {"kernels": "avx2", "stream_gb_per_s": {"1": 12.0}, "mapped_stream_gb_per_s": {"1": 12.0}}
-    _, sections, _ = kernel_tables.sections({**document, "provenance": facts | {"threads": [1, 2]}})
-    speeds = [section for section in sections if section[0].startswith("layer")]
-    assert [title.split(":")[0] for title, _ in speeds] == ["layer, dram, 1 thread", "layer, dram, 2 threads"]
-    assert all(table[0] == ["contender", "batch 1", "batch 32"] for _, table in speeds)
-    assert all(table[1][1].startswith("10.0") and table[1][2].startswith("320.0") for _, table in speeds)
+    _, tables, _ = kernel_tables.report({**document, "provenance": facts | {"threads": [1, 2]}})
+    speeds = [table for table in tables if table.title.startswith("layer")]
+    assert [table.title.split(":")[0] for table in speeds] == [
+        "layer, dram, 1 thread",
+        "layer, dram, 2 threads",
+    ]
+    assert all(table.rows[0] == ["contender", "batch 1", "batch 32"] for table in speeds)
+    for table in speeds:
+        assert [cell.split(" ")[0] for cell in table.rows[1][1:]] == ["10.0", "320.0"]
 
 
 def test_settings_are_tried_where_they_mean_something():
@@ -262,12 +266,12 @@ def test_what_a_simulator_says_is_called_a_prediction():
     }
     document = {"rows": [], "bars": [], "contenders": [], "provenance": measured}
     simulated = {"loops": [loop], "unavailable": None}
-    _, sections, _ = kernel_tables.sections({**document, "predicted_cortex_a53": simulated})
-    assert sections[-1][0].startswith("predicted: Cortex-A53")
-    assert sections[-1][1][1] == ["TernaryMatMul2x4, 2 packed rows x 1 tokens", "3.60", "4.50"]
+    _, tables, _ = kernel_tables.report({**document, "predicted_cortex_a53": simulated})
+    assert tables[-1].title.startswith("predicted: Cortex-A53")
+    assert tables[-1].rows[1] == ["TernaryMatMul2x4, 2 packed rows x 1 tokens", "3.60", "4.50"]
     absent = {"loops": [], "unavailable": "Not found: llvm-mca."}
-    _, sections, remarks = kernel_tables.sections({**document, "predicted_cortex_a53": absent})
-    assert sections == []
+    _, tables, remarks = kernel_tables.report({**document, "predicted_cortex_a53": absent})
+    assert tables == []
     assert "no estimate for the Cortex-A53: Not found: llvm-mca." in remarks
 
 

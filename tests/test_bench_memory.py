@@ -9,10 +9,10 @@ import pytest
 from conftest import tiny_config
 
 from microvlm.bench.bench_command import command
+from microvlm.bench.memory import memory_tables
 from microvlm.bench.memory.costs import bars, predicted
 from microvlm.bench.memory.fact_sets import NAMES, another_view, deal
 from microvlm.bench.memory.memory_bench import fact_counts
-from microvlm.bench.memory.memory_tables import tables
 from microvlm.bench.memory.memoryset_reader import load_memoryset
 from microvlm.bench.stats import equal_error_rate, wilson
 from microvlm.console import run_click
@@ -95,10 +95,10 @@ def test_several_backends_are_put_side_by_side(bench):
     assert status == 0
     assert [one["backend"] for one in document["subjects"]] == ["ort", "torch"]
     assert all(one["precision"]["decoder_bits"] == 1.58 for one in document["subjects"])
-    head, sections, _ = tables(document)
+    head, tables, _ = memory_tables.report(document)
     assert " on ort: 16 slots; " in head
     labels = [one["label"] for one in document["subjects"]]
-    (times,) = [rows for title, rows in sections if title.startswith("time")]
+    (times,) = [table.rows for table in tables if table.name == "latency"]
     assert times[0] == ["", *labels]
     encode = next(row for row in times if row[0] == "encode")
     assert encode[1:] == [f"{one['latency_ms']['encode']:.3f}" for one in document["subjects"]]

@@ -10,8 +10,15 @@ from click.testing import CliRunner
 
 from microvlm.bench.bench_command import command
 from microvlm.bench.equivalence import equivalence_bench
-from microvlm.bench.pi import calibrate, count_baseline, predict, profiles, published_results, real_board
-from microvlm.bench.pi import pi_tables as pi_tables
+from microvlm.bench.pi import (
+    calibrate,
+    count_baseline,
+    pi_tables,
+    predict,
+    profiles,
+    published_results,
+    real_board,
+)
 from microvlm.bench.pi.counting.count_marks import mapped_range
 from microvlm.bench.pi.counting.counting_emulator import Region, parse_counts
 from microvlm.bench.pi.counting.emulated_package import compiler_of
@@ -84,7 +91,7 @@ def test_the_table_says_which_numbers_are_assumed_and_where_the_others_come_from
         "model": published_results.fit_document(),
         "provenance": {"model": {"name": "nano"}},
     }
-    tables = dict(pi_tables.sections(document)[1])
+    tables = {table.title: table.rows for table in pi_tables.report(document).tables}
     board = tables[f"{profile.name}, as the predictions take it"]
     assert board[0] == ["number", "value", "it is", "source"]
     assert [(row[0], row[2], row[3]) for row in board[1:]] == [
@@ -104,7 +111,7 @@ def test_counts_of_another_core_than_the_boards_are_pointed_out():
     }
     for name, remarks in (("zero2w", 1), ("pi5", 2)):
         document["profile"] = profiles.load_profile(name).document()
-        assert len(pi_tables.sections(document)[2]) == remarks
+        assert len(pi_tables.report(document).remarks) == remarks
 
 
 def test_a_number_that_does_not_say_what_it_rests_on_is_refused(tmp_path):

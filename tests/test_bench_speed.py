@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import mmap
 import shutil
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -237,54 +236,3 @@ def test_anonymous_and_file_backed_memory_are_told_apart(tmp_path: Path) -> None
     assert after_holding["anonymous_bytes"] - after_mapping["anonymous_bytes"] > 0.9 * size
     assert after_holding["peak_rss_bytes"] >= after_holding["rss_bytes"]
     assert held.sum() == size
-
-
-def test_a_saved_report_becomes_markdown(tmp_path: Path) -> None:
-    document = {
-        "results": [
-            {"backend": "ort", "label": "ort", "status": "skipped", "reason": "no ort.", "phases": {}}
-        ],
-        "provenance": {
-            "models": [
-                {"name": "m", "total_bytes": 3, "files": {"a": 1, "b": 2}},
-                {"name": "n", "total_bytes": 5, "files": {"b": 5}},
-            ],
-            "cpu": "c",
-            "cores": 1,
-            "threads": 1,
-            "os": "o",
-            "python": "3",
-            "versions": {"numpy": "2"},
-            "date_utc": "d",
-        },
-    }
-    (tmp_path / "run.json").write_text(json.dumps(document))
-    result = CliRunner().invoke(command, ["report", str(tmp_path / "run.json")], standalone_mode=False)
-    assert "| b | 2 | 5 |" in result.stdout
-    assert "- ort skipped: no ort." in result.stdout
-
-
-@pytest.mark.parametrize(
-    ("content", "said"),
-    [("{", "is not JSON"), ("[]", "no report"), ("{}", "no report"), (None, "does not exist")],
-)
-def test_a_file_that_is_no_report_is_one_sentence(tmp_path: Path, content: str | None, said: str) -> None:
-    path = tmp_path / "file.json"
-    if content is not None:
-        path.write_text(content)
-    with pytest.raises(UserError, match=said):
-        command.main(["report", str(path)], standalone_mode=False)
-
-
-def test_bench_modules_import_without_torch_transformers_or_onnx() -> None:
-    modules = (
-        "cli codes compare device equivalence evalset_reader harness memory_cli memory_drift memory_edit memory_plots "
-        "memory_run memory_vendor memoryset_reader metrics cli_output phases replay report run runs samples stats svg "
-        "verdict worker"
-    )
-    program = (
-        "import sys, importlib\n"
-        "sys.modules.update(dict.fromkeys(('torch', 'transformers', 'onnx', 'onnxscript')))\n"
-        f"for name in {modules.split()!r}: importlib.import_module('microvlm.bench.' + name)\n"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)

@@ -12,6 +12,7 @@ import torch
 
 from microvlm.backends import base as backends
 from microvlm.backends.base import LoadedRuntime
+from microvlm.bench.provenance import describe_model, provenance
 from microvlm.generation import GenerationOptions, embed_prompt, generate
 from microvlm.inputs.processor import Processor
 from microvlm.memory.conversation import Chat
@@ -56,7 +57,7 @@ def to_bytes(pixels: torch.Tensor) -> list[np.ndarray]:
 
 
 def score_model(source: str | Path, emoji: EmojiData, backend: str, log: Log) -> dict[str, Any]:
-    """Everything that is scored of one model, by one backend: `captions`, `captions_stress`, `scenes`, `episodes`."""
+    """All scores of one model on one backend: `captions`, `captions_stress`, `scenes`, `episodes`; and `provenance`."""
     runtime = backends.load(backend, source)
     processor = Processor.from_pretrained(runtime.directory)
     log(f"scoring {source} on {backend}: captions")
@@ -66,7 +67,13 @@ def score_model(source: str | Path, emoji: EmojiData, backend: str, log: Log) ->
     scenes = score_scenes(runtime, processor, emoji)
     log("episodes")
     episodes = score_episodes(runtime, processor, emoji)
-    return {"captions": captions, "captions_stress": stress, "scenes": scenes, "episodes": episodes}
+    return {
+        "captions": captions,
+        "captions_stress": stress,
+        "scenes": scenes,
+        "episodes": episodes,
+        "provenance": provenance(describe_model(runtime.directory), None),
+    }
 
 
 def score_captions(

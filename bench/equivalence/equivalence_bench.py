@@ -76,6 +76,7 @@ def run(options: Options, progress: Progress = lambda _: None) -> tuple[dict[str
     difference = paired_difference(metrics.scores.candidate, metrics.scores.reference)
     verdict = judge(metrics) if same else judge_precision(metrics, difference)
     document = {
+        "report": "equivalence",
         "verdict": verdict.verdict,
         "reasons": verdict.reasons,
         "question": SAME_FUNCTION if same else PRECISION,

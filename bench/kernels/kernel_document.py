@@ -48,6 +48,7 @@ def document(
         streams = [stream.gb_per_s(bar["threads"]) for stream in (roofline, mapped)]
         bar["mapped_stream_share"] = round(bar["roofline_share"] * streams[0] / streams[1], 4)
     return {
+        "report": "kernels",
         "rows": [row for cell in cells for row in rows(cell, roofline)],
         "bars": bars,
         "contenders": [{"name": name, **asdict(state)} for name, state in states.items()],

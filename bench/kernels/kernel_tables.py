@@ -4,28 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-Section = tuple[str, list[list[str]]]
+from microvlm.bench.tables import Report, Table
 
 
-def sections(document: dict[str, Any]) -> tuple[str, list[Section], list[str]]:
-    """Head, tables and remarks."""
+def report(document: dict[str, Any]) -> Report:
     facts = document["provenance"]
     memory, mapped = _streams(facts["stream_gb_per_s"]), _streams(facts["mapped_stream_gb_per_s"])
     head = (
         f"ternary operators inside ONNX Runtime; kernels: {facts['kernels']}; memory read at {memory}, "
         f"a mapped file at {mapped} thread(s)"
     )
-    tables = [
-        (f"{place}: GMAC/s (GB/s of weights, share of streaming)", table)
-        for place, table in _speed_tables(document["rows"])
-    ]
+    tables = _speed_tables(document["rows"])
     if document["bars"]:
-        tables.append(("ours-2bit against the best peer [95 % interval]", _bar_table(document["bars"])))
+        tables += _speedup_tables(document["bars"])
+        title = "ours-2bit against the best peer [95 % interval]"
+        tables.append(Table("bars", title, _bar_rows(document["bars"])))
     simulated = document.get("predicted_cortex_a53")
     if simulated and simulated["loops"]:
-        tables.append(
-            ("predicted: Cortex-A53, multiply-adds a cycle by llvm-mca", _loop_table(simulated["loops"]))
-        )
+        title = "predicted: Cortex-A53, multiply-adds a cycle by llvm-mca"
+        tables.append(Table("cortex-a53", title, _loop_rows(simulated["loops"])))
     remarks = [
         f"{entry['name']} {entry['status']}: {entry['reason']}"
         for entry in document["contenders"]
@@ -37,32 +34,55 @@ def sections(document: dict[str, Any]) -> tuple[str, list[Section], list[str]]:
         "each contender at its best setting; a hot figure's bytes come from a cache, so its share may pass 1, and a "
         "layer in fp32 (60 MB) fits none"
     )
-    return head, tables, remarks
+    return Report(head, tables, remarks)
 
 
 def _streams(gb_per_s: dict[str, float]) -> str:
     return ", ".join(f"{value:.1f} GB/s on {threads}" for threads, value in gb_per_s.items())
 
 
-def _speed_tables(rows: list[dict[str, Any]]) -> list[Section]:
+def _speed_tables(rows: list[dict[str, Any]]) -> list[Table]:
     """A table for each shape, regime and number of threads; batches are its columns."""
-
-    def place(row: dict[str, Any]) -> str:
-        return f"{row['shape']}, {row['regime']}, {row['threads']} thread{'s' * (row['threads'] > 1)}"
-
-    by_place: dict[str, list[dict[str, Any]]] = {}
+    by_place: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for row in rows:
-        by_place.setdefault(place(row), []).append(row)
-    tables: list[Section] = []
-    for key, cells in by_place.items():
+        by_place.setdefault((row["shape"], row["regime"], row["threads"]), []).append(row)
+    tables = []
+    for (shape, regime, threads), cells in by_place.items():
         batches = list(dict.fromkeys(row["batch"] for row in cells))
         by_name: dict[str, dict[int, dict[str, Any]]] = {}
         for row in cells:
             by_name.setdefault(row["contender"], {})[row["batch"]] = row
         table = [["contender", *(f"batch {batch}" for batch in batches)]]
         table += [[name, *(_speed(found.get(batch)) for batch in batches)] for name, found in by_name.items()]
-        tables.append((key, table))
+        title = f"{shape}, {regime}, {_threads(threads)}: GMAC/s (GB/s of weights, share of streaming)"
+        tables.append(Table(f"{shape}-{regime}-{threads}", title, table))
     return tables
+
+
+def _speedup_tables(bars: list[dict[str, Any]]) -> list[Table]:
+    """For each shape, how many times as fast ours are as the best peer: regimes and threads by batches."""
+    tables = []
+    for shape in dict.fromkeys(bar["shape"] for bar in bars):
+        cells = {(bar["regime"], bar["threads"], bar["batch"]): bar for bar in bars if bar["shape"] == shape}
+        batches = sorted({batch for _, _, batch in cells})
+        rows = [["weights", *(f"batch {batch}" for batch in batches)]]
+        for regime, threads in dict.fromkeys((regime, threads) for regime, threads, _ in cells):
+            found = [cells.get((regime, threads, batch)) for batch in batches]
+            rows.append(
+                [f"{regime}, {_threads(threads)}", *("-" if bar is None else _speedup(bar) for bar in found)]
+            )
+        tables.append(
+            Table(f"speedup-{shape}", f"times as fast as the best peer, {shape} [95 % interval]", rows)
+        )
+    return tables
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread{'s' * (count > 1)}"
+
+
+def _speedup(bar: dict[str, Any]) -> str:
+    return f"{bar['speedup']:.2f} [{bar['speedup_low']:.2f}, {bar['speedup_high']:.2f}]"
 
 
 def _speed(row: dict[str, Any] | None) -> str:
@@ -71,7 +91,7 @@ def _speed(row: dict[str, Any] | None) -> str:
     return f"{row['gmac_per_s']:.1f} ({row['gb_per_s']:.1f}, {row['roofline_share']:.0%})"
 
 
-def _bar_table(bars: list[dict[str, Any]]) -> list[list[str]]:
+def _bar_rows(bars: list[dict[str, Any]]) -> list[list[str]]:
     table = [
         [
             *("shape", "regime", "threads", "batch", "best peer", "times as fast", "bar"),
@@ -86,7 +106,7 @@ def _bar_table(bars: list[dict[str, Any]]) -> list[list[str]]:
                 str(bar["threads"]),
                 str(bar["batch"]),
                 f"{bar['best_peer']}, {bar['best_peer_threads']} thr.",
-                f"{bar['speedup']:.2f} [{bar['speedup_low']:.2f}, {bar['speedup_high']:.2f}]",
+                _speedup(bar),
                 _number(bar["required_speedup"]),
                 f"{bar['roofline_share']:.0%}{_wanted(bar['required_roofline_share'])}",
                 f"{bar['mapped_stream_share']:.0%}",
@@ -96,7 +116,7 @@ def _bar_table(bars: list[dict[str, Any]]) -> list[list[str]]:
     return table
 
 
-def _loop_table(loops: list[dict[str, Any]]) -> list[list[str]]:
+def _loop_rows(loops: list[dict[str, Any]]) -> list[list[str]]:
     table = [["loop", "simulated", "bound by the busiest unit"]]
     for loop in loops:
         name = f"{loop['op']}, {loop['packed_rows']} packed rows x {loop['tokens']} tokens"

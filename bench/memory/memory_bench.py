@@ -87,7 +87,7 @@ def run_each(
     for number, document in enumerate(documents):
         if document["label"] in [other["label"] for other in documents[:number]]:
             document["label"] += f"-{number + 1}"
-    return {"subjects": documents, "provenance": documents[0]["provenance"]}
+    return {"report": "memory", "subjects": documents, "provenance": documents[0]["provenance"]}
 
 
 def run(options: Options, progress: Progress = lambda _: None) -> dict[str, Any]:
@@ -100,6 +100,7 @@ def run(options: Options, progress: Progress = lambda _: None) -> dict[str, Any]
     measured = measured_shares(times)
     name = runtime.directory.name
     return {
+        "report": "memory",
         "label": f"{name}-{options.backend}",
         "slots": runtime.config.memory.slots,
         **scored,

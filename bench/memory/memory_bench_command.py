@@ -6,10 +6,8 @@ from pathlib import Path
 
 import click
 
-from microvlm.bench.report_flags import deliver
+from microvlm.bench.report_flags import ReportOutput, report_flags
 from microvlm.console import note
-
-_FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -38,9 +36,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     type=click.Path(file_okay=False, path_type=Path),
     help="Draw recall, addressing, slot use and ROC as SVG into this folder.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
-@click.option("--markdown", type=_FILE, help="Write the tables as Markdown to this file.")
-@click.option("-o", "--output", type=_FILE, help="Write the JSON document to this file.")
+@report_flags
 def memory(
     models: tuple[str, ...],
     backends: tuple[str, ...],
@@ -52,9 +48,7 @@ def memory(
     costs: bool,
     tune: int | None,
     plots: Path | None,
-    as_json: bool,
-    markdown: Path | None,
-    output: Path | None,
+    output: ReportOutput,
 ) -> None:
     """What MODELS (bundles, checkpoints or 'nano') remember: recall, edits, forgetting, scope, and what that costs.
 
@@ -75,7 +69,7 @@ def memory(
     )
     names = [name.strip() for part in backends for name in part.split(",") if name.strip()]
     document = run_each(models or ("nano",), list(dict.fromkeys(names)), options, progress=note)
-    deliver(document, as_json, markdown, output)
+    output.deliver(document)
     if plots is not None:
         for path in write_plots(document, plots):
             note(f"drew {path}")

@@ -5,42 +5,53 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from microvlm.bench.tables import Report, Table
+
 Rows = list[list[str]]
 Figures = list[tuple[str, str]]
 """Label and value, one a line of a table."""
 
 
-def tables(document: dict[str, Any]) -> tuple[str, list[tuple[str, Rows]], list[str]]:
-    """(head, titled tables whose first rows are heads, remarks)."""
-    subjects = document.get("subjects", [document])
+def report(document: dict[str, Any]) -> Report:
+    """Of one model, or of several as columns."""
+    parts = document.get("subjects", [document])
     heads = [
-        f"episodic memory of {one['provenance']['model']['name']} on {one['backend']}: {one['slots']} slots"
-        for one in subjects
+        f"episodic memory of {part['provenance']['model']['name']} on {part['backend']}: {part['slots']} slots"
+        for part in parts
     ]
-    sections, remarks = [], []
-    scored = [one for one in subjects if "recall" in one]
-    for one in scored:
+    remarks = []
+    tables = []
+    scored = [part for part in parts if "recall" in part]
+    for number, part in enumerate(scored):
         title = "recall, facts written once and asked for with another view"
-        sections.append((title if len(subjects) == 1 else f"{title}: {one['label']}", _recall(one["recall"])))
+        several = len(parts) > 1
+        name = f"recall-{number + 1}" if several else "recall"
+        tables.append(Table(name, f"{title}: {part['label']}" if several else title, _recall(part["recall"])))
     if scored:
-        sections += [
-            ("edits, forgetting, scope", _beside(scored, _figures)),
-            ("neighbours whose answer stays after one fact, by kind", _beside(scored, _neighbours)),
-            ("neighbours whose answer stays beside many facts, by kind", _beside(scored, _crowded)),
+        near, crowded = "after one fact", "beside many facts"
+        kept = "neighbours whose answer stays {}, by kind"
+        tables += [
+            Table("edits", "edits, forgetting, scope", _columns(scored, _figures)),
+            Table("neighbours", kept.format(near), _columns(scored, _neighbours)),
+            Table("neighbours-crowded", kept.format(crowded), _columns(scored, _crowded)),
         ]
         remarks.append(f"a guess among the names is right in {scored[0]['chance']:.3f} of the cases")
-    tuned = [one for one in scored if "tuning" in one]
+    tuned = [part for part in scored if "tuning" in part]
     if tuned:
-        sections.append(("one fact written, or trained into the decoder", _beside(tuned, _tuning)))
-    sections += [("time, ms (median)", _beside(subjects, _latencies)), ("cost", _costs(subjects))]
-    return "; ".join(heads), sections, remarks
+        title = "one fact written, or trained into the decoder"
+        tables.append(Table("tuning", title, _columns(tuned, _tuning)))
+    tables += [
+        Table("latency", "time, ms (median)", _columns(parts, _latencies)),
+        Table("cost", "cost", _costs(parts)),
+    ]
+    return Report("; ".join(heads), tables, remarks)
 
 
-def _beside(subjects: Sequence[dict[str, Any]], figures: Callable[[dict[str, Any]], Figures]) -> Rows:
-    """One column a subject; every subject has the same lines."""
-    columns = [dict(figures(one)) for one in subjects]
+def _columns(parts: Sequence[dict[str, Any]], figures: Callable[[dict[str, Any]], Figures]) -> Rows:
+    """One column for each model; all have the same lines."""
+    columns = [dict(figures(one)) for one in parts]
     labels = dict.fromkeys(label for column in columns for label in column)
-    head = ["", "value"] if len(subjects) == 1 else ["", *(one["label"] for one in subjects)]
+    head = ["", "value"] if len(parts) == 1 else ["", *(one["label"] for one in parts)]
     return [head, *([label, *(column.get(label, "-") for column in columns)] for label in labels)]
 
 
@@ -140,15 +151,15 @@ def _latencies(document: dict[str, Any]) -> Figures:
     return [(name.replace("_", " "), f"{value:.3f}") for name, value in document["latency_ms"].items()]
 
 
-def _costs(subjects: Sequence[dict[str, Any]]) -> Rows:
-    sizes = list({size["name"]: size for one in subjects for size in one["costs"]["sizes"]}.values())
-    measured = ["measured, time"] if len(subjects) == 1 else [f"measured: {one['label']}" for one in subjects]
+def _costs(parts: Sequence[dict[str, Any]]) -> Rows:
+    sizes = list({size["name"]: size for one in parts for size in one["costs"]["sizes"]}.values())
+    measured = ["measured, time"] if len(parts) == 1 else [f"measured: {one['label']}" for one in parts]
     table = [
         ["", *measured, *(f"predicted, multiplications: {size['name']}" for size in sizes), "bar, full size"]
     ]
     labels = ("read + write, of an answer of 50 tokens", "encode, of the prefill")
     for index, label in enumerate(labels):
-        found = [one["costs"]["bars"][index] for one in subjects]
+        found = [one["costs"]["bars"][index] for one in parts]
         cells = [
             _percent(bar["value"]) + {True: ", met", False: ", NOT MET", None: ""}[bar["met"]]
             for bar in found

@@ -73,7 +73,7 @@ def run(options: Options, progress: Progress = lambda _: None) -> tuple[dict[str
     # A whole board takes minutes and a wheel: asked for by giving one.
     usual = tuple(part for part in PARTS if part != "fit" or os.environ.get(SWITCH))
     wanted = options.parts or (usual if emulated else ("equivalence",))
-    document: dict[str, Any] = {"target": target}
+    document: dict[str, Any] = {"report": "pi", "target": target}
     failures: list[str] = []
     if "equivalence" in wanted and options.model not in (FULL, FULL_BASE3):
         document["equivalence"], said = _equivalence(bundle, target, options.images, progress)

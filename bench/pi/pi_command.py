@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from microvlm.bench.report_flags import ReportOutput, report_flags
 from microvlm.console import GATE_FAILED, note
 from microvlm.errors import UserError
 
@@ -32,15 +33,11 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--update-baseline", is_flag=True, help="Write the counts as the new baseline.")
 @click.option("--baselines", type=click.Path(file_okay=False, path_type=Path), help="Folder of baselines.")
 @click.option("--calibrate", type=_FILE, help="Measure this machine and write its profile to this file.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
-@click.option("--markdown", type=_FILE, help="Write the tables as Markdown to this file.")
-@click.option("-o", "--output", type=_FILE, help="Write the JSON document to this file.")
+@report_flags
 def pi(
     model: str,
     calibrate: Path | None,
-    as_json: bool,
-    markdown: Path | None,
-    output: Path | None,
+    output: ReportOutput,
     **options: Any,
 ) -> int:
     """Would MODEL run on a Raspberry Pi as it runs here, and how fast? (a bundle, a checkpoint, 'nano' or 'full')
@@ -51,7 +48,6 @@ def pi(
     from microvlm.bench.pi import profiles
     from microvlm.bench.pi.pi_bench import Options, run
     from microvlm.bench.pi.workload_phases import Scenario
-    from microvlm.bench.report_flags import deliver
 
     if calibrate is not None:
         return _calibrate(calibrate, profiles.load_profile(options["profile"]), model)
@@ -61,7 +57,7 @@ def pi(
     if options["baselines"] is None:
         del options["baselines"]
     document, failures = run(Options(model=model, scenario=scenario, **options), note)
-    deliver(document, as_json, markdown, output)
+    output.deliver(document)
     for failure in failures:
         note(f"FAIL: {failure}")
     if failures and options["gate"]:

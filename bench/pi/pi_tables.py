@@ -5,27 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from microvlm.bench.pi.counting import peer_counts
+from microvlm.bench.tables import Report, Table
 
-Section = tuple[str, list[list[str]]]
 
-
-def sections(document: dict[str, Any]) -> tuple[str, list[Section], list[str]]:
-    """Head, tables and remarks for `report`."""
+def report(document: dict[str, Any]) -> Report:
     profile = document["profile"]
     state = "calibrated" if profile["calibrated"] else "uncalibrated"
     model = document["provenance"]["model"]["name"]
     head = f"{model} on {document['target']}; predictions for {profile['name']}, {state}"
-    made = [
-        _cost(document),
-        _predicted(document),
-        _measured(document),
-        _peers(document),
-        _bars(document),
-        _fit(document),
-    ]
-    tables = [section for section in made if section]
-    if "equivalence" in document:
-        tables.insert(0, _equivalence(document["equivalence"]))
+    parts = (_equivalence, _cost, _predicted, _measured, _peers, _bars, _fit)
+    tables = [table for table in (part(document) for part in parts) if table is not None]
     tables += [_profile(profile), _model(document["model"])]
     remarks = [
         "counted: on an emulated CPU, one thread; predicted: from counts, bytes and the profile, a factor of 2 either "
@@ -37,10 +26,10 @@ def sections(document: dict[str, Any]) -> tuple[str, list[Section], list[str]]:
             f"the counts are of a {counted}, which runs other kernels than {profile['name']}'s {profile['cpu']}: leave "
             "--target away, or name that core"
         )
-    return head, tables, remarks
+    return Report(head, tables, remarks)
 
 
-def _cost(document: dict[str, Any]) -> Section | None:
+def _cost(document: dict[str, Any]) -> Table | None:
     if "cost" not in document:
         return None
     rows = [["phase", "instructions, M", "of them SIMD, M", "in our kernels, M", "weights, MB"]]
@@ -54,34 +43,36 @@ def _cost(document: dict[str, Any]) -> Section | None:
                 f"{row['weight_bytes'] / 1e6:.2f}",
             ]
         )
-    return f"instructions counted on an emulated {document['counted_on']['cpu']}", rows
+    title = f"instructions counted on an emulated {document['counted_on']['cpu']}"
+    return Table("counts", title, rows)
 
 
-def _predicted(document: dict[str, Any]) -> Section | None:
+def _predicted(document: dict[str, Any]) -> Table | None:
     if "predicted_ms" not in document:
         return None
     numbers = document["profile"]["numbers"]
     low, high = (numbers[f"bandwidth_{end}_bytes_per_s"]["value"] / 1e9 for end in ("low", "high"))
     rows = [["phase", f"at {low:.2g} GB/s", f"at {high:.2g} GB/s"]]
     rows += [[row["phase"], f"{row['high']:.1f}", f"{row['low']:.1f}"] for row in document["predicted_ms"]]
-    return "predicted, ms", rows
+    return Table("predicted", "predicted, ms", rows)
 
 
-def _measured(document: dict[str, Any]) -> Section | None:
+def _measured(document: dict[str, Any]) -> Table | None:
     if "measured_ms" not in document:
         return None
     rows = [["phase", "median", "p90"]]
     rows += [
         [row["phase"], f"{row['median_ms']:.1f}", f"{row['p90_ms']:.1f}"] for row in document["measured_ms"]
     ]
-    return "measured, ms", rows
+    return Table("measured", "measured, ms", rows)
 
 
-def _peers(document: dict[str, Any]) -> Section | None:
+def _peers(document: dict[str, Any]) -> Table | None:
     if "peers" not in document:
         return None
     rows = [["one token, full size", "instructions, M", "weights, MB", "times ours-2bit"]]
-    ours = next(row for row in document["peers"] if row["contender"] == "ours-2bit")["instructions_per_token"]
+    tokens = {row["contender"]: row["instructions_per_token"] for row in document["peers"]}
+    ours = tokens["ours-2bit"]
     for row in document["peers"]:
         rows.append(
             [
@@ -91,23 +82,21 @@ def _peers(document: dict[str, Any]) -> Section | None:
                 f"{row['instructions_per_token'] / ours:.2f}",
             ]
         )
-    return (
-        f"ONNX Runtime's own paths, {peer_counts.LAYERS} layers and a head of {peer_counts.VOCABULARY:,}",
-        rows,
-    )
+    title = f"ONNX Runtime's own paths, {peer_counts.LAYERS} layers and a head of {peer_counts.VOCABULARY:,}"
+    return Table("peers", title, rows)
 
 
-def _bars(document: dict[str, Any]) -> Section | None:
+def _bars(document: dict[str, Any]) -> Table | None:
     if not document.get("bars"):
         return None
     rows = [["bar", "value", "demanded", "met"]]
     for bar in document["bars"]:
         demanded = f"<= {bar['at_most']:,}" if "at_most" in bar else f">= {bar['at_least']:,}"
         rows.append([bar["name"], f"{bar['value']:,}", demanded, "yes" if bar["met"] else "NO"])
-    return "bars", rows
+    return Table("bars", "bars", rows)
 
 
-def _fit(document: dict[str, Any]) -> Section | None:
+def _fit(document: dict[str, Any]) -> Table | None:
     if not document.get("fit"):
         return None
     rows = [["", "value"]]
@@ -115,14 +104,17 @@ def _fit(document: dict[str, Any]) -> Section | None:
         [name, str(document["fit"][name])]
         for name in ("ram_bytes", "peak_rss_bytes", "available_bytes", "oom")
     ]
-    return "does it fit", rows
+    return Table("fit", "does it fit", rows)
 
 
-def _equivalence(document: dict[str, Any]) -> Section:
+def _equivalence(document: dict[str, Any]) -> Table | None:
+    if "equivalence" not in document:
+        return None
+    compared = document["equivalence"]
     rows = [
         ["ort-arm64 against", "verdict", "integer sums equal", "codes at a tie", "replayed logits differ by"]
     ]
-    for name, part in (("torch", document), ("ort", document["against_ort"])):
+    for name, part in (("torch", compared), ("ort", compared["against_ort"])):
         replay = part["replay"]
         rows.append(
             [
@@ -135,20 +127,20 @@ def _equivalence(document: dict[str, Any]) -> Section:
                 "-" if replay["codes"] is None else f"{replay['logits_max_abs_diff']:.1e}",
             ]
         )
-    return "equivalence", rows
+    return Table("equivalence", "equivalence", rows)
 
 
-def _profile(profile: dict[str, Any]) -> Section:
+def _profile(profile: dict[str, Any]) -> Table:
     """An assumption is one in the table too, not only in the file."""
     rows = [["number", "value", "it is", "source"]]
     rows += [
         [name, f"{entry['value']:g}", entry["basis"], entry["source"]]
         for name, entry in profile["numbers"].items()
     ]
-    return f"{profile['name']}, as the predictions take it", rows
+    return Table("profile", f"{profile['name']}, as the predictions take it", rows)
 
 
-def _model(model: dict[str, Any]) -> Section:
+def _model(model: dict[str, Any]) -> Table:
     rows = [["published, tokens/s", "reported", "by the model", "error", "source"]]
     labelled = [("fitted", anchor) for anchor in model["anchors"]] + [("not fitted", model["held_out"])]
     for label, anchor in labelled:
@@ -163,4 +155,4 @@ def _model(model: dict[str, Any]) -> Section:
                 anchor["source"],
             ]
         )
-    return "the model behind the predictions", rows
+    return Table("model", "the model behind the predictions", rows)

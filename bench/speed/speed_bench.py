@@ -49,6 +49,7 @@ def run(
     bandwidth = streaming_read_bytes_per_s()
     described = [describe_model(bundle) for bundle in bundles]
     return {
+        "report": "run",
         "results": [result(one, bandwidth) for one in runs],
         "ratios": ratios(runs),
         "ceiling": {"read_bandwidth_bytes_per_s": round(bandwidth), "threads": 1},
