@@ -1,7 +1,7 @@
-"""Development sessions. `bash .ci/nox -s NAME` runs one on a fresh machine; arguments after -- are passed through.
+"""Development sessions: `nox -s NAME`, or `bash .ci/nox -s NAME` where nox is not installed.
 
-Those that work with this machine's own wheel share it, and an environment: PyTorch is installed once, and what `build`
-checks is what the others run.
+Arguments after -- are passed through. Sessions that test this machine's wheel share one environment: PyTorch is
+installed once, and the wheel that `build` checks is the one that the others run.
 """
 
 import os
@@ -14,7 +14,9 @@ import nox
 CONSTRAINTS = ("-c", ".ci/constraints.txt")
 SOURCES = ("microvlm", "exporters", "backends", "bench", "training", "tests", "setup.py", "noxfile.py", ".ci")
 MODEL = "nano"
-# COMMAND=PACKAGE: installed by apt where the command is missing.
+# Tests that need nothing but Python packages; pyproject.toml says what each marker means.
+QUICK = "not (slow or native or emulated or ssh or build or pages or training)"
+# COMMAND=PACKAGE: apt installs the package where the command is missing.
 COMPILER = ("c++=g++",)
 EMULATOR = ("qemu-aarch64-static=qemu-user-static",)
 BOARD = ("qemu-system-aarch64=qemu-system-arm", "mke2fs=e2fsprogs")
@@ -34,11 +36,13 @@ TEST_TOOLS = (
     "ssh=openssh-client",
     "mke2fs=e2fsprogs",
 )
-# A process a core; the tests of a file share what they made, and stay together. tests/conftest.py orders the files.
+# One process per core. The tests of a file share fixtures, so they stay together; tests/conftest.py orders the files.
 PROCESSES = ("--numprocesses", "auto", "--maxprocesses", "8", "--dist", "loadfile", "--no-loadscope-reorder")
 WHEEL_TOOLS = ("build", "ziglang", "auditwheel")
 SHARED = Path(".nox", "shared").resolve()
 NO_NATIVE = {"MICROVLM_BUILD_NATIVE": "0"}
+# Windows would read files in the user's own encoding.
+UTF8 = {"PYTHONUTF8": "1"}
 
 built: list[Path] = []
 
@@ -46,9 +50,17 @@ nox.options.sessions = ["lint", "build", "equivalence", "tests", "pi"]
 nox.options.reuse_existing_virtualenvs = True
 
 
+@nox.session
+def quick(session: nox.Session) -> None:
+    """Lint, and the tests that need Python alone: under two minutes on two cores"""
+    session.install("-e", ".[dev]", *CONSTRAINTS, env=NO_NATIVE)
+    check_style(session)
+    session.run("python", "-m", "pytest", "-m", QUICK, *PROCESSES, *session.posargs, env=UTF8)
+
+
 @nox.session(venv_backend="none")
 def tests(session: nox.Session) -> None:
-    """The fast test set."""
+    """Every test but the slow ones, on this machine's wheel"""
     need(session, *TEST_TOOLS)
     install(session, "dev")
     run(session, "pytest", *PROCESSES, "--durations", "20", *session.posargs)
@@ -56,7 +68,7 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def slow(session: nox.Session) -> None:
-    """Tests that take gigabytes or minutes."""
+    """Tests that take gigabytes or minutes"""
     need(session, *TEST_TOOLS, *BOARD)
     install(session, "dev")
     run(session, "pytest", "-m", "slow", *session.posargs)
@@ -64,16 +76,14 @@ def slow(session: nox.Session) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Ruff and the type checker."""
+    """Ruff and mypy"""
     session.install("ruff", "mypy", "click", "numpy", "nox", *CONSTRAINTS)
-    session.run("ruff", "check", *SOURCES)
-    session.run("ruff", "format", "--check", *SOURCES)
-    session.run("mypy", "microvlm", "setup.py")
+    check_style(session)
 
 
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
-    """The main job: export the bundled checkpoint at 1.58 bit, bench it on every backend that runs here."""
+    """Export nano at 1.58 bits and time it on every backend that runs here"""
     need(session, *COMPILER)
     install(session, "bench")
     bundle = f"{session.create_tmp()}/{MODEL}"
@@ -83,7 +93,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def equivalence(session: nox.Session) -> None:
-    """Are PyTorch and ONNX Runtime the same model? Exit status 1 when they are not."""
+    """Compare PyTorch and ONNX Runtime; exit status 1 when they are not the same model"""
     need(session, *COMPILER)
     install(session, "bench")
     bundle = f"{session.create_tmp()}/{MODEL}"
@@ -93,7 +103,7 @@ def equivalence(session: nox.Session) -> None:
 
 @nox.session
 def native(session: nox.Session) -> None:
-    """The native kernels under the sanitizers: every variant that runs here against the reference."""
+    """Test every kernel variant that runs here under the sanitizers"""
     need(session, *COMPILER, "make=make")
     session.install("cmake", *CONSTRAINTS)
     for sanitizers in ("address,undefined", "thread"):
@@ -106,39 +116,39 @@ def native(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def build(session: nox.Session) -> None:
-    """The wheel, and what is in it."""
+    """Build this machine's wheel and check its contents"""
     need(session, *COMPILER)
     run(session, "python", "tests/check_wheel.py", str(wheel(session).parent))
 
 
 @nox.session
 def wheels(session: nox.Session) -> None:
-    """Wheels for x86-64 and aarch64, each run where nothing else is: the second on an emulated Cortex-A53."""
+    """Build wheels for x86-64 and aarch64 and run each alone, the second on an emulated Cortex-A53"""
     need(session, *EMULATOR)
-    # The session's own copy only exports and compares: the wheels are built by zig, for each machine.
+    # This environment only exports and compares: zig builds the wheels, for each machine.
     session.install(".[export]", *WHEEL_TOOLS, "pytest", *CONSTRAINTS, env=NO_NATIVE)
     session.run("python", ".ci/wheels.py", *session.posargs or [session.create_tmp()])
 
 
 @nox.session(venv_backend="none")
 def pi(session: nox.Session) -> None:
-    """Would it still run on a Raspberry Pi, and at the same cost? `-- --update-baseline` accepts a change."""
+    """Count instructions on an emulated Raspberry Pi; `-- --update-baseline` accepts a change"""
     need(session, *COMPILER, *EMULATOR, "qemu-aarch64=qemu-user", "make=make")
-    # The session's own copy exports and compares; the wheel that is counted is built by zig.
+    # This environment exports and compares; zig builds the wheel whose instructions are counted.
     install(session, "bench", *WHEEL_TOOLS)
     run(session, "python", ".ci/pi.py", session.create_tmp(), *session.posargs)
 
 
 @nox.session(name="pi-files")
 def pi_files(session: nox.Session) -> None:
-    """What a Raspberry Pi is given to install from, in the folder that is named: wheel, bundle, picture."""
+    """Write what a Raspberry Pi installs from to a folder: wheel, bundle, picture"""
     session.install(".[export]", *WHEEL_TOOLS, *CONSTRAINTS, env=NO_NATIVE)
     session.run("python", ".ci/pi_files.py", *session.posargs or ["board"])
 
 
 @nox.session(name="pi-fit")
 def pi_fit(session: nox.Session) -> None:
-    """Caption and chat in an emulated board with 512 MB and with 448, no swap: peaks, what is left, the OOM killer."""
+    """Measure memory of caption and chat on emulated boards with 512 and 448 MB"""
     need(session, *EMULATOR, *BOARD)
     session.install(".[bench]", *WHEEL_TOOLS, *CONSTRAINTS, env=NO_NATIVE)
     session.run("python", ".ci/pi_fit.py", *session.posargs)
@@ -146,32 +156,39 @@ def pi_fit(session: nox.Session) -> None:
 
 @nox.session(name="pi-install")
 def pi_install(session: nox.Session) -> None:
-    """Every command of docs/raspberry-pi.md on an emulated board, from the distribution and the package index."""
+    """Run every command of docs/raspberry-pi.md on an emulated board"""
     need(session, *EMULATOR, *BOARD)
     session.install(".[export]", *WHEEL_TOOLS, *CONSTRAINTS, env=NO_NATIVE)
     session.run("python", ".ci/pi_install.py", *session.posargs)
 
 
+def check_style(session: nox.Session) -> None:
+    """Runs ruff and mypy from the session's environment."""
+    session.run("ruff", "check", *SOURCES)
+    session.run("ruff", "format", "--check", *SOURCES)
+    session.run("mypy", "microvlm", "setup.py")
+
+
 def need(session: nox.Session, *packages: str) -> None:
-    """Programs that pip does not bring."""
+    """Installs programs that pip does not bring; a machine without apt is told what to install."""
     session.run("bash", ".ci/apt", *packages, external=True, silent=True)
 
 
 def install(session: nox.Session, extra: str, *packages: str) -> None:
-    """This copy with an extra, and packages, into the shared environment."""
+    """Installs this checkout's wheel with an extra, and `packages`, into the shared environment."""
     run(
         session, "python", "-m", "pip", "install", "-q", f"{wheel(session)}[{extra}]", *packages, *CONSTRAINTS
     )
 
 
 def run(session: nox.Session, program: str, *arguments: str, **environment: str) -> None:
-    """A program of the shared environment, which finds the others there."""
+    """Runs a program of the shared environment, with that environment first on PATH."""
     path = os.pathsep.join([str(SHARED / "bin"), os.environ["PATH"]])
     session.run(str(SHARED / "bin" / program), *arguments, env={"PATH": path, **environment})
 
 
 def wheel(session: nox.Session) -> Path:
-    """This machine's wheel of this copy, installed in the shared environment; built once a run of nox."""
+    """Builds and installs this checkout's wheel for this machine, once per run of nox; returns its path."""
     if not built:
         folder = SHARED / "wheel"
         session.run(sys.executable, "-m", "venv", str(SHARED))
@@ -179,6 +196,6 @@ def wheel(session: nox.Session) -> Path:
         pip = ("python", "-m", "pip", "-q")
         run(session, *pip, "wheel", ".", "--no-deps", "-w", str(folder), MICROVLM_BUILD_NATIVE="1")
         built.extend(folder.glob("*.whl"))
-        # pip takes a wheel of the same version for what is installed.
+        # pip would keep an installed wheel of the same version.
         run(session, *pip, "install", str(built[0]), "--no-deps", "--force-reinstall")
     return built[0]

@@ -1,8 +1,9 @@
 """Builds the native library into the package where a C++ compiler is, and says so where none is; pyproject.toml
 holds everything else.
 
-MICROVLM_BUILD_NATIVE=0 leaves the library out, 1 makes its absence an error; unset, the package then runs on the
-operators' function bodies. CXX, CMAKE_TOOLCHAIN_FILE, CMAKE_ARGS and CMAKE_GENERATOR mean what they mean to CMake.
+MICROVLM_BUILD_NATIVE=0 builds no library (an editable install keeps the one that the checkout has), 1 makes its absence
+an error; unset, the package then runs on the operators' function bodies. CXX, CMAKE_TOOLCHAIN_FILE, CMAKE_ARGS and
+CMAKE_GENERATOR mean what they mean to CMake.
 """
 
 from __future__ import annotations
@@ -139,6 +140,9 @@ class BuildNative(Command):
 
     def run(self) -> None:
         library, reason = self.folder() / LIBRARY, self.folder() / REASON
+        if self.editable_mode and wanted() is False and library.is_file():
+            # Another environment's editable install uses the library of this checkout.
+            return
         # What an earlier build left here must not get into a wheel that says it has none.
         for path in (library, reason):
             path.unlink(missing_ok=True)

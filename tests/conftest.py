@@ -1,4 +1,4 @@
-"""Small configurations and models, shared by every test file."""
+"""Small configurations, models, checkpoints and bundles that test files share, and the order in which files run."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from microvlm.config import MemoryConfig, MicroVLMConfig, QuantizationConfig, Te
 from microvlm.inputs.processor import Processor
 from microvlm.model.microvlm import MicroVLM
 
-# One core a test run: these sizes gain nothing from threads, and the machines that run them are small.
+# One thread per process: models of this size gain nothing from more, and tests run in parallel processes.
 torch.set_num_threads(1)
-# Programs that tests start from the repository's root must import the installed package, not the folder `microvlm`.
+# Programs that tests start in the repository's root import the installed package, not the folder `microvlm`.
 os.environ["PYTHONSAFEPATH"] = "1"
-# Help texts are broken into lines as on a usual terminal.
+# Help texts wrap as on a terminal of usual width.
 os.environ["COLUMNS"] = "100"
 
 LONGEST = (
@@ -34,22 +34,27 @@ LONGEST = (
     "test_bench_pi_counting.py",
     "test_training_recall.py",
 )
-"""Files that take minutes: they start first, so that none is left to one process at the end of a run. `nox -s tests`
-prints what took longest."""
+"""Files that take minutes. They start first, so that no process is left with one at the end of a run. `nox -s tests`
+prints the slowest tests."""
 
 FLOAT = QuantizationConfig()
 TERNARY = QuantizationConfig(decoder_bits=1.58, vision_bits=8, embedding_bits=8)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`LONGEST`, then the others by how many tests they have; a file's stay together and in their order.
+    """Marks the tests that use the native library, and sorts files: `LONGEST` first, then by number of tests.
 
-    Raises ValueError for a file that is gone.
+    A file's tests stay together and in their order. Runs before pytest selects by marker. Raises ValueError when
+    `LONGEST` names a missing file.
     """
     here = Path(__file__).parent
-    gone = [name for name in LONGEST if not (here / name).is_file()]
-    if gone:
-        raise ValueError(f"conftest.LONGEST names files that are not there: {', '.join(gone)}")
+    missing = [name for name in LONGEST if not (here / name).is_file()]
+    if missing:
+        raise ValueError(f"conftest.LONGEST names files that do not exist: {', '.join(missing)}")
+    for item in items:
+        if "native_library" in getattr(item, "fixturenames", ()):
+            item.add_marker("native")
     place = {name: number for number, name in enumerate(LONGEST)}
     tests = Counter(item.path for item in items)
     items.sort(key=lambda item: (place.get(item.path.name, len(LONGEST)), -tests[item.path]))
@@ -88,7 +93,7 @@ def tiny_config(quantization: QuantizationConfig = TERNARY, **changes: object) -
 
 
 def seeded_model(config: MicroVLMConfig, seed: int = 0) -> MicroVLM:
-    """Random weights, livened: norms, biases, W_M and the prior away from their neutral starts."""
+    """A model with random weights in which norms, biases, W_M and the prior are not at their neutral initial values."""
     torch.manual_seed(seed)
     model = MicroVLM(config)
     with torch.no_grad():
@@ -173,7 +178,7 @@ def speaking_bundle(speaking_checkpoint: Path, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture(scope="session")
 def hf_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.nn.Module]]:
-    """Folders of `hf_models` below one root, and what is in them. Tests must not change either."""
+    """The folders of `hf_models` below one root, and the models in them. Tests must not change either."""
     from hf_models import make_folders
 
     root = tmp_path_factory.mktemp("hf")
@@ -182,7 +187,7 @@ def hf_folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str
 
 @pytest.fixture(scope="session")
 def drawn_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A node_modules folder of emoji packages with discs for drawings. Tests must not change it."""
+    """A node_modules folder of emoji packages whose drawings are discs. Tests must not change it."""
     from drawn_emoji import write_packages
 
     root = tmp_path_factory.mktemp("packages") / "node_modules"
@@ -192,7 +197,7 @@ def drawn_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def drawn_build(drawn_packages: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict]:
-    """What `microvlm-data emoji` made of `drawn_packages`, and what it printed. Tests must not change it."""
+    """The folder that `microvlm-data emoji` builds from `drawn_packages`, and its JSON. Tests must not change it."""
     from drawn_emoji import run
 
     out = tmp_path_factory.mktemp("build") / "emoji"
@@ -203,7 +208,7 @@ def drawn_build(drawn_packages: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture(scope="session")
 def native_library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The installed native library, or else one that is built now; the loader finds it while any test asks for it."""
+    """The installed native library, or one built now that the loader finds while the fixture lives."""
     from microvlm.backends import native
 
     with pytest.MonkeyPatch.context() as environment:
@@ -217,7 +222,7 @@ def native_library(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def build_native(folder: Path, *options: str) -> Path:
-    """Configures and builds backends/native in `folder` with CMake, whose output is the failure's message."""
+    """Builds backends/native in `folder` with CMake and returns the folder; a failure shows CMake's output."""
     source = Path(__file__).parent.parent / "backends" / "native"
     commands = (["cmake", "-S", source, "-B", folder, *options], ["cmake", "--build", folder, "-j", "2"])
     for command in commands:

@@ -21,10 +21,13 @@ from microvlm.generation import GenerationOptions, embed_prompt, generate
 CRASHING = "1.21.0"
 PICTURE = Path(__file__).resolve().parent.parent / "bench" / "evalset" / "images" / "1f41c.png"
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("qemu-aarch64-static") is None and shutil.which("qemu-aarch64") is None,
-    reason="needs qemu-user-static",
-)
+pytestmark = [
+    pytest.mark.emulated,
+    pytest.mark.skipif(
+        shutil.which("qemu-aarch64-static") is None and shutil.which("qemu-aarch64") is None,
+        reason="needs qemu-user-static",
+    ),
+]
 
 
 @pytest.fixture(scope="module")

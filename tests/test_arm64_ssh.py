@@ -34,9 +34,13 @@ OPTIONS = GenerationOptions(max_new_tokens=12)
 LONG = GenerationOptions(max_new_tokens=200)
 """Long enough that most of it is still to come when the first token is there."""
 
-pytestmark = pytest.mark.skipif(
-    not Path(SSHD).exists() or shutil.which("ssh") is None, reason="needs openssh-server and openssh-client"
-)
+pytestmark = [
+    pytest.mark.ssh,
+    pytest.mark.skipif(
+        not Path(SSHD).exists() or shutil.which("ssh") is None,
+        reason="needs openssh-server and openssh-client",
+    ),
+]
 
 
 @pytest.fixture(scope="module")

@@ -26,9 +26,12 @@ from microvlm.bench.pi.counting.counting_emulator import (
 from microvlm.bench.pi.counting.emulated_package import package_of_board
 from microvlm.bench.pi.workload_phases import PHASES
 
-pytestmark = pytest.mark.skipif(
-    not (shutil.which("qemu-aarch64") and shutil.which("cc")), reason="needs qemu-user and a C compiler"
-)
+pytestmark = [
+    pytest.mark.emulated,
+    pytest.mark.skipif(
+        not (shutil.which("qemu-aarch64") and shutil.which("cc")), reason="needs qemu-user and a C compiler"
+    ),
+]
 
 # mov x0, #N; then the loop: subs x0, x0, #1; b.ne; then ret: 2 N + 2 instructions, and what calls it.
 LOOP = """

@@ -156,6 +156,7 @@ def test_the_device_gets_what_a_device_needs_at_this_machines_versions() -> None
     assert not any(requirement.startswith(("torch", "onnxscript", "pytest")) for requirement in pinned)
 
 
+@pytest.mark.emulated
 @pytest.mark.parametrize(
     ("cpu", "part", "dot_product"), [("cortex-a53", "0xd03", False), ("cortex-a76", "0xd0b", True)]
 )

@@ -18,6 +18,8 @@ from microvlm.bench.kernels import cortex_a53
 # The sources of this checkout: an installed package has none.
 ROOT = Path(__file__).resolve().parent.parent
 cortex_a53.KERNELS = ROOT / "backends" / "native"
+
+pytestmark = [pytest.mark.emulated, pytest.mark.native]
 cortex_a53.PROGRAMS = ROOT / "bench" / "pi" / "counting" / "sources"
 
 PROGRAM_SOURCE = Path(__file__).resolve().with_name("native_variants.cpp")

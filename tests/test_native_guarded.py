@@ -11,6 +11,8 @@ import pytest
 SOURCE = Path(__file__).resolve().parent.parent / "backends" / "native"
 COMMANDS = ("cmake", "make", "c++")
 
+pytestmark = pytest.mark.native
+
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:

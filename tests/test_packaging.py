@@ -88,6 +88,7 @@ def broken_compiler(tmp_path: Path) -> str:
     return str(compiler)
 
 
+@pytest.mark.build
 def test_without_a_compiler_the_wheel_is_for_any_machine_and_says_why(source: Path, tmp_path: Path) -> None:
     wheel, log = build_wheel(source, tmp_path, PATH=str(tmp_path))
     assert "no native library: no C++ compiler was found when the package was built" in log
@@ -100,6 +101,7 @@ def test_without_a_compiler_the_wheel_is_for_any_machine_and_says_why(source: Pa
     assert "function bodies in the graphs (no native library: no C++ compiler was found" in said
 
 
+@pytest.mark.build
 def test_with_a_compiler_the_wheel_is_for_this_machine_and_its_library_runs(
     source: Path, tmp_path: Path
 ) -> None:
@@ -117,12 +119,14 @@ def test_with_a_compiler_the_wheel_is_for_this_machine_and_its_library_runs(
     assert check(bare) == []
 
 
+@pytest.mark.build
 def test_a_broken_compiler_is_a_warning(source: Path, tmp_path: Path, broken_compiler: str) -> None:
     wheel, log = build_wheel(source, tmp_path, CXX=broken_compiler)
     assert "no native library: the build failed" in log
     assert check(wheel) == []
 
 
+@pytest.mark.build
 def test_a_broken_compiler_is_an_error_where_the_library_is_required(
     source: Path, tmp_path: Path, broken_compiler: str
 ) -> None:
@@ -133,12 +137,34 @@ def test_a_broken_compiler_is_an_error_where_the_library_is_required(
     assert list(tmp_path.glob("*.whl")) == []
 
 
+@pytest.mark.build
+def test_an_editable_install_without_a_build_keeps_the_library_of_the_checkout(
+    source: Path, tmp_path: Path
+) -> None:
+    library = source / "backends" / "native" / Path(LIBRARY).name
+    reason = library.with_name(Path(REASON).name)
+    call = f"build_editable({str(tmp_path)!r})"
+    try:
+        assert hook(source, call, MICROVLM_BUILD_NATIVE="0").returncode == 0
+        assert reason.read_text() == "it was left out with MICROVLM_BUILD_NATIVE=0\n"
+        reason.unlink()
+        library.write_bytes(b"built before")
+        assert hook(source, call, MICROVLM_BUILD_NATIVE="0").returncode == 0
+        assert library.read_bytes() == b"built before"
+        assert not reason.exists()
+    finally:
+        library.unlink(missing_ok=True)
+        reason.unlink(missing_ok=True)
+
+
+@pytest.mark.build
 def test_the_switch_is_0_or_1(source: Path) -> None:
     done = hook(source, "get_requires_for_build_wheel()", MICROVLM_BUILD_NATIVE="yes")
     assert done.returncode != 0
     assert "MICROVLM_BUILD_NATIVE is 'yes'" in done.stderr
 
 
+@pytest.mark.build
 def test_cmake_is_asked_for_only_where_a_compiler_is_and_the_system_has_none(
     source: Path, tmp_path: Path, broken_compiler: str
 ) -> None:
@@ -156,13 +182,16 @@ def test_cmake_is_asked_for_only_where_a_compiler_is_and_the_system_has_none(
     assert asked(PATH=str(tmp_path), MICROVLM_BUILD_NATIVE="0") == "[]"
 
 
+@pytest.mark.build
 def test_the_source_distribution_has_what_a_build_needs(source: Path, tmp_path: Path) -> None:
     done = hook(source, f"build_sdist({str(tmp_path)!r})")
     assert done.returncode == 0, done.stderr
     with tarfile.open(tmp_path / done.stdout.splitlines()[-1]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
-    native = {path.relative_to(source).as_posix() for path in (source / "backends" / "native").iterdir()}
-    assert {"setup.py", "pyproject.toml", "backends/native/CMakeLists.txt"} <= names
+    # There the links are the folders that they lead to.
+    folder = source / "backends" / "native"
+    native = {f"microvlm/backends/native/{path.relative_to(folder).as_posix()}" for path in folder.rglob("*")}
+    assert {"setup.py", "pyproject.toml", "microvlm/backends/native/CMakeLists.txt"} <= names
     assert {name for name in native if name.endswith((".cpp", ".h", ".py"))} <= names
 
 

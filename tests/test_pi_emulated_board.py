@@ -118,6 +118,7 @@ def test_the_counter_proves_an_oom_whose_victim_the_log_lost() -> None:
     assert outcome.oom_victims == ("a process that the kernel's log does not name",)
 
 
+@pytest.mark.emulated
 def test_a_data_disk_holds_files_folders_and_programs(tmp_path: Path) -> None:
     """Read back by e2fsprogs' own debugger."""
     folder = tmp_path / "model"
@@ -206,6 +207,7 @@ def test_a_conversation_has_as_many_turns_as_it_says() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.emulated
 def test_a_board_with_448_mb_has_its_memory_its_peaks_and_its_oom_killer() -> None:
     """Debian's kernel in the emulator; the image is built into the user's own cache."""
     board = emulated_board.open_system(448, files={"hello": "world\n"})

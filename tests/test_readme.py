@@ -53,6 +53,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.mark.pages
 def test_every_user_command_of_the_readme_runs(folder: Path) -> None:
     users = [
         c
@@ -99,6 +100,7 @@ def test_every_file_that_the_readme_links_to_exists() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.pages
 def test_the_training_commands_of_the_readme_run_from_nothing(tmp_path: Path) -> None:
     """Needs npm. Stopped after two steps and resumed; a whole run takes an hour and is not waited for."""
     data, train = (next(c for c in commands() if c.startswith(name)) for name in TRAINING[:2])
