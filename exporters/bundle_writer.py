@@ -22,7 +22,7 @@ from microvlm.exporters.staging import staged
 from microvlm.exporters.tracing import trace
 from microvlm.exporters.vocabulary.shrink import SmallerVocabulary, keep_rows, shrink
 from microvlm.exporters.vocabulary.table_builder import write_tables
-from microvlm.formats.op_table import TERNARY_2X4, TERNARY_3X5
+from microvlm.formats.op_table import OPS
 from microvlm.formats.weight_format import WeightFormat
 from microvlm.model.checkpoint import PROCESSOR_FILES, load_checkpoint, resolve_checkpoint
 from microvlm.model.lowering import lower, set_traced, ternary_trained
@@ -141,7 +141,7 @@ def _write_graphs(lowered: MicroVLM, folder: Path, report: ExportReport, threads
         proto = save_graph(trace(lowered, spec), spec.name, store)
         written |= {tensor.name for tensor in proto.graph.initializer}
         ops = Counter(node.op_type for node in proto.graph.node)
-        report.ternary_nodes += ops[TERNARY_2X4.name] + ops[TERNARY_3X5.name]
+        report.ternary_nodes += sum(ops[op.name] for op in OPS.values() if op.is_ternary)
         seconds = time.perf_counter() - began
         checks, remark = check_graph(lowered, spec, folder / spec.file, threads)
         report.checks += checks

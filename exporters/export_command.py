@@ -11,7 +11,7 @@ import click
 
 from microvlm.console import GATE_FAILED, note, print_json, run_click
 from microvlm.errors import UserError
-from microvlm.formats.weight_format import WeightFormat
+from microvlm.formats.weight_format import PACKING_HELP, WeightFormat
 
 if TYPE_CHECKING:
     from microvlm.exporters.bundle_writer import ExportReport
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @click.option(
     "--bits", default="1.58", show_default=True, help="Width of linear weights: 32, 16, 8, 4 or 1.58."
 )
-@click.option("--packing", default="2bit", show_default=True, help="Bytes of ternary weights: 2bit or base3.")
+@click.option("--packing", default="2bit", show_default=True, help=PACKING_HELP)
 @click.option(
     "--embedding-bits",
     default="8",

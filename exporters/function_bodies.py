@@ -1,13 +1,16 @@
-"""The meaning of every `op_table` operator as an ONNX model-local function, so that stock ONNX Runtime runs a bundle.
+"""The definition of every `op_table` operator as an ONNX model-local function: stock ONNX Runtime can run a bundle.
 
-Each body is standard ONNX, sums integers exactly and keeps the table's float order bit for bit. Three things in them
-are there for the machine and not for the mathematics:
+Each body is standard ONNX, sums integers exactly and keeps the table's float order bit for bit. Three details serve
+the machine and not the mathematics:
 
 - Weights are the first operand of MatMulInteger, as they lie in the file: nothing is transposed or copied at load.
 - Unpacked weights would be folded into constants at load, four to five times the packed bytes and more. `zero` is a
-  0 that depends on the input; put into the shift or the divisor it keeps the unpacking inside each call.
+  0 that depends on the input; as part of the shift or the divisor it keeps the unpacking inside each call.
 - On x86 without VNNI, uint8 x int8 products are added in pairs in 16 bits, saturating. Trits (0..2) and nibbles
-  (0..15) never reach that; full bytes do, so `Int8MatMul` takes its codes as uint8 too, which are widened first.
+  (0..15) never saturate; full bytes do, so `Int8MatMul` takes activations as uint8 too, which are widened first.
+
+Names of values inside the bodies are part of the bundle format and keep their old words: `codes` are activations_q8
+or trit_codes, `peak` is absmax, `step` is activation_scale.
 """
 
 from __future__ import annotations
@@ -16,15 +19,16 @@ import onnx
 import onnx.parser
 
 from microvlm.exporters.contract import OPSET
-from microvlm.formats.op_table import DOMAIN, OPS, OpSpec
-from microvlm.formats.packing import GROUP, LAYOUT_2X4, LAYOUT_3X5
+from microvlm.formats.op_spec import OpSpec
+from microvlm.formats.op_table import DOMAIN, OPS
+from microvlm.formats.packing import GROUP, TernaryLayout
 
 CHUNK_ROWS = 4096
 """Rows of an int4 table that are unpacked at a time."""
 
-# x [..., K] -> lead, the leading dimensions; step [M, 1]; clipped [M, K], the codes as floats.
-# `blank` is a token's 0, or NaN when a value of it is NaN or infinite: then the step is NaN and the codes are 0,
-# because nothing else is said of a NaN's way through ReduceMax, Max and Cast.
+# x [..., K] -> lead, the leading dimensions; step [M, 1]; clipped [M, K], activations_q8 as floats.
+# `blank` is a token's 0, or NaN when a value of it is NaN or infinite: then the scale is NaN and activations_q8 are 0,
+# because ONNX does not define what ReduceMax, Max and Cast make of a NaN.
 _QUANTIZE = """
     lead = Shape <start: int = 0, end: int = -1> (x)
     width = Shape <start: int = -1> (x)
@@ -51,7 +55,7 @@ _QUANTIZE = """
     step = Where (not_finite, blank, finite_step)
 """
 
-_SIGNED_CODES = """
+_SIGNED_ACTIVATIONS = """
     codes = Cast <to: int = 3> (clipped)
     codes_t = Transpose <perm: ints = [1, 0]> (codes)
 """
@@ -76,12 +80,12 @@ _SCALE = """
 """
 
 
-def _planes_2x4() -> str:
-    """Two bits a plane: codes_p = (packed >> 2p) & 3."""
-    lines = ["mask = Constant <value = uint8 {3}> ()"]
-    for p in range(LAYOUT_2X4.rows_per_byte):
+def _planes_by_shift(shifts: list[int], mask: int) -> str:
+    """Trit codes of plane p in bits of their own: codes_p = (packed >> shifts[p]) & mask."""
+    lines = [f"mask = Constant <value = uint8 {{{mask}}}> ()"]
+    for p, shift in enumerate(shifts):
         lines += [
-            f"shift{p}_constant = Constant <value = uint8 {{{2 * p}}}> ()",
+            f"shift{p}_constant = Constant <value = uint8 {{{shift}}}> ()",
             f"shift{p} = BitwiseOr (shift{p}_constant, zero)",
             f'shifted{p} = BitShift <direction: string = "RIGHT"> (packed, shift{p})',
             f"codes{p} = BitwiseAnd (shifted{p}, mask)",
@@ -89,9 +93,9 @@ def _planes_2x4() -> str:
     return "\n".join(lines)
 
 
-def _planes_3x5() -> str:
-    """One base-3 digit a plane: codes_p = rest_p - 3 (rest_p / 3), rest_{p+1} = rest_p / 3."""
-    base, last = LAYOUT_3X5.base, LAYOUT_3X5.rows_per_byte - 1
+def _planes_by_division(base: int, count: int) -> str:
+    """Trit codes of plane p as digit p: codes_p = rest_p - base (rest_p / base), rest_{p+1} = rest_p / base."""
+    last = count - 1
     lines = [
         f"base_constant = Constant <value = uint8 {{{base}}}> ()",
         "base = BitwiseOr (base_constant, zero)",
@@ -106,11 +110,20 @@ def _planes_3x5() -> str:
     return "\n".join([*lines, f"codes{last} = Identity (rest{last})"])
 
 
+def _planes(layout: TernaryLayout) -> str:
+    """The planes of a layout: by shifts where its base is a power of two."""
+    base, count = layout
+    width = base.bit_length() - 1
+    if base == 1 << width:
+        return _planes_by_shift([width * p for p in range(count)], base - 1)
+    return _planes_by_division(base, count)
+
+
 def _ternary_body(planes: str, count: int) -> str:
     """`planes` defines codes0, codes1, ... uint8 [R, K] of 0, 1, 2; plane p holds rows p R .. (p + 1) R."""
     products = "\n".join(f"sums{p} = MatMulInteger (codes{p}, codes_t, one)" for p in range(count))
     names = ", ".join(f"sums{p}" for p in range(count))
-    return f"""{_QUANTIZE}{_SIGNED_CODES}{_zero("x")}
+    return f"""{_QUANTIZE}{_SIGNED_ACTIVATIONS}{_zero("x")}
     one = Constant <value = uint8 {{1}}> ()
     {planes}
     {products}
@@ -135,7 +148,7 @@ _INT8_MATMUL = f"""{_QUANTIZE}
     sums = MatMulInteger (packed, codes_t, zero_point, zero_point)
     {_SCALE}"""
 
-# Codes become [G, 32, M], the even columns of a group before its odd ones, as low and high nibbles lie in a chunk.
+# Activations become [G, 32, M], a group's even columns before its odd ones, as low and high nibbles lie in a chunk.
 # The last chunk ends at row N and so overlaps the one before; `head` drops what it repeats. A slice that depends on
 # the loop's counter cannot be folded, so no `zero` is needed.
 _INT4_MATMUL = f"""{_QUANTIZE}
@@ -247,14 +260,19 @@ _INT4_GATHER = f"""{_FLAT_IDS}
     y = Reshape (y_flat, y_shape)
 """
 
-_BODIES = {
-    "TernaryMatMul2x4": _ternary_body(_planes_2x4(), LAYOUT_2X4.rows_per_byte),
-    "TernaryMatMul3x5": _ternary_body(_planes_3x5(), LAYOUT_3X5.rows_per_byte),
+BODIES: dict[str, str] = {
     "Int8MatMul": _INT8_MATMUL,
     "Int4MatMul": _INT4_MATMUL,
     "Int8Gather": _INT8_GATHER,
     "Int4Gather": _INT4_GATHER,
 }
+"""Operator name -> its body. Ternary planes (`OpSpec.trit_layout`) need no entry."""
+
+
+def _body(op: OpSpec) -> str:
+    if op.trit_layout is not None:
+        return _ternary_body(_planes(op.trit_layout), op.trit_layout.rows_per_byte)
+    return BODIES[op.name]
 
 
 def function(op: OpSpec) -> onnx.FunctionProto:
@@ -263,12 +281,12 @@ def function(op: OpSpec) -> onnx.FunctionProto:
     inputs = ", ".join(operand.name for operand in op.inputs)
     proto = onnx.parser.parse_function(
         f'<domain: "{DOMAIN}", opset_import: ["" : {OPSET}]>\n'
-        f"{op.name} {attributes} ({inputs}) => ({op.output.name}) {{ {_BODIES[op.name]} }}"
+        f"{op.name} {attributes} ({inputs}) => ({op.output.name}) {{ {_body(op)} }}"
     )
     proto.doc_string = f"{op.layout}; {op.float_order}"
     return proto
 
 
 def functions_for(op_types: set[str]) -> list[onnx.FunctionProto]:
-    """The bodies of the operators in `op_types` that are ours, in the table's order."""
+    """The bodies of the table's operators among `op_types`, in the table's order."""
     return [function(op) for name, op in OPS.items() if name in op_types]

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from microvlm.exporters.contract import GraphSpec
 from microvlm.exporters.tracing import call
-from microvlm.formats.op_table import CODE_MAX, DOMAIN, MATMUL_BY_KIND, PEAK_FLOOR
+from microvlm.formats.op_spec import ABSMAX_FLOOR, Q8_MAX
+from microvlm.formats.op_table import DOMAIN, MATMUL_BY_KIND
 from microvlm.model.lowering import named_packed
 from microvlm.model.microvlm import MicroVLM
 
@@ -116,8 +117,8 @@ def _dense_inputs(proto: onnx.ModelProto) -> dict[str, str]:
 
 
 def _in_code_steps(x: np.ndarray) -> np.ndarray:
-    peak = np.maximum(np.abs(x).max(-1, keepdims=True), PEAK_FLOOR)
-    return x * (CODE_MAX / peak)
+    absmax = np.maximum(np.abs(x).max(-1, keepdims=True), ABSMAX_FLOOR)
+    return x * (Q8_MAX / absmax)
 
 
 def replay(

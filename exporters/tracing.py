@@ -23,19 +23,12 @@ from torch import Tensor, nn
 from microvlm.exporters import contract
 from microvlm.exporters.contract import OPSET, Dim, GraphSpec, TensorSpec
 from microvlm.exporters.graph_cleanup import tidy
-from microvlm.formats.op_table import DOMAIN, DOMAIN_VERSION, OPS, OpSpec
+from microvlm.formats.op_spec import OpSpec
+from microvlm.formats.op_table import DOMAIN, DOMAIN_VERSION, OPS
 from microvlm.model.memory_algebra import address, reference_memory
 from microvlm.model.microvlm import MicroVLM
 
 _TYPES = {"float32": "tensor(float)", "uint8": "tensor(uint8)", "int64": "tensor(int64)"}
-_TORCH_NAMES = {
-    "TernaryMatMul2x4": "ternary_matmul_2x4",
-    "TernaryMatMul3x5": "ternary_matmul_3x5",
-    "Int8MatMul": "int8_matmul",
-    "Int4MatMul": "int4_matmul",
-    "Int8Gather": "int8_gather",
-    "Int4Gather": "int4_gather",
-}
 # Sizes of an example, all different and above 1, so that the tracer neither specialises nor unifies them.
 _EXAMPLE: dict[Dim, int] = {contract.BATCH: 2, contract.SEQUENCE: 5, contract.PAST: 7, contract.TOTAL: 12}
 
@@ -177,7 +170,7 @@ def _keep_last(hidden: Any, count: Any) -> Any:
 
 def _translations() -> dict[Callable, Callable]:
     namespace = torch.ops.microvlm
-    table = {getattr(namespace, _TORCH_NAMES[name]).default: _translation(op) for name, op in OPS.items()}
+    table = {getattr(namespace, op.torch_op).default: _translation(op) for op in OPS.values()}
     return {**table, namespace.keep_last.default: _keep_last}
 
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from microvlm.formats import packing
-from microvlm.formats.op_table import MATMUL_BY_KIND, TERNARY_LAYOUTS, OpSpec
+from microvlm.formats.op_spec import OpSpec
+from microvlm.formats.op_table import MATMUL_BY_KIND
 
 MATMULS = list(MATMUL_BY_KIND.values())
-LARGEST_COLUMNS = 65536
-"""Of a row that the kernels accept; int4 sums leave 32 bits earlier, at `packing.INT4_MAX_COLUMNS`."""
 
 
 def random_operands(op: OpSpec, rows: int, columns: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Operands by name, `packed` one byte off every alignment."""
     rng = np.random.default_rng(seed)
-    if op.kind in TERNARY_LAYOUTS:
+    if op.is_ternary:
         trits = rng.integers(-1, 2, (rows, columns)).astype(np.int8)
-        return {"packed": unaligned(packing.pack_trits(trits, TERNARY_LAYOUTS[op.kind]))}
+        return {"packed": unaligned(*op.pack(trits))}
     if op.kind == "int8":
         return {"packed": unaligned(rng.integers(0, 256, (rows, columns), np.uint8))}
     groups = -(-columns // packing.GROUP)
@@ -29,29 +28,17 @@ def random_operands(op: OpSpec, rows: int, columns: int, seed: int = 0) -> dict[
 
 def constant_operands(op: OpSpec, rows: int, columns: int, sign: int) -> dict[str, np.ndarray]:
     """Every weight at its limit: trits `sign`, int8 127 * sign, int4 7 * 255 * sign."""
-    if op.kind in TERNARY_LAYOUTS:
-        trits = np.full((rows, columns), sign, np.int8)
-        return {"packed": packing.pack_trits(trits, TERNARY_LAYOUTS[op.kind])}
-    if op.kind == "int8":
-        return {"packed": np.full((rows, columns), 128 + 127 * sign, np.uint8)}
-    groups = -(-columns // packing.GROUP)
-    q = np.full((rows, groups * packing.GROUP), 7 * sign, np.int8)
-    return {"packed": packing.pack_nibbles(q), "multiplier": np.full((rows, groups), 255, np.uint8)}
-
-
-def largest_columns(op: OpSpec) -> int:
-    return packing.INT4_MAX_COLUMNS if op.kind == "int4" else LARGEST_COLUMNS
+    largest = 7 if op.has_multiplier else op.weight_absmax
+    operands = op.pack(np.full((rows, columns), largest * sign, np.int8))
+    named = dict(zip(op.weight_names[:-1], operands, strict=True))
+    if op.has_multiplier:
+        named["multiplier"] = np.full_like(named["multiplier"], 255)
+    return named
 
 
 def integer_weights(op: OpSpec, operands: dict[str, np.ndarray], rows: int, columns: int) -> np.ndarray:
     """int64 [N, K], unpacked by `packing`."""
-    packed = operands["packed"]
-    if op.kind in TERNARY_LAYOUTS:
-        return packing.unpack_trits(packed, rows, TERNARY_LAYOUTS[op.kind]).astype(np.int64)
-    if op.kind == "int8":
-        return packed.astype(np.int64) - 128
-    q = packing.unpack_nibbles(packed, columns).astype(np.int64)
-    return q * np.repeat(operands["multiplier"].astype(np.int64), packing.GROUP, axis=1)[:, :columns]
+    return op.unpack(*operands.values(), rows=rows, columns=columns).astype(np.int64)
 
 
 def exact_sums(activations_q8: np.ndarray, weights: np.ndarray) -> np.ndarray:

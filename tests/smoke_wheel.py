@@ -19,7 +19,8 @@ import onnxruntime
 import microvlm
 from microvlm.backends import native
 from microvlm.backends.ort import OrtBackend
-from microvlm.formats.op_table import OPS, OpSpec
+from microvlm.formats.op_spec import OpSpec
+from microvlm.formats.op_table import OPS
 
 
 def run(model: Path, value: np.ndarray, library: Path | None) -> np.ndarray:

@@ -10,8 +10,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from microvlm.exporters.contract import OPSET
 from microvlm.exporters.function_bodies import CHUNK_ROWS, function
-from microvlm.formats import packing
-from microvlm.formats.op_table import DOMAIN, DOMAIN_VERSION, OPS, TERNARY_LAYOUTS, OpSpec
+from microvlm.formats.op_spec import OpSpec
+from microvlm.formats.op_table import DOMAIN, DOMAIN_VERSION, OPS
 
 LEVELS = [
     onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL,
@@ -28,13 +28,12 @@ def operands(
     op: OpSpec, rows: int, columns: int, seed: int = 0, per_row: bool = True
 ) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
-    if op.kind in TERNARY_LAYOUTS:
+    if op.is_ternary:
         trits = rng.integers(-1, 2, (rows, columns)).astype(np.int8)
         scale = rng.uniform(0.01, 2, rows if per_row else 1).astype(np.float32)
-        return {"packed": packing.pack_trits(trits, TERNARY_LAYOUTS[op.kind]), "scale": scale}
+        return dict(zip(op.weight_names, (*op.pack(trits), scale), strict=True))
     weight = rng.normal(size=(rows, columns)).astype(np.float32)
-    quantise = packing.quantize_groups_int4 if op.kind == "int4" else packing.quantize_rows_int8
-    return dict(zip(op.weight_names, quantise(weight), strict=True))
+    return dict(zip(op.weight_names, op.quantize(weight), strict=True))
 
 
 def attributes_of(op: OpSpec, rows: int, columns: int) -> dict[str, int]:
@@ -100,7 +99,7 @@ def test_products_hold_for_any_size_and_any_batch(op):
         assert_same_bits(op, x, weights, attributes)
 
 
-@pytest.mark.parametrize("op", [op for op in MATMULS if op.kind in TERNARY_LAYOUTS], ids=lambda op: op.name)
+@pytest.mark.parametrize("op", [op for op in MATMULS if op.is_ternary], ids=lambda op: op.name)
 def test_one_scale_a_tensor_broadcasts(op):
     weights = operands(op, 11, 40, per_row=False)
     assert_same_bits(
@@ -144,10 +143,10 @@ def test_the_largest_sums_are_exact(op):
     """Every weight and every code at its limit: where 16 bit pair sums saturate, or 24 bit mantissas round."""
     rows, columns = 5, 4096
     weights, attributes = operands(op, rows, columns), attributes_of(op, rows, columns)
-    if op.kind in TERNARY_LAYOUTS:
+    if op.is_ternary:
         trits = np.ones((rows, columns), np.int8)
         trits[1] = -1
-        weights["packed"] = packing.pack_trits(trits, TERNARY_LAYOUTS[op.kind])
+        (weights["packed"],) = op.pack(trits)
     else:
         weights["packed"][:] = 255
         if "multiplier" in weights:

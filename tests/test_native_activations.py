@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from microvlm.backends.native import kernel_calls, variants
-from microvlm.formats import op_table, packing
+from microvlm.formats import op_spec, packing
 from microvlm.formats.op_table import INT4_GATHER, INT8_GATHER
 
 pytestmark = pytest.mark.usefixtures("native_library")
 
 
 def assert_equal_to_the_operator_table(x: np.ndarray) -> None:
-    activations_q8, activation_scale = op_table.quantize_activations(x)
+    activations_q8, activation_scale = op_spec.quantize_activations(x)
     for variant in variants():
         for row, expected, expected_scale in zip(x, activations_q8, activation_scale, strict=True):
             values, scale, total = kernel_calls.quantize(variant, row)
@@ -47,7 +47,7 @@ def test_extreme_activations_equal_the_operator_table():
 def test_a_token_that_is_not_finite_quantises_to_zeros_with_a_nan_scale(bad, columns):
     x = np.random.default_rng(1).normal(size=(3, columns)).astype(np.float32)
     x[0, 0] = x[1, columns // 2] = x[2, -1] = bad
-    activations_q8, activation_scale = op_table.quantize_activations(x)
+    activations_q8, activation_scale = op_spec.quantize_activations(x)
     assert not activations_q8.any()
     assert np.isnan(activation_scale).all()
     assert_equal_to_the_operator_table(x)

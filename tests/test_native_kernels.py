@@ -9,7 +9,6 @@ from native_cases import (
     constant_operands,
     exact_sums,
     integer_weights,
-    largest_columns,
     random_operands,
     reference_product,
     unaligned,
@@ -67,7 +66,7 @@ def test_sums_are_exact_at_the_shapes_of_the_full_model(op, shape):
 @pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("columns", [4864, None], ids=["4864", "largest"])
 def test_the_largest_sums_are_exact(op, value, sign, columns):
-    rows, columns = 9, columns or largest_columns(op)
+    rows, columns = 9, columns or op.max_columns
     operands = constant_operands(op, rows, columns, sign)
     for batch in (1, 4, 9, 16):
         assert_exact(op, np.full((batch, columns), value, np.int8), operands, rows)
@@ -118,8 +117,8 @@ def test_a_token_that_is_not_finite_is_nan_and_the_others_do_not_change(op, bad,
 
 @by_op
 def test_operands_that_do_not_fit_are_refused(op):
-    operands = random_operands(op, 8, largest_columns(op) + 1)
-    activations_q8 = np.zeros((1, largest_columns(op) + 1), np.int8)
+    operands = random_operands(op, 8, op.max_columns + 1)
+    activations_q8 = np.zeros((1, op.max_columns + 1), np.int8)
     with pytest.raises(ValueError, match="too wide"):
         kernel_calls.multiply_q8("reference", op.name, activations_q8, rows=8, **operands)
     with pytest.raises(ValueError, match="x has no columns"):

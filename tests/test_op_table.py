@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from microvlm.formats import op_table, packing
+from microvlm.formats import op_spec
 from microvlm.formats.op_table import (
     INT4_GATHER,
     INT4_MATMUL,
@@ -23,14 +23,12 @@ MATMULS = [*TERNARY, INT8_MATMUL, INT4_MATMUL]
 def weights_of(op, rows: int, columns: int, seed: int = 0, per_row: bool = True) -> dict[str, np.ndarray]:
     """Random operands of `op` by name."""
     rng = np.random.default_rng(seed)
-    if op.kind in op_table.TERNARY_LAYOUTS:
+    if op.is_ternary:
         trits = rng.integers(-1, 2, (rows, columns)).astype(np.int8)
         scale = rng.uniform(0.01, 2, rows if per_row else 1).astype(np.float32)
-        return {"packed": packing.pack_trits(trits, op_table.TERNARY_LAYOUTS[op.kind]), "scale": scale}
+        return dict(zip(op.weight_names, (*op.pack(trits), scale), strict=True))
     weight = rng.normal(size=(rows, columns)).astype(np.float32)
-    names = op.weight_names
-    quantised = (packing.quantize_groups_int4 if op.kind == "int4" else packing.quantize_rows_int8)(weight)
-    return dict(zip(names, quantised, strict=True))
+    return dict(zip(op.weight_names, op.quantize(weight), strict=True))
 
 
 def reference(op, x: np.ndarray, weights: dict[str, np.ndarray], rows: int) -> np.ndarray:
@@ -65,30 +63,30 @@ def test_one_scale_a_tensor_broadcasts(op):
     assert_all_three_equal(op, x, weights_of(op, 9, 40, per_row=False), 9)
 
 
-def test_activation_codes_agree_on_every_bit_over_many_rows_and_sizes():
+def test_int8_activations_agree_on_every_bit_over_many_rows_and_sizes():
     x = np.random.default_rng(2).normal(size=(4000, 96)).astype(np.float32)
     x *= np.exp(np.random.default_rng(3).uniform(-20, 20, (4000, 1))).astype(np.float32)
-    codes, step = op_table.quantize_activations(x)
-    torch_codes, torch_step = torch_ops.quantize_activations(torch.from_numpy(x))
-    assert np.array_equal(torch_codes.numpy(), codes)
-    assert np.array_equal(torch_step.numpy(), step)
+    activations_q8, activation_scale = op_spec.quantize_activations(x)
+    torch_q8, torch_scale = torch_ops.quantize_activations(torch.from_numpy(x))
+    assert np.array_equal(torch_q8.numpy(), activations_q8)
+    assert np.array_equal(torch_scale.numpy(), activation_scale)
 
 
 def test_the_activation_factor_is_one_division_and_not_a_rounded_reciprocal():
-    # Values a last bit either side of a tie, where a rounded reciprocal turns the code over.
-    peaks = np.random.default_rng(4).uniform(0.5, 2, 20_000).astype(np.float32)
-    ties = (np.float32(0.5) / (np.float32(127) / peaks)).astype(np.float32)
-    x = np.stack([peaks, ties, np.nextafter(ties, np.float32(9)), np.nextafter(ties, np.float32(0))], 1)
-    codes, _ = op_table.quantize_activations(x)
-    assert np.array_equal(torch_ops.quantize_activations(torch.from_numpy(x))[0].numpy(), codes)
+    # Values a last bit either side of a tie, where a rounded reciprocal turns the integer over.
+    absmaxes = np.random.default_rng(4).uniform(0.5, 2, 20_000).astype(np.float32)
+    ties = (np.float32(0.5) / (np.float32(127) / absmaxes)).astype(np.float32)
+    x = np.stack([absmaxes, ties, np.nextafter(ties, np.float32(9)), np.nextafter(ties, np.float32(0))], 1)
+    activations_q8, _ = op_spec.quantize_activations(x)
+    assert np.array_equal(torch_ops.quantize_activations(torch.from_numpy(x))[0].numpy(), activations_q8)
 
 
-def test_codes_round_half_to_even_and_reach_127():
+def test_int8_activations_round_half_to_even_and_reach_127():
     x = np.array([[127.0, -127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5]], np.float32)
-    codes, step = op_table.quantize_activations(x)
-    assert codes.tolist() == [[127, -127, 0, 2, 2, 0, -2, -2]]
-    assert step.tolist() == [[1.0]]
-    assert torch_ops.quantize_activations(torch.from_numpy(x))[0].tolist() == codes.tolist()
+    activations_q8, activation_scale = op_spec.quantize_activations(x)
+    assert activations_q8.tolist() == [[127, -127, 0, 2, 2, 0, -2, -2]]
+    assert activation_scale.tolist() == [[1.0]]
+    assert torch_ops.quantize_activations(torch.from_numpy(x))[0].tolist() == activations_q8.tolist()
 
 
 def test_a_token_of_zeros_gives_zeros():
@@ -104,28 +102,28 @@ def test_a_token_of_zeros_gives_zeros():
 def test_the_largest_ternary_sums_are_exact(op, columns, trit, code):
     rows = 6
     trits = np.full((rows, columns), trit, np.int8)
-    sums = op_table.integer_sums(np.full((1, columns), code, np.int8), trits)
+    sums = op_spec.integer_sums(np.full((1, columns), code, np.int8), trits)
     assert (sums == trit * code * columns).all()
-    packed = packing.pack_trits(trits, op_table.TERNARY_LAYOUTS[op.kind])
+    packed = op.pack(trits)[0]
     layer = packed_linear(op, {"packed": packed, "scale": np.ones(1, np.float32)}, rows, columns)
     torch_sums = torch_ops.integer_sums(
-        torch.full((1, columns), float(code)), layer.integers(), layer.weight_peak
+        torch.full((1, columns), float(code)), layer.integers(), layer.op.weight_absmax
     )
     assert (torch_sums.long().numpy() == sums).all()
 
 
 @pytest.mark.parametrize("columns", [4864, 8960])
 @pytest.mark.parametrize(
-    ("op", "weight_peak"), [(INT8_MATMUL, 127), (INT4_MATMUL, 7 * 255)], ids=["int8", "int4"]
+    ("op", "weight_absmax"), [(INT8_MATMUL, 127), (INT4_MATMUL, 7 * 255)], ids=["int8", "int4"]
 )
-def test_the_largest_wider_sums_stay_inside_32_bits(op, weight_peak, columns):
-    weights = np.full((1, columns), weight_peak, np.int64)
-    codes = np.full((1, columns), -128, np.int8)
-    assert abs((codes.astype(np.int64) @ weights.T).item()) < 2**31
-    sums = op_table.integer_sums(codes, weights)
-    assert sums.item() == -128 * weight_peak * columns
+def test_the_largest_wider_sums_stay_inside_32_bits(op, weight_absmax, columns):
+    weights = np.full((1, columns), weight_absmax, np.int64)
+    activations_q8 = np.full((1, columns), -128, np.int8)
+    assert abs((activations_q8.astype(np.int64) @ weights.T).item()) < 2**31
+    sums = op_spec.integer_sums(activations_q8, weights)
+    assert sums.item() == -128 * weight_absmax * columns
     torch_sums = torch_ops.integer_sums(
-        torch.full((1, columns), -128.0), torch.from_numpy(weights).float(), weight_peak
+        torch.full((1, columns), -128.0), torch.from_numpy(weights).float(), weight_absmax
     )
     assert torch_sums.item() == np.float32(sums.item())
 
@@ -135,10 +133,12 @@ def test_odd_sums_above_24_bits_round_once_and_to_even():
     columns, rows = 1100, 3
     rng = np.random.default_rng(5)
     weights = rng.integers(100, 128, (rows, columns))
-    codes = rng.integers(100, 128, (7, columns)).astype(np.int8)
-    exact = op_table.integer_sums(codes, weights)
+    activations_q8 = rng.integers(100, 128, (7, columns)).astype(np.int8)
+    exact = op_spec.integer_sums(activations_q8, weights)
     assert (exact > 2**23).all()
-    sums = torch_ops.integer_sums(torch.from_numpy(codes).float(), torch.from_numpy(weights).float(), 127)
+    sums = torch_ops.integer_sums(
+        torch.from_numpy(activations_q8).float(), torch.from_numpy(weights).float(), 127
+    )
     assert np.array_equal(sums.numpy(), exact.astype(np.float32))
 
 
@@ -150,8 +150,8 @@ def test_gathers_agree_on_every_bit(op, columns):
     operands = [weights[name] for name in op.weight_names]
     attributes = {"columns": columns} if "columns" in op.attributes else {}
     expected = op.reference(ids, *operands, **attributes)
-    torch_op = torch_ops.int8_gather if op is INT8_GATHER else torch_ops.int4_gather
-    got = torch_op(torch.from_numpy(ids), *map(torch.from_numpy, operands), *attributes.values())
+    tensors = {name: torch.from_numpy(weights[name]) for name in op.weight_names}
+    got = torch_ops.call(op, torch.from_numpy(ids), tensors, rows=50, columns=columns)
     assert expected.shape == (2, 7, columns)
     assert np.array_equal(got.numpy(), expected)
 

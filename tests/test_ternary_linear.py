@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from microvlm.formats.op_table import quantize_activations
+from microvlm.formats.op_spec import quantize_activations
 from microvlm.formats.weight_format import WeightFormat
 from microvlm.model.linear import (
     DenseTritLinear,
@@ -19,7 +19,7 @@ from microvlm.model.linear import (
     ternarize,
     weights_rounded_once,
 )
-from microvlm.model.lowering import store_trits
+from microvlm.model.lowering import INTEGER_BY_BITS, quantize_linear, store_trits
 
 FORMATS = [
     WeightFormat(1.58, "2bit"),
@@ -55,13 +55,13 @@ def test_a_weight_of_zeros_has_a_scale_and_no_trits():
     assert scale.item() == pytest.approx(1e-5)
 
 
-def test_the_forward_is_codes_times_trits_times_scales():
+def test_the_forward_is_activations_times_trits_times_scales():
     layer = ternary_layer()
     x = torch.randn(7, 50)
-    codes, step = quantize_activations(x.numpy())
+    activations_q8, activation_scale = quantize_activations(x.numpy())
     trits, scale = ternarize(layer.weight)
-    sums = codes.astype(np.int64) @ trits.detach().numpy().astype(np.int64).T
-    expected = sums.astype(np.float32) * (step * scale.numpy()) + layer.bias.detach().numpy()
+    sums = activations_q8.astype(np.int64) @ trits.detach().numpy().astype(np.int64).T
+    expected = sums.astype(np.float32) * (activation_scale * scale.numpy()) + layer.bias.detach().numpy()
     assert np.array_equal(layer(x).detach().numpy(), expected)
 
 
@@ -77,14 +77,12 @@ def test_stored_trits_compute_what_was_trained_bit_for_bit(weights, shape, bias)
 
 
 def test_int8_training_and_storage_are_the_same_function():
-    from microvlm.model.lowering import _int8
-
     torch.manual_seed(0)
     for columns in (40, 1100):
         layer = Int8Linear(columns, 31)
         with torch.no_grad():
             layer.weight[3] = 0
-        stored = _int8(layer.weight, layer.bias.detach())
+        stored = quantize_linear(INTEGER_BY_BITS[8], layer.weight, layer.bias.detach())
         integers, scale = int8_rows(layer.weight)
         assert torch.equal(stored.integers(), integers.detach())
         assert torch.equal(stored.scale, scale)
@@ -109,8 +107,8 @@ def test_the_layer_of_transformers_agrees_to_float_tolerance(bias, monkeypatch):
 
 def dequantised(layer: nn.Linear, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The two factors a straight-through estimator differentiates as if they had not been rounded."""
-    codes, step = quantize_activations(x.detach().numpy())
-    rounded_x = torch.from_numpy(codes.astype(np.float32) * step)
+    activations_q8, activation_scale = quantize_activations(x.detach().numpy())
+    rounded_x = torch.from_numpy(activations_q8.astype(np.float32) * activation_scale)
     integers, scale = (ternarize if layer.kind == "ternary" else int8_rows)(layer.weight.detach())
     return rounded_x, integers * (scale[:, None] if layer.kind == "int8" else scale)
 
@@ -182,7 +180,7 @@ def test_a_packed_layer_stays_exact_inside_autocast():
 def test_unpacked_integers_do_not_leak_into_copies_or_state():
     layer = packed_of(ternary_layer())
     layer(torch.randn(1, 50))
-    layer.tap = lambda codes: codes
+    layer.tap = lambda activations_q8: activations_q8
     assert layer._integers is not None
     assert set(layer.state_dict()) == {"packed", "scale", "bias"}
     twin = copy.deepcopy(layer)
@@ -213,18 +211,18 @@ def test_integers_unpacked_in_inference_mode_serve_gradients_later():
     assert weight.grad.isfinite().all()
 
 
-def test_a_tap_sees_the_codes_and_replaces_them():
+def test_a_tap_receives_the_activations_and_replaces_them():
     layer = packed_of(ternary_layer(bias=False))
     x = torch.randn(2, 50)
-    seen, sums = [], []
+    taken, sums = [], []
 
-    def record(codes: torch.Tensor) -> torch.Tensor:
-        seen.append(codes.clone())
-        return torch.zeros_like(codes)
+    def record(activations_q8: torch.Tensor) -> torch.Tensor:
+        taken.append(activations_q8.clone())
+        return torch.zeros_like(activations_q8)
 
     layer.tap, layer.sums_tap = record, sums.append
     assert not layer(x).any()
-    assert np.array_equal(seen[0].numpy(), quantize_activations(x.numpy())[0])
+    assert np.array_equal(taken[0].numpy(), quantize_activations(x.numpy())[0])
     assert not sums[0].any()
 
 

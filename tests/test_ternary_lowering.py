@@ -12,7 +12,15 @@ from microvlm.formats import packing
 from microvlm.formats.weight_format import WeightFormat
 from microvlm.model.embedding import HalfEmbedding, PackedEmbedding
 from microvlm.model.linear import DenseTritLinear, HalfLinear, PackedLinear, TernaryLinear, ternarize
-from microvlm.model.lowering import _least_squares_trits, lower, named_packed, set_traced, ternary_trained
+from microvlm.model.lowering import (
+    INTEGER_BY_BITS,
+    _least_squares_trits,
+    lower,
+    named_packed,
+    quantize_linear,
+    set_traced,
+    ternary_trained,
+)
 from microvlm.model.microvlm import MicroVLM
 from microvlm.presets import preset
 
@@ -173,12 +181,10 @@ def test_bytes_on_disk_are_the_promised_bits_per_weight():
 
 
 def test_a_row_too_long_for_exact_four_bit_sums_is_refused():
-    from microvlm.model.lowering import _int4
-
     limit = packing.INT4_MAX_COLUMNS
     assert 128 * 7 * 255 * limit < 2**31 <= 128 * 7 * 255 * (limit + 1)
     with pytest.raises(UserError, match="use --bits 8"):
-        _int4(torch.ones(1, limit + 1), None)
+        quantize_linear(INTEGER_BY_BITS[4], torch.ones(1, limit + 1), None)
 
 
 @pytest.mark.parametrize(

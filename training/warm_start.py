@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from microvlm.errors import UserError
-from microvlm.formats import packing
-from microvlm.formats.op_table import TERNARY_LAYOUTS
+from microvlm.formats.op_table import MATMUL_BY_KIND
 from microvlm.model.checkpoint import WEIGHTS, read_tensors, resolve_checkpoint
 from microvlm.model.linear import TernaryLinear
 from microvlm.model.microvlm import MicroVLM
@@ -38,18 +37,14 @@ def float_weights(source: str) -> dict[str, Tensor]:
     tensors, metadata = read_tensors(path)
     for name, layer in json.loads(metadata.get("layers", "{}")).items():
         packed, scale = tensors.pop(f"{name}.packed", None), tensors.pop(f"{name}.scale", None)
-        if packed is None or scale is None or layer["kind"] not in (*TERNARY_LAYOUTS, "int8"):
+        op = MATMUL_BY_KIND.get(layer["kind"])
+        if packed is None or scale is None or op is None or op.has_multiplier:
             raise UserError(f"{path} stores {name} as {layer['kind']}, which no stage can start from.")
         rows = scale.numpy()[:, None] if scale.numel() > 1 else scale.numpy()
-        weight = torch.from_numpy(_integers(layer, packed.numpy()).astype(np.float32) * rows)
+        integers = op.unpack(packed.numpy(), rows=layer["rows"], columns=layer["columns"])
+        weight = torch.from_numpy(integers.astype(np.float32) * rows)
         tensors[("embedding" if name.startswith("embedding.") else name) + ".weight"] = weight
     return {name: tensor.float() for name, tensor in tensors.items()}
-
-
-def _integers(layer: dict, packed: np.ndarray) -> np.ndarray:
-    if layer["kind"] in TERNARY_LAYOUTS:
-        return packing.unpack_trits(packed, layer["rows"], TERNARY_LAYOUTS[layer["kind"]])
-    return packing.unpack_rows_int8(packed)
 
 
 def start_from(model: MicroVLM, source: str, fresh: Sequence[str] = ()) -> list[str]:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from microvlm.formats.op_table import CODE_MAX, PEAK_FLOOR
+from microvlm.formats.op_spec import ABSMAX_FLOOR, Q8_MAX
 
 
 class Diverged(Exception):
@@ -74,8 +74,8 @@ class Comparison:
 
     def compare_codes(self, layer: str, x: np.ndarray, recorded: np.ndarray) -> np.ndarray:
         """The candidate's input x [..., K] against recorded codes int8 -> bool [...], rows whose codes are equal."""
-        peak = np.maximum(np.abs(x).max(-1, keepdims=True), PEAK_FLOOR)
-        scaled = np.nan_to_num(x * (CODE_MAX / peak))
+        peak = np.maximum(np.abs(x).max(-1, keepdims=True), ABSMAX_FLOOR)
+        scaled = np.nan_to_num(x * (Q8_MAX / peak))
         own = np.clip(np.rint(scaled), -128, 127).astype(np.int8)
         self.codes += own.size
         moved = own != recorded
@@ -109,4 +109,4 @@ class Comparison:
 def floor_rows(x: np.ndarray) -> np.ndarray:
     """float32 [..., K] -> bool [...], rows whose peak is above the floor and finite."""
     peak = np.abs(x).max(-1)
-    return (peak > PEAK_FLOOR) & np.isfinite(peak)
+    return (peak > ABSMAX_FLOOR) & np.isfinite(peak)

@@ -225,7 +225,7 @@ class OrtInstrument:
     def _listen(self, layer: Any, arrays: dict[str, np.ndarray], entry: Any) -> None:
         x, sums = arrays[layer.x], arrays[layer.sums]
         if entry is None:
-            from microvlm.formats.op_table import quantize_activations
+            from microvlm.formats.op_spec import quantize_activations
 
             assert self._tape is not None
             self._tape.add(layer.name, quantize_activations(x)[0], sums)

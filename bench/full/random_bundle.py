@@ -18,6 +18,7 @@ from microvlm.bench.full.qwen_tokenizer import qwen_tokenizer
 from microvlm.bench.speed.speed_bench import bytes_read_per_token
 from microvlm.console import note, print_json, run_click
 from microvlm.errors import UserError
+from microvlm.formats.weight_format import PACKING_HELP, WeightFormat
 
 PRESET = "full"
 EMBEDDING_BITS = 4
@@ -39,7 +40,6 @@ def random_full_bundle(
     import torch
 
     from microvlm.exporters.bundle_writer import CheckFailed, export
-    from microvlm.formats.weight_format import WeightFormat
     from microvlm.model.lowering import lower
     from microvlm.model.microvlm import MicroVLM
     from microvlm.presets import preset
@@ -79,7 +79,7 @@ def _is_whole(bundle: Path) -> bool:
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--packing", default="2bit", show_default=True, help="Bytes of ternary weights: 2bit or base3.")
+@click.option("--packing", default="2bit", show_default=True, help=PACKING_HELP)
 @click.option("--vocabulary", type=int, help="Cut table and tokenizer to so many tokens; else no tokenizer.")
 def command(packing: str, vocabulary: int | None) -> int:
     """Make the full-size bundle with random weights, and print where it is and what it weighs."""

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from microvlm.formats import packing
-from microvlm.formats.op_table import DOMAIN, TERNARY_2X4, TERNARY_3X5, OpSpec
+from microvlm.formats.op_spec import OpSpec
+from microvlm.formats.op_table import DOMAIN, TERNARY_2X4, TERNARY_3X5
 
 if TYPE_CHECKING:
     import onnx
@@ -51,12 +51,11 @@ class Ternary(Format):
     """One of our operators, by kernel or by function body: both have these operands and this product, bit for bit."""
 
     op: OpSpec
-    layout: packing.TernaryLayout
     tolerance: float = 0.0
 
     def operands(self, rng: np.random.Generator, k: int, n: int) -> Operands:
         trits = rng.integers(-1, 2, (n, k), dtype=np.int8)
-        return packing.pack_trits(trits, self.layout), np.array([(1.5 / k) ** 0.5], np.float32)
+        return *self.op.pack(trits), np.array([(1.5 / k) ** 0.5], np.float32)
 
     def node(self, x: str, operands: list[str], y: str, k: int, n: int) -> onnx.NodeProto:
         from onnx import helper
@@ -143,5 +142,5 @@ def unpack_blocks(packed: np.ndarray, bits: int) -> np.ndarray:
     return np.stack(planes, -1).reshape(packed.shape[0], -1)
 
 
-TWO_BIT = Ternary(TERNARY_2X4, packing.LAYOUT_2X4)
-BASE_3 = Ternary(TERNARY_3X5, packing.LAYOUT_3X5)
+TWO_BIT = Ternary(TERNARY_2X4)
+BASE_3 = Ternary(TERNARY_3X5)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from microvlm.formats.op_table import MATMUL_BY_KIND
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 KERNELS = REPOSITORY / "backends" / "native"
 PROGRAMS = REPOSITORY / "bench" / "pi" / "counting" / "sources"
@@ -164,11 +166,10 @@ def multiply_adds(body: Sequence[str]) -> int:
 
 
 _TILE = re.compile(r"(?P<product>Base[34]|Int[48]<).*::tile<(?P<rows>\d), (?P<tokens>\d)>")
+# The C++ classes of tiles are named after the base of their trits, or after the kind of storage.
 _OP_OF_TILE = {
-    "Base4": "TernaryMatMul2x4",
-    "Base3": "TernaryMatMul3x5",
-    "Int8": "Int8MatMul",
-    "Int4": "Int4MatMul",
+    f"Base{op.trit_layout.base}" if op.trit_layout else op.kind.capitalize(): op.name
+    for op in MATMUL_BY_KIND.values()
 }
 
 

@@ -23,13 +23,14 @@ from microvlm.bench.pi.workload_phases import Scenario, Work
 from microvlm.bench.roofline import ARRAY_BYTES, StreamingRoofline
 from microvlm.bench.stats import median
 from microvlm.errors import UserError
+from microvlm.formats.op_table import MATMUL_BY_KIND, OPS, TERNARY_2X4, TERNARY_3X5
 
 SHAPE = (896, 896)
 """K and N of a product: 200 KB at two bits, which every board's L2 holds."""
 TOKENS = (1, 32)
 ROUNDS = 9
-OPERATORS = ("TernaryMatMul2x4", "TernaryMatMul3x5", "Int8MatMul", "Int4MatMul")
-INSTRUCTIONS_PER_MAC = {("TernaryMatMul2x4", 1): 0.25, ("TernaryMatMul3x5", 1): 0.31}
+OPERATORS = tuple(op.name for op in MATMUL_BY_KIND.values())
+INSTRUCTIONS_PER_MAC = {(TERNARY_2X4.name, 1): 0.25, (TERNARY_3X5.name, 1): 0.31}
 """Counted on an emulated Cortex-A53 at 896 x 4864, quantisation included."""
 
 
@@ -164,14 +165,10 @@ def write(document: dict[str, Any], path: Path) -> None:
 def _operands(op: str, k: int, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Bytes that every format knows; times do not depend on them."""
     scale = np.full(n, 1e-3, np.float32)
-    pattern = np.resize(np.array([0, 85, 170], np.uint8), n * k)
-    if op == "TernaryMatMul2x4":
-        return np.ascontiguousarray(pattern[: -(-n // 4) * k].reshape(-1, k)), scale, None
-    if op == "TernaryMatMul3x5":
-        return np.ascontiguousarray(pattern[: -(-n // 5) * k].reshape(-1, k)), scale, None
-    if op == "Int8MatMul":
-        return pattern.view(np.int8).reshape(n, k), scale, None
-    return pattern[: n * k // 2].reshape(n, -1), scale, np.ones((n, k // 32), np.uint8)
+    shapes = {name: shape for name, (shape, _) in OPS[op].weight_types(n, k, scales=n).items()}
+    packed = np.resize(np.array([0, 85, 170], np.uint8), shapes["packed"])
+    multiplier = np.ones(shapes["multiplier"], np.uint8) if "multiplier" in shapes else None
+    return packed, scale, multiplier
 
 
 def _cores() -> int:

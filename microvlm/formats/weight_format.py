@@ -1,21 +1,24 @@
-"""How a bundle's weights are stored: the widths and layouts there are. Needs no torch: a wrong one is told at once."""
+"""Supported bit widths and packings of a bundle's weights. Imports no torch, so bad flags fail fast."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from microvlm.errors import UserError
+from microvlm.formats.op_table import OPS
 
 BITS = (32, 16, 8, 4, 1.58)
-PACKINGS = {"2bit": "ternary2x4", "base3": "ternary3x5"}
-"""Names of users -> layouts of `microvlm.formats.packing`."""
+PACKINGS = {op.packing_name: op.kind for op in OPS.values() if op.packing_name}
+"""Values of --packing -> storage kinds of `op_table`."""
+PACKING_HELP = f"Bytes of ternary weights: {' or '.join(PACKINGS)}."
 EMBEDDING_BITS = (32, 16, 8, 4)
 
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """Widths of the linears and of the token table, and the layout of ternary ones. Raises UserError, spelled as the
-    flag.
+    """Bit widths of the linears and of the token table, and the packing of ternary ones. Fields are the flags.
+
+    Raises UserError for a value that is not supported.
     """
 
     bits: float = 1.58
@@ -26,6 +29,6 @@ class WeightFormat:
         if self.bits not in BITS:
             raise UserError(f"--bits {self.bits:g} is not offered; choose one of 32, 16, 8, 4, 1.58.")
         if self.packing not in PACKINGS:
-            raise UserError(f"--packing {self.packing} is not offered; choose 2bit or base3.")
+            raise UserError(f"--packing {self.packing} is not offered; choose {' or '.join(PACKINGS)}.")
         if self.embedding_bits not in EMBEDDING_BITS:
             raise UserError(f"--embedding-bits {self.embedding_bits} is not offered; choose 16, 8 or 4.")

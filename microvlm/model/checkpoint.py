@@ -221,11 +221,8 @@ def _empty_layer(layer: dict) -> nn.Module:
         return DenseTritLinear(torch.zeros(rows, columns), scale, bias, DENSE_DTYPES[kind])
     if kind not in MATMUL_BY_KIND:
         raise UserError(f"layers are stored as '{kind}', which this version does not know; upgrade microvlm.")
-    tensors = {"scale": scale}
-    groups = -(-columns // 32)
-    rows_per_byte = {"ternary2x4": 4, "ternary3x5": 5}.get(kind, 1)
-    width = groups * 16 if kind == "int4" else columns
-    tensors["packed"] = torch.zeros(-(-rows // rows_per_byte), width, dtype=torch.uint8)
-    if kind == "int4":
-        tensors["multiplier"] = torch.zeros(rows, groups, dtype=torch.uint8)
+    types = MATMUL_BY_KIND[kind].weight_types(rows, columns, scales=layer["scale"])
+    tensors = {
+        name: torch.zeros(shape, dtype=getattr(torch, dtype)) for name, (shape, dtype) in types.items()
+    }
     return PackedLinear(kind, rows, columns, tensors, bias)

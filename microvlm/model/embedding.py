@@ -1,4 +1,4 @@
-"""The token embedding and its tied output head, one object: float, trained for eight bits, or packed."""
+"""The token embedding and its tied output head: float, trained for eight bits, or packed."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from microvlm.formats.op_table import LOOKUP_BY_KIND
 from microvlm.model import torch_ops
-from microvlm.model.linear import PackedLinear, quantized_product, rounded
+from microvlm.model.linear import PackedLinear, quantize_weight, quantized_product
 
 
 class TiedEmbedding(nn.Module):
@@ -21,7 +22,7 @@ class TiedEmbedding(nn.Module):
     def embed(self, input_ids: Tensor) -> Tensor:
         if self.bits == 32:
             return F.embedding(input_ids, self.weight)
-        integers, scale = rounded(self.weight, "int8")
+        integers, scale = quantize_weight(self.weight, "int8")
         table = self.weight + (integers * scale[:, None] - self.weight).detach()
         return F.embedding(input_ids, table)
 
@@ -48,7 +49,7 @@ class HalfEmbedding(nn.Module):
 
 
 class PackedEmbedding(nn.Module):
-    """An int8 or int4 table: `table` is the head's PackedLinear, and the gather reads the same bytes."""
+    """A packed table: `table` is the head's PackedLinear, and the lookup reads the same bytes."""
 
     def __init__(self, table: PackedLinear):
         super().__init__()
@@ -58,9 +59,8 @@ class PackedEmbedding(nn.Module):
         table = self.table
         if not table.traced:
             return table.integers()[input_ids] * table.scale[input_ids].unsqueeze(-1)
-        if table.kind == "int8":
-            return torch_ops.int8_gather(input_ids, table.packed, table.scale)
-        return torch_ops.int4_gather(input_ids, table.packed, table.multiplier, table.scale, table.columns)
+        op = LOOKUP_BY_KIND[table.kind]
+        return torch_ops.call(op, input_ids, table.weights, table.rows, table.columns)
 
     def head(self, hidden: Tensor) -> Tensor:
         return self.table(hidden)

@@ -1,7 +1,8 @@
-"""Every kind of linear layer behind one constructor signature: a model is defined once, quantised by injection.
+"""Linear layers: trained in float or straight through quantisers, and stored packed, dense or half.
 
-Training kinds hold float weights: `Linear`, `TernaryLinear` (BitNet b1.58), `Int8Linear`. Inference kinds hold the
-bytes that an exported graph holds: `PackedLinear`, and `DenseTritLinear` (the same trits at 16 or 32 bits).
+Training layers hold float weights and share nn.Linear's constructor: `nn.Linear`, `TernaryLinear` (BitNet b1.58),
+`Int8Linear`. Stored layers hold the bytes of an exported graph: `PackedLinear`, `DenseTritLinear` (trits at 16 or 32
+bits) and `HalfLinear`.
 """
 
 from __future__ import annotations
@@ -15,11 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from microvlm.formats.op_table import MATMUL_BY_KIND, TERNARY_LAYOUTS
+from microvlm.formats.op_spec import OpSpec
+from microvlm.formats.op_table import INT8_MATMUL, MATMUL_BY_KIND, TERNARY_2X4
 from microvlm.model import torch_ops
 
 Tap = Callable[[Tensor], Tensor]
-"""Sees the int8 codes of one layer (as float32 integers) and returns the codes to use: record or replay."""
+"""Receives one layer's activations_q8 (as float32 integers) and returns those to use: record or replay."""
+
+TRAINED_ABSMAX = {"ternary": TERNARY_2X4.weight_absmax, "int8": INT8_MATMUL.weight_absmax}
+"""Kind of a training layer -> largest magnitude of its integer weights."""
 
 
 def ternarize(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -29,7 +34,7 @@ def ternarize(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def int8_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """float [N, K] -> (integers as floats in -127..127, scale [N]): absolute maximum of a row at 127."""
+    """float [N, K] -> (integers as floats in -127..127, scale [N]): a row's absmax at 127."""
     scale = weight.detach().abs().amax(1).clamp(min=1e-8) / 127.0
     return torch.clamp(torch.round(weight / scale[:, None]), -127.0, 127.0), scale
 
@@ -38,62 +43,62 @@ class _QuantizedProduct(torch.autograd.Function):
     """The integer product of `op_table` forward; straight through both quantisers backward (Bengio et al. 2013)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, kind: str, made: tuple[Tensor, Tensor]) -> Tensor:
-        """`made`: the integers and the scale of `weight`."""
+    def forward(ctx: Any, x: Tensor, weight: Tensor, kind: str, quantized: tuple[Tensor, Tensor]) -> Tensor:
+        """`quantized`: the integers and the scale of `weight`."""
         x32 = x.float()
-        codes, step = torch_ops.quantize_activations(x32)
-        integers, scale = made
-        ctx.save_for_backward(codes, step, integers, scale)
+        activations_q8, activation_scale = torch_ops.quantize_activations(x32)
+        integers, scale = quantized
+        ctx.save_for_backward(activations_q8, activation_scale, integers, scale)
         ctx.dtype = x.dtype
-        # bfloat16 holds every code (8 bits) and every int8 weight exactly; only the gradient itself is rounded.
+        # bfloat16 holds every int8 activation and weight exactly; only the gradient itself is rounded.
         ctx.low = torch.bfloat16 if torch.is_autocast_enabled(x.device.type) else torch.float32
         # Autocast would round the sums; exact ones make training the very function that is shipped.
         with torch_ops.full_precision(x.device.type):
-            sums = torch_ops.integer_sums(codes, integers, 1 if kind == "ternary" else 127)
-        return torch_ops.scale_sums(sums, step, scale)
+            sums = torch_ops.integer_sums(activations_q8, integers, TRAINED_ABSMAX[kind])
+        return torch_ops.scale_sums(sums, activation_scale, scale)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        codes, step, integers, scale = ctx.saved_tensors
+        activations_q8, activation_scale, integers, scale = ctx.saved_tensors
         grad = grads[0].float()
         low = ctx.low
         scaled = (grad * scale).to(low)
         grad_x = (scaled @ integers.to(low)).to(ctx.dtype)
-        weighted = (grad * step).to(low).flatten(0, -2)
-        grad_weight = (weighted.T @ codes.to(low).flatten(0, -2)).float()
+        weighted = (grad * activation_scale).to(low).flatten(0, -2)
+        grad_weight = (weighted.T @ activations_q8.to(low).flatten(0, -2)).float()
         return grad_x, grad_weight, None, None
 
 
-Held = dict[tuple[int, str], tuple[Tensor, tuple[Tensor, Tensor]]]
-"""By the weight's id and the kind: the weight, so that its id stays its own, and what it was rounded to."""
-_held: ContextVar[Held | None] = ContextVar("_held", default=None)
+WeightCache = dict[tuple[int, str], tuple[Tensor, tuple[Tensor, Tensor]]]
+"""(id of a weight, kind) -> the weight, so that its id stays its own, and its integers and scale."""
+_weight_cache: ContextVar[WeightCache | None] = ContextVar("_weight_cache", default=None)
 
 
 @contextmanager
 def weights_rounded_once() -> Iterator[None]:
-    """Within it every latent weight is rounded once, however many products it is in: none may change there."""
-    token = _held.set({})
+    """Round every latent weight once inside the block, however many products use it. Weights must not change there."""
+    token = _weight_cache.set({})
     try:
         yield
     finally:
-        _held.reset(token)
+        _weight_cache.reset(token)
 
 
-def rounded(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    """float [N, K] -> (integers as floats [N, K], scale) of a `kind` of layer, without gradient."""
-    held = _held.get()
-    if held is not None and (id(weight), kind) in held:
-        return held[id(weight), kind][1]
+def quantize_weight(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
+    """float [N, K] -> (integers as floats [N, K], scale) for a training layer of `kind`, without gradient."""
+    cache = _weight_cache.get()
+    if cache is not None and (id(weight), kind) in cache:
+        return cache[id(weight), kind][1]
     with torch.no_grad():
-        made = ternarize(weight) if kind == "ternary" else int8_rows(weight)
-    if held is not None:
-        held[id(weight), kind] = weight, made
-    return made
+        quantized = ternarize(weight) if kind == "ternary" else int8_rows(weight)
+    if cache is not None:
+        cache[id(weight), kind] = weight, quantized
+    return quantized
 
 
 def quantized_product(x: Tensor, weight: Tensor, kind: str) -> Tensor:
     """[..., K] and latent [N, K] -> [..., N], trained straight through both quantisers."""
-    return _QuantizedProduct.apply(x, weight, kind, rounded(weight, kind))
+    return _QuantizedProduct.apply(x, weight, kind, quantize_weight(weight, kind))
 
 
 class _TrainedQuantized(nn.Linear):
@@ -119,17 +124,17 @@ class Int8Linear(_TrainedQuantized):
 
 
 class PackedLinear(nn.Module):
-    """One quantised operator of `op_table`, holding the bytes on disk. y as the table says, plus a float bias.
+    """One quantised matrix of `op_table`, stored as the bytes of a bundle. y as the table says, plus a float bias.
 
-    `traced=False` (eager) unpacks the integers once and keeps them; `traced=True` calls the custom op, which an
+    `traced=False` (eager) unpacks the integers once and keeps them; `traced=True` calls the torch operator, which an
     exporter turns into one node.
     """
 
     def __init__(self, kind: str, rows: int, columns: int, tensors: dict[str, Tensor], bias: Tensor | None):
-        """`tensors`: `packed`, `scale` and, at int4, `multiplier`, as `packing` lays them out."""
+        """`tensors`: the kind's weight operands by name, as `OpSpec.weight_types` shapes them."""
         super().__init__()
         self.kind, self.rows, self.columns = kind, rows, columns
-        for name in MATMUL_BY_KIND[kind].weight_names:
+        for name in self.op.weight_names:
             self.register_buffer(name, tensors[name])
         self.register_buffer("bias", bias)
         self.traced = False
@@ -139,11 +144,20 @@ class PackedLinear(nn.Module):
 
     packed: Tensor
     scale: Tensor
-    multiplier: Tensor
     bias: Tensor | None
 
+    @property
+    def op(self) -> OpSpec:
+        """The matrix product of this kind of storage."""
+        return MATMUL_BY_KIND[self.kind]
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The weight operands by name, in the operator's order."""
+        return {name: self.get_buffer(name) for name in self.op.weight_names}
+
     def __getstate__(self) -> dict[str, Any]:
-        """A copy carries the bytes, neither what was unpacked from them nor who is listening."""
+        """The state of a copy: without unpacked integers and taps."""
         return {**self.__dict__, "_integers": None, "tap": None, "sums_tap": None}
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
@@ -155,10 +169,6 @@ class PackedLinear(nn.Module):
         super()._apply(fn, recurse)
         return self
 
-    @property
-    def weight_peak(self) -> int:
-        return {"int8": 127, "int4": 7 * 255}.get(self.kind, 1)
-
     def integers(self) -> Tensor:
         """The integer weights as float32 [N, K], unpacked once (and again after a load or a move)."""
         if self._integers is None:
@@ -169,11 +179,8 @@ class PackedLinear(nn.Module):
 
     def unpack(self) -> Tensor:
         """The integer weights as float32 [N, K], unpacked now and not kept."""
-        if self.kind in TERNARY_LAYOUTS:
-            return torch_ops.unpack_ternary(self.packed, self.rows, *TERNARY_LAYOUTS[self.kind])
-        if self.kind == "int8":
-            return torch_ops.unpack_int8(self.packed)
-        return torch_ops.unpack_int4(self.packed, self.multiplier, self.columns)
+        *operands, _ = self.weights.values()
+        return torch_ops.unpack(self.op, *operands, rows=self.rows, columns=self.columns)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self._node(x) if self.traced else self._eager(x)
@@ -181,26 +188,20 @@ class PackedLinear(nn.Module):
 
     def _eager(self, x: Tensor) -> Tensor:
         with torch_ops.full_precision(x.device.type):
-            codes, step = torch_ops.quantize_activations(x.float())
+            activations_q8, activation_scale = torch_ops.quantize_activations(x.float())
             if self.tap is not None:
-                codes = self.tap(codes)
-            sums = torch_ops.integer_sums(codes, self.integers(), self.weight_peak)
+                activations_q8 = self.tap(activations_q8)
+            sums = torch_ops.integer_sums(activations_q8, self.integers(), self.op.weight_absmax)
             if self.sums_tap is not None:
                 self.sums_tap(sums)
-            return torch_ops.scale_sums(sums, step, self.scale)
+            return torch_ops.scale_sums(sums, activation_scale, self.scale)
 
     def _node(self, x: Tensor) -> Tensor:
-        if self.kind == "ternary2x4":
-            return torch_ops.ternary_matmul_2x4(x, self.packed, self.scale, self.rows)
-        if self.kind == "ternary3x5":
-            return torch_ops.ternary_matmul_3x5(x, self.packed, self.scale, self.rows)
-        if self.kind == "int8":
-            return torch_ops.int8_matmul(x, self.packed, self.scale)
-        return torch_ops.int4_matmul(x, self.packed, self.multiplier, self.scale)
+        return torch_ops.call(self.op, x, self.weights, self.rows, self.columns)
 
 
 class DenseTritLinear(nn.Module):
-    """A ternary layer stored dense: trits in float16 or float32, the same activation codes and the same sums."""
+    """A ternary layer stored dense: trits in float16 or float32, the same activations_q8 and sums."""
 
     def __init__(self, trits: Tensor, scale: Tensor, bias: Tensor | None, dtype: torch.dtype):
         super().__init__()
@@ -217,10 +218,11 @@ class DenseTritLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch_ops.full_precision(x.device.type):
-            codes, step = torch_ops.quantize_activations(x.float())
+            activations_q8, activation_scale = torch_ops.quantize_activations(x.float())
             if self.tap is not None:
-                codes = self.tap(codes)
-            y = torch_ops.scale_sums(F.linear(codes, self.weight.float()), step, self.scale)
+                activations_q8 = self.tap(activations_q8)
+            sums = F.linear(activations_q8, self.weight.float())
+            y = torch_ops.scale_sums(sums, activation_scale, self.scale)
         return y if self.bias is None else y + self.bias
 
 

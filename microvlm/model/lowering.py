@@ -1,4 +1,4 @@
-"""Lowering: a trained model to the model that is stored and run, every weight in the bytes of one storage format."""
+"""Lowering: turns a trained model into the model that is stored and run, every weight packed in one format."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from microvlm.errors import UserError
-from microvlm.formats import packing as layouts
-from microvlm.formats.op_table import TERNARY_LAYOUTS
+from microvlm.formats.op_spec import OpSpec
+from microvlm.formats.op_table import MATMUL_BY_KIND
 from microvlm.formats.weight_format import PACKINGS, WeightFormat
 from microvlm.model.embedding import HalfEmbedding, PackedEmbedding, TiedEmbedding
 from microvlm.model.linear import (
@@ -30,11 +30,13 @@ TERNARY_PARTS = ("decoder", "memory_encoder")
 
 Layer: TypeAlias = nn.Linear | PackedLinear | DenseTritLinear | HalfLinear
 LAYERS = (nn.Linear, PackedLinear, DenseTritLinear, HalfLinear)
+INTEGER_BY_BITS = {op.bits: op for op in MATMUL_BY_KIND.values() if op.quantize is not None}
+"""--bits -> the product that stores float weights rounded to integers: 8 and 4."""
 
 
 @torch.no_grad()
 def lower(model: MicroVLM, weights: WeightFormat) -> MicroVLM:
-    """A copy of `model` in evaluation mode whose linears and embedding hold the bytes of `weights`.
+    """A copy of `model` in evaluation mode whose linears and embedding are stored in the format `weights`.
 
     Ternary-trained (or already packed) layers keep their trits at any width. Float-trained decoders are rounded:
     8 bits by row, 4 bits by group, or ternarised, which destroys a model that was not trained for it. A decoder
@@ -64,16 +66,19 @@ def set_traced(model: nn.Module, traced: bool) -> None:
 
 
 def named_packed(model: nn.Module) -> dict[str, PackedLinear | DenseTritLinear]:
-    """Every layer with activation codes, by its name in the model."""
+    """Every layer that quantises its activations, by its name in the model."""
     kinds = (PackedLinear, DenseTritLinear)
     return {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
 
 
 def ternary_trained(model: nn.Module) -> bool:
     """Whether the decoder holds trits, latent or packed."""
-    kinds = {layer.kind for layer in named_packed(model.get_submodule("decoder")).values()}
-    trained = any(isinstance(module, TernaryLinear) for module in model.get_submodule("decoder").modules())
-    return trained or bool(kinds & (set(TERNARY_LAYOUTS) | {"dense"}))
+    decoder = model.get_submodule("decoder")
+    return any(
+        isinstance(module, TernaryLinear | DenseTritLinear)
+        or (isinstance(module, PackedLinear) and module.op.is_ternary)
+        for module in decoder.modules()
+    )
 
 
 def _lower_linear(layer: Layer, weights: WeightFormat, ternary_part: bool) -> nn.Module:
@@ -83,9 +88,9 @@ def _lower_linear(layer: Layer, weights: WeightFormat, ternary_part: bool) -> nn
     if isinstance(layer, DenseTritLinear):
         return store_trits(layer.weight.float(), layer.scale, bias, weights)
     if isinstance(layer, PackedLinear):
-        if layer.kind in TERNARY_LAYOUTS:
+        if layer.op.is_ternary:
             return store_trits(layer.unpack(), layer.scale, bias, weights)
-        if ternary_part and {"int8": 8, "int4": 4}[layer.kind] != weights.bits:
+        if ternary_part and layer.op.bits != weights.bits:
             raise UserError(
                 f"this decoder is already stored as {layer.kind}, which --bits {weights.bits:g} cannot be made from: "
                 "export the checkpoint it was made from."
@@ -99,9 +104,9 @@ def _lower_linear(layer: Layer, weights: WeightFormat, ternary_part: bool) -> nn
         return store_trits(trits, scale, bias, weights)
     trained_at_8 = isinstance(layer, Int8Linear)
     if trained_at_8 or weights.bits == 8 or (weights.bits < 8 and not ternary_part):
-        return _int8(layer.weight, bias)
+        return quantize_linear(INTEGER_BY_BITS[8], layer.weight, bias)
     if weights.bits == 4:
-        return _int4(layer.weight, bias)
+        return quantize_linear(INTEGER_BY_BITS[4], layer.weight, bias)
     return HalfLinear(layer.weight, bias) if weights.bits == 16 else layer
 
 
@@ -111,24 +116,11 @@ def store_trits(trits: Tensor, scale: Tensor, bias: Tensor | None, weights: Weig
     scale = scale.clone()
     if weights.bits >= 16:
         return DenseTritLinear(trits, scale, bias, torch.float16 if weights.bits == 16 else torch.float32)
-    integers = trits.to(torch.int8).cpu().numpy()
-    if weights.bits == 1.58:
-        kind = PACKINGS[weights.packing]
-        packed = {"packed": _tensor(layouts.pack_trits(integers, TERNARY_LAYOUTS[kind])), "scale": scale}
-        return PackedLinear(kind, rows, columns, packed, bias)
-    per_row = scale.expand(rows).contiguous()
-    if weights.bits == 8:
-        bytes8 = _tensor((integers.astype(np.int16) + 128).astype(np.uint8))
-        return PackedLinear("int8", rows, columns, {"packed": bytes8, "scale": per_row}, bias)
-    padded = np.zeros((rows, -(-columns // layouts.GROUP) * layouts.GROUP), np.int8)
-    padded[:, :columns] = integers
-    multiplier = np.ones((rows, padded.shape[1] // layouts.GROUP), np.uint8)
-    tensors = {
-        "packed": _tensor(layouts.pack_nibbles(padded)),
-        "multiplier": _tensor(multiplier),
-        "scale": per_row,
-    }
-    return PackedLinear("int4", rows, columns, tensors, bias)
+    op = INTEGER_BY_BITS.get(weights.bits, MATMUL_BY_KIND[PACKINGS[weights.packing]])
+    _refuse_long_rows(op, columns)
+    operands = op.pack(trits.to(torch.int8).cpu().numpy())
+    scale = scale if op.is_ternary else scale.expand(rows).contiguous()
+    return _packed_linear(op, (*map(_tensor, operands), scale), rows, columns, bias)
 
 
 def _least_squares_trits(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,25 +130,31 @@ def _least_squares_trits(weight: Tensor) -> tuple[Tensor, Tensor]:
     return trits, scale.clamp(min=1e-5).reshape(1)
 
 
-def _int8(weight: Tensor, bias: Tensor | None) -> PackedLinear:
-    packed, scale = layouts.quantize_rows_int8(_numpy(weight))
+def quantize_linear(op: OpSpec, weight: Tensor, bias: Tensor | None) -> PackedLinear:
+    """Float weights [N, K] rounded to the integers of `op`. Raises UserError for rows too long for exact sums."""
     rows, columns = weight.shape
-    return PackedLinear("int8", rows, columns, {"packed": _tensor(packed), "scale": _tensor(scale)}, bias)
+    _refuse_long_rows(op, columns)
+    assert op.quantize is not None
+    return _packed_linear(op, tuple(map(_tensor, op.quantize(_numpy(weight)))), rows, columns, bias)
 
 
-def _int4(weight: Tensor, bias: Tensor | None) -> PackedLinear:
-    if weight.shape[1] > layouts.INT4_MAX_COLUMNS:
-        raise UserError(f"--bits 4 cannot store {weight.shape[1]} inputs (sums over 32 bits): use --bits 8.")
-    packed, multiplier, scale = layouts.quantize_groups_int4(_numpy(weight))
-    tensors = {"packed": _tensor(packed), "multiplier": _tensor(multiplier), "scale": _tensor(scale)}
-    rows, columns = weight.shape
-    return PackedLinear("int4", rows, columns, tensors, bias)
+def _refuse_long_rows(op: OpSpec, columns: int) -> None:
+    if columns > op.max_columns:
+        wider = 8 if op.bits == 4 else 16
+        raise UserError(
+            f"--bits {op.bits:g} cannot store {columns} inputs (sums over 32 bits): use --bits {wider}."
+        )
+
+
+def _packed_linear(
+    op: OpSpec, operands: tuple[Tensor, ...], rows: int, columns: int, bias: Tensor | None
+) -> PackedLinear:
+    return PackedLinear(op.kind, rows, columns, dict(zip(op.weight_names, operands, strict=True)), bias)
 
 
 def _embedding(embedding: TiedEmbedding | HalfEmbedding | PackedEmbedding, bits: int) -> nn.Module:
     if isinstance(embedding, PackedEmbedding):
-        stored = {"int8": 8, "int4": 4}[embedding.table.kind]
-        if stored == bits:
+        if embedding.table.op.bits == bits:
             return embedding
         weight = embedding.table.unpack() * embedding.table.scale[:, None]
     elif isinstance(embedding, TiedEmbedding) and embedding.bits == 8 != bits:
@@ -171,7 +169,7 @@ def _embedding(embedding: TiedEmbedding | HalfEmbedding | PackedEmbedding, bits:
         return wide
     if bits == 16:
         return HalfEmbedding(weight)
-    return PackedEmbedding(_int8(weight, None) if bits == 8 else _int4(weight, None))
+    return PackedEmbedding(quantize_linear(INTEGER_BY_BITS[bits], weight, None))
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:
