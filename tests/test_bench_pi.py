@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import time
+import zipfile
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
+from microvlm.backends.arm64.transports import device_package
 from microvlm.bench.bench_command import command
 from microvlm.bench.equivalence import equivalence_bench
 from microvlm.bench.pi import (
@@ -328,3 +331,57 @@ def test_bad_input_is_one_sentence(arguments, sentence, tiny_bundle):
     result = CliRunner().invoke(command, ["pi", str(tiny_bundle), *arguments])
     assert isinstance(result.exception, UserError), result.output
     assert sentence in str(result.exception)
+
+
+@pytest.fixture
+def path_without_compiler(tmp_path, monkeypatch):
+    """Folder on PATH in place of all others, with an emulator and a compiler for this machine alone."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    for program in ("qemu-aarch64", "qemu-aarch64-static", "cc"):
+        (folder / program).write_text("#!/bin/sh\nexit 1\n")
+        (folder / program).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder))
+    monkeypatch.delenv(device_package.SWITCH, raising=False)
+    return folder
+
+
+@pytest.mark.usefixtures("path_without_compiler")
+@pytest.mark.parametrize("installed", [True, False], ids=["an installed wheel", "a checkout"])
+def test_a_machine_without_the_library_for_a_board_says_at_once_how_to_get_it(
+    installed, tmp_path, monkeypatch
+):
+    if installed:
+        # A wheel holds the library of its own machine and no C++.
+        site = tmp_path / "site"
+        site.mkdir()
+        (site / "libmicrovlm_ops.so").write_bytes(b"x86-64")
+        monkeypatch.setattr(device_package.native, "__file__", str(site / "__init__.py"))
+    began = time.perf_counter()
+    for part in ([], ["--part", "cost"], ["--part", "peers"]):
+        result = CliRunner().invoke(command, ["pi", "--target", "emulated", *part])
+        assert isinstance(result.exception, UserError), result.output
+        sentence = str(result.exception)
+        assert "counting instructions needs this package's native library for aarch64" in sentence
+        assert "bash .ci/nox -s wheels" in sentence
+        assert "MICROVLM_WHEEL" in sentence
+        assert "apt-get install g++-aarch64-linux-gnu" in sentence
+    assert time.perf_counter() - began < 1
+
+
+def test_a_machine_that_cannot_count_says_at_once_what_is_missing(path_without_compiler):
+    for program, package in (("cc", "gcc"), ("qemu-aarch64", "qemu-user")):
+        (path_without_compiler / program).unlink()
+        result = CliRunner().invoke(command, ["pi", "--target", "emulated"])
+        assert isinstance(result.exception, UserError)
+        assert f"apt-get install {package}." in str(result.exception)
+
+
+def test_a_wheel_without_a_library_is_refused_before_counting(tmp_path, monkeypatch, path_without_compiler):
+    wheel = tmp_path / "microvlm-0.1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("microvlm/__init__.py", "")
+    monkeypatch.setenv(device_package.SWITCH, str(wheel))
+    result = CliRunner().invoke(command, ["pi", "--target", "emulated"])
+    assert isinstance(result.exception, UserError)
+    assert "microvlm-0.1.0-py3-none-any.whl has none" in str(result.exception)

@@ -14,7 +14,7 @@ from microvlm.backends.arm64.transports.device_package import SWITCH
 from microvlm.backends.emulation import DEFAULT_CPU
 from microvlm.bench.pi import count_baseline, predict, profiles, published_results, real_board
 from microvlm.bench.pi.board import memory_fit
-from microvlm.bench.pi.counting import instruction_cost, peer_counts
+from microvlm.bench.pi.counting import counting_emulator, emulated_package, instruction_cost, peer_counts
 from microvlm.bench.pi.counting.counting_emulator import IllegalInstruction, open_board
 from microvlm.bench.pi.counting.emulated_package import package_of_board, wheel_of_board
 from microvlm.bench.pi.workload_phases import Scenario
@@ -68,11 +68,15 @@ def run(options: Options, progress: Progress = lambda _: None) -> tuple[dict[str
     if target == EMULATED and profile.cpu != DEFAULT_CPU:
         # Other cores run other kernels: a board's predictions rest on its own core's counts.
         target = f"{EMULATED}:{profile.cpu}"
-    bundle = _bundle(options.model, progress)
     emulated = target.split(":")[0] == EMULATED
     # A whole board takes minutes and a wheel: asked for by giving one.
     usual = tuple(part for part in PARTS if part != "fit" or os.environ.get(SWITCH))
     wanted = options.parts or (usual if emulated else ("equivalence",))
+    if emulated and {"cost", "peers"} & set(wanted):
+        # Counting takes minutes: what it lacks is said before.
+        counting_emulator.require_emulator()
+        emulated_package.require_library()
+    bundle = _bundle(options.model, progress)
     document: dict[str, Any] = {"report": "pi", "target": target}
     failures: list[str] = []
     if "equivalence" in wanted and options.model not in (FULL, FULL_BASE3):

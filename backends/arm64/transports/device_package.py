@@ -51,6 +51,12 @@ def package_for(machine: str) -> Package:
     return Package(_zip(library, lacks), lacks)
 
 
+def library_lacks(machine: str) -> str:
+    """`Package.lacks` of `package_for`, at once: nothing is compiled. Raises UserError."""
+    wheel = os.environ.get(SWITCH)
+    return _wheel(Path(wheel).expanduser(), machine).lacks if wheel else _cannot_compile(machine)
+
+
 def unpacked_package(machine: str) -> Path:
     """A folder for a Python's path, in the user's cache.
 
@@ -81,28 +87,35 @@ def _wheel(path: Path, machine: str) -> Package:
 
 def _library(machine: str) -> tuple[bytes | None, str]:
     """(the native library, why there is none)."""
+    lacks = _cannot_compile(machine)
+    if lacks:
+        return None, lacks
     folder = Path(native.__file__).resolve().parent
     if machine == platform.machine():
-        path = folder / native.LIBRARY
-        return (path.read_bytes(), "") if path.is_file() else (None, "this package was installed without it")
+        return (folder / native.LIBRARY).read_bytes(), ""
     compiler = CROSS_COMPILER.format(machine=machine)
-    if not (folder / "CMakeLists.txt").is_file():
-        return (
-            None,
-            f"this package has it for {platform.machine()}, not {machine}; give a wheel with {SWITCH}",
-        )
-    missing = next((program for program in (compiler, "cmake") if shutil.which(program) is None), None)
-    if missing:
-        return None, f"{missing} was not found"
     sources = sorted(path for path in folder.rglob("*") if path.suffix in _SOURCES)
     digest = hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in sources))
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.split("\n")[0]
     recipe = {"machine": machine, "sources": digest.hexdigest(), "compiler": version}
-    built = cached_folder("library", recipe, lambda out: _compile(folder, out, machine, compiler))
+    built = cached_folder("library", recipe, lambda out: compile_library(folder, out, machine, compiler))
     return (built / native.LIBRARY).read_bytes(), ""
 
 
-def _compile(sources: Path, out: Path, machine: str, compiler: str) -> None:
+def _cannot_compile(machine: str) -> str:
+    """Why this installation has no native library for `machine` and can compile none, or nothing."""
+    folder = Path(native.__file__).resolve().parent
+    if machine == platform.machine():
+        return "" if (folder / native.LIBRARY).is_file() else "this package was installed without it"
+    if not (folder / "CMakeLists.txt").is_file():
+        return f"this package has it for {platform.machine()}, not {machine}; give a wheel with {SWITCH}"
+    programs = (CROSS_COMPILER.format(machine=machine), "cmake")
+    missing = next((program for program in programs if shutil.which(program) is None), None)
+    return f"{missing} was not found" if missing else ""
+
+
+def compile_library(sources: Path, out: Path, machine: str, compiler: str) -> None:
+    """The native library into the folder `out`, from C++ sources, with CMake. Raises UserError."""
     note(f"compiling the native library for {machine}, once")
     work = out.with_name("build")
     options = ["-DCMAKE_SYSTEM_NAME=Linux", f"-DCMAKE_SYSTEM_PROCESSOR={machine}"]

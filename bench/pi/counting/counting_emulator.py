@@ -68,6 +68,16 @@ def open_board(package: Package, cpu: str = DEFAULT_CPU) -> Machine:
     return machine if package.site is None else replace(machine, sites=(package.site, *machine.sites))
 
 
+def require_emulator() -> str:
+    """The program that counts. Raises UserError where it, or the compiler of its plugin, is missing."""
+    emulator = shutil.which(COUNTING_EMULATOR)
+    if emulator is None:
+        raise UserError("QEMU that loads plugins was not found: apt-get install qemu-user.")
+    if shutil.which("cc") is None:
+        raise UserError("no C compiler was found to build the counter with: apt-get install gcc.")
+    return emulator
+
+
 def count(
     machine: Machine, arguments: Sequence[str], extra: dict[str, str] | None = None
 ) -> tuple[Any, dict[int, Region]]:
@@ -75,9 +85,7 @@ def count(
 
     Raises UserError where QEMU or a C compiler is missing or the program failed, IllegalInstruction for a SIGILL.
     """
-    emulator = shutil.which(COUNTING_EMULATOR)
-    if emulator is None:
-        raise UserError("QEMU that loads plugins was not found: apt-get install qemu-user.")
+    emulator = require_emulator()
     command = replace(machine, emulator=emulator).command(*arguments)
     built = build_libraries()
     # The clock is for QEMU, not for the program that it runs.
@@ -125,8 +133,6 @@ def parse_counts(text: str) -> dict[int, Region]:
 
 def build_libraries() -> Path:
     """The folder with the plugin and the clock for this machine's QEMU, kept by their sources. Raises UserError."""
-    if shutil.which("cc") is None:
-        raise UserError("no C compiler was found to build the counter with: apt-get install gcc.")
     sources = [SOURCES / f"{name}.c" for name in (PLUGIN, CLOCK)]
     recipe = {path.stem: hashlib.sha256(path.read_bytes()).hexdigest() for path in sources}
     return cached_folder("plugin", recipe, lambda folder: _compile(sources, folder))

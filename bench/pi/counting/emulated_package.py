@@ -11,7 +11,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from microvlm.backends.arm64.transports.device_package import SWITCH, unpacked_package
+from microvlm.backends.arm64.transports.device_package import SWITCH, library_lacks, unpacked_package
 from microvlm.backends.native import LIBRARY
 from microvlm.errors import UserError
 
@@ -39,6 +39,17 @@ def package_of_board() -> Package:
     site = unpacked_package(MACHINE)
     library = site / "microvlm" / "backends" / "native" / LIBRARY
     return Package(site, None, compiler_of(library.read_bytes()) if library.is_file() else "")
+
+
+def require_library() -> None:
+    """Raises UserError, at once, where `package_of_board` would have no native library."""
+    lacks = library_lacks(MACHINE)
+    if lacks:
+        raise UserError(
+            f"counting instructions needs this package's native library for {MACHINE}: {lacks}. Build an {MACHINE} "
+            f"wheel in a checkout (bash .ci/nox -s wheels -- DIRECTORY) and set {SWITCH} to it, or run in a checkout "
+            "with a cross-compiler (apt-get install g++-aarch64-linux-gnu cmake). --part equivalence does without."
+        )
 
 
 def from_wheel(wheel: Path) -> Package:
