@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,6 +40,16 @@ LONGEST = (
 """Files that take minutes. They start first, so that no process is left with one at the end of a run. `nox -s tests`
 prints the slowest tests."""
 
+SYSTEMS = {
+    "posix": (os.name == "posix", "needs POSIX: signals, pipes, permissions, a shell or file locks"),
+    "linux": (sys.platform.startswith("linux"), "needs Linux: /proc or /dev/full"),
+}
+"""Marker -> whether this system has what the marked test needs, and why it is skipped elsewhere."""
+# These import modules for a device, which is a POSIX system: fcntl, pwd and signals that Windows lacks.
+collect_ignore = (
+    [] if os.name == "posix" else ["test_arm64_installer.py", "test_arm64_ssh.py", "test_arm64_worker.py"]
+)
+
 FLOAT = QuantizationConfig()
 TERNARY = QuantizationConfig(decoder_bits=1.58, vision_bits=8, embedding_bits=8)
 
@@ -55,6 +68,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "native_library" in getattr(item, "fixturenames", ()):
             item.add_marker("native")
+        for name, (here_too, reason) in SYSTEMS.items():
+            if not here_too and item.get_closest_marker(name):
+                item.add_marker(pytest.mark.skip(reason=reason))
     place = {name: number for number, name in enumerate(LONGEST)}
     tests = Counter(item.path for item in items)
     items.sort(key=lambda item: (place.get(item.path.name, len(LONGEST)), -tests[item.path]))
@@ -106,6 +122,21 @@ def seeded_model(config: MicroVLMConfig, seed: int = 0) -> MicroVLM:
         if model.memory_projection.readout is not None:
             model.memory_projection.readout.fc2.weight.normal_(std=0.2)
     return model.eval()
+
+
+@contextmanager
+def files_below(limit: int) -> Iterator[None]:
+    """Within, the kernel refuses to let a file grow over `limit` bytes, as it does on a full disk. Not on Windows."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
-"""A page's commands and the output it promises, and whether a shell's output is that.
+"""Reads a page's commands and their promised output, and compares what a shell prints with it.
 
-In a block ```console a line that starts with `$ ` is a command and what follows is its output; there `...` alone stands
-for any lines, and inside a line for any text. Commands of one page share one shell.
+In a ```console block a line that starts with `$ ` is a command and the lines after it are its output. A line `...`
+stands for any lines, `...` inside a line for any text. The commands of a page share one shell.
 """
 
 from __future__ import annotations
@@ -18,10 +18,15 @@ class Step:
     promised: tuple[str, ...]
 
 
+def read_blocks(page: Path, language: str) -> list[str]:
+    """The content of the page's code blocks in a language, in order."""
+    return re.findall(rf"(?ms)^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"))
+
+
 def read_steps(page: Path) -> list[Step]:
-    """Every command of the page's console blocks, in order. Raises ValueError for output before any command."""
+    """The commands of the page's console blocks, in order. Raises ValueError for output before any command."""
     steps = []
-    for block in re.findall(r"(?ms)^```console\n(.*?)^```$", page.read_text()):
+    for block in read_blocks(page, "console"):
         first, *commands = re.split(r"(?m)^\$ ", block)
         if first:
             raise ValueError(f"{page.name} has a console block that starts with output: {first!r}")
@@ -32,7 +37,7 @@ def read_steps(page: Path) -> list[Step]:
 
 
 def script(steps: list[Step], mark: str) -> str:
-    """One shell runs all; before a command comes a line with the mark, after it one with its exit status."""
+    """A shell script of all steps: a line with the mark before each, one with the mark and the exit status after it."""
     parts = []
     for number, step in enumerate(steps):
         parts.append(f"echo {shlex.quote(f'{mark} start {number}')}\n{step.command}\n")
@@ -41,13 +46,13 @@ def script(steps: list[Step], mark: str) -> str:
 
 
 def read_outputs(text: str, mark: str) -> dict[int, tuple[str, int]]:
-    """Number of a step -> (its output, its exit status), for those that ended."""
+    """Number of a step -> (its output, its exit status), for the steps that ended."""
     found = re.findall(rf"(?ms)^{mark} start (\d+)\n(.*?)\n{mark} end \1 (\d+)$", text)
     return {int(number): (output, int(status)) for number, output, status in found}
 
 
 def is_as_promised(output: str, promised: tuple[str, ...]) -> bool:
-    """Is every line of the output promised, and the other way round? Blanks at a line's end do not count."""
+    """Whether output and promise are equal, `...` aside. Blanks at a line's end do not count."""
     lines = [line.rstrip() for line in output.splitlines()]
     while lines and not lines[-1]:
         lines.pop()
@@ -59,7 +64,7 @@ def is_as_promised(output: str, promised: tuple[str, ...]) -> bool:
 
 
 def complaints(steps: list[Step], text: str, mark: str) -> list[str]:
-    """What did not go as the page says, one paragraph a command."""
+    """A paragraph for each command that failed or printed something else than promised."""
     outputs = read_outputs(text, mark)
     wrong = []
     for number, step in enumerate(steps):

@@ -14,6 +14,7 @@ from microvlm.bench.speed.speed_bench import bytes_read_per_token
 from microvlm.errors import UserError
 
 
+@pytest.mark.linux
 def test_a_decoder_is_timed_beside_the_roofline(tiny_bundle):
     arguments = ["full", str(tiny_bundle), "--rounds", "2", "--new-tokens", "3", "--json"]
     result = CliRunner().invoke(command, arguments)

@@ -249,6 +249,7 @@ def board_files(tmp_path):
     return tmp_path
 
 
+@pytest.mark.posix
 def test_heat_clock_and_throttling_are_read(board_files, tmp_path_factory):
     assert real_board.conditions(board_files) == {
         "temperatures_celsius": {"cpu-thermal": 47.236},
@@ -291,6 +292,7 @@ def test_this_machine_can_be_calibrated(board_files, tmp_path, tiny_bundle):
     assert document["conditions"]["throttling"]["value"] == 0x50005
 
 
+@pytest.mark.linux
 def test_the_phases_are_timed_on_a_target(tiny_bundle):
     """`local` is a child process of this machine, whatever that is."""
     arguments = ["pi", str(tiny_bundle), "--target", "local", "--part", "cost", "--repeats", "2", "--json"]

@@ -69,6 +69,7 @@ def bench(*arguments: str) -> tuple[int, dict, str]:
 
 
 @pytest.mark.usefixtures("third_party")
+@pytest.mark.linux
 def test_every_phase_is_measured_and_backends_that_cannot_run_are_listed_with_the_reason(
     speaking_bundle: Path,
 ) -> None:
@@ -144,6 +145,7 @@ def test_a_worker_that_is_killed_is_a_sentence_with_its_signal() -> None:
     worker.close()
 
 
+@pytest.mark.linux
 def test_a_worker_is_the_installed_package_whatever_lies_where_it_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -221,6 +223,7 @@ def test_ratios_are_against_the_first_backend_that_ran() -> None:
     ]
 
 
+@pytest.mark.linux
 def test_anonymous_and_file_backed_memory_are_told_apart(tmp_path: Path) -> None:
     size = 40_000_000
     np.zeros(size, np.uint8).tofile(tmp_path / "weights")

@@ -149,6 +149,7 @@ def test_each_bad_input_is_one_sentence_and_status_2(run, picture, speaking_bund
     refused(run("captoin", picture), "captoin")
 
 
+@pytest.mark.linux
 def test_a_full_disk_is_one_sentence(speaking_bundle, picture):
     with open("/dev/full", "w") as full:
         done = subprocess.run(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import pty
 import subprocess
 import sys
 
@@ -110,8 +109,9 @@ def test_mistakes_are_sentences_and_the_conversation_goes_on(chat, tmp_path):
     assert "/recall QUESTION" in out
 
 
+@pytest.mark.posix
 def test_a_person_at_a_terminal_has_seen_the_mistake(speaking_bundle):
-    ours, theirs = pty.openpty()
+    ours, theirs = os.openpty()
     chat = "import sys; from microvlm.commands.main import main; sys.argv[0] = 'microvlm'; main()"
     command = [sys.executable, "-c", chat, "chat", "--model", str(speaking_bundle), "--backend", "ort"]
     with subprocess.Popen(

@@ -1,11 +1,10 @@
 """Checkpoints: what is saved comes back bit for bit, and every damaged file is one sentence."""
 
 import json
-import resource
 
 import pytest
 import torch
-from conftest import FLOAT, TERNARY, seeded_model, tiny_config
+from conftest import FLOAT, TERNARY, files_below, seeded_model, tiny_config
 from safetensors.torch import load_file, save_file
 from test_ternary_lowering import run
 
@@ -119,14 +118,10 @@ def test_a_place_that_cannot_be_written_is_a_sentence(ternary_model, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.posix
 def test_a_full_disk_leaves_nothing_behind(ternary_model, tmp_path):
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-    try:
-        with pytest.raises(UserError, match="cannot be written"):
-            ternary_model.save_pretrained(tmp_path / "model")
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with files_below(100_000), pytest.raises(UserError, match="cannot be written"):
+        ternary_model.save_pretrained(tmp_path / "model")
     assert not list(tmp_path.iterdir())
 
 

@@ -75,6 +75,7 @@ def test_a_defect_keeps_its_traceback():
         run_click(demo, ["--raise", "ours"])
 
 
+@pytest.mark.linux
 def test_a_full_stdout_is_one_sentence_and_status_2():
     program = (
         "import sys, click; from microvlm.console import *\n"
@@ -107,6 +108,7 @@ def test_a_reader_that_leaves_is_no_error(lines):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+@pytest.mark.posix
 def test_a_closed_stdout_is_no_error():
     done = subprocess.run(
         ["sh", "-c", 'exec "$0" -c "$1" 1 >&-', sys.executable, WRITER], stderr=subprocess.PIPE, text=True

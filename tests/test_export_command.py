@@ -2,14 +2,12 @@
 
 import json
 import os
-import resource
-import signal
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import FLOAT, seeded_model, tiny_config
+from conftest import FLOAT, files_below, seeded_model, tiny_config
 
 from microvlm.config import MemoryConfig, TextConfig, VisionConfig
 from microvlm.console import run_click
@@ -85,16 +83,11 @@ def test_a_folder_that_exists_is_refused_before_any_work(tiny_checkpoint, tiny_b
     assert_one_sentence(export([tiny_checkpoint, "-o", tiny_bundle], capsys), "exists")
 
 
+@pytest.mark.posix
 def test_a_disk_that_fills_up_is_one_sentence_and_leaves_nothing(tiny_checkpoint, tmp_path, capsys):
     """A real refusal by the kernel while weights are written: no file may grow over 64 kB."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, before[1]))
+    with files_below(1 << 16):
         result = export([tiny_checkpoint, "-o", tmp_path / "bundle"], capsys)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
     assert_one_sentence(result, "no room is left")
     assert os.listdir(tmp_path) == []
 

@@ -1,12 +1,11 @@
 """A bundle's folder is there whole or not at all; an earlier one is replaced only when asked, at the end."""
 
 import os
-import resource
-import signal
 import subprocess
 import sys
 
 import pytest
+from conftest import files_below
 
 from microvlm.errors import UserError
 from microvlm.exporters.staging import MANIFEST, staged
@@ -85,17 +84,15 @@ def test_too_little_disk_is_said_before_anything_is_written(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.posix
 def test_running_out_of_room_while_writing_leaves_nothing(tmp_path):
     """A real refusal by the kernel: no file may grow over 4 kB."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    try:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-        with pytest.raises(UserError, match="no room"), staged(tmp_path / "bundle", force=False) as stage:
-            fill(stage)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
-        signal.signal(signal.SIGXFSZ, handler)
+    with (
+        files_below(4096),
+        pytest.raises(UserError, match="no room"),
+        staged(tmp_path / "bundle", force=False) as stage,
+    ):
+        fill(stage)
     assert os.listdir(tmp_path) == []
 
 

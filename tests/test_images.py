@@ -186,6 +186,7 @@ print(memory_of_this_process()["peak_rss_bytes"] - before)
 
 
 @pytest.mark.parametrize(("progressive", "most_bytes"), [(False, 8_000_000), (True, 42_000_000)])
+@pytest.mark.linux
 def test_a_12_megapixel_photograph_is_never_held_at_full_size(progressive, most_bytes, tmp_path):
     """Pixels alone would be 48 MB. A progressive file needs its coefficients, 36 MB, and not the pixels besides."""
     photograph(64, 48).save(tmp_path / "small.jpg")

@@ -57,6 +57,7 @@ def test_a_fact_is_written_listed_read_overwritten_and_forgotten(memory, bike, t
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "latin-1", "utf-8:strict"])
+@pytest.mark.posix
 def test_output_that_cannot_be_encoded_is_escaped_after_the_fact_was_written(
     encoding, speaking_bundle, tmp_path
 ):
@@ -139,6 +140,7 @@ def test_json_is_one_document_a_command(memory, tmp_path, speaking_checkpoint):
     assert json.loads(memory("reset", "--json", trip)[1]) == {"forgotten": 1, "entries": 0, "memories": 1}
 
 
+@pytest.mark.posix
 def test_refusals_are_one_sentence_and_status_2(memory, tmp_path):
     trip = tmp_path / "trip.mem"
     memory("write", "--text", "a red heart", trip)

@@ -114,6 +114,7 @@ def test_a_file_with_bytes_behind_it_is_refused(small_file):
         load_memory(path, PRINT)
 
 
+@pytest.mark.posix
 def test_a_killed_save_keeps_the_old_file(small_file):
     path, whole = small_file
     killed = """
@@ -178,6 +179,7 @@ def test_a_folder_that_is_not_there_is_one_sentence(memory, tmp_path):
         save_memory(memory, tmp_path / "none" / "trip.mem", PRINT)
 
 
+@pytest.mark.posix
 def test_a_link_and_its_target_are_one_file(memory, runtime, tmp_path):
     (tmp_path / "real").mkdir()
     target, link = tmp_path / "real" / "trip.mem", tmp_path / "link.mem"
@@ -198,6 +200,7 @@ def umask():
     os.umask(before)
 
 
+@pytest.mark.posix
 def test_a_save_keeps_the_permissions_and_a_new_file_has_the_umasks(memory, tmp_path, umask):
     path = tmp_path / "trip.mem"
     save_memory(memory, path, PRINT)
@@ -208,6 +211,7 @@ def test_a_save_keeps_the_permissions_and_a_new_file_has_the_umasks(memory, tmp_
         assert path.stat().st_mode & 0o7777 == mode
 
 
+@pytest.mark.posix
 def test_a_pipe_and_a_device_are_one_sentence_and_are_left_alone(memory, tmp_path):
     pipe, link = tmp_path / "pipe.mem", tmp_path / "link.mem"
     os.mkfifo(pipe)

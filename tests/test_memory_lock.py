@@ -51,6 +51,7 @@ def holder(tmp_path):
     process.communicate()
 
 
+@pytest.mark.posix
 def test_memory_writes_at_once_from_three_processes_lose_no_row(speaking_bundle, tmp_path):
     trip = tmp_path / "trip.mem"
     program = "from microvlm.commands.main import main; main()"
@@ -63,6 +64,7 @@ def test_memory_writes_at_once_from_three_processes_lose_no_row(speaking_bundle,
     assert os.listdir(tmp_path) == ["trip.mem"]
 
 
+@pytest.mark.posix
 def test_no_step_of_two_processes_comes_between_another_ones(tmp_path):
     path = tmp_path / "count"
     path.write_text("0")
@@ -73,6 +75,7 @@ def test_no_step_of_two_processes_comes_between_another_ones(tmp_path):
     assert path.read_text() == "400"
 
 
+@pytest.mark.posix
 def test_who_waits_too_long_is_told_which_process_has_the_file(holder, tmp_path):
     said = f"trip.mem is being changed by process {holder.pid}"
     with pytest.raises(UserError, match=said), locked(tmp_path / "trip.mem", wait_s=0.1):
@@ -85,6 +88,7 @@ def test_who_waits_too_long_is_told_which_process_has_the_file(holder, tmp_path)
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.posix
 def test_a_link_has_the_lock_of_the_file_that_it_leads_to(holder, tmp_path):
     folder = tmp_path / "elsewhere"
     folder.mkdir()
@@ -98,6 +102,7 @@ def test_a_link_has_the_lock_of_the_file_that_it_leads_to(holder, tmp_path):
         assert os.listdir(folder) == ["link.mem"]
 
 
+@pytest.mark.posix
 def test_a_pipe_is_refused_before_anything_waits_for_it(tmp_path):
     pipe = tmp_path / "pipe.mem"
     os.mkfifo(pipe)
@@ -106,6 +111,7 @@ def test_a_pipe_is_refused_before_anything_waits_for_it(tmp_path):
     assert os.listdir(tmp_path) == ["pipe.mem"]
 
 
+@pytest.mark.posix
 def test_the_lock_of_a_killed_process_is_free(holder, tmp_path):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
@@ -114,6 +120,7 @@ def test_the_lock_of_a_killed_process_is_free(holder, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.posix
 def test_a_chat_keeps_others_from_its_file_and_lets_go_of_it(
     holder, speaking_bundle, tmp_path, monkeypatch, capsys
 ):

@@ -86,10 +86,12 @@ def test_the_initial_ram_disk_is_an_archive_that_a_kernel_reads(
 @pytest.mark.parametrize(
     "script", [supervisor(MARK), Command(("a b", "c'd"), environment={"X": "1 2"}).script()]
 )
+@pytest.mark.posix
 def test_the_boards_scripts_are_shell(script: str) -> None:
     subprocess.run(["sh", "-n"], input=script, text=True, check=True)
 
 
+@pytest.mark.posix
 def test_a_command_keeps_its_words_and_its_environment() -> None:
     command = Command(("printf", "%s|", "a b", "c'd", "$X", ""), environment={"X": "1 2"})
     done = subprocess.run(["sh"], input=command.script() + "echo never", capture_output=True, text=True)

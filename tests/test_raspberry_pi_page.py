@@ -80,11 +80,13 @@ def test_output_is_held_against_the_promise(output: str, promised: tuple[str, ..
     assert is_as_promised(output, promised) is held
 
 
+@pytest.mark.posix
 def test_commands_share_a_shell_and_what_they_print_is_told_apart() -> None:
     steps = [Step("x=7", ()), Step("printf %s $x", ("7",)), Step("cd /; pwd; false || true", ("/",))]
     assert complaints(steps, run_here(steps), MARK) == []
 
 
+@pytest.mark.posix
 def test_a_failure_a_broken_promise_and_an_unfinished_command_are_complaints() -> None:
     steps = [
         Step("false", ()),

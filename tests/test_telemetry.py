@@ -33,6 +33,7 @@ def imported(home, reporting: bool, **variables: str):
     return json.loads(done.stdout)
 
 
+@pytest.mark.linux
 def test_nothing_is_reported_and_nothing_left_behind(tmp_path):
     silent, loud = tmp_path / "silent", tmp_path / "loud"
     value, threads, files = imported(silent, reporting=False)
@@ -43,6 +44,7 @@ def test_nothing_is_reported_and_nothing_left_behind(tmp_path):
     assert more > threads
 
 
+@pytest.mark.linux
 def test_a_user_who_wants_it_may_have_it(tmp_path):
     value, _, _ = imported(tmp_path, reporting=False, ORT_DISABLE_TELEMETRY="0")
     assert value == "0"

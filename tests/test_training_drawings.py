@@ -112,6 +112,7 @@ def test_facts_about_drawings_show_them_and_all_of_an_object_show_one(drawn, dra
     assert not torch.equal(placed[0], placed[1])
 
 
+@pytest.mark.posix
 def test_the_stages_have_facts_about_different_drawings_and_scope_learns_from_its_own(
     drawn, drawn_build, tmp_path, monkeypatch
 ):

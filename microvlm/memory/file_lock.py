@@ -53,9 +53,14 @@ def locked(path: str | Path, wait_s: float | None = None) -> Iterator[None]:
     try:
         yield
     finally:
-        # Removed while it is held: who waits for it then finds that the name is gone, and makes another.
-        beside.unlink(missing_ok=True)
-        os.close(descriptor)
+        if fcntl is None:
+            # Windows removes no file that is open, and no other process waits for this one.
+            os.close(descriptor)
+            beside.unlink(missing_ok=True)
+        else:
+            # Removed while it is held: who waits for it then finds that the name is gone, and makes another.
+            beside.unlink(missing_ok=True)
+            os.close(descriptor)
 
 
 def _acquire(beside: Path, path: Path, wait_s: float) -> int:
@@ -81,7 +86,7 @@ def _acquire(beside: Path, path: Path, wait_s: float) -> int:
 
 def _open(beside: Path, path: Path) -> int:
     try:
-        return os.open(beside, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        return os.open(beside, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         error.filename = str(path)
         raise UserError(f"the memory was not saved: {describe_os_error(error)}") from None
