@@ -1,29 +1,64 @@
 """MicroVLM: a tiny vision-language model with an episodic memory and ternary weights.
 
-`MicroVLM` is imported on first use, so that a device without torch can import everything else.
+The public names below are imported on first use: `import microvlm` alone imports no torch, ONNX Runtime or numpy, and a
+device without torch can use everything but `MicroVLM` and `export`. `docs/api.md` shows each of them.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from microvlm.errors import UserError
+    from microvlm.generation import GenerationOptions
+    from microvlm.inputs.processor import Processor
+    from microvlm.loaded_model import LoadedModel, export, load
+    from microvlm.memory.conversation import Chat
+    from microvlm.memory.facts import FactMemory
     from microvlm.model.microvlm import MicroVLM
 
-__all__ = ["MicroVLM"]
+__all__ = [
+    "Chat",
+    "FactMemory",
+    "GenerationOptions",
+    "LoadedModel",
+    "MicroVLM",
+    "Processor",
+    "UserError",
+    "export",
+    "load",
+]
 
 __version__ = "0.1.0"
 """pyproject.toml reads it from here: a checkout that was never installed has a version too."""
 
-# ONNX Runtime's official builds since 1.29 report to their maker, by threads, a database in the user's cache and the
-# network, from the moment they are imported: only this variable, set before, keeps all of it away (its Privacy.md).
+_MODULES = {
+    "Chat": "memory.conversation",
+    "FactMemory": "memory.facts",
+    "GenerationOptions": "generation",
+    "LoadedModel": "loaded_model",
+    "MicroVLM": "model.microvlm",
+    "Processor": "inputs.processor",
+    "UserError": "errors",
+    "export": "loaded_model",
+    "load": "loaded_model",
+}
+"""Public name -> the module that defines it."""
+
+# ONNX Runtime's official builds since 1.29 start threads that report usage to its maker, to a database in the user's
+# cache and to the network, as soon as they are imported. Only this variable, set before, prevents it (its Privacy.md).
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 def __getattr__(name: str) -> Any:
-    if name == "MicroVLM":
-        from microvlm.model.microvlm import MicroVLM
+    if name not in _MODULES:
+        raise AttributeError(f"module 'microvlm' has no attribute '{name}'")
+    value = getattr(importlib.import_module(f"microvlm.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value
 
-        return MicroVLM
-    raise AttributeError(f"module 'microvlm' has no attribute '{name}'")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

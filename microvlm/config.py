@@ -165,9 +165,8 @@ class PromptConfig:
     caption_prompt: str = "describe the image"
     """What `microvlm caption` asks when the user asks nothing."""
     fold_text: bool = False
-    """Questions and facts are read in lower case, with single blanks and without full stops at their end
-    (`Processor.fold`): for a model that was trained on nothing else, to which "Describe the image." would be another
-    language."""
+    """Whether questions and facts are converted to lower case with single blanks and no final full stops
+    (`Processor.normalize_text`), for a model that was trained on such text only."""
 
     def __post_init__(self) -> None:
         _check_fields(self)

@@ -1,7 +1,7 @@
-"""THE decode loop: numpy over the `Runtime` protocol, for every backend. Knows no images, files or text.
+"""The decode loop of every backend: numpy arrays over the `Runtime` protocol, without images, files or text.
 
-A batch is padded on the left and gives each row what it would get alone. Position 0 is the memory slot's,
-column 0 of every attention mask says whether the row sees it, and text starts at position 1.
+A batch is padded on the left, and every row gets the answer that it would get alone. Position 0 belongs to the memory
+slot; column 0 of every attention mask says whether a row sees it. Text starts at position 1.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import NamedTuple
 
 import numpy as np
@@ -21,23 +22,36 @@ from microvlm.state_choice import state_for
 PHASES = ("vision", "embed", "memory_read", "prefill", "decode")
 
 OnToken = Callable[[int, int], None]
-"""(row, token): called once for every token of an answer, stop tokens excluded, as soon as it is chosen."""
+"""Callback (row, token): called for every token of an answer as soon as it is chosen, not for stop tokens."""
+
+_OPTION_TYPES = (
+    ("max_new_tokens", Integral, "a whole number"),
+    ("temperature", Real, "a number"),
+    ("top_p", Real, "a number"),
+    ("seed", Integral, "a whole number"),
+)
 
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How answers are chosen. Raises UserError, spelled as the flag."""
+    """How the tokens of an answer are chosen. Raises UserError, which names the value as the command-line flag."""
 
     max_new_tokens: int = 32
+    """The most tokens of one answer."""
     temperature: float = 0.0
-    """0 is greedy; otherwise the logits are divided by it and sampled."""
+    """0 takes the most probable token; otherwise the logits are divided by it and a token is drawn."""
     top_p: float = 1.0
-    """Sample among the most probable tokens that together have at least this probability."""
+    """Draw among the most probable tokens that together have at least this probability (nucleus sampling)."""
     seed: int = 0
-    """Every row draws from a generator of its own with this seed, so that a batch changes nothing."""
+    """Every row has its own random generator with this seed, so an answer does not depend on its batch."""
     stop_tokens: tuple[int, ...] = ()
+    """Token ids that end an answer."""
 
     def __post_init__(self) -> None:
+        for name, types, kind in _OPTION_TYPES:
+            value = getattr(self, name)
+            if not isinstance(value, types) or isinstance(value, bool):
+                raise UserError(f"--{name.replace('_', '-')} is {value!r}; give {kind}.")
         if self.max_new_tokens < 1:
             raise UserError(f"--max-new-tokens is {self.max_new_tokens}; give 1 or more.")
         if not (np.isfinite(self.temperature) and self.temperature >= 0):
@@ -49,7 +63,7 @@ class GenerationOptions:
 
 
 class Timings:
-    """Milliseconds by phase; a phase entered twice adds up."""
+    """Milliseconds by phase. The times of a phase that is entered again are added."""
 
     def __init__(self) -> None:
         self.milliseconds: dict[str, float] = {}
@@ -65,34 +79,35 @@ class Timings:
 
 
 class Prompt(NamedTuple):
-    """A batch ready for the decoder."""
+    """A batch of embedded prompts, ready for the decoder."""
 
     inputs_embeds: np.ndarray
     """float32 [B, S, H]."""
     attention_mask: np.ndarray
-    """int64 [B, S], without the slot's column."""
+    """int64 [B, S], without the memory slot's column."""
 
 
-class Recall(NamedTuple):
-    """What a prompt finds in the memory."""
+class MemorySlot(NamedTuple):
+    """What reading the memory gave a batch of prompts."""
 
     slot: Past
+    """The cache that the prefill starts from: one KV position per layer."""
     slot_mask: np.ndarray
     """int64 [B], 1 where the row sees the slot."""
     reading: MemoryReading | None
-    """None without a memory."""
+    """None when there was no memory to read."""
 
 
 @dataclass
-class Generated:
-    """Answers of a batch."""
+class GenerationResult:
+    """The answers of a batch."""
 
     tokens: list[list[int]]
-    """Per row, without the stop token."""
+    """Token ids per row, without the stop token."""
     stopped: list[bool]
-    """Whether the row ended by a stop token, not by the limit."""
+    """Whether the row ended with a stop token rather than at the limit."""
     timings_ms: dict[str, float]
-    recall: Recall
+    memory_slot: MemorySlot
     steps: int = field(default=0)
     """Decoder calls after the prefill."""
 
@@ -100,14 +115,17 @@ class Generated:
 def place_images(
     embeds: np.ndarray, input_ids: np.ndarray, image_id: int, features: np.ndarray
 ) -> np.ndarray:
-    """[B, S, H] with the rows of `image_id` replaced, in order, by `features` [images, k, H]."""
-    where = input_ids == image_id
+    """Replace the embeddings of the image tokens by image features, in order.
+
+    embeds [B, S, H], input_ids [B, S], features [images, k, H] -> [B, S, H]. Raises ValueError if their numbers differ.
+    """
+    is_image = input_ids == image_id
     rows = features.reshape(-1, features.shape[-1])
-    if int(where.sum()) != len(rows):
-        raise ValueError(f"{int(where.sum())} image tokens for {len(rows)} prefix embeddings")
-    placed = embeds.copy()
-    placed[where] = rows
-    return placed
+    if int(is_image.sum()) != len(rows):
+        raise ValueError(f"{int(is_image.sum())} image tokens for {len(rows)} prefix embeddings")
+    result = embeds.copy()
+    result[is_image] = rows
+    return result
 
 
 def embed_prompt(
@@ -118,8 +136,12 @@ def embed_prompt(
     image_id: int,
     timings: Timings | None = None,
 ) -> Prompt:
-    """Phases `vision` and `embed`."""
+    """Embed token ids [B, S] and the images [images, 3, side, side] among them: phases `vision` and `embed`.
+
+    Raises UserError for a prompt that is longer than the model's positions, before any of it is embedded.
+    """
     timings = timings or Timings()
+    _check_positions(runtime, int(attention_mask.sum(1).max()), 0)
     features = None
     if pixel_values is not None:
         with timings.phase("vision"):
@@ -131,40 +153,40 @@ def embed_prompt(
     return Prompt(embeds, attention_mask)
 
 
-def recall(
+def read_slot(
     runtime: Runtime, prompt: Prompt, memory: Memories | None, timings: Timings | None = None
-) -> Recall:
-    """Phase `memory_read`: the prompt is the query. Out of scope, a row's slot is masked.
+) -> MemorySlot:
+    """Read the memory with each prompt as the query: phase `memory_read`. Rows that are out of scope mask their slot.
 
-    `memory` is one state for all rows (batch 1) or one a row; of a list of states, batch 1 each, every row reads the
-    one that knows its key best.
+    `memory` is one state for all rows (batch 1) or one state per row. From a list of states (batch 1 each) every row
+    reads the state that knows its key best.
     """
     batch = len(prompt.inputs_embeds)
     if memory is None:
-        return Recall(runtime.empty_slot(batch), np.zeros(batch, np.int64), None)
+        return MemorySlot(runtime.empty_slot(batch), np.zeros(batch, np.int64), None)
     with (timings or Timings()).phase("memory_read"):
         latent, key = runtime.memory_encode(prompt.inputs_embeds, prompt.attention_mask)
-        reading = runtime.memory_read(key, latent, _state_of(key, memory))
-    seen = reading.scope >= runtime.config.memory.scope_threshold
-    return Recall(reading.slot, seen.astype(np.int64), reading)
+        reading = runtime.memory_read(key, latent, _state_for_rows(key, memory))
+    in_scope = reading.scope >= runtime.config.memory.scope_threshold
+    return MemorySlot(reading.slot, in_scope.astype(np.int64), reading)
 
 
 def prefill(
-    runtime: Runtime, prompt: Prompt, recalled: Recall, num_logits: int = 1
+    runtime: Runtime, prompt: Prompt, memory_slot: MemorySlot, num_logits: int = 1
 ) -> tuple[np.ndarray, Past]:
-    """(logits [B, num_logits, V], cache): the whole prompt at once."""
-    mask = np.concatenate([recalled.slot_mask[:, None], prompt.attention_mask], 1)
+    """Run the decoder over whole prompts -> (logits of the last positions [B, num_logits, V], cache)."""
+    mask = np.concatenate([memory_slot.slot_mask[:, None], prompt.attention_mask], 1)
     positions = positions_of(prompt.attention_mask)
-    return runtime.decode(prompt.inputs_embeds, mask, positions, recalled.slot, num_logits)
+    return runtime.decode(prompt.inputs_embeds, mask, positions, memory_slot.slot, num_logits)
 
 
 def positions_of(attention_mask: np.ndarray) -> np.ndarray:
-    """int64 [B, S] -> position ids [B, S]: text starts at 1, because position 0 is the memory slot's."""
+    """Attention mask int64 [B, S] -> position ids [B, S]. Text starts at 1; position 0 is the memory slot."""
     return np.maximum(attention_mask.cumsum(1), 1)
 
 
 def repeat_memory(memory: MemoryArrays, batch: int) -> MemoryArrays:
-    """One state for all rows -> one a row."""
+    """Repeat one state (batch 1) for every row. Raises UserError for another number of states than rows."""
     if len(memory.mean) == batch:
         return memory
     if len(memory.mean) != 1:
@@ -174,7 +196,7 @@ def repeat_memory(memory: MemoryArrays, batch: int) -> MemoryArrays:
     return MemoryArrays(*(np.repeat(part, batch, 0) for part in memory))
 
 
-def _state_of(key: np.ndarray, memory: Memories) -> MemoryArrays:
+def _state_for_rows(key: np.ndarray, memory: Memories) -> MemoryArrays:
     if isinstance(memory, MemoryArrays):
         return repeat_memory(memory, len(key))
     return repeat_memory(memory[0], len(key)) if len(memory) == 1 else state_for(key, memory)
@@ -187,34 +209,35 @@ def generate(
     memory: Memories | None = None,
     on_token: OnToken | None = None,
     timings: Timings | None = None,
-) -> Generated:
-    """Answers for a batch. Raises UserError when prompt and answer outgrow the model's positions."""
+) -> GenerationResult:
+    """Answer a batch of prompts. Raises UserError when prompt and answer do not fit the model's positions."""
     timings = timings or Timings()
     check_length(runtime, prompt, options)
-    recalled = recall(runtime, prompt, memory, timings)
-    # A model on another machine speaks there. The type is asked: a listener that passes calls on wants to hear them.
-    there = getattr(type(runtime), "speak", None)
-    if there is not None:
-        return there(runtime, prompt, options, recalled, on_token, timings)
-    return speak(runtime, prompt, options, recalled, on_token, timings)
+    memory_slot = read_slot(runtime, prompt, memory, timings)
+    # A model on another machine runs the decode loop there. Looked up on the type, so that a wrapper which forwards
+    # attributes and records calls still sees every call.
+    remote_loop = getattr(type(runtime), "speak", None)
+    if remote_loop is not None:
+        return remote_loop(runtime, prompt, options, memory_slot, on_token, timings)
+    return speak(runtime, prompt, options, memory_slot, on_token, timings)
 
 
 def speak(
     runtime: Runtime,
     prompt: Prompt,
     options: GenerationOptions,
-    recalled: Recall,
+    memory_slot: MemorySlot,
     on_token: OnToken | None,
     timings: Timings,
-) -> Generated:
-    """`generate` from what the memory gave on: phases `prefill` and `decode`."""
+) -> GenerationResult:
+    """Generate answers after the memory was read: phases `prefill` and `decode`."""
     with timings.phase("prefill"):
-        logits, past = prefill(runtime, prompt, recalled)
+        logits, past = prefill(runtime, prompt, memory_slot)
     batch = len(prompt.inputs_embeds)
-    mask = np.concatenate([recalled.slot_mask[:, None], prompt.attention_mask], 1)
+    mask = np.concatenate([memory_slot.slot_mask[:, None], prompt.attention_mask], 1)
     position = positions_of(prompt.attention_mask)[:, -1:]
     choosers = [Chooser(options) for _ in range(batch)]
-    result = Generated([[] for _ in range(batch)], [False] * batch, timings.milliseconds, recalled)
+    result = GenerationResult([[] for _ in range(batch)], [False] * batch, timings.milliseconds, memory_slot)
     with timings.phase("decode"):
         while True:
             chosen = [
@@ -224,7 +247,7 @@ def speak(
             _append(result, chosen, options.stop_tokens, on_token)
             if all(result.stopped) or result.steps + 1 == options.max_new_tokens:
                 return result
-            # A finished row goes on with token 0 until the last is done; nobody reads what it says.
+            # Finished rows continue with token 0 until the last row ends; their output is discarded.
             mask = np.concatenate([mask, np.ones((batch, 1), np.int64)], 1)
             position = position + 1
             embeds = runtime.embed_tokens(np.asarray(chosen, np.int64)[:, None])
@@ -233,9 +256,13 @@ def speak(
 
 
 def teacher_force(
-    runtime: Runtime, prompt: Prompt, answers: np.ndarray, recalled: Recall, timings: Timings | None = None
+    runtime: Runtime,
+    prompt: Prompt,
+    answers: np.ndarray,
+    memory_slot: MemorySlot,
+    timings: Timings | None = None,
 ) -> np.ndarray:
-    """Logits [B, n, V] that predict each of `answers` int64 [B, n] given those before it, in one call."""
+    """Logits [B, n, V] of known answers, int64 [B, n]: each token's prediction given those before it, in one call."""
     timings = timings or Timings()
     with timings.phase("embed"):
         embeds = runtime.embed_tokens(answers[:, :-1]) if answers.shape[1] > 1 else None
@@ -245,32 +272,38 @@ def teacher_force(
             np.concatenate([prompt.attention_mask, np.ones(embeds.shape[:2], np.int64)], 1),
         )
     with timings.phase("prefill"):
-        return prefill(runtime, prompt, recalled, answers.shape[1])[0]
+        return prefill(runtime, prompt, memory_slot, answers.shape[1])[0]
 
 
 def check_length(runtime: Runtime, prompt: Prompt, options: GenerationOptions) -> None:
-    """UserError unless the longest row, the slot and the answer fit the model's positions."""
-    limit = runtime.config.text.max_position_embeddings
-    length = int(prompt.attention_mask.sum(1).max())
-    if 1 + length + options.max_new_tokens > limit:
-        raise UserError(
-            f"the prompt is {length} tokens and the answer may be {options.max_new_tokens}, more than the "
-            f"{limit - 1} of this model; shorten the prompt or give a smaller --max-new-tokens."
-        )
+    """Raise UserError unless the longest prompt and its answer fit the model's positions."""
+    _check_positions(runtime, int(prompt.attention_mask.sum(1).max()), options.max_new_tokens)
+
+
+def _check_positions(runtime: Runtime, length: int, new_tokens: int) -> None:
+    limit = runtime.config.text.max_position_embeddings - 1  # one position is the memory slot's
+    if length + new_tokens <= limit:
+        return
+    if length > limit:
+        raise UserError(f"the prompt is {length} tokens, more than the {limit} of this model; shorten it.")
+    raise UserError(
+        f"the prompt is {length} tokens and the answer may be {new_tokens}, more than the {limit} of this model; "
+        "shorten the prompt or give a smaller --max-new-tokens."
+    )
 
 
 class Chooser:
-    """Picks one row's next token: greedy, or by temperature and top-p from a seeded generator."""
+    """Chooses the next token of one row: greedily, or by temperature and top-p with a seeded generator."""
 
     def __init__(self, options: GenerationOptions):
         self.options = options
         self._generator = np.random.default_rng(options.seed)
 
     def __call__(self, logits: np.ndarray) -> int:
-        """float32 [V] -> a token id; of equal logits the lowest. UserError where they are no numbers."""
+        """Logits float32 [V] -> a token id, the lowest of equals. Raises UserError for logits that are not numbers."""
         best = int(np.argmax(logits))
         if not np.isfinite(logits[best]):
-            raise UserError("the model's logits are no numbers: its weights are damaged, copy them again.")
+            raise UserError("the model's logits are not numbers: its weights are damaged, copy them again.")
         if self.options.temperature == 0:
             return best
         order, cumulative = nucleus(logits, self.options.temperature, self.options.top_p)
@@ -279,12 +312,14 @@ class Chooser:
 
 
 def nucleus(logits: np.ndarray, temperature: float, top_p: float) -> tuple[np.ndarray, np.ndarray]:
-    """The fewest most probable tokens that reach `top_p`, and their cumulative probabilities in float64.
+    """The smallest set of most probable tokens that reaches `top_p`, and their cumulative probabilities in float64.
 
     Holtzman et al. 2020, arXiv 1904.09751, section 3.1.
     """
-    scaled = logits.astype(np.float64) / temperature
-    probabilities = np.exp(scaled - scaled.max())
+    # Shifted before the division: a temperature near 0 would divide the largest logit to infinity.
+    below_best = logits.astype(np.float64) - float(logits.max())
+    with np.errstate(over="ignore"):
+        probabilities = np.exp(below_best / temperature)
     probabilities /= probabilities.sum()
     order = np.argsort(-probabilities, kind="stable")
     cumulative = probabilities[order].cumsum()
@@ -293,7 +328,7 @@ def nucleus(logits: np.ndarray, temperature: float, top_p: float) -> tuple[np.nd
 
 
 def _append(
-    result: Generated, chosen: list[int], stop_tokens: tuple[int, ...], on_token: OnToken | None
+    result: GenerationResult, chosen: list[int], stop_tokens: tuple[int, ...], on_token: OnToken | None
 ) -> None:
     for row, token in enumerate(chosen):
         if result.stopped[row]:

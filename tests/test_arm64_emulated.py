@@ -51,7 +51,7 @@ def said(runtime, processor) -> list:
     code, key = runtime.memory_encode(*prompt)
     state = runtime.memory_write(key, code, runtime.memory_prior())
     made = generate(runtime, prompt, options, state)
-    return [tokens, made.recall.slot_mask.tolist(), made.tokens]
+    return [tokens, made.memory_slot.slot_mask.tolist(), made.tokens]
 
 
 def test_an_emulated_a53_says_what_this_machine_says(nano: Path) -> None:

@@ -15,7 +15,7 @@ from microvlm.backends.ort import run_values
 from microvlm.backends.resolve import open_bundle
 from microvlm.errors import UserError
 from microvlm.formats.onnx_weights import read_initializers
-from microvlm.generation import embed_prompt, recall, teacher_force
+from microvlm.generation import embed_prompt, read_slot, teacher_force
 
 BACKENDS = ("ort", "torch")
 ANSWERS = np.array([[5, 60, 7, 120], [200, 9, 9, 31]])
@@ -54,9 +54,10 @@ def test_both_backends_give_the_same_logits_with_and_without_a_memory(runtimes, 
         prompt = embed_prompt(runtime, *inputs, tiny_processor.image_id)
         code, key = runtime.memory_encode(*prompt)
         memory = runtime.memory_write(key[:1], code[:1], runtime.memory_prior())
-        seen = recall(runtime, prompt, memory)._replace(slot_mask=np.ones(2, np.int64))
+        seen = read_slot(runtime, prompt, memory)._replace(slot_mask=np.ones(2, np.int64))
         logits[name] = [
-            teacher_force(runtime, prompt, ANSWERS, found) for found in (recall(runtime, prompt, None), seen)
+            teacher_force(runtime, prompt, ANSWERS, found)
+            for found in (read_slot(runtime, prompt, None), seen)
         ]
     for one, other in zip(logits["torch"], logits["ort"], strict=True):
         assert close(one, other)

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from microvlm.commands.main import cli
-from microvlm.commands.model_options import default_backend
 from microvlm.console import run_click
+from microvlm.loaded_model import default_backend
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import sys
 import pytest
 from PIL import Image
 
-from microvlm.commands.chat_loop import _split_path
+from microvlm.commands.chat import _split_path
 from microvlm.commands.main import cli
 from microvlm.console import run_click
 

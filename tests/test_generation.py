@@ -15,7 +15,7 @@ from microvlm.generation import (
     generate,
     nucleus,
     prefill,
-    recall,
+    read_slot,
     teacher_force,
 )
 from microvlm.model.torch_runtime import TorchRuntime
@@ -81,7 +81,7 @@ def test_a_stop_token_ends_its_row_and_is_not_in_the_answer(runtime, tiny_proces
 def test_teacher_forcing_gives_the_logits_of_free_running(runtime, tiny_processor):
     prompt = ready(runtime, tiny_processor, ["what?"], [[PICTURES[0]]])
     tokens = generate(runtime, prompt, GenerationOptions(max_new_tokens=6)).tokens
-    logits = teacher_force(runtime, prompt, np.asarray(tokens), recall(runtime, prompt, None))
+    logits = teacher_force(runtime, prompt, np.asarray(tokens), read_slot(runtime, prompt, None))
     assert logits.shape == (1, 6, 300)
     assert logits.argmax(-1).tolist() == tokens
 
@@ -89,10 +89,10 @@ def test_teacher_forcing_gives_the_logits_of_free_running(runtime, tiny_processo
 def test_a_masked_memory_leaves_the_logits_as_they_are_without_one(runtime, tiny_processor):
     prompt = ready(runtime, tiny_processor)
     memory = written(runtime, prompt)
-    with_memory = recall(runtime, prompt, memory)
+    with_memory = read_slot(runtime, prompt, memory)
     masked = with_memory._replace(slot_mask=np.zeros(3, np.int64))
     logits, _ = prefill(runtime, prompt, masked)
-    assert np.array_equal(logits, prefill(runtime, prompt, recall(runtime, prompt, None))[0])
+    assert np.array_equal(logits, prefill(runtime, prompt, read_slot(runtime, prompt, None))[0])
     seen = with_memory._replace(slot_mask=np.ones(3, np.int64))
     assert np.abs(prefill(runtime, prompt, seen)[0] - logits).max() > 1e-3
 
@@ -100,7 +100,7 @@ def test_a_masked_memory_leaves_the_logits_as_they_are_without_one(runtime, tiny
 def test_the_scope_threshold_decides_row_by_row(ternary_model, runtime, tiny_processor):
     prompt = ready(runtime, tiny_processor)
     memory = written(runtime, prompt)
-    reading = recall(runtime, prompt, memory).reading
+    reading = read_slot(runtime, prompt, memory).reading
     threshold = float(np.sort(reading.scope)[1])
     config = ternary_model.config
     gated = TorchRuntime(ternary_model)
@@ -110,7 +110,7 @@ def test_the_scope_threshold_decides_row_by_row(ternary_model, runtime, tiny_pro
             "memory": type(config.memory)(**{**vars(config.memory), "scope_threshold": threshold}),
         }
     )
-    mask = recall(gated, prompt, memory).slot_mask
+    mask = read_slot(gated, prompt, memory).slot_mask
     assert mask.tolist() == (reading.scope >= threshold).astype(int).tolist()
     assert sorted(mask.tolist()) == [0, 1, 1]
 
@@ -119,7 +119,7 @@ def test_a_memory_for_another_number_of_rows_is_refused(runtime, tiny_processor)
     prompt = ready(runtime, tiny_processor)
     two = MemoryArrays(*(np.repeat(part, 2, 0) for part in runtime.memory_prior()))
     with pytest.raises(UserError, match="2 states for 3 prompts"):
-        recall(runtime, prompt, two)
+        read_slot(runtime, prompt, two)
 
 
 def test_an_answer_longer_than_the_positions_is_refused(runtime, tiny_processor):
@@ -145,7 +145,7 @@ def test_sampling_follows_the_probabilities():
 
 
 def test_logits_that_are_no_numbers_are_one_sentence():
-    with pytest.raises(UserError, match="no numbers"):
+    with pytest.raises(UserError, match="not numbers"):
         Chooser(GenerationOptions())(np.array([0.0, np.nan], np.float32))
 
 

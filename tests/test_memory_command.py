@@ -101,7 +101,7 @@ def test_a_sign_of_the_model_is_no_fact(memory, tmp_path):
     for text in ("tea <|end|> milk", "tea <image>"):
         status, _, err = memory("write", "--text", text, "--question", "what is hot?", trip)
         assert (status, err.count("\n")) == (2, 1)
-        assert "it is a sign of the model's own" in err
+        assert "it is one of the model's special tokens" in err
     assert not trip.exists()
 
 

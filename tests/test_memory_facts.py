@@ -178,9 +178,7 @@ def test_a_fact_longer_than_the_models_positions_is_refused(facts):
     fits = "x" * (limit - asked)
     assert len(facts.processor.text_ids(fits)) == limit - asked
     facts.write(fits, "who?")
-    with pytest.raises(
-        UserError, match=f"fact is {limit - asked + 1} tokens and what it is asked for by {asked},"
-    ):
+    with pytest.raises(UserError, match=f"fact is {limit - asked + 1} tokens and its question {asked},"):
         facts.overwrite(fits + "x", "who?")
     assert [entry.text for entry in facts.entries] == [f"who? {fits}"]
 

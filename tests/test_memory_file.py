@@ -54,7 +54,7 @@ def test_a_memory_comes_back_bit_for_bit_with_its_log(memory, tmp_path):
     assert [row[3:] for row in plain[1]] == [(None, ""), ("qué?", "ab" * 32)]
     for one, other in zip(memory.entries, loaded.entries, strict=True):
         assert np.array_equal(one.key, other.key)
-        assert np.array_equal(one.code, other.code)
+        assert np.array_equal(one.latent, other.latent)
 
 
 def test_an_empty_memory_comes_back(runtime, tmp_path):
@@ -259,6 +259,6 @@ def test_an_answer_out_of_the_memory_alone_is_not_written_back_and_a_picture_alw
     runtime.config = type(config)(**{**vars(config), "memory": always})
     chat = Chat(runtime, tiny_processor)
     turn = chat.ask("what is this?")
-    assert (turn.recalled, turn.stored, len(chat.memory.entries)) == (True, False, 0)
+    assert (turn.from_memory, turn.stored, len(chat.memory.entries)) == (True, False, 0)
     turn = chat.ask("what is this?", np.zeros((9, 9, 3), np.uint8), new_image=True)
-    assert (turn.recalled, turn.stored, len(chat.memory.entries)) == (True, True, 1)
+    assert (turn.from_memory, turn.stored, len(chat.memory.entries)) == (True, True, 1)

@@ -123,7 +123,7 @@ def test_after_a_thousand_mixed_operations_float32_is_near_float64_and_a_rebuild
     exact = prior(torch.from_numpy(runtime.memory_prior().mean[0]).double())
 
     def followed(state, operation, entry):
-        key, code = (torch.from_numpy(part)[None].double() for part in (entry.key, entry.code))
+        key, code = (torch.from_numpy(part)[None].double() for part in (entry.key, entry.latent))
         return operation(state, key, code, variance)
 
     for _ in range(1000):
@@ -143,7 +143,7 @@ def test_after_a_thousand_mixed_operations_float32_is_near_float64_and_a_rebuild
     assert drift < 1e-2
     assert distance(memory, filled(runtime, memory.entries)) == 0
     keys, codes = (
-        torch.from_numpy(np.stack([getattr(e, part) for e in memory.entries])) for part in ("key", "code")
+        torch.from_numpy(np.stack([getattr(e, part) for e in memory.entries])) for part in ("key", "latent")
     )
     start = torch.from_numpy(runtime.memory_prior().mean[0])
     batch = batch_solution(start.double(), keys.double(), codes.double(), variance)

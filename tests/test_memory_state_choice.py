@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from microvlm.generation import Prompt, recall
+from microvlm.generation import Prompt, read_slot
 from microvlm.model.torch_runtime import TorchRuntime
 from microvlm.runtime import MemoryArrays
 from microvlm.state_choice import choose_memory, key_variance, state_for
@@ -68,11 +68,12 @@ def test_a_prompt_reads_the_state_that_knows_it_row_by_row(ternary_model):
     codes, keys = runtime.memory_encode(*prompt)
     prior = runtime.memory_prior()
     states = [runtime.memory_write(keys[row : row + 1], codes[row : row + 1], prior) for row in (1, 0)]
-    both = recall(runtime, prompt, states).reading
+    both = read_slot(runtime, prompt, states).reading
     for row, state in ((0, states[1]), (1, states[0])):
-        alone = recall(runtime, Prompt(*(part[row : row + 1] for part in prompt)), state).reading
+        alone = read_slot(runtime, Prompt(*(part[row : row + 1] for part in prompt)), state).reading
         assert np.allclose(both.latent[row], alone.latent[0], atol=1e-5)
         assert both.scope[row] == pytest.approx(alone.scope[0], abs=1e-5)
     assert np.array_equal(
-        recall(runtime, prompt, states[:1]).reading.latent, recall(runtime, prompt, states[0]).reading.latent
+        read_slot(runtime, prompt, states[:1]).reading.latent,
+        read_slot(runtime, prompt, states[0]).reading.latent,
     )

@@ -71,7 +71,7 @@ def test_wanted_positions_give_the_logits_of_a_full_forward(float_model):
     wanted = torch.rand(2, 6) > 0.5
     with torch.no_grad():
         everything = float_model(float_model.embed(ids), torch.ones_like(ids))
-        some = float_model(float_model.embed(ids), torch.ones_like(ids), wanted=wanted)
+        some = float_model(float_model.embed(ids), torch.ones_like(ids), logits_mask=wanted)
     torch.testing.assert_close(some, everything[wanted], rtol=1e-5, atol=1e-6)
 
 

@@ -74,13 +74,13 @@ def test_a_model_that_knows_lower_case_alone_is_asked_in_it(folding, tiny_proces
         assert folding.prompt_ids(said, 1) == tiny_processor.prompt_ids("describe the image", 1)
         assert folding.text_ids(said) == tiny_processor.text_ids("describe the image")
         assert tiny_processor.prompt_ids(said, 1) != tiny_processor.prompt_ids("describe the image", 1)
-    assert folding.fold("what is this?") == "what is this?"
-    assert folding.fold("3.5 e.g. 2.") == "3.5 e.g. 2"
-    assert folding.fold("...") == "..."
+    assert folding.normalize_text("what is this?") == "what is this?"
+    assert folding.normalize_text("3.5 e.g. 2.") == "3.5 e.g. 2"
+    assert folding.normalize_text("...") == "..."
 
 
 def test_folding_makes_no_sign_of_the_model(folding, tiny_processor):
-    tiny_processor.check_signs("<IMAGE> is text")
+    tiny_processor.reject_special_tokens("<IMAGE> is text")
     with pytest.raises(UserError, match="leave '<image>' out"):
         folding.prompt_ids("<IMAGE> is no text", 0)
 

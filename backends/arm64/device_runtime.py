@@ -12,7 +12,7 @@ import numpy as np
 from microvlm.backends.arm64.remote_values import DeviceArray, Remote
 from microvlm.backends.arm64.worker_link import Link, Transport
 from microvlm.backends.graph_runtime import GraphRuntime
-from microvlm.generation import Generated, GenerationOptions, OnToken, Prompt, Recall, Timings
+from microvlm.generation import GenerationOptions, GenerationResult, MemorySlot, OnToken, Prompt, Timings
 
 KEPT = ("present.", "memory_kv.", "memory_mean_out", "memory_cov_out")
 """Beginnings of the names of outputs that stay on the device."""
@@ -61,15 +61,17 @@ class Arm64Runtime(GraphRuntime):
         self,
         prompt: Prompt,
         options: GenerationOptions,
-        recalled: Recall,
+        memory_slot: MemorySlot,
         on_token: OnToken | None,
         timings: Timings,
-    ) -> Generated:
+    ) -> GenerationResult:
         """`generation.speak` on the device: `timings` gets what its clock says."""
-        inputs = (prompt.inputs_embeds, prompt.attention_mask, recalled.slot_mask, *recalled.slot)
+        inputs = (prompt.inputs_embeds, prompt.attention_mask, memory_slot.slot_mask, *memory_slot.slot)
         said = self._remote.speak(inputs, asdict(options), on_token or (lambda row, token: None))
         timings.milliseconds.update(said["timings_ms"])
-        return Generated(said["tokens"], said["stopped"], timings.milliseconds, recalled, said["steps"])
+        return GenerationResult(
+            said["tokens"], said["stopped"], timings.milliseconds, memory_slot, said["steps"]
+        )
 
     def open_graph(self, graph: str, model: bytes, folder: str = "onnx") -> None:
         """A graph of one's own, serialised, with weights in a folder of the bundle; `run_graph` runs it."""

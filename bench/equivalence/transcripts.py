@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from microvlm.bench.equivalence.samples import EpisodeScript
-from microvlm.generation import GenerationOptions, Prompt, embed_prompt, generate, recall, teacher_force
+from microvlm.generation import GenerationOptions, Prompt, embed_prompt, generate, read_slot, teacher_force
 from microvlm.inputs.processor import Processor
 from microvlm.runtime import MemoryArrays, Past, Runtime
 
@@ -95,8 +95,8 @@ def forced_logits(
     runtime: Runtime, prompt: Prompt, choices: list[int], memory: MemoryArrays | None = None
 ) -> np.ndarray:
     """Logits [n, V] that predict each of `choices` given those before it, in one call."""
-    recalled = recall(runtime, prompt, memory)
-    return teacher_force(runtime, prompt, np.asarray(choices, np.int64)[None], recalled)[0]
+    memory_slot = read_slot(runtime, prompt, memory)
+    return teacher_force(runtime, prompt, np.asarray(choices, np.int64)[None], memory_slot)[0]
 
 
 def play(
@@ -145,7 +145,7 @@ def _ask(
     follow: Sequence[int] | None,
 ) -> None:
     prompt = make_prompt(runtime, processor, question, [])
-    reading = recall(runtime, prompt, state).reading
+    reading = read_slot(runtime, prompt, state).reading
     assert reading is not None
     trace.readings.append(reading.latent)
     trace.scopes.append(float(reading.scope[0]))

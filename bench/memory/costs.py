@@ -13,7 +13,7 @@ import numpy as np
 from microvlm.bench.speed.phases import clock
 from microvlm.bench.stats import median, ratio_of_medians
 from microvlm.config import MicroVLMConfig
-from microvlm.generation import Prompt, positions_of, prefill, recall
+from microvlm.generation import Prompt, positions_of, prefill, read_slot
 from microvlm.memory.in_place import hold
 from microvlm.presets import preset
 from microvlm.runtime import Runtime
@@ -34,7 +34,7 @@ def timings(runtime: Runtime, repeats: int, seed: int = 0) -> dict[str, list[flo
     latent, key = runtime.memory_encode(*prompt)
     fact, _ = runtime.memory_encode(*value)
     held = hold(runtime, runtime.memory_prior())
-    off = recall(runtime, prompt, None)
+    off = read_slot(runtime, prompt, None)
     mask = np.concatenate([off.slot_mask[:, None], prompt.attention_mask, np.ones((1, 1), np.int64)], 1)
     position = positions_of(prompt.attention_mask)[:, -1:] + 1
     _, past = prefill(runtime, prompt, off)

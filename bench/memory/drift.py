@@ -85,7 +85,7 @@ def plan_steps(pool: int, slots: int, steps: int, seed: int = 0) -> list[Step]:
 
 def exact_write(state: MemoryArrays, row: Entry, variance: float) -> MemoryArrays:
     """`memory_algebra.write` in float64, mean [K, C] and covariance [K, K]; of a negative variance, `forget`."""
-    key, code = row.key.astype(np.float64), row.code.astype(np.float64)
+    key, code = row.key.astype(np.float64), row.latent.astype(np.float64)
     spread = state.covariance @ key
     gain = spread / (key @ spread + variance)
     return MemoryArrays(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from microvlm.backends.base import LoadedRuntime
-from microvlm.generation import GenerationOptions, Prompt, embed_prompt, generate, recall
+from microvlm.generation import GenerationOptions, Prompt, embed_prompt, generate, read_slot
 from microvlm.inputs.processor import Processor
 from microvlm.memory.episodic import Entry, EpisodicMemory
 from microvlm.memory.in_place import hold
@@ -61,7 +61,7 @@ class Subject:
 
     def readings(self, queries: Sequence[Query], memory: Memories) -> list[MemoryReading]:
         """What reading gives, one a batch of questions."""
-        made = [recall(self.runtime, self.prompt(part), memory).reading for part in _batches(queries)]
+        made = [read_slot(self.runtime, self.prompt(part), memory).reading for part in _batches(queries)]
         return [reading for reading in made if reading is not None]
 
     def remember(self, keys: np.ndarray, codes: np.ndarray, single: bool = False) -> EpisodicMemory:

@@ -26,7 +26,7 @@ from microvlm.generation import (
     generate,
     positions_of,
     prefill,
-    recall,
+    read_slot,
 )
 from microvlm.inputs.processor import Processor
 from microvlm.runtime import Past, Runtime
@@ -93,18 +93,18 @@ class PhaseRunner:
         return clock(lambda: self._written(index))
 
     def _memory_read(self, index: int) -> float:
-        return clock(lambda: recall(self.runtime, self._question, self._state))
+        return clock(lambda: read_slot(self.runtime, self._question, self._state))
 
     def _prefill(self, index: int) -> float:
-        recalled = recall(self.runtime, self._prompts[index], None)
-        return clock(lambda: prefill(self.runtime, self._prompts[index], recalled))
+        memory_slot = read_slot(self.runtime, self._prompts[index], None)
+        return clock(lambda: prefill(self.runtime, self._prompts[index], memory_slot))
 
     def _decode(self, index: int) -> float:
         """`new_tokens` greedy steps after a prefill; stop tokens do not stop it."""
         prompt = self._prompts[index]
-        recalled = recall(self.runtime, prompt, None)
-        logits, past = prefill(self.runtime, prompt, recalled)
-        mask = np.concatenate([recalled.slot_mask[:, None], prompt.attention_mask], 1)
+        memory_slot = read_slot(self.runtime, prompt, None)
+        logits, past = prefill(self.runtime, prompt, memory_slot)
+        mask = np.concatenate([memory_slot.slot_mask[:, None], prompt.attention_mask], 1)
         position = positions_of(prompt.attention_mask)[:, -1:]
         steps = self.workload.new_tokens
         return clock(lambda: self._steps(steps, logits, past, mask, position)) / steps

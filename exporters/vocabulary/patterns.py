@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 
-from microvlm.inputs.tokenizer_pieces import FOLDED, LETTER, NUMBER, NUMERIC, SPACE, STAND_IN_BASE
+from microvlm.inputs.tokenizer_pieces import CASE_VARIANTS, LETTER, NUMBER, NUMERIC, SPACE, STAND_IN_BASE
 
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 """What ByteLevel splits by when it is asked to (`use_regex`)."""
@@ -62,6 +62,6 @@ def _members(flag: int, ascii_flags: dict[str, int]) -> str:
     """What a class holds, to stand inside of brackets."""
     own = [re.escape(letter) for letter, flags in ascii_flags.items() if flags & flag]
     # Both of these are letters, in every version of Unicode.
-    folded = FOLDED if flag == LETTER else ()
+    folded = CASE_VARIANTS if flag == LETTER else ()
     stand_ins = [chr(STAND_IN_BASE + flags) for flags in range(16) if flags & flag]
     return "".join([*own, *folded, *stand_ins])

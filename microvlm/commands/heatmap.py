@@ -1,7 +1,7 @@
-"""Where each generated word looked: the decoder's attention to the prefix, spread over the picture. Pillow draws it.
+"""Heatmaps of the decoder's attention: for every generated word, which parts of the image it attended to.
 
-A word's weight on prefix embedding j is its attention to it, averaged over heads and the last half of the layers, from
-the position that chose the word's tokens; embedding j took its share of each patch by the adapter's pooling weights.
+The attention of a word to prefix embedding j is averaged over heads and the second half of the layers, at the positions
+that chose the word's tokens. The adapter's pooling weights then distribute embedding j over the image's patches.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from microvlm.generation import Prompt, positions_of, recall
+from microvlm.generation import Prompt, positions_of, read_slot
 from microvlm.inputs.images import ImageSource, load_square
 from microvlm.inputs.processor import Inputs, Processor
 from microvlm.memory.conversation import with_answer
@@ -22,16 +22,18 @@ if TYPE_CHECKING:
 
 PANEL_PX = 224
 _TEXT_PX, _MARGIN_PX, _COLUMNS = 28, 8, 6
-# Dark to bright, so that the map reads in grey too: (position, red, green, blue).
+# From dark to bright, so that the map is readable in grey too: (position, red, green, blue).
 _COLOURS = np.array(
     [(0.0, 0, 0, 4), (0.25, 87, 16, 110), (0.5, 188, 55, 84), (0.75, 249, 142, 9), (1.0, 252, 255, 164)]
 )
 
 
 class WordMap(NamedTuple):
+    """The attention of one generated word to the image."""
+
     word: str
     weights: np.ndarray
-    """float32 [grid, grid], the share of the word's attention to the picture that each patch got; sums to 1."""
+    """float32 [grid, grid]: each patch's share of the word's attention to the image. Sums to 1."""
 
 
 def word_maps(
@@ -42,27 +44,27 @@ def word_maps(
     tokens: list[int],
     memory: Memories | None = None,
 ) -> list[WordMap]:
-    """One map a word of the answer `tokens` to `prompt`, batch 1 with one picture."""
+    """One map per word of the answer `tokens` to `prompt`, for batch 1 with one image."""
     import torch
 
     model = runtime.model
-    whole = with_answer(runtime, prompt, tokens[:-1])
-    slot = recall(runtime, prompt, memory)
-    mask = np.concatenate([slot.slot_mask[:, None], whole.attention_mask], 1)
+    turn = with_answer(runtime, prompt, tokens[:-1])
+    memory_slot = read_slot(runtime, prompt, memory)
+    mask = np.concatenate([memory_slot.slot_mask[:, None], turn.attention_mask], 1)
     with torch.inference_mode():
         device = model.memory_prior.device
-        embeds, seen, positions = (
+        embeds, attention_mask, positions = (
             torch.from_numpy(array).to(device)
-            for array in (whole.inputs_embeds, mask, positions_of(whole.attention_mask))
+            for array in (turn.inputs_embeds, mask, positions_of(turn.attention_mask))
         )
-        layers = model.decoder.attention_maps(embeds, seen, positions, slot.slot)
+        layers = model.decoder.attention_maps(embeds, attention_mask, positions, memory_slot.slot)
         late = torch.stack(layers[len(layers) // 2 :]).mean((0, 2))[0]
         features = model.vision(torch.from_numpy(inputs.pixel_values).to(device))
         pooling = model.adapter.pooling_weights(features)[0, :, model.config.vision.num_leading_tokens :]
-        # Column 0 is the memory slot; the row before a token's own is the one that chose it.
+        # Column 0 is the memory slot. The row before a token's own row chose it.
         columns = torch.from_numpy(np.flatnonzero(inputs.input_ids[0] == processor.image_id) + 1).to(device)
-        chose = late[inputs.input_ids.shape[1] - 1 :][: len(tokens)]
-        spread = (chose[:, columns] @ pooling).cpu().numpy()
+        choices = late[inputs.input_ids.shape[1] - 1 :][: len(tokens)]
+        spread = (choices[:, columns] @ pooling).cpu().numpy()
     side = model.config.vision.image_size // model.config.vision.patch_size
     maps = []
     for word, members in split_words(processor, tokens):
@@ -72,7 +74,7 @@ def word_maps(
 
 
 def split_words(processor: Processor, tokens: list[int]) -> list[tuple[str, list[int]]]:
-    """Token positions grouped into words, by the white space that their text starts with."""
+    """Group token positions into words: a token whose text starts with white space starts a word."""
     words: list[tuple[str, list[int]]] = []
     stream, text = processor.stream(), ""
     for index, token in enumerate(tokens):
@@ -86,7 +88,7 @@ def split_words(processor: Processor, tokens: list[int]) -> list[tuple[str, list
 
 
 def draw(image: ImageSource, maps: list[WordMap], caption: str) -> Image.Image:
-    """The picture, then one panel a word, six a row; each map is scaled to its own largest and smallest weight."""
+    """Draw the image, then one panel per word, six in a row. Each map is scaled to its own range of weights."""
     picture = load_square(image, PANEL_PX)
     panels = [(picture, caption)] + [(_overlay(picture, m.weights), m.word) for m in maps]
     columns = min(_COLUMNS, len(panels))
@@ -110,7 +112,7 @@ def _overlay(picture: Image.Image, weights: np.ndarray) -> Image.Image:
 
 
 def _fit(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
-    """Text cut to the width of a panel."""
+    """Cut text to the width of a panel."""
     shown = text
     while len(text) > 1 and font.getlength(shown) > PANEL_PX:
         text = text[:-1]

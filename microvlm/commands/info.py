@@ -1,17 +1,21 @@
 """`microvlm info`: parameters, bytes and bits per weight of each part, measured from a model's files. Needs no torch.
 
-`parameters` counts weights that the network uses: the rows and columns of packed layers, not their padding, scales or
-multipliers, whose bytes count all the same. What is not measured is called `predicted_`.
+`parameters` counts the weights that the network uses: rows times columns of packed layers. Padding, scales and
+multipliers add bytes but no parameters. Values that are not measured are named `predicted_`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+import click
+
+from microvlm.commands.options import backend_option, open_model, target_option
+from microvlm.commands.stored_tensors import StoredTensor, parameters_of, read_bundle, read_checkpoint
 from microvlm.config import MicroVLMConfig
+from microvlm.console import print_json
 from microvlm.errors import UserError
 
 PARTS = {
@@ -21,19 +25,29 @@ PARTS = {
     "decoder": ("decoder",),
     "memory": ("memory_encoder", "memory_projection", "scope", "memory_prior"),
 }
-_CONSTANTS = ("memory_encoder.pseudo_inverse",)
-"""Stored, but computed from a formula: bytes without parameters."""
 _BODY = ("decoder", "memory_encoder")
 _BODY_WIDTHS = {"1.6 bit": 1.6, "2 bit": 2.0}
 _EMBEDDING_WIDTHS = {"fp16": 16.0, "int8 per row": 8.0, "int4, groups of 32": 4.25}
 
 
-class StoredTensor(NamedTuple):
-    """One tensor of a file, by its `state_dict` name."""
+@click.command()
+@click.argument("model", default="nano")
+@target_option
+@backend_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+def info(model: str, backend: str | None, target: str | None, as_json: bool) -> None:
+    """Parameters, bytes and bits per weight of MODEL (a checkpoint or a bundle), measured from its files.
 
-    name: str
-    shape: tuple[int, ...]
-    nbytes: int
+    With --backend or --target the model is also loaded, and the machine and the code that run it are shown.
+    """
+    description = describe_model(model)
+    if backend is not None or target is not None:
+        runtime, _, load_ms = open_model(model, backend, None, target)
+        description["loaded"] = {**describe_loaded(runtime), "load_ms": load_ms}
+    if as_json:
+        print_json(description)
+    else:
+        click.echo(format_description(description))
 
 
 def describe_model(source: str | Path) -> dict[str, Any]:
@@ -42,7 +56,7 @@ def describe_model(source: str | Path) -> dict[str, Any]:
 
     directory = _directory(source)
     config = MicroVLMConfig.load(directory)
-    tensors, layers = _read_bundle(directory) if is_bundle(directory) else _read_checkpoint(directory)
+    tensors, layers = read_bundle(directory) if is_bundle(directory) else read_checkpoint(directory)
     parts = {part: _measure(tensors, layers, prefixes) for part, prefixes in PARTS.items()}
     parts["total"] = _measure(tensors, layers, tuple(prefix for group in PARTS.values() for prefix in group))
     return {
@@ -63,13 +77,13 @@ def describe_model(source: str | Path) -> dict[str, Any]:
 
 
 def describe_loaded(runtime: Any) -> dict[str, Any]:
-    """What a loaded runtime says about the code and the machine that run it; null where it does not say."""
+    """The code and the machine that run a loaded runtime; null where the runtime does not know."""
     fields = ("kernels", "threads", "target", "device")
     return {name: getattr(runtime, name, None) for name in fields}
 
 
 def format_description(description: dict[str, Any]) -> str:
-    """The same as a table for people."""
+    """The document of `describe_model` as a table."""
     lines = [
         f"{description['name']} ({description['kind']}), {description['file_bytes'] / 1e6:.2f} MB of files, "
         f"{description['image_size']} px images as {description['prefix_tokens']} tokens, "
@@ -129,45 +143,6 @@ def _directory(source: str | Path) -> Path:
     raise UserError(f"'{source}' is no folder of a checkpoint or a bundle, and no bundled model.")
 
 
-def _read_bundle(directory: Path) -> tuple[list[StoredTensor], dict[str, dict]]:
-    from microvlm.backends.resolve import open_bundle
-    from microvlm.formats.onnx_weights import read_initializers
-
-    manifest = open_bundle(directory)
-    found: dict[str, StoredTensor] = {}
-    for graph in manifest["graphs"].values():
-        for tensor in read_initializers(directory / graph["file"]):
-            # A tensor that two graphs share is stored once.
-            found[tensor.name] = StoredTensor(tensor.name, tensor.shape, tensor.nbytes)
-    prior, _ = _read_safetensors(directory / "memory_prior.safetensors")
-    return [*found.values(), *prior], manifest["lowered"]
-
-
-def _read_checkpoint(directory: Path) -> tuple[list[StoredTensor], dict[str, dict]]:
-    tensors, metadata = _read_safetensors(directory / "model.safetensors")
-    try:
-        return tensors, json.loads(metadata.get("layers", "{}"))
-    except ValueError:
-        raise UserError(f"{directory / 'model.safetensors'} is damaged: copy the checkpoint again.") from None
-
-
-def _read_safetensors(path: Path) -> tuple[list[StoredTensor], dict[str, str]]:
-    """Names, shapes and bytes from the header alone: 8 bytes of its length, then JSON."""
-    try:
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        metadata = header.pop("__metadata__", {})
-        ends = {name: entry["data_offsets"] for name, entry in header.items()}
-        tensors = [
-            StoredTensor(n, tuple(header[n]["shape"]), end - start) for n, (start, end) in ends.items()
-        ]
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: copy the checkpoint again.") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError):
-        raise UserError(f"{path} is damaged or not a safetensors file: copy the checkpoint again.") from None
-    return tensors, metadata
-
-
 def _measure(
     tensors: Iterable[StoredTensor], layers: dict[str, dict], prefixes: tuple[str, ...]
 ) -> dict[str, Any]:
@@ -179,23 +154,8 @@ def _row(parameters: int, nbytes: int) -> dict[str, Any]:
     return {"parameters": parameters, "bytes": nbytes, "bits_per_weight": 8 * nbytes / max(1, parameters)}
 
 
-def parameters_of(tensor: StoredTensor, layers: dict[str, dict]) -> int:
-    """Weights that a stored tensor stands for."""
-    owner, _, leaf = tensor.name.rpartition(".")
-    if tensor.name in _CONSTANTS:
-        return 0
-    if owner in layers and leaf in ("packed", "weight"):
-        return layers[owner]["rows"] * layers[owner]["columns"]
-    if owner in layers and leaf in ("scale", "multiplier"):
-        return 0
-    count = 1
-    for length in tensor.shape:
-        count *= length
-    return count
-
-
 def _ternary(tensors: Iterable[StoredTensor], layers: dict[str, dict]) -> dict[str, Any]:
-    """Packed trits alone, scales included."""
+    """Parameters and bytes of the ternary layers alone, with their scales."""
     trits = {name for name, layer in layers.items() if str(layer["kind"]).startswith("ternary")}
     chosen = [t for t in tensors if t.name.rpartition(".")[0] in trits and not t.name.endswith(".bias")]
     return _row(sum(parameters_of(t, layers) for t in chosen), sum(t.nbytes for t in chosen))
@@ -204,7 +164,7 @@ def _ternary(tensors: Iterable[StoredTensor], layers: dict[str, dict]) -> dict[s
 def _predict(
     tensors: Iterable[StoredTensor], layers: dict[str, dict], config: MicroVLMConfig
 ) -> dict[str, dict[str, float]]:
-    """MB of the model at other widths, from the parameters alone."""
+    """Predicted MB of the model at other widths, from its parameters."""
     embedding = config.text.vocab_size * config.text.hidden_size
     body = matrices = rest = 0
     for tensor in tensors:
@@ -226,14 +186,14 @@ def _predict(
 
 
 def _tokenizer(directory: Path) -> str | None:
-    """Which code reads text, or None where the model has no tokenizer."""
+    """Which code tokenizes text, or None for a model without a tokenizer."""
     from microvlm.inputs.tokenizer import TOKENIZER, load_tokenizer
 
     return load_tokenizer(directory).description if (directory / TOKENIZER).is_file() else None
 
 
 def _backends(directory: Path) -> dict[str, str]:
-    """What each registered backend would do with this model here."""
+    """What each registered backend would do with this model on this machine."""
     from microvlm.backends import backend_names, get_backend
     from microvlm.backends.resolve import is_bundle
 

@@ -1,1 +1,1 @@
-"""Pictures and text to model inputs. numpy, Pillow and tokenizers only."""
+"""Images and text to model inputs. Needs numpy, Pillow and tokenizers only."""

@@ -1,14 +1,17 @@
-"""Any picture file to an RGB square of a given side, in bounded memory. Knows no model and no normalisation.
+"""Loads an image as an RGB square of a given side, in bounded memory. Knows no model and no normalisation.
 
-The whole picture is kept: it is scaled to fit (bicubic, antialiased) and centred on white, like the drawings
-that the bundled model was trained on. A picture that already has the side is not touched.
+The whole image is kept: it is scaled to fit (bicubic, antialiased) and centred on white, like the drawings that the
+bundled model was trained on. An image that already has the side is not resampled.
 """
 
 from __future__ import annotations
 
+import io
+import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import BinaryIO, TypeAlias, cast
 
 import numpy as np
 from PIL import (
@@ -25,7 +28,7 @@ from PIL import (
 
 from microvlm.errors import UserError
 
-# A list of its own, because Pillow would also hand some formats to other programs.
+# An explicit list, because Pillow would run external programs for some other formats.
 _PLUGINS = (
     PngImagePlugin.PngImageFile,
     JpegImagePlugin.JpegImageFile,
@@ -38,9 +41,12 @@ _PLUGINS = (
 )
 FORMATS = tuple(plugin.format for plugin in _PLUGINS)
 MAX_DECODED_PIXELS = 25_000_000
-"""Pixels held at once: 100 MB at four bytes each. A sequential JPEG may be larger: it is decoded at a fraction."""
+"""The most pixels of one decoded file: 100 MB at four bytes each. A sequential JPEG may be larger, because it is
+decoded at a fraction of its size."""
 
-ImageSource: TypeAlias = str | Path | Image.Image | np.ndarray
+ImageSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray
+"""One image: a path, an image file's bytes, an open binary file, a Pillow image, or a uint8 array: grey [H, W],
+RGB [H, W, 3] or RGBA [H, W, 4]."""
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _ORIENTATION = 0x0112
@@ -56,48 +62,89 @@ _TURNS = {
 }
 
 
+def is_image(value: object) -> bool:
+    """Whether `value` has the type of an `ImageSource`. It may still be a bad image."""
+    return isinstance(value, str | os.PathLike | bytes | Image.Image | np.ndarray) or hasattr(value, "read")
+
+
 def load_square(source: ImageSource, side: int) -> Image.Image:
-    """A path, a Pillow image or a uint8 array [H, W, 3] -> RGB, side x side. UserError for a bad picture."""
+    """Load one image -> Pillow image, RGB, side x side. Raises UserError for a bad one and for another type."""
+    if not is_image(source):
+        raise UserError(
+            "an image is a path, the bytes of an image file, an open binary file, a Pillow image or a uint8 array, "
+            f"not {type(source).__name__}."
+        )
     if isinstance(source, np.ndarray):
-        return fit_square(Image.fromarray(source), side)
+        return fit_square(_from_array(source), side)
     if isinstance(source, Image.Image):
-        return fit_square(source, side)
-    name, path = str(source), Path(source)
-    check_file(path)
-    try:
+        return _decode("the Pillow image", lambda: fit_square(source, side))
+    if isinstance(source, str | os.PathLike):
+        check_file(source)
+        return _load_file(str(source), Path(source), side)
+    content = source if isinstance(source, bytes) else source.read()
+    name = str(getattr(source, "name", "the image"))
+    if not isinstance(content, bytes):
+        raise UserError(f"{name} is open as text; open image files in binary mode ('rb').")
+    if not content:
+        raise UserError(f"{name} is empty (0 bytes); a file that was read before needs seek(0).")
+    return _load_file(name, io.BytesIO(content), side)
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    channels = 1 if array.ndim == 2 else array.shape[-1] if array.ndim == 3 else 0
+    if array.dtype != np.uint8 or channels not in (1, 3, 4) or array.size == 0 or array.shape[2:] == (1,):
+        raise UserError(
+            f"an image array is uint8 [H, W], [H, W, 3] or [H, W, 4], not {array.dtype} {list(array.shape)}; "
+            "give several images as a list of arrays."
+        )
+    return Image.fromarray(array)
+
+
+def _load_file(name: str, file: Path | io.BytesIO, side: int) -> Image.Image:
+    def load() -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with _open(path) as image:
+            with _open(file) as image:
                 if "progression" in image.info:
-                    # All its coefficients are held at full size, 3 to 6 bytes a pixel, whatever it is decoded to.
+                    # libjpeg holds all its coefficients at full size, 3 to 6 bytes a pixel, at any decoded size.
                     _check_size(name, image)
                 extent = _reduce_while_decoding(image, side)
                 _check_size(name, image)
                 return fit_square(image, side, extent)
+
+    return _decode(name, load)
+
+
+def _decode(name: str, load: Callable[[], Image.Image]) -> Image.Image:
+    """Run `load`, whose errors become one sentence about the image `name`."""
+    try:
+        return load()
     except UserError:
         raise
     except Image.UnidentifiedImageError:
         raise UserError(f"{name} is not a picture in a format read here ({', '.join(FORMATS)}).") from None
     except Image.DecompressionBombError:
         raise UserError(f"{name} is far too large a picture; scale it down first.") from None
-    except Exception as error:  # Pillow's decoders raise a dozen kinds; each means that the file is bad
+    except Exception as error:  # Pillow's decoders raise a dozen types; each means that the file is bad
         reason = str(error).split("\n")[0].rstrip(".") or type(error).__name__
         raise UserError(f"{name} is a damaged picture ({reason}); copy it again.") from None
 
 
 def fit_square(image: Image.Image, side: int, extent: tuple[float, float] | None = None) -> Image.Image:
-    """The first frame, upright, on white, scaled to fit and centred: RGB, side x side.
+    """Turn the first frame upright, scale it to fit and centre it on white -> RGB, side x side.
 
-    `extent`: how many of the image's pixels the picture takes, where its last row and column are no whole ones.
+    `extent`: the exact width and height in pixels of an image whose last row and column are fractions of a pixel.
     """
-    # Pillow turns a TIFF itself while it decodes, and takes the tag away then: the tag counts once all is decoded.
+    if not (image.width and image.height):
+        raise UserError("the image has no pixels; give another one.")
+    # Pillow turns a TIFF while it decodes it, and then removes the tag: read the tag after decoding.
     image.load()
     orientation = _orientation(image)
     factor = max(1, max(image.size) // (2 * side))
     small = _shrink_to_rgb(image, factor)
     whole = extent or image.size
     scale = side / max(whole)
-    # Size and box come from the whole picture: the shrunken one is rounded up, and would be stretched by a pixel.
+    # Size and box come from the exact size: the reduced image is rounded up, and would be stretched by a pixel.
     width, height = (max(1, min(side, round(length * scale))) for length in whole)
     if small.size != (width, height):
         box = (0, 0, whole[0] / factor, whole[1] / factor)
@@ -111,8 +158,8 @@ def fit_square(image: Image.Image, side: int, extent: tuple[float, float] | None
     return square
 
 
-def check_file(source: str | Path) -> None:
-    """Raises UserError unless `source` is a file with something in it. Cheap: nothing is decoded."""
+def check_file(source: str | os.PathLike[str]) -> None:
+    """Raise UserError unless `source` is a regular file that is not empty. Decodes nothing."""
     name, path = str(source), Path(source)
     if path.is_dir():
         raise UserError(f"{name} is a folder; give a picture file.")
@@ -128,29 +175,34 @@ def check_file(source: str | Path) -> None:
         raise UserError(f"{name} is empty (0 bytes); copy it again.")
 
 
-def _open(path: Path) -> Image.Image:
+def _open(file: Path | io.BytesIO) -> Image.Image:
+    if _is_jpeg(file):
+        # Image.open checks the full size, which a reduced decoding never holds.
+        return JpegImagePlugin.JpegImageFile(str(file) if isinstance(file, Path) else file)
+    return Image.open(file, formats=FORMATS)
+
+
+def _is_jpeg(file: Path | io.BytesIO) -> bool:
+    if isinstance(file, io.BytesIO):
+        return file.getbuffer()[:3] == _JPEG_MAGIC
     try:
-        with path.open("rb") as file:
-            is_jpeg = file.read(3) == _JPEG_MAGIC
+        with file.open("rb") as stream:
+            return stream.read(3) == _JPEG_MAGIC
     except PermissionError:
-        raise UserError(f"{path} may not be read by this user; change its permissions.") from None
-    if is_jpeg:
-        # Image.open refuses by the full size, which a reduced decoding never holds.
-        return JpegImagePlugin.JpegImageFile(str(path))
-    return Image.open(path, formats=FORMATS)
+        raise UserError(f"{file} may not be read by this user; change its permissions.") from None
 
 
 def _reduce_while_decoding(image: Image.Image, side: int) -> tuple[float, float] | None:
-    """Let libjpeg decode at 1/2, 1/4 or 1/8, still at least twice the side. Returns the exact size it then has.
+    """Let libjpeg decode at 1/2, 1/4 or 1/8 of the size, at least twice the side -> the exact decoded size.
 
-    A photograph of 12 megapixels then takes 2 MB instead of 48. Its scaled inverse transform is a box filter over
-    the same pixels that `_shrink_to_rgb` would average: a value differs by at most 6 of 255, and by 1 in the mean.
+    A photograph of 12 megapixels then takes 2 MB instead of 48. The scaled inverse transform is a box filter over the
+    pixels that `_shrink_to_rgb` would average: a value differs by at most 6 of 255, and by 1 on average.
     """
     if isinstance(image, JpegImagePlugin.JpegImageFile):
         scale = 2 * side / max(image.size)
-        wanted = max(1, int(image.width * scale)), max(1, int(image.height * scale))
-        drafted = image.draft("RGB", wanted)
-        return drafted and drafted[1][2:]
+        target_size = max(1, int(image.width * scale)), max(1, int(image.height * scale))
+        draft = image.draft("RGB", target_size)
+        return draft and draft[1][2:]
     return None
 
 
@@ -165,12 +217,12 @@ def _check_size(name: str, image: Image.Image) -> None:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # damaged metadata of a good picture: it is shown as stored
+    except Exception:  # damaged metadata of a good image: keep the stored orientation
         return 1
 
 
 def _shrink_to_rgb(image: Image.Image, factor: int) -> Image.Image:
-    """Box-reduced by an integer factor, strip by strip, so that only the stored form is held at full size."""
+    """Reduce by an integer factor with a box filter, in strips: only the stored form exists at full size."""
     is_deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
     span = cast("tuple[float, float]", image.getextrema()) if is_deep else None
     if factor == 1 and image.width * image.height <= _STRIP_PIXELS:
@@ -185,7 +237,7 @@ def _shrink_to_rgb(image: Image.Image, factor: int) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image, span: tuple[float, float] | None) -> Image.Image:
-    """Any mode to RGB: transparent parts white, deep greys scaled by the span of the whole picture."""
+    """Convert any mode to RGB: transparent parts become white, deep greys are scaled by the whole image's `span`."""
     if span is not None:
         return _deep_grey(np.asarray(image), span, image.info.get("transparency"))
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -196,9 +248,8 @@ def _to_rgb(image: Image.Image, span: tuple[float, float] | None) -> Image.Image
 
 
 def _deep_grey(values: np.ndarray, span: tuple[float, float], transparent: object) -> Image.Image:
-    """16-bit by its range; other numbers by the narrowest of 0..1, 0..255, 0..65535 or their own span.
-
-    Pixels of the value `transparent` become white.
+    """Scale deep grey values to 8 bits: 16-bit by its range, others by the narrowest of 0..1, 0..255, 0..65535 or
+    their own span. Pixels with the value `transparent` become white.
     """
     low, high = float(span[0]), float(span[1])
     if values.dtype.itemsize == 2:

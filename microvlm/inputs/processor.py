@@ -1,6 +1,6 @@
-"""Pictures and questions to the arrays that a runtime takes, and token ids back to text. Needs no torch.
+"""The processor: images and prompts to the arrays that a runtime takes, and token ids back to text. Needs no torch.
 
-The tokenizer, the pixel statistics and the prompt template come from the files of a checkpoint or a bundle.
+Tokenizer, pixel statistics and prompt template come from the files of a checkpoint or a bundle.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 class Inputs(NamedTuple):
-    """One batch of prompts. Rows are padded on the left."""
+    """A batch of tokenized prompts and their images. Rows are padded on the left."""
 
     input_ids: np.ndarray
-    """int64 [B, S], `prefix_tokens` image tokens for every image."""
+    """int64 [B, S], with `prefix_tokens` image tokens per image."""
     attention_mask: np.ndarray
-    """int64 [B, S]."""
+    """int64 [B, S], 0 where a row is padded."""
     pixel_values: np.ndarray | None
-    """float32 [images, 3, side, side], row by row in order; None without images."""
+    """float32 [images, 3, side, side], the images of row 0 first; None without images."""
 
 
 class Processor:
-    """Built from a tokenizer and a configuration, or by `from_pretrained`."""
+    """Converts images and prompts to model inputs, and token ids to text. Build it with `from_pretrained`."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Processor:
         config: MicroVLMConfig,
         documents: dict[str, dict[str, Any]] | None = None,
     ):
-        """`documents`: the JSON files beside the tokenizer, by file name; absent ones are made from `config`.
+        """`documents`: the JSON files beside the tokenizer, by file name. Missing ones are derived from `config`.
 
         Raises UserError when the tokenizer lacks a token of the template or has more tokens than the model.
         """
@@ -60,13 +60,13 @@ class Processor:
                 f"the tokenizer has {self.tokenizer.vocab_size} tokens and the model "
                 f"{config.text.vocab_size}: they belong to different models."
             )
-        self._reserved = sorted(self.tokenizer.added_tokens)
+        self._special_tokens = sorted(self.tokenizer.added_tokens)
         self._documents = {**self._default_documents(), **(documents or {})}
         self._read_preprocessor(self._documents[PREPROCESSOR])
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> Processor:
-        """Of a checkpoint or bundle directory. Raises UserError for a missing or damaged file."""
+        """Load the processor of a checkpoint or bundle directory. Raises UserError for a missing or damaged file."""
         folder = Path(directory)
         config = MicroVLMConfig.load(folder)
         tokenizer = load_tokenizer(folder)
@@ -75,7 +75,7 @@ class Processor:
         return cls(tokenizer, config, documents)
 
     def save(self, directory: str | Path) -> None:
-        """tokenizer.json and the three JSON files beside it."""
+        """Write tokenizer.json and the three JSON files beside it."""
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(folder)
@@ -84,72 +84,77 @@ class Processor:
 
     @property
     def stop_tokens(self) -> tuple[int, ...]:
-        """Ids that end an answer: generation_config.json's, and the template's end token."""
-        listed = self._documents[GENERATION].get("eos_token_id", self.eos_id)
-        return tuple(dict.fromkeys([*(listed if isinstance(listed, list) else [listed]), self.eos_id]))
+        """Ids that end an answer: those of generation_config.json and the template's end token."""
+        eos = self._documents[GENERATION].get("eos_token_id", self.eos_id)
+        return tuple(dict.fromkeys([*(eos if isinstance(eos, list) else [eos]), self.eos_id]))
 
     @property
     def max_new_tokens(self) -> int:
-        """generation_config.json's default length of an answer."""
+        """The default length of an answer, from generation_config.json."""
         return int(self._documents[GENERATION].get("max_new_tokens", 32))
 
     def pixels(self, image: ImageSource) -> np.ndarray:
-        """A path, a Pillow image or a uint8 array [H, W, 3] -> normalised float32 [3, side, side]."""
+        """Load, scale and normalise an image -> float32 [3, side, side]. Raises UserError for a bad one."""
         square = load_square(image, self.config.vision.image_size)
         values = np.asarray(square, np.float32).transpose(2, 0, 1) * np.float32(self._rescale)
         return (values - self._mean) / self._std
 
-    def fold(self, text: str) -> str:
-        """`text` as the model reads it: where its configuration says so, in lower case, with single blanks, and without
-        full stops at its end; otherwise as it is.
+    def normalize_text(self, text: str) -> str:
+        """Text as the model reads it: lower case, single blanks and no final full stops if `fold_text` is set, else
+        unchanged.
         """
         if not self.config.prompt.fold_text:
             return text
         return " ".join(text.lower().split()).rstrip(". ") or text
 
-    def check_signs(self, text: str) -> None:
-        """Raises UserError for text of a user's with one of the tokenizer's added tokens in it."""
-        folded = self.fold(text)  # which may make a sign of "<IMAGE>"
-        for token in self._reserved:
-            if token in text or token in folded:
-                raise UserError(f"leave '{token}' out of the text: it is a sign of the model's own.")
+    def reject_special_tokens(self, text: str) -> None:
+        """Raise UserError if a user's text contains a special token, such as `<image>`."""
+        normalized = self.normalize_text(text)  # lower case may turn "<IMAGE>" into a special token
+        for token in self._special_tokens:
+            if token in text or token in normalized:
+                raise UserError(f"leave '{token}' out of the text: it is one of the model's special tokens.")
 
     def prompt_ids(self, prompt: str, images: int) -> list[int]:
-        """The template around the folded `prompt`, its image token once for every prefix embedding of every image."""
-        self.check_signs(prompt)
-        prompt = self.fold(prompt)
-        shape = self.config.prompt
-        marks = shape.image_token * (self.config.prefix_tokens * images)
-        text = shape.template.replace(shape.image_token, marks).replace("{prompt}", prompt)
+        """Token ids of the template around the normalized prompt, with `prefix_tokens` image tokens per image.
+
+        Raises UserError for special tokens in the prompt, and for text that is not valid Unicode.
+        """
+        self.reject_special_tokens(prompt)
+        prompt = self.normalize_text(prompt)
+        config = self.config.prompt
+        image_tokens = config.image_token * (self.config.prefix_tokens * images)
+        text = config.template.replace(config.image_token, image_tokens).replace("{prompt}", prompt)
         return self._encode(text)
 
     def text_ids(self, text: str) -> list[int]:
-        """Token ids of plain text, folded, such as an answer."""
-        return self._encode(self.fold(text))
+        """Token ids of normalized plain text, such as an answer."""
+        return self._encode(self.normalize_text(text))
 
     def __call__(
         self, prompts: Sequence[str], images: Sequence[Sequence[ImageSource]] | None = None
     ) -> Inputs:
-        """`images[i]` are those of `prompts[i]`; none for text alone."""
+        """Tokenize prompts and load their images: `images[i]` belong to `prompts[i]`. Raises UserError."""
         rows = [()] * len(prompts) if images is None else images
         if not prompts or len(rows) != len(prompts):
-            raise UserError(f"{len(prompts)} prompts and images for {len(rows)}: give as many of both.")
+            raise UserError(
+                f"{len(prompts)} prompts and images for {len(rows)} prompts: give as many of both."
+            )
         ids = [self.prompt_ids(prompt, len(row)) for prompt, row in zip(prompts, rows, strict=True)]
         pixels = [self.pixels(image) for row in rows for image in row]
         return Inputs(*pad_left(ids, self.pad_id), np.stack(pixels) if pixels else None)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of token ids, special tokens left out."""
+        """Text of token ids, without special tokens."""
         return self.tokenizer.decode(ids)
 
     def stream(self) -> TextStream:
-        """Turns token ids, one at a time, into pieces of text."""
+        """A new converter of token ids, one at a time, to pieces of text."""
         return TextStream(self)
 
     def _encode(self, text: str) -> list[int]:
         try:
             text.encode()
-        except UnicodeEncodeError:  # half a surrogate pair, which is what a terminal's wrong bytes become
+        except UnicodeEncodeError:  # half a surrogate pair, as Python decodes a terminal's invalid bytes
             raise UserError("the text is not valid Unicode: write it in UTF-8.") from None
         return self.tokenizer.encode(text)
 
@@ -202,29 +207,29 @@ class Processor:
 
 
 class TextStream:
-    """Byte-level tokens can end inside a character; a piece is held back until its characters are whole."""
+    """Converts token ids to text one at a time. Tokens can end inside a character: incomplete ones are held back."""
 
     def __init__(self, processor: Processor):
         self._processor = processor
         self._ids: list[int] = []
-        self._shown = ""
+        self._text = ""
 
     def feed(self, token: int) -> str:
-        """The text that `token` completed, often one word, or nothing yet."""
+        """The text that `token` completes, often one word; empty while a character is incomplete."""
         self._ids.append(token)
         text = self._processor.decode(self._ids)
         if text.endswith("\ufffd"):
             return ""
-        piece, self._shown = text[len(self._shown) :], text
+        piece, self._text = text[len(self._text) :], text
         return piece
 
     def finish(self) -> str:
-        """What is still held back when no token follows."""
-        return self._processor.decode(self._ids)[len(self._shown) :]
+        """The text that is still held back after the last token."""
+        return self._processor.decode(self._ids)[len(self._text) :]
 
 
 def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of ids -> (input_ids, attention_mask), int64 [B, longest]."""
+    """Pad rows of ids on the left -> (input_ids, attention_mask), int64 [B, longest]."""
     longest = max(map(len, rows))
     ids = np.full((len(rows), longest), pad_id, np.int64)
     mask = np.zeros((len(rows), longest), np.int64)
@@ -236,7 +241,7 @@ def pad_left(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[np.ndarray, np
 
 
 def _as_text_tokenizer(tokenizer: TextTokenizer | Tokenizer) -> TextTokenizer:
-    """One of the `tokenizers` library is told by its method, so that a device need not import the library."""
+    """Wrap a tokenizer of the `tokenizers` library. Recognised by a method, because a device may lack the library."""
     is_library = hasattr(tokenizer, "get_added_tokens_decoder")
     return LibraryTokenizer(cast("Tokenizer", tokenizer)) if is_library else cast(TextTokenizer, tokenizer)
 

@@ -1,7 +1,7 @@
-"""Text to token ids and back: by mapped tables where a folder has them, else by the `tokenizers` library.
+"""Tokenizers: text to token ids and back, by mapped tables where a folder has them, else by the `tokenizers` library.
 
-Both give the same ids. The library holds a vocabulary of 151,643 tokens in 60 MB of anonymous memory, the tables in
-next to none (`tokenizer_tables`). Knows no prompt, no picture and no model.
+Both give the same ids. The library needs 60 MB of anonymous memory for a vocabulary of 151,643 tokens, the tables
+almost none (`tokenizer_tables`). Knows no prompt, image or model.
 """
 
 from __future__ import annotations
@@ -19,42 +19,42 @@ if TYPE_CHECKING:
 
 
 class TextTokenizer(Protocol):
-    """What a processor needs of a tokenizer."""
+    """The interface that a processor needs of a tokenizer."""
 
     @property
     def description(self) -> str:
-        """Which code runs, for `microvlm info`."""
+        """Which code tokenizes, for `microvlm info`."""
 
     @property
     def identity(self) -> str:
-        """sha256 of the tokenizer.json behind it: two tokenizers with one identity give the same ids."""
+        """sha256 of tokenizer.json. Tokenizers with the same identity give the same ids."""
 
     @property
     def vocab_size(self) -> int:
-        """How many tokens there are, added ones included."""
+        """Number of tokens, including added ones."""
 
     @property
     def added_tokens(self) -> dict[str, int]:
-        """Text -> id of the tokens that are found in a text before it is split into words."""
+        """Text -> id of the added tokens, which are matched before a text is split into words."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, nothing put around it."""
+        """Ids of `text`, without special tokens around it."""
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of `ids`, special tokens and unknown ids left out; U+FFFD for bytes that are no UTF-8."""
+        """Text of `ids` without special tokens and unknown ids. Bytes that are not UTF-8 become U+FFFD."""
 
     def token_to_id(self, token: str) -> int | None:
         """Id of an added token by its text, or None."""
 
     def save(self, directory: Path) -> None:
-        """Write tokenizer.json, and the tables where they are used."""
+        """Write tokenizer.json, and the tables if they are used."""
 
 
 class LibraryTokenizer:
-    """Any tokenizer.json, by the `tokenizers` library."""
+    """A tokenizer of the `tokenizers` library, for any tokenizer.json."""
 
     def __init__(self, tokenizer: Tokenizer, document: bytes | None = None, remark: str = ""):
-        """`document`: the bytes of the file that `tokenizer` was read from. `remark`: why the library is used."""
+        """`document`: the bytes of the file that `tokenizer` was read from. `remark`: why no tables are used."""
         self._tokenizer = tokenizer
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -65,7 +65,7 @@ class LibraryTokenizer:
 
     @classmethod
     def from_file(cls, path: Path, remark: str = "") -> LibraryTokenizer:
-        """Raises UserError when `path` is missing or damaged."""
+        """Load a tokenizer.json. Raises UserError when it is missing or damaged."""
         from tokenizers import Tokenizer
 
         if not path.is_file():
@@ -102,9 +102,9 @@ class LibraryTokenizer:
 
 
 def load_tokenizer(directory: Path) -> TextTokenizer:
-    """Of a checkpoint or bundle. Raises UserError for a missing or damaged file.
+    """Load the tokenizer of a checkpoint or bundle. Raises UserError for a missing or damaged file.
 
-    Tables that were made from another tokenizer.json than the one beside them (by its bytes) are left alone.
+    Tables that were built from another tokenizer.json than the one beside them (by its size) are not used.
     """
     path = directory / TOKENIZER
     if (directory / TABLES).is_file():

@@ -1,8 +1,8 @@
-"""Text to the pieces that BPE works on: NFC and the splitting patterns of a tokenizer.json, by Python's own `re`.
+"""Splits text into the pieces that BPE works on: NFC and the patterns of a tokenizer.json, with Python's own `re`.
 
-Python's `re` knows no \\p{L}, and what a letter is depends on the Unicode version of whoever is asked. So the
-tables bring the answers of the `tokenizers` library for every code point, and patterns run over a copy of the text in
-which every character outside ASCII is replaced by one that stands for its class. Knows no vocabulary.
+Python's `re` has no \\p{L}, and the set of letters depends on the Unicode version. So the tables hold the classes that
+the `tokenizers` library gives every code point, and patterns run over a copy of the text in which every character
+outside ASCII is replaced by a stand-in for its class. Knows no vocabulary.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from itertools import pairwise
 import numpy as np
 
 LETTER, NUMBER, SPACE, NUMERIC, COMPOSES = 1, 2, 4, 8, 16
-"""Flags of a code point: \\p{L}, \\p{N}, \\s of the library's patterns, a digit of its `Digits` step, a part of NFC."""
+"""Class flags: \\p{L}, \\p{N} and \\s of the library's patterns, digit of its `Digits` step, changed by NFC."""
 STAND_IN_BASE = 0xE000
-"""A character of class flags f is replaced by the private code point STAND_IN_BASE + f, f below 16."""
-FOLDED = ("\u017f", "\u212a")
-"""Stay themselves, because (?i:s) and (?i:k) match them: long s, Kelvin sign."""
+"""A character with class flags f (below 16) is replaced by the private code point STAND_IN_BASE + f."""
+CASE_VARIANTS = ("\u017f", "\u212a")
+"""Long s and the Kelvin sign are not replaced, because (?i:s) and (?i:k) match them."""
 _CLASS_MASK = LETTER | NUMBER | SPACE | NUMERIC
 
 
 class PieceSplitter:
-    """Normalisation and patterns of one tokenizer."""
+    """The normaliser and the splitting patterns of one tokenizer."""
 
     def __init__(
         self, starts: np.ndarray, flags: np.ndarray, patterns: Sequence[str], normalizer: str | None
     ):
-        """`starts` [C] ascending from 0 and `flags` [C]: classes of the code points from each start on.
+        """`starts` [C], ascending from 0, and `flags` [C]: the classes of the code points from each start on.
 
-        `patterns`: each cuts the pieces of the one before it into matches and what lies between, and is written for
-        the replaced text. `normalizer`: "NFC" or None.
+        `patterns` are written for the text of stand-ins; each cuts the pieces of the previous one into matches and the
+        text between them. `normalizer` is "NFC" or None. Raises ValueError for another one.
         """
         if normalizer not in (None, "NFC"):
             raise ValueError(normalizer)
@@ -40,7 +40,7 @@ class PieceSplitter:
         self._composes = normalizer == "NFC"
 
     def normalise(self, text: str) -> str:
-        """NFC where the library would do it: code points newer than its Unicode version stay as they are."""
+        """Apply NFC like the library, which leaves code points alone that are newer than its Unicode version."""
         if not self._composes or text.isascii():
             return text
         from unicodedata import normalize
@@ -54,13 +54,13 @@ class PieceSplitter:
         )
 
     def split(self, text: str) -> list[str]:
-        """The pieces of normalised `text`; joined they are the text."""
-        seen = self._stand_in(text)
+        """Split normalised text into pieces, whose concatenation is the text."""
+        classes = self._stand_in(text)
         bounds = [0, len(text)]
         for pattern in self._patterns:
             cut = [0]
             for start, end in pairwise(bounds):
-                for match in pattern.finditer(seen, start, end):
+                for match in pattern.finditer(classes, start, end):
                     cut += match.span()
                 cut.append(end)
             bounds = sorted(set(cut))
@@ -70,12 +70,12 @@ class PieceSplitter:
         if text.isascii():
             return text
         points = _code_points(text)
-        stays = (points < 128) | np.isin(points, [ord(letter) for letter in FOLDED])
+        is_kept = (points < 128) | np.isin(points, [ord(letter) for letter in CASE_VARIANTS])
         stand_ins = STAND_IN_BASE + (self._class_of(points) & _CLASS_MASK).astype(np.uint32)
-        return np.where(stays, points, stand_ins).astype("<u4").tobytes().decode("utf-32-le")
+        return np.where(is_kept, points, stand_ins).astype("<u4").tobytes().decode("utf-32-le")
 
     def _class_of(self, points: np.ndarray) -> np.ndarray:
-        """uint8 flags of each code point."""
+        """Class flags of each code point, uint8."""
         return self._flags[np.searchsorted(self._starts, points, "right") - 1]
 
 

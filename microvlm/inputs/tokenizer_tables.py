@@ -1,18 +1,18 @@
-"""Byte-level BPE over tables that stay in a mapped file: the ids of the `tokenizers` library in next to no memory.
+"""Byte-level BPE over tables in a mapped file: the ids of the `tokenizers` library, with almost no memory.
 
-The file is safetensors, so anything can look into it; `exporters/vocabulary/table_builder.py` writes it and holds it
-equal to the library. V tokens, M merges, C runs of code points, T bytes of token text:
+The file is safetensors. `exporters/vocabulary/table_builder.py` writes it and checks it against the library.
+V tokens, M merges, C runs of code points, T bytes of token text:
 
 | tensor | |
 |---|---|
 | `merge_pairs` uint64 [M] | left id << 32 or right id, ascending |
-| `merge_ranks`, `merge_results` uint32 [M] | of the pair in that place: its turn, 0 first, and the id it becomes |
+| `merge_ranks`, `merge_results` uint32 [M] | the pair's rank (0 merges first) and the merged token's id |
 | `byte_tokens` uint32 [256] | the token of every byte |
-| `token_ends` uint32 [V + 1], `token_bytes` uint8 [T] | token i is bytes token_ends[i] to token_ends[i + 1] |
-| `sorted_tokens` uint32 [V] | ids by their bytes; only where whole words are looked up before any merge |
-| `class_starts` uint32 [C], `class_flags` uint8 [C] | what each code point is, in runs (`tokenizer_pieces`) |
+| `token_ends` uint32 [V + 1], `token_bytes` uint8 [T] | token i has the bytes from token_ends[i] to token_ends[i + 1] |
+| `sorted_tokens` uint32 [V] | ids sorted by their bytes; only for tokenizers that look up whole words before merging |
+| `class_starts` uint32 [C], `class_flags` uint8 [C] | class flags of runs of code points (`tokenizer_pieces`) |
 
-Metadata `tokenizer` is JSON: `format`, `source_sha256` and `source_bytes` of the tokenizer.json it was made from,
+Metadata `tokenizer` is JSON: `format`, `source_sha256` and `source_bytes` of the tokenizer.json it was built from,
 `added_tokens` (id, content, special, normalized), `patterns`, `normalizer`.
 """
 
@@ -39,12 +39,12 @@ _CASTS: dict[str, Literal["Q", "I", "B"]] = {"U64": "Q", "U32": "I", "U8": "B"}
 
 
 class TableTokenizer:
-    """See `tokenizer.TextTokenizer`. Built by `open`."""
+    """A `TextTokenizer` over mapped tables. Build it with `open`."""
 
     description = "mapped tables"
 
     def __init__(self, path: Path, arrays: dict[str, memoryview], facts: dict[str, Any]):
-        """`arrays` and `facts` as the table above lists them."""
+        """`arrays` are the tensors and `facts` the metadata that the module's docstring lists."""
         self._path = path
         self.identity: str = facts["source_sha256"]
         self.source_bytes: int = facts["source_bytes"]
@@ -64,7 +64,7 @@ class TableTokenizer:
 
     @classmethod
     def open(cls, path: Path) -> TableTokenizer:
-        """Raises UserError for a damaged file or a newer format."""
+        """Map the tables of a file. Raises UserError for a damaged file or a newer format."""
         try:
             arrays, metadata = _map_safetensors(path)
             facts = json.loads(metadata["tokenizer"])
@@ -114,9 +114,9 @@ class TableTokenizer:
         return self._merge([self._byte_tokens[byte] for byte in piece])
 
     def _merge(self, ids: list[int]) -> list[int]:
-        """Byte tokens -> tokens: the pair of least rank is joined, the leftmost of equals, until no pair is known.
+        """Merge byte tokens: always the pair of lowest rank, the leftmost of equals, until no pair has a merge.
 
-        A queue instead of a search through the whole piece each time, since a piece may be a page without a space.
+        A priority queue avoids a search through the whole piece per merge: a piece may be a page without a space.
         """
         count = len(ids)
         following, previous = list(range(1, count + 1)), list(range(-1, count))
@@ -128,7 +128,7 @@ class TableTokenizer:
             _, left, merged, first, second = heappop(queue)
             right = following[left]
             if ids[left] != first or right == count or ids[right] != second:
-                continue  # an earlier merge has taken one of the two
+                continue  # an earlier merge has consumed one of the two
             ids[left], ids[right] = merged, -1
             following[left] = after = following[right]
             previous[after] = left
@@ -142,7 +142,7 @@ class TableTokenizer:
         return [number for number in ids if number >= 0]
 
     def _candidate(self, left: int, first: int, second: int) -> list[tuple[int, int, int, int, int]]:
-        """The entry of the queue for two neighbours, or none."""
+        """The queue entry of two neighbours, as a list; empty if they have no merge."""
         pair = first << 32 | second
         place = bisect_left(self._pairs, pair)
         if place == len(self._pairs) or self._pairs[place] != pair:
@@ -151,19 +151,19 @@ class TableTokenizer:
 
 
 def _alternation(contents: Any) -> re.Pattern[str] | None:
-    """Any of some texts, the longest first as the library prefers it; None for no text."""
+    """A pattern that matches any of the texts, the longest first like the library; None without texts."""
     ordered = sorted(contents, key=len, reverse=True)
     return re.compile("(" + "|".join(map(re.escape, ordered)) + ")") if ordered else None
 
 
 def _split(pattern: re.Pattern[str] | None, text: str) -> list[tuple[bool, str]]:
-    """(whether it matched, part) for the parts of `text` in order."""
+    """Split `text` by a pattern -> (whether the part matched, part), in order."""
     parts = [text] if pattern is None else pattern.split(text)
     return [(index % 2 == 1, part) for index, part in enumerate(parts) if part]
 
 
 def _map_safetensors(path: Path) -> tuple[dict[str, memoryview], dict[str, str]]:
-    """Every tensor as a view of the mapped file, and the metadata. Raises ValueError and others when damaged."""
+    """Map a safetensors file -> (views of its tensors, metadata). Raises ValueError and others when damaged."""
     with path.open("rb") as file:
         whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     start = 8 + int.from_bytes(whole[:8], "little")

@@ -1,1 +1,1 @@
-"""The episodic memory: states, file, facts and conversations. numpy only."""
+"""The episodic memory: states, their file, facts and conversations. Imports no torch."""

@@ -1,12 +1,11 @@
-"""A conversation with one model over its episodic memory. Knows no terminal and no backend.
+"""A conversation with a model over its episodic memory. Knows no terminal and no backend.
 
-A new picture is written under the question of its place ("what was in the first image?"), which is how it can be
-asked for when it is gone; any other turn is written under its own question (and picture). The value is the whole turn.
+A new image is written under the question of its place ("what was in the first image?"), which finds it again when it is
+gone from view. Any other turn is written under its own question and image. The value is the whole turn with its answer.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,17 @@ import numpy as np
 from microvlm.generation import GenerationOptions, Prompt, Timings, embed_prompt, generate
 from microvlm.inputs.images import ImageSource
 from microvlm.inputs.processor import Processor
+from microvlm.loaded_model import complete_options, runtime_and_processor
 from microvlm.memory.episodic import Entry, EpisodicMemory
 from microvlm.memory.memory_file import load_memory, save_memory
 from microvlm.memory.ordinal_questions import ORDINALS, ordinal_question
-from microvlm.memory.query import Asked
+from microvlm.memory.query import Query
 from microvlm.runtime import Runtime
 
 if TYPE_CHECKING:
     from microvlm.backends.base import LoadedRuntime
+    from microvlm.loaded_model import LoadedModel
+    from microvlm.model.microvlm import MicroVLM
 
 
 @dataclass(frozen=True)
@@ -34,9 +36,11 @@ class Turn:
     question: str
     answer: str
     tokens: list[int]
+    """Token ids of the answer."""
     timings_ms: dict[str, float]
-    recalled: bool
-    """Whether the memory was in scope and seen."""
+    """Milliseconds by phase."""
+    from_memory: bool
+    """Whether the memory was in scope, so that the answer could come from it."""
     scope: float
     """Probability that the memory answers the question."""
     stored: bool
@@ -44,38 +48,42 @@ class Turn:
 
 
 class Chat:
-    """Asks, answers, and remembers. `memory` may be replaced or saved between turns."""
+    """A conversation that remembers its images and answers. `memory` may be replaced or saved between turns."""
 
     def __init__(
         self,
-        runtime: LoadedRuntime,
-        processor: Processor,
+        model: LoadedModel | MicroVLM | LoadedRuntime,
+        processor: Processor | None = None,
         options: GenerationOptions | None = None,
         memory: EpisodicMemory | None = None,
     ):
-        """`options` without stop tokens gets the processor's."""
-        self.runtime, self.processor = runtime, processor
-        options = options or GenerationOptions(max_new_tokens=processor.max_new_tokens)
-        self.options = dataclasses.replace(options, stop_tokens=options.stop_tokens or processor.stop_tokens)
-        self.memory = memory or EpisodicMemory.empty(runtime)
+        """`model` is what `microvlm.load` or `MicroVLM.from_pretrained` returned, or a runtime with its `processor`.
+
+        `options` without stop tokens gets the processor's. Raises UserError for anything else.
+        """
+        self.runtime, self.processor = runtime_and_processor(model, processor)
+        self.options = complete_options(self.processor, options)
+        self.memory = memory or EpisodicMemory.empty(self.runtime)
+        self._shown = _pictures(self.memory)
 
     def ask(
         self,
         question: str,
         image: ImageSource | None = None,
-        new_image: bool = False,
+        new_image: bool | None = None,
         on_text: Callable[[str], None] | None = None,
         label: str = "",
     ) -> Turn:
-        """Answer `question` about `image`, or about nothing but the memory, then write the turn.
+        """Answer `question` about `image`, or from the memory alone, then write the turn into the memory.
 
-        `new_image`: the picture was not shown before. `label` names it in the log. An answer that came out of the
-        memory alone is not written back. Raises UserError, and then nothing was written.
+        `new_image` says whether the image takes the next place of the conversation; None: if it was not shown before.
+        `on_text` gets the answer piece by piece. `label` names the image in the log. An answer that came from the
+        memory alone is not written again. Raises UserError, and then nothing was written.
         """
         timings = Timings()
         with timings.phase("preprocess"):
-            asked = Asked.about(self.processor, question, image)
-            inputs = asked.inputs(self.processor)
+            query = Query.build(self.processor, question, image)
+            inputs = query.inputs(self.processor)
         prompt = embed_prompt(self.runtime, *inputs, self.processor.image_id, timings)
         stream = self.processor.stream()
 
@@ -83,51 +91,61 @@ class Chat:
             if on_text is not None:
                 on_text(stream.feed(token))
 
-        made = generate(self.runtime, prompt, self.options, self.memory.states, show, timings)
+        result = generate(self.runtime, prompt, self.options, self.memory.states, show, timings)
         if on_text is not None:
             on_text(stream.finish())
-        tokens, reading = made.tokens[0], made.recall.reading
-        answer = self.processor.decode(tokens)
-        recalled = bool(made.recall.slot_mask[0])
-        stored = image is not None or not recalled
+        tokens, reading = result.tokens[0], result.memory_slot.reading
+        answer = self.processor.decode(tokens).strip()
+        from_memory = bool(result.memory_slot.slot_mask[0])
+        stored = image is not None or not from_memory
         if stored:
             with timings.phase("memory_write"):
-                told = f"{label}: {question} {answer}" if label else f"{question} {answer}"
-                self._write(prompt, asked, told, tokens, image is not None and new_image)
+                log_text = f"{label}: {question} {answer}" if label else f"{question} {answer}"
+                self._write(prompt, query, log_text, tokens, self._is_new(query, new_image))
         scope = float(reading.scope[0]) if reading is not None else 0.0
-        return Turn(question, answer, tokens, timings.milliseconds, recalled, scope, stored)
+        return Turn(question, answer, tokens, timings.milliseconds, from_memory, scope, stored)
 
     def reset(self) -> None:
-        """Back to the empty memory."""
+        """Empty the memory and forget which images were shown."""
         self.memory = EpisodicMemory.empty(self.runtime)
+        self._shown = set()
 
     def save(self, path: str | Path) -> None:
-        """See `save_memory`."""
+        """Save the memory to a file. See `save_memory`."""
         save_memory(self.memory, path, self.runtime.fingerprint)
 
     def load(self, path: str | Path) -> None:
-        """See `load_memory`."""
+        """Replace the memory by a file's. See `load_memory`."""
         self.memory = load_memory(path, self.runtime.fingerprint)
+        self._shown = _pictures(self.memory)
 
-    def _write(self, prompt: Prompt, asked: Asked, told: str, tokens: list[int], new_image: bool) -> None:
-        """`told` is what the log shows of the turn."""
+    def _is_new(self, query: Query, new_image: bool | None) -> bool:
+        if query.pixels is None:
+            return False
+        is_new = query.picture not in self._shown if new_image is None else new_image
+        self._shown.add(query.picture)
+        return is_new
+
+    def _write(self, prompt: Prompt, query: Query, log_text: str, tokens: list[int], new_image: bool) -> None:
         place = sum(entry.image for entry in self.memory.entries)
         by_place = new_image and place < len(ORDINALS)
-        under = Asked(ordinal_question(place)) if by_place else asked
-        cue = text_prompt(self.runtime, self.processor, under.question) if by_place else prompt
-        _, key = self.runtime.memory_encode(*cue)
-        code, _ = self.runtime.memory_encode(*with_answer(self.runtime, prompt, tokens))
-        entry = Entry(told, key[0], code[0], image=by_place, question=under.question, picture=under.picture)
+        cue, cue_prompt = query, prompt
+        if by_place:
+            cue = Query(ordinal_question(place))
+            cue_prompt = text_prompt(self.runtime, self.processor, cue.question)
+        _, key = self.runtime.memory_encode(*cue_prompt)
+        latent, _ = self.runtime.memory_encode(*with_answer(self.runtime, prompt, tokens))
+        entry = Entry(log_text, key[0], latent[0], image=by_place, question=cue.question, picture=cue.picture)
         self.memory.write(self.runtime, entry)
 
 
 def text_prompt(runtime: Runtime, processor: Processor, question: str) -> Prompt:
-    """A question without a picture, as the decoder and the memory encoder read it."""
+    """Embed a question without an image, batch 1, for the decoder or the memory encoder."""
     return embed_prompt(runtime, *processor([question]), processor.image_id)
 
 
 def with_answer(runtime: Runtime, prompt: Prompt, tokens: list[int]) -> Prompt:
-    """A whole turn, batch 1: the prompt and its answer, whose code is the value that a memory keeps."""
+    """Append an answer to a prompt of batch 1: the whole turn, whose latent is the value that a memory keeps."""
     if not tokens:
         return prompt
     embeds = runtime.embed_tokens(np.asarray([tokens], np.int64))
@@ -135,3 +153,7 @@ def with_answer(runtime: Runtime, prompt: Prompt, tokens: list[int]) -> Prompt:
     return Prompt(
         np.concatenate([prompt.inputs_embeds, embeds], 1), np.concatenate([prompt.attention_mask, mask], 1)
     )
+
+
+def _pictures(memory: EpisodicMemory) -> set[str]:
+    return {entry.picture for entry in memory.entries if entry.picture}

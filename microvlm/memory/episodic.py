@@ -1,8 +1,8 @@
-"""An episodic memory with the log of its rows: write, forget, overwrite, rebuild, over as many states as are needed.
+"""An episodic memory with a log of its rows: write, forget, overwrite and rebuild, over as many states as needed.
 
-Works on keys and codes, on any `Runtime`, in its own buffers where it holds states; knows no text, no picture and no
-file. One state takes as many rows as it has slots; a row beyond that opens another, and `hierarchy` says which one
-answers a key.
+Works on keys and latents with any `Runtime`, in the backend's own buffers where it has them; knows no text, image or
+file. One state takes as many rows as it has slots; the next row opens another state, and `state_choice` picks the state
+that answers a key.
 """
 
 from __future__ import annotations
@@ -20,32 +20,33 @@ from microvlm.runtime import MemoryArrays, Runtime
 
 @dataclass(frozen=True)
 class Entry:
-    """One row that was written."""
+    """One row of the memory, as it was written."""
 
     text: str
+    """What the log shows."""
     key: np.ndarray
     """w, float32 [K]."""
-    code: np.ndarray
+    latent: np.ndarray
     """z, float32 [C]."""
     time: float = field(default_factory=time.time)
     """Seconds since 1970."""
     image: bool = False
-    """Whether the row is a picture's, found again by its place."""
+    """Whether the row is an image of a conversation, written under the question of its place."""
     memory: int = 0
-    """Which of the states holds it."""
+    """Index of the state that holds the row."""
     question: str | None = None
-    """The words that the key encodes; None where they are not known, as in a file from before they were logged."""
+    """The words that the key encodes; None where they are unknown, as in files from before they were logged."""
     picture: str = ""
-    """`Asked.picture` of the picture that the key encodes; empty without one."""
+    """`Query.picture` of the image that the key encodes; empty without one."""
 
     @property
     def row(self) -> tuple[np.ndarray, np.ndarray]:
-        """(w [1, K], z [1, C])."""
-        return self.key[None], self.code[None]
+        """Key and latent with a batch axis: (w [1, K], z [1, C])."""
+        return self.key[None], self.latent[None]
 
 
 class EpisodicMemory:
-    """States, batch 1 each, and the rows that are in them, oldest first."""
+    """States, batch 1 each, and the log of the rows in them, oldest first."""
 
     def __init__(
         self, states: Sequence[MemoryArrays], entries: list[Entry], forgotten: list[int] | None = None
@@ -54,33 +55,33 @@ class EpisodicMemory:
         self._holder: Runtime | None = None
         self.entries = entries
         self.forgotten = [0] * len(states) if forgotten is None else forgotten
-        """Of each state, how many rows were forgotten since it was built. After K it is built anew: each forgotten
-        row of a full memory adds rounding errors, and a write for each is what the cure costs."""
+        """Per state, how many rows were forgotten since it was built. A state is rebuilt after K of them, because
+        each row that a full memory forgets adds rounding errors."""
 
     @classmethod
     def empty(cls, runtime: Runtime) -> EpisodicMemory:
-        """The prior of the model."""
+        """A memory without rows: the model's prior."""
         return cls([runtime.memory_prior()], [])
 
     @property
     def states(self) -> list[MemoryArrays]:
-        """As they are now, not copied: a later operation may change the arrays."""
+        """The current states, not copies: a later operation may change the arrays."""
         return [kept if isinstance(kept, MemoryArrays) else kept.state for kept in self._kept]
 
     @property
     def slots(self) -> int:
-        """K, of one state."""
+        """K, the rows that one state takes."""
         return self.states[0].mean.shape[1]
 
     def write(self, runtime: Runtime, entry: Entry) -> Entry:
-        """Write one row into the first state that has room, and into the log; the entry as it was logged."""
-        entry = dataclasses.replace(entry, memory=self._with_room(runtime))
+        """Write one row into the first state that has room -> the entry as it was logged."""
+        entry = dataclasses.replace(entry, memory=self._state_with_room(runtime))
         self._held(runtime, entry.memory).write(*entry.row)
         self.entries.append(entry)
         return entry
 
     def forget(self, runtime: Runtime, index: int) -> Entry:
-        """Take row `index` of the log out of its state, as if it had never been written. Raises IndexError."""
+        """Remove row `index` from the log and from its state, as if it had never been written. Raises IndexError."""
         entry = self.entries[index]
         self._held(runtime, entry.memory).forget(*entry.row)
         del self.entries[index]
@@ -88,7 +89,7 @@ class EpisodicMemory:
         return entry
 
     def overwrite(self, runtime: Runtime, index: int, entry: Entry) -> Entry:
-        """Forget row `index` and write `entry` into the same state and the same place of the log."""
+        """Replace row `index` by `entry`, in the same state and at the same place of the log."""
         old = self.entries[index]
         entry = dataclasses.replace(entry, memory=old.memory)
         self._held(runtime, old.memory).overwrite(*old.row, *entry.row)
@@ -97,32 +98,35 @@ class EpisodicMemory:
         return entry
 
     def rebuild(self, runtime: Runtime) -> float:
-        """Write the log anew into empty states, which ends the rounding errors of forgotten rows.
+        """Write all rows of the log into empty states, which removes the rounding errors of forgotten rows.
 
-        Returns the largest change of a mean: how far the states had drifted.
+        Returns the drift: the largest change of a mean.
         """
         before = [state.mean.copy() for state in self.states]
         for number in range(len(before)):
             self._rebuild_state(runtime, number)
         return max(float(np.abs(old - new.mean).max()) for old, new in zip(before, self.states, strict=True))
 
-    def asked(
-        self, question: str, picture: str, before: int | None = None, read: Callable[[str], str] = str
+    def find(
+        self, question: str, picture: str, before: int | None = None, normalize: Callable[[str], str] = str
     ) -> int | None:
-        """The newest row of the log, or of those before row `before`, written under these words and this picture.
+        """Index of the newest row, or the newest before row `before`, that was written under this query; or None.
 
-        `read`: how the model reads words (`Processor.fold`); older files have them as they were typed.
+        `normalize` (`Processor.normalize_text`) is applied to the logged words: older files have them as typed.
         """
         for index in reversed(range(len(self.entries))[:before]):
             entry = self.entries[index]
-            if entry.question is not None and (read(entry.question), entry.picture) == (question, picture):
+            if entry.question is not None and (normalize(entry.question), entry.picture) == (
+                question,
+                picture,
+            ):
                 return index
         return None
 
     def nearest(self, key: np.ndarray, rows: Sequence[int] | None = None) -> tuple[int, float]:
-        """Row of the log whose key points most in the direction of `key` [K], the newest of equals, and the cosine.
+        """(index of the row whose key has the largest cosine with `key` [K], that cosine); the newest of equals.
 
-        Of all rows, or of those in `rows`, oldest first. (-1, 0) when there is none.
+        Searches all rows, or those in `rows`, oldest first. (-1, 0) without rows.
         """
         rows = range(len(self.entries)) if rows is None else rows
         if not rows:
@@ -133,8 +137,8 @@ class EpisodicMemory:
         index = len(cosines) - 1 - int(cosines[::-1].argmax())
         return rows[index], float(cosines[index])
 
-    def _with_room(self, runtime: Runtime) -> int:
-        """The first state with fewer rows than slots; a new one when all are full."""
+    def _state_with_room(self, runtime: Runtime) -> int:
+        """Index of the first state with fewer rows than slots. Adds a state when all are full."""
         rows = np.bincount([entry.memory for entry in self.entries], minlength=len(self._kept))
         free = np.flatnonzero(rows < self.slots)
         if len(free):
@@ -155,7 +159,7 @@ class EpisodicMemory:
                 self._held(runtime, number).write(*entry.row)
 
     def _held(self, runtime: Runtime, number: int) -> HeldMemory:
-        """State `number` where `runtime` changes it in place. A runtime takes over what another held."""
+        """State `number` as a mutable memory of `runtime`, which takes over states that another runtime held."""
         if self._holder is not runtime:
             self._kept = [MemoryArrays(*state) for state in self.states]
             self._holder = runtime

@@ -1,8 +1,8 @@
-"""Facts in an episodic memory, by text and picture: write once, read, forget, overwrite, reset, save, load.
+"""Facts in an episodic memory, by text and image: write, read, forget, overwrite, reset, save and load.
 
-The key of a fact is the encoding of how it will be asked for: the question, with the picture if there is one; its value
-is that whole turn with the fact as its answer. A reading finds it by what the question means; to be forgotten or
-overwritten it is named by the same words and picture. Works on any backend; needs no torch.
+The key of a fact encodes the question that will ask for it, with the image if there is one. Its value is the whole
+turn, with the fact as the answer. Reading finds a fact by the meaning of a question; forgetting and overwriting name it
+by the same words and image. Works on any backend, without torch.
 """
 
 from __future__ import annotations
@@ -18,44 +18,55 @@ from microvlm.errors import UserError
 from microvlm.generation import GenerationOptions, Prompt, check_length, embed_prompt, generate
 from microvlm.inputs.images import ImageSource
 from microvlm.inputs.processor import Processor
+from microvlm.loaded_model import complete_options, runtime_and_processor
 from microvlm.memory.conversation import with_answer
 from microvlm.memory.episodic import Entry, EpisodicMemory
 from microvlm.memory.memory_file import load_memory, save_memory
-from microvlm.memory.query import Asked
+from microvlm.memory.query import Query
 
 if TYPE_CHECKING:
     from microvlm.backends.base import LoadedRuntime
+    from microvlm.loaded_model import LoadedModel
+    from microvlm.model.microvlm import MicroVLM
 
 SAME_KEY = 0.9997
-"""Cosine from which two keys are one, for facts whose words are not known: those of older files.
+"""Two keys with at least this cosine count as one. Used only for facts whose words are unknown, in older files.
 
-Measured on nano, 12 questions about each of 27 pictures and about none: one question has .99977 or more between torch
-and ONNX Runtime (1 within either), two paraphrases .99946 at most; of an earlier nano .9996 at most. A model whose
-paraphrases are nearer may take one for the other, which is why words are logged.
+Measured on nano with 12 questions about each of 27 images and about none: the same question has .99977 or more between
+torch and ONNX Runtime (1 within either), two paraphrases have .99946 at most (.9996 with an earlier nano). A model with
+closer paraphrases may confuse two facts, which is why the words are logged.
 """
 
 
 @dataclass(frozen=True)
-class Recollection:
-    """What asking the memory gave."""
+class FactReading:
+    """The answer to a question and what the memory had to do with it."""
 
     answer: str
     tokens: list[int]
-    recalled: bool
+    """Token ids of the answer."""
+    from_memory: bool
     """Whether the memory was in scope, so that the answer could come from it."""
     scope: float
     """Probability that the memory answers the question."""
     residual: float
-    """|z_r - z_q|, the distance of the reading from the question's own code."""
+    """|z_r - z_q|, the distance between the reading and the question's own latent."""
     timings_ms: dict[str, float]
+    """Milliseconds by phase."""
 
 
 class FactMemory:
-    """A memory of one model. `memory` holds the states and the log; every method works on it at once."""
+    """Facts that one model remembers. `memory` holds the states and the log; every method changes it at once."""
 
-    def __init__(self, runtime: LoadedRuntime, processor: Processor, memory: EpisodicMemory | None = None):
-        self.runtime, self.processor = runtime, processor
-        self.memory = memory or EpisodicMemory.empty(runtime)
+    def __init__(
+        self,
+        model: LoadedModel | MicroVLM | LoadedRuntime,
+        processor: Processor | None = None,
+        memory: EpisodicMemory | None = None,
+    ):
+        """`model` is what `microvlm.load` or `MicroVLM.from_pretrained` returned, or a runtime with its `processor`."""
+        self.runtime, self.processor = runtime_and_processor(model, processor)
+        self.memory = memory or EpisodicMemory.empty(self.runtime)
 
     @property
     def entries(self) -> list[Entry]:
@@ -67,57 +78,56 @@ class FactMemory:
     ) -> Entry:
         """Remember `text` as the answer to `question` about `image`; without both, under its own words.
 
-        A picture without a question is asked for by the captioning prompt. `label` names the picture in the log. A fact
-        under a question that is taken does not replace the older one: see `overwrite`. Raises UserError.
+        An image without a question is asked for with the captioning prompt. `label` names the image in the log. A
+        second fact under the same question and image does not replace the first: see `overwrite`. Raises UserError.
         """
         return self.memory.write(self.runtime, self._entry(text, question, image, label))
 
     def read(
         self, question: str = "", image: ImageSource | None = None, options: GenerationOptions | None = None
-    ) -> Recollection:
-        """Ask `question` about `image`, or about nothing but the memory. Changes nothing. Raises UserError."""
-        query = self._query(self._asked(question, image))
-        options = options or GenerationOptions(
-            max_new_tokens=self.processor.max_new_tokens, stop_tokens=self.processor.stop_tokens
-        )
-        made = generate(self.runtime, query, options, self.memory.states)
-        reading = made.recall.reading
+    ) -> FactReading:
+        """Answer `question` about `image`, or from the memory alone. Changes nothing. Raises UserError."""
+        prompt = self._prompt(self._query(question, image))
+        options = complete_options(self.processor, options)
+        result = generate(self.runtime, prompt, options, self.memory.states)
+        reading = result.memory_slot.reading
         assert reading is not None
-        return Recollection(
-            self.processor.decode(made.tokens[0]).strip(),
-            made.tokens[0],
-            bool(made.recall.slot_mask[0]),
+        return FactReading(
+            self.processor.decode(result.tokens[0]).strip(),
+            result.tokens[0],
+            bool(result.memory_slot.slot_mask[0]),
             float(reading.scope[0]),
             float(reading.residual[0]),
-            made.timings_ms,
+            result.timings_ms,
         )
 
     def find(self, question: str = "", image: ImageSource | None = None) -> int:
-        """Index of the newest fact written under these very words and this picture, the same on every backend.
+        """Index of the newest fact that was written under these words and this image, the same on every backend.
 
-        A fact from before the words were logged is found by its key. Raises UserError, which names the nearest fact,
-        when there is none.
+        Facts of older files, without logged words, are found by their key. Raises UserError, which names the nearest
+        fact, when there is none.
         """
-        asked = self._asked(question, image)
-        index = self.memory.asked(asked.question, asked.picture, read=self.processor.fold)
+        query = self._query(question, image)
+        index = self.memory.find(query.question, query.picture, normalize=self.processor.normalize_text)
         if index is not None:
             return index
-        query = self._query(asked)
-        check_length(self.runtime, query, GenerationOptions(max_new_tokens=1))
-        key = self.runtime.memory_encode(*query)[1][0]
-        index = self._unlogged(key, len(self.entries))
+        prompt = self._prompt(query)
+        check_length(self.runtime, prompt, GenerationOptions(max_new_tokens=1))
+        key = self.runtime.memory_encode(*prompt)[1][0]
+        index = self._find_unlogged(key, len(self.entries))
         if index is None:
-            raise UserError(f"nothing was written under that{self._nearest(asked, key)}.")
+            raise UserError(f"nothing was written under that{self._describe_nearest(query, key)}.")
         return index
 
     def older(self, index: int) -> int | None:
-        """Index of the newest fact before fact `index` that was written under the same; None when there is none."""
+        """Index of the newest fact before fact `index` under the same question and image, or None."""
         entry = self.entries[index]
-        found = None
+        older = None
         if entry.question is not None:
-            fold = self.processor.fold
-            found = self.memory.asked(fold(entry.question), entry.picture, before=index, read=fold)
-        return self._unlogged(entry.key, index) if found is None else found
+            normalize = self.processor.normalize_text
+            question = normalize(entry.question)
+            older = self.memory.find(question, entry.picture, before=index, normalize=normalize)
+        return self._find_unlogged(entry.key, index) if older is None else older
 
     def forget(self, index: int) -> Entry:
         """Forget fact `index` (from 0), as if it had never been written. Raises UserError."""
@@ -128,84 +138,86 @@ class FactMemory:
     def overwrite(
         self, text: str, question: str = "", image: ImageSource | None = None, label: str = ""
     ) -> tuple[Entry, Entry]:
-        """(forgotten, written): the fact under `question` and `image` becomes `text`. Raises UserError."""
+        """Replace the fact under `question` and `image` by `text` -> (old entry, new entry). Raises UserError."""
         index = self.find(question, image)
         old = self.entries[index]
         return old, self.memory.overwrite(self.runtime, index, self._entry(text, question, image, label))
 
     def reset(self) -> None:
-        """Back to the empty memory."""
+        """Forget all facts."""
         self.memory = EpisodicMemory.empty(self.runtime)
 
     def rebuild(self) -> float:
-        """See `EpisodicMemory.rebuild`."""
+        """Write all facts into an empty memory -> the drift that this removed. See `EpisodicMemory.rebuild`."""
         return self.memory.rebuild(self.runtime)
 
     def save(self, path: str | Path) -> None:
-        """See `save_memory`."""
+        """Save the facts to a file. See `save_memory`."""
         save_memory(self.memory, path, self.runtime.fingerprint)
 
     def load(self, path: str | Path) -> None:
-        """See `load_memory`."""
+        """Replace the facts by a file's. See `load_memory`."""
         self.memory = load_memory(path, self.runtime.fingerprint)
 
-    def _asked(self, question: str, image: ImageSource | None) -> Asked:
+    def _query(self, question: str, image: ImageSource | None) -> Query:
         if image is None and not question:
             raise UserError("give a question, a picture or both.")
-        return Asked.about(self.processor, question or self.processor.config.prompt.caption_prompt, image)
+        return Query.build(self.processor, question or self.processor.config.prompt.caption_prompt, image)
 
-    def _query(self, asked: Asked) -> Prompt:
-        return embed_prompt(self.runtime, *asked.inputs(self.processor), self.processor.image_id)
+    def _prompt(self, query: Query) -> Prompt:
+        return embed_prompt(self.runtime, *query.inputs(self.processor), self.processor.image_id)
 
-    def _unlogged(self, key: np.ndarray, before: int) -> int | None:
-        """The newest of the rows before row `before` whose words are not known and whose key is `key`."""
+    def _find_unlogged(self, key: np.ndarray, before: int) -> int | None:
+        """Index of the newest row before row `before` without logged words and with this key, or None."""
         unlogged = [row for row in range(before) if self.entries[row].question is None]
         index, cosine = self.memory.nearest(key, unlogged)
         return index if cosine >= SAME_KEY else None
 
-    def _nearest(self, asked: Asked, key: np.ndarray) -> str:
-        """End of the sentence that nothing was found."""
+    def _describe_nearest(self, query: Query, key: np.ndarray) -> str:
+        """End of the error sentence of `find`: the nearest fact and how to name it."""
         index, _ = self.memory.nearest(key)
         if index < 0:
             return ": the memory is empty"
         entry = self.entries[index]
         if entry.question is None:
-            named = f'"{printable(entry.text)}"'
+            name = f'"{printable(entry.text)}"'
         else:
-            about = "" if entry.picture == asked.picture else _about(entry.picture, asked.picture)
-            named = f'asked for by "{printable(entry.question)}"{about}'
+            difference = (
+                "" if entry.picture == query.picture else _picture_difference(entry.picture, query.picture)
+            )
+            name = f'asked for by "{printable(entry.question)}"{difference}'
         return (
-            f"; the nearest is entry {index + 1}, {named}: ask for it in those words, "
+            f"; the nearest is entry {index + 1}, {name}: ask for it in those words, "
             f"or take it out with 'memory forget --entry {index + 1}'"
         )
 
     def _entry(self, text: str, question: str, image: ImageSource | None, label: str) -> Entry:
         if not text:
             raise UserError("give the text of the fact.")
-        self.processor.check_signs(text)
-        asked = self._asked(question or ("" if image is not None else text), image)
-        query, tokens = self._query(asked), self.processor.text_ids(text)
-        self._check_length(query, len(tokens))
-        _, key = self.runtime.memory_encode(*query)
-        code, _ = self.runtime.memory_encode(*with_answer(self.runtime, query, tokens))
-        told = " ".join(part for part in (f"{label}:" if label else "", question, text) if part)
+        self.processor.reject_special_tokens(text)
+        query = self._query(question or ("" if image is not None else text), image)
+        prompt, tokens = self._prompt(query), self.processor.text_ids(text)
+        self._check_length(prompt, len(tokens))
+        _, key = self.runtime.memory_encode(*prompt)
+        latent, _ = self.runtime.memory_encode(*with_answer(self.runtime, prompt, tokens))
+        log_text = " ".join(part for part in (f"{label}:" if label else "", question, text) if part)
         return Entry(
-            told, np.array(key[0]), np.array(code[0]), question=asked.question, picture=asked.picture
+            log_text, np.array(key[0]), np.array(latent[0]), question=query.question, picture=query.picture
         )
 
-    def _check_length(self, query: Prompt, tokens: int) -> None:
-        """UserError unless the fact fits the model's positions as an answer to its question would."""
+    def _check_length(self, prompt: Prompt, tokens: int) -> None:
+        """Raise UserError unless the fact, as an answer to its question, fits the model's positions."""
         try:
-            check_length(self.runtime, query, GenerationOptions(max_new_tokens=max(1, tokens)))
+            check_length(self.runtime, prompt, GenerationOptions(max_new_tokens=max(1, tokens)))
         except UserError:
             limit = self.runtime.config.text.max_position_embeddings - 1
             raise UserError(
-                f"the fact is {tokens} tokens and what it is asked for by {int(query.attention_mask.sum())}, "
+                f"the fact is {tokens} tokens and its question {int(prompt.attention_mask.sum())}, "
                 f"more than the {limit} of this model; shorten them."
             ) from None
 
 
-def _about(picture: str, wanted: str) -> str:
-    if not picture:
+def _picture_difference(entry_picture: str, query_picture: str) -> str:
+    if not entry_picture:
         return " without a picture"
-    return " about another picture" if wanted else " about a picture"
+    return " about another picture" if query_picture else " about a picture"

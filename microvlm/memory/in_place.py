@@ -1,6 +1,6 @@
-"""A memory state that is changed in place: in a backend's own buffers where it has them, else as functions give it.
+"""A memory state that is changed in place: in a backend's own buffers, or by the functions of `Runtime`.
 
-`Runtime`'s functions take a state and return one; holding it spares the copy that each of them makes.
+Those functions take a state and return a new one; a backend with buffers of its own saves that copy.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from microvlm.runtime import MemoryArrays, Runtime
 
 
 class HeldMemory(Protocol):
-    """What a backend's `hold_memory(state)` gives: keys [B, K] and latents [B, C], float32."""
+    """A mutable memory state, as `hold_memory(state)` of a backend returns it: keys [B, K], latents [B, C], float32."""
 
     @property
     def state(self) -> MemoryArrays:
-        """The state as it is now, not a copy: a later step may change the arrays."""
+        """The current state, not a copy: a later operation may change the arrays."""
         ...
 
     def snapshot(self) -> MemoryArrays:
-        """A copy of the state, which no step changes."""
+        """A copy of the state, which no later operation changes."""
         ...
 
     def write(self, key: np.ndarray, latent: np.ndarray) -> None: ...
@@ -31,12 +31,12 @@ class HeldMemory(Protocol):
     def overwrite(
         self, old_key: np.ndarray, old_latent: np.ndarray, key: np.ndarray, latent: np.ndarray
     ) -> None:
-        """Forget the old row, write the new one; the state is as before when either fails."""
+        """Forget the old row and write the new one. The state is unchanged when either fails."""
         ...
 
 
 class FunctionalMemory:
-    """`HeldMemory` over a runtime's functions, which give a new state every time."""
+    """`HeldMemory` over the functions of a runtime, each of which returns a new state."""
 
     def __init__(self, runtime: Runtime, state: MemoryArrays):
         self._runtime, self.state = runtime, state
@@ -53,11 +53,14 @@ class FunctionalMemory:
     def overwrite(
         self, old_key: np.ndarray, old_latent: np.ndarray, key: np.ndarray, latent: np.ndarray
     ) -> None:
-        without = self._runtime.memory_forget(old_key, old_latent, self.state)
-        self.state = self._runtime.memory_write(key, latent, without)
+        remaining = self._runtime.memory_forget(old_key, old_latent, self.state)
+        self.state = self._runtime.memory_write(key, latent, remaining)
 
 
 def hold(runtime: Runtime, state: MemoryArrays) -> HeldMemory:
-    """`state` in the buffers of a backend that has a `hold_memory` method, else as it is. Never changes `state`."""
-    holds = getattr(runtime, "hold_memory", None)
-    return FunctionalMemory(runtime, state) if holds is None else holds(state)
+    """Hold `state` in the backend's buffers if it has `hold_memory`, else in a `FunctionalMemory`.
+
+    The arrays of `state` are never changed.
+    """
+    hold_memory = getattr(runtime, "hold_memory", None)
+    return FunctionalMemory(runtime, state) if hold_memory is None else hold_memory(state)

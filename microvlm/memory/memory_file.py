@@ -46,7 +46,7 @@ def save_memory(memory: EpisodicMemory, path: str | Path, fingerprint: str) -> N
         "memory_mean": np.concatenate([state.mean for state in memory.states]),
         "memory_cov": np.concatenate([state.covariance for state in memory.states]),
         "log_keys": np.stack([e.key for e in entries]) if entries else np.zeros((0, slots)),
-        "log_codes": np.stack([e.code for e in entries]) if entries else np.zeros((0, width)),
+        "log_codes": np.stack([e.latent for e in entries]) if entries else np.zeros((0, width)),
     }
     tensors = {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}
     log = json.dumps([_logged(entry) for entry in entries])

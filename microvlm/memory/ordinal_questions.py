@@ -1,4 +1,4 @@
-"""How images of a conversation are named by their place: the text that keys one in the memory and asks for it."""
+"""Questions that name an image of a conversation by its place, such as "what was in the first image?"."""
 
 ORDINALS = (
     "first",
@@ -25,5 +25,8 @@ ORDINALS = (
 
 
 def ordinal_question(step: int) -> str:
-    """The question about image `step` (from 0). Written under it, an image is found again by asking it."""
+    """The question about image `step` (from 0): a conversation writes the image under it, so that it can be asked for.
+
+    Raises IndexError beyond the last ordinal.
+    """
     return f"what was in the {ORDINALS[step]} image?"

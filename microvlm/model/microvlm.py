@@ -1,10 +1,9 @@
-"""The reference model: vision, adapter, memory and decoder put together, and nothing else. Knows no images, no text."""
+"""The reference model in PyTorch: vision encoder, adapter, memory and decoder as one module."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -18,16 +17,21 @@ from microvlm.model.linear import linear_factory
 from microvlm.model.memory_algebra import MemoryState, agreement, forget, key_variance, prior, read, write
 from microvlm.model.memory_modules import MemoryEncoder, MemoryProjection, ScopeDetector
 from microvlm.model.vision import VisionEncoder
+from microvlm.runtime import MemoryArrays
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
+    from microvlm.inputs.batch import Images, Prompts
+    from microvlm.inputs.images import ImageSource
+    from microvlm.inputs.processor import Processor
+    from microvlm.loaded_model import LoadedModel, MemorySource
 
 
 class MicroVLM(nn.Module):
-    """Shapes: B batch, S new tokens, P past positions (the memory slot is position 0), H decoder width, k prefix."""
+    """The whole model. Shapes: B batch, S new tokens, P past positions (0 is the memory slot), H decoder width, k
+    prefix tokens per image, K slots of the memory, C width of a latent."""
 
     directory: Path | None = None
-    """Where the weights came from; the processor's files are there too."""
+    """The directory that the weights were loaded from; it also holds the processor's files."""
 
     def __init__(self, config: MicroVLMConfig):
         super().__init__()
@@ -44,14 +48,14 @@ class MicroVLM(nn.Module):
         self.scope = ScopeDetector(config, eight)
         self.memory_prior = nn.Parameter(torch.zeros(config.memory.slots, config.memory.code_size))
 
-    # The functions below are the graphs of an export, one each; `exporters.contract` names their tensors.
+    # Each method below becomes one graph of an export; `exporters.contract` names the tensors.
 
     def encode_image(self, pixel_values: Tensor) -> Tensor:
-        """[B, 3, side, side] normalised -> prefix embeddings [B, k, H]."""
+        """Encode normalised pixels [B, 3, side, side] -> prefix embeddings [B, k, H]."""
         return self.adapter(self.vision(pixel_values))
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """int64 [B, S] -> [B, S, H]."""
+        """Embed token ids int64 [B, S] -> [B, S, H]."""
         return self.embedding.embed(input_ids)
 
     def decode(
@@ -62,33 +66,34 @@ class MicroVLM(nn.Module):
         past: Cache,
         num_logits_to_keep: Tensor | None = None,
     ) -> tuple[Tensor, Cache]:
-        """attention_mask int64 [B, P + S], its column 0 the memory slot's -> (logits [B, n or S, V], cache)."""
+        """Decode [B, S, H] after a cache of P positions -> (logits [B, n or S, V], cache).
+
+        attention_mask is int64 [B, P + S], with the memory slot in column 0.
+        """
         hidden, present = self.decoder(inputs_embeds, attention_mask, position_ids, past, num_logits_to_keep)
         return self.embedding.head(hidden), present
 
     def memory_encode(self, inputs_embeds: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, S, H], int64 [B, S] -> (memory_code [B, C], memory_key [B, K])."""
+        """Encode [B, S, H] with mask int64 [B, S] -> (latent [B, C], key [B, K])."""
         return self.memory_encoder(inputs_embeds, attention_mask)
 
     def memory_read(
         self, memory_key: Tensor, memory_code: Tensor, memory_mean: Tensor, memory_cov: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Cache]:
-        """Query key [B, K] and code [B, C], M [B, K, C], U [B, K, K] -> (read code, scope [B], residual [B], KV slot).
+        """Read with a query's key [B, K] and latent [B, C] -> (latent [B, C], scope [B], residual [B], KV slot).
 
-        The covariance does not enter the read, which is deterministic; it tells how well the key is known.
+        The state is M [B, K, C] and U [B, K, K]. The latent does not depend on U, which says how well the key is known.
         """
-        recalled = read(MemoryState(memory_mean, memory_cov), memory_key)
-        agreed = agreement(memory_code, recalled, memory_key, self.memory_encoder.key(recalled))
+        latent = read(MemoryState(memory_mean, memory_cov), memory_key)
+        cosine = agreement(memory_code, latent, memory_key, self.memory_encoder.key(latent))
         fill = memory_cov.diagonal(dim1=-2, dim2=-1).mean(-1)
-        scope, residual = self.scope(
-            memory_code, recalled, agreed, key_variance(memory_key, memory_cov), fill
-        )
-        return recalled, scope, residual, self.memory_projection(recalled)
+        scope, residual = self.scope(memory_code, latent, cosine, key_variance(memory_key, memory_cov), fill)
+        return latent, scope, residual, self.memory_projection(latent)
 
     def memory_write(
         self, memory_key: Tensor, memory_code: Tensor, memory_mean: Tensor, memory_cov: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """w [B, K], z [B, C], M [B, K, C], U [B, K, K] -> (M, U) with the row written."""
+        """Write the row w [B, K], z [B, C] into M [B, K, C], U [B, K, K] -> the new (M, U)."""
         variance = self.config.memory.observation_variance
         mean, covariance = write(MemoryState(memory_mean, memory_cov), memory_key, memory_code, variance)
         return mean, covariance
@@ -96,21 +101,21 @@ class MicroVLM(nn.Module):
     def memory_forget(
         self, memory_key: Tensor, memory_code: Tensor, memory_mean: Tensor, memory_cov: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The reverse of `memory_write` with the same key and code."""
+        """Undo `memory_write` of the same key and latent -> the new (M, U)."""
         variance = self.config.memory.observation_variance
         mean, covariance = forget(MemoryState(memory_mean, memory_cov), memory_key, memory_code, variance)
         return mean, covariance
 
     def memory_prior_state(self, batch: int = 1) -> MemoryState:
-        """The empty memory, the learned prior mean R0 and U0 = I, with R0's gradient."""
+        """The empty memory for training: the learned prior mean R0, with its gradient, and U0 = I."""
         return prior(self.memory_prior, batch)
 
     def memory_reset(self, batch: int = 1) -> MemoryState:
-        """The empty memory for inference."""
+        """The empty memory for inference, without gradients."""
         return prior(self.memory_prior.detach(), batch)
 
     def empty_slot(self, batch: int) -> Cache:
-        """A slot of zeros, to be masked."""
+        """A memory slot of zeros, which the attention mask must hide."""
         text = self.config.text
         zeros = self.memory_prior.new_zeros(batch, text.num_key_value_heads, 1, text.head_dim)
         return [(zeros, zeros)] * text.num_hidden_layers
@@ -121,12 +126,12 @@ class MicroVLM(nn.Module):
         attention_mask: Tensor,
         slot: Cache | None = None,
         slot_mask: Tensor | None = None,
-        wanted: Tensor | None = None,
+        logits_mask: Tensor | None = None,
     ) -> Tensor:
-        """Teacher forcing: [B, S, H], int64 [B, S] (right or left padded) -> logits [B, S, V].
+        """Teacher forcing: embeddings [B, S, H], mask int64 [B, S] (padded on either side) -> logits [B, S, V].
 
-        `slot_mask` int64 [B] says for each row whether it sees `slot`; without a slot it is masked for all.
-        `wanted` bool [B, S] computes logits at those positions alone, [wanted, V]: the head is dear in training.
+        `slot_mask` int64 [B] says which rows see `slot`; without a slot no row does. With `logits_mask` bool [B, S]
+        only the N positions that it marks get logits, [N, V]: the output head is expensive in training.
         """
         batch = inputs_embeds.shape[0]
         if slot is None:
@@ -136,55 +141,87 @@ class MicroVLM(nn.Module):
             slot_mask = attention_mask.new_ones(batch)
         mask = torch.cat([slot_mask[:, None], attention_mask], 1)
         hidden, _ = self.decoder(inputs_embeds, mask, positions_of(attention_mask), slot)
-        return self.embedding.head(hidden if wanted is None else hidden[wanted])
+        return self.embedding.head(hidden if logits_mask is None else hidden[logits_mask])
 
     def place_images(self, input_ids: Tensor, image_token_id: int, prefixes: Tensor) -> Tensor:
-        """Token embeddings with the rows of `image_token_id` replaced, in order, by `prefixes` [images, k, H].
+        """Embed tokens [B, S] and replace the image tokens, in order, by `prefixes` [images, k, H] -> [B, S, H].
 
-        Raises ValueError when there are not k such tokens for each image.
+        Raises ValueError unless there are k image tokens per image.
         """
         embeds = self.embed(input_ids)
-        places = input_ids == image_token_id
-        count, (images, k, _) = int(places.sum()), prefixes.shape
+        is_image = input_ids == image_token_id
+        count, (images, k, _) = int(is_image.sum()), prefixes.shape
         if count != images * k:
             raise ValueError(f"{count} image tokens do not hold {images} images of {k} embeddings")
-        where = places.unsqueeze(-1).expand_as(embeds)
-        return embeds.masked_scatter(where, prefixes.to(embeds.dtype))
+        return embeds.masked_scatter(is_image.unsqueeze(-1).expand_as(embeds), prefixes.to(embeds.dtype))
 
     @classmethod
     def from_pretrained(cls, source: str | Path, device: str = "cpu") -> MicroVLM:
-        """A checkpoint: a directory, a hub id, or a bundled name such as `nano`. Loads strictly (UserError)."""
+        """Load a checkpoint: a directory, a hub id or a bundled name such as `nano`. Raises UserError."""
         from microvlm.model.checkpoint import load_checkpoint
 
         model = load_checkpoint(source)
         try:
             return model.to(device)
-        except (RuntimeError, AssertionError):  # torch says an absent device in either way
+        except (RuntimeError, AssertionError):  # torch raises either for a missing device
             raise UserError(f"device '{device}' is not available here: choose cpu.") from None
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Writes config.json, model.safetensors and the processor's files where known (aside, then renamed)."""
+        """Write config.json, model.safetensors and, if known, the processor's files; each is renamed into place."""
         from microvlm.model.checkpoint import save_checkpoint
 
         save_checkpoint(self, Path(directory))
 
+    @overload
+    def generate(
+        self, images: ImageSource | None = None, prompts: str | None = None, **options: Any
+    ) -> str: ...
+
+    @overload
+    def generate(
+        self, images: list[Any] | tuple[Any, ...], prompts: Prompts | None = None, **options: Any
+    ) -> list[str]: ...
+
+    @overload
+    def generate(
+        self, images: Images | None = None, *, prompts: list[str] | tuple[str, ...], **options: Any
+    ) -> list[str]: ...
+
     def generate(
         self,
-        images: Sequence[Image | Sequence[Image]] | None = None,
-        prompts: Sequence[str] | None = None,
-        memory: MemoryState | None = None,
+        images: Images | None = None,
+        prompts: Prompts | None = None,
+        *,
+        memory: MemoryState | MemorySource | None = None,
+        processor: Processor | None = None,
         **options: Any,
-    ) -> list[str]:
-        """Answers, one a prompt; see `microvlm.generation.GenerationOptions` for `options`.
+    ) -> str | list[str]:
+        """Answer prompts about images. See `LoadedModel.generate`, which also lists the `options`.
 
-        `images[i]` is one image or several for `prompts[i]`. A batch is padded on the left. `memory` is one state
-        [1, K, C] for all rows or one a row; what the scope detector finds out of scope is masked.
+        `memory` may be a `MemoryState` too, one state [1, K, C] for all rows or one per row. `processor` is needed for
+        a model that was not loaded from a directory. Raises UserError.
         """
-        from microvlm.model.torch_runtime import generate
+        if isinstance(memory, MemoryState):
+            memory = MemoryArrays(*(part.detach().cpu().numpy() for part in memory))
+        loaded_model: Any = self.to_loaded_model(processor)
+        return loaded_model.generate(images, prompts, memory=memory, **options)
 
-        return generate(self, images, prompts, memory, **options)
+    def to_loaded_model(self, processor: Processor | None = None) -> LoadedModel:
+        """This model as `microvlm.load` would return it, on backend `torch`.
+
+        `processor` is read from the model's directory when left out. Raises UserError for a model without one.
+        """
+        from microvlm.inputs.processor import Processor
+        from microvlm.loaded_model import LoadedModel
+        from microvlm.model.torch_runtime import TorchRuntime
+
+        if processor is None:
+            if self.directory is None:
+                raise UserError("this model was not loaded from a directory; pass processor=.")
+            processor = Processor.from_pretrained(self.directory)
+        return LoadedModel(TorchRuntime(self), processor)
 
 
 def positions_of(attention_mask: Tensor) -> Tensor:
-    """int64 [B, S] -> position ids [B, S]: text starts at 1, because position 0 is the memory slot's."""
+    """Attention mask int64 [B, S] -> position ids [B, S]. Text starts at 1; position 0 is the memory slot."""
     return attention_mask.cumsum(1).clamp(min=1)

@@ -1,22 +1,16 @@
-"""A MicroVLM module as a `Runtime`, and `MicroVLM.generate` on top of the one decode loop."""
+"""`Runtime` over the PyTorch model."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from microvlm.errors import UserError
-from microvlm.generation import GenerationOptions, embed_prompt
-from microvlm.generation import generate as run_loop
-from microvlm.inputs.processor import Processor
 from microvlm.model.decoder import Cache
-from microvlm.model.memory_algebra import MemoryState
 from microvlm.runtime import MemoryArrays, MemoryReading
 
 if TYPE_CHECKING:
@@ -103,31 +97,6 @@ class TorchRuntime:
         return torch.from_numpy(array if array.flags.writeable else array.copy()).to(self._device)
 
 
-def generate(
-    model: MicroVLM,
-    images: Sequence[Any] | None,
-    prompts: Sequence[str] | None,
-    memory: MemoryState | MemoryArrays | None,
-    *,
-    processor: Processor | None = None,
-    **options: Any,
-) -> list[str]:
-    """See `MicroVLM.generate`. `processor` is needed for a model that was not loaded from a directory."""
-    processor = processor or _processor_of(model)
-    if images is None and prompts is None:
-        raise UserError("give images=, prompts= or both.")
-    rows = None if images is None else [[image] if _is_one(image) else list(image) for image in images]
-    if prompts is None:
-        prompts = [model.config.prompt.caption_prompt] * len(rows or [])
-    inputs = processor(prompts, rows)
-    runtime = TorchRuntime(model)
-    prompt = embed_prompt(runtime, *inputs, processor.image_id)
-    settings = {"max_new_tokens": processor.max_new_tokens, "stop_tokens": processor.stop_tokens, **options}
-    state = None if memory is None else MemoryArrays(*(_array(torch.as_tensor(part)) for part in memory))
-    answers = run_loop(runtime, prompt, GenerationOptions(**settings), state)
-    return [processor.decode(tokens) for tokens in answers.tokens]
-
-
 def fingerprint_of(model: MicroVLM) -> str:
     """16 hex digits: equal for a checkpoint and every bundle made of it, different between trainings."""
     digest = hashlib.sha256()
@@ -136,16 +105,6 @@ def fingerprint_of(model: MicroVLM) -> str:
         digest.update(name.encode())
         digest.update(_array(tensors[name].float()).tobytes())
     return digest.hexdigest()[:16]
-
-
-def _processor_of(model: MicroVLM) -> Processor:
-    if model.directory is None:
-        raise UserError("this model was not loaded from a directory; pass processor=.")
-    return Processor.from_pretrained(model.directory)
-
-
-def _is_one(image: Any) -> bool:
-    return isinstance(image, str | Path | np.ndarray) or hasattr(image, "convert")
 
 
 def _array(tensor: Tensor) -> np.ndarray:

@@ -19,7 +19,7 @@ from microvlm.backends.arm64.frames import Tensor
 from microvlm.backends.ort import OrtRuntime, run_values
 from microvlm.backends.resolve import open_bundle
 from microvlm.errors import UserError
-from microvlm.generation import GenerationOptions, Prompt, Recall, Timings, speak
+from microvlm.generation import GenerationOptions, MemorySlot, Prompt, Timings, speak
 
 FOLDER_OF_WEIGHTS = "session.model_external_initializers_file_folder_path"
 
@@ -142,7 +142,7 @@ class GraphHost:
             self._runtime,
             Prompt(_array(embeds), _array(mask)),
             options,
-            Recall(slot, _array(slot_mask), None),
+            MemorySlot(slot, _array(slot_mask), None),
             lambda row, token: self._send({"event": "token", "token": [row, token]}),
             Timings(),
         )

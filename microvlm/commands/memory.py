@@ -1,5 +1,7 @@
-"""`microvlm memory`: the operations of an episodic memory on a file, on any backend. Every command ends with the file
-whole: as it was, or with the change in it; two at once on one file come one after the other, and neither is lost."""
+"""`microvlm memory`: write, read and forget facts in a memory file, on any backend.
+
+A command that fails leaves the file unchanged. Commands that change the same file at the same time wait for each other.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from microvlm.commands.escaping import printable
-from microvlm.commands.model_options import check_sampling, generation_options, model_options, open_model
+from microvlm.commands.options import check_sampling, generation_options, model_options, open_model
 from microvlm.console import note, print_json
 from microvlm.errors import UserError
 
@@ -21,9 +23,13 @@ if TYPE_CHECKING:
     from microvlm.memory.facts import FactMemory
 
 
+_JSON_KEYS = {"from_memory": "recalled"}
+"""Fields of `FactReading` that have another key in the JSON document."""
+
+
 @click.group()
 def memory() -> None:
-    """Write, read and forget facts in a memory FILE, which chat --memory carries on with."""
+    """Write, read and forget facts in a memory FILE, which chat --memory can continue."""
 
 
 def _options(command: Callable) -> Callable:
@@ -34,7 +40,7 @@ def _options(command: Callable) -> Callable:
 def _query_options(command: Callable) -> Callable:
     for option in (
         click.option("--image", metavar="PICTURE", help="The picture that the fact is about."),
-        click.option("--question", default="", help="How the fact is asked for."),
+        click.option("--question", default="", help="The question that asks for the fact."),
     ):
         command = option(command)
     return command
@@ -45,20 +51,19 @@ def _query_options(command: Callable) -> Callable:
 @_query_options
 @_options
 def write(file: str, text: str, question: str, image: str | None, as_json: bool, **model: Any) -> None:
-    """Remember a fact: --text as the answer to --question about --image. FILE is made when it is not there.
+    """Remember a fact: --text as the answer to --question about --image. FILE is created if missing.
 
-    An entry that was written under the same question and picture stays, and is named on stderr; overwrite replaces it.
+    An older entry that was written under the same question and picture stays, and is named on stderr; overwrite
+    replaces it.
     """
-    with _changing(file, image, model, may_be_new=True) as facts:
+    with _change(file, image, model, may_be_new=True) as facts:
         entry = facts.write(text, question, image, _label(image))
     older = facts.older(len(facts.entries) - 1)
     if older is not None:
         note(f"entry {older + 1} was written under this question too; use overwrite to replace it")
-    _tell(
-        f"{len(facts.entries)}. {printable(entry.text)}",
-        {"written": _described(len(facts.entries), entry)},
-        facts,
-        as_json,
+    number = len(facts.entries)
+    _print_result(
+        f"{number}. {printable(entry.text)}", {"written": _entry_document(number, entry)}, facts, as_json
     )
 
 
@@ -73,58 +78,60 @@ def read(
     check_sampling(max_new_tokens)
     facts = _open(file, image, model)
     facts.load(file)
-    found = facts.read(question, image, generation_options(facts.processor, max_new_tokens, 0.0, 1.0, 0))
-    where = "from the memory" if found.recalled else "not from the memory"
-    _tell(f"{found.answer}\n({where}, scope {found.scope:.2f})", vars(found), facts, as_json)
+    reading = facts.read(question, image, generation_options(facts.processor, max_new_tokens, 0.0, 1.0, 0))
+    source = "from the memory" if reading.from_memory else "not from the memory"
+    document = {_JSON_KEYS.get(name, name): value for name, value in vars(reading).items()}
+    _print_result(f"{reading.answer}\n({source}, scope {reading.scope:.2f})", document, facts, as_json)
 
 
 @memory.command()
-@click.option("--entry", type=int, help="Which one, by its number in the list.")
+@click.option("--entry", type=int, help="The fact's number in the list.")
 @_query_options
 @_options
 def forget(
     file: str, entry: int | None, question: str, image: str | None, as_json: bool, **model: Any
 ) -> None:
-    """Forget one fact: --entry, or the newest that was written under --question, in these words, and --image."""
+    """Forget one fact: --entry, or the newest that was written under these words of --question and --image."""
     if (entry is None) == (not question and image is None):
         raise UserError("say what to forget: either --entry or --question and --image.")
-    with _changing(file, image, model) as facts:
+    with _change(file, image, model) as facts:
         index = facts.find(question, image) if entry is None else entry - 1
-        gone = facts.forget(index)
-    _tell(f"forgotten: {printable(gone.text)}", {"forgotten": _described(index + 1, gone)}, facts, as_json)
+        entry_before = facts.forget(index)
+    document = {"forgotten": _entry_document(index + 1, entry_before)}
+    _print_result(f"forgotten: {printable(entry_before.text)}", document, facts, as_json)
 
 
 @memory.command()
-@click.option("--text", required=True, help="The fact as it is now.")
+@click.option("--text", required=True, help="The new fact.")
 @_query_options
 @_options
 def overwrite(file: str, text: str, question: str, image: str | None, as_json: bool, **model: Any) -> None:
-    """Replace the newest fact that was written under --question, in these words, and --image by --text."""
-    with _changing(file, image, model) as facts:
+    """Replace the newest fact that was written under these words of --question and --image by --text."""
+    with _change(file, image, model) as facts:
         number = facts.find(question, image) + 1
         old, new = facts.overwrite(text, question, image, _label(image))
-    document = {"forgotten": _described(number, old), "written": _described(number, new)}
-    _tell(f"{printable(old.text)}\n-> {printable(new.text)}", document, facts, as_json)
+    document = {"forgotten": _entry_document(number, old), "written": _entry_document(number, new)}
+    _print_result(f"{printable(old.text)}\n-> {printable(new.text)}", document, facts, as_json)
 
 
 @memory.command()
 @_options
 def reset(file: str, as_json: bool, **model: Any) -> None:
-    """Forget everything."""
-    with _changing(file, None, model) as facts:
+    """Forget all facts."""
+    with _change(file, None, model) as facts:
         count = len(facts.entries)
         facts.reset()
-    _tell(f"{count} entries forgotten", {"forgotten": count}, facts, as_json)
+    _print_result(f"{count} entries forgotten", {"forgotten": count}, facts, as_json)
 
 
 @memory.command()
 @_options
 def rebuild(file: str, as_json: bool, **model: Any) -> None:
-    """Make the states anew from the log, without the rounding errors of what was forgotten."""
-    with _changing(file, None, model) as facts:
+    """Rebuild the memory from its log, without the rounding errors of forgotten facts."""
+    with _change(file, None, model) as facts:
         drift = facts.rebuild()
-    _tell(
-        f"{len(facts.entries)} entries written anew; the state had drifted by {drift:.1e}",
+    _print_result(
+        f"{len(facts.entries)} entries written again; the state had drifted by {drift:.1e}",
         {"drift": drift},
         facts,
         as_json,
@@ -135,47 +142,47 @@ def rebuild(file: str, as_json: bool, **model: Any) -> None:
 @click.argument("file", metavar="FILE")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def list_entries(file: str, as_json: bool) -> None:
-    """What was written into FILE, oldest first. Needs no model."""
+    """List the facts in FILE, oldest first. Needs no model."""
     from microvlm.memory.memory_file import read_memory
 
-    kept, fingerprint = read_memory(file)
+    content, fingerprint = read_memory(file)
     if as_json:
-        entries = [_described(number, entry) for number, entry in enumerate(kept.entries, 1)]
+        entries = [_entry_document(number, entry) for number, entry in enumerate(content.entries, 1)]
         print_json(
             {
                 "fingerprint": fingerprint,
-                "slots": kept.slots,
-                "memories": len(kept.states),
+                "slots": content.slots,
+                "memories": len(content.states),
                 "entries": entries,
             }
         )
         return
-    for line in describe(kept.entries, kept.slots, len(kept.states)):
+    for line in describe(content.entries, content.slots, len(content.states)):
         click.echo(line)
 
 
 def count_of_entries(count: int) -> str:
-    """As in `2 entries`."""
+    """The number of entries in words, such as `2 entries`."""
     return "1 entry" if count == 1 else f"{count} entries"
 
 
 def describe(entries: list[Entry], slots: int, memories: int) -> list[str]:
-    """Lines for a person: how full the memory is, then one line an entry, with its control characters escaped."""
-    of = f"a memory of {slots} slots" if memories == 1 else f"{memories} memories of {slots} slots"
-    lines = [f"{count_of_entries(len(entries))} in {of}"]
+    """Lines of text: how full the memory is, then one line per entry with control characters escaped."""
+    capacity = f"a memory of {slots} slots" if memories == 1 else f"{memories} memories of {slots} slots"
+    lines = [f"{count_of_entries(len(entries))} in {capacity}"]
     for number, entry in enumerate(entries, 1):
-        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.time))
-        lines.append(f"{number:3}. {when}  {printable(entry.text)}")
+        date = time.strftime("%Y-%m-%d %H:%M", time.localtime(entry.time))
+        lines.append(f"{number:3}. {date}  {printable(entry.text)}")
     return lines
 
 
 @contextmanager
-def _changing(
+def _change(
     file: str, image: str | None, model: dict[str, Any], may_be_new: bool = False
 ) -> Iterator[FactMemory]:
-    """The facts of `file`, which are saved at the end unless something went wrong; nobody else changes it meanwhile.
+    """Load the facts of `file`, save them at the end unless there was an error, and lock the file in between.
 
-    The lock is taken when the model is loaded, so that others wait milliseconds.
+    The lock is taken after the model was loaded, so that other processes wait only milliseconds.
     """
     from microvlm.memory.file_lock import locked
 
@@ -188,7 +195,7 @@ def _changing(
 
 
 def _open(file: str, image: str | None, model: dict[str, Any], may_be_new: bool = False) -> FactMemory:
-    """A model over an empty memory. `file` and the picture are looked at first: a model takes a while to load."""
+    """Load the model with an empty memory. File and image are checked first, because loading takes time."""
     from microvlm.inputs.images import check_file
     from microvlm.memory.facts import FactMemory
     from microvlm.memory.memory_file import read_memory
@@ -205,7 +212,7 @@ def _label(image: str | None) -> str:
     return "" if image is None else Path(image).name
 
 
-def _described(number: int, entry: Entry) -> dict[str, Any]:
+def _entry_document(number: int, entry: Entry) -> dict[str, Any]:
     return {
         "entry": number,
         "text": entry.text,
@@ -217,8 +224,8 @@ def _described(number: int, entry: Entry) -> dict[str, Any]:
     }
 
 
-def _tell(sentence: str, document: dict[str, Any], facts: FactMemory, as_json: bool) -> None:
+def _print_result(text: str, document: dict[str, Any], facts: FactMemory, as_json: bool) -> None:
     if as_json:
         print_json({**document, "entries": len(facts.entries), "memories": len(facts.memory.states)})
     else:
-        click.echo(sentence)
+        click.echo(text)

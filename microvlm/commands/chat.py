@@ -1,4 +1,4 @@
-"""The lines of `microvlm chat`: commands and questions in, answers out. Works on a terminal and on a pipe."""
+"""`microvlm chat`: commands and questions in, answers out, on a terminal or a pipe."""
 
 from __future__ import annotations
 
@@ -8,15 +8,23 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from microvlm.commands.memory_command import count_of_entries, describe
+from microvlm.commands.memory import count_of_entries, describe
+from microvlm.commands.options import (
+    check_sampling,
+    generation_options,
+    model_options,
+    open_model,
+    sampling_options,
+)
 from microvlm.console import BAD_INPUT, note
 from microvlm.errors import UserError
-from microvlm.inputs.images import check_file
-from microvlm.memory.conversation import Chat
-from microvlm.memory.file_lock import locked
+
+if TYPE_CHECKING:
+    from microvlm.memory.conversation import Chat
 
 HELP = """\
 /image PATH [QUESTION]  show a picture; it is described, or the question answered, and it stays in view
@@ -26,14 +34,48 @@ HELP = """\
 /quit                   leave
 Anything else is a question about the picture in view, or for the memory when there is none."""
 
+_BYTE_ORDER_MARK = "\ufeff"
+"""Some editors and shells, mainly on Windows, put it before the first line of UTF-8 text."""
+
+
+@click.command()
+@click.option(
+    "--memory", "memory_file", help="Continue the memory in this file, which is created if missing."
+)
+@sampling_options
+@model_options
+def chat(
+    memory_file: str | None,
+    max_new_tokens: int | None,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    model: str,
+    backend: str | None,
+    threads: int | None,
+    target: str | None,
+) -> int:
+    """Talk about pictures, which the model remembers; /help lists the commands.
+
+    Lines may come from a pipe. Exit status 2 then means that a line was refused; the others were answered.
+    """
+    from microvlm.memory.conversation import Chat
+
+    check_sampling(max_new_tokens, temperature, top_p, seed)
+    runtime, processor, _ = open_model(model, backend, threads, target)
+    options = generation_options(processor, max_new_tokens, temperature, top_p, seed)
+    return ChatLoop(Chat(runtime, processor, options), memory_file).run()
+
 
 class ChatLoop:
-    """One conversation. A mistake is one sentence on stderr, and the next line is read."""
+    """Reads the lines of one conversation. A bad line gives one sentence on stderr, and the next line is read."""
 
     def __init__(self, chat: Chat, memory_file: str | None):
-        """Carries on in `memory_file` when it exists; nobody else changes it until `run` ends. Raises UserError."""
+        """Continues `memory_file` if it exists, and locks it until `run` ends. Raises UserError."""
+        from microvlm.memory.file_lock import locked
+
         self.chat, self.memory_file = chat, memory_file
-        self.picture: str | None = None
+        self.image: str | None = None
         if memory_file is None:
             self._lock = ExitStack()
             return
@@ -43,16 +85,16 @@ class ChatLoop:
                 chat.load(memory_file)
                 note(f"{memory_file}: {count_of_entries(len(chat.memory.entries))}")
             else:
-                # Made at once, so that a place that can't be written is known before anything is said.
+                # Created at once, so that a path that cannot be written is reported before the first question.
                 chat.save(memory_file)
             self._lock = lock.pop_all()
 
     def run(self) -> int:
-        """Until /quit or the end of the input -> the exit status.
+        """Handle lines until /quit or the end of the input -> the exit status.
 
-        A person at a terminal has seen what was wrong: 0. A script has not, when a line of its pipe was refused: 2.
+        A refused line of a pipe gives status 2. At a terminal it gives 0, because the user has seen the error.
         """
-        at_terminal, refused = sys.stdin.isatty(), False
+        at_terminal, has_refused = sys.stdin.isatty(), False
         with self._lock:
             for line in _lines():
                 try:
@@ -60,11 +102,11 @@ class ChatLoop:
                         break
                 except UserError as error:
                     note(f"Error: {error}")
-                    refused = True
-        return BAD_INPUT if refused and not at_terminal else 0
+                    has_refused = True
+        return BAD_INPUT if has_refused and not at_terminal else 0
 
     def handle(self, line: str) -> bool:
-        """One line; True to stop. Raises UserError."""
+        """Handle one line -> whether to stop. Raises UserError."""
         command, _, rest = line.partition(" ")
         rest = rest.strip()
         if command in ("/quit", "/exit"):
@@ -75,8 +117,8 @@ class ChatLoop:
             self._list()
         elif command == "/reset":
             self.chat.reset()
-            self.picture = None
-            self._keep()
+            self.image = None
+            self._save()
             note("the memory is empty")
         elif command == "/image":
             self._show(rest)
@@ -85,28 +127,30 @@ class ChatLoop:
         elif command.startswith("/"):
             raise UserError(f"unknown command {command}; /help lists them.")
         elif line:
-            self._ask(line, self.picture)
+            self._ask(line, self.image)
         return False
 
     def _show(self, rest: str) -> None:
+        from microvlm.inputs.images import check_file
+
         path, question = _split_path(rest)
         check_file(path)
-        self._ask(question or self.chat.processor.config.prompt.caption_prompt, path, new=True)
-        self.picture = path
+        self._ask(question or self.chat.processor.config.prompt.caption_prompt, path, is_new=True)
+        self.image = path
 
-    def _ask(self, question: str, picture: str | None, new: bool = False) -> None:
+    def _ask(self, question: str, image: str | None, is_new: bool = False) -> None:
         if not question:
             raise UserError("ask something after /recall.")
-        label = Path(picture).name if picture else ""
+        label = Path(image).name if image else ""
         turn = self.chat.ask(
-            question, picture, new_image=new, on_text=lambda text: click.echo(text, nl=False), label=label
+            question, image, new_image=is_new, on_text=lambda text: click.echo(text, nl=False), label=label
         )
         click.echo()
-        if turn.recalled:
+        if turn.from_memory:
             note(f"(from the memory, scope {turn.scope:.2f})")
-        self._keep()
+        self._save()
 
-    def _keep(self) -> None:
+    def _save(self) -> None:
         if self.memory_file is not None:
             self.chat.save(self.memory_file)
 
@@ -119,7 +163,7 @@ class ChatLoop:
 def _split_path(rest: str) -> tuple[str, str]:
     """Split `PATH [QUESTION]`. Spaces in PATH are quoted or escaped as in a shell, or PATH stands alone.
 
-    A path that exists as it was typed is taken as it is: a name may contain quotes and backslashes.
+    A path that exists as typed is taken unchanged, because a name may contain quotes and backslashes.
     """
     if not rest:
         raise UserError("give a picture: /image PATH.")
@@ -135,16 +179,17 @@ def _split_path(rest: str) -> tuple[str, str]:
         path = lexer.get_token()
     except ValueError:  # an open quote, as in it's.png
         path = None
-    # The lexer reads one character at a time, and stops after the one that ended the word.
+    # The lexer reads one character at a time and stops after the one that ends the word.
     return (path, rest[stream.tell() :].strip()) if path else (word, question.strip())
 
 
 def _lines() -> Iterator[str]:
     if not sys.stdin.isatty():
-        # A stray byte is a strange question, not the end of the conversation.
+        # An invalid byte makes a strange question; it does not end the conversation.
         if hasattr(sys.stdin, "reconfigure"):
             sys.stdin.reconfigure(errors="replace")
-        yield from sys.stdin
+        for number, line in enumerate(sys.stdin):
+            yield line.removeprefix(_BYTE_ORDER_MARK) if number == 0 else line
         return
     note("/help lists the commands, /quit leaves")
     while True:

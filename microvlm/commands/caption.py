@@ -1,0 +1,146 @@
+"""`microvlm caption`: describe images, or answer a question about each."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from microvlm.commands.options import (
+    check_sampling,
+    generation_options,
+    model_options,
+    open_model,
+    sampling_options,
+)
+from microvlm.console import print_json
+from microvlm.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from microvlm.backends import LoadedRuntime
+    from microvlm.generation import GenerationOptions
+    from microvlm.inputs.processor import Processor
+    from microvlm.runtime import Memories
+
+
+@click.command()
+@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.option("--prompt", help="What to ask; the model's captioning prompt when left out.")
+@click.option(
+    "--memory",
+    "memory_file",
+    help="A memory file to read from, as chat and memory write it; it is not changed.",
+)
+@click.option(
+    "--attention", metavar="FILE.png", help="Draw where each word looked (one image, backend torch)."
+)
+@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@sampling_options
+@model_options
+def caption(
+    images: tuple[str, ...],
+    prompt: str | None,
+    memory_file: str | None,
+    attention: str | None,
+    as_json: bool,
+    max_new_tokens: int | None,
+    temperature: float,
+    top_p: float,
+    seed: int,
+    model: str,
+    backend: str | None,
+    threads: int | None,
+    target: str | None,
+) -> None:
+    """Describe each IMAGE, or answer a question about it."""
+    from microvlm.inputs.images import check_file
+
+    check_sampling(max_new_tokens, temperature, top_p, seed)
+    for image in images:
+        check_file(image)
+    if attention is not None:
+        backend = _check_attention(attention, images, backend)
+    runtime, processor, load_ms = open_model(model, backend, threads, target)
+    options = generation_options(processor, max_new_tokens, temperature, top_p, seed)
+    memory = read_memory(memory_file, runtime)
+    results = []
+    for image in images:
+        result = caption_one(runtime, processor, image, prompt, options, memory, attention)
+        result["timings_ms"] = {"load": load_ms, **result["timings_ms"]}
+        results.append({"image": image, **result})
+        if not as_json:
+            click.echo(result["caption"] if len(images) == 1 else f"{image}: {result['caption']}")
+    if as_json:
+        single = {key: results[0][key] for key in ("caption", "tokens", "timings_ms")}
+        print_json(single if len(images) == 1 else {"results": results})
+
+
+def read_memory(path: str | None, runtime: LoadedRuntime) -> Memories | None:
+    """The states of a memory file, or None without one. Raises UserError for a missing or damaged file."""
+    from microvlm.memory.memory_file import load_memory
+
+    return None if path is None else load_memory(path, runtime.fingerprint).states
+
+
+def caption_one(
+    runtime: LoadedRuntime,
+    processor: Processor,
+    image: str,
+    prompt: str | None,
+    options: GenerationOptions,
+    memory: Memories | None,
+    attention: str | None,
+) -> dict[str, Any]:
+    """Caption one image -> `caption`, `tokens` (ids) and `timings_ms`. Draws its heatmap to the file `attention`."""
+    from microvlm.generation import Timings, embed_prompt, generate
+
+    start, timings = time.perf_counter(), Timings()
+    question = processor.config.prompt.caption_prompt if prompt is None else prompt
+    with timings.phase("preprocess"):
+        inputs = processor([question], [[image]])
+    embedded = embed_prompt(runtime, *inputs, processor.image_id, timings)
+    tokens = generate(runtime, embedded, options, memory, timings=timings).tokens[0]
+    timings.milliseconds["total"] = (time.perf_counter() - start) * 1e3
+    text = processor.decode(tokens).strip()
+    if attention is not None:
+        from microvlm.commands.heatmap import draw, word_maps
+        from microvlm.model.torch_runtime import TorchRuntime
+
+        if not isinstance(runtime, TorchRuntime):
+            raise UserError("--attention needs --backend torch: the other graphs give no attention weights.")
+        maps = word_maps(runtime, processor, inputs, embedded, tokens, memory)
+        _save_png(draw(image, maps, text), Path(attention))
+    return {"caption": text, "tokens": tokens, "timings_ms": timings.milliseconds}
+
+
+def _check_attention(attention: str, images: Sequence[str], backend: str | None) -> str:
+    """The backend that draws heatmaps. Raises UserError for flags that cannot be combined and a bad file name."""
+    path = Path(attention)
+    if path.suffix.lower() != ".png":
+        raise UserError(f"--attention {attention} is not a .png; give a file name that ends in .png.")
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(
+            f"--attention {attention} cannot be written: its folder must exist and it must be a file."
+        )
+    if len(images) != 1:
+        raise UserError(f"--attention draws one image and {len(images)} were given; caption them one by one.")
+    if backend not in (None, "torch"):
+        raise UserError(
+            f"--attention needs --backend torch: graphs on '{backend}' give no attention weights."
+        )
+    return "torch"
+
+
+def _save_png(image: Image, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        image.save(temporary, format="PNG")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

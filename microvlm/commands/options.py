@@ -1,0 +1,92 @@
+"""Options shared by the commands that run a model: the model's, those of an answer, and how they are applied."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from microvlm.backends import LoadedRuntime
+    from microvlm.generation import GenerationOptions
+    from microvlm.inputs.processor import Processor
+
+
+backend_option = click.option(
+    "--backend",
+    help="torch, ort, ort-arm64 or another installed one; by default the one that suits the model.",
+)
+target_option = click.option(
+    "--target",
+    metavar="WHERE",
+    help="Device of ort-arm64: local, ssh:USER@HOST[:PORT] or emulated[:CPU]; by default the one that is available.",
+)
+
+
+def model_options(command: Callable) -> Callable:
+    """Add --model, --backend, --target and --threads to a command."""
+    for option in (
+        click.option("--threads", type=int, help="Threads of one operator; the backend's choice by default."),
+        target_option,
+        backend_option,
+        click.option(
+            "--model",
+            default="nano",
+            show_default=True,
+            help="A checkpoint or a bundle: folder, hub id or name.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def sampling_options(command: Callable) -> Callable:
+    """Add --max-new-tokens, --temperature, --top-p and --seed to a command."""
+    for option in (
+        click.option("--seed", default=0, show_default=True, help="Seed of the sampling."),
+        click.option(
+            "--top-p",
+            default=1.0,
+            show_default=True,
+            help="Sample among the most probable tokens with this total.",
+        ),
+        click.option(
+            "--temperature", default=0.0, show_default=True, help="0 takes the most probable token."
+        ),
+        click.option("--max-new-tokens", type=int, help="Longest answer; the model's default when left out."),
+    ):
+        command = option(command)
+    return command
+
+
+def open_model(
+    model: str, backend: str | None, threads: int | None, target: str | None = None
+) -> tuple[LoadedRuntime, Processor, float]:
+    """Load a model -> (runtime, processor, milliseconds). See `microvlm.load`. Raises UserError."""
+    from microvlm.loaded_model import load
+
+    start = time.perf_counter()
+    loaded_model = load(model, backend, threads, target)
+    return loaded_model.runtime, loaded_model.processor, (time.perf_counter() - start) * 1e3
+
+
+def check_sampling(
+    max_new_tokens: int | None, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
+) -> None:
+    """Raise UserError for values that no model accepts, before a model is loaded."""
+    from microvlm.generation import GenerationOptions
+
+    GenerationOptions(1 if max_new_tokens is None else max_new_tokens, temperature, top_p, seed)
+
+
+def generation_options(
+    processor: Processor, max_new_tokens: int | None, temperature: float, top_p: float, seed: int
+) -> GenerationOptions:
+    """Generation options from the flags and the model's defaults. Raises UserError."""
+    from microvlm.loaded_model import complete_options
+
+    return complete_options(
+        processor, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, seed=seed
+    )

@@ -1,0 +1,227 @@
+"""The Python API around one model: `load`, `export` and `LoadedModel`, one type for every backend. Needs no torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias, cast, overload
+
+from microvlm.errors import UserError
+from microvlm.generation import GenerationOptions, embed_prompt
+from microvlm.generation import generate as run_decode_loop
+from microvlm.inputs.batch import Images, Prompts, build_batch
+from microvlm.inputs.images import ImageSource
+from microvlm.inputs.processor import Processor
+from microvlm.runtime import Memories, MemoryArrays
+
+if TYPE_CHECKING:
+    from microvlm.backends.base import LoadedRuntime
+    from microvlm.config import MicroVLMConfig
+    from microvlm.memory.conversation import Chat
+    from microvlm.memory.episodic import EpisodicMemory
+    from microvlm.memory.facts import FactMemory
+    from microvlm.model.microvlm import MicroVLM
+
+    MemorySource: TypeAlias = Memories | EpisodicMemory | FactMemory | Chat | str | os.PathLike[str]
+    """What `generate` can read from: a FactMemory, a Chat, a memory file, or their states."""
+
+
+class LoadedModel:
+    """A model on one backend, with its processor. Built by `load`."""
+
+    def __init__(self, runtime: LoadedRuntime, processor: Processor):
+        self.runtime, self.processor = runtime, processor
+
+    @property
+    def config(self) -> MicroVLMConfig:
+        """The model's sizes and prompts."""
+        return self.runtime.config
+
+    def __repr__(self) -> str:
+        return f"LoadedModel({self.config.name!r}, {type(self.runtime).__name__}, '{self.runtime.directory}')"
+
+    @overload
+    def generate(
+        self,
+        images: ImageSource | None = None,
+        prompts: str | None = None,
+        options: GenerationOptions | None = None,
+        *,
+        memory: MemorySource | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> str: ...
+
+    @overload
+    def generate(
+        self,
+        images: list[Any] | tuple[Any, ...],
+        prompts: Prompts | None = None,
+        options: GenerationOptions | None = None,
+        *,
+        memory: MemorySource | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> list[str]: ...
+
+    @overload
+    def generate(
+        self,
+        images: Images | None = None,
+        *,
+        prompts: list[str] | tuple[str, ...],
+        options: GenerationOptions | None = None,
+        memory: MemorySource | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> list[str]: ...
+
+    def generate(
+        self,
+        images: Images | None = None,
+        prompts: Prompts | None = None,
+        options: GenerationOptions | None = None,
+        *,
+        memory: MemorySource | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float | None = None,
+        top_p: float | None = None,
+        seed: int | None = None,
+    ) -> str | list[str]:
+        """Answer prompts about images; without prompts, caption the images.
+
+        `images` is one image (see `ImageSource`) or a list; an entry of the list may be a list of several images for
+        one prompt. `prompts` is one text or a list. A single image goes with every prompt and a single prompt with
+        every image. Returns a string when neither is a list, else a list of strings. The keywords replace values of
+        `options`, whose defaults are the model's. Prompts read `memory` where it is in scope; it is not changed.
+        Raises UserError for anything else.
+        """
+        default_prompt = self.config.prompt.caption_prompt
+        batch = build_batch(images, prompts, default_prompt, self.config.vision.image_size)
+        changes = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+        options = complete_options(self.processor, options, **changes)
+        states = _states(memory, self.runtime)
+        prompt = embed_prompt(
+            self.runtime, *self.processor(batch.prompts, batch.images), self.processor.image_id
+        )
+        result = run_decode_loop(self.runtime, prompt, options, states)
+        answers = [self.processor.decode(tokens).strip() for tokens in result.tokens]
+        return answers[0] if batch.is_single else answers
+
+
+def load(
+    source: str | os.PathLike[str] = "nano",
+    backend: str | None = None,
+    threads: int | None = None,
+    target: str | None = None,
+) -> LoadedModel:
+    """Load a checkpoint or a bundle: a folder, a hub id or a bundled name.
+
+    `backend`: torch, ort, ort-arm64 or another installed one; None takes `default_backend`. `threads`: of one operator;
+    None leaves the number to the backend. `target`: the device of ort-arm64 (local, ssh:USER@HOST[:PORT] or
+    emulated[:CPU]); it implies that backend. Raises UserError for a bad model and for a backend that cannot run here.
+    """
+    from microvlm.backends import load as load_runtime
+
+    name = backend or ("ort-arm64" if target is not None else default_backend(source))
+    runtime = load_runtime(name, os.fspath(source), threads, **({} if target is None else {"target": target}))
+    return LoadedModel(runtime, Processor.from_pretrained(runtime.directory))
+
+
+def default_backend(source: str | os.PathLike[str]) -> str:
+    """`ort` for a bundle; `torch` for a checkpoint, because it needs no export, unless torch is not installed."""
+    from microvlm.backends import get_backend
+    from microvlm.backends.resolve import is_bundle
+
+    return "torch" if not is_bundle(Path(source)) and get_backend("torch").unavailable() is None else "ort"
+
+
+def export(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    bits: float = 1.58,
+    packing: str = "2bit",
+    embedding_bits: int = 8,
+    vocabulary: int | None = None,
+    force: bool = False,
+) -> Path:
+    """Export a checkpoint to the folder `output`, checked against PyTorch -> the path of the bundle.
+
+    `bits` and `embedding_bits` are those of a weight, `packing` is 2bit or base3, `vocabulary` the most tokens to keep,
+    and `force` replaces a bundle that exists. Needs the packages of microvlm[export]. Raises UserError for bad input,
+    for missing packages and for a graph whose outputs are not the model's.
+    """
+    from microvlm.formats.weight_format import WeightFormat
+
+    weights = WeightFormat(bits, packing, embedding_bits)
+    try:
+        from microvlm.exporters.bundle_writer import CheckFailed
+        from microvlm.exporters.bundle_writer import export as write_bundle
+    except ModuleNotFoundError as error:
+        raise UserError(f"export needs the package '{error.name}': pip install 'microvlm[export]'.") from None
+    try:
+        write_bundle(os.fspath(source), Path(output), weights, vocabulary=vocabulary, force=force)
+    except CheckFailed as failure:
+        raise UserError(f"{source} cannot be exported here ({failure}); try microvlm-export.") from None
+    return Path(output)
+
+
+def complete_options(
+    processor: Processor, options: GenerationOptions | None = None, **changes: Any
+) -> GenerationOptions:
+    """`options` with those `changes` that are not None; length and stop tokens default to the processor's."""
+    if options is None:
+        options = GenerationOptions(max_new_tokens=processor.max_new_tokens)
+    elif not isinstance(options, GenerationOptions):
+        raise UserError(f"options= takes a GenerationOptions, not {type(options).__name__}.")
+    changes = {name: value for name, value in changes.items() if value is not None}
+    return dataclasses.replace(
+        options, **{"stop_tokens": options.stop_tokens or processor.stop_tokens, **changes}
+    )
+
+
+def runtime_and_processor(
+    model: LoadedModel | MicroVLM | LoadedRuntime, processor: Processor | None = None
+) -> tuple[LoadedRuntime, Processor]:
+    """The parts of a loaded model, of a `MicroVLM`, or of a runtime with its processor. Raises UserError."""
+    if isinstance(model, LoadedModel):
+        return model.runtime, processor or model.processor
+    to_loaded_model = getattr(model, "to_loaded_model", None)
+    if to_loaded_model is not None:
+        return runtime_and_processor(to_loaded_model(processor))
+    if not hasattr(model, "memory_encode"):
+        raise UserError(
+            f"give a model, as microvlm.load or MicroVLM.from_pretrained returns it, not {type(model).__name__}."
+        )
+    runtime = cast("LoadedRuntime", model)
+    return runtime, processor or Processor.from_pretrained(runtime.directory)
+
+
+def _states(memory: Any, runtime: LoadedRuntime) -> Memories | None:
+    """The states of whatever `generate` takes as memory. Raises UserError, also for another model's memory."""
+    from microvlm.memory.episodic import EpisodicMemory
+    from microvlm.memory.memory_file import load_memory
+
+    if memory is None or isinstance(memory, MemoryArrays):
+        return memory
+    if isinstance(memory, list) and memory and all(isinstance(state, MemoryArrays) for state in memory):
+        return memory
+    if isinstance(memory, EpisodicMemory):
+        return memory.states
+    if isinstance(memory, str | os.PathLike):
+        return load_memory(Path(memory), runtime.fingerprint).states
+    if isinstance(getattr(memory, "memory", None), EpisodicMemory):
+        if memory.runtime.fingerprint != runtime.fingerprint:
+            raise UserError("memory= belongs to another model; give a memory of this one.")
+        return memory.memory.states
+    raise UserError(
+        "memory= takes a FactMemory, a Chat, a memory file's path or memory states, "
+        f"not {type(memory).__name__}."
+    )
