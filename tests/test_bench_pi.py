@@ -306,15 +306,22 @@ def test_the_phases_are_timed_on_a_target(tiny_bundle):
     assert not {"cost", "predicted_ms"} & set(document), "nothing was counted"
 
 
-def test_replay_reaches_through_the_link_to_a_device(monkeypatch):
+@pytest.mark.posix
+def test_replay_reaches_through_the_link_to_a_device(speaking_bundle, monkeypatch):
     monkeypatch.setenv("MICROVLM_TARGET", "local")
     options = equivalence_bench.Options(
-        reference="ort", candidate="ort-arm64", images=1, scenes=0, threads=1, new_tokens=4
+        str(speaking_bundle),
+        reference="ort",
+        candidate="ort-arm64",
+        images=1,
+        scenes=0,
+        threads=1,
+        new_tokens=4,
     )
     document, verdict = equivalence_bench.run(options)
     assert verdict.verdict != "FAIL", verdict.reasons
     assert document["integer_exact"] is True
-    assert document["replay"]["sums"] > 1_000_000
+    assert document["replay"]["sums"] > 10_000
     assert document["replay"]["codes_differing"] == 0, "the same machine rounds alike"
 
 

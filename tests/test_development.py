@@ -63,21 +63,6 @@ def test_the_quick_tier_leaves_out_every_marker_of_a_need():
     assert set(expression.split(" or ")) == markers() - SYSTEMS
 
 
-def test_most_tests_are_in_the_quick_tier():
-    """As it is selected, without running it; two thirds are a floor, not an aim."""
-    counted = []
-    (expression,) = re.findall(r'^QUICK = "(.*)"$', (ROOT / "noxfile.py").read_text(), re.M)
-    for selection in (expression, "not slow"):
-        command = [sys.executable, "-P", "-m", "pytest", "tests", "--collect-only", "-qq", "-m", selection]
-        done = subprocess.run(
-            [*command, "-p", "no:cacheprovider"], cwd=ROOT, capture_output=True, text=True, timeout=300
-        )
-        assert done.returncode == 0, done.stdout
-        counted.append(sum(int(number) for number in re.findall(r"\.py: (\d+)$", done.stdout, re.M)))
-    quick, every = counted
-    assert quick > 2 / 3 * every > 1000
-
-
 def test_the_workflow_runs_everything_once_and_quick_on_three_systems(workflow, sessions):
     assert workflow["permissions"] == {"contents": "read"}
     assert workflow["concurrency"]["cancel-in-progress"] is True
@@ -114,6 +99,7 @@ def commands() -> list[str]:
     return [line.partition("  #")[0].strip() for line in lines if line.strip()]
 
 
+@pytest.mark.pages
 def test_the_pages_short_commands_run():
     """Those that start pytest themselves, as they stand there; sessions are minutes, and CI's own commands."""
     short = [command for command in commands() if command.startswith("pytest ")]

@@ -68,6 +68,7 @@ def tensors(checkpoint):
     return MicroVLM.from_pretrained(checkpoint).state_dict()
 
 
+@pytest.mark.training
 def test_a_run_logs_every_loss_and_ships_packed_weights(finished):
     rows = [json.loads(line) for line in (finished / "ground" / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3]
@@ -82,6 +83,7 @@ def test_a_run_logs_every_loss_and_ships_packed_weights(finished):
     assert ground["optimizers"][0] == "AdamW"
 
 
+@pytest.mark.training
 def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(finished, emoji, tmp_path):
     """Stage `recall` deals its second batch from objects that look alike, which it looks up anew when resumed."""
     out = tmp_path / "run"
@@ -105,6 +107,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(finished, emoji,
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.training
 def test_batches_drawn_by_workers_train_the_same_weights(finished, emoji, tmp_path):
     recipe = dataclasses.replace(RECIPE, stages=(FLOAT_STAGE, TERNARY_STAGE))
     assert train(recipe, emoji, tmp_path / "run", silent, workers=2)
@@ -115,6 +118,7 @@ def test_batches_drawn_by_workers_train_the_same_weights(finished, emoji, tmp_pa
         assert all(torch.equal(ours[name], wanted[name]) for name in wanted)
 
 
+@pytest.mark.training
 def test_a_stage_can_have_a_precision_of_its_own(finished, emoji, tmp_path, monkeypatch):
     """Each as it is asked for; the detector's arithmetic is in float32 either way, so that no CPU emulates bfloat16."""
     seen = []
@@ -142,12 +146,14 @@ def test_an_unknown_precision_is_refused():
             broken()
 
 
+@pytest.mark.training
 def test_the_scope_stage_trains_the_detector_and_nothing_else(finished):
     before, after = (load_file(finished / stage / "weights.safetensors") for stage in ("recall", "scope"))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {f"scope.{layer}.{part}" for layer in ("fc1", "fc2") for part in ("weight", "bias")}
 
 
+@pytest.mark.training
 def test_the_recall_stage_trains_what_makes_and_reads_codes_and_nothing_that_a_masked_model_uses(finished):
     before, after = (load_file(finished / stage / "weights.safetensors") for stage in ("ternary", "recall"))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
@@ -158,6 +164,7 @@ def test_the_recall_stage_trains_what_makes_and_reads_codes_and_nothing_that_a_m
     assert "gate" not in last
 
 
+@pytest.mark.training
 def test_a_stage_can_begin_a_part_anew(finished, emoji, tmp_path):
     def first_weights(fresh: list[str]) -> dict:
         out = tmp_path / ("fresh" if fresh else "kept")
@@ -175,6 +182,7 @@ def test_a_stage_can_begin_a_part_anew(finished, emoji, tmp_path):
     assert torch.allclose(anew[name], before[name], atol=1e-6)
 
 
+@pytest.mark.training
 def test_a_run_starts_from_what_a_checkpoint_computes_with(finished, emoji, tmp_path):
     checkpoint, out = str(finished / "checkpoint"), tmp_path / "run"
     lines: list[str] = []
@@ -194,6 +202,7 @@ def test_a_run_starts_from_what_a_checkpoint_computes_with(finished, emoji, tmp_
     assert torch.equal(before[name], after[name])
 
 
+@pytest.mark.training
 def test_float_weights_are_the_integers_times_their_scale(finished):
     model = MicroVLM.from_pretrained(finished / "checkpoint")
     wide = float_weights(str(finished / "checkpoint"))
@@ -224,6 +233,7 @@ def test_another_models_checkpoint_is_refused(emoji, tmp_path, tiny_checkpoint):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.training
 def test_a_folder_of_another_start_is_refused(finished, emoji, tmp_path):
     out = tmp_path / "run"
     shutil.copytree(finished, out)
@@ -231,6 +241,7 @@ def test_a_folder_of_another_start_is_refused(finished, emoji, tmp_path):
         train(RECIPE, emoji, out, silent, start=str(finished / "checkpoint"), start_stage="ternary")
 
 
+@pytest.mark.training
 def test_a_folder_of_another_model_under_the_same_presets_name_is_refused(
     finished, emoji, tmp_path, monkeypatch
 ):
@@ -250,6 +261,7 @@ def test_a_folder_of_another_model_under_the_same_presets_name_is_refused(
     assert train(RECIPE, emoji, out, silent)
 
 
+@pytest.mark.training
 def test_a_part_of_a_checkpoint_can_begin_anew(finished, emoji, tmp_path):
     checkpoint, out = str(finished / "checkpoint"), tmp_path / "run"
     lines: list[str] = []
