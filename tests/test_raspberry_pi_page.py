@@ -1,18 +1,23 @@
-"""The page that installs on a board: its commands are found, its promises are held against what a shell prints.
+"""docs/raspberry-pi.md: its commands are read, and the output that it shows is compared with a shell's output.
 
-`bash .ci/nox -s pi-install` runs the page on an emulated board; here a shell of this machine stands in for it.
+`bash .ci/nox -s pi-install` runs the page on an emulated board; here this machine's shell takes the board's place.
 """
 
 from __future__ import annotations
 
+import re
+import shlex
 import subprocess
 from pathlib import Path
 
+import click
 import pytest
 from page_commands import Step, complaints, is_as_promised, read_steps, script
 from PIL import Image
 
 from microvlm import MicroVLM
+from microvlm.backends.arm64.targets import open_transport
+from microvlm.commands.main import cli
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "raspberry-pi.md"
@@ -34,28 +39,44 @@ def test_the_page_goes_from_a_bare_system_to_a_caption() -> None:
 
 
 def test_every_shown_command_is_one_that_is_run() -> None:
-    """A block of another language would be shown and never tried; the two on the computer are the sessions' own."""
+    """Console blocks run on the board; other blocks are one on the computer, and commands with --target at the end."""
     text = PAGE.read_text()
     assert text.count("```") == 2 * (text.count("```console\n") + text.count("```bash\n"))
-    computer = text[: text.index("## On the Pi")]
-    assert text.count("```bash\n") == computer.count("```bash\n") == 1
+    computer, board = text.split("## On the Pi\n")
+    board, elsewhere = board.split("## Other ways to run on a Pi\n")
+    assert computer.count("```bash\n") == 1
     assert '@nox.session(name="pi-files")' in (ROOT / "noxfile.py").read_text()
     assert "bash .ci/nox -s pi-files -- board\n" in computer
+    assert "```bash\n" not in board
+    assert "```console\n" not in elsewhere
 
 
-def test_the_bundled_model_says_what_the_page_promises(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Newly trained weights may say something else of the picture: told here, not by a session that takes minutes."""
+def test_commands_for_other_targets_have_options_that_exist() -> None:
+    elsewhere = PAGE.read_text().split("## Other ways to run on a Pi\n")[1]
+    commands = "".join(re.findall(r"(?ms)^```bash\n(.*?)^```$", elsewhere)).splitlines()
+    assert len(commands) >= 3
+    for line in commands:
+        program, name, *arguments = shlex.split(line)
+        assert program == "microvlm"
+        context = click.Context(cli)
+        command = cli.get_command(context, name)
+        options, _, _ = command.make_parser(click.Context(command)).parse_args(arguments)
+        open_transport(options["target"])
+
+
+def test_the_bundled_model_gives_the_caption_that_the_page_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Newly trained weights may caption the picture differently: this test says so before a session of minutes does."""
     monkeypatch.syspath_prepend(str(ROOT / ".ci"))
     from pi_files import PICTURE
 
     with Image.open(PICTURE) as picture:
-        (said,) = MicroVLM.from_pretrained("nano").generate(images=[picture])
+        (caption,) = MicroVLM.from_pretrained("nano").generate(images=[picture])
     steps = read_steps(PAGE)
     captions = {step.promised for step in steps if "microvlm caption" in step.command}
-    assert captions == {(said,)}
+    assert captions == {(caption,)}
     (chat,) = (step.promised for step in steps if "microvlm chat" in step.command)
-    assert chat[0] == said
-    assert chat[-1].endswith(f" {said}")
+    assert chat[0] == caption
+    assert chat[-1].endswith(f" {caption}")
 
 
 @pytest.mark.parametrize(
@@ -76,12 +97,14 @@ def test_the_bundled_model_says_what_the_page_promises(monkeypatch: pytest.Monke
         ("aXb\n", ("a.b",), False),
     ],
 )
-def test_output_is_held_against_the_promise(output: str, promised: tuple[str, ...], held: bool) -> None:
+def test_output_is_compared_with_the_promised_lines(
+    output: str, promised: tuple[str, ...], held: bool
+) -> None:
     assert is_as_promised(output, promised) is held
 
 
 @pytest.mark.posix
-def test_commands_share_a_shell_and_what_they_print_is_told_apart() -> None:
+def test_commands_share_a_shell_and_their_outputs_are_separated() -> None:
     steps = [Step("x=7", ()), Step("printf %s $x", ("7",)), Step("cd /; pwd; false || true", ("/",))]
     assert complaints(steps, run_here(steps), MARK) == []
 
@@ -94,8 +117,8 @@ def test_a_failure_a_broken_promise_and_an_unfinished_command_are_complaints() -
         Step("exit 0", ()),
         Step("echo never", ("never",)),
     ]
-    found = complaints(steps, run_here(steps), MARK)
-    assert [complaint.splitlines()[1] for complaint in found] == [
+    sentences = complaints(steps, run_here(steps), MARK)
+    assert [complaint.splitlines()[1] for complaint in sentences] == [
         "exit status 1, output:",
         "exit status 0, output:",
         "it did not end",
