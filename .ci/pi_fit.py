@@ -31,14 +31,14 @@ def main(*models: str) -> int:
             wheel = pi_files.make(folder)
         subjects = []
         if "nano" in chosen:
-            subjects.append(memory_fit.Subject("nano", folder / pi_files.BUNDLE))
+            subjects.append(memory_fit.FittedModel("nano", folder / pi_files.BUNDLE))
         if FULL in chosen:
             with wheels.step("full-size bundle"):
                 bundle = random_full_bundle(print, vocabulary=VOCABULARY)
-            subjects.append(memory_fit.full_subject(FULL, bundle))
+            subjects.append(memory_fit.full_size_model(FULL, bundle))
         package = from_wheel(wheel)
         with wheels.step("what an emulated board starts from"):
-            memory_fit.open_board(min(memory_fit.RAM_MB), {}, pi_files.PICTURE, package)
+            memory_fit.open_model_board(min(memory_fit.RAM_MB), {}, pi_files.PICTURE, package)
         runs: list[dict[str, Any]] = []
         for size in memory_fit.RAM_MB:
             with wheels.step(f"emulated board with {size} MB"):

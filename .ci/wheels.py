@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from microvlm.backends.emulation import Machine, open_machine, runtime_requirements
+from microvlm.backends.emulation import EmulatedMachine, open_machine, runtime_requirements
 
 ROOT = Path(__file__).resolve().parent.parent
 TAG = "manylinux_2_17"
@@ -60,7 +60,7 @@ def x86_environment(wheel: Path, folder: Path) -> Run:
 
 def emulated_environment(wheel: Path) -> Run:
     """An emulated Cortex-A53 with the wheel, and what it requires at this environment's versions."""
-    machine: Machine = open_machine("cortex-a53", runtime_requirements(), [wheel])
+    machine: EmulatedMachine = open_machine("cortex-a53", runtime_requirements(), [wheel])
     return lambda *arguments: checked(machine.run(*arguments, cwd="/"))
 
 

@@ -1,4 +1,4 @@
-"""A real sshd on this machine's loopback, with keys, a configuration and a device's cache of its own, as this user."""
+"""A real sshd on the loopback interface, run as this user with its own keys, configuration and device cache."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-TRIES = 5
-TAKEN = "Address already in use"
+ATTEMPTS = 5
+PORT_TAKEN = "Address already in use"
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
 _CONFIG = """\
 ListenAddress 127.0.0.1
@@ -33,7 +33,7 @@ SetEnv MICROVLM_CACHE={folder}/device_cache
 
 
 def user_name() -> str:
-    """Whose processes these are, whatever the environment says."""
+    """The user of this process, independent of the environment."""
     return pwd.getpwuid(os.geteuid()).pw_name
 
 
@@ -48,27 +48,27 @@ class SshServer:
 
     @property
     def cache(self) -> Path:
-        """Where the device keeps what it was given."""
+        """The device's cache."""
         return self.folder / "device_cache" / "device"
 
     def command(self, *more: str) -> str:
-        """For MICROVLM_SSH_COMMAND: none of the user's own configuration, known hosts and keys."""
+        """A value for MICROVLM_SSH_COMMAND that ignores the user's configuration, known hosts and keys."""
         known = f"UserKnownHostsFile={self.folder}/known"
         options = ["-F", "none", "-i", f"{self.folder}/user_key", "-o", "IdentitiesOnly=yes", "-o", known]
         return " ".join(["ssh", *options, "-o", "StrictHostKeyChecking=accept-new", *more])
 
     def environment(self) -> dict[str, str]:
-        """The device's Python is the one that runs this: it has the packages."""
+        """Variables for the host: the device's Python is the one that runs the tests, with its packages."""
         return {"MICROVLM_SSH_COMMAND": self.command(), "MICROVLM_DEVICE_PYTHON": sys.executable}
 
 
 @contextmanager
 def serving(folder: Path, more: str = "") -> Iterator[SshServer]:
-    """`more`: further lines of its configuration."""
+    """Run a server; `more` has further lines of its configuration."""
     for name in ("host_key", "user_key"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)
     if os.geteuid() == 0:
-        # Debian makes this when the service starts; only a root's sshd asks for it.
+        # Debian creates this folder when the service starts; sshd needs it only as root.
         Path("/run/sshd").mkdir(exist_ok=True)
     process, port = _start(folder, more)
     try:
@@ -79,18 +79,18 @@ def serving(folder: Path, more: str = "") -> Iterator[SshServer]:
 
 
 def _start(folder: Path, more: str) -> tuple[subprocess.Popen, int]:
-    """(its process, the port that it listens on). sshd takes no port 0, so a free one is looked up; where another
-    program was faster, sshd ends and the next one is tried."""
+    """-> (process, port). sshd accepts no port 0, so a free one is looked up; where another program takes it first, the
+    next one is tried."""
     log = folder / "sshd.log"
-    for _ in range(TRIES):
+    for _ in range(ATTEMPTS):
         port = _free_port()
         (folder / "sshd_config").write_text(_CONFIG.format(port=port, folder=folder, more=more))
         command = [SSHD, "-D", "-e", "-f", str(folder / "sshd_config")]
-        with log.open("wb") as said:
-            process = subprocess.Popen(command, stderr=said, stdin=subprocess.DEVNULL)
+        with log.open("wb") as stderr:
+            process = subprocess.Popen(command, stderr=stderr, stdin=subprocess.DEVNULL)
         if _listens(process, log):
             return process, port
-        assert TAKEN in log.read_text(), log.read_text()
+        assert PORT_TAKEN in log.read_text(), log.read_text()
     raise AssertionError(log.read_text())
 
 
@@ -111,7 +111,7 @@ def session_of(pid: int) -> int:
 
 
 def _listens(process: subprocess.Popen, log: Path) -> bool:
-    """Whether sshd says so, and not merely whether somebody answers on its port; False when it ended."""
+    """Does sshd itself report that it listens? False where it ended."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         if "Server listening on" in log.read_text():

@@ -1,4 +1,4 @@
-"""`ort-arm64` on an emulated Cortex-A53: the tokens of `ort` on this machine, and wheels that it refuses."""
+"""`ort-arm64` on an emulated Cortex-A53 gives the tokens of `ort` on this machine; packages for a device."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from microvlm.backends import load, native
 from microvlm.backends.arm64.frames import GREETING, read_frame, write_frame
 from microvlm.backends.arm64.transports.device_package import package_for, unpacked_package
 from microvlm.backends.arm64.transports.local import WORKER
-from microvlm.backends.emulation import Machine, open_machine, runtime_requirements
+from microvlm.backends.emulation import EmulatedMachine, open_machine, runtime_requirements
 from microvlm.errors import UserError
 from microvlm.generation import GenerationOptions, embed_prompt, generate
 
@@ -42,19 +42,19 @@ def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def said(runtime, processor) -> list:
-    """Tokens of a caption, whether a memory in which it was written is seen, and tokens with that memory."""
+def caption_and_memory(runtime, processor) -> list:
+    """Tokens of a caption, the slot mask of a memory with the image in it, and tokens with that memory."""
     options = GenerationOptions(8, stop_tokens=processor.stop_tokens)
     inputs = processor([processor.config.prompt.caption_prompt], [[PICTURE]])
     prompt = embed_prompt(runtime, *inputs, processor.image_id)
     tokens = generate(runtime, prompt, options).tokens
     code, key = runtime.memory_encode(*prompt)
     state = runtime.memory_write(key, code, runtime.memory_prior())
-    made = generate(runtime, prompt, options, state)
-    return [tokens, made.memory_slot.slot_mask.tolist(), made.tokens]
+    result = generate(runtime, prompt, options, state)
+    return [tokens, result.memory_slot.slot_mask.tolist(), result.tokens]
 
 
-def test_an_emulated_a53_says_what_this_machine_says(nano: Path) -> None:
+def test_an_emulated_a53_gives_the_tokens_of_this_machine(nano: Path) -> None:
     """Builds the sysroot and a folder of packages into the user's own cache the first time."""
     from microvlm.inputs.processor import Processor
 
@@ -63,31 +63,31 @@ def test_an_emulated_a53_says_what_this_machine_says(nano: Path) -> None:
     assert board.device["machine"] == "aarch64"
     assert board.device["cpu"] == "Cortex-A53"
     assert board.device["features"] == ["fp", "asimd", "evtstrm", "crc32", "cpuid"]
-    if package_for("aarch64").lacks:
+    if package_for("aarch64").no_library_reason:
         assert "function bodies in the graphs (no native library: " in board.kernels
     else:
         assert board.kernels.startswith("native neon on Cortex-A53 (aarch64, emulated:cortex-a53)")
-    assert said(board, processor) == said(load("ort", nano, threads=2), processor)
+    assert caption_and_memory(board, processor) == caption_and_memory(load("ort", nano, threads=2), processor)
 
 
-def answer_of(machine: Machine, *arguments: str) -> dict:
-    """What a worker started by Python's `arguments` says to a `load`."""
-    asked = io.BytesIO()
-    write_frame(asked, {"id": 1, "do": "load", "bundle": "/nowhere", "settings": {}})
-    done = subprocess.run(
+def answer_of(machine: EmulatedMachine, *arguments: str) -> dict:
+    """The answer to `load` of a worker that Python starts with `arguments`."""
+    request = io.BytesIO()
+    write_frame(request, {"id": 1, "do": "load", "bundle": "/nowhere", "settings": {}})
+    result = subprocess.run(
         machine.command(*arguments),
         env=machine.environment(),
-        input=asked.getvalue(),
+        input=request.getvalue(),
         capture_output=True,
         cwd="/",
     )
-    answers = io.BytesIO(done.stdout)
+    answers = io.BytesIO(result.stdout)
     assert answers.readline() == GREETING + b"\n"
     return read_frame(answers)[0]
 
 
 def test_a_version_known_to_crash_is_refused_before_it_is_imported(tmp_path: Path) -> None:
-    """A package of that name and version that would tell if it were imported."""
+    """A package of that name and version exits with a message where it is imported."""
     (tmp_path / "onnxruntime").mkdir()
     (tmp_path / "onnxruntime" / "__init__.py").write_text("raise SystemExit('imported')\n")
     info = tmp_path / f"onnxruntime-{CRASHING}.dist-info"
@@ -102,16 +102,16 @@ def test_a_version_known_to_crash_is_refused_before_it_is_imported(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_version_that_is_found_to_crash_is_one_sentence() -> None:
+def test_a_version_that_crashes_unexpectedly_is_explained_in_one_sentence() -> None:
     """The real wheel of that version, with the table of known ones empty; downloads it."""
     requirements = [each for each in runtime_requirements() if not each.startswith("onnxruntime")]
     machine = open_machine(requirements=[*requirements, f"onnxruntime=={CRASHING}"])
     machine = dataclasses.replace(machine, sites=(unpacked_package("aarch64"), *machine.sites))
     program = (
         "import sys\n"
-        "from microvlm.backends.arm64 import device, worker\n"
-        "device.CRASHES.clear()\n"
-        "device.OLDEST_ONNXRUNTIME = (1, 0)\n"
+        "from microvlm.backends.arm64.device import machine_facts, worker\n"
+        "machine_facts.CRASHES.clear()\n"
+        "machine_facts.OLDEST_ONNXRUNTIME = (1, 0)\n"
         "sys.exit(worker.main())\n"
     )
     assert answer_of(machine, "-c", program) == {
@@ -132,7 +132,7 @@ def test_a_wheel_of_another_machine_is_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setenv("MICROVLM_WHEEL", str(right))
     assert package_for("aarch64").content == package.content
     right.write_bytes(b"no zip")
-    with pytest.raises(UserError, match="is no wheel"):
+    with pytest.raises(UserError, match="is not a wheel"):
         package_for("aarch64")
 
 
@@ -142,10 +142,10 @@ def test_the_package_for_a_device_is_the_same_bytes_each_time_and_holds_no_check
     first, second = package_for("aarch64"), package_for("aarch64")
     assert first.digest == second.digest
     names = zipfile.ZipFile(io.BytesIO(first.content)).namelist()
-    assert "microvlm/backends/arm64/worker.py" in names
+    assert "microvlm/backends/arm64/device/worker.py" in names
     assert not [name for name in names if "checkpoints" in name or "training" in name]
     has_library = f"microvlm/backends/native/{native.LIBRARY}" in names
-    assert has_library == (first.lacks == "")
+    assert has_library == (first.no_library_reason == "")
 
 
 def test_a_machine_without_a_cross_compiler_runs_on_the_function_bodies_and_says_why(
@@ -153,4 +153,4 @@ def test_a_machine_without_a_cross_compiler_runs_on_the_function_bodies_and_says
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     package = package_for("aarch64")
-    assert "aarch64" in package.lacks
+    assert "aarch64" in package.no_library_reason

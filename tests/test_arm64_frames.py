@@ -1,4 +1,4 @@
-"""The frames between host and device: what is written is read, and what is no frame is refused with a sentence."""
+"""Frames between host and device: every frame survives the pipe, and other bytes are refused with a sentence."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from microvlm.backends.arm64.frame_arrays import to_array, to_tensor
 from microvlm.backends.arm64.frames import (
     GREETING,
     VERSION,
-    Garbled,
-    Lost,
-    OtherVersion,
+    ConnectionLost,
+    FrameError,
     Tensor,
+    VersionMismatch,
     read_frame,
     read_greeting,
     write_frame,
@@ -40,31 +40,35 @@ def read(data: bytes) -> tuple[dict, list[Tensor]]:
     return read_frame(io.BytesIO(data))
 
 
-def written(header: dict, *arrays: np.ndarray) -> bytes:
+def frame_bytes(header: dict, *arrays: np.ndarray) -> bytes:
     stream = io.BytesIO()
     write_frame(stream, header, tuple(map(to_tensor, arrays)))
     return stream.getvalue()
 
 
 def test_a_frame_carries_its_header_and_every_array_bit_for_bit() -> None:
-    header, tensors = read(written({"id": 3, "do": "run"}, *ARRAYS))
+    header, tensors = read(frame_bytes({"id": 3, "do": "run"}, *ARRAYS))
     assert header == {"id": 3, "do": "run"}
     for tensor, array in zip(tensors, ARRAYS, strict=True):
-        came = to_array(tensor)
-        assert (came.dtype, came.shape, came.tobytes()) == (array.dtype, array.shape, array.tobytes())
+        received = to_array(tensor)
+        assert (received.dtype, received.shape, received.tobytes()) == (
+            array.dtype,
+            array.shape,
+            array.tobytes(),
+        )
 
 
 def test_frames_follow_one_another_on_a_stream() -> None:
-    stream = io.BytesIO(written({"id": 1}, ARRAYS[0]) + written({"id": 2}))
+    stream = io.BytesIO(frame_bytes({"id": 1}, ARRAYS[0]) + frame_bytes({"id": 2}))
     assert [read_frame(stream)[0]["id"] for _ in range(2)] == [1, 2]
-    with pytest.raises(Lost):
+    with pytest.raises(ConnectionLost):
         read_frame(stream)
 
 
 def test_a_frame_cut_anywhere_is_a_lost_connection() -> None:
-    whole = written({"id": 1}, ARRAYS[0])
+    whole = frame_bytes({"id": 1}, ARRAYS[0])
     for length in range(len(whole)):
-        with pytest.raises(Lost):
+        with pytest.raises(ConnectionLost):
             read(whole[:length])
 
 
@@ -90,8 +94,8 @@ def test_a_frame_cut_anywhere_is_a_lost_connection() -> None:
         (frame({"tensors": []}, b"1"), "need 0 bytes and its body has 1"),
     ],
 )
-def test_what_is_no_frame_is_refused_before_its_body_is_read(data: bytes, sentence: str) -> None:
-    with pytest.raises(Garbled) as error:
+def test_bytes_that_are_no_frame_are_refused_before_the_body_is_read(data: bytes, sentence: str) -> None:
+    with pytest.raises(FrameError) as error:
         read(data)
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
@@ -99,7 +103,7 @@ def test_what_is_no_frame_is_refused_before_its_body_is_read(data: bytes, senten
 
 def test_random_damage_never_ends_in_another_error() -> None:
     random = np.random.default_rng(0)
-    whole = bytearray(written({"id": 1, "do": "run", "inputs": [None]}, ARRAYS[0]))
+    whole = bytearray(frame_bytes({"id": 1, "do": "run", "inputs": [None]}, ARRAYS[0]))
     ends = {"read": 0, "refused": 0}
     for _ in range(2000):
         damaged = bytearray(whole)
@@ -109,7 +113,7 @@ def test_random_damage_never_ends_in_another_error() -> None:
             for tensor in read(bytes(damaged))[1]:
                 to_array(tensor)
             ends["read"] += 1
-        except (Lost, Garbled):
+        except (ConnectionLost, FrameError):
             ends["refused"] += 1
     assert all(ends.values())
 
@@ -123,9 +127,9 @@ def test_the_greeting_is_found_behind_what_a_login_shell_prints() -> None:
 @pytest.mark.parametrize(
     ("printed", "error"),
     [
-        (b"bash: python3: command not found\n", Lost),
-        (b"yes\n" * 50_000, Garbled),
-        (b"no end of a line " * 10_000, Garbled),
+        (b"bash: python3: command not found\n", ConnectionLost),
+        (b"yes\n" * 50_000, FrameError),
+        (b"no end of a line " * 10_000, FrameError),
     ],
 )
 def test_without_a_greeting_what_was_printed_is_in_the_error(printed: bytes, error: type[Exception]) -> None:
@@ -135,10 +139,10 @@ def test_without_a_greeting_what_was_printed_is_in_the_error(printed: bytes, err
 
 
 @pytest.mark.parametrize("line", [b"microvlm-worker 2\n", b"microvlm-worker 10\r\n"])
-def test_a_greeting_of_another_version_is_refused_and_not_waited_over(line: bytes) -> None:
+def test_a_greeting_of_another_version_is_refused_at_once(line: bytes) -> None:
     stream = io.BytesIO(b"Welcome!\n" + line + b"MVLM")
     with pytest.raises(
-        OtherVersion, match=r"speaks version \d+ of the protocol and this side version 1: .*remove"
+        VersionMismatch, match=r"speaks version \d+ of the protocol and this side version 1: .*remove"
     ):
         read_greeting(stream)
     assert stream.read() == b"MVLM"
@@ -148,6 +152,6 @@ def test_a_greeting_of_another_version_is_refused_and_not_waited_over(line: byte
     )
 
 
-def test_an_array_that_frames_do_not_carry_is_a_defect_of_the_caller() -> None:
+def test_an_array_of_an_unsupported_dtype_raises_type_error() -> None:
     with pytest.raises(TypeError, match="float64"):
         to_tensor(np.zeros(2))

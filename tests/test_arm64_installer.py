@@ -1,4 +1,4 @@
-"""A device's cache: what a power cut, a full card and two hosts at once leave in it. Without a connection."""
+"""The device's cache after a power cut, on a full card and with two hosts at once. Needs no connection."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from microvlm.backends.arm64.device.installer import KEPT_DAYS, MARK, Installer
 from microvlm.backends.arm64.frames import Tensor
 from microvlm.backends.arm64.transports import delivery
 from microvlm.backends.arm64.transports.delivery import Delivery
-from microvlm.backends.arm64.transports.device_package import Package
+from microvlm.backends.arm64.transports.device_package import DevicePackage
 from microvlm.errors import UserError
 
 Hook = Callable[[str], None]
@@ -30,25 +30,25 @@ def digest(content: bytes) -> str:
 
 def archive(content: str) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as made:
-        made.writestr("microvlm/__init__.py", content)
-        made.writestr("microvlm/more.py", "x = 1\n")
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("microvlm/__init__.py", content)
+        file.writestr("microvlm/more.py", "x = 1\n")
     return buffer.getvalue()
 
 
-class Direct(Delivery):
-    """To an installer in this process; `before` and `after` hear of every request."""
+class DirectDelivery(Delivery):
+    """Delivers to an installer in this process; `before` and `after` are called with the name of every request."""
 
     def __init__(self, root: Path, before: Hook = lambda _: None, after: Hook = lambda _: None):
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self._installer, self._before, self._after = Installer(root), before, after
         super().__init__(None, "a device", lambda *_: None)  # type: ignore[arg-type]
 
-    def _ask(self, what: str, tensors: tuple[Tensor, ...] = (), **request: Any) -> dict[str, Any]:
-        self.asked.append(what)
-        self._before(what)
-        answer = getattr(self._installer, what)(json.loads(json.dumps(request)), list(tensors))
-        self._after(what)
+    def _request(self, action: str, tensors: tuple[Tensor, ...] = (), **request: Any) -> dict[str, Any]:
+        self.requests.append(action)
+        self._before(action)
+        answer = getattr(self._installer, action)(json.loads(json.dumps(request)), list(tensors))
+        self._after(action)
         return {"root": str(self._installer.root), **answer}
 
 
@@ -59,7 +59,7 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder as a bundle's, of which nobody reads the manifest."""
+    """A folder like a bundle's, whose manifest nobody reads."""
     folder = tmp_path / "bundle"
     folder.mkdir()
     (folder / "weights.data").write_bytes(b"w" * 5000)
@@ -72,10 +72,10 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def package(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Makes this the package that is sent; its folder below the device's."""
+    """Content -> the folder, on the device, of the package with it, which is sent from now on."""
 
     def choose(content: str) -> Path:
-        chosen = Package(archive(content), "")
+        chosen = DevicePackage(archive(content), "")
         monkeypatch.setattr(delivery, "package_for", lambda _: chosen)
         return Path("packages", chosen.digest[:16])
 
@@ -83,7 +83,7 @@ def package(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     return choose
 
 
-def test_everything_is_on_the_disk_before_it_has_its_name_and_the_mark_comes_last(
+def test_files_are_flushed_before_they_get_their_name_and_the_mark_comes_last(
     root: Path, bundle: Path, package, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flushed: set[int] = set()
@@ -112,107 +112,107 @@ def test_everything_is_on_the_disk_before_it_has_its_name_and_the_mark_comes_las
     monkeypatch.setattr(os, "replace", move(real_replace))
     monkeypatch.setattr(os, "rename", move(real_rename))
     folder = package("a = 1\n")
-    sent = Direct(root)
+    sent = DirectDelivery(root)
     sent.packages()
     copied = Path(sent.bundle(bundle))
     assert {"weights.data", "manifest.json", folder.name} <= set(named)
     assert bad == []
-    assert sent.asked[-2:] == ["put", "finish"]
+    assert sent.requests[-2:] == ["put", "finish"]
     for marked in (root / folder, copied):
         assert {(marked / MARK).stat().st_ino, marked.stat().st_ino} <= flushed
 
 
-def test_a_copy_that_lost_bytes_to_a_power_cut_is_found_by_its_hash_until_it_is_marked(
-    root: Path, bundle: Path
-) -> None:
+def test_an_unmarked_copy_that_lost_bytes_to_a_power_cut_is_sent_again(root: Path, bundle: Path) -> None:
     class PowerCut(Exception):
         pass
 
-    def cut(what: str) -> None:
-        if what == "finish":
+    def cut(action: str) -> None:
+        if action == "finish":
             raise PowerCut
 
     with pytest.raises(PowerCut):
-        Direct(root, before=cut).bundle(bundle)
+        DirectDelivery(root, before=cut).bundle(bundle)
     copied = next(root.glob("bundles/*/weights.data"))
     copied.write_bytes(bytes(5000))
-    again = Direct(root)
+    again = DirectDelivery(root)
     again.bundle(bundle)
     assert copied.read_bytes() == b"w" * 5000
-    assert again.asked.count("put") == 5
-    # Marked, it is believed: nothing is sent, and nothing of a large bundle is read.
-    third = Direct(root)
+    assert again.requests.count("put") == 5
+    # A marked folder is trusted: nothing is sent, and no large file is read.
+    third = DirectDelivery(root)
     third.bundle(bundle)
-    assert third.asked == ["look", "missing"]
+    assert third.requests == ["look", "missing"]
     copied.write_bytes(b"w" * 4000)
     third.bundle(bundle)
     assert copied.read_bytes() == b"w" * 5000
-    assert third.asked[-1] == "finish"
+    assert third.requests[-1] == "finish"
 
 
-def test_a_package_of_which_files_were_emptied_is_sent_again(root: Path, package) -> None:
+def test_a_package_with_emptied_files_is_sent_again(root: Path, package) -> None:
     folder = root / package("a = 1\n")
-    Direct(root).packages()
+    DirectDelivery(root).packages()
     module = folder / "microvlm" / "more.py"
     module.write_text("")
     (folder / "microvlm" / "__pycache__").mkdir()
     (folder / "microvlm" / "__pycache__" / "more.pyc").write_bytes(b"of the worker")
-    Direct(root).packages()
+    DirectDelivery(root).packages()
     assert module.read_text() == "x = 1\n"
     (folder / "microvlm" / "__pycache__").mkdir()
     (folder / "microvlm" / "__pycache__" / "more.pyc").write_bytes(b"of the worker")
-    again = Direct(root)
+    again = DirectDelivery(root)
     again.packages()
-    assert "put" not in again.asked
+    assert "put" not in again.requests
 
 
-def test_two_hosts_with_other_versions_do_not_take_each_others_archive(root: Path, package) -> None:
+def test_two_hosts_with_different_versions_keep_their_archives_apart(root: Path, package) -> None:
     class Paused(Exception):
         pass
 
-    def pause(what: str) -> None:
-        if what == "unpack":
+    def pause(action: str) -> None:
+        if action == "unpack":
             raise Paused
 
-    def other_host(what: str) -> None:
-        if what == "unpack":
+    def other_host(action: str) -> None:
+        if action == "unpack":
             package("b = 2\n")
             with pytest.raises(Paused):
-                Direct(root, before=pause).packages()
+                DirectDelivery(root, before=pause).packages()
 
     ours = package("a = 1\n")
-    Direct(root, before=other_host).packages()
+    DirectDelivery(root, before=other_host).packages()
     assert (root / ours / "microvlm" / "__init__.py").read_text() == "a = 1\n"
     theirs = package("b = 2\n")
-    Direct(root).packages()
+    DirectDelivery(root).packages()
     assert (root / theirs / "microvlm" / "__init__.py").read_text() == "b = 2\n"
 
 
-def test_an_archive_with_another_hash_is_not_unpacked_and_does_not_stay(root: Path, package) -> None:
-    def spoil(what: str) -> None:
-        if what == "unpack":
+def test_an_archive_with_another_hash_is_removed_and_not_unpacked(root: Path, package) -> None:
+    def spoil(action: str) -> None:
+        if action == "unpack":
             next(root.glob("wheels/*.zip")).write_bytes(archive("b = 2\n"))
 
     folder = root / package("a = 1\n")
     with pytest.raises(zipfile.BadZipFile, match="another hash"):
-        Direct(root, before=spoil).packages()
+        DirectDelivery(root, before=spoil).packages()
     assert not folder.exists()
     assert list((root / "wheels").iterdir()) == []
-    Direct(root).packages()
+    DirectDelivery(root).packages()
     assert (folder / "microvlm" / "__init__.py").read_text() == "a = 1\n"
 
 
 @pytest.mark.parametrize("content", [b"w" * 1500, b"v" * 5000])
-def test_a_host_file_that_is_written_to_while_it_is_copied_is_one_sentence(
+def test_a_file_that_changes_while_it_is_copied_is_refused_in_one_sentence(
     content: bytes, root: Path, bundle: Path
 ) -> None:
     file = bundle / "weights.data"
-    with pytest.raises((UserError, OSError), match=r"became shorter|another hash"):
-        Direct(root, after=lambda what: what == "put" and file.write_bytes(content)).bundle(bundle)
+    with pytest.raises((UserError, OSError), match=r"became shorter|hash changed"):
+        DirectDelivery(root, after=lambda action: action == "put" and file.write_bytes(content)).bundle(
+            bundle
+        )
     with pytest.raises(UserError, match=r"weights\.data was altered"):
-        Direct(root).bundle(bundle)
+        DirectDelivery(root).bundle(bundle)
     file.write_bytes(b"w" * 5000)
-    assert Path(Direct(root).bundle(bundle), "weights.data").read_bytes() == b"w" * 5000
+    assert Path(DirectDelivery(root).bundle(bundle), "weights.data").read_bytes() == b"w" * 5000
 
 
 def age(path: Path, days: float = KEPT_DAYS + 1) -> None:
@@ -220,9 +220,7 @@ def age(path: Path, days: float = KEPT_DAYS + 1) -> None:
     os.utime(path, (past, past))
 
 
-def test_what_was_not_used_for_long_goes_with_a_new_bundle_but_for_what_is_in_use(
-    root: Path, bundle: Path
-) -> None:
+def test_a_new_bundle_removes_unused_folders_that_no_worker_holds(root: Path, bundle: Path) -> None:
     folders = [root / kind / name for kind in ("bundles", "packages") for name in ("old", "held", "young")]
     files = [root / "wheels" / "old.whl", root / "wheels" / ".old.whl.part"]
     for folder in folders:
@@ -237,20 +235,20 @@ def test_what_was_not_used_for_long_goes_with_a_new_bundle_but_for_what_is_in_us
     holds = [os.open(folder, os.O_RDONLY) for folder in folders if folder.name == "held"]
     for held in holds:
         fcntl.flock(held, fcntl.LOCK_SH)
-    # A copy of this bundle that was begun long ago and is carried on.
-    begun = root / "bundles" / digest(b"{}")[:16]
-    begun.mkdir()
-    (begun / ".weights.data.part").write_bytes(b"w" * 3000)
-    age(begun)
-    sent = Direct(root)
+    # An old partial copy of this bundle is completed.
+    partial = root / "bundles" / digest(b"{}")[:16]
+    partial.mkdir()
+    (partial / ".weights.data.part").write_bytes(b"w" * 3000)
+    age(partial)
+    sent = DirectDelivery(root)
     copied = Path(sent.bundle(bundle))
-    assert sent.asked.count("put") == 3
-    assert copied == begun
-    assert {path.name for path in root.glob("bundles/*")} == {"held", "young", begun.name}
+    assert sent.requests.count("put") == 3
+    assert copied == partial
+    assert {path.name for path in root.glob("bundles/*")} == {"held", "young", partial.name}
     assert {path.name for path in root.glob("packages/*")} == {"held", "young"}
     assert list(root.glob("wheels/*")) == []
     for held in holds:
         os.close(held)
     (copied / "weights.data").unlink()
-    Direct(root).bundle(bundle)
+    DirectDelivery(root).bundle(bundle)
     assert not (root / "bundles" / "held").exists()

@@ -1,4 +1,4 @@
-"""The ssh target against a real sshd on loopback: what is copied, what is said, and connections that break."""
+"""The ssh target against a real sshd on loopback: what is copied, what is printed, and connections that break."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from microvlm.backends import load
 from microvlm.backends.arm64 import worker_link
 from microvlm.backends.arm64.transports import ssh
 from microvlm.backends.arm64.transports.device_package import package_for
-from microvlm.backends.arm64.transports.worker_process import Child
+from microvlm.backends.arm64.transports.worker_process import WorkerProcess
 from microvlm.backends.resolve import open_bundle
 from microvlm.commands.main import cli
 from microvlm.console import run_click
@@ -54,8 +54,8 @@ def environment(server: SshServer, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in server.environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(worker_link, "DELAYS_S", (0, 0.1, 0.1))
-    # What a killed client had not told is still to come: its pipe holds some fifty tokens.
-    monkeypatch.setattr(ssh, "Child", functools.partial(Child, pipesize=4096))
+    # A small pipe of some fifty tokens: when a client is killed, most of an answer is still to come.
+    monkeypatch.setattr(ssh, "WorkerProcess", functools.partial(WorkerProcess, pipesize=4096))
 
 
 @pytest.fixture(scope="module")
@@ -86,15 +86,15 @@ def open_remote(server: SshServer, bundle: Path):
     return load("ort-arm64", bundle, threads=1, target=server.target)
 
 
-def test_a_caption_over_ssh_is_that_of_ort_and_nothing_is_copied_twice(
+def test_a_caption_over_ssh_equals_that_of_ort_and_nothing_is_copied_twice(
     server: SshServer, speaking_bundle: Path, run, tmp_path: Path
 ) -> None:
     picture = str(tmp_path / "red.png")
     Image.new("RGB", (30, 30), "red").save(picture)
-    asked = ("caption", picture, "--model", str(speaking_bundle), "--json", "--max-new-tokens", "9")
-    _, expected, _ = run(*asked, "--backend", "ort")
-    first = run(*asked, "--backend", "ort-arm64", "--target", server.target)
-    again = run(*asked, "--target", server.target)
+    command = ("caption", picture, "--model", str(speaking_bundle), "--json", "--max-new-tokens", "9")
+    _, expected, _ = run(*command, "--backend", "ort")
+    first = run(*command, "--backend", "ort-arm64", "--target", server.target)
+    again = run(*command, "--target", server.target)
     for status, out, _ in (first, again):
         assert status == 0
         assert json.loads(out)["tokens"] == json.loads(expected)["tokens"]
@@ -114,7 +114,7 @@ def test_chat_and_memory_commands_work_over_ssh_and_read_the_files_of_ort(
     model = ("--model", str(speaking_bundle))
     file = str(tmp_path / "facts.mem")
     fact = ("--question", "what is this?", "--text", "a red heart")
-    open_remote(server, speaking_bundle)  # which says what it copies there
+    open_remote(server, speaking_bundle)  # so that the next command copies nothing
     status, _, err = run("memory", "write", file, *fact, *model, "--target", server.target)
     assert (status, err) == (0, "")
     here = run("memory", "read", file, "--question", "what is this?", "--json", *model, "--backend", "ort")
@@ -126,7 +126,7 @@ def test_chat_and_memory_commands_work_over_ssh_and_read_the_files_of_ort(
     assert first["scope"] == second["scope"]
 
 
-def test_the_machine_that_was_found_is_named(server: SshServer, speaking_bundle: Path, run) -> None:
+def test_info_describes_the_device(server: SshServer, speaking_bundle: Path, run) -> None:
     status, out, _ = run("info", str(speaking_bundle), "--target", server.target, "--json")
     loaded = json.loads(out)["loaded"]
     assert status == 0
@@ -145,24 +145,24 @@ def test_a_connection_that_drops_in_the_middle_of_an_answer_comes_back(
 ) -> None:
     remote = open_remote(server, speaking_bundle)
     session = session_of(remote.condition()["pid"])
-    told: list[int] = []
+    tokens: list[int] = []
 
-    def hear(_: int, token: int) -> None:
-        told.append(token)
-        if len(told) == 1:
+    def on_token(_: int, token: int) -> None:
+        tokens.append(token)
+        if len(tokens) == 1:
             os.kill(remote.pid if victim == "the ssh client" else session, signal.SIGKILL)
 
     state = remote.memory_write(*_row(ort, prompt), remote.memory_prior())
-    made = generate(remote, prompt, LONG, state, hear)
+    result = generate(remote, prompt, LONG, state, on_token)
     expected = generate(ort, prompt, LONG, ort.memory_write(*_row(ort, prompt), ort.memory_prior()))
-    assert made.tokens == expected.tokens
-    assert told == made.tokens[0]
-    said = capfd.readouterr().err
-    assert f"{server.target} was lost; connecting again" in said
-    assert f"{server.target} is back" in said
+    assert result.tokens == expected.tokens
+    assert tokens == result.tokens[0]
+    stderr = capfd.readouterr().err
+    assert f"{server.target} was lost; connecting again" in stderr
+    assert f"{server.target} is back" in stderr
 
 
-def test_a_cache_is_made_again_after_a_connection_dropped_between_two_steps(
+def test_a_cache_is_restored_after_a_connection_dropped_between_two_steps(
     server: SshServer, speaking_bundle: Path, ort, prompt
 ) -> None:
     remote = open_remote(server, speaking_bundle)
@@ -193,7 +193,7 @@ def fresh_cache(server: SshServer) -> Path:
     return server.cache
 
 
-def test_a_copy_that_was_cut_is_carried_on_and_a_damaged_one_is_noticed(
+def test_an_interrupted_copy_continues_and_a_damaged_one_is_noticed(
     server: SshServer, speaking_bundle: Path, ort, fresh_cache: Path
 ) -> None:
     open_remote(server, speaking_bundle)
@@ -205,7 +205,7 @@ def test_a_copy_that_was_cut_is_carried_on_and_a_damaged_one_is_noticed(
     damaged.with_name(f".{damaged.name}.part").write_bytes(b"\xff" * 100)
     cut.unlink()
     damaged.unlink()
-    with pytest.raises(UserError, match="the file came with another hash than it was sent with"):
+    with pytest.raises(UserError, match="the file's hash changed on the way"):
         open_remote(server, speaking_bundle)
     runtime = open_remote(server, speaking_bundle)
     open_bundle(folder, verify=True)
@@ -219,7 +219,7 @@ def test_a_copy_that_was_cut_is_carried_on_and_a_damaged_one_is_noticed(
         ("bundles/*/onnx/embedding.data", "the bundle"),
         ("bundles/*/manifest.json", "the bundle"),
         ("packages/*/microvlm/errors.py", "microvlm"),
-        ("packages/*/microvlm/backends/arm64/host.py", "microvlm"),
+        ("packages/*/microvlm/backends/arm64/device/graph_server.py", "microvlm"),
     ],
 )
 def test_a_copy_whose_bytes_a_power_cut_zeroed_is_sent_again(
@@ -235,27 +235,25 @@ def test_a_copy_whose_bytes_a_power_cut_zeroed_is_sent_again(
     assert damaged.read_bytes() == content
     ids = np.array([[5, 60, 7]])
     assert np.array_equal(runtime.embed_tokens(ids), ort.embed_tokens(ids))
-    said = capfd.readouterr().err
-    assert f"has a damaged copy of {copied}, which is sent again" in said
-    assert "connecting again" not in said
+    stderr = capfd.readouterr().err
+    assert f"has a damaged copy of {copied}, which is sent again" in stderr
+    assert "connecting again" not in stderr
 
 
-def test_a_device_that_cannot_use_the_second_copy_either_is_one_sentence(
+def test_a_device_that_cannot_use_the_second_copy_is_refused_in_one_sentence(
     server: SshServer, speaking_bundle: Path, tmp_path: Path, monkeypatch, capfd: pytest.CaptureFixture
 ) -> None:
     wheel = tmp_path / "microvlm-0-py3-none-any.whl"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("microvlm/__init__.py", "")
     monkeypatch.setenv("MICROVLM_WHEEL", str(wheel))
-    said = failure(server, speaking_bundle)
-    assert "was sent microvlm again and still cannot use it" in said
-    assert "check its SD card" in said
+    stderr = failure(server, speaking_bundle)
+    assert "was sent microvlm again and still cannot use it" in stderr
+    assert "check its SD card" in stderr
     assert capfd.readouterr().err.count("sent again") == 1
 
 
-def test_a_cache_that_a_worker_works_from_is_held_until_it_ends(
-    server: SshServer, speaking_bundle: Path
-) -> None:
+def test_a_worker_holds_the_folders_that_it_runs_from(server: SshServer, speaking_bundle: Path) -> None:
     runtime = open_remote(server, speaking_bundle)
     pid = runtime.condition()["pid"]
     held = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
@@ -318,14 +316,14 @@ def test_a_device_without_a_python_that_can_run_it_is_one_sentence(
 @pytest.mark.parametrize(
     "place", ["", "pi@", "@host", "-oProxyCommand=x", "pi@host:22:33", "pi@host:x", "a b"]
 )
-def test_a_place_that_is_none_is_refused_before_ssh_sees_it(place: str, speaking_bundle: Path, run) -> None:
+def test_a_malformed_place_is_refused_before_ssh_runs(place: str, speaking_bundle: Path, run) -> None:
     status, out, err = run("info", str(speaking_bundle), "--target", f"ssh:{place}")
     assert (status, out) == (2, "")
     assert "--target" in err
     assert "ssh:USER@HOST" in err
 
 
-def test_a_login_shell_that_talks_disturbs_nothing(
+def test_a_login_shell_that_prints_disturbs_nothing(
     speaking_bundle: Path, ort, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     talk = 'ForceCommand echo "Linux raspberrypi, no warranty"; eval "$SSH_ORIGINAL_COMMAND"'
@@ -336,7 +334,7 @@ def test_a_login_shell_that_talks_disturbs_nothing(
 
 
 @pytest.mark.slow
-def test_a_device_with_nothing_but_python_gets_its_packages_too(
+def test_a_device_with_python_alone_gets_the_required_packages(
     server: SshServer, speaking_bundle: Path, ort, prompt, fresh_cache: Path, tmp_path: Path, monkeypatch
 ) -> None:
     """Downloads wheels; a virtual environment without any package is the device's Python."""

@@ -1,4 +1,4 @@
-"""--target: which machine is meant, and one sentence for what is none."""
+"""--target: the machine that each form names, and the sentence for an unknown one."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ def programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     return make
 
 
-def test_an_arm_machine_is_its_own_target(programs, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_arm64_machine_is_its_own_default_target(programs, monkeypatch: pytest.MonkeyPatch) -> None:
     programs()
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     assert default_target() == "local"
     assert get_backend("ort-arm64").unavailable() is None
 
 
-def test_another_machine_emulates_one_where_it_can(programs) -> None:
+def test_another_machine_emulates_one_where_qemu_is_installed(programs) -> None:
     programs("qemu-aarch64-static")
     assert default_target() == "emulated"
     assert get_backend("ort-arm64").unavailable() is None
 
 
-def test_with_ssh_alone_a_target_has_to_be_named(programs) -> None:
+def test_without_an_emulator_a_target_has_to_be_named(programs) -> None:
     programs("ssh")
     assert get_backend("ort-arm64").unavailable() is None
     with pytest.raises(
@@ -50,15 +50,13 @@ def test_with_ssh_alone_a_target_has_to_be_named(programs) -> None:
         default_target()
 
 
-def test_without_anything_the_backend_says_what_to_install(programs) -> None:
+def test_without_ssh_and_emulator_the_backend_names_what_to_install(programs) -> None:
     programs()
     with pytest.raises(UserError, match=r"'ort-arm64' cannot run here: .*apt-get install qemu-user-static"):
         load("ort-arm64", "nano")
 
 
-def test_the_environment_names_a_target_for_programs_that_take_none(
-    programs, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_environment_names_the_default_target(programs, monkeypatch: pytest.MonkeyPatch) -> None:
     programs("qemu-aarch64-static")
     monkeypatch.setenv("MICROVLM_TARGET", "ssh:pi@raspberrypi.local")
     assert open_transport(None).name == "ssh:pi@raspberrypi.local"
@@ -78,7 +76,7 @@ def test_an_emulated_target_without_an_emulator_names_the_package(programs, spea
         load("ort-arm64", speaking_bundle, target="emulated")
 
 
-def test_a_target_alone_means_this_backend_and_another_backend_has_none(speaking_bundle: Path) -> None:
+def test_a_target_selects_this_backend_and_other_backends_refuse_one(speaking_bundle: Path) -> None:
     command = [
         sys.executable,
         "-c",
@@ -86,12 +84,14 @@ def test_a_target_alone_means_this_backend_and_another_backend_has_none(speaking
         "info",
         str(speaking_bundle),
     ]
-    done = subprocess.run([*command, "--target", "local"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "local)" in done.stdout
-    done = subprocess.run([*command, "--target", "local", "--backend", "ort"], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr == "Error: backend 'ort' has no option 'target'.\n"
+    result = subprocess.run([*command, "--target", "local"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "local)" in result.stdout
+    result = subprocess.run(
+        [*command, "--target", "local", "--backend", "ort"], capture_output=True, text=True
+    )
+    assert result.returncode == 2
+    assert result.stderr == "Error: backend 'ort' has no option 'target'.\n"
 
 
 def test_host_and_worker_need_no_torch_and_the_host_no_onnxruntime(speaking_bundle: Path) -> None:
@@ -102,5 +102,5 @@ def test_host_and_worker_need_no_torch_and_the_host_no_onnxruntime(speaking_bund
     assert runtime.embed_tokens(np.array([[1, 2]])).shape == (1, 2, 64)
     assert "onnxruntime" not in sys.modules and "torch" not in sys.modules
     """
-    done = run_without_torch(program, str(speaking_bundle))
-    assert done.returncode == 0, done.stderr
+    result = run_without_torch(program, str(speaking_bundle))
+    assert result.returncode == 0, result.stderr

@@ -1,4 +1,4 @@
-"""The worker on this machine: the same bits as `ort`, values that stay with it, and work that survives its death."""
+"""The worker on this machine gives the bits of `ort`, keeps values, and survives the death of its process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from microvlm.backends.arm64.frames import GREETING, read_frame, write_frame
 from microvlm.backends.arm64.remote_values import DeviceArray
 from microvlm.backends.arm64.transports import local
 from microvlm.backends.arm64.transports.local import WORKER
-from microvlm.backends.arm64.transports.worker_process import Child
+from microvlm.backends.arm64.transports.worker_process import WorkerProcess
 from microvlm.errors import UserError
 from microvlm.generation import GenerationOptions, Prompt, embed_prompt, generate
 from microvlm.runtime import MemoryArrays
@@ -41,8 +41,8 @@ def ort(speaking_bundle: Path):
 @pytest.fixture
 def device_runtime(speaking_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> Arm64Runtime:
     monkeypatch.setattr(worker_link, "DELAYS_S", (0, 0.1, 0.1))
-    # A pipe that holds some fifty tokens: the rest of an answer is still to come however late the first is heard of.
-    monkeypatch.setattr(local, "Child", functools.partial(Child, pipesize=4096))
+    # A small pipe of some fifty tokens: most of an answer is still to come when the first token is read.
+    monkeypatch.setattr(local, "WorkerProcess", functools.partial(WorkerProcess, pipesize=4096))
     return load("ort-arm64", speaking_bundle, threads=1, target="local")
 
 
@@ -55,7 +55,7 @@ def prompt(ort) -> Prompt:
     return embed_prompt(ort, ids, np.ones((2, 9), np.int64), pixels, 3)
 
 
-def written(runtime, prompt: Prompt, rows: int = ROWS) -> MemoryArrays:
+def memory_after_writes(runtime, prompt: Prompt, rows: int = ROWS) -> MemoryArrays:
     """The memory after `rows` writes and one forget."""
     state = runtime.memory_prior()
     code, key = runtime.memory_encode(prompt.inputs_embeds[:1], prompt.attention_mask[:1])
@@ -64,9 +64,9 @@ def written(runtime, prompt: Prompt, rows: int = ROWS) -> MemoryArrays:
     return runtime.memory_forget(key, code, state)
 
 
-def stepped(runtime, prompt: Prompt, steps: int, between=lambda step: None) -> np.ndarray:
+def decoded_logits(runtime, prompt: Prompt, steps: int, between=lambda step: None) -> np.ndarray:
     """Logits of a prefill and `steps` decode steps by the runtime's own methods."""
-    slot = runtime.memory_read(*_query(runtime, prompt), written(runtime, prompt)).slot
+    slot = runtime.memory_read(*_query(runtime, prompt), memory_after_writes(runtime, prompt)).slot
     mask = np.ones((1, 10), np.int64)
     logits, past = runtime.decode(prompt.inputs_embeds[:1], mask, np.arange(1, 10)[None], slot, 9)
     rows = [logits[0]]
@@ -92,26 +92,32 @@ def kill(runtime: Arm64Runtime) -> None:
 def test_every_graph_gives_the_bits_of_ort(ort, device_runtime: Arm64Runtime, prompt: Prompt) -> None:
     pixels = np.random.default_rng(1).standard_normal((2, 3, 32, 32)).astype(np.float32)
     assert np.array_equal(device_runtime.encode_image(pixels), ort.encode_image(pixels))
-    assert np.array_equal(stepped(device_runtime, prompt, 4), stepped(ort, prompt, 4))
-    ours, theirs = written(device_runtime, prompt), written(ort, prompt)
+    assert np.array_equal(decoded_logits(device_runtime, prompt, 4), decoded_logits(ort, prompt, 4))
+    ours, theirs = memory_after_writes(device_runtime, prompt), memory_after_writes(ort, prompt)
     assert all(np.array_equal(one, other) for one, other in zip(ours, theirs, strict=True))
 
 
-def test_the_decode_loop_runs_there_and_says_each_token_when_it_is_chosen(
+def test_the_decode_loop_runs_on_the_worker_and_reports_each_token_at_once(
     ort, device_runtime: Arm64Runtime, prompt: Prompt
 ) -> None:
-    told: list[tuple[int, int]] = []
-    made = generate(
-        device_runtime, prompt, OPTIONS, written(device_runtime, prompt), lambda *one: told.append(one)
+    tokens: list[tuple[int, int]] = []
+    result = generate(
+        device_runtime,
+        prompt,
+        OPTIONS,
+        memory_after_writes(device_runtime, prompt),
+        lambda *pair: tokens.append(pair),
     )
-    expected = generate(ort, prompt, OPTIONS, written(ort, prompt))
-    assert made.tokens == expected.tokens
-    assert (made.steps, made.stopped) == (expected.steps, expected.stopped)
-    assert told == [(row, made.tokens[row][n]) for n in range(12) for row in range(2)]
-    assert made.timings_ms["decode"] > 0
+    expected = generate(ort, prompt, OPTIONS, memory_after_writes(ort, prompt))
+    assert result.tokens == expected.tokens
+    assert (result.steps, result.stopped) == (expected.steps, expected.stopped)
+    assert tokens == [(row, result.tokens[row][n]) for n in range(12) for row in range(2)]
+    assert result.timings_ms["decode"] > 0
 
 
-def test_sampling_there_is_sampling_here(ort, device_runtime: Arm64Runtime, prompt: Prompt) -> None:
+def test_sampling_on_the_worker_equals_sampling_here(
+    ort, device_runtime: Arm64Runtime, prompt: Prompt
+) -> None:
     options = GenerationOptions(max_new_tokens=8, temperature=3.0, top_p=0.9, seed=4, stop_tokens=(1,))
     assert generate(device_runtime, prompt, options).tokens == generate(ort, prompt, options).tokens
 
@@ -119,7 +125,7 @@ def test_sampling_there_is_sampling_here(ort, device_runtime: Arm64Runtime, prom
 def test_caches_and_states_stay_on_the_device_until_somebody_looks(
     device_runtime: Arm64Runtime, prompt: Prompt
 ) -> None:
-    state = written(device_runtime, prompt)
+    state = memory_after_writes(device_runtime, prompt)
     assert isinstance(state.mean, DeviceArray)
     assert state.mean.shape == (1, 16, 48)
     assert len(state.mean) == 1
@@ -148,7 +154,7 @@ def test_a_worker_killed_between_steps_is_replaced_and_its_cache_made_again(
         if step in steps_before_death:
             kill(device_runtime)
 
-    assert np.array_equal(stepped(device_runtime, prompt, 7, between), stepped(ort, prompt, 7))
+    assert np.array_equal(decoded_logits(device_runtime, prompt, 7, between), decoded_logits(ort, prompt, 7))
     assert capfd.readouterr().err.count("local was lost; connecting again") == 2
     # Making it again leaves nothing behind: two tensors a layer of the cache, of the slot, and nothing of the memory.
     assert max(seen) == min(seen)
@@ -157,33 +163,31 @@ def test_a_worker_killed_between_steps_is_replaced_and_its_cache_made_again(
 def test_a_worker_killed_while_it_speaks_says_every_token_once(
     ort, device_runtime: Arm64Runtime, prompt: Prompt, capfd: pytest.CaptureFixture
 ) -> None:
-    told: list[tuple[int, int]] = []
+    tokens: list[tuple[int, int]] = []
 
     def hear(row: int, token: int) -> None:
-        told.append((row, token))
-        if len(told) == 1:
+        tokens.append((row, token))
+        if len(tokens) == 1:
             kill(device_runtime)
 
-    made = generate(device_runtime, prompt, LONG, written(device_runtime, prompt), hear)
-    assert made.tokens == generate(ort, prompt, LONG, written(ort, prompt)).tokens
-    assert told == [(row, made.tokens[row][n]) for n in range(200) for row in range(2)]
+    result = generate(device_runtime, prompt, LONG, memory_after_writes(device_runtime, prompt), hear)
+    assert result.tokens == generate(ort, prompt, LONG, memory_after_writes(ort, prompt)).tokens
+    assert tokens == [(row, result.tokens[row][n]) for n in range(200) for row in range(2)]
     assert capfd.readouterr().err.count("local was lost; connecting again") == 1
 
 
-def test_a_request_that_costs_every_worker_its_life_is_given_up(
-    device_runtime: Arm64Runtime, prompt: Prompt
-) -> None:
+def test_a_request_that_kills_every_worker_is_given_up(device_runtime: Arm64Runtime, prompt: Prompt) -> None:
     with pytest.raises(UserError, match="lost its worker 3 times over one request"):
         generate(device_runtime, prompt, LONG, None, lambda *_: kill(device_runtime))
     assert len(generate(device_runtime, prompt, OPTIONS).tokens[0]) == 12
 
 
-def test_a_fetched_state_outlives_its_worker_without_being_made_again(
+def test_a_fetched_state_outlives_its_worker_without_repeating_its_runs(
     ort, device_runtime: Arm64Runtime, prompt: Prompt
 ) -> None:
-    state = written(device_runtime, prompt)
+    state = memory_after_writes(device_runtime, prompt)
     before = [np.asarray(part) for part in state]
-    assert state.mean.output.step.inputs == []
+    assert state.mean.output.run.inputs == []
     kill(device_runtime)
     key, code = _query(device_runtime, prompt)
     after = device_runtime.memory_write(key, code, state)
@@ -191,7 +195,7 @@ def test_a_fetched_state_outlives_its_worker_without_being_made_again(
     assert all(np.array_equal(one, other) for one, other in zip(after, expected, strict=True))
 
 
-def test_an_interrupted_answer_leaves_no_rest_for_the_next_request(
+def test_the_rest_of_an_interrupted_answer_does_not_reach_the_next_request(
     ort, device_runtime: Arm64Runtime, prompt: Prompt
 ) -> None:
     def interrupt(row: int, token: int) -> None:
@@ -202,19 +206,19 @@ def test_an_interrupted_answer_leaves_no_rest_for_the_next_request(
     assert generate(device_runtime, prompt, OPTIONS).tokens == generate(ort, prompt, OPTIONS).tokens
 
 
-def test_a_graph_of_ones_own_runs_on_the_weights_of_the_bundle_also_after_a_loss(
+def test_an_opened_graph_runs_on_the_weights_of_the_bundle_even_after_a_loss(
     ort, device_runtime: Arm64Runtime
 ) -> None:
     ids = np.array([[5, 60, 7]])
     device_runtime.open_graph("mine", ort.graph_path("embed_tokens").read_bytes())
     for _ in range(2):
-        made = device_runtime.run_graph("mine", {"input_ids": ids}, ["inputs_embeds"])
-        assert np.array_equal(made["inputs_embeds"], ort.embed_tokens(ids))
+        result = device_runtime.run_graph("mine", {"input_ids": ids}, ["inputs_embeds"])
+        assert np.array_equal(result["inputs_embeds"], ort.embed_tokens(ids))
         kill(device_runtime)
 
 
 @pytest.fixture
-def bare_worker() -> Iterator[subprocess.Popen]:
+def new_worker() -> Iterator[subprocess.Popen]:
     """A worker that has greeted and loaded nothing."""
     process = subprocess.Popen(
         [sys.executable, *WORKER], bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -226,37 +230,37 @@ def bare_worker() -> Iterator[subprocess.Popen]:
     process.stdout.close()
 
 
-def test_a_garbled_request_ends_the_worker_with_a_sentence(bare_worker: subprocess.Popen) -> None:
-    bare_worker.stdin.write(b"GET / HTTP/1.1\r\nHost: raspberrypi\r\n\r\n")
-    header, _ = read_frame(bare_worker.stdout)
+def test_a_malformed_request_ends_the_worker_with_a_sentence(new_worker: subprocess.Popen) -> None:
+    new_worker.stdin.write(b"GET / HTTP/1.1\r\nHost: raspberrypi\r\n\r\n")
+    header, _ = read_frame(new_worker.stdout)
     assert header == {
         "id": None,
         "error": "the worker could not read a request: a frame began with b'GET ': something else writes into the "
         "connection.",
     }
-    assert bare_worker.wait(300) == 1
+    assert new_worker.wait(300) == 1
 
 
 @pytest.mark.parametrize(
     ("request_", "sentence"),
     [
-        ({"do": "run", "graph": "decoder"}, "before it was given a bundle"),
+        ({"do": "run", "graph": "decoder"}, "needs a bundle first"),
         ({"do": "load", "bundle": "/nowhere", "settings": {}}, "/nowhere is no folder"),
         ({"do": "load"}, "KeyError: 'bundle'"),
-        ({}, "before it was given a bundle"),
+        ({}, "needs a bundle first"),
     ],
 )
 def test_a_bad_request_is_answered_and_the_worker_goes_on(
-    bare_worker: subprocess.Popen, request_: dict, sentence: str
+    new_worker: subprocess.Popen, request_: dict, sentence: str
 ) -> None:
-    write_frame(bare_worker.stdin, {"id": 1, **request_})
-    header, _ = read_frame(bare_worker.stdout)
+    write_frame(new_worker.stdin, {"id": 1, **request_})
+    header, _ = read_frame(new_worker.stdout)
     assert sentence in header["error"]
-    write_frame(bare_worker.stdin, {"id": 2, "do": "condition"})
-    assert read_frame(bare_worker.stdout)[0]["id"] == 2
+    write_frame(new_worker.stdin, {"id": 2, "do": "condition"})
+    assert read_frame(new_worker.stdout)[0]["id"] == 2
 
 
-def test_a_worker_of_garbage_is_one_sentence(
+def test_a_worker_that_writes_garbage_is_refused_in_one_sentence(
     device_runtime: Arm64Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, speaking_bundle: Path
 ) -> None:
     program = tmp_path / "python"
@@ -270,7 +274,7 @@ def test_a_worker_of_garbage_is_one_sentence(
         load("ort-arm64", speaking_bundle, target="local")
 
 
-def test_a_worker_of_another_version_is_one_sentence_and_nobody_waits(
+def test_a_worker_of_another_version_is_refused_at_once_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, speaking_bundle: Path
 ) -> None:
     program = tmp_path / "python"
@@ -284,24 +288,24 @@ def test_a_worker_of_another_version_is_one_sentence_and_nobody_waits(
 SUPERVISED = """
 import os, sys
 from microvlm.backends.arm64.device.supervisor import supervise
-def work(doing):
-    doing.set(sys.argv[1])
+def work(activity):
+    activity.set(sys.argv[1])
     os.kill(os.getpid(), int(sys.argv[2]))
 sys.exit(supervise(work, print))
 """
 
 
 def run_supervised(what: str, end: int) -> tuple[int, str]:
-    done = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-c", SUPERVISED, what, str(int(end))], capture_output=True, text=True
     )
-    return done.returncode, done.stdout.strip()
+    return completed.returncode, completed.stdout.strip()
 
 
-def test_a_processor_without_an_instruction_and_a_full_memory_are_told_apart() -> None:
-    status, said = run_supervised("importing onnxruntime 1.21.0", signal.SIGILL)
+def test_a_missing_instruction_and_full_memory_have_different_sentences() -> None:
+    status, output = run_supervised("importing onnxruntime 1.21.0", signal.SIGILL)
     assert status == 1
-    assert said == (
+    assert output == (
         "this processor lacks an instruction (SIGILL) that was needed while importing onnxruntime 1.21.0: "
         "install another version of onnxruntime."
     )
@@ -329,10 +333,10 @@ def test_settings_reach_the_device_and_unknown_ones_are_refused(speaking_bundle:
         load("ort-arm64", speaking_bundle, target="local", turbo=True)
 
 
-def test_the_stream_of_frames_is_not_disturbed_by_what_a_library_prints() -> None:
+def test_output_of_a_library_does_not_reach_the_stream_of_frames() -> None:
     program = (
         "import os, sys\n"
-        "from microvlm.backends.arm64 import worker\n"
+        "from microvlm.backends.arm64.device import worker\n"
         "class Loud(worker.Worker):\n"
         "    def answer(self, request, tensors):\n"
         "        print('a library speaks')\n"
@@ -341,12 +345,12 @@ def test_the_stream_of_frames_is_not_disturbed_by_what_a_library_prints() -> Non
         "worker.Worker = Loud\n"
         "sys.exit(worker.main())\n"
     )
-    asked = io.BytesIO()
-    write_frame(asked, {"id": 1, "do": "condition"})
-    done = subprocess.run([sys.executable, "-c", program], input=asked.getvalue(), capture_output=True)
-    answers = io.BytesIO(done.stdout)
+    request = io.BytesIO()
+    write_frame(request, {"id": 1, "do": "condition"})
+    completed = subprocess.run([sys.executable, "-c", program], input=request.getvalue(), capture_output=True)
+    answers = io.BytesIO(completed.stdout)
     assert answers.readline() == GREETING + b"\n"
     assert read_frame(answers)[0]["pid"] > 0
     assert answers.read() == b""
-    assert b"a library speaks" in done.stderr
-    assert b"so does C" in done.stderr
+    assert b"a library speaks" in completed.stderr
+    assert b"so does C" in completed.stderr

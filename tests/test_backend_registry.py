@@ -113,7 +113,7 @@ def test_everything_for_a_device_imports_without_torch_transformers_and_onnx():
         "inputs.processor inputs.images memory.conversation memory.facts memory.memory_file "
         "commands.main loaded_model exporters.contract "
         "backends backends.base backends.ort backends.torch_eager backends.resolve backends.arm64 "
-        "backends.arm64.device_runtime backends.arm64.device.graph_host "
+        "backends.arm64.device_runtime backends.arm64.device.graph_server "
         "backends.arm64.transports.ssh backends.arm64.transports.emulated"
     ).split():
         importlib.import_module("microvlm." + name)

@@ -1,4 +1,4 @@
-"""The emulated aarch64 Python: a sysroot is built once, whole or not at all, and describes a Raspberry Pi."""
+"""The emulated aarch64 Python: a sysroot is built once, completely or not at all, and describes a Raspberry Pi."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from microvlm.backends import emulation
 from microvlm.backends.emulation import sites
 from microvlm.backends.emulation.cache import cached_folder
-from microvlm.backends.emulation.sysroot import ports
+from microvlm.backends.emulation.sysroot import arm64_sources
 from microvlm.errors import UserError
 
 RECIPE = {"of": "a test"}
@@ -77,13 +77,13 @@ def test_bytecode_that_the_emulated_python_writes_is_no_damage(cache: Path) -> N
     assert cached_folder("tree", RECIPE, lambda _: pytest.fail("built again")) == folder
 
 
-def test_what_a_dead_builder_left_is_removed(cache: Path) -> None:
+def test_folders_of_dead_builders_are_removed(cache: Path) -> None:
     (cache / ".tree-0123.4194304.x").mkdir(parents=True)
     cached_folder("tree", RECIPE, write_two)
     assert [path for path in cache.iterdir() if path.name.startswith(".")] == []
 
 
-def test_folders_of_packages_that_nobody_used_for_long_go_when_another_is_built(cache: Path) -> None:
+def test_a_build_removes_package_folders_that_were_unused_for_long(cache: Path) -> None:
     used = cached_folder("site", {"of": "used"}, write_two)
     unused = cached_folder("site", {"of": "unused"}, write_two)
     sysroot = cached_folder("sysroot", RECIPE, write_two)
@@ -98,18 +98,18 @@ def test_folders_of_packages_that_nobody_used_for_long_go_when_another_is_built(
     assert sysroot.is_dir()
 
 
-def test_each_python_of_this_machine_has_folders_of_its_own(
+def test_each_python_version_of_this_machine_has_its_own_folders(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One compiles what it installs and another can't, and by that instructions differ."""
+    """One version can compile the folder and another cannot, and the counts of instructions differ."""
     monkeypatch.setattr(sites, "python_version", lambda _: "3.11")
     monkeypatch.setattr(sites, "glibc_minor", lambda _: 36)
     monkeypatch.setattr(sites, "_install", lambda folder, *_: write_two(folder))
-    found = set()
+    folders = set()
     for python in ("3.11.7", "3.13.1", "3.11.7"):
         monkeypatch.setattr(sites.platform, "python_version", lambda python=python: python)
-        found.add(sites.ensure_site(cache, ["numpy"], print))
-    assert len(found) == 2
+        folders.add(sites.ensure_site(cache, ["numpy"], print))
+    assert len(folders) == 2
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_each_python_of_this_machine_has_folders_of_its_own(
         (("qemu-aarch64",), "apt-get was not found: the emulated machine needs Debian or Ubuntu."),
     ],
 )
-def test_what_is_missing_is_named_in_one_sentence(
+def test_a_missing_program_is_named_in_one_sentence(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, programs: tuple[str, ...], sentence: str
 ) -> None:
     for name in programs:
@@ -131,26 +131,26 @@ def test_what_is_missing_is_named_in_one_sentence(
 
 
 def test_an_unknown_cpu_is_refused_with_the_known_ones(cache: Path) -> None:
-    with pytest.raises(UserError, match=r"'cortex-a7' is no emulated CPU; choose one of cortex-a53, "):
+    with pytest.raises(UserError, match=r"'cortex-a7' is not an emulated CPU; choose one of cortex-a53, "):
         emulation.open_machine("cortex-a7")
 
 
-def test_ubuntu_has_arm_packages_on_another_mirror_and_debian_has_not() -> None:
+def test_ubuntus_arm64_packages_come_from_another_mirror_and_debians_do_not() -> None:
     one_line = "deb [arch=amd64 signed-by=/k.gpg] http://archive.ubuntu.com/ubuntu noble main"
     assert (
-        ports(one_line)
+        arm64_sources(one_line)
         == "deb [arch=arm64 signed-by=/k.gpg] http://ports.ubuntu.com/ubuntu-ports/ noble main"
     )
     stanza = (
         "Types: deb\nURIs: http://security.ubuntu.com/ubuntu/\nSuites: noble-security\nArchitectures: amd64\n"
     )
     moved = "Types: deb\nURIs: http://ports.ubuntu.com/ubuntu-ports/\nSuites: noble-security\nArchitectures: arm64\n"
-    assert ports(stanza) == moved
+    assert arm64_sources(stanza) == moved
     debian = "Types: deb\nURIs: http://deb.debian.org/debian\nSuites: bookworm\n"
-    assert ports(debian) == debian
+    assert arm64_sources(debian) == debian
 
 
-def test_the_device_gets_what_a_device_needs_at_this_machines_versions() -> None:
+def test_the_device_gets_the_runtime_requirements_at_this_machines_versions() -> None:
     pinned = emulation.runtime_requirements()
     assert f"onnxruntime=={version('onnxruntime')}" in pinned
     assert not any(requirement.startswith(("torch", "onnxscript", "pytest")) for requirement in pinned)
@@ -164,7 +164,7 @@ def test_the_emulated_python_sees_the_board_and_not_this_machine(
     cpu: str, part: str, dot_product: bool
 ) -> None:
     """Builds the sysroot into the user's own cache: apt and some seconds, the first time."""
-    done = emulation.open_machine(cpu).run("-c", DESCRIBE)
-    assert done.returncode == 0, done.stderr
-    seen = json.loads(done.stdout)
-    assert seen == {"machine": "aarch64", "dot_product": dot_product, "part": part, "online": "0-3"}
+    result = emulation.open_machine(cpu).run("-c", DESCRIBE)
+    assert result.returncode == 0, result.stderr
+    described = json.loads(result.stdout)
+    assert described == {"machine": "aarch64", "dot_product": dot_product, "part": part, "online": "0-3"}

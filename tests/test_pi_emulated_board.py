@@ -1,9 +1,10 @@
-"""The whole emulated board: what it starts from, what its kernel is asked, and that an OOM is told from a failure."""
+"""The whole emulated board: its disks and scripts, the report of its kernel, and an OOM against another failure."""
 
 from __future__ import annotations
 
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,16 +12,16 @@ import pytest
 from microvlm.bench.pi.board import emulated_board
 from microvlm.bench.pi.board.debian import register
 from microvlm.bench.pi.board.disk_image import write_data_disk
-from microvlm.bench.pi.board.guest_program import Command, parse_outcomes, supervisor
+from microvlm.bench.pi.board.guest_program import GuestCommand, parse_outcomes, supervisor_script
 from microvlm.bench.pi.board.initrd import load_order, write_initrd
 from microvlm.bench.pi.board.memory_fit import (
     LEFT_BYTES,
     PEAK_BYTES,
-    Subject,
+    FittedModel,
     complaints,
     conversation,
     format_fit,
-    full_subject,
+    full_size_model,
     summarise,
 )
 from microvlm.errors import UserError
@@ -49,7 +50,7 @@ def modules(tmp_path: Path) -> Path:
     return folder
 
 
-def test_modules_come_after_what_they_depend_on_and_built_in_ones_not_at_all(modules: Path) -> None:
+def test_modules_follow_their_dependencies_and_built_in_ones_are_left_out(modules: Path) -> None:
     order = [path.name for path in load_order(modules, ("virtio_blk", "virtio_pci", "ext4"))]
     assert order == ["virtio-ring.ko", "virtio.ko", "virtio_blk.ko", "virtio_pci.ko"]
 
@@ -66,7 +67,7 @@ def test_the_initial_ram_disk_is_an_archive_that_a_kernel_reads(
     monkeypatch.setattr("microvlm.bench.pi.board.initrd.MODULES", ("virtio_blk",))
     (tmp_path / "busybox").write_bytes(b"a program of 23 bytes..")
     write_initrd(tmp_path / "initrd", tmp_path / "busybox", modules)
-    data, at, found = (tmp_path / "initrd").read_bytes(), 0, {}
+    data, at, entries = (tmp_path / "initrd").read_bytes(), 0, {}
     while True:
         fields = [int(data[at + 6 + 8 * n : at + 14 + 8 * n], 16) for n in range(13)]
         assert data[at : at + 6] == b"070701"
@@ -74,17 +75,17 @@ def test_the_initial_ram_disk_is_an_archive_that_a_kernel_reads(
         start = at + (110 + fields[11] + 3) // 4 * 4
         if name == "TRAILER!!!":
             break
-        found[name] = (fields[1], data[start : start + fields[6]])
+        entries[name] = (fields[1], data[start : start + fields[6]])
         at = start + (fields[6] + 3) // 4 * 4
-    assert found["bin/busybox"] == (0o100755, b"a program of 23 bytes..")
-    assert found["modules/order"][1] == b"virtio-ring.ko\nvirtio.ko\nvirtio_blk.ko\n"
-    assert found["dev"] == (0o040755, b"")
-    assert found["init"][0] == 0o100755
-    assert set(found) >= {"modules/virtio.ko", "newroot", "proc"}
+    assert entries["bin/busybox"] == (0o100755, b"a program of 23 bytes..")
+    assert entries["modules/order"][1] == b"virtio-ring.ko\nvirtio.ko\nvirtio_blk.ko\n"
+    assert entries["dev"] == (0o040755, b"")
+    assert entries["init"][0] == 0o100755
+    assert set(entries) >= {"modules/virtio.ko", "newroot", "proc"}
 
 
 @pytest.mark.parametrize(
-    "script", [supervisor(MARK), Command(("a b", "c'd"), environment={"X": "1 2"}).script()]
+    "script", [supervisor_script(MARK), GuestCommand(("a b", "c'd"), environment={"X": "1 2"}).script()]
 )
 @pytest.mark.posix
 def test_the_boards_scripts_are_shell(script: str) -> None:
@@ -93,9 +94,9 @@ def test_the_boards_scripts_are_shell(script: str) -> None:
 
 @pytest.mark.posix
 def test_a_command_keeps_its_words_and_its_environment() -> None:
-    command = Command(("printf", "%s|", "a b", "c'd", "$X", ""), environment={"X": "1 2"})
-    done = subprocess.run(["sh"], input=command.script() + "echo never", capture_output=True, text=True)
-    assert done.stdout == "a b|c'd|$X||"
+    command = GuestCommand(("printf", "%s|", "a b", "c'd", "$X", ""), environment={"X": "1 2"})
+    result = subprocess.run(["sh"], input=command.script() + "echo never", capture_output=True, text=True)
+    assert result.stdout == "a b|c'd|$X||"
 
 
 def test_outcomes_are_cut_at_the_marks_and_the_least_available_counts() -> None:
@@ -131,10 +132,10 @@ def test_a_data_disk_holds_files_folders_and_programs(tmp_path: Path) -> None:
     write_data_disk(files, tmp_path / "disk")
 
     def look(request: str) -> str:
-        done = subprocess.run(
+        result = subprocess.run(
             ["/usr/sbin/debugfs", "-R", request, str(tmp_path / "disk")], capture_output=True, text=True
         )
-        return done.stdout
+        return result.stdout
 
     assert look("cat text") == "hello\n"
     assert "Size: 3000000" in look("stat m/onnx/weights")
@@ -143,14 +144,14 @@ def test_a_data_disk_holds_files_folders_and_programs(tmp_path: Path) -> None:
     assert re.search(r"Mode:\s+0644", look("stat text"))
 
 
-def test_what_is_missing_is_named_in_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_emulator_is_named_in_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError) as error:
-        emulated_board.open_system(512)
+        emulated_board.open_emulated_board(512)
     assert str(error.value) == "QEMU's aarch64 machine was not found: apt-get install qemu-system-arm."
 
 
-def test_an_unpacked_package_is_installed_in_the_eyes_of_dpkg(tmp_path: Path) -> None:
+def test_dpkg_lists_an_unpacked_package_as_installed(tmp_path: Path) -> None:
     package, root = tmp_path / "package", tmp_path / "root"
     (package / "DEBIAN").mkdir(parents=True)
     (package / "usr" / "lib").mkdir(parents=True)
@@ -164,41 +165,47 @@ def test_an_unpacked_package_is_installed_in_the_eyes_of_dpkg(tmp_path: Path) ->
     )
     register(tmp_path / "x.deb", root)
     database = root / "var" / "lib" / "dpkg"
-    asked = ["dpkg-query", f"--admindir={database}", "-W", "-f", "${Package} ${Version} ${db:Status-Abbrev}"]
-    assert subprocess.run(asked, capture_output=True, text=True).stdout.strip() == "libx 2.0-1 ii"
+    query = ["dpkg-query", f"--admindir={database}", "-W", "-f", "${Package} ${Version} ${db:Status-Abbrev}"]
+    assert subprocess.run(query, capture_output=True, text=True).stdout.strip() == "libx 2.0-1 ii"
     assert (database / "info" / "libx:arm64.list").read_text() == "/.\n/usr\n/usr/lib\n/usr/lib/x.so\n"
 
 
-def test_the_tightest_run_stands_for_all_and_an_oom_is_the_tightest() -> None:
+def test_the_summary_is_that_of_the_tightest_run_and_an_oom_is_the_tightest() -> None:
     roomy, tight = (
         {**RUN, "oom": False, "available_bytes": 300},
         {**RUN, "oom": False, "available_bytes": 200},
     )
     dead = {**RUN, "oom": True, "available_bytes": 250}
     assert summarise([roomy, tight])["available_bytes"] == 200
-    found = summarise([roomy, tight, dead])
-    assert (found["available_bytes"], found["oom"], len(found["runs"])) == (250, True, 3)
-    lines = format_fit(found).splitlines()
+    summary = summarise([roomy, tight, dead])
+    assert (summary["available_bytes"], summary["oom"], len(summary["runs"])) == (250, True, 3)
+    lines = format_fit(summary).splitlines()
     assert [line.endswith("OUT OF MEMORY") for line in lines] == [False, False, False, True]
 
 
-def test_a_full_size_model_is_held_to_its_bounds_and_every_model_to_the_oom_killer() -> None:
-    subjects = [Subject("nano", Path("n")), full_subject("full", Path("f"))]
+def test_complaints_name_every_oom_and_a_full_size_model_over_its_bounds() -> None:
+    models = [FittedModel("nano", Path("n")), full_size_model("full", Path("f"))]
     run = {"ram_bytes": 448 << 20, "peak_rss_bytes": PEAK_BYTES, "available_bytes": LEFT_BYTES, "oom": False}
     fits = {**run, "model": "full", "program": "caption"}
     large = {**fits, "peak_rss_bytes": PEAK_BYTES + 1}
     crowded = {**large, "program": "chat", "available_bytes": LEFT_BYTES - 1}
     small = {**crowded, "model": "nano", "peak_rss_bytes": PEAK_BYTES + 1}
     dead = {**small, "oom": True, "oom_victims": ["1234 (python3)"]}
-    assert complaints(subjects, [fits, small]) == []
-    assert complaints(subjects, [large, crowded, dead]) == [
+    assert complaints(models, [fits, small]) == []
+    assert complaints(models, [large, crowded, dead]) == [
         "chat of nano ran out of memory in 448 MiB: 1234 (python3)",
         "caption of full peaks at 250000001 bytes, over 250000000, in 448 MiB",
         "chat of full leaves 149999999 bytes, under 150000000, in 448 MiB",
     ]
-    # A turn of the full size takes a minute here: few of them, and where memory is tightest alone.
-    assert [subject.turns for subject in subjects] == [10, 4]
-    assert [subject.chats_up_to_mb for subject in subjects] == [512, 448]
+    # A full-size turn takes a minute: few turns, and only where memory is tightest.
+    assert [model.turns for model in models] == [10, 4]
+    assert [model.chats_up_to_mb for model in models] == [512, 448]
+
+
+def test_the_boards_programs_are_the_console_scripts_of_the_package() -> None:
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
+    for program, module in emulated_board.PROGRAMS.items():
+        assert project["project"]["scripts"][program] == f"microvlm.{module}:main"
 
 
 def test_a_conversation_has_as_many_turns_as_it_says() -> None:
@@ -212,14 +219,14 @@ def test_a_conversation_has_as_many_turns_as_it_says() -> None:
 @pytest.mark.emulated
 def test_a_board_with_448_mb_has_its_memory_its_peaks_and_its_oom_killer() -> None:
     """Debian's kernel in the emulator; the image is built into the user's own cache."""
-    board = emulated_board.open_system(448, files={"hello": "world\n"})
-    commands = [Command(("python3", "-c", code)) for code in (TAKE, GROW, "raise SystemExit(3)")]
-    commands.append(Command(("cat", "/srv/hello", "-", "/proc/swaps"), stdin="typed\n"))
-    took, grown, failed, read = board.run(commands, timeout_s=600)
-    assert (took.exit_status, took.stdout, took.oom) == (0, "100000000\n", False)
-    assert 100_000_000 < took.peak_rss_bytes < 115_000_000
-    assert 400_000_000 < took.total_bytes < 448 << 20
-    assert took.total_bytes - took.available_bytes > 100_000_000
+    board = emulated_board.open_emulated_board(448, files={"hello": "world\n"})
+    commands = [GuestCommand(("python3", "-c", code)) for code in (TAKE, GROW, "raise SystemExit(3)")]
+    commands.append(GuestCommand(("cat", "/srv/hello", "-", "/proc/swaps"), stdin="typed\n"))
+    allocated, grown, failed, read = board.run(commands, timeout_s=600)
+    assert (allocated.exit_status, allocated.stdout, allocated.oom) == (0, "100000000\n", False)
+    assert 100_000_000 < allocated.peak_rss_bytes < 115_000_000
+    assert 400_000_000 < allocated.total_bytes < 448 << 20
+    assert allocated.total_bytes - allocated.available_bytes > 100_000_000
     assert (grown.exit_status, grown.oom) == (137, True)
     assert "python3" in grown.oom_victims[0]
     assert grown.peak_rss_bytes > 300_000_000

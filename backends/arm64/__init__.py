@@ -1,6 +1,6 @@
-"""Backend `ort-arm64`: a bundle on an ARM64 machine, which may be this one, one over ssh, or an emulated one.
+"""Backend `ort-arm64`: runs a bundle on an ARM64 machine: this one, one reached over ssh, or an emulated one.
 
-See README.md for the protocol, the transports and the settings. Nothing of it is imported before it is used.
+README.md describes the protocol, the transports and the settings. Modules are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Arm64Backend(Backend):
     def load(
         self, source: str | Path, threads: int | None = None, target: str | None = None, **options: Any
     ) -> LoadedRuntime:
-        """`target`: `local`, `ssh:USER@HOST[:PORT]` or `emulated[:CPU]`; None for $MICROVLM_TARGET or what is there.
+        """`target`: `local`, `ssh:USER@HOST[:PORT]` or `emulated[:CPU]`; None for the default.
 
-        Other options are those of `host.Settings`. Raises UserError.
+        Other options are those of `graph_server.DeviceSettings`. Raises UserError.
         """
         from microvlm.backends.arm64.device_runtime import Arm64Runtime
         from microvlm.backends.arm64.targets import open_transport

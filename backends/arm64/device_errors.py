@@ -1,4 +1,4 @@
-"""What is wrong with a device's copy, told apart from other errors so that it can be sent again."""
+"""The error for a damaged copy on a device, which can be mended by sending the copy again."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ BUNDLE = "bundle"
 PACKAGES = "packages"
 
 
-class Damaged(UserError):
-    """A worker found its bundle altered or could not import its packages. `what`: BUNDLE or PACKAGES."""
+class DamagedCopyError(UserError):
+    """A worker found its bundle altered or could not import its packages. `part`: BUNDLE or PACKAGES."""
 
-    def __init__(self, message: str, what: str):
+    def __init__(self, message: str, part: str):
         super().__init__(message)
-        self.what = what
+        self.part = part

@@ -1,4 +1,4 @@
-"""`Runtime` on a device: the graphs run there, caches and memory states stay there. Imports no ONNX Runtime."""
+"""The `Runtime` whose graphs, caches and memory states are on a device. Imports no ONNX Runtime here."""
 
 from __future__ import annotations
 
@@ -9,53 +9,51 @@ from typing import Any
 
 import numpy as np
 
-from microvlm.backends.arm64.remote_values import DeviceArray, Remote
-from microvlm.backends.arm64.worker_link import Link, Transport
+from microvlm.backends.arm64.remote_values import DeviceArray, RemoteGraphs
+from microvlm.backends.arm64.worker_link import Transport, WorkerLink
 from microvlm.backends.graph_runtime import GraphRuntime
 from microvlm.generation import GenerationOptions, GenerationResult, MemorySlot, OnToken, Prompt, Timings
 
-KEPT = ("present.", "memory_kv.", "memory_mean_out", "memory_cov_out")
-"""Beginnings of the names of outputs that stay on the device."""
+KEPT_PREFIXES = ("present.", "memory_kv.", "memory_mean_out", "memory_cov_out")
+"""Prefixes of the names of outputs that stay on the device."""
 
 
 class Arm64Runtime(GraphRuntime):
-    """One bundle on one device. `settings`: fields of `host.Settings`."""
+    """One bundle on one device. `settings`: fields of `host.DeviceSettings`."""
 
     def __init__(self, directory: Path, transport: Transport, settings: dict[str, Any]):
         super().__init__(directory)
-        self._remote = Remote(Link(transport, directory, settings))
+        self._remote_graphs = RemoteGraphs(WorkerLink(transport, directory, settings))
 
     @property
     def target(self) -> str:
-        """As in --target."""
-        return self._remote.link.transport.name
+        """The target as the user types it after --target."""
+        return self._remote_graphs.link.transport.name
 
     @property
     def device(self) -> dict[str, Any]:
-        """See `device.describe`."""
-        return self._remote.link.loaded["device"]
+        """The device's facts: see `machine_facts.describe`."""
+        return self._remote_graphs.link.loaded["device"]
 
     @property
     def kernels(self) -> str:
-        """Which code runs the quantised layers there."""
+        """The code that runs the quantised layers on the device."""
         device = self.device
-        return (
-            f"{self._remote.link.loaded['kernels']} on {device['cpu']} ({device['machine']}, {self.target})"
-        )
+        return f"{self._remote_graphs.link.loaded['kernels']} on {device['cpu']} ({device['machine']}, {self.target})"
 
     @property
     def threads(self) -> int:
-        """Of one operator, there."""
-        return self._remote.link.loaded["threads"]
+        """Threads of one operator on the device."""
+        return self._remote_graphs.link.loaded["threads"]
 
     @property
     def pid(self) -> int | None:
-        """Of the worker's process here, or of the program that leads to it."""
-        return self._remote.link.pid
+        """Process id, on the host, of the worker or of the program (ssh, QEMU) that leads to it."""
+        return self._remote_graphs.link.pid
 
     def condition(self) -> dict[str, Any]:
-        """See `device.condition`, of the worker; `values` counts the arrays that it keeps."""
-        return {key: value for key, value in self._remote.ask("condition").items() if key != "id"}
+        """The worker's state: see `machine_facts.condition`; `values` counts the arrays that it keeps."""
+        return {key: value for key, value in self._remote_graphs.request("condition").items() if key != "id"}
 
     def speak(
         self,
@@ -65,38 +63,38 @@ class Arm64Runtime(GraphRuntime):
         on_token: OnToken | None,
         timings: Timings,
     ) -> GenerationResult:
-        """`generation.speak` on the device: `timings` gets what its clock says."""
+        """`generation.speak` on the device; `timings` is filled from the device's clock."""
         inputs = (prompt.inputs_embeds, prompt.attention_mask, memory_slot.slot_mask, *memory_slot.slot)
-        said = self._remote.speak(inputs, asdict(options), on_token or (lambda row, token: None))
-        timings.milliseconds.update(said["timings_ms"])
+        result = self._remote_graphs.speak(inputs, asdict(options), on_token or (lambda row, token: None))
+        timings.milliseconds.update(result["timings_ms"])
         return GenerationResult(
-            said["tokens"], said["stopped"], timings.milliseconds, memory_slot, said["steps"]
+            result["tokens"], result["stopped"], timings.milliseconds, memory_slot, result["steps"]
         )
 
     def open_graph(self, graph: str, model: bytes, folder: str = "onnx") -> None:
-        """A graph of one's own, serialised, with weights in a folder of the bundle; `run_graph` runs it."""
-        self._remote.open_graph(graph, model, folder)
+        """Open another graph, serialised, whose weights lie in a folder of the bundle; `run_graph` runs it."""
+        self._remote_graphs.open_graph(graph, model, folder)
 
     def run_graph(
         self, graph: str, feeds: dict[str, Any], outputs: Sequence[str], kept: Sequence[str] = ()
     ) -> dict[str, Any]:
-        """Run an opened graph: numpy arrays, or DeviceArrays for the outputs named in `kept`."""
+        """Run an opened graph -> output name -> numpy array, or DeviceArray for the names in `kept`."""
         request = {"graph": graph, "names": list(feeds), "outputs": list(outputs)}
-        values = self._remote.run(request, list(feeds.values()), [name in kept for name in outputs])
+        values = self._remote_graphs.run(request, list(feeds.values()), [name in kept for name in outputs])
         return dict(zip(outputs, values, strict=True))
 
     def _run(self, graph: str, inputs: Sequence[Any]) -> list[Any]:
-        kept = [name.startswith(KEPT) for name in self.tensor_names(graph)[1]]
-        values = self._remote.run({"graph": graph}, inputs, kept)
-        return [value if isinstance(value, DeviceArray) else Received(value) for value in values]
+        kept = [name.startswith(KEPT_PREFIXES) for name in self.tensor_names(graph)[1]]
+        values = self._remote_graphs.run({"graph": graph}, inputs, kept)
+        return [value if isinstance(value, DeviceArray) else ReceivedArray(value) for value in values]
 
     def _state_array(self, value: Any) -> Any:
-        # Fetched when it is saved or looked at.
+        # A DeviceArray is fetched when it is saved or read.
         return value
 
 
-class Received:
-    """An array that was sent, behind the same method as one that was not."""
+class ReceivedArray:
+    """An array that came with the answer; has the `numpy` method of a DeviceArray."""
 
     def __init__(self, array: np.ndarray):
         self._array = array

@@ -1,4 +1,4 @@
-"""numpy arrays as the tensors of frames."""
+"""Converts numpy arrays to the tensors of frames and back."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from microvlm.backends.arm64.frames import ITEM_BYTES, Tensor
 
 
 def to_tensor(array: np.ndarray) -> Tensor:
-    """A copy, so that the caller may go on changing `array`. Raises TypeError for a dtype that frames don't carry."""
+    """Copy `array` into a tensor; the caller may change it afterwards. Raises TypeError for another dtype."""
     if array.dtype.name not in ITEM_BYTES:
         raise TypeError(f"frames carry no {array.dtype.name}")
     little = array.astype(array.dtype.newbyteorder("<"), copy=False)
@@ -16,5 +16,5 @@ def to_tensor(array: np.ndarray) -> Tensor:
 
 
 def to_array(tensor: Tensor) -> np.ndarray:
-    """A view of the tensor's bytes; writable where they are."""
+    """View the tensor's bytes as an array; writable where they are."""
     return np.ndarray(tensor.shape, np.dtype(tensor.dtype).newbyteorder("<"), buffer=tensor.data)

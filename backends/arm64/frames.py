@@ -1,5 +1,6 @@
-"""The frames that host and device exchange over a pipe. Standard library alone: this source is also sent to a device
-that has nothing of ours yet.
+"""Reads and writes the frames that host and device exchange over a pipe.
+
+Imports the standard library alone: this source is also sent to a device on which microvlm is not installed yet.
 
     offset  bytes
     0       4      b"MVLM"
@@ -9,8 +10,8 @@ that has nothing of ours yet.
     20      ..     header: a JSON object in UTF-8; its "tensors" lists [dtype, shape] of each tensor in the body
     ..      ..     body: the tensors' bytes back to back, C order
 
-All integers and tensors are little-endian. Before its first frame a worker writes a line with GREETING, since a login
-shell may print something of its own.
+All integers and tensors are little-endian. Before its first frame a worker writes a line with GREETING, because a
+login shell may print other lines first.
 """
 
 from __future__ import annotations
@@ -30,19 +31,19 @@ ITEM_BYTES = {"float32": 4, "int64": 8, "int32": 4, "int8": 1, "uint8": 1, "bool
 LONGEST_HEADER = 1 << 22
 LONGEST_BODY = 1 << 31
 LONGEST_NOISE = 1 << 16
-"""Bytes that a device may print before its greeting."""
+"""Most bytes that a device may print before its greeting."""
 
 
-class Garbled(Exception):
-    """What came is no frame of this protocol; one sentence says what is wrong."""
+class FrameError(Exception):
+    """The bytes that came are no frame of this protocol; the message is one sentence."""
 
 
-class OtherVersion(Garbled):
-    """A worker greeted in another version of this protocol; one sentence."""
+class VersionMismatch(FrameError):
+    """A worker greeted in another version of this protocol; the message is one sentence."""
 
 
-class Lost(Exception):
-    """The other side is gone."""
+class ConnectionLost(Exception):
+    """The other side closed the connection or ended."""
 
 
 class Tensor(NamedTuple):
@@ -54,9 +55,9 @@ class Tensor(NamedTuple):
 
 
 def write_frame(stream: IO[bytes], header: dict[str, Any], tensors: tuple[Tensor, ...] = ()) -> None:
-    """Raises Lost when nobody reads any more."""
-    described = [[tensor.dtype, list(tensor.shape)] for tensor in tensors]
-    text = json.dumps({**header, "tensors": described}, allow_nan=False).encode()
+    """Write one frame. Raises ConnectionLost where the other side reads no more."""
+    descriptions = [[tensor.dtype, list(tensor.shape)] for tensor in tensors]
+    text = json.dumps({**header, "tensors": descriptions}, allow_nan=False).encode()
     body = sum(len(memoryview(tensor.data).cast("B")) if tensor.data else 0 for tensor in tensors)
     try:
         _write(stream, _PREFIX.pack(_MAGIC, VERSION, len(text), body) + text)
@@ -64,28 +65,28 @@ def write_frame(stream: IO[bytes], header: dict[str, Any], tensors: tuple[Tensor
             if tensor.data:
                 _write(stream, memoryview(tensor.data).cast("B"))
     except (OSError, ValueError):
-        raise Lost from None
+        raise ConnectionLost from None
 
 
 def read_frame(stream: IO[bytes]) -> tuple[dict[str, Any], list[Tensor]]:
-    """Raises Lost at the end of the stream and Garbled for what is no frame."""
+    """Read one frame -> header, tensors. Raises ConnectionLost at the end of the stream, FrameError for other bytes."""
     prefix = read_exactly(stream, _PREFIX.size)
     magic, version, header_bytes, body_bytes = _PREFIX.unpack(prefix)
     if magic != _MAGIC:
-        raise Garbled(f"a frame began with {bytes(magic)!r}: something else writes into the connection.")
+        raise FrameError(f"a frame began with {bytes(magic)!r}: something else writes into the connection.")
     if version != VERSION:
-        raise Garbled(f"a frame is of protocol version {version} and this side speaks {VERSION}.")
+        raise FrameError(f"a frame is of protocol version {version} and this side speaks {VERSION}.")
     if header_bytes > LONGEST_HEADER or body_bytes > LONGEST_BODY:
-        raise Garbled(f"a frame of {header_bytes} and {body_bytes} bytes is too long to be one.")
+        raise FrameError(f"a frame of {header_bytes} and {body_bytes} bytes is too long to be one.")
     try:
         header = json.loads(read_exactly(stream, header_bytes))
-        described = header.pop("tensors")
-        shapes = [(dtype, tuple(shape)) for dtype, shape in described]
+        descriptions = header.pop("tensors")
+        shapes = [(dtype, tuple(shape)) for dtype, shape in descriptions]
         sizes = [_byte_count(dtype, shape) for dtype, shape in shapes]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise Garbled("a frame's header is no JSON object with its tensors described.") from None
+        raise FrameError("a frame's header is no JSON object with its tensors described.") from None
     if sum(sizes) != body_bytes:
-        raise Garbled(f"a frame's tensors need {sum(sizes)} bytes and its body has {body_bytes}.")
+        raise FrameError(f"a frame's tensors need {sum(sizes)} bytes and its body has {body_bytes}.")
     tensors = [
         Tensor(dtype, shape, read_exactly(stream, size))
         for (dtype, shape), size in zip(shapes, sizes, strict=True)
@@ -94,46 +95,46 @@ def read_frame(stream: IO[bytes]) -> tuple[dict[str, Any], list[Tensor]]:
 
 
 def read_greeting(stream: IO[bytes]) -> bytes:
-    """Skips what comes before the greeting and returns it.
+    """Read up to the greeting -> the bytes printed before it.
 
-    Raises Lost or Garbled, with it in `args`, and OtherVersion with a sentence.
+    Raises ConnectionLost or FrameError, with these bytes in `args`, and VersionMismatch with a sentence.
     """
     noise = bytearray()
     line = bytearray()
     while len(noise) + len(line) < LONGEST_NOISE:
-        # Byte by byte: what follows the greeting belongs to the first frame.
+        # Byte by byte: the bytes after the greeting belong to the first frame.
         try:
             byte = read_exactly(stream, 1)
-        except Lost:
-            raise Lost(bytes(noise + line)) from None
+        except ConnectionLost:
+            raise ConnectionLost(bytes(noise + line)) from None
         if byte != b"\n":
             line += byte
         elif line.strip() == GREETING:
             return bytes(noise)
         elif other := _GREETINGS.fullmatch(line.strip()):
-            # It waits for a frame, as we would for its greeting.
-            raise OtherVersion(
+            # Without this error both sides would wait for each other.
+            raise VersionMismatch(
                 f"the worker speaks version {int(other[1])} of the protocol and this side version {VERSION}: use the "
                 "same microvlm on both sides, or remove the device's ~/.cache/microvlm/device."
             )
         else:
             noise += line + byte
             line.clear()
-    raise Garbled(bytes(noise + line))
+    raise FrameError(bytes(noise + line))
 
 
 def read_exactly(stream: IO[bytes], count: int) -> bytearray:
-    """`count` bytes of an unbuffered stream. Raises Lost when it ends before."""
+    """Read `count` bytes from an unbuffered stream. Raises ConnectionLost where it ends earlier."""
     data = bytearray(count)
     view, done = memoryview(data), 0
     while done < count:
         try:
-            got = stream.readinto(view[done:])  # type: ignore[attr-defined]
+            count_read = stream.readinto(view[done:])  # type: ignore[attr-defined]
         except (OSError, ValueError):
-            got = 0
-        if not got:
-            raise Lost
-        done += got
+            count_read = 0
+        if not count_read:
+            raise ConnectionLost
+        done += count_read
     return data
 
 

@@ -1,7 +1,7 @@
-"""Graphs run on a device, with results that stay there: arrays that are fetched when somebody looks at them.
+"""Runs graphs on a device and leaves results there: a DeviceArray is fetched when its values are read.
 
-Every result knows the step that made it: graph, inputs, and the steps that made those. A worker that was lost took its
-values with it; the steps of those that are still needed are then done again, on the next worker, in order.
+Every result knows the run that made it: the graph, the inputs, and the runs that made those. When a worker is lost, its
+values are lost too. The runs of values that are still needed are then repeated on the next worker, in order.
 """
 
 from __future__ import annotations
@@ -15,52 +15,52 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
 from microvlm.backends.arm64.frame_arrays import to_array, to_tensor
-from microvlm.backends.arm64.frames import Lost, Tensor
-from microvlm.backends.arm64.worker_link import Link
+from microvlm.backends.arm64.frames import ConnectionLost, Tensor
+from microvlm.backends.arm64.worker_link import WorkerLink
 from microvlm.errors import UserError
 
 LOSSES = 3
-"""Workers that one request may use up."""
+"""Most workers that may be lost over one request."""
 T = TypeVar("T")
 
 
 @dataclass(eq=False)
-class Step:
+class GraphRun:
     """One run of a graph."""
 
     request: dict[str, Any]
-    """`graph`, and names for a graph that was opened."""
-    inputs: list[Tensor | Output]
+    """`graph`, and input and output names where the graph was opened by `open_graph`."""
+    inputs: list[Tensor | RunOutput]
     kept: list[bool]
-    """Of each output, whether it stays on the device."""
+    """For each output, whether it stays on the device."""
     owners: set[int] = field(default_factory=set)
-    """Outputs that a DeviceArray stands for."""
+    """Indices of outputs that a DeviceArray refers to."""
     epoch: int = 0
     numbers: dict[int, int] = field(default_factory=dict)
-    """Of each output that is on the device in `epoch`, its number there."""
+    """Index of an output that is on the device in `epoch` -> its number there."""
     fetched: dict[int, Tensor] = field(default_factory=dict)
 
 
-class Output(NamedTuple):
-    """One output of a step."""
+class RunOutput(NamedTuple):
+    """One output of a run."""
 
-    step: Step
-    place: int
+    run: GraphRun
+    position: int
 
 
 class DeviceArray(NDArrayOperatorsMixin):
-    """A float32 array on a device, or one that came from there. Looks like a numpy array, read-only."""
+    """A float32 array on a device, fetched when it is read. Behaves like a read-only numpy array."""
 
     dtype = np.dtype(np.float32)
 
-    def __init__(self, remote: Remote, step: Step, index: int, shape: Sequence[int]):
+    def __init__(self, remote: RemoteGraphs, run: GraphRun, index: int, shape: Sequence[int]):
         self.shape = tuple(shape)
-        self.output = Output(step, index)
+        self.output = RunOutput(run, index)
         self._remote = remote
-        step.owners.add(index)
+        run.owners.add(index)
 
     def numpy(self) -> np.ndarray:
-        """Fetched once."""
+        """The values, fetched once."""
         return self._remote.fetch(self.output)
 
     @property
@@ -81,7 +81,7 @@ class DeviceArray(NDArrayOperatorsMixin):
         return getattr(ufunc, method)(*arrays, **options)
 
     def __getattr__(self, name: str) -> Any:
-        # Underscores are Python's own questions, as in copying; they must not fetch.
+        # Python looks up names with underscores itself, as in copying; that must not fetch.
         if name.startswith("_") or "output" not in self.__dict__:
             raise AttributeError(name)
         return getattr(self.numpy(), name)
@@ -91,167 +91,170 @@ class DeviceArray(NDArrayOperatorsMixin):
             self._remote.disown(self.output)
 
 
-class Remote:
-    """Runs graphs over a link and brings back what a lost worker took along. Methods raise UserError."""
+class RemoteGraphs:
+    """Runs graphs over a WorkerLink and restores the values of a lost worker. Methods raise UserError."""
 
-    def __init__(self, link: Link):
+    def __init__(self, link: WorkerLink):
         self.link = link
         self._opened: dict[str, tuple[dict[str, Any], tuple[Tensor, ...]]] = {}
         self._opened_epoch = 0
         self._next = 1
 
     def run(self, request: dict[str, Any], inputs: Sequence[Any], kept: Sequence[bool]) -> list[Any]:
-        """One graph -> a DeviceArray for each kept output and an array for each other."""
-        step = Step(request, [_input(value) for value in inputs], list(kept))
-        shapes, arrays = self._insist(lambda: self._perform(step), step.inputs)
-        came = iter(arrays)
+        """Run one graph -> a DeviceArray for each kept output, a numpy array for every other output."""
+        run = GraphRun(request, [_input(value) for value in inputs], list(kept))
+        shapes, arrays = self._retry(lambda: self._perform(run), run.inputs)
+        received = iter(arrays)
         return [
-            DeviceArray(self, step, index, shapes[str(step.numbers[index])]) if stays else next(came)
-            for index, stays in enumerate(step.kept)
+            DeviceArray(self, run, index, shapes[str(run.numbers[index])]) if stays else next(received)
+            for index, stays in enumerate(run.kept)
         ]
 
     def open_graph(self, graph: str, model: bytes, folder: str) -> None:
-        """A graph of one's own that `run` can name; its weights are in `folder` of the bundle."""
+        """Open another graph, serialised, which `run` can name; its weights are in `folder` of the bundle."""
         tensor = Tensor("uint8", (len(model),), model)
         self._opened[graph] = {"do": "open", "graph": graph, "folder": folder}, (tensor,)
         self._opened_epoch = 0
-        self._insist(lambda: None, ())
+        self._retry(lambda: None, ())
 
     def speak(
         self, inputs: Sequence[Any], options: dict[str, Any], on_token: Callable[[int, int], None]
     ) -> dict[str, Any]:
-        """The decode loop on the device. Said again after a loss, a token is passed on once."""
-        held, told = [_input(value) for value in inputs], 0
+        """Run the decode loop on the device. `on_token` gets every token once, even where a loss repeats the loop."""
+        sources, passed_on = [_input(value) for value in inputs], 0
 
         def attempt() -> dict[str, Any]:
-            numbers, tensors = self._sent(held)
-            heard = 0
+            numbers, tensors = self._arguments(sources)
+            received = 0
 
-            def hear(event: dict[str, Any]) -> None:
-                nonlocal heard, told
-                heard += 1
-                if heard > told:
-                    told = heard
+            def pass_on(event: dict[str, Any]) -> None:
+                nonlocal received, passed_on
+                received += 1
+                if received > passed_on:
+                    passed_on = received
                     on_token(*event["token"])
 
             request = {"do": "speak", "inputs": numbers, "options": options}
-            return self.link.call(request, tensors, hear)[0]
+            return self.link.call(request, tensors, pass_on)[0]
 
-        return self._insist(attempt, held)
+        return self._retry(attempt, sources)
 
-    def ask(self, what: str) -> dict[str, Any]:
-        """A request without values."""
-        return self._insist(lambda: self.link.call({"do": what})[0], ())
+    def request(self, action: str) -> dict[str, Any]:
+        """Send a request without values -> its answer."""
+        return self._retry(lambda: self.link.call({"do": action})[0], ())
 
-    def fetch(self, output: Output) -> np.ndarray:
-        step, index = output
-        if index not in step.fetched:
+    def fetch(self, output: RunOutput) -> np.ndarray:
+        """Copy an output from the device, once -> read-only array."""
+        run, index = output
+        if index not in run.fetched:
             request = {"do": "fetch"}
-            _, tensors = self._insist(
-                lambda: self.link.call({**request, "value": step.numbers[index]}), [output]
+            _, tensors = self._retry(
+                lambda: self.link.call({**request, "value": run.numbers[index]}), [output]
             )
-            step.fetched[index] = tensors[0]
-            if all(index in step.fetched for index, stays in enumerate(step.kept) if stays):
-                # Whatever made this is not needed any more.
-                step.inputs = []
-        array = to_array(step.fetched[index])
+            run.fetched[index] = tensors[0]
+            if all(index in run.fetched for index, stays in enumerate(run.kept) if stays):
+                # The inputs of this run are not needed any more.
+                run.inputs = []
+        array = to_array(run.fetched[index])
         array.flags.writeable = False
         return array
 
-    def disown(self, output: Output) -> None:
-        """No DeviceArray stands for `output` any more."""
-        output.step.owners.discard(output.place)
+    def disown(self, output: RunOutput) -> None:
+        """Forget an output to which no DeviceArray refers any more."""
+        output.run.owners.discard(output.position)
         self._release(output)
 
-    def _insist(self, action: Callable[[], T], needed: Iterable[Tensor | Output]) -> T:
-        """`action` with the values it needs on the device, again on another worker where one is lost."""
+    def _retry(self, action: Callable[[], T], needed: Iterable[Tensor | RunOutput]) -> T:
+        """Run `action` with the `needed` values on the device; repeat on another worker where one is lost."""
         needed = list(needed)
         for _ in range(LOSSES):
             try:
                 if not self.link.is_up:
                     self.link.restore()
-                self._open_again()
-                self._bring_back([value for value in needed if isinstance(value, Output)])
+                self._reopen_graphs()
+                self._restore([value for value in needed if isinstance(value, RunOutput)])
                 return action()
-            except Lost:
+            except ConnectionLost:
                 self.link.drop()
         raise UserError(
             f"{self.link.transport.name} lost its worker {LOSSES} times over one request: "
             "look at the device's memory and its log."
         )
 
-    def _open_again(self) -> None:
+    def _reopen_graphs(self) -> None:
         if self._opened_epoch != self.link.epoch:
             for request, tensors in self._opened.values():
                 self.link.call(request, tensors)
             self._opened_epoch = self.link.epoch
 
-    def _bring_back(self, wanted: list[Output]) -> None:
-        steps = self._missing_steps(wanted)
-        uses = Counter(wanted)
-        for step in steps:
-            uses.update(value for value in step.inputs if isinstance(value, Output))
-        for step in steps:
-            self._perform(step)
-            outputs = [value for value in step.inputs if isinstance(value, Output)]
-            uses.subtract(outputs)
-            outputs += [Output(step, index) for index in list(step.numbers)]
-            for output in outputs:
-                # Only the end of a chain is needed, and a device has no room for its middle.
-                if uses[output] == 0 and output.place not in output.step.owners:
+    def _restore(self, outputs: list[RunOutput]) -> None:
+        runs = self._missing_runs(outputs)
+        uses = Counter(outputs)
+        for run in runs:
+            uses.update(value for value in run.inputs if isinstance(value, RunOutput))
+        for run in runs:
+            self._perform(run)
+            finished = [value for value in run.inputs if isinstance(value, RunOutput)]
+            uses.subtract(finished)
+            finished += [RunOutput(run, index) for index in list(run.numbers)]
+            for output in finished:
+                # Only the end of a chain is needed; a device may have no room for its middle.
+                if uses[output] == 0 and output.position not in output.run.owners:
                     self._release(output)
 
-    def _missing_steps(self, wanted: list[Output]) -> list[Step]:
-        """What has to be done again for `wanted`, each step after those that it builds on."""
-        order: dict[int, Step] = {}
-        stack = [(output.step, False) for output in wanted if self._is_missing(output)]
+    def _missing_runs(self, outputs: list[RunOutput]) -> list[GraphRun]:
+        """The runs to repeat for `outputs`, each after those that it depends on."""
+        order: dict[int, GraphRun] = {}
+        stack = [(output.run, False) for output in outputs if self._is_missing(output)]
         while stack:
-            step, ready = stack.pop()
-            if id(step) in order:
+            run, ready = stack.pop()
+            if id(run) in order:
                 continue
             if ready:
-                order[id(step)] = step
+                order[id(run)] = run
                 continue
-            stack.append((step, True))
+            stack.append((run, True))
             stack += [
-                (value.step, False)
-                for value in step.inputs
-                if isinstance(value, Output) and self._is_missing(value)
+                (value.run, False)
+                for value in run.inputs
+                if isinstance(value, RunOutput) and self._is_missing(value)
             ]
         return list(order.values())
 
-    def _is_missing(self, output: Output) -> bool:
-        return output.place not in output.step.fetched and not self._is_there(output)
+    def _is_missing(self, output: RunOutput) -> bool:
+        return output.position not in output.run.fetched and not self._is_on_device(output)
 
-    def _is_there(self, output: Output) -> bool:
-        return output.step.epoch == self.link.epoch and output.place in output.step.numbers
+    def _is_on_device(self, output: RunOutput) -> bool:
+        return output.run.epoch == self.link.epoch and output.position in output.run.numbers
 
-    def _perform(self, step: Step) -> tuple[dict[str, list[int]], list[np.ndarray]]:
-        numbers, tensors = self._sent(step.inputs)
-        step.epoch, step.numbers = self.link.epoch, {}
-        for index, stays in enumerate(step.kept):
+    def _perform(self, run: GraphRun) -> tuple[dict[str, list[int]], list[np.ndarray]]:
+        numbers, tensors = self._arguments(run.inputs)
+        run.epoch, run.numbers = self.link.epoch, {}
+        for index, stays in enumerate(run.kept):
             if stays:
-                step.numbers[index], self._next = self._next, self._next + 1
-        keep = [step.numbers.get(index) for index in range(len(step.kept))]
-        header, came = self.link.call({"do": "run", "inputs": numbers, "keep": keep, **step.request}, tensors)
-        return header["shapes"], [to_array(tensor) for tensor in came]
+                run.numbers[index], self._next = self._next, self._next + 1
+        keep = [run.numbers.get(index) for index in range(len(run.kept))]
+        header, results = self.link.call(
+            {"do": "run", "inputs": numbers, "keep": keep, **run.request}, tensors
+        )
+        return header["shapes"], [to_array(tensor) for tensor in results]
 
-    def _sent(self, inputs: list[Tensor | Output]) -> tuple[list[int | None], list[Tensor]]:
-        """Numbers of what is there, and null with a tensor for the rest."""
+    def _arguments(self, inputs: list[Tensor | RunOutput]) -> tuple[list[int | None], list[Tensor]]:
+        """For each input its number on the device, or null and a tensor to send."""
         numbers: list[int | None] = []
         tensors: list[Tensor] = []
         for value in inputs:
-            if isinstance(value, Output) and self._is_there(value):
-                numbers.append(value.step.numbers[value.place])
+            if isinstance(value, RunOutput) and self._is_on_device(value):
+                numbers.append(value.run.numbers[value.position])
                 continue
             numbers.append(None)
-            tensors.append(value.step.fetched[value.place] if isinstance(value, Output) else value)
+            tensors.append(value.run.fetched[value.position] if isinstance(value, RunOutput) else value)
         return numbers, tensors
 
-    def _release(self, output: Output) -> None:
-        if self._is_there(output):
-            self.link.free.append(output.step.numbers.pop(output.place))
+    def _release(self, output: RunOutput) -> None:
+        if self._is_on_device(output):
+            self.link.free.append(output.run.numbers.pop(output.position))
 
 
-def _input(value: Any) -> Tensor | Output:
+def _input(value: Any) -> Tensor | RunOutput:
     return value.output if isinstance(value, DeviceArray) else to_tensor(np.asarray(value))

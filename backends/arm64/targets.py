@@ -1,4 +1,4 @@
-"""Which machine: the words after --target, and what is chosen without them."""
+"""Turns the words after --target into a transport, and chooses a target where there are none."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ SWITCH = "MICROVLM_TARGET"
 FORMS = "local, ssh:USER@HOST[:PORT] or emulated[:CPU]"
 MACHINES = ("aarch64", "arm64")
 EMULATORS = ("qemu-aarch64-static", "qemu-aarch64")
-_NOTHING = (
-    "this machine is no ARM64 one, and neither ssh nor an emulator was found: "
+_NO_TARGET = (
+    "this machine is not ARM64, and neither ssh nor an emulator was found: "
     "apt-get install qemu-user-static, or openssh-client for --target ssh:USER@HOST."
 )
 
 
 def unavailable() -> str | None:
-    """Why no target at all can be had here; None where one can."""
+    """The reason why no target can be used here; None where one can."""
     programs = (*EMULATORS, "ssh")
-    there = platform.machine() in MACHINES or any(shutil.which(program) for program in programs)
-    return None if there else _NOTHING
+    usable = platform.machine() in MACHINES or any(shutil.which(program) for program in programs)
+    return None if usable else _NO_TARGET
 
 
 def default_target() -> str:
-    """$MICROVLM_TARGET, this machine if it is an ARM64 one, else an emulated one. Raises UserError."""
+    """$MICROVLM_TARGET; else this machine where it is ARM64; else an emulated one. Raises UserError."""
     if os.environ.get(SWITCH):
         return os.environ[SWITCH]
     if platform.machine() in MACHINES:
@@ -41,7 +41,7 @@ def default_target() -> str:
 
 
 def open_transport(target: str | None) -> Transport:
-    """Connects to nothing yet. Raises UserError for a target that is none."""
+    """The transport for a target; it connects later. Raises UserError for an unknown target."""
     from microvlm.backends.arm64.transports.emulated import EmulatedTransport
     from microvlm.backends.arm64.transports.local import LocalTransport
     from microvlm.backends.arm64.transports.ssh import SshTransport

@@ -1,6 +1,6 @@
-"""One worker at the other end of a transport: started, asked, and started again when it is lost.
+"""Starts a worker over a transport, sends it requests, and starts another one when it is lost.
 
-Knows frames and requests, no graphs. A request is answered before the next one is sent.
+Handles frames and requests, no graphs. A request is answered before the next one is sent.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from microvlm.backends.arm64.device_errors import PACKAGES, Damaged
+from microvlm.backends.arm64.device_errors import PACKAGES, DamagedCopyError
 from microvlm.backends.arm64.frames import (
-    Garbled,
-    Lost,
-    OtherVersion,
+    ConnectionLost,
+    FrameError,
     Tensor,
+    VersionMismatch,
     read_frame,
     read_greeting,
     write_frame,
 )
-from microvlm.backends.arm64.transports.worker_process import Child
+from microvlm.backends.arm64.transports.worker_process import WorkerProcess
 from microvlm.console import note
 from microvlm.errors import UserError
 
 DELAYS_S = (0.5, 1, 2, 4, 8, 16)
-"""Waited before each try to come back."""
-EXCEPTION = 1
-"""Exit status of a Python that an exception ended."""
+"""Seconds to wait before each attempt to connect again."""
+EXCEPTION_STATUS = 1
+"""Exit status of Python after an uncaught exception."""
 Event = Callable[[dict[str, Any]], None]
 
 
@@ -36,73 +36,76 @@ class Transport(Protocol):
     """How a worker is started."""
 
     name: str
-    """As the user would type it after --target."""
+    """The target as the user types it after --target."""
 
-    def start(self, bundle: Path) -> tuple[Child, str]:
-        """(a worker that has not greeted yet, the bundle's folder as it sees it). Raises UserError, or Lost."""
+    def start(self, bundle: Path) -> tuple[WorkerProcess, str]:
+        """-> (a worker that has not greeted yet, the bundle's folder on its side). Raises UserError, ConnectionLost."""
         ...
 
-    def explain(self, status: int, said: str) -> str:
-        """One sentence for a worker that ended with `status` before it greeted, with what was said on stderr."""
+    def explain(self, status: int, stderr: str) -> str:
+        """One sentence for a worker that ended with `status` before it greeted, after printing `stderr`."""
         ...
 
-    def mend(self, damage: Damaged) -> None:
-        """The next start brings anew what is damaged. Raises UserError where it can't, or did so already."""
+    def mend(self, damage: DamagedCopyError) -> None:
+        """Make the next start send the damaged part again. Raises UserError where it can't, or did so already."""
         ...
 
 
-class Link:
-    """Starts the worker at once. Raises UserError."""
+class WorkerLink:
+    """A connection to one worker, which the constructor starts. Raises UserError."""
 
     def __init__(self, transport: Transport, bundle: Path, settings: dict[str, Any]):
         self.transport = transport
         self.epoch = 0
-        """Counts the workers: what an earlier one kept is gone."""
+        """Number of the present worker; values of earlier ones are lost."""
         self.free: list[int] = []
-        """Numbers of values that nobody needs any more; they go with the next request."""
+        """Numbers of values that are not needed any more; the next request frees them."""
         self.loaded: dict[str, Any] = {}
-        """What the worker said about its device and kernels."""
+        """The worker's answer to `load`: its device, kernels and threads."""
         self._bundle, self._settings = bundle, settings
-        self._child: Child | None = None
+        self._process: WorkerProcess | None = None
         self._ids = 0
         try:
             self._connect()
-        except Lost:
+        except ConnectionLost:
             self.restore()
 
     @property
     def is_up(self) -> bool:
-        return self._child is not None
+        return self._process is not None
 
     @property
     def pid(self) -> int | None:
-        """Of the worker's process here, or of the program that leads to it."""
-        return None if self._child is None else self._child.pid
+        """Process id, on the host, of the worker or of the program (ssh, QEMU) that leads to it."""
+        return None if self._process is None else self._process.pid
 
     def call(
         self, request: dict[str, Any], tensors: Sequence[Tensor] = (), on_event: Event = lambda _: None
     ) -> tuple[dict[str, Any], list[Tensor]]:
-        """The answer; frames before it go to `on_event`. Raises Lost, and UserError for what the worker refused."""
-        if self._child is None:
-            raise Lost
+        """Send a request -> the answer; frames before it go to `on_event`.
+
+        Raises ConnectionLost, and UserError where the worker refuses the request.
+        """
+        if self._process is None:
+            raise ConnectionLost
         self._ids += 1
         freed, self.free = self.free, []
         header = {"id": self._ids, "free": freed, **request}
         try:
-            return ask(self._child, header, tensors, on_event)
-        except (Garbled, BrokenWorker) as error:
+            return exchange(self._process, header, tensors, on_event)
+        except (FrameError, BrokenWorker) as error:
             self.drop()
             raise UserError(f"{self.transport.name}: {error}") from None
         except UserError as error:
             error.args = (f"{self.transport.name}: {error}",)
             raise
         except BaseException:
-            # Interrupted or lost: what the worker still sends is no answer to the next request.
+            # Interrupted or lost: frames that the worker still sends must not answer the next request.
             self.drop()
             raise
 
     def restore(self) -> None:
-        """Back to a working worker, with longer and longer waits. Raises UserError when it does not come back."""
+        """Start another worker, after waits of DELAYS_S. Raises UserError where none of the attempts succeeds."""
         self.drop()
         note(f"{self.transport.name} was lost; connecting again")
         reason = ""
@@ -110,7 +113,7 @@ class Link:
             time.sleep(delay)
             try:
                 self._connect()
-            except (Lost, UserError) as error:
+            except (ConnectionLost, UserError) as error:
                 reason = str(error)
             else:
                 note(f"{self.transport.name} is back")
@@ -120,34 +123,34 @@ class Link:
 
     def drop(self) -> None:
         """End the worker."""
-        child, self._child = self._child, None
-        if child is not None:
-            child.end()
+        process, self._process = self._process, None
+        if process is not None:
+            process.end()
 
     def _connect(self) -> None:
         while True:
             try:
                 return self._start()
-            except Damaged as damage:
+            except DamagedCopyError as damage:
                 self.drop()
                 self.transport.mend(damage)
 
     def _start(self) -> None:
-        child, bundle = self.transport.start(self._bundle)
+        process, bundle = self.transport.start(self._bundle)
         try:
-            greet(child, self.transport.explain)
-        except Unstarted as error:
-            if error.status == EXCEPTION:
-                raise Damaged(str(error), PACKAGES) from None
+            await_greeting(process, self.transport.explain)
+        except WorkerNotStarted as error:
+            if error.status == EXCEPTION_STATUS:
+                raise DamagedCopyError(str(error), PACKAGES) from None
             raise
-        self._child = child
+        self._process = process
         self.epoch += 1
         self.free = []
         self.loaded, _ = self.call({"do": "load", "bundle": bundle, "settings": self._settings})
 
 
-class Unstarted(UserError):
-    """A process ended, with `status`, instead of greeting."""
+class WorkerNotStarted(UserError):
+    """A worker's process ended, with `status`, before it greeted."""
 
     def __init__(self, message: str, status: int):
         super().__init__(message)
@@ -155,40 +158,49 @@ class Unstarted(UserError):
 
 
 class BrokenWorker(Exception):
-    """The worker has ended or is out of step; its last words, one sentence."""
+    """The worker ended or answered out of order; the message is its last sentence."""
 
 
-def greet(child: Child, explain: Callable[[int, str], str]) -> None:
-    """Waits for the greeting. Raises Unstarted with what `explain` makes of a process that ended instead, and UserError
-    for one of another version."""
+def await_greeting(process: WorkerProcess, explain: Callable[[int, str], str]) -> None:
+    """Wait for the worker's greeting.
+
+    Raises WorkerNotStarted, with the sentence of `explain`, for a process that ended instead, and UserError for
+    another protocol version.
+    """
     try:
-        read_greeting(child.answers)
-    except OtherVersion as error:
-        child.end(patience_s=1)
+        read_greeting(process.answers)
+    except VersionMismatch as error:
+        process.end(patience_s=1)
         raise UserError(str(error)) from None
-    except (Lost, Garbled) as error:
+    except (ConnectionLost, FrameError) as error:
         printed = error.args[0].decode(errors="replace") if error.args else ""
-        # It is about to end by itself, with the status that tells why.
-        status = child.end(patience_s=10)
-        raise Unstarted(explain(status, child.said() or printed), status) from None
+        # The process is about to end by itself; its status tells why.
+        status = process.end(patience_s=10)
+        raise WorkerNotStarted(explain(status, process.stderr_text() or printed), status) from None
 
 
-def ask(
-    child: Child, header: dict[str, Any], tensors: Sequence[Tensor] = (), on_event: Event = lambda _: None
+def exchange(
+    process: WorkerProcess,
+    header: dict[str, Any],
+    tensors: Sequence[Tensor] = (),
+    on_event: Event = lambda _: None,
 ) -> tuple[dict[str, Any], list[Tensor]]:
-    """One request and its answer. Raises Lost, Garbled, BrokenWorker, and UserError for what was refused:
-    Damaged where a worker can't use what it was given."""
-    with contextlib.suppress(Lost):
-        # Where this fails, the worker may have said why before it went.
-        write_frame(child.requests, header, tuple(tensors))
+    """Send one request -> (answer, its tensors).
+
+    Raises ConnectionLost, FrameError, BrokenWorker, UserError where the worker refuses the request, and
+    DamagedCopyError where its bundle or packages are damaged.
+    """
+    with contextlib.suppress(ConnectionLost):
+        # Where writing fails, the worker may have sent the reason before it ended.
+        write_frame(process.requests, header, tuple(tensors))
     while True:
-        answer, results = read_frame(child.answers)
+        answer, results = read_frame(process.answers)
         if answer.get("id") is None:
             raise BrokenWorker(answer.get("error", "the worker ended."))
         if answer["id"] != header["id"]:
-            raise BrokenWorker("it answered another request than it was asked.")
+            raise BrokenWorker("its answer belongs to another request.")
         if "damaged" in answer:
-            raise Damaged(answer["error"], answer["damaged"])
+            raise DamagedCopyError(answer["error"], answer["damaged"])
         if "error" in answer:
             raise UserError(answer["error"])
         if "event" not in answer:

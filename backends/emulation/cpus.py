@@ -1,7 +1,7 @@
-"""The CPUs that can be emulated, and the files by which Linux would describe them.
+"""The CPUs that can be emulated, and the files in which Linux describes them.
 
-ONNX Runtime finds out what a core can do from /proc/cpuinfo and /sys: without a board's own files it reads the host's
-there and crashes at import. Features and part numbers are those that Linux prints on the boards named.
+ONNX Runtime reads the features of a core from /proc/cpuinfo and /sys: without a board's files it reads the host's and
+crashes at import. Features and part numbers are those that Linux prints on the boards named.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ CORES = 4
 
 @dataclass(frozen=True)
 class Cpu:
-    """One `-cpu` of QEMU."""
+    """A CPU that QEMU's option `-cpu` names."""
 
     board: str
     part: int
@@ -32,11 +32,11 @@ CPUS = {
     ),
 }
 DEFAULT_CPU = "cortex-a53"
-"""The strictest: what runs here runs on every board above."""
+"""The one with the fewest features: a program that runs on it runs on every board above."""
 
 
 def write_description(cpu: Cpu, root: Path) -> None:
-    """`proc/cpuinfo` and `sys/devices/system/cpu/{possible,present,online}` below `root`."""
+    """Write `proc/cpuinfo` and `sys/devices/system/cpu/{possible,present,online}` below `root`."""
     core = (
         f"BogoMIPS\t: 38.40\nFeatures\t: {cpu.features}\nCPU implementer\t: 0x41\nCPU architecture: 8\n"
         f"CPU variant\t: 0x0\nCPU part\t: {cpu.part:#05x}\nCPU revision\t: 4\n"

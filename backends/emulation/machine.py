@@ -1,7 +1,7 @@
-"""An emulated machine that runs Python programs: QEMU, a sysroot, and folders of packages.
+"""An emulated machine that runs Python programs: QEMU's user mode, a sysroot, and folders of packages.
 
-It is QEMU's user mode: files and memory are this machine's, instructions and the CPU's description are the board's.
-A program that such a program starts is not emulated. Times say nothing.
+Files and memory are this machine's; instructions and the CPU's description are the board's. Programs that an emulated
+program starts are not emulated. Times say nothing about a board.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ EMULATORS = ("qemu-aarch64-static", "qemu-aarch64")
 
 
 @dataclass(frozen=True)
-class Machine:
-    """What `open_machine` makes."""
+class EmulatedMachine:
+    """Runs Python programs on an emulated CPU; `open_machine` creates one."""
 
     emulator: str
     cpu: str
     sysroot: Path
     sites: tuple[Path, ...]
-    """Searched in this order."""
+    """Folders of packages, in the order of the search."""
 
     def command(self, *arguments: str) -> list[str]:
         """The command line that runs the emulated Python with `arguments`."""
@@ -38,7 +38,7 @@ class Machine:
         return [self.emulator, "-L", str(self.sysroot), "-cpu", self.cpu, str(python), *arguments]
 
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-        """All that the program sees: nothing of this machine's Python."""
+        """The program's whole environment, without anything of this machine's Python."""
         return {
             "PATH": "/usr/bin:/bin",
             "HOME": "/nonexistent",
@@ -52,7 +52,7 @@ class Machine:
     def run(
         self, *arguments: str, extra: Mapping[str, str] | None = None, **options: Any
     ) -> subprocess.CompletedProcess[str]:
-        """Waits for the program and captures what it prints; `options` are those of subprocess.run."""
+        """Run the emulated Python with `arguments` and capture its output; `options` are those of subprocess.run."""
         settings = {"capture_output": True, "text": True, **options}
         return subprocess.run(self.command(*arguments), env=self.environment(extra), **settings)
 
@@ -62,11 +62,11 @@ def open_machine(
     requirements: Sequence[str] = (),
     wheels: Sequence[str | Path] = (),
     report: Progress | None = None,
-) -> Machine:
+) -> EmulatedMachine:
     """A machine with `requirements` (as pip takes them) and, before them on the path, `wheels` without dependencies.
 
-    What is missing is built into the user's cache, with the steps on stderr. Raises UserError: no QEMU, no apt, no
-    network, an unknown CPU, a wheel that is none for aarch64.
+    Missing parts are built into the user's cache, with the steps on stderr. Raises UserError: no QEMU, no apt, no
+    network, an unknown CPU, a wheel for another machine.
     """
     emulator = next((path for path in map(shutil.which, EMULATORS) if path), None)
     if emulator is None:
@@ -76,4 +76,4 @@ def open_machine(
     sites = [ensure_site(sysroot, [str(wheel)], report, dependencies=False) for wheel in wheels]
     if requirements:
         sites.append(ensure_site(sysroot, requirements, report))
-    return Machine(emulator, cpu, sysroot, tuple(sites))
+    return EmulatedMachine(emulator, cpu, sysroot, tuple(sites))

@@ -1,4 +1,4 @@
-"""How a long build tells where it is: a bar on a terminal, one line a step in a log; always on stderr."""
+"""Progress of a long build on stderr: a bar on a terminal, one line for each step in a log."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Callable
 from microvlm.console import note
 
 Progress = Callable[[str, float], None]
-"""(step, share of it that is done, 0 to 1)."""
+"""Called with the step's name and the completed share of it, 0 to 1."""
 
 BAR_CELLS = 30
 
 
 class StderrProgress:
-    """The default reporter."""
+    """Reports progress on stderr."""
 
     def __init__(self) -> None:
         self._step = ""

@@ -1,4 +1,4 @@
-"""Folders of aarch64 Python packages, installed by this machine's pip from wheels only; for an emulated PYTHONPATH."""
+"""Folders of aarch64 Python packages, which this machine's pip installs from wheels, for an emulated PYTHONPATH."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ def ensure_site(
 ) -> Path:
     """The folder with `requirements` (as pip takes them, paths of wheels too) for the Python of `sysroot`.
 
-    A wheel's content belongs to the recipe, so a rebuilt wheel is installed anew; this machine's Python does, which
-    compiles the folder or can't. pip resolves the environment markers of dependencies for this machine. Raises
-    UserError.
+    The recipe has a wheel's content, so a rebuilt wheel is installed again, and this machine's version of Python, which
+    decides whether the folder can be compiled. pip resolves environment markers for this machine. Raises UserError.
     """
     python, glibc = python_version(sysroot), glibc_minor(sysroot)
     recipe = {
@@ -72,7 +71,7 @@ def package_requirements() -> list[str]:
 
 
 def runtime_requirements() -> list[str]:
-    """What microvlm needs where it only runs, at the versions of this machine where they are installed here."""
+    """Requirements of microvlm without extras, pinned to the versions that are installed here."""
     pinned = []
     for requirement in package_requirements():
         if "extra ==" in requirement:
@@ -86,7 +85,7 @@ def runtime_requirements() -> list[str]:
 
 
 def python_version(sysroot: Path) -> str:
-    """As in `3.11`. Raises UserError for a tree without Python."""
+    """The Python version of a tree, as in `3.11`. Raises UserError for a tree without Python."""
     for program in sorted((sysroot / "usr" / "bin").glob("python3.*")):
         version = re.fullmatch(r"python(3\.\d+)", program.name)
         if version:
@@ -95,7 +94,7 @@ def python_version(sysroot: Path) -> str:
 
 
 def glibc_minor(sysroot: Path) -> int:
-    """36 for glibc 2.36, by which wheels are chosen: the newest symbol version that its libc defines."""
+    """36 for glibc 2.36: the newest symbol version that the tree's libc defines. pip chooses wheels by it."""
     library = next(sysroot.glob("lib/aarch64-linux-gnu/libc.so.6"), None)
     if library is None:
         raise UserError(f"{sysroot} has no C library: remove it, and it is built again.")
@@ -112,34 +111,34 @@ def _install(folder: Path, recipe: dict, report: Progress) -> None:
 
 
 def compile_bytecode(folder: Path, python: str) -> None:
-    """Where this machine has the emulated Python's version: here in a second instead of there in a minute.
+    """Compile the modules of a folder where this machine has the emulated Python's version: a second, not a minute.
 
-    Elsewhere the emulated Python compiles what it imports first and keeps it: the first count of instructions in a new
-    folder then differs from the next one's by tenths of a per cent.
+    With another version the emulated Python compiles modules when it first imports them: the first count of
+    instructions in a new folder then differs from the next one's by tenths of a per cent.
     """
     if f"{sys.version_info[0]}.{sys.version_info[1]}" == python:
-        # Hash-based, for pip keeps no times.
+        # Checked by hash, because pip keeps no file times.
         compile_all = [sys.executable, "-m", "compileall", "-qq", "--invalidation-mode", "unchecked-hash"]
         subprocess.run([*compile_all, str(folder)], check=False)
 
 
 def compile_library(root: Path) -> None:
-    """The modules that come with the Python of a tree of packages, which Debian compiles when it installs them."""
+    """Compile the standard library of a tree of packages, as Debian does when it installs Python."""
     python = python_version(root)
     compile_bytecode(root / "usr" / "lib" / f"python{python}", python)
 
 
 def _pip(command: list[str], recipe: dict) -> None:
-    """pip for another machine, wheels only. Raises UserError."""
+    """Run pip for another machine, with wheels only. Raises UserError."""
     machine = recipe["machine"]
     platforms = [f"manylinux_2_{minor}_{machine}" for minor in range(recipe["glibc"], OLDEST_GLIBC - 1, -1)]
     platforms += [f"manylinux2014_{machine}", f"linux_{machine}"]
     line = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *command]
     line += ["--only-binary=:all:", "--implementation=cp", f"--python-version={recipe['python']}"]
     line += [f"--platform={name}" for name in platforms]
-    done = subprocess.run([*line, *recipe["requirements"]], capture_output=True, text=True)
-    if done.returncode:
-        errors = re.findall(r"^(?:ERROR: )?(.*)$", done.stderr.strip(), re.M)
+    result = subprocess.run([*line, *recipe["requirements"]], capture_output=True, text=True)
+    if result.returncode:
+        errors = re.findall(r"^(?:ERROR: )?(.*)$", result.stderr.strip(), re.M)
         raise UserError(f"pip could not install packages for {machine}: {errors[-1].rstrip('.')}.")
 
 

@@ -1,7 +1,7 @@
-"""A folder of aarch64 Debian or Ubuntu packages with a Python in it, unpacked without root, chroot or containers.
+"""Unpacks aarch64 Debian or Ubuntu packages with a Python into a folder, without root, chroot or containers.
 
-Packages are of this machine's own distribution and sources, resolved and verified by apt under a configuration of its
-own: another architecture, no installed package, its own state and cache.
+Packages come from this machine's distribution and sources. apt resolves and verifies them under a separate
+configuration: another architecture, no installed packages, its own state and cache.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from microvlm.errors import UserError
 
 PACKAGES = ("python3-minimal", "libpython3-stdlib", "libstdc++6", "libgomp1", "zlib1g")
 LINKED = ("bin", "lib", "lib64", "sbin")
-"""Links into /usr that a distribution's base package makes and that unpacking alone doesn't."""
+"""Links into /usr that a distribution's base package creates and unpacking does not."""
 
-# `Post-Invoke` hooks of the machine are for its own packages.
+# The machine's `Post-Invoke` hooks are for its own packages.
 _APT = """\
 APT::Architecture "arm64";
 #clear APT::Architectures;
@@ -45,10 +45,10 @@ Dir::Etc::sourceparts "@/sources.list.d";
 
 
 def ensure_sysroot(cpu: str, report: Progress, packages: Sequence[str] = PACKAGES) -> Path:
-    """The tree that `qemu-aarch64 -L` takes, described as a board with `cpu`. Raises UserError."""
+    """The tree for `qemu-aarch64 -L`, with the description of a board with `cpu`. Raises UserError."""
     if cpu not in CPUS:
-        raise UserError(f"'{cpu}' is no emulated CPU; choose one of {', '.join(CPUS)}.")
-    # A Python of another version than the emulated one's compiles nothing there.
+        raise UserError(f"'{cpu}' is not an emulated CPU; choose one of {', '.join(CPUS)}.")
+    # The tree is compiled only by a Python of the emulated version.
     recipe = {"system": system_name(), "packages": sorted(packages), "compiled": platform.python_version()}
 
     def build(folder: Path) -> None:
@@ -67,7 +67,7 @@ def ensure_sysroot(cpu: str, report: Progress, packages: Sequence[str] = PACKAGE
 
 
 def system_name() -> str:
-    """As in `debian 12`. Raises UserError where there is no apt."""
+    """This machine's distribution, as in `debian 12`. Raises UserError where there is no apt."""
     missing = [program for program in ("apt-get", "dpkg-deb") if shutil.which(program) is None]
     if missing:
         raise UserError(f"{missing[0]} was not found: the emulated machine needs Debian or Ubuntu.")
@@ -75,17 +75,17 @@ def system_name() -> str:
     return f"{release['ID']} {release.get('VERSION_ID', release.get('VERSION_CODENAME', ''))}"
 
 
-def ports(sources: str) -> str:
-    """apt sources with Ubuntu's mirrors of amd64 replaced by the one of every other architecture."""
+def arm64_sources(sources: str) -> str:
+    """apt sources for arm64: Ubuntu's mirrors of amd64 are replaced by the mirror of other architectures."""
     mirror = r"(?:https?://[\w.-]*\b(?:archive|security)\.ubuntu\.com/ubuntu|mirror\+file:/etc/apt/apt-mirrors\.txt)(?=[\s/])/?"
     text = re.sub(mirror, "http://ports.ubuntu.com/ubuntu-ports/", sources)
-    # A source that names its architectures names the machine's.
+    # A source may name the machine's architecture.
     text = re.sub(r"\barch=[\w,-]+", "arch=arm64", text)
     return re.sub(r"(?m)^Architectures:.*$", "Architectures: arm64", text)
 
 
 def unpack_packages(folder: Path, packages: Sequence[str], report: Progress) -> None:
-    """`packages` and what they need, unpacked into `folder`; a folder `apt` beside it comes and goes."""
+    """Unpack `packages` and their dependencies into `folder`; uses a folder `apt` beside it meanwhile."""
     for _ in unpack_archives(folder, packages, report):
         pass
     for name in LINKED:
@@ -96,7 +96,7 @@ def unpack_packages(folder: Path, packages: Sequence[str], report: Progress) -> 
 
 
 def unpack_archives(folder: Path, packages: Sequence[str], report: Progress) -> Iterator[Path]:
-    """`packages` and what they need, all of it; yields each archive when it is unpacked. Raises UserError."""
+    """Unpack all files of `packages` and their dependencies; yields each unpacked archive. Raises UserError."""
     apt = folder.with_name("apt")
     archives = _download(apt, packages, report)
     for count, archive in enumerate(archives):
@@ -108,10 +108,10 @@ def unpack_archives(folder: Path, packages: Sequence[str], report: Progress) -> 
 
 
 def apt_sources(folder: Path = Path("/etc/apt")) -> dict[str, str]:
-    """This machine's sources for arm64: path below /etc/apt -> content."""
-    found = [folder / "sources.list", *sorted((folder / "sources.list.d").glob("*"))]
-    wanted = [path for path in found if path.suffix in (".list", ".sources") and path.is_file()]
-    return {str(path.relative_to(folder)): ports(path.read_text()) for path in wanted}
+    """This machine's apt sources, changed for arm64: path below /etc/apt -> content."""
+    paths = [folder / "sources.list", *sorted((folder / "sources.list.d").glob("*"))]
+    sources = [path for path in paths if path.suffix in (".list", ".sources") and path.is_file()]
+    return {str(path.relative_to(folder)): arm64_sources(path.read_text()) for path in sources}
 
 
 def _download(apt: Path, packages: Sequence[str], report: Progress) -> list[Path]:
@@ -123,7 +123,7 @@ def _download(apt: Path, packages: Sequence[str], report: Progress) -> list[Path
         (apt / name).write_text(content)
     base = ["apt-get", "--config-file", str(apt / "apt.conf"), "--quiet=2", "--assume-yes"]
     report("sysroot: reading package lists", 0)
-    # A third party's source without arm64 fails here, and that alone is no reason to stop.
+    # A third party's source without arm64 fails here; the packages may still be found.
     update = subprocess.run([*base, "update"], env=_c_locale(), capture_output=True, text=True)
     report("sysroot: reading package lists", 1)
     report("sysroot: downloading packages", 0)
@@ -133,13 +133,13 @@ def _download(apt: Path, packages: Sequence[str], report: Progress) -> list[Path
 
 
 def _run(command: Sequence[str], earlier: str = "") -> None:
-    """Raises UserError with the first error that the program, or the one before it, printed."""
-    done = subprocess.run(command, env=_c_locale(), capture_output=True, text=True)
-    if done.returncode:
-        said = [
-            line for line in (earlier + done.stderr).splitlines() if line.startswith(("E:", "Err:", "dpkg"))
+    """Run a program. Raises UserError with the first error that it, or the `earlier` output, has."""
+    result = subprocess.run(command, env=_c_locale(), capture_output=True, text=True)
+    if result.returncode:
+        errors = [
+            line for line in (earlier + result.stderr).splitlines() if line.startswith(("E:", "Err:", "dpkg"))
         ]
-        reason = said[0] if said else f"exit status {done.returncode}"
+        reason = errors[0] if errors else f"exit status {result.returncode}"
         raise UserError(
             f"{command[0]} could not get aarch64 packages ({reason}): check the network and the disk."
         )

@@ -243,11 +243,11 @@ class DeviceInstrument(OrtInstrument):
     """Probed graphs on the device of an `ort-arm64` runtime: codes and sums travel, caches and weights stay there."""
 
     def _open(self, graph: str, probed: Any) -> Any:
-        from microvlm.backends.arm64.device_runtime import KEPT
+        from microvlm.backends.arm64.device_runtime import KEPT_PREFIXES
 
         name = f"{graph}.probed"
         self._original.open_graph(name, probed.model.SerializeToString())
-        kept = [output for output in probed.outputs if output.startswith(KEPT)]
+        kept = [output for output in probed.outputs if output.startswith(KEPT_PREFIXES)]
 
         def run(outputs: Sequence[str], feeds: dict[str, Any]) -> dict[str, Any]:
             return self._original.run_graph(name, feeds, outputs, kept)

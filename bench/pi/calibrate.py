@@ -145,9 +145,9 @@ def scalar_ipc(
     if not path.is_file():
         return None
     counted = json.loads(path.read_text())["phases"]["decode"]
-    from microvlm.backends.arm64.device.graph_host import DeviceRuntime, Settings
+    from microvlm.backends.arm64.device.graph_server import DeviceOrtRuntime, DeviceSettings
 
-    work = Work(DeviceRuntime(resolve_bundle(model), Settings(threads=1)), Scenario())
+    work = Work(DeviceOrtRuntime(resolve_bundle(model), DeviceSettings(threads=1)), Scenario())
     times = []
     for _ in range(ROUNDS):
         began = time.perf_counter()

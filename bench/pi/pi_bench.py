@@ -130,7 +130,9 @@ def _emulated_parts(
         progress("captioning and chatting in an emulated board with 512 and 448 MB")
         name = bundle_name(options.model)
         full = options.model in (FULL, FULL_BASE3)
-        subjects = [memory_fit.full_subject(name, bundle) if full else memory_fit.Subject(name, bundle)]
+        subjects = [
+            memory_fit.full_size_model(name, bundle) if full else memory_fit.FittedModel(name, bundle)
+        ]
         document["fit"] = memory_fit.measure_fit(subjects, PICTURE, wheel_of_board())
         failures += [
             f"fit: {sentence}" for sentence in memory_fit.complaints(subjects, document["fit"]["runs"])

@@ -1,8 +1,8 @@
-"""Runs on a device before anything of ours is there: takes files, looks at Python, then becomes the worker.
+"""Runs on a device where microvlm is not installed: receives files, reports Python's version, then becomes the worker.
 
-Standard library alone; its source and that of frames.py travel in the command line. Everything lies below one folder of
-the user's cache, each thing under the hash of its content. A folder is complete where it has a mark, which is written
-when all of it is on the disk: a file system may lose what was written last when the power is cut, and keep its size.
+Imports the standard library alone; its source and that of frames.py travel in the command line. Files lie below one
+folder of the user's cache, in folders named by the hash of their content. A complete folder has a mark, written when
+all of it is on the disk: after a power cut a file may keep its size and lose its last bytes.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from microvlm.backends.arm64.frames import GREETING, Garbled, Lost, read_frame, write_frame
+from microvlm.backends.arm64.frames import GREETING, ConnectionLost, FrameError, read_frame, write_frame
 
 KEPT_DAYS = 60
-"""What was not used for this long goes when something new comes, unless a worker holds it."""
+"""Folders unused for this long are removed when something new is sent, unless a worker holds them."""
 MARK = ".whole"
-"""In a folder that is complete: how many files and bytes it has."""
+"""The file in a complete folder with its number of files and bytes."""
 KINDS = ("bundles", "packages", "sites", "wheels")
 
 
 def cache_root() -> Path:
-    """$MICROVLM_CACHE/device, or that below the user's cache."""
-    chosen = os.environ.get("MICROVLM_CACHE")
+    """$MICROVLM_CACHE/device, else microvlm/device below the user's cache."""
+    configured = os.environ.get("MICROVLM_CACHE")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return (Path(chosen) if chosen else cache / "microvlm") / "device"
+    return (Path(configured) if configured else cache / "microvlm") / "device"
 
 
 class Installer:
-    """Answers requests; each method is one."""
+    """Answers requests; each public method is one."""
 
     def __init__(self, root: Path):
         self.root = root
 
     def look(self, request: dict[str, Any], _: list) -> dict[str, Any]:
-        """What Python there is: version, machine, C library, versions of `packages`."""
+        """Describe the device's Python: version, machine, C library, versions of `packages`."""
         versions: dict[str, str | None] = {}
         for name in request["packages"]:
             try:
@@ -60,10 +60,9 @@ class Installer:
         }
 
     def missing(self, request: dict[str, Any], _: list) -> dict[str, Any]:
-        """Which of `files` {name: [bytes, sha256]} are not in `folder`, and how many bytes of each have come already.
+        """List the `files` {name: [bytes, sha256]} that `folder` lacks, with how many bytes of each have come already.
 
-        Hashes are checked where the folder has no mark; it loses the mark with a file. Being asked about counts as
-        being used.
+        Checks hashes where the folder has no mark, and removes the mark where a file is missing. Counts as a use.
         """
         folder = self._below(request["folder"])
         marked = (folder / MARK).is_file()
@@ -85,7 +84,7 @@ class Installer:
         return {"missing": absent, "marked": marked and not absent}
 
     def put(self, request: dict[str, Any], tensors: list) -> dict[str, Any]:
-        """A piece of a file at `offset`; the last one has the `sha256` of the whole."""
+        """Write a piece of a file at `offset`; the last piece comes with the `sha256` of the file."""
         path = self._below(request["folder"], request["name"])
         path.parent.mkdir(parents=True, exist_ok=True)
         part = _part(path)
@@ -96,34 +95,34 @@ class Installer:
         if request.get("sha256"):
             if _sha256(part) != request["sha256"]:
                 part.unlink()
-                raise OSError(errno.EIO, "the file came with another hash than it was sent with", str(path))
+                raise OSError(errno.EIO, "the file's hash changed on the way", str(path))
             _flush(part)
             os.replace(part, path)
             _flush(path.parent)
         return {}
 
     def finish(self, request: dict[str, Any], _: list) -> dict[str, Any]:
-        """Mark `folder`, of which `missing` or `put` have checked every file."""
+        """Mark `folder` as complete; `missing` or `put` have checked its files."""
         _mark(self._below(request["folder"]))
         return {}
 
     def unpack(self, request: dict[str, Any], _: list) -> dict[str, Any]:
-        """The zip archives `files` {name: sha256} into `folder`, unless it is there; they are removed."""
+        """Unpack the zip archives `files` {name: sha256} into `folder` where it is not complete, and remove them."""
         folder = self._below(request["folder"])
         if not _is_whole(folder):
             self._remove_old()
-            aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+            temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
             try:
                 for name, digest in request["files"].items():
                     with self._below(name).open("rb") as file:
                         if hashlib.file_digest(file, "sha256").hexdigest() != digest:
                             raise zipfile.BadZipFile(f"{name} has another hash")
                         with zipfile.ZipFile(file) as archive:
-                            archive.extractall(aside)
-                _mark(aside)
+                            archive.extractall(temporary)
+                _mark(temporary)
                 if not _is_whole(folder):
                     _remove(folder)
-                os.rename(aside, folder)
+                os.rename(temporary, folder)
                 _flush(folder.parent)
             except zipfile.BadZipFile:
                 self._below(name).unlink(missing_ok=True)
@@ -133,26 +132,26 @@ class Installer:
                 if not _is_whole(folder):
                     raise
             finally:
-                shutil.rmtree(aside, ignore_errors=True)
+                shutil.rmtree(temporary, ignore_errors=True)
         for name in request["files"]:
             self._below(name).unlink(missing_ok=True)
         return {}
 
     def exists(self, request: dict[str, Any], _: list) -> dict[str, Any]:
-        """Whether `folder` was unpacked and has all of its files; being asked about counts as being used."""
+        """Is `folder` unpacked, with all of its files? Counts as a use."""
         folder = self._below(request["folder"])
-        there = _is_whole(folder)
-        if there:
+        exists = _is_whole(folder)
+        if exists:
             os.utime(folder)
-        return {"exists": there}
+        return {"exists": exists}
 
     def remove(self, request: dict[str, Any], _: list) -> dict[str, Any]:
-        """`folder`, which a worker found damaged."""
+        """Remove `folder`, which a worker found damaged."""
         _remove(self._below(request["folder"]))
         return {}
 
     def start(self, request: dict[str, Any], _: list) -> dict[str, Any]:
-        """Become the worker, with `path` for modules, and hold the folders `used` for its life. Does not return."""
+        """Become the worker, with `path` for modules, and lock the folders `used` for its life. Does not return."""
         for folder in request["used"]:
             with contextlib.suppress(OSError):  # a file system without locks
                 held = os.open(self._below(folder), os.O_RDONLY)
@@ -178,7 +177,7 @@ class Installer:
 
 
 def _remove_unheld(path: Path) -> None:
-    """Raises OSError for what a worker holds."""
+    """Remove a file or folder. Raises OSError where a worker holds it."""
     file = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -195,7 +194,7 @@ def _remove(path: Path) -> None:
 
 
 def _mark(folder: Path) -> None:
-    """Once everything in `folder` is on the disk."""
+    """Write the mark once everything in `folder` is on the disk."""
     os.sync()  # thousands of files: one by one takes minutes on an SD card
     (folder / MARK).write_text(_measure(folder))
     _flush(folder / MARK)
@@ -208,7 +207,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def _measure(folder: Path) -> str:
-    """How many files and bytes, without bytecode, which Python adds, and what is still coming."""
+    """Number of files and bytes below `folder`, without the mark and bytecode, which Python adds."""
     sizes = [
         os.lstat(os.path.join(place, name)).st_size
         for place, _, names in os.walk(folder)
@@ -225,7 +224,7 @@ def _sha256(path: Path) -> str:
 
 
 def _flush(path: Path) -> None:
-    """A file's content, or a folder's names, to the disk."""
+    """Flush a file's content, or a folder's names, to the disk."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
@@ -259,9 +258,9 @@ def main() -> None:
             except zipfile.BadZipFile as error:
                 answer = {"error": f"an archive is damaged on the device ({error}): try again."}
             write_frame(answers, {"id": request["id"], "root": str(root), **answer})
-        except Lost:
+        except ConnectionLost:
             return
-        except Garbled as garbled:
+        except FrameError as garbled:
             write_frame(answers, {"id": None, "error": f"the device could not read a request: {garbled}"})
             return
 

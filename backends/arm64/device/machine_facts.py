@@ -1,6 +1,6 @@
-"""What the machine is that a worker runs on, and which ONNX Runtime it must not import. Standard library alone.
+"""Describes the machine that a worker runs on, and refuses versions of ONNX Runtime that crash on it.
 
-Linux's /proc and /sys where there are any; a figure that a system does not give is None.
+Imports the standard library alone. Reads Linux's /proc and /sys; a value that a system does not have is None.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ OLDEST_ONNXRUNTIME = (1, 25)
 CRASHES = {
     "1.21.0": ("aarch64", "asimdhp", "it runs half-precision instructions when it is loaded"),
 }
-"""Versions that end in SIGILL on import: (machine, the feature whose absence it takes, why). onnxruntime issues 23957
+"""Version that ends in SIGILL on import -> (machine, CPU feature that it needs, reason). See onnxruntime issues 23957
 and 24512."""
 _PARTS = {0xD03: "Cortex-A53", 0xD08: "Cortex-A72", 0xD0B: "Cortex-A76"}
 _AT_HWCAP = 16
@@ -44,7 +44,7 @@ def describe() -> dict[str, Any]:
 
 
 def condition() -> dict[str, Any]:
-    """What changes while it works: memory of this process and of the machine in bytes, heat, clock, throttling."""
+    """Values that change: memory of this process and of the machine in bytes, temperature, clock, throttling."""
     status, meminfo = _read("/proc/self/status"), _read("/proc/meminfo")
     temperature = _number(_read("/sys/class/thermal/thermal_zone0/temp"))
     clock = _number(_read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq"))
@@ -64,7 +64,7 @@ def condition() -> dict[str, Any]:
 
 
 def installed_version(package: str) -> str | None:
-    """From the package's metadata, which imports nothing of it."""
+    """A package's version from its metadata, without importing it; None where it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -72,15 +72,15 @@ def installed_version(package: str) -> str | None:
 
 
 def onnxruntime_refusal() -> str | None:
-    """Why the ONNX Runtime that is installed here must not be imported, one sentence; None when it may."""
+    """One sentence why the installed ONNX Runtime must not be imported; None where it may."""
     version = installed_version("onnxruntime")
     if version is None:
         return "onnxruntime is not installed; pip install onnxruntime."
-    here = describe()
-    known = crash_of(version, here["machine"], here["features"])
-    if known is not None:
+    machine = describe()
+    crash = crash_of(version, machine["machine"], machine["features"])
+    if crash is not None:
         return (
-            f"onnxruntime {version} crashes on this processor ({here['cpu']}): {known}; "
+            f"onnxruntime {version} crashes on this processor ({machine['cpu']}): {crash}; "
             f"pip install 'onnxruntime>={_oldest()}'."
         )
     if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST_ONNXRUNTIME:
@@ -89,11 +89,11 @@ def onnxruntime_refusal() -> str | None:
 
 
 def crash_of(version: str, machine: str, features: list[str]) -> str | None:
-    """Why a version of ONNX Runtime is known to crash on a processor, a few words; None where it is not."""
+    """Why a version of ONNX Runtime crashes on a processor, in a few words; None where no crash is known."""
     if version not in CRASHES:
         return None
-    where, needed, reason = CRASHES[version]
-    return reason if machine == where and needed not in features else None
+    crashing_machine, feature, reason = CRASHES[version]
+    return reason if machine == crashing_machine and feature not in features else None
 
 
 def _oldest() -> str:
@@ -109,7 +109,7 @@ def _cpu_name(cpuinfo: str) -> str:
 
 
 def _hwcap() -> int | None:
-    """AT_HWCAP as the kernel gave it to this process."""
+    """The kernel's AT_HWCAP for this process."""
     try:
         getauxval = ctypes.CDLL(None).getauxval
     except (OSError, AttributeError):
@@ -130,5 +130,5 @@ def _number(text: str) -> int | None:
 
 
 def _kilobytes(name: str, text: str) -> int | None:
-    found = re.search(rf"^{name}:\s*(\d+) kB", text, re.M)
-    return int(found[1]) * 1024 if found else None
+    match = re.search(rf"^{name}:\s*(\d+) kB", text, re.M)
+    return int(match[1]) * 1024 if match else None

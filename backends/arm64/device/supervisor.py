@@ -1,6 +1,6 @@
-"""Runs a program in a forked child and tells how it died: a crash at an instruction or for memory becomes a sentence.
+"""Runs a function in a forked child and explains its death, by an illegal instruction or for memory, in one sentence.
 
-The parent imports nothing and waits; what the child was doing is a word in memory that both share.
+The parent imports nothing and waits. Shared memory tells it what the child was doing.
 """
 
 from __future__ import annotations
@@ -11,52 +11,52 @@ import signal
 from collections.abc import Callable
 
 _LONGEST = 200
-_PASSED_ON = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+_FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 _QUIET = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGPIPE)
-"""Somebody wanted the child to end, or nobody reads it any more."""
+"""Signals that need no explanation: somebody ended the child, or its reader is gone."""
 
 
-class Doing:
-    """What the child does at present, as in "importing ONNX Runtime 1.32.0"; the parent reads it after its death."""
+class Activity:
+    """What the child is doing, as in "importing onnxruntime 1.32.0"; the parent reads it after the child's death."""
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, _LONGEST)
 
-    def set(self, what: str) -> None:
-        text = what.encode(errors="replace")[: _LONGEST - 1]
+    def set(self, activity: str) -> None:
+        text = activity.encode(errors="replace")[: _LONGEST - 1]
         self._memory[: len(text) + 1] = text + b"\0"
 
     def get(self) -> str:
         return self._memory[:].split(b"\0")[0].decode(errors="replace")
 
 
-def supervise(work: Callable[[Doing], int], bury: Callable[[str], None]) -> int:
-    """Run `work` in a child -> its exit status. Killed by a signal, `bury` gets the sentence and the status is 1."""
-    doing = Doing()
+def supervise(work: Callable[[Activity], int], report_death: Callable[[str], None]) -> int:
+    """Run `work` in a child -> its exit status; 1 after a signal, for which `report_death` gets a sentence."""
+    activity = Activity()
     pid = os.fork()
     if pid == 0:
         status = 1
         try:
-            status = work(doing)
+            status = work(activity)
         finally:
             os._exit(status)
-    for number in _PASSED_ON:
+    for number in _FORWARDED:
         signal.signal(number, lambda caught, _: os.kill(pid, caught))
     _, ended = os.waitpid(pid, 0)
     if not os.WIFSIGNALED(ended):
         return os.WEXITSTATUS(ended)
     if os.WTERMSIG(ended) not in _QUIET:
-        bury(cause_of_death(os.WTERMSIG(ended), doing.get()))
+        report_death(cause_of_death(os.WTERMSIG(ended), activity.get()))
     return 1
 
 
-def cause_of_death(number: int, what: str) -> str:
-    """One sentence for a child that signal `number` ended while it was doing `what`."""
+def cause_of_death(number: int, activity: str) -> str:
+    """One sentence for a child that signal `number` ended during `activity`."""
     if number == signal.SIGILL:
         return (
-            f"this processor lacks an instruction (SIGILL) that was needed while {what}: "
+            f"this processor lacks an instruction (SIGILL) that was needed while {activity}: "
             "install another version of onnxruntime."
         )
     if number == signal.SIGKILL:
-        return f"the worker was killed (SIGKILL) while {what}: most likely the device ran out of memory."
-    return f"the worker was ended by {signal.Signals(number).name} while {what}."
+        return f"the worker was killed (SIGKILL) while {activity}: most likely the device ran out of memory."
+    return f"the worker was ended by {signal.Signals(number).name} while {activity}."

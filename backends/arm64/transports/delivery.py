@@ -1,5 +1,5 @@
-"""What a device that is reached over ssh needs, copied once and named by its content: Python packages where its own are
-missing or too old, this package with the native library for its processor, the bundle.
+"""Copies to a device what it needs, once, named by content: Python packages that it lacks, microvlm with the native
+library for its processor, and the bundle.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from microvlm.backends.arm64.device_errors import BUNDLE, PACKAGES
-from microvlm.backends.arm64.frames import Garbled, Tensor, write_frame
+from microvlm.backends.arm64.frames import FrameError, Tensor, write_frame
 from microvlm.backends.arm64.transports.device_package import package_for
-from microvlm.backends.arm64.transports.worker_process import Child
-from microvlm.backends.arm64.worker_link import BrokenWorker, ask
+from microvlm.backends.arm64.transports.worker_process import WorkerProcess
+from microvlm.backends.arm64.worker_link import BrokenWorker, exchange
 from microvlm.backends.emulation.progress import Progress
 from microvlm.backends.emulation.sites import ensure_wheels, package_requirements, runtime_requirements
 from microvlm.backends.resolve import MANIFEST, open_bundle, sha256
@@ -23,68 +23,70 @@ from microvlm.console import note
 from microvlm.errors import UserError
 
 WORKER_PACKAGES = ("numpy", "onnxruntime", "click", "safetensors")
-"""What the worker imports of what microvlm requires."""
+"""Requirements of microvlm that the worker imports."""
 PIECE_BYTES = 1 << 20
 
 
 class Delivery:
-    """To the installer that has greeted over `child`; what is `damaged` there is removed and sent anew.
+    """Talks to the installer in `process`; the `damaged` parts (BUNDLE, PACKAGES) are removed there and sent again.
 
-    Methods raise UserError, and Lost when the connection breaks.
+    Methods raise UserError, and ConnectionLost when the connection breaks.
     """
 
-    def __init__(self, child: Child, place: str, report: Progress, damaged: Collection[str] = ()):
-        self._child, self._place, self._report, self._damaged = child, place, report, damaged
+    def __init__(self, process: WorkerProcess, place: str, report: Progress, damaged: Collection[str] = ()):
+        self._process, self._place, self._report, self._damaged = process, place, report, damaged
         self._used: list[str] = []
         self._ids = 0
-        self._device = self._ask("look", packages=WORKER_PACKAGES)
+        self._device = self._request("look", packages=WORKER_PACKAGES)
         if self._device["bits"] != 64:
             raise UserError(f"{place} has a 32-bit system: install the 64-bit Raspberry Pi OS.")
 
     def packages(self) -> list[str]:
-        """Folders for the worker's path, below the device's cache."""
+        """Copy microvlm and its requirements -> folders for the worker's path, below the device's cache."""
         machine = self._device["machine"]
         package = package_for(machine)
         folder = f"packages/{package.digest[:16]}"
         if not self._is_unpacked(folder):
-            if package.lacks:
-                note(f"{self._place} ({machine}) runs without the native library: {package.lacks}")
-            # Hosts with other versions may be at it too.
+            if package.no_library_reason:
+                note(
+                    f"{self._place} ({machine}) runs without the native library: {package.no_library_reason}"
+                )
+            # Other hosts may send other versions at the same time.
             name = f"{package.digest[:16]}.zip"
             self._put("wheels", name, package.content, "microvlm")
-            self._ask("unpack", folder=folder, files={f"wheels/{name}": package.digest})
+            self._request("unpack", folder=folder, files={f"wheels/{name}": package.digest})
         return [folder, *self._site()]
 
     def bundle(self, bundle: Path) -> str:
-        """The bundle's folder on the device."""
+        """Copy the bundle -> its folder on the device."""
         manifest = open_bundle(bundle)
-        described = (bundle / MANIFEST).read_bytes()
-        digest = hashlib.sha256(described).hexdigest()
+        manifest_bytes = (bundle / MANIFEST).read_bytes()
+        digest = hashlib.sha256(manifest_bytes).hexdigest()
         folder = f"bundles/{digest[:16]}"
         if BUNDLE in self._damaged:
-            self._ask("remove", folder=folder)
+            self._request("remove", folder=folder)
         files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
-        files[MANIFEST] = (len(described), digest)
+        files[MANIFEST] = (len(manifest_bytes), digest)
         if not self._send_files(folder, bundle, files, bundle.name):
-            self._ask("finish", folder=folder)
+            self._request("finish", folder=folder)
         self._used.append(folder)
         return f"{self._device['root']}/{folder}"
 
     def start(self, path: list[str], arguments: list[str], environment: Mapping[str, str]) -> None:
-        """The installer becomes the worker, whose greeting is the next thing to come."""
+        """Make the installer become the worker, whose greeting comes next."""
         self._ids += 1
         request = {"id": self._ids, "do": "start", "path": path, "arguments": arguments, "used": self._used}
-        write_frame(self._child.requests, {**request, "environment": dict(environment)})
+        write_frame(self._process.requests, {**request, "environment": dict(environment)})
 
     def _is_unpacked(self, folder: str) -> bool:
         self._used.append(folder)
         if PACKAGES in self._damaged:
-            self._ask("remove", folder=folder)
-        return self._ask("exists", folder=folder)["exists"]
+            self._request("remove", folder=folder)
+        return self._request("exists", folder=folder)["exists"]
 
     def _site(self) -> list[str]:
-        """Packages that the device's Python lacks, as a folder of wheels unpacked there."""
-        wanted = [each for each in runtime_requirements() if _name(each) in WORKER_PACKAGES]
+        """Copy the requirements that the device's Python lacks -> the folder there, or nothing."""
+        requirements = [each for each in runtime_requirements() if _name(each) in WORKER_PACKAGES]
         if all(_satisfied(name, self._device["versions"][name]) for name in WORKER_PACKAGES):
             return []
         library, version = self._device["c_library"]
@@ -94,19 +96,21 @@ class Delivery:
                 "Python with MICROVLM_DEVICE_PYTHON."
             )
         glibc = int(version.split(".")[1])
-        folder = ensure_wheels(self._device["python"], glibc, self._device["machine"], wanted, self._report)
+        folder = ensure_wheels(
+            self._device["python"], glibc, self._device["machine"], requirements, self._report
+        )
         wheels = sorted(folder.glob("*.whl"))
         digest = hashlib.sha256(json.dumps([path.name for path in wheels]).encode()).hexdigest()[:16]
         site = f"sites/{digest}"
         if not self._is_unpacked(site):
             files = {path.name: (path.stat().st_size, sha256(path)) for path in wheels}
             self._send_files("wheels", folder, files, "Python packages")
-            self._ask("unpack", folder=site, files={f"wheels/{name}": files[name][1] for name in files})
+            self._request("unpack", folder=site, files={f"wheels/{name}": files[name][1] for name in files})
         return [site]
 
-    def _send_files(self, folder: str, source: Path, files: dict[str, tuple[int, str]], what: str) -> bool:
-        """`files`: bytes and sha256. Whether the folder was marked as complete before."""
-        answer = self._ask("missing", folder=folder, files=files)
+    def _send_files(self, folder: str, source: Path, files: dict[str, tuple[int, str]], label: str) -> bool:
+        """Send the `files` {name: (bytes, sha256)} that are missing -> was the folder marked as complete before?"""
+        answer = self._request("missing", folder=folder, files=files)
         missing = answer["missing"]
         total, done = sum(files[name][0] for name in missing), 0
         for name in sorted(missing, key=lambda name: (name == MANIFEST, name)):
@@ -127,26 +131,26 @@ class Delivery:
                     self._piece(folder, name, piece, offset, digest if last else "")
                     offset += len(piece)
                     done += len(piece)
-                    self._report(f"copying {what} to {self._place}", min(1.0, done / max(1, total)))
+                    self._report(f"copying {label} to {self._place}", min(1.0, done / max(1, total)))
                     if last:
                         break
         return answer["marked"]
 
-    def _put(self, folder: str, name: str, content: bytes, what: str) -> None:
-        self._report(f"copying {what} to {self._place}", 0)
+    def _put(self, folder: str, name: str, content: bytes, label: str) -> None:
+        self._report(f"copying {label} to {self._place}", 0)
         self._piece(folder, name, content, 0, hashlib.sha256(content).hexdigest())
-        self._report(f"copying {what} to {self._place}", 1)
+        self._report(f"copying {label} to {self._place}", 1)
 
     def _piece(self, folder: str, name: str, data: bytes, offset: int, digest: str) -> None:
         tensor = Tensor("uint8", (len(data),), data)
-        self._ask("put", (tensor,), folder=folder, name=name, offset=offset, sha256=digest)
+        self._request("put", (tensor,), folder=folder, name=name, offset=offset, sha256=digest)
 
-    def _ask(self, what: str, tensors: tuple[Tensor, ...] = (), **request: Any) -> dict[str, Any]:
+    def _request(self, action: str, tensors: tuple[Tensor, ...] = (), **request: Any) -> dict[str, Any]:
         self._ids += 1
         try:
-            return ask(self._child, {"id": self._ids, "do": what, **request}, tensors)[0]
-        except (Garbled, BrokenWorker, UserError) as error:
-            self._child.end(patience_s=1)
+            return exchange(self._process, {"id": self._ids, "do": action, **request}, tensors)[0]
+        except (FrameError, BrokenWorker, UserError) as error:
+            self._process.end(patience_s=1)
             raise UserError(f"{self._place}: {error}") from None
 
 
@@ -155,7 +159,7 @@ def _name(requirement: str) -> str:
 
 
 def _satisfied(package: str, version: str | None) -> bool:
-    """Whether a version is as new as microvlm requires."""
+    """Is a version as new as microvlm requires?"""
     if version is None:
         return False
     for requirement in package_requirements():

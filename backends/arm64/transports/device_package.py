@@ -1,5 +1,6 @@
-"""This package as one file that a device can be given: a wheel, or a zip of what is installed here with the native
-library for the device's processor, where there is one or a cross-compiler makes it.
+"""Packs microvlm into one file for a device: a given wheel, or a zip of the modules installed here.
+
+The zip has the native library for the device's processor where it is installed here or a cross-compiler can build it.
 """
 
 from __future__ import annotations
@@ -26,46 +27,46 @@ from microvlm.errors import UserError
 SWITCH = "MICROVLM_WHEEL"
 CROSS_COMPILER = "{machine}-linux-gnu-g++"
 NATIVE = "microvlm/backends/native"
-_LEFT_OUT = ("training", "checkpoints", "evalset", "__pycache__")
+_EXCLUDED = ("training", "checkpoints", "evalset", "__pycache__")
 _SOURCES = (".cpp", ".h", ".txt")
 
 
-class Package(NamedTuple):
-    """A zip archive; a wheel is one."""
+class DevicePackage(NamedTuple):
+    """A zip archive of microvlm; a wheel is one."""
 
     content: bytes
-    lacks: str
-    """Why it has no native library, a few words; empty where it has one."""
+    no_library_reason: str
+    """Why the archive has no native library, in a few words; empty where it has one."""
 
     @property
     def digest(self) -> str:
         return hashlib.sha256(self.content).hexdigest()
 
 
-def package_for(machine: str) -> Package:
-    """For a machine as `uname -m` calls it: $MICROVLM_WHEEL where it is set. Raises UserError."""
+def package_for(machine: str) -> DevicePackage:
+    """The package for a machine as `uname -m` names it: $MICROVLM_WHEEL where it is set. Raises UserError."""
     wheel = os.environ.get(SWITCH)
     if wheel:
         return _wheel(Path(wheel).expanduser(), machine)
-    library, lacks = _library(machine)
-    return Package(_zip(library, lacks), lacks)
+    library, no_library_reason = _library(machine)
+    return DevicePackage(_zip(library, no_library_reason), no_library_reason)
 
 
-def library_lacks(machine: str) -> str:
-    """`Package.lacks` of `package_for`, at once: nothing is compiled. Raises UserError."""
+def missing_library_reason(machine: str) -> str:
+    """The `no_library_reason` of `package_for`, without compiling anything. Raises UserError."""
     wheel = os.environ.get(SWITCH)
-    return _wheel(Path(wheel).expanduser(), machine).lacks if wheel else _cannot_compile(machine)
+    return _wheel(Path(wheel).expanduser(), machine).no_library_reason if wheel else _cannot_compile(machine)
 
 
 def unpacked_package(machine: str) -> Path:
-    """A folder for a Python's path, in the user's cache.
+    """The package unpacked in the user's cache: a folder for a Python's path.
 
-    Its modules are compiled at once, for this machine's version of Python: a program that compiles some of them when
-    it runs leaves another heap behind, and its instructions differ by tenths of a per cent from the next run's.
+    Modules are compiled here, for this machine's version of Python: a program that compiles modules while it runs has
+    another heap, and its count of instructions differs by tenths of a per cent from the next run's.
     """
     package = package_for(machine)
-    if package.lacks:
-        note(f"without the native library: {package.lacks}")
+    if package.no_library_reason:
+        note(f"without the native library: {package.no_library_reason}")
 
     def unpack(folder: Path) -> None:
         with zipfile.ZipFile(io.BytesIO(package.content)) as archive:
@@ -76,26 +77,28 @@ def unpacked_package(machine: str) -> Path:
     return cached_folder("package", {"sha256": package.digest, "python": python}, unpack)
 
 
-def _wheel(path: Path, machine: str) -> Package:
+def _wheel(path: Path, machine: str) -> DevicePackage:
     if not path.is_file() or not zipfile.is_zipfile(path):
-        raise UserError(f"{SWITCH}={path} is no wheel.")
+        raise UserError(f"{SWITCH}={path} is not a wheel.")
     if not path.stem.endswith((f"_{machine}", "-any")):
         raise UserError(f"{SWITCH}={path.name} is a wheel for another machine than {machine}.")
-    lacks = "" if path.stem.endswith(machine) else f"{path.name} has none"
-    return Package(path.read_bytes(), lacks)
+    no_library_reason = "" if path.stem.endswith(machine) else f"{path.name} has none"
+    return DevicePackage(path.read_bytes(), no_library_reason)
 
 
 def _library(machine: str) -> tuple[bytes | None, str]:
-    """(the native library, why there is none)."""
-    lacks = _cannot_compile(machine)
-    if lacks:
-        return None, lacks
+    """-> (the native library or None, the reason why there is none)."""
+    no_library_reason = _cannot_compile(machine)
+    if no_library_reason:
+        return None, no_library_reason
     folder = Path(native.__file__).resolve().parent
     if machine == platform.machine():
         return (folder / native.LIBRARY).read_bytes(), ""
     compiler = CROSS_COMPILER.format(machine=machine)
     sources = sorted(path for path in folder.rglob("*") if path.suffix in _SOURCES)
-    digest = hashlib.sha256(b"".join(path.name.encode() + path.read_bytes() for path in sources))
+    digest = hashlib.sha256(
+        b"".join(str(path.relative_to(folder)).encode() + path.read_bytes() for path in sources)
+    )
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.split("\n")[0]
     recipe = {"machine": machine, "sources": digest.hexdigest(), "compiler": version}
     built = cached_folder("library", recipe, lambda out: compile_library(folder, out, machine, compiler))
@@ -103,7 +106,7 @@ def _library(machine: str) -> tuple[bytes | None, str]:
 
 
 def _cannot_compile(machine: str) -> str:
-    """Why this installation has no native library for `machine` and can compile none, or nothing."""
+    """Why this installation neither has nor can compile a native library for `machine`; empty where it does."""
     folder = Path(native.__file__).resolve().parent
     if machine == platform.machine():
         return "" if (folder / native.LIBRARY).is_file() else "this package was installed without it"
@@ -115,7 +118,7 @@ def _cannot_compile(machine: str) -> str:
 
 
 def compile_library(sources: Path, out: Path, machine: str, compiler: str) -> None:
-    """The native library into the folder `out`, from C++ sources, with CMake. Raises UserError."""
+    """Build the native library from C++ sources with CMake, into the folder `out`. Raises UserError."""
     note(f"compiling the native library for {machine}, once")
     work = out.with_name("build")
     options = ["-DCMAKE_SYSTEM_NAME=Linux", f"-DCMAKE_SYSTEM_PROCESSOR={machine}"]
@@ -124,18 +127,20 @@ def compile_library(sources: Path, out: Path, machine: str, compiler: str) -> No
         ["cmake", "-S", str(sources), "-B", str(work), *options],
         ["cmake", "--build", str(work), "--parallel", "2"],
     ):
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise UserError(f"the native library could not be compiled for {machine}: {done.stderr[-300:]}")
+        result = subprocess.run(command, capture_output=True, text=True)
+        if result.returncode:
+            raise UserError(f"the native library could not be compiled for {machine}: {result.stderr[-300:]}")
     shutil.copyfile(work / native.LIBRARY, out / native.LIBRARY)
 
 
-def _zip(library: bytes | None, lacks: str) -> bytes:
-    """The same bytes for the same files, so that its hash names them."""
+def _zip(library: bytes | None, no_library_reason: str) -> bytes:
+    """Zip the installed modules; the same files give the same bytes, so that a hash names them."""
     root = Path(microvlm.__file__).parent
     entries = {f"microvlm/{name}": path.read_bytes() for name, path in _modules(root)}
     entries |= (
-        {f"{NATIVE}/{native.LIBRARY}": library} if library else {f"{NATIVE}/{native.REASON}": lacks.encode()}
+        {f"{NATIVE}/{native.LIBRARY}": library}
+        if library
+        else {f"{NATIVE}/{native.REASON}": no_library_reason.encode()}
     )
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -145,9 +150,9 @@ def _zip(library: bytes | None, lacks: str) -> bytes:
 
 
 def _modules(root: Path) -> Iterator[tuple[str, Path]]:
-    # The source tree's sub-packages are links.
+    # In a checkout some sub-packages are links.
     for folder, below, names in os.walk(root, followlinks=True):
-        below[:] = [name for name in below if name not in _LEFT_OUT]
+        below[:] = [name for name in below if name not in _EXCLUDED]
         for name in names:
             if name.endswith(".py"):
                 path = Path(folder, name)

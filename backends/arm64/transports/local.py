@@ -1,4 +1,4 @@
-"""The worker as a child process on this machine."""
+"""Transport `local`: the worker is a child process on this machine."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import platform
 import sys
 from pathlib import Path
 
-from microvlm.backends.arm64.device_errors import Damaged
-from microvlm.backends.arm64.transports.worker_process import Child, last_line
+from microvlm.backends.arm64.device_errors import DamagedCopyError
+from microvlm.backends.arm64.transports.worker_process import WorkerProcess, last_line
 
 WORKER = ("-m", "microvlm.backends.arm64.device.worker")
 
@@ -16,15 +16,15 @@ WORKER = ("-m", "microvlm.backends.arm64.device.worker")
 class LocalTransport:
     name = "local"
 
-    def start(self, bundle: Path) -> tuple[Child, str]:
+    def start(self, bundle: Path) -> tuple[WorkerProcess, str]:
         environment = {**os.environ, "PYTHONSAFEPATH": "1"}
-        # A key press that interrupts this program is for it alone: it ends the worker itself.
-        child = Child([sys.executable, *WORKER], environment, start_new_session=True)
-        return child, str(bundle.resolve())
+        # A new session: Ctrl-C interrupts this program alone, which ends the worker itself.
+        process = WorkerProcess([sys.executable, *WORKER], environment, start_new_session=True)
+        return process, str(bundle.resolve())
 
-    def explain(self, status: int, said: str) -> str:
-        return f"the worker did not start on this {platform.machine()} machine (status {status}): {last_line(said)}."
+    def explain(self, status: int, stderr: str) -> str:
+        return f"the worker did not start on this {platform.machine()} machine (status {status}): {last_line(stderr)}."
 
-    def mend(self, damage: Damaged) -> None:
-        """Nothing was copied."""
+    def mend(self, damage: DamagedCopyError) -> None:
+        """Raise `damage`: nothing was copied that could be sent again."""
         raise damage

@@ -1,6 +1,6 @@
-"""The worker on another machine, through this system's own ssh: one connection that installs, starts and talks.
+"""Transport `ssh`: one ssh connection installs the worker on another machine, starts it and carries its frames.
 
-The machine needs Python and nothing else of ours: packages, this package and the bundle are copied once, by their
+The machine needs Python alone: Python packages, microvlm and the bundle are copied there once, named by their
 hashes. MICROVLM_SSH_COMMAND replaces `ssh`, as in "ssh -i key"; MICROVLM_DEVICE_PYTHON the device's `python3`.
 """
 
@@ -16,11 +16,11 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from microvlm.backends.arm64.device_errors import PACKAGES, Damaged
+from microvlm.backends.arm64.device_errors import PACKAGES, DamagedCopyError
 from microvlm.backends.arm64.transports.delivery import Delivery
 from microvlm.backends.arm64.transports.local import WORKER
-from microvlm.backends.arm64.transports.worker_process import Child, last_line
-from microvlm.backends.arm64.worker_link import greet
+from microvlm.backends.arm64.transports.worker_process import WorkerProcess, last_line
+from microvlm.backends.arm64.worker_link import await_greeting
 from microvlm.backends.emulation.progress import Progress, StderrProgress
 from microvlm.console import note
 from microvlm.errors import UserError
@@ -30,10 +30,10 @@ PYTHON_SWITCH = "MICROVLM_DEVICE_PYTHON"
 OLDEST_PYTHON = (3, 11)
 SSH_FAILED, NOT_FOUND = 255, 127
 """Exit status of ssh for its own errors, and of a shell that has no such program."""
-# A connection that is silently gone is noticed after half a minute.
+# ssh notices a silently broken connection after half a minute.
 OPTIONS = ("-T", "-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=3", "-o", "ConnectTimeout=15")
-PASSED_ON = ("MICROVLM_KERNELS", "MICROVLM_NATIVE")
-"""Of this environment, where they are names and not paths."""
+PASSED_VARIABLES = ("MICROVLM_KERNELS", "MICROVLM_NATIVE")
+"""Variables of this environment that the worker gets too, where their values are no paths."""
 _TOO_OLD = "microvlm needs another Python than "
 _PLACE = re.compile(r"(?:(?P<user>[\w.-]+)@)?(?P<host>\[[0-9a-fA-F:.%\w]+\]|[\w.-]+)(?::(?P<port>\d+))?")
 _BOOTSTRAP = """\
@@ -67,13 +67,13 @@ _FAILURES = (
 
 
 class SshTransport:
-    """Connects when it is started. Raises UserError for a place that is none."""
+    """Connects when a worker is started. Raises UserError for a malformed place."""
 
     def __init__(self, place: str, report: Progress | None = None):
         match = _PLACE.fullmatch(place)
         if match is None or match["host"].startswith("-") or (match["user"] or "").startswith("-"):
             raise UserError(
-                f"--target ssh:{place} names no machine: give ssh:USER@HOST or ssh:USER@HOST:PORT."
+                f"--target ssh:{place} is not the name of a machine: give ssh:USER@HOST or ssh:USER@HOST:PORT."
             )
         host = match["host"].strip("[]")
         self.name = f"ssh:{place}"
@@ -81,48 +81,50 @@ class SshTransport:
         self._port = ["-p", match["port"]] if match["port"] else []
         self._report = report or StderrProgress()
         self._damaged: set[str] = set()
-        """What the next start sends again."""
+        """Parts that the next start sends again."""
         self._mended: set[str] = set()
 
-    def start(self, bundle: Path) -> tuple[Child, str]:
-        child = Child(self._command())
-        greet(child, self.explain)
-        delivery = Delivery(child, self._place, self._report, self._damaged)
+    def start(self, bundle: Path) -> tuple[WorkerProcess, str]:
+        process = WorkerProcess(self._command())
+        await_greeting(process, self.explain)
+        delivery = Delivery(process, self._place, self._report, self._damaged)
         path = delivery.packages()
         folder = delivery.bundle(bundle)
-        environment = {name: os.environ[name] for name in PASSED_ON if "/" not in os.environ.get(name, "/")}
+        environment = {
+            name: os.environ[name] for name in PASSED_VARIABLES if "/" not in os.environ.get(name, "/")
+        }
         delivery.start(path, list(WORKER), environment)
         self._damaged.clear()
-        return child, folder
+        return process, folder
 
-    def explain(self, status: int, said: str) -> str:
-        if _TOO_OLD in said:
-            oldest = ".".join(map(str, OLDEST_PYTHON))
+    def explain(self, status: int, stderr: str) -> str:
+        if _TOO_OLD in stderr:
+            version, oldest = stderr.split(_TOO_OLD)[1].split()[0], ".".join(map(str, OLDEST_PYTHON))
             return (
-                f"{self._place} has Python {said.split(_TOO_OLD)[1].split()[0]} and microvlm needs {oldest} or newer: "
+                f"{self._place} has Python {version} and microvlm needs {oldest} or newer: "
                 f"install one and name it with {PYTHON_SWITCH}."
             )
         if status == SSH_FAILED:
-            for sign, meaning in _FAILURES:
-                if sign in said:
+            for message, meaning in _FAILURES:
+                if message in stderr:
                     return f"{self._place} cannot be used: {meaning}."
         elif status == NOT_FOUND:
             return f"{self._place} has no {self._python()}: apt-get install python3 there, or set {PYTHON_SWITCH}."
-        return f"{self._place} cannot be used (ssh ended with status {status}): {last_line(said)}."
+        return f"{self._place} cannot be used (ssh ended with status {status}): {last_line(stderr)}."
 
-    def mend(self, damage: Damaged) -> None:
-        """Once: a device that damages the second copy too would do so with every other."""
-        copied = "microvlm" if damage.what == PACKAGES else "the bundle"
+    def mend(self, damage: DamagedCopyError) -> None:
+        """Send the damaged part again, once: a device that damages the second copy would damage every other."""
+        copied = "microvlm" if damage.part == PACKAGES else "the bundle"
         cause = str(damage).rstrip(".")
-        if damage.what in self._mended:
-            packages = ", and its own Python's packages" if damage.what == PACKAGES else ""
+        if damage.part in self._mended:
+            packages = ", and its own Python's packages" if damage.part == PACKAGES else ""
             raise UserError(
                 f"{self._place} was sent {copied} again and still cannot use it ({cause}): check its SD card and power "
                 f"supply{packages}."
             )
         note(f"{self._place} has a damaged copy of {copied}, which is sent again ({cause})")
-        self._mended.add(damage.what)
-        self._damaged.add(damage.what)
+        self._mended.add(damage.part)
+        self._damaged.add(damage.part)
 
     def _command(self) -> list[str]:
         command = shlex.split(os.environ.get(SSH_SWITCH) or "ssh")
@@ -131,7 +133,7 @@ class SshTransport:
                 f"the program '{' '.join(command[:1])}' was not found: apt-get install openssh-client."
             )
         program = base64.b64encode(zlib.compress(_bootstrap().encode(), 9)).decode()
-        # One line and plain words only, for whatever shell the user has there. An old Python must read it too.
+        # One line without quoting, because the user's shell on the device is unknown; an old Python must parse it too.
         code = (
             f"import sys,zlib,base64;sys.version_info<{OLDEST_PYTHON} and "
             f'sys.exit("{_TOO_OLD}%d.%d"%sys.version_info[:2]);exec(zlib.decompress(base64.b64decode("{program}")))'

@@ -1,4 +1,4 @@
-"""A worker's process, or that of the program that leads to it: two unbuffered pipes, and the last of what it says."""
+"""The process of a worker, or of the program (ssh, QEMU) that leads to it: two unbuffered pipes, and its stderr."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import IO
 _TAIL_BYTES = 8192
 
 
-class Child:
-    """Started at once. Ended with this object at the latest. Raises OSError where the program can't be started."""
+class WorkerProcess:
+    """A process that the constructor starts and that ends with this object at the latest. Raises OSError."""
 
     def __init__(
         self, command: Sequence[str], environment: Mapping[str, str] | None = None, **options: object
@@ -33,26 +33,26 @@ class Child:
         self.answers: IO[bytes] = process.stdout
         self._process = process
         self._tail = bytearray()
-        # Read all the time, so that the program never waits for a reader.
+        # A thread reads stderr all the time, so that the program never waits for a reader.
         self._reader = threading.Thread(target=_keep_tail, args=(process.stderr, self._tail), daemon=True)
         self._reader.start()
         weakref.finalize(self, _end, process, 3)
 
     def end(self, patience_s: float = 3) -> int:
-        """A worker ends with its input; one that is busy is waited for this long. The exit status."""
+        """Close the worker's input, wait `patience_s` for its end, then kill it -> exit status."""
         _end(self._process, patience_s)
         return self._process.returncode
 
-    def said(self) -> str:
-        """The last of stderr, after the end."""
+    def stderr_text(self) -> str:
+        """The end of what the process printed on stderr; call it after `end`."""
         self._reader.join(timeout=1)
         return self._tail.decode(errors="replace").strip()
 
 
 def last_line(text: str) -> str:
-    """Of what a program said, without its full stop."""
+    """The last line of a program's output, without its full stop."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1].rstrip(".") if lines else "it said nothing"
+    return lines[-1].rstrip(".") if lines else "it printed nothing"
 
 
 def _keep_tail(stream: IO[bytes], tail: bytearray) -> None:

@@ -1,1 +1,1 @@
-"""An emulated Raspberry Pi with its memory and kernel (QEMU's system mode)."""
+"""Emulates a whole Raspberry Pi, with its memory and a kernel (QEMU's system mode)."""

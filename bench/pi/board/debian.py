@@ -1,7 +1,7 @@
-"""An emulated board as a new SD card leaves it: Debian with apt, sudo, a user `pi` and a network, and nothing of ours.
+"""An emulated board like a new SD card: Debian with apt, sudo, a user `pi` and a network, without microvlm.
 
-Packages are unpacked here and entered into dpkg's database as installed: seconds, where the distribution's installer
-would run for minutes under emulation. Their maintainer scripts do not run; what matters of them is written here.
+Packages are unpacked here and entered into dpkg's database as installed, which takes seconds; the distribution's
+installer would run for minutes under emulation. Maintainer scripts do not run; this module writes their results.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from microvlm.backends.emulation.sysroot import (
     unpack_packages,
 )
 from microvlm.bench.pi.board.disk_image import (
-    Image,
+    DiskImage,
     kernel_package,
     need_program,
     take_kernel,
     write_disk,
 )
-from microvlm.bench.pi.board.emulated_board import System, find_emulator
-from microvlm.bench.pi.board.guest_program import Command
+from microvlm.bench.pi.board.emulated_board import EmulatedBoard, find_emulator
+from microvlm.bench.pi.board.guest_program import GuestCommand
 
 USER = "pi"
 ESSENTIAL = (
@@ -52,7 +52,7 @@ ESSENTIAL = (
     *("findutils", "grep", "gzip", "hostname", "init-system-helpers", "libc-bin", "login", "ncurses-base"),
     *("ncurses-bin", "perl-base", "sed", "sysvinit-utils", "tar", "util-linux"),
 )
-"""Debian's packages of that priority, which apt takes for granted."""
+"""Debian's packages of priority `essential`, which apt assumes to be installed."""
 BOARD_PACKAGES = (
     *ESSENTIAL,
     "apt",
@@ -65,9 +65,8 @@ BOARD_PACKAGES = (
     "sudo",
 )
 HELPERS = ("busybox-static", "time")
-"""What the supervisor needs."""
+"""Programs that the supervisor script needs."""
 FREE_BYTES = 1 << 30
-# QEMU's own network: the board is .15, the way out .2, the name server .3.
 ETC = {
     "hosts": "127.0.0.1 localhost board\n",
     "sudoers.d/pi": f"{USER} ALL=(ALL) NOPASSWD: ALL\n",
@@ -80,7 +79,7 @@ ACCOUNTS = {
     "passwd": f"_apt:x:42:65534::/nonexistent:/usr/sbin/nologin\n{USER}:x:1000:1000::/home/{USER}:/bin/bash\n",
     "group": f"{USER}:x:1000:\n",
 }
-# QEMU's own network: the board is .15, the way out .2, the name server .3. Whoever made the image owned its files.
+# QEMU's own network: the board is .15, the gateway .2, the name server .3. The builder of the image owned its files.
 PREPARE = """\
 export HOME=/root LANG=C.UTF-8
 chown -R 0:0 /etc /usr/bin/sudo /usr/libexec/sudo /var
@@ -100,29 +99,31 @@ echo nameserver 10.0.2.3 >/etc/resolv.conf
 
 def open_debian(
     ram_mb: int, boot: Mapping[str, Path | str], etc: Mapping[str, str], report: Progress | None = None
-) -> System:
-    """The board with `boot` on its boot partition (/boot/firmware) and `etc` in /etc, on this machine's network.
+) -> EmulatedBoard:
+    """A board with `boot` on its boot partition (/boot/firmware) and `etc` in /etc, on this machine's network.
 
-    Raises UserError as `open_system` does.
+    Raises UserError as `open_emulated_board` does.
     """
     emulator = find_emulator()
     image = ensure_debian(report or StderrProgress())
     files: dict[str, Path | str] = {f"boot/{name}": source for name, source in boot.items()}
     sources = {f"apt/{name}": text for name, text in apt_sources().items()}
     files |= {f"etc/{name}": text for name, text in {**sources, **etc}.items()}
-    return System(emulator, DEFAULT_CPU, CORES, ram_mb, image, {**files, "prepare": PREPARE}, network=True)
+    return EmulatedBoard(
+        emulator, DEFAULT_CPU, CORES, ram_mb, image, {**files, "prepare": PREPARE}, network=True
+    )
 
 
-def as_user(script: str) -> Command:
-    """A script for bash, run as `pi` in the home directory; its errors go where its output goes."""
+def as_user(script: str) -> GuestCommand:
+    """A command that runs a bash script as `pi` in the home directory; stderr goes to stdout."""
     rights = f"setpriv --reuid={USER} --regid={USER} --init-groups --reset-env"
-    # A file, for a program that reads its input would read the rest of the script.
+    # From a file: a program that reads stdin would read the rest of the script.
     start = f"cat >/tmp/script && cd /home/{USER} && exec {rights} bash -l /tmp/script </dev/null 2>&1"
-    return Command(("sh", "-c", start), stdin=script)
+    return GuestCommand(("sh", "-c", start), stdin=script)
 
 
-def ensure_debian(report: Progress) -> Image:
-    """The image, from the user's cache or built now. Raises UserError."""
+def ensure_debian(report: Progress) -> DiskImage:
+    """The disk image, from the user's cache or newly built. Raises UserError."""
     need_program("mke2fs", "e2fsprogs")
     kernel = kernel_package()
     packages = (*BOARD_PACKAGES, f"{system_name().split()[0]}-archive-keyring", *HELPERS)
@@ -131,7 +132,7 @@ def ensure_debian(report: Progress) -> Image:
     def build(folder: Path) -> None:
         kernel_root, root = folder.with_name("kernel"), folder.with_name("root")
         kernel_root.mkdir()
-        # Apart, so that the board's database knows no kernel whose installation apt would want to finish.
+        # In a separate tree, so that dpkg's database has no kernel whose installation apt would finish.
         unpack_packages(kernel_root, ("busybox-static", kernel), report)
         take_kernel(kernel_root, folder)
         for name in LINKED:
@@ -140,17 +141,17 @@ def ensure_debian(report: Progress) -> Image:
         for archive in unpack_archives(root, packages, report):
             register(archive, root)
         report("system: writing the disk", 0)
-        settle(root)
+        write_system_files(root)
         compile_library(root)
         write_disk(root, folder / "root.ext4", FREE_BYTES)
         report("system: writing the disk", 1)
 
     folder = cached_folder("debian", recipe, build)
-    return Image(folder / "vmlinuz", folder / "initrd", folder / "root.ext4")
+    return DiskImage(folder / "vmlinuz", folder / "initrd", folder / "root.ext4")
 
 
 def register(archive: Path, root: Path) -> None:
-    """Enters an unpacked package into dpkg's database below `root`: its status, its files, its scripts."""
+    """Enter an unpacked package into dpkg's database below `root`: its status, files and scripts."""
     database = root / "var" / "lib" / "dpkg"
     information = database / "info"
     information.mkdir(parents=True, exist_ok=True)
@@ -163,8 +164,8 @@ def register(archive: Path, root: Path) -> None:
         for path in Path(folder).iterdir():
             if path.name != "control":
                 shutil.copy(path, information / f"{name}.{path.name}")
-    done = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(archive)], capture_output=True, check=True)
-    with tarfile.open(fileobj=io.BytesIO(done.stdout)) as content:
+    result = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(archive)], capture_output=True, check=True)
+    with tarfile.open(fileobj=io.BytesIO(result.stdout)) as content:
         names = [member.name.removeprefix(".").rstrip("/") or "/." for member in content]
     (information / f"{name}.list").write_text("".join(f"{each}\n" for each in names))
     with (database / "status").open("a") as status:
@@ -172,8 +173,8 @@ def register(archive: Path, root: Path) -> None:
         status.write("\n")
 
 
-def settle(root: Path) -> None:
-    """What maintainer scripts and the imager would have done: accounts, certificates, rights of `pi`."""
+def write_system_files(root: Path) -> None:
+    """Write what maintainer scripts and the imager would write: accounts, certificates, rights of `pi`."""
     for name, lines in ACCOUNTS.items():
         master = (root / "usr" / "share" / "base-passwd" / f"{name}.master").read_text()
         (root / "etc" / name).write_text(master + lines)
@@ -181,7 +182,7 @@ def settle(root: Path) -> None:
         (root / "etc" / name).write_text(text)
     authorities = root / "usr" / "share" / "ca-certificates"
     trusted = sorted(authorities.rglob("*.crt"))
-    # Without the list, the package's trigger would empty the folder.
+    # Without this list the package's trigger would empty the folder.
     listed = "".join(f"{path.relative_to(authorities)}\n" for path in trusted)
     (root / "etc" / "ca-certificates.conf").write_text(listed)
     (root / "etc" / "ssl" / "certs").mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""What an emulated board starts from: Debian's own arm64 cloud kernel, an initial RAM disk, a root disk with a Python.
+"""Builds the disks of an emulated board: Debian's arm64 cloud kernel, an initial RAM disk, a root disk with a Python.
 
-Made from packages without root, mount or loop device, named by content and kept in the user's cache. Knows no model.
+Images are built from packages without root, mount or loop device, named by content and kept in the user's cache.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from microvlm.errors import UserError
 KERNEL_PACKAGES = {"debian": "linux-image-cloud-arm64", "ubuntu": "linux-image-virtual"}
 SYSTEM_PACKAGES = (*PACKAGES, "busybox-static", "time")
 PYTHON_SITE = "opt/python"
-"""Where the guest's Python finds the requirements."""
+"""Folder of the requirements on the root disk."""
 FREE_BYTES = 128 << 20
-"""Left empty on a root disk, for what programs write there."""
+"""Free bytes on a root disk, for files that programs write."""
 _DISK_PATHS = "/usr/sbin:/sbin"
 
 
 @dataclass(frozen=True)
-class Image:
-    """Files for QEMU. The disk is never written to: machines write to a snapshot of it."""
+class DiskImage:
+    """Files for QEMU. Machines write to a snapshot of the disk, never to the disk itself."""
 
     kernel: Path
     initrd: Path
     disk: Path
 
 
-def ensure_image(cpu: str, requirements: Sequence[str], report: Progress) -> Image:
+def ensure_image(cpu: str, requirements: Sequence[str], report: Progress) -> DiskImage:
     """The image whose Python has `requirements` (as pip takes them). Raises UserError."""
     kernel = kernel_package()
     need_program("mke2fs", "e2fsprogs")
@@ -64,11 +64,11 @@ def ensure_image(cpu: str, requirements: Sequence[str], report: Progress) -> Ima
         report("system: writing the disk", 1)
 
     folder = cached_folder("system", recipe, build)
-    return Image(folder / "vmlinuz", folder / "initrd", folder / "root.ext4")
+    return DiskImage(folder / "vmlinuz", folder / "initrd", folder / "root.ext4")
 
 
 def kernel_package() -> str:
-    """Raises UserError where the distribution's kernel is not known to start here."""
+    """Name of the distribution's arm64 kernel package. Raises UserError for an unknown distribution."""
     distribution = system_name().split()[0]
     if distribution not in KERNEL_PACKAGES:
         raise UserError(
@@ -78,11 +78,11 @@ def kernel_package() -> str:
 
 
 def take_kernel(root: Path, folder: Path) -> None:
-    """Moves the kernel out of an unpacked tree into `folder`, with an initial RAM disk of its modules."""
+    """Move the kernel from an unpacked tree into `folder`, with an initial RAM disk of its modules."""
     kernels = sorted((root / "boot").glob("vmlinuz-*"))
     if not kernels:
         raise UserError(
-            "the kernel's package holds no kernel: its layout is new, and this program is too old."
+            "the kernel's package has no boot/vmlinuz-*: its layout has changed; update microvlm."
         )
     shutil.move(kernels[-1], folder / "vmlinuz")
     modules = next(path for path in (root / "usr/lib/modules", root / "lib/modules") if path.is_dir())
@@ -92,7 +92,7 @@ def take_kernel(root: Path, folder: Path) -> None:
 
 
 def write_disk(root: Path, target: Path, free_bytes: int) -> None:
-    """An ext4 file system with the files below `root` and `free_bytes` of room (sparse). Raises UserError."""
+    """Write an ext4 file system with the files below `root` and `free_bytes` free (sparse). Raises UserError."""
     content = inodes = 0
     for directory, folders, names in os.walk(root):
         inodes += len(folders) + len(names)
@@ -111,16 +111,16 @@ def write_disk(root: Path, target: Path, free_bytes: int) -> None:
         f"{mebibytes}M",
     ]
     environment = {**os.environ, "PATH": f"{os.environ.get('PATH', '')}:{_DISK_PATHS}", "LC_ALL": "C"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    if done.returncode:
-        reason = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if result.returncode:
+        reason = result.stderr.strip().splitlines()[-1:] or [f"exit status {result.returncode}"]
         raise UserError(
-            f"mke2fs could not write a disk ({reason[0].rstrip('.')}): check the room in the cache."
+            f"mke2fs could not write a disk ({reason[0].rstrip('.')}): free some space in the cache."
         )
 
 
 def write_data_disk(files: Mapping[str, Path | str], target: Path) -> None:
-    """An ext4 file system with `files`: path there -> a file or folder here, or the text of a file."""
+    """Write an ext4 file system with `files`: path there -> a file or folder here, or the text of a file."""
     tree = target.with_name(f"{target.name}.tree")
     for name, source in files.items():
         path = tree / name.lstrip("/")
@@ -138,13 +138,13 @@ def write_data_disk(files: Mapping[str, Path | str], target: Path) -> None:
 
 
 def need_program(program: str, package: str) -> None:
-    """Raises UserError naming the Debian package."""
+    """Raise UserError, with the Debian package to install, where `program` is not found."""
     if shutil.which(program, path=f"{os.environ.get('PATH', '')}:{_DISK_PATHS}") is None:
         raise UserError(f"{program} was not found: apt-get install {package}.")
 
 
 def _link(source: str | Path, target: str | Path) -> None:
-    """A second name where the file system allows it, else a copy: bundles are large."""
+    """Hard-link a file where the file system allows it, else copy it: bundles are large."""
     try:
         os.link(os.path.realpath(source), target)
     except OSError:

@@ -1,6 +1,6 @@
-"""A whole emulated board: QEMU with four cores, as much memory as a board has, no swap, and Debian's own kernel.
+"""A whole emulated board: QEMU with four cores, a board's memory, no swap, and Debian's own kernel.
 
-Peaks, the OOM killer and illegal instructions there are what a board would show; times are not. Knows no model.
+Memory peaks, the OOM killer and illegal instructions are those of a real board; times are not. Knows no model.
 """
 
 from __future__ import annotations
@@ -18,30 +18,35 @@ from microvlm.backends.emulation.cpus import CORES, DEFAULT_CPU
 from microvlm.backends.emulation.progress import Progress, StderrProgress
 from microvlm.backends.emulation.sites import ensure_site
 from microvlm.backends.emulation.sysroot import ensure_sysroot
-from microvlm.bench.pi.board.disk_image import PYTHON_SITE, Image, ensure_image, write_data_disk
-from microvlm.bench.pi.board.guest_program import Command, Outcome, parse_outcomes, supervisor
+from microvlm.bench.pi.board.disk_image import PYTHON_SITE, DiskImage, ensure_image, write_data_disk
+from microvlm.bench.pi.board.guest_program import (
+    CommandOutcome,
+    GuestCommand,
+    parse_outcomes,
+    supervisor_script,
+)
 from microvlm.errors import UserError
 
 EMULATOR = "qemu-system-aarch64"
 PORTS = ("stdout", "stderr", "report")
-# What pip would have written: a console script for the board's Python.
+# A console script for the board's Python, as pip would write it.
 PROGRAM = "#!/usr/bin/python3\nimport sys\n\nfrom microvlm.{module} import main\n\nsys.exit(main())\n"
-PROGRAMS = {"microvlm": "cli", "microvlm-bench": "bench.cli"}
+PROGRAMS = {"microvlm": "commands.main", "microvlm-bench": "bench.bench_command"}
 
 
 @dataclass(frozen=True)
-class System:
-    """What `open_system` makes. Nothing runs until `run`."""
+class EmulatedBoard:
+    """An emulated board, not started; `open_emulated_board` creates one and `run` starts it."""
 
     emulator: str
     cpu: str
     cores: int
     ram_mb: int
-    image: Image
+    image: DiskImage
     files: Mapping[str, Path | str]
     """Path below /srv there -> a file or folder here, or a text."""
     network: bool = False
-    """Does it reach what this machine reaches?"""
+    """Has the board a network, through this machine?"""
 
     @property
     def ram_bytes(self) -> int:
@@ -71,15 +76,15 @@ class System:
             line += ["-device", f"virtserialport,chardev={name},nr={number}"]
         if not self.network:
             return [*line, "-nic", "none"]
-        # No boot ROM: it comes in a package of its own, and nothing starts from the network.
+        # No boot ROM: it is in a separate package, and nothing boots from the network.
         return [*line, "-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net,romfile="]
 
     def run(
         self,
-        commands: Sequence[Command],
+        commands: Sequence[GuestCommand],
         timeout_s: float = 600,
-    ) -> list[Outcome]:
-        """One start of the machine, which runs `commands` in turn, each with an empty page cache.
+    ) -> list[CommandOutcome]:
+        """Boot the machine once and run `commands` in turn, each with an empty page cache -> one outcome each.
 
         Raises UserError where the machine does not start, stops before the last command or takes longer than
         `timeout_s` in all.
@@ -87,7 +92,7 @@ class System:
         mark = f"--{secrets.token_hex(16)}--"
         with tempfile.TemporaryDirectory(prefix="microvlm-board-") as temporary:
             folder = Path(temporary)
-            files = dict(self.files) | {"supervise": supervisor(mark)}
+            files = dict(self.files) | {"supervise": supervisor_script(mark)}
             for number, command in enumerate(commands):
                 files[f"jobs/{number:03}/command"] = command.script()
                 files[f"jobs/{number:03}/stdin"] = command.stdin
@@ -99,12 +104,12 @@ class System:
             last = [line for line in console.splitlines() if line.strip()][-1:] or ["nothing on its console"]
             raise UserError(
                 f"the emulated board ended after {len(outcomes)} of {len(commands)} commands "
-                f"(it was given {timeout_s:g} s; last line: {last[0].strip()})."
+                f"(time limit {timeout_s:g} s; last line: {last[0].strip()})."
             )
         return outcomes
 
     def _wait(self, folder: Path, timeout_s: float) -> str:
-        """Runs QEMU to its end or to the time limit -> what the console showed."""
+        """Run QEMU to its end or to the time limit -> the text on its console."""
         with (folder / "console").open("wb") as console:
             process = subprocess.Popen(
                 self.command(folder / "data.ext4", folder),
@@ -122,7 +127,7 @@ class System:
         return _text(folder / "console")
 
 
-def open_system(
+def open_emulated_board(
     ram_mb: int,
     cores: int = CORES,
     cpu: str = DEFAULT_CPU,
@@ -131,36 +136,38 @@ def open_system(
     files: Mapping[str, Path | str] | None = None,
     environment: Mapping[str, str] | None = None,
     report: Progress | None = None,
-) -> System:
+) -> EmulatedBoard:
     """A board with `ram_mb` MiB whose Python has `requirements` and, before them on the path, `packages`.
 
     `packages`: wheels for aarch64, and folders that hold packages. `files`: path below /srv there -> a file or folder
-    here, or a text. What is missing is built into the user's cache, with the steps on stderr. Raises UserError: no
+    here, or a text. Missing parts are built into the user's cache, with the steps on stderr. Raises UserError: no
     QEMU, no apt, no network, a wheel for another machine.
     """
     emulator = find_emulator()
     report = report or StderrProgress()
     image = ensure_image(cpu, requirements, report)
-    carried: dict[str, Path | str] = dict(files or {})
+    data_files: dict[str, Path | str] = dict(files or {})
     paths: list[str] = []
     for package in map(Path, packages):
         if package.is_dir():
             site = package
         else:
             site = ensure_site(ensure_sysroot(cpu, report), [str(package)], report, dependencies=False)
-        carried[f"python/{len(paths)}"] = site
+        data_files[f"python/{len(paths)}"] = site
         paths.append(f"/srv/python/{len(paths)}")
     path = ":".join([*paths, f"/{PYTHON_SITE}"])
     exports = {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "HOME": "/root", "LANG": "C.UTF-8"}
     exports |= environment or {}
-    carried["prepare"] = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in exports.items())
+    data_files["prepare"] = "".join(
+        f"export {name}={shlex.quote(value)}\n" for name, value in exports.items()
+    )
     for program, module in PROGRAMS.items() if packages else ():
-        carried[f"bin/{program}"] = PROGRAM.format(module=module)
-    return System(emulator, cpu, cores, ram_mb, image, carried)
+        data_files[f"bin/{program}"] = PROGRAM.format(module=module)
+    return EmulatedBoard(emulator, cpu, cores, ram_mb, image, data_files)
 
 
 def find_emulator() -> str:
-    """Raises UserError."""
+    """Path of QEMU's system emulator. Raises UserError where it is not installed."""
     emulator = shutil.which(EMULATOR)
     if emulator is None:
         raise UserError("QEMU's aarch64 machine was not found: apt-get install qemu-system-arm.")

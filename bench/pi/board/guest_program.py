@@ -1,7 +1,7 @@
-"""The program that an emulated board runs as its first process, and what it reports to this machine.
+"""The script that an emulated board runs as its first process, and the parser of its report.
 
-It is a shell script for busybox, so that it costs no memory worth naming: it starts each command with an empty page
-cache, looks at MemAvailable while it runs, and asks the kernel afterwards for the peak and the OOM killer's victims.
+It is a shell script for busybox, which needs little memory. It starts each command with an empty page cache, samples
+MemAvailable meanwhile, and then reads the peak and the OOM killer's victims from the kernel.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 SAMPLE_SECONDS = 0.2
 
-# Ports: 1 stdout, 2 stderr, 3 this script's own report, one line an event. After each command a line with a mark goes
-# to 1 and 2, so that this machine can cut them.
+# Ports: 1 stdout, 2 stderr, 3 the script's report, one line for each event. After each command a line with a mark goes
+# to ports 1 and 2, where this machine splits them.
 SUPERVISOR = """\
 export PATH=/srv/bin:/usr/sbin:/usr/bin:/sbin:/bin:/run/busybox
 /bin/busybox mount -t tmpfs -o size=64M run /run
@@ -68,7 +68,7 @@ poweroff -f
 
 
 @dataclass(frozen=True)
-class Command:
+class GuestCommand:
     """A program to run on the board, as root, in /root."""
 
     arguments: tuple[str, ...]
@@ -76,31 +76,31 @@ class Command:
     environment: dict[str, str] = field(default_factory=dict)
 
     def script(self) -> str:
-        """The shell becomes the program, so that the peak is the program's own."""
+        """A shell script that becomes the program by exec, so that the measured peak is the program's."""
         exports = [f"export {name}={shlex.quote(value)}\n" for name, value in self.environment.items()]
         return "".join([*exports, f"exec {shlex.join(self.arguments)}\n"])
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What the board's kernel says about one command."""
+class CommandOutcome:
+    """The result of one command, as the board's kernel reports it."""
 
     exit_status: int
-    """128 + N where signal N ended it; 137 is what the OOM killer leaves."""
+    """128 + N after signal N; 137 after the OOM killer."""
     stdout: str
     stderr: str
     seconds: float
-    """By the board's clock: emulated, so it says nothing about a real board."""
+    """Seconds of the board's clock; it is emulated, so they say nothing about a real board."""
     peak_rss_bytes: int
-    """The largest resident set of the program or of one that it waited for: ru_maxrss."""
+    """The largest resident set of the program or of a child that it waited for: ru_maxrss."""
     total_bytes: int
-    """MemTotal: the memory less what the kernel keeps for itself."""
+    """MemTotal: the memory without the kernel's own part."""
     available_bytes: int
-    """The least MemAvailable while it ran: what was left to others, the page cache included."""
+    """The least MemAvailable while the command ran: memory left to other programs, page cache included."""
     available: tuple[tuple[float, int], ...]
-    """(seconds since its start, MemAvailable), some five a second."""
+    """(seconds since the start, MemAvailable), about five samples a second."""
     oom_victims: tuple[str, ...]
-    """The kernel's words about each process that its OOM killer ended."""
+    """The kernel's log line for each process that the OOM killer ended."""
 
     @property
     def oom(self) -> bool:
@@ -108,13 +108,13 @@ class Outcome:
         return bool(self.oom_victims)
 
 
-def supervisor(mark: str) -> str:
-    """`mark` is a line that no program prints."""
+def supervisor_script(mark: str) -> str:
+    """The script with `mark`, a line that no program prints."""
     return SUPERVISOR.replace("SAMPLE", f"{SAMPLE_SECONDS:g}").replace("MARK", mark)
 
 
-def parse_outcomes(report: str, stdout: str, stderr: str, mark: str) -> list[Outcome]:
-    """One for each command that ended."""
+def parse_outcomes(report: str, stdout: str, stderr: str, mark: str) -> list[CommandOutcome]:
+    """One outcome for each command that ended."""
     ends = [text.split(f"{mark}\n") for text in (stdout, stderr)]
     runs = re.findall(r"(?ms)^start (\S+)\n(.*?)^end (\S+) (\d+) (\d+) (\d+)$", report)
     return [
@@ -123,20 +123,22 @@ def parse_outcomes(report: str, stdout: str, stderr: str, mark: str) -> list[Out
     ]
 
 
-def _outcome(start: float, body: str, end: tuple[float, int, int, int], stdout: str, stderr: str) -> Outcome:
-    seen = [tuple(map(float, found)) for found in re.findall(r"(?m)^memory (\S+) (\d+) (\d+)$", body)]
+def _outcome(
+    start: float, body: str, end: tuple[float, int, int, int], stdout: str, stderr: str
+) -> CommandOutcome:
+    samples = [tuple(map(float, sample)) for sample in re.findall(r"(?m)^memory (\S+) (\d+) (\d+)$", body)]
     victims: Sequence[str] = re.findall(r"(?m)^victim (.*)$", body)
     ended, status, peak, kills = end
-    # The counter is the proof; the kernel's log only says who.
+    # The counter proves the OOM; the kernel's log only names the process.
     victims = [*victims, *["a process that the kernel's log does not name"] * kills][: max(kills, 0)]
-    return Outcome(
+    return CommandOutcome(
         exit_status=status,
         stdout=stdout,
         stderr=stderr,
         seconds=ended - start,
         peak_rss_bytes=peak * 1024,
-        total_bytes=int(seen[0][1]) * 1024,
-        available_bytes=int(min(available for _, _, available in seen)) * 1024,
-        available=tuple((now - start, int(available) * 1024) for now, _, available in seen),
+        total_bytes=int(samples[0][1]) * 1024,
+        available_bytes=int(min(available for _, _, available in samples)) * 1024,
+        available=tuple((now - start, int(available) * 1024) for now, _, available in samples),
         oom_victims=tuple(victims),
     )

@@ -1,5 +1,5 @@
-"""The initial RAM disk of an emulated board: a static busybox, the kernel's modules for its disks and ports, and a
-script that mounts both disks and starts the supervisor. A cpio archive written here: no root, no mount, no device.
+"""Writes the initial RAM disk of an emulated board, a cpio archive: a static busybox, the kernel's modules for disks
+and ports, and a script that mounts both disks and starts the supervisor script. Needs no root, mount or device.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from pathlib import Path
 from microvlm.errors import UserError
 
 MODULES = ("virtio_pci", "virtio_blk", "virtio_console", "virtio_net", "ext4")
-"""What the root disk, the data disk, the ports and the network need; their dependencies follow from the files."""
+"""Modules for the disks, the ports and the network; the module files name their dependencies."""
 
-# The root disk becomes `/`; the data disk, `/srv`, carries what this boot shall do.
+# The root disk becomes `/`; the data disk, `/srv`, has the commands of this boot.
 INIT = """\
 #!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -31,21 +31,21 @@ FOLDERS = ("bin", "dev", "modules", "newroot", "proc")
 
 
 def write_initrd(target: Path, busybox: Path, modules: Path) -> None:
-    """`target` from a static busybox and the folder below which a kernel's modules lie. Raises UserError."""
-    chosen = load_order(modules, MODULES)
+    """Write `target` from a static busybox and the folder of a kernel's modules. Raises UserError."""
+    needed = load_order(modules, MODULES)
     files = {"init": (INIT.encode(), 0o755), "bin/busybox": (busybox.read_bytes(), 0o755)}
-    files["modules/order"] = ("".join(f"{path.name}\n" for path in chosen).encode(), 0o644)
-    files |= {f"modules/{path.name}": (path.read_bytes(), 0o644) for path in chosen}
+    files["modules/order"] = ("".join(f"{path.name}\n" for path in needed).encode(), 0o644)
+    files |= {f"modules/{path.name}": (path.read_bytes(), 0o644) for path in needed}
     entries = [_entry(name, b"", 0o040755) for name in FOLDERS]
     entries += [_entry(name, content, 0o100000 | mode) for name, (content, mode) in files.items()]
     target.write_bytes(b"".join([*entries, _entry("TRAILER!!!", b"", 0)]))
 
 
-def load_order(modules: Path, wanted: tuple[str, ...]) -> list[Path]:
-    """The files of `wanted` and of what they depend on, each after its dependencies.
+def load_order(modules: Path, names: tuple[str, ...]) -> list[Path]:
+    """The files of the modules `names` and of their dependencies, each after its dependencies.
 
-    What the kernel has built in needs no file, and that differs between point releases. Raises UserError for a module
-    that it neither has nor knows.
+    A built-in module needs no file; which ones are built in differs between point releases. Raises UserError for a
+    module that is neither a file nor built in.
     """
     files = {_name(path.name): path for path in modules.rglob("*.ko")}
     builtin = {
@@ -64,11 +64,11 @@ def load_order(modules: Path, wanted: tuple[str, ...]) -> list[Path]:
             )
         # `.modinfo` holds NAME=VALUE texts, each ended by a zero byte.
         depends = re.search(rb"(?<=\0)depends=([\w,-]*)(?=\0)", files[name].read_bytes())
-        for needed in filter(None, depends[1].decode().split(",") if depends else ()):
-            add(_name(needed))
+        for dependency in filter(None, depends[1].decode().split(",") if depends else ()):
+            add(_name(dependency))
         order.append(name)
 
-    for name in wanted:
+    for name in names:
         add(name)
     return [files[name] for name in order]
 

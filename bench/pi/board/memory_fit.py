@@ -1,8 +1,8 @@
-"""Does a model fit a board: `microvlm caption` and a chat with memory, whole programs in an emulated machine with the
-memory of one, no swap, and Debian's kernel to say what they took.
+"""Measures whether a model fits a board: runs `microvlm caption` and a chat with memory on an emulated board with its
+memory and no swap, and reads the memory that they take from Debian's kernel.
 
-Peaks and the OOM killer there are evidence; times are not, and are not reported. The machine runs nothing else: what a
-board's own services need has to come out of `available_bytes`.
+Peaks and the OOM killer are evidence about a real board; times are not, and are not reported. Nothing else runs on the
+emulated board: memory for a board's own services has to come out of `available_bytes`.
 """
 
 from __future__ import annotations
@@ -13,80 +13,78 @@ from pathlib import Path
 from typing import Any
 
 from microvlm.backends.emulation import runtime_requirements
-from microvlm.bench.pi.board.emulated_board import System, open_system
-from microvlm.bench.pi.board.guest_program import Command, Outcome
+from microvlm.bench.pi.board.emulated_board import EmulatedBoard, open_emulated_board
+from microvlm.bench.pi.board.guest_program import CommandOutcome, GuestCommand
 from microvlm.bench.pi.counting.emulated_package import Package
 from microvlm.errors import UserError
 
 RAM_MB = (512, 448)
-"""A Pi Zero 2 W's memory, and what it has left when 64 MB belong to the graphics processor."""
+"""MiB of a Pi Zero 2 W: all, and without the 64 MB of the graphics processor."""
 TURNS = 10
 QUESTIONS = ("what is on the left?", "what was in the first image?")
-PICTURE_THERE = "picture.png"
+PICTURE_NAME = "picture.png"
 FULL_TURNS = 4
-"""Of a full-size chat: a picture, a question, a recall, a question. A turn takes a minute on two cores here."""
+"""Turns of a full-size chat: a picture, a question, a recall, a question. A turn takes a minute on two cores."""
 NANO_TOKENS, FULL_TOKENS = 8, 3
-"""Longest answers. An emulated full-size model takes seconds a token; memory is at its peak after the first."""
+"""Most tokens of an answer. An emulated full-size model takes seconds a token; memory peaks at the first."""
 PEAK_BYTES, LEFT_BYTES = 250_000_000, 150_000_000
-"""At full size: the largest resident set of a program that loads and decodes, which a caption is, and what any program
-has to leave to others. A chat also has the memory's graphs and states."""
+"""Bounds of a full-size model: the largest resident set of a caption, and the memory that every program has to leave to
+others. A chat also has the memory's graphs and states."""
 TIMEOUT_S = 3600
-"""For one machine, which is minutes for the full size, here, and more on busy cores."""
+"""Limit for one machine; a full-size model takes minutes, and longer on busy cores."""
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A model and how much it is asked."""
+class FittedModel:
+    """A model whose memory is measured, and how long its answers and its chat are."""
 
     name: str
     bundle: Path
     new_tokens: int = NANO_TOKENS
-    """The longest answer."""
+    """Most tokens of an answer."""
     turns: int = TURNS
-    """Of the chat; 0 for none."""
+    """Turns of the chat; 0 for no chat."""
     chats_up_to_mb: int = max(RAM_MB)
-    """The largest machine that it chats in; in larger ones it only captions."""
+    """The largest machine in which it chats; in larger ones it only captions."""
     bounded: bool = False
-    """Is it held to PEAK_BYTES and LEFT_BYTES?"""
+    """Do PEAK_BYTES and LEFT_BYTES apply?"""
 
 
-def full_subject(name: str, bundle: Path) -> Subject:
-    """A full-size bundle: short answers, few turns, those where memory is tightest alone, and held to the bounds."""
-    return Subject(name, bundle, FULL_TOKENS, FULL_TURNS, chats_up_to_mb=min(RAM_MB), bounded=True)
+def full_size_model(name: str, bundle: Path) -> FittedModel:
+    """A full-size bundle: short answers, few turns, only where memory is tightest, with the bounds."""
+    return FittedModel(name, bundle, FULL_TOKENS, FULL_TURNS, chats_up_to_mb=min(RAM_MB), bounded=True)
 
 
 def measure_fit(
-    subjects: Sequence[Subject],
+    models: Sequence[FittedModel],
     picture: Path,
     package: Package,
     ram_mb: Sequence[int] = RAM_MB,
     backend: str = "ort",
     timeout_s: float = TIMEOUT_S,
 ) -> dict[str, Any]:
-    """Starts one machine for each size of memory and runs every subject's caption and chat in it, one after another.
+    """Start one machine for each size of memory and run every model's caption and chat in it, one after another.
 
     Returns `ram_bytes`, `peak_rss_bytes`, `available_bytes` (the least MemAvailable) and `oom` of the tightest run, and
     all `runs`. Raises UserError for a program that fails for another reason than memory.
     """
     runs = []
     for size in ram_mb:
-        tasks = [task for subject in subjects for task in _tasks(subject, backend, size)]
-        system = open_board(size, {each.name: each.bundle for each in subjects}, picture, package)
-        outcomes = system.run([command for _, _, command in tasks], timeout_s)
-        for (model, program, _), outcome in zip(tasks, outcomes, strict=True):
-            runs.append(
-                {"model": model, "program": program, **_row(system, outcome, f"{program} of {model}")}
-            )
+        tasks = [task for model in models for task in _tasks(model, backend, size)]
+        board = open_model_board(size, {model.name: model.bundle for model in models}, picture, package)
+        outcomes = board.run([command for _, _, command in tasks], timeout_s)
+        for (name, program, _), outcome in zip(tasks, outcomes, strict=True):
+            runs.append({"model": name, "program": program, **_row(board, outcome, f"{program} of {name}")})
     return summarise(runs)
 
 
-def open_board(
+def open_model_board(
     ram_mb: int, bundles: Mapping[str, Path], picture: Path, package: Package, cores: int = 4
-) -> System:
-    """The machine with `bundles` in /srv/models, the picture, and this package in its Python. Raises UserError."""
+) -> EmulatedBoard:
+    """A board with `bundles` in /srv/models, the picture, and this package in its Python. Raises UserError."""
     files: dict[str, Path | str] = {f"models/{name}": bundle for name, bundle in bundles.items()}
-    files[PICTURE_THERE] = picture
-    return open_system(
+    files[PICTURE_NAME] = picture
+    return open_emulated_board(
         ram_mb,
         cores,
         requirements=runtime_requirements(),
@@ -102,10 +100,10 @@ def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {**{key: tightest[key] for key in keys}, "runs": [dict(run) for run in runs]}
 
 
-def complaints(subjects: Sequence[Subject], runs: Sequence[Mapping[str, Any]]) -> list[str]:
+def complaints(models: Sequence[FittedModel], runs: Sequence[Mapping[str, Any]]) -> list[str]:
     """One sentence for each run that does not fit."""
-    bounded = {subject.name for subject in subjects if subject.bounded}
-    wrong = [
+    bounded = {model.name for model in models if model.bounded}
+    sentences = [
         f"{run['program']} of {run['model']} ran out of memory in {run['ram_bytes'] >> 20} MiB: {run['oom_victims'][0]}"
         for run in runs
         if run["oom"]
@@ -113,14 +111,14 @@ def complaints(subjects: Sequence[Subject], runs: Sequence[Mapping[str, Any]]) -
     for run in (run for run in runs if run["model"] in bounded):
         what, where = f"{run['program']} of {run['model']}", f"in {run['ram_bytes'] >> 20} MiB"
         if run["program"] == "caption" and run["peak_rss_bytes"] > PEAK_BYTES:
-            wrong.append(f"{what} peaks at {run['peak_rss_bytes']} bytes, over {PEAK_BYTES}, {where}")
+            sentences.append(f"{what} peaks at {run['peak_rss_bytes']} bytes, over {PEAK_BYTES}, {where}")
         if run["available_bytes"] < LEFT_BYTES:
-            wrong.append(f"{what} leaves {run['available_bytes']} bytes, under {LEFT_BYTES}, {where}")
-    return wrong
+            sentences.append(f"{what} leaves {run['available_bytes']} bytes, under {LEFT_BYTES}, {where}")
+    return sentences
 
 
 def format_fit(document: Mapping[str, Any]) -> str:
-    """A table of what `measure_fit` found, in MB of 10^6 bytes."""
+    """A table of a `measure_fit` report, in MB of 10^6 bytes."""
     lines = [f"{'memory':>8} {'model':<12} {'program':<8} {'peak RSS':>9} {'left':>7}  MB"]
     for run in document["runs"]:
         end = "  OUT OF MEMORY" if run["oom"] else ""
@@ -133,35 +131,35 @@ def format_fit(document: Mapping[str, Any]) -> str:
 
 
 def conversation(turns: int) -> str:
-    """Lines for `microvlm chat`: a picture, then questions about what is seen and about what is remembered."""
-    lines = [f"/image /srv/{PICTURE_THERE}"]
+    """Input lines for `microvlm chat`: a picture, then questions about it and about the memory."""
+    lines = [f"/image /srv/{PICTURE_NAME}"]
     for number in range(turns - 1):
         question = QUESTIONS[number % 2]
         lines.append(question if question == QUESTIONS[0] else f"/recall {question}")
     return "".join(f"{line}\n" for line in lines[:turns])
 
 
-def _tasks(subject: Subject, backend: str, ram_mb: int) -> list[tuple[str, str, Command]]:
-    where = f"/srv/models/{subject.name}"
-    shared = ("--model", where, "--backend", backend, "--max-new-tokens", str(subject.new_tokens))
-    caption = Command(("microvlm", "caption", f"/srv/{PICTURE_THERE}", *shared))
-    tasks = [(subject.name, "caption", caption)]
-    if subject.turns and ram_mb <= subject.chats_up_to_mb:
-        chat = Command(
-            ("microvlm", "chat", "--memory", f"{subject.name}.mem", *shared),
-            conversation(subject.turns),
+def _tasks(model: FittedModel, backend: str, ram_mb: int) -> list[tuple[str, str, GuestCommand]]:
+    where = f"/srv/models/{model.name}"
+    shared = ("--model", where, "--backend", backend, "--max-new-tokens", str(model.new_tokens))
+    caption = GuestCommand(("microvlm", "caption", f"/srv/{PICTURE_NAME}", *shared))
+    tasks = [(model.name, "caption", caption)]
+    if model.turns and ram_mb <= model.chats_up_to_mb:
+        chat = GuestCommand(
+            ("microvlm", "chat", "--memory", f"{model.name}.mem", *shared),
+            conversation(model.turns),
         )
-        tasks.append((subject.name, "chat", chat))
+        tasks.append((model.name, "chat", chat))
     return tasks
 
 
-def _row(system: System, outcome: Outcome, what: str) -> dict[str, Any]:
+def _row(board: EmulatedBoard, outcome: CommandOutcome, what: str) -> dict[str, Any]:
     errors = [line for line in outcome.stderr.splitlines() if line.startswith("Error: ")]
     if not outcome.oom and (outcome.exit_status or errors):
-        said = (errors or outcome.stderr.strip().splitlines()[-1:] or ["nothing on stderr"])[0]
-        raise UserError(f"{what} failed on the emulated board (exit status {outcome.exit_status}): {said}")
+        reason = (errors or outcome.stderr.strip().splitlines()[-1:] or ["nothing on stderr"])[0]
+        raise UserError(f"{what} failed on the emulated board (exit status {outcome.exit_status}): {reason}")
     return {
-        "ram_bytes": system.ram_bytes,
+        "ram_bytes": board.ram_bytes,
         "usable_bytes": outcome.total_bytes,
         "peak_rss_bytes": outcome.peak_rss_bytes,
         "available_bytes": outcome.available_bytes,

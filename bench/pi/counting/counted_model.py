@@ -35,11 +35,11 @@ def run(bundle: str, options: dict[str, Any]) -> dict[str, Any]:
     import onnxruntime  # noqa: F401  # a part of loading
 
     from microvlm.backends import native
-    from microvlm.backends.arm64.device.graph_host import DeviceRuntime, Settings
+    from microvlm.backends.arm64.device.graph_server import DeviceOrtRuntime, DeviceSettings
     from microvlm.bench.pi.workload_phases import GRAPHS, PHASES, Scenario, Work
 
     # Not hashed: a user's second start finds a bundle whose files were checked when it was copied.
-    runtime = DeviceRuntime(Path(bundle), Settings(threads=1, verify=False))
+    runtime = DeviceOrtRuntime(Path(bundle), DeviceSettings(threads=1, verify=False))
     for graph in sorted({graph for graphs in GRAPHS.values() for graph in graphs}):
         runtime.session(graph)
     mark(0)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from microvlm.backends.emulation import DEFAULT_CPU, Machine, open_machine, runtime_requirements
+from microvlm.backends.emulation import DEFAULT_CPU, EmulatedMachine, open_machine, runtime_requirements
 from microvlm.backends.emulation.cache import cached_folder
 from microvlm.bench.kernels import cortex_a53
 from microvlm.bench.pi.counting.emulated_package import Package
@@ -61,7 +61,7 @@ class Region:
     """Those of the native library."""
 
 
-def open_board(package: Package, cpu: str = DEFAULT_CPU) -> Machine:
+def open_board(package: Package, cpu: str = DEFAULT_CPU) -> EmulatedMachine:
     """An emulated machine with this package and what it needs to run; what is missing is built. Raises UserError."""
     wheels = [] if package.wheel is None else [package.wheel]
     machine = open_machine(cpu, runtime_requirements(), wheels)
@@ -79,7 +79,7 @@ def require_emulator() -> str:
 
 
 def count(
-    machine: Machine, arguments: Sequence[str], extra: dict[str, str] | None = None
+    machine: EmulatedMachine, arguments: Sequence[str], extra: dict[str, str] | None = None
 ) -> tuple[Any, dict[int, Region]]:
     """Run the emulated Python with `arguments` -> the JSON document that it prints, and the counts by region.
 

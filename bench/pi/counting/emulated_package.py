@@ -11,7 +11,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from microvlm.backends.arm64.transports.device_package import SWITCH, library_lacks, unpacked_package
+from microvlm.backends.arm64.transports.device_package import SWITCH, missing_library_reason, unpacked_package
 from microvlm.backends.native import LIBRARY
 from microvlm.errors import UserError
 
@@ -30,7 +30,7 @@ class Package:
 
     @property
     def contents(self) -> list[Path]:
-        """For `open_system`'s packages."""
+        """For `open_emulated_board`'s packages."""
         return [path for path in (self.wheel, self.site) if path is not None]
 
 
@@ -43,10 +43,10 @@ def package_of_board() -> Package:
 
 def require_library() -> None:
     """Raises UserError, at once, where `package_of_board` would have no native library."""
-    lacks = library_lacks(MACHINE)
-    if lacks:
+    reason = missing_library_reason(MACHINE)
+    if reason:
         raise UserError(
-            f"counting instructions needs this package's native library for {MACHINE}: {lacks}. Build an {MACHINE} "
+            f"counting instructions needs this package's native library for {MACHINE}: {reason}. Build an {MACHINE} "
             f"wheel in a checkout (bash .ci/nox -s wheels -- DIRECTORY) and set {SWITCH} to it, or run in a checkout "
             "with a cross-compiler (apt-get install g++-aarch64-linux-gnu cmake). --part equivalence does without."
         )

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from microvlm.backends.emulation import Machine
+from microvlm.backends.emulation import EmulatedMachine
 from microvlm.bench.pi.counting.counting_emulator import Region, count
 from microvlm.bench.pi.counting.emulated_package import Package
 from microvlm.bench.pi.workload_phases import GRAPHS, Scenario
@@ -45,7 +45,7 @@ class Counted:
         return [asdict(cost) for cost in self.costs]
 
 
-def count_bundle(machine: Machine, package: Package, bundle: Path, scenario: Scenario) -> Counted:
+def count_bundle(machine: EmulatedMachine, package: Package, bundle: Path, scenario: Scenario) -> Counted:
     """Load and every phase on one thread. Raises UserError; IllegalInstruction for a SIGILL."""
     options = json.dumps(asdict(scenario))
     arguments = ["-m", "microvlm.bench.pi.counting.counted_model", str(bundle.resolve()), options]

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from microvlm.backends.emulation import Machine
+from microvlm.backends.emulation import EmulatedMachine
 from microvlm.bench.kernels.contender_formats import Format, NBits, Operands
 from microvlm.bench.kernels.contenders import OURS, PEERS, Contender
 from microvlm.bench.kernels.kernel_graphs import random_operands, write_graph
@@ -90,7 +90,7 @@ BARS = (("ours-2bit", "ort-4bit", 6.0), ("ours-2bit", "ort-2bit", 50.0), ("ours-
 
 
 def count_peers(
-    machine: Machine, cpu: str, progress: Callable[[str], None], folder: Path = count_baseline.FOLDER
+    machine: EmulatedMachine, cpu: str, progress: Callable[[str], None], folder: Path = count_baseline.FOLDER
 ) -> list[dict[str, Any]]:
     """`contender`, `instructions_per_token`, `weight_bytes_per_token`, and what they are made of. Raises UserError."""
     rest = rest_instructions(cpu, folder)
@@ -140,7 +140,7 @@ def rest_instructions(cpu: str, folder: Path = count_baseline.FOLDER) -> int:
     return int(json.loads(path.read_text())["phases"]["decode"]["others"])
 
 
-def _count(machine: Machine, contender: Contender, folder: Path) -> tuple[int, int, int]:
+def _count(machine: EmulatedMachine, contender: Contender, folder: Path) -> tuple[int, int, int]:
     """(instructions of a layer, of the head, bytes of a token's weights)."""
     head_shape = Shape("head", (Linear("y", "x", WIDTH, VOCABULARY),))
     graphs = []
