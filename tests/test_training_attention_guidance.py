@@ -1,4 +1,4 @@
-"""Attention guidance: its loss is -log of the attention that the decoder really pays, and following it moves that."""
+"""Attention guidance: its loss is -log of the attention that the decoder pays, and minimising it moves attention."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from microvlm.training.losses.attention_guidance import (
     AttentionTap,
     Lookups,
 )
-from microvlm.training.stages.vlm import name_tokens
+from microvlm.training.losses.picture_losses import name_tokens
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_the_loss_is_minus_log_of_the_attention_that_reaches_the_targets(model, 
     torch.testing.assert_close(loss, -(first.log() + second.log()) / 2)
 
 
-def test_following_the_loss_moves_the_attention_and_leaves_no_hook(model):
+def test_minimising_the_loss_moves_the_attention_and_leaves_no_hook(model):
     optimizer = torch.optim.Adam(model.decoder.parameters(), lr=0.01)
     losses = []
     for _ in range(12):

@@ -1,4 +1,4 @@
-"""Drawings without captions: which icons are kept, how they are opened, and facts about them."""
+"""Drawings without captions: which icons a build keeps, how they are opened, and facts about them."""
 
 import numpy as np
 import pytest
@@ -9,19 +9,19 @@ pytest.importorskip("resvg_py")
 from drawn_emoji import run, write_json
 
 from microvlm.inputs.processor import Processor
-from microvlm.model.microvlm import MicroVLM
 from microvlm.presets import preset
 from microvlm.training.batches.drawing_sampler import DrawingSampler
-from microvlm.training.batches.fact_batches import FactDealer
-from microvlm.training.batches.sample_texts import TextRows, corpus
+from microvlm.training.batches.fact_batches import FactSampler
+from microvlm.training.batches.sample_texts import TextRows
 from microvlm.training.data.drawing_sources import DataError
 from microvlm.training.data.drawings import DRAWING_SOURCES, Drawings, build_drawings, load_drawings
 from microvlm.training.data.emoji import load_emoji
-from microvlm.training.data.fact_texts import deal_facts
+from microvlm.training.data.fact_texts import sample_facts
 from microvlm.training.recipe import StageConfig, load_recipe
 from microvlm.training.stages.scope import ScopeTask
+from microvlm.training.stages.task import StageInputs
 from microvlm.training.stages.vlm import VLMTask
-from microvlm.training.tokenizer_training import train_tokenizer
+from microvlm.training.tokenizer_training import tokenizer_corpus, train_tokenizer
 
 KEPT = {"apple": "red", "bell": "blue", "cart": "green"}
 LEFT_OUT = ("apple-flat", "bell-24", "folder-bell", "cart-open", "file-type-light-cart")
@@ -29,7 +29,7 @@ LEFT_OUT = ("apple-flat", "bell-24", "folder-bell", "cart-open", "file-type-ligh
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    """A folder of drawings and what the build said: three icons a set, their variants, a copy and an empty one."""
+    """A folder of drawings, its build's summary and its packages: three icons a set, variants, a copy, an empty one."""
     root = tmp_path_factory.mktemp("drawings") / "node_modules"
     for number, source in enumerate(DRAWING_SOURCES):
         square = '<rect x="2" y="{}" width="20" height="16" fill="{}"/>'
@@ -67,7 +67,7 @@ def test_no_drawing_is_reserved_whose_thing_is_trained():
     assert 0 < drawings.reserved.sum() < (~drawings.trained).sum()
 
 
-def test_a_build_says_what_is_wrong_and_leaves_nothing(drawn, tmp_path):
+def test_a_failed_build_names_the_reason_and_leaves_nothing(drawn, tmp_path):
     out, _, root = drawn
     again = run("drawings", "-o", str(out), "--packages", str(root))
     assert again.exit_code == 2
@@ -88,23 +88,23 @@ def test_a_folder_without_usable_drawings_is_refused(drawn, tmp_path, broken):
         load_drawings(tmp_path)
 
 
-def test_what_has_no_caption_is_asked_for_without_a_name():
-    facts = deal_facts(np.random.default_rng(0), range(200), ["the only name"], shown=True)
-    wordings = [words for fact in facts for words in (fact.told, fact.asked)]
+def test_no_question_names_an_object_without_a_caption():
+    facts = sample_facts(np.random.default_rng(0), range(200), ["the only name"], pictured=True)
+    wordings = [words for fact in facts for words in (fact.write_question, fact.read_question)]
     assert not any("{" in words for words in wordings)
-    assert not any("the only name" in f.told + f.asked for f in facts if f.object > 0)
+    assert not any("the only name" in f.write_question + f.read_question for f in facts if f.object > 0)
 
 
 def test_facts_about_drawings_show_them_and_all_of_an_object_show_one(drawn, drawn_build):
     emoji = load_emoji(drawn_build[0])
     pixels = load_drawings(drawn[0]).pixels
     sampler = DrawingSampler(emoji, {}, seen_share=1.0)
-    dealer = FactDealer(emoji, sampler, 40, 0.0, drawings=pixels, drawing_share=0.5)
-    batch = dealer.deal(np.random.default_rng(1), torch.Generator().manual_seed(1))
-    own = np.array([fact.object for fact in batch.shown]) >= len(emoji.captions)
+    fact_sampler = FactSampler(emoji, sampler, 40, 0.0, drawings=pixels, drawing_share=0.5)
+    batch = fact_sampler.sample(np.random.default_rng(1), torch.Generator().manual_seed(1))
+    own = np.array([fact.object for fact in batch.pictured]) >= len(emoji.captions)
     assert 5 < own.sum() < 31
-    assert not any(fact.object >= len(emoji.captions) for fact in batch.told)
-    placed = dealer._pixels(
+    assert not any(fact.object >= len(emoji.captions) for fact in batch.text_only)
+    placed = fact_sampler._pixels(
         np.array([len(emoji.captions) + 2, 0, len(emoji.captions) + 2]), torch.Generator()
     )
     assert torch.equal(placed[0], torch.from_numpy(pixels[2].copy()))
@@ -126,17 +126,26 @@ def test_the_stages_have_facts_about_different_drawings_and_scope_learns_from_it
     monkeypatch.setattr(Drawings, "trained", trained)
     monkeypatch.setattr(Drawings, "reserved", ~trained)
     recipe = load_recipe("nano")
-    tokenizer = train_tokenizer(corpus(emoji), preset("nano").text.vocab_size)
+    tokenizer = train_tokenizer(tokenizer_corpus(emoji), preset("nano").text.vocab_size)
 
-    def begin(task, stage):
-        model = MicroVLM(preset("nano"))
-        return task(model, TextRows(Processor(tokenizer, model.config)), recipe, stage, emoji)
+    def build(task, stage):
+        config = preset("nano")
+        return task(StageInputs(config, TextRows(Processor(tokenizer, config)), recipe, stage, emoji))
 
-    scope = begin(ScopeTask, StageConfig("scope", "scope", 1, 2, 0.01, drawing_share=0.5))
-    facts = StageConfig("facts", "vlm", 1, 20, 0.01, drawing_share=0.5, mixture={"fact": 1.0})
-    remember = begin(VLMTask, facts)
-    assert np.array_equal(scope.dealer.drawings, drawings.pixels[~trained])
-    assert np.array_equal(remember.dealer.drawings, drawings.pixels[trained])
+    scope = build(ScopeTask, StageConfig("scope", "scope", 1, 2, 0.01, drawing_share=0.5))
+    facts = StageConfig(
+        "facts",
+        "vlm",
+        1,
+        20,
+        0.01,
+        drawing_share=0.5,
+        mixture={"caption": 0.1, "episode": 0.1, "fact": 1.0},
+    )
+    vlm = build(VLMTask, facts)
+    assert np.array_equal(scope.fact_sampler.drawings, drawings.pixels[~trained])
+    assert np.array_equal(vlm.sampler.facts.drawings, drawings.pixels[trained])
+    scope.prepare()
     loss, _ = scope.loss(scope.model, scope.draw(torch.Generator().manual_seed(0)))
     loss.backward()
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in scope.model.scope.parameters())

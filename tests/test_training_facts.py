@@ -1,4 +1,4 @@
-"""Facts: what is trained on, what is tested on, and that a step of training reaches every part of the memory."""
+"""Facts: training and test objects and wordings, batches of facts, and the losses on them."""
 
 import dataclasses
 from itertools import pairwise
@@ -19,102 +19,104 @@ from microvlm.model.microvlm import MicroVLM
 from microvlm.model.torch_runtime import TorchRuntime
 from microvlm.presets import preset
 from microvlm.training.batches.drawing_sampler import DrawingSampler
-from microvlm.training.batches.fact_batches import FactBatch, FactDealer
+from microvlm.training.batches.fact_batches import FactBatch, FactSampler
 from microvlm.training.batches.sample_texts import TextRows
 from microvlm.training.data.emoji import load_emoji, read_test_emoji
-from microvlm.training.data.fact_texts import NAMES, RELATIONS, Fact, deal_facts
+from microvlm.training.data.fact_texts import NAMES, RELATIONS, Fact, sample_facts
 from microvlm.training.data.views import corner_neighbour
+from microvlm.training.losses.fact_latents import encode_facts, write_memories
 from microvlm.training.losses.fact_loss import (
     FactHeads,
-    elsewhere,
-    encode_facts,
-    frame_potential,
-    info_nce,
-    write_groups,
+    other_memory,
 )
+from microvlm.training.losses.loss_terms import frame_potential, info_nce
 from microvlm.training.recipe import load_recipe
 from microvlm.training.stages.scope import nearest_of_other_names
 
 
-def test_the_objects_to_remember_are_held_out_and_their_names_and_wordings_are_trained():
+def test_the_tested_objects_are_held_out_and_their_names_and_questions_are_trained():
     tested = {code for code, _ in read_test_emoji()}
     objects = load_memoryset().objects
     assert len({one.hexcode for one in objects}) == 192
     assert not tested & {one.hexcode for one in objects}
     assert set(TESTED_NAMES) <= set(NAMES)
-    wordings = {wording for relation in RELATIONS for wording in (*relation.shown, *relation.told)}
+    wordings = {
+        wording for relation in RELATIONS for wording in (*relation.image_questions, *relation.text_questions)
+    }
     for question, paraphrase in QUESTIONS:
         assert question in wordings
         assert paraphrase not in wordings
 
 
-def test_facts_name_their_object_and_pairs_of_one_object_differ_in_what_is_asked():
+def test_facts_name_their_object_and_pairs_about_one_object_differ_in_relation():
     captions = [f"thing {number}" for number in range(400)]
-    facts = deal_facts(np.random.default_rng(0), range(400), captions, shown=False, paired=0.5)
+    facts = sample_facts(np.random.default_rng(0), range(400), captions, pictured=False, paired=0.5)
     assert len(facts) == 400
-    assert all(f"thing {fact.object}" in fact.told for fact in facts)
+    assert all(f"thing {fact.object}" in fact.write_question for fact in facts)
     assert all(fact.value in RELATIONS[fact.relation].values for fact in facts)
     pairs = [(a, b) for a, b in pairwise(facts) if a.object == b.object]
     assert 100 < len(pairs) < 200
     assert all(a.relation != b.relation for a, b in pairs)
-    assert any(fact.told != fact.asked for fact in facts)
+    assert any(fact.write_question != fact.read_question for fact in facts)
 
 
 def test_a_batch_of_facts_has_two_views_of_one_drawing_and_a_fact_in_every_memory(drawn_build):
     emoji = load_emoji(drawn_build[0])
-    dealer = FactDealer(emoji, DrawingSampler(emoji, {}, seen_share=1.0), 20, 0.8)
-    assert not emoji.held_out[dealer.rows].any()
+    sampler = FactSampler(emoji, DrawingSampler(emoji, {}, seen_share=1.0), 20, 0.8)
+    assert not emoji.held_out[sampler.rows].any()
     for seed in range(8):
-        batch = dealer.deal(np.random.default_rng(seed), torch.Generator().manual_seed(seed))
+        batch = sampler.sample(np.random.default_rng(seed), torch.Generator().manual_seed(seed))
         assert len(batch.facts) == 20
-        assert batch.views.shape == (2 * len(batch.shown), 3, 96, 96)
-        assert not torch.equal(batch.views[0], batch.views[len(batch.shown)])
+        assert batch.views.shape == (2 * len(batch.pictured), 3, 96, 96)
+        assert not torch.equal(batch.views[0], batch.views[len(batch.pictured)])
         for group in range(batch.group.max() + 1):
             assert batch.written[batch.group == group].any()
 
 
-def test_a_large_batch_is_several_deals_whose_facts_share_no_memory(drawn_build):
+def test_a_large_batch_is_several_sets_whose_facts_share_no_memory(drawn_build):
     emoji = load_emoji(drawn_build[0])
-    sampler = DrawingSampler(emoji, {}, seen_share=1.0)
-    # An odd number is dealt without loss, and its deals differ in size.
-    both = FactDealer(emoji, sampler, 125, 0.8).facts(np.random.default_rng(0))
+    drawings = DrawingSampler(emoji, {}, seen_share=1.0)
+    # An odd number is divided without loss, into sets of different sizes.
+    both = FactSampler(emoji, drawings, 125, 0.8).sample_facts(np.random.default_rng(0))
     rng = np.random.default_rng(0)
-    first, second = (FactDealer(emoji, sampler, count, 0.8).facts(rng) for count in (62, 63))
+    first, second = (FactSampler(emoji, drawings, count, 0.8).sample_facts(rng) for count in (62, 63))
     assert len(both.facts) == 125
-    assert both.shown == first.shown + second.shown
-    assert both.told == first.told + second.told
-    split, later, groups = len(first.shown), len(second.shown), first.group.max() + 1
+    assert both.pictured == first.pictured + second.pictured
+    assert both.text_only == first.text_only + second.text_only
+    split, later, groups = len(first.pictured), len(second.pictured), first.group.max() + 1
     one, two = (first.group, first.written), (second.group + groups, second.written)
     for whole, before, behind in zip((both.group, both.written), one, two, strict=True):
         parts = before[:split], behind[:later], before[split:], behind[later:]
         assert (whole == np.concatenate(parts)).all()
 
 
-def test_a_question_is_strange_to_another_memory_unless_that_holds_the_same_one():
+def test_another_memory_lacks_a_question_unless_it_holds_the_same_one():
     fact = Fact(3, 0, "whose is this?", "who owns it?", "anna")
     facts = [fact, dataclasses.replace(fact, object=4), fact]
     batch = FactBatch(facts, [], torch.empty(0), np.array([0, 0, 1]), np.array([True, True, True]))
-    other, strange = elsewhere(batch)
+    other, absent = other_memory(batch)
     assert other.tolist() == [1, 1, 0]
-    assert strange.tolist() == [False, True, False]
-    assert elsewhere(batch._replace(written=np.array([True, True, False])))[1].tolist() == [True, True, False]
+    assert absent.tolist() == [False, True, False]
+    assert other_memory(batch._replace(written=np.array([True, True, False])))[1].tolist() == [
+        True,
+        True,
+        False,
+    ]
 
 
 @pytest.mark.parametrize("learning", [True, False])
-def test_facts_encoded_together_have_the_codes_of_each_written_and_asked_for_alone(
-    float_model, tiny_processor, learning
-):
-    shown = [
+def test_facts_encoded_together_have_the_latents_of_each_encoded_alone(float_model, tiny_processor, learning):
+    pictured = [
         Fact(0, 0, "whose is this?", "who is the owner of this?", "anna"),
         Fact(1, 2, "where do i keep this red heart?", "where is it?", "refrigerator"),
         Fact(0, 3, "when?", "since when do i have this?", "may"),
     ]
-    told = [
+    text_only = [
         Fact(2, 0, "whose is the kite?", "who owns the kite?", "maximilian"),
         Fact(3, 4, "what do i call the cat?", "its name?", "luna"),
     ]
-    views = torch.randn(2 * len(shown), 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    batch = FactBatch(shown, told, views, np.zeros(5, np.int64), np.ones(5, bool))
+    views = torch.randn(2 * len(pictured), 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    batch = FactBatch(pictured, text_only, views, np.zeros(5, np.int64), np.ones(5, bool))
     # CPUs attend by another kernel where there is something to learn.
     with torch.set_grad_enabled(learning):
         together = encode_facts(float_model, batch, float_model.encode_image(views), TextRows(tiny_processor))
@@ -130,13 +132,13 @@ def test_facts_encoded_together_have_the_codes_of_each_written_and_asked_for_alo
 
     for number, fact in enumerate(batch.facts):
         # Of a fact in words alone, both are empty.
-        written, asked = (part[number : number + 1] for part in views.split(len(shown)))
-        _, key = alone(fact.told, "", written)
-        query, asked_key = alone(fact.asked, "", asked)
-        wanted = key, *alone(fact.told, fact.value, written), query, asked_key
-        for name, part, one in zip(together._fields, together, wanted, strict=True):
-            # Codes have length 1. Float32 sums in another order differ by 3e-7 at most; padding that counts, by 0.1.
-            np.testing.assert_allclose(part[number].detach(), one[0], rtol=0, atol=1e-5, err_msg=name)
+        write_view, read_view = (part[number : number + 1] for part in views.split(len(pictured)))
+        _, key = alone(fact.write_question, "", write_view)
+        query, query_key = alone(fact.read_question, "", read_view)
+        expected = key, *alone(fact.write_question, fact.value, write_view), query, query_key
+        for name, part, single in zip(together._fields, together, expected, strict=True):
+            # Latents have length 1. Float32 sums in another order differ by 3e-7 at most, counted padding by 0.1.
+            np.testing.assert_allclose(part[number].detach(), single[0], rtol=0, atol=1e-5, err_msg=name)
 
 
 def test_memories_of_several_groups_are_those_of_each_group_alone():
@@ -148,7 +150,7 @@ def test_memories_of_several_groups_are_those_of_each_group_alone():
     )
     group, written = np.array([2, 0, 1, 2, 2, 0, 2, 1, 2, 0, 2]), np.arange(count) % 4 != 3
     batch = FactBatch([], [], torch.empty(0), group, written)
-    state = write_groups(model, key, value, batch)
+    state = write_memories(model, key, value, batch)
     for number in range(3):
         rows = torch.from_numpy(np.flatnonzero((group == number) & written))
         alone = batch_solution(model.memory_prior, key[rows], value[rows], memory.observation_variance)
@@ -186,7 +188,7 @@ def test_the_frame_potential_is_least_for_rows_spread_evenly():
     assert spread == pytest.approx(1 / 16, abs=2e-3)
 
 
-def test_the_heads_name_what_a_read_says_and_tell_drawings_apart(drawn_build):
+def test_the_heads_name_the_value_of_a_read_and_tell_drawings_apart(drawn_build):
     torch.manual_seed(0)
     model = MicroVLM(preset("nano"))
     heads = FactHeads(model)
@@ -203,14 +205,14 @@ def test_the_heads_name_what_a_read_says_and_tell_drawings_apart(drawn_build):
     assert lost == 0
     assert unlike > loss
     emoji = load_emoji(drawn_build[0])
-    dealer = FactDealer(emoji, DrawingSampler(emoji, {}, seen_share=1.0), 20, 0.8)
-    batch = dealer.deal(np.random.default_rng(0), torch.Generator().manual_seed(0))
-    features = torch.randn(len(batch.shown), 66, model.config.vision.hidden_size).repeat(2, 1, 1)
-    mixed = torch.cat([features[: len(batch.shown)], features[: len(batch.shown)].roll(1, 0)])
+    sampler = FactSampler(emoji, DrawingSampler(emoji, {}, seen_share=1.0), 20, 0.8)
+    batch = sampler.sample(np.random.default_rng(0), torch.Generator().manual_seed(0))
+    features = torch.randn(len(batch.pictured), 66, model.config.vision.hidden_size).repeat(2, 1, 1)
+    mixed = torch.cat([features[: len(batch.pictured)], features[: len(batch.pictured)].roll(1, 0)])
     assert heads.drawings(features, 2, batch) < heads.drawings(mixed, 2, batch)
 
 
-def test_the_nearest_facts_are_of_other_names_and_most_alike():
+def test_the_nearest_facts_have_other_names_and_the_most_similar_latents():
     codes = torch.nn.functional.normalize(
         torch.tensor([[1.0, 0], [1, 0.1], [1, 0.3], [0, 1], [-1, 0]]), dim=1
     )

@@ -1,4 +1,4 @@
-"""Recipes: a training run as frozen dataclasses, read from JSON and checked when built."""
+"""Recipes: everything that defines a training run, as frozen dataclasses read from JSON and checked when built."""
 
 from __future__ import annotations
 
@@ -12,11 +12,8 @@ from typing import Any
 from microvlm.errors import UserError
 from microvlm.presets import preset_names
 
-TASKS = ("distill", "vlm", "recall", "scope")
 SCENE_KINDS = {"what": 0.4, "where": 0.36, "how many": 0.14, "which colour": 0.1}
-"""Names and places take longer to learn than numbers and colours."""
-
-
+"""Default shares of the scene questions: names and places take longer to learn than numbers and colours."""
 PRECISIONS = ("no", "bf16")
 
 
@@ -33,47 +30,42 @@ class StageConfig:
 
     name: str
     task: str
-    """`distill`: the vision encoder from the convolutional teacher; `vlm`: the whole model on captions and scenes;
-    `recall`: the memory's encoder, readout and W_M alone, on facts and episodes about pictures that are seen once;
-    `scope`: the scope detector alone, on a bank of `batch_size` draws of facts."""
+    """What is trained, a key of `trainer.TASKS`. `distill`: the vision encoder, on a convolutional teacher; `vlm`: the
+    whole model, on captions and scenes; `recall`: the memory's encoder, readout and W_M alone, on facts and episodes
+    over cached prefix embeddings; `scope`: the scope detector alone, on a bank of `batch_size` sets of facts."""
     steps: int
     batch_size: int
     learning_rate: float
     decoder_bits: float = 32
-    """Width that a `vlm` stage trains the decoder and the memory encoder for: 32, or 1.58 (the embedding then at 8)."""
+    """Bit width that the decoder and the memory encoder are trained for: 32, or 1.58 (then the embedding for 8)."""
     vision_learning_rate: float = 0.0
-    """Rate of the vision encoder in a `vlm` stage; 0 freezes it."""
+    """Learning rate of the vision encoder in a `vlm` stage; 0 freezes it."""
     muon_factor: float = 0.0
-    """Rate of Muon on the matrices of the blocks, relative to the group's rate; 0 trains them with AdamW."""
+    """Muon's learning rate on the blocks' matrices, relative to their group's; 0 trains them with AdamW."""
     warmup_fraction: float = 0.05
     weight_decay: float = 0.05
     max_grad_norm: float = 1.0
     label_smoothing: float = 0.1
     augment_strength: float = 1.0
     mixture: dict[str, float] = field(default_factory=dict)
-    """How many samples of each kind, as shares of `batch_size`: in a `vlm` batch caption, scene, episode, fact (see
-    `remember`), and crowd (small emoji for the vision encoder alone, of use where it learns); in a `recall` batch fact
-    and episode."""
+    """Samples of each kind in a batch, as multiples of `batch_size`. `vlm`: caption, scene, episode, fact, and crowd
+    (pictures of small emoji on a grid, for the vision encoder alone); `recall`: fact and episode."""
 
     scene_kinds: dict[str, float] = field(default_factory=lambda: dict(SCENE_KINDS))
-    """Share of each kind of scene question; they sum to 1."""
+    """Share of each kind of scene question; the shares sum to 1."""
     naming_weight: float = 0.0
-    """Weight of the loss that makes a prefix embedding over an object read as that object's name in the tied head."""
+    """Weight of `prefix_naming_loss`: the tied head names the object under a prefix embedding."""
     guidance_weight: float = 0.0
-    """Weight of the attention losses that teach a question's word to find its object; see `guidance`."""
+    """Weight of the attention losses that teach a question's word to find its object; see `attention_guidance`."""
     drawing_share: float = 0.0
-    """Share of the objects of pictured facts that are no emoji but other drawings (`microvlm-data drawings`). Objects
-    of a `recall` batch that look alike are drawn from all drawings as they are."""
+    """Share of the pictured facts whose object is another drawing than an emoji (`microvlm-data drawings`). It does not
+    apply to `recall` batches of objects that look alike, which choose among all drawings."""
     mixed_precision: str | None = None
-    """In the place of the recipe's, where a stage was trained on another kind of machine."""
+    """Overrides the recipe's precision, for a stage that was trained on another kind of machine."""
     fresh: list[str] = field(default_factory=list)
-    """Parts of the model (the first words of parameter names) that begin anew in a `vlm` stage."""
+    """Parts of the model (first words of parameter names) that this stage initialises anew."""
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise UserError(
-                f"stage '{self.name}': unknown task '{self.task}'; use one of {', '.join(TASKS)}."
-            )
         if self.mixed_precision is not None:
             _check_precision(f"stage '{self.name}'", self.mixed_precision)
         if min(self.steps, self.batch_size) < 1 or self.learning_rate <= 0:
@@ -82,7 +74,7 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything a run depends on but the data folder."""
+    """Everything that a run depends on except the data folder."""
 
     name: str
     preset: str
@@ -90,7 +82,7 @@ class Recipe:
     stages: tuple[StageConfig, ...]
     mixed_precision: str = "bf16"
     vendor_weights: dict[str, float] = field(default_factory=dict)
-    """How often each TRAIN vendor is drawn, relative to 1."""
+    """Relative frequency of each TRAIN vendor's drawings; 1 by default."""
     log_every: int = 20
     save_every: int = 250
 
@@ -104,7 +96,7 @@ class Recipe:
 
 
 def load_recipe(source: str) -> Recipe:
-    """A packaged recipe's name or a JSON file. Raises UserError."""
+    """Load a packaged recipe by name, or a JSON file. Raises UserError."""
     packaged = resources.files("microvlm.training").joinpath("recipes", f"{source}.json")
     try:
         text = packaged.read_text() if packaged.is_file() else Path(source).read_text()

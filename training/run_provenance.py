@@ -1,10 +1,10 @@
-"""What a stage ran with: the code, the precision and the optimisers, for every start and resumption of it."""
+"""Records what a stage ran with (code, precision, optimisers) at every start and resumption."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +29,16 @@ def _hash_code() -> str:
 
 
 CODE_SHA256 = _hash_code()
-"""Of the files as they were when this process began, which is what it runs."""
+"""Hash of the files as they were when this process started: the code that it runs."""
 
 
-def record_run(folder: Path, step: int, precision: str, optimizers: Iterable[object]) -> None:
-    """Append a line to `folder`/runs.jsonl: a stage begins or goes on at `step`."""
+def record_run(folder: Path, step: int, precision: str, optimizers: Sequence[str]) -> None:
+    """Append a line to `folder`/runs.jsonl: the stage starts or resumes at `step`."""
     row = {
         "from_step": step,
         "code_sha256": CODE_SHA256,
         "precision": precision,
-        "optimizers": [type(optimizer).__name__ for optimizer in optimizers],
+        "optimizers": list(optimizers),
         "torch": torch.__version__,
     }
     with (folder / RUNS).open("a", encoding="utf-8") as file:
@@ -46,7 +46,7 @@ def record_run(folder: Path, step: int, precision: str, optimizers: Iterable[obj
 
 
 def recorded_runs(out: Path, stages: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
-    """Stage -> the rows of its runs, of the stages that have any."""
+    """Stage -> the lines of its runs.jsonl, for the stages that have one."""
     files = {stage: out / stage / RUNS for stage in stages}
     return {
         stage: [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]

@@ -1,4 +1,4 @@
-"""The nano preset's tokenizer: a byte-level BPE of captions and questions; nothing is out of vocabulary."""
+"""Trains and saves the nano preset's tokenizer, a byte-level BPE of captions and questions."""
 
 from __future__ import annotations
 
@@ -9,13 +9,38 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from microvlm.config import MicroVLMConfig
+from microvlm.memory.ordinal_questions import ORDINALS, ordinal_question
+from microvlm.training.batches.sample_texts import CAPTION_PROMPTS
+from microvlm.training.data.emoji import EmojiData
+from microvlm.training.data.scenes import GROUNDS, NUMBERS, read_scene_objects
 
 SPECIAL_TOKENS = ("<|pad|>", "<|end|>", "<|assistant|>", "<image>")
 """Ids 0 to 3, in this order."""
 
 
+def tokenizer_corpus(emoji: EmojiData) -> list[str]:
+    """The texts that the tokenizer is trained on: all captions (a name is no label), prompts and questions."""
+    lines = [*emoji.captions, *(" " + caption for caption in emoji.captions), *CAPTION_PROMPTS]
+    lines += [ordinal_question(step) for step in range(len(ORDINALS))]
+    lines += [
+        "how many objects are there?",
+        "which colour is the ground?",
+        *NUMBERS,
+        *(name for name, _ in GROUNDS),
+    ]
+    lines += ["what is on the left?", "what is on the right?", "what is above?", "what is below?"]
+    lines += ["left", "right", "above", "below"] * 50
+    for _, caption in read_scene_objects():
+        lines += [f"where is the {caption}?"]
+        lines += [f"what is {side} the {caption}?" for side in ("left of", "right of", "above", "below")]
+    return lines
+
+
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Deterministic: the same texts give the same file. Fewer merges than asked leave unused rows in the embedding."""
+    """Train a byte-level BPE; the same texts give the same file.
+
+    If the texts allow fewer merges than `vocab_size`, the embedding keeps unused rows.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -30,7 +55,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def save_tokenizer(tokenizer: Tokenizer, config: MicroVLMConfig, directory: Path) -> None:
-    """tokenizer.json and the tokenizer_config.json, generation_config.json and preprocessor_config.json beside it."""
+    """Write tokenizer.json, tokenizer_config.json, generation_config.json and preprocessor_config.json."""
     directory.mkdir(parents=True, exist_ok=True)
     prompt, vision = config.prompt, config.vision
     tokenizer.save(str(directory / "tokenizer.json"))

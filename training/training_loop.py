@@ -1,6 +1,6 @@
-"""The training loop: optimiser, schedule, Accelerate, JSONL log, resumable checkpoints. Knows no task.
+"""The training loop: optimisers, learning rates, Accelerate, JSONL log, resumable state. Knows no particular stage.
 
-A batch is a function of (seed, stage, step) alone, so a resumed run sees the very samples it would have seen.
+A batch is a function of (seed, stage, step) alone, so a resumed run trains on the batches of an unbroken one.
 """
 
 from __future__ import annotations
@@ -8,42 +8,25 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from microvlm.model.linear import weights_rounded_once
 from microvlm.training.muon import Float32Muon
 from microvlm.training.recipe import Recipe, StageConfig
 from microvlm.training.run_provenance import record_run
+from microvlm.training.stages.task import Task
 
 
-class Task(Protocol):
-    """What a stage optimises."""
-
-    module: nn.Module
-    """All that is saved and resumed."""
-
-    def parameter_groups(self) -> list[dict]:
-        """Optimiser groups; `lr` in each."""
-        ...
-
-    def draw(self, generator: torch.Generator) -> Any:
-        """A batch, of the generator alone: `workers` draw many at a time, each in a process without the model."""
-        ...
-
-    def loss(self, module: Any, drawn: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a drawn batch, and what to log beside it."""
-        ...
-
-
-class Draws(Dataset):
-    """The batches of a stage, by step."""
+class StageBatches(Dataset):
+    """The batches of a stage, indexed by step."""
 
     def __init__(self, task: Task, seed: int, stage: int, process: int):
         self.task, self.seed, self.stage, self.process = task, seed, stage, process
@@ -53,10 +36,10 @@ class Draws(Dataset):
 
 
 def build_optimizers(task: Task, stage: StageConfig, device: torch.device) -> list[torch.optim.Optimizer]:
-    """AdamW for vectors, embeddings and heads; Muon for the matrices of the blocks where the stage asks for it.
+    """AdamW for vectors, embeddings and heads; Muon for the blocks' matrices if the stage has a `muon_factor`.
 
-    Muon orthogonalises each update (Jordan et al. 2024); its rate is scaled to AdamW's update size
-    (Liu et al. 2025, arXiv 2502.16982), so that one schedule and one decay serve both.
+    Muon orthogonalises each update (Jordan et al. 2024). Its rate is scaled to the size of AdamW's updates (Liu et al.
+    2025, arXiv 2502.16982), so that one schedule and one weight decay serve both.
     """
     blocks = {
         id(p)
@@ -83,7 +66,7 @@ def build_optimizers(task: Task, stage: StageConfig, device: torch.device) -> li
 
 
 def cosine(stage: StageConfig) -> Callable[[int], float]:
-    """Linear warm-up, then half a cosine down to zero."""
+    """Factor of the learning rate at each step: linear warm-up, then half a cosine down to zero."""
     warmup = max(1, round(stage.steps * stage.warmup_fraction))
 
     def factor(step: int) -> float:
@@ -95,6 +78,7 @@ def cosine(stage: StageConfig) -> Callable[[int], float]:
 
 
 def step_generator(seed: int, stage: int, step: int, process: int) -> torch.Generator:
+    """The generator that the batch of this step is drawn with. Part of the recipes' reproducibility."""
     return torch.Generator().manual_seed(((seed * 101 + stage) * 1_000_003 + step) * 257 + process)
 
 
@@ -103,16 +87,94 @@ PROGRESS = "progress.json"
 
 
 def has_bfloat16() -> bool:
-    """Whether this machine computes in bfloat16: emulating it was measured 200 times slower than float32."""
+    """Whether this machine has bfloat16 arithmetic; emulating it was measured 200 times slower than float32."""
     return torch.cuda.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def usable_precision(wanted: str, log: Callable[[str], None]) -> str:
-    """`wanted`, or `no` where that is bf16 and this machine would emulate it."""
-    if wanted == "bf16" and not has_bfloat16():
+def usable_precision(precision: str, log: Callable[[str], None]) -> str:
+    """`precision`, or `no` if it is bf16 and this machine would emulate that."""
+    if precision == "bf16" and not has_bfloat16():
         log("this CPU has no bfloat16 arithmetic: training in float32")
         return "no"
-    return wanted
+    return precision
+
+
+class StageTrainer:
+    """A stage's module with its optimisers and schedules, on the accelerator."""
+
+    def __init__(self, task: Task, stage: StageConfig, precision: str):
+        self.task, self.stage, self.precision = task, stage, precision
+        # Autocast is entered in `precise`: an Accelerator's own cannot change from one stage of a process to the next.
+        self.accelerator = Accelerator(mixed_precision="no")
+        self.device = self.accelerator.device
+        built = build_optimizers(task, stage, self.device)
+        self.optimizer_names = [type(optimizer).__name__ for optimizer in built]
+        self.optimizers = [self.accelerator.prepare(optimizer) for optimizer in built]
+        self.schedulers = [
+            self.accelerator.prepare(torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(stage)))
+            for optimizer in self.optimizers
+        ]
+        self.module = self.accelerator.prepare(task.module)
+
+    @contextmanager
+    def precise(self) -> Iterator[None]:
+        """The stage's precision; within it every latent weight is rounded once."""
+        bfloat16 = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        with bfloat16, weights_rounded_once():
+            yield
+
+    def step(self, batch: Any) -> dict[str, Any]:
+        """Take one optimiser step; returns the loss, the gradient norm and the task's metrics."""
+        with self.precise():
+            loss, metrics = self.task.loss(self.module, batch)
+        self.accelerator.backward(loss)
+        norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.stage.max_grad_norm)
+        for optimizer, scheduler in zip(self.optimizers, self.schedulers, strict=True):
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad(set_to_none=True)
+        return {"loss": loss, "grad_norm": norm, **metrics}
+
+    def batches(self, seed: int, index: int, start: int, workers: int) -> DataLoader:
+        """The batches from step `start` on, drawn by `workers` processes ahead of the steps."""
+        return DataLoader(
+            StageBatches(self.task, seed, index, self.accelerator.process_index),
+            batch_size=None,
+            collate_fn=_unchanged,
+            sampler=range(start, self.stage.steps),
+            num_workers=workers,
+            # Its own generator: a loader draws its workers' seed, which would advance torch's in a resumed run twice.
+            generator=torch.Generator(),
+            pin_memory=self.device.type == "cuda",
+            multiprocessing_context="fork" if workers else None,
+        )
+
+
+class StepLog:
+    """Averages the metrics of `every` steps into a line of `path` and of the console."""
+
+    def __init__(self, path: Path, stage: StageConfig, every: int, log: Callable[[str], None]):
+        self.path, self.stage, self.every, self.log = path, stage, every, log
+        # Sums stay on the device: fetching a number each step would make the device wait.
+        self.sums: dict[str, Tensor] = {}
+        self.began = time.perf_counter()
+
+    def add(self, done: int, metrics: dict[str, Any], rate: Callable[[], float]) -> None:
+        """Add the metrics of step `done`, counted from 1. `rate` gives the learning rate."""
+        for key, value in metrics.items():
+            self.sums[key] = self.sums.get(key, 0.0) + torch.as_tensor(value).detach()
+        if done % self.every == 0:
+            self._write(done, rate())
+
+    def _write(self, done: int, rate: float) -> None:
+        seconds = (time.perf_counter() - self.began) / self.every
+        row: dict[str, Any] = {key: round(float(value) / self.every, 5) for key, value in self.sums.items()}
+        row |= {"stage": self.stage.name, "step": done, "lr": rate, "step_s": round(seconds, 4)}
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        values = "  ".join(f"{k} {v:.4g}" for k, v in row.items() if k not in ("stage", "step"))
+        self.log(f"{self.stage.name} {done}/{self.stage.steps}  {values}")
+        self.sums, self.began = {}, time.perf_counter()
 
 
 def run_stage(
@@ -124,73 +186,26 @@ def run_stage(
     stop_after: int | None = None,
     workers: int = 0,
 ) -> bool:
-    """Train stage `index`, resuming from `folder`/state when it is there. Returns whether the stage is complete.
+    """Train stage `index`, resuming from the state in `folder` if there is one. Returns whether the stage is complete.
 
-    `stop_after` ends the call after that many steps of this call, with the state saved: a session's time limit.
-    `workers` processes draw the batches ahead; what is drawn does not depend on them.
+    stop_after : save the state and return after this many steps of this call. workers : processes that draw batches
+    ahead; they do not change what is drawn.
     """
     stage = recipe.stages[index]
     precision = usable_precision(stage.mixed_precision or recipe.mixed_precision, log)
-    # Autocast is entered here: an Accelerator's own cannot change from one stage of a process to the next.
-    accelerator = Accelerator(mixed_precision="no")
-    device = accelerator.device
-    built = build_optimizers(task, stage, device)
-    optimizers = [accelerator.prepare(optimizer) for optimizer in built]
-    schedulers = [
-        accelerator.prepare(torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(stage)))
-        for optimizer in optimizers
-    ]
-    module = accelerator.prepare(task.module)
+    trainer = StageTrainer(task, stage, precision)
+    accelerator = trainer.accelerator
     start = _resume(accelerator, folder)
     log(f"{stage.name}: {stage.steps} steps" + (f", of which {start} are done" if start else ""))
     if accelerator.is_main_process:
-        record_run(folder, start, precision, built)
-    log_path = folder / "log.jsonl"
-    # Sums stay where they are computed: to fetch a number each step would have the device wait.
-    metrics_sum: dict[str, Tensor] = {}
-    began = time.perf_counter()
-    draws = DataLoader(
-        Draws(task, recipe.seed, index, accelerator.process_index),
-        batch_size=None,
-        collate_fn=_as_drawn,
-        sampler=range(start, stage.steps),
-        num_workers=workers,
-        # Of its own: the loader seeds its workers from it, and a resumed run must not draw twice from the one in use.
-        generator=torch.Generator(),
-        pin_memory=device.type == "cuda",
-        multiprocessing_context="fork" if workers else None,
-    )
-    for step, drawn in enumerate(draws, start):
-        low = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-        with low, weights_rounded_once():
-            loss, metrics = task.loss(module, drawn)
-        accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(module.parameters(), stage.max_grad_norm)
-        for optimizer, scheduler in zip(optimizers, schedulers, strict=True):
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad(set_to_none=True)
-        for key, value in {"loss": loss, "grad_norm": norm, **metrics}.items():
-            metrics_sum[key] = metrics_sum.get(key, 0.0) + torch.as_tensor(value).detach()
-        done = step + 1
-        if done % recipe.log_every == 0 and accelerator.is_main_process:
-            seconds = (time.perf_counter() - began) / recipe.log_every
-            row: dict[str, Any] = {
-                key: round(float(value) / recipe.log_every, 5) for key, value in metrics_sum.items()
-            }
-            row |= {
-                "stage": stage.name,
-                "step": done,
-                "lr": schedulers[0].get_last_lr()[0],
-                "step_s": round(seconds, 4),
-            }
-            with log_path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
-            log(
-                f"{stage.name} {done}/{stage.steps}  "
-                + "  ".join(f"{k} {v:.4g}" for k, v in row.items() if k not in ("stage", "step"))
-            )
-            metrics_sum, began = {}, time.perf_counter()
+        record_run(folder, start, precision, trainer.optimizer_names)
+    with trainer.precise():
+        task.prepare()
+    steps = StepLog(folder / "log.jsonl", stage, recipe.log_every, log)
+    for done, batch in enumerate(trainer.batches(recipe.seed, index, start, workers), start + 1):
+        metrics = trainer.step(batch)
+        if accelerator.is_main_process:
+            steps.add(done, metrics, lambda: trainer.schedulers[0].get_last_lr()[0])
         stopping = stop_after is not None and done - start >= stop_after
         if done % recipe.save_every == 0 or done == stage.steps or stopping:
             _save(accelerator, folder, done)
@@ -199,14 +214,13 @@ def run_stage(
     return True
 
 
-def _as_drawn(batch: Any) -> Any:
-    """In the place of a loader's own conversion, which makes tensors of all arrays."""
+def _unchanged(batch: Any) -> Any:
+    """Replaces the loader's own conversion, which would turn arrays into tensors."""
     return batch
 
 
 def _save(accelerator: Accelerator, folder: Path, done: int) -> None:
-    """Into the one of two state folders that is not the last finished one, which is named afterwards: a crash leaves
-    the other."""
+    """Save into the state folder that does not hold the last complete state, then record it; a crash leaves one."""
     name = STATES[_progress(folder).get("state") == STATES[0]]
     accelerator.save_state(str(folder / name))
     if accelerator.is_main_process:
@@ -216,12 +230,13 @@ def _save(accelerator: Accelerator, folder: Path, done: int) -> None:
 
 
 def _progress(folder: Path) -> dict[str, Any]:
-    """The last finished state and its step; empty before the first."""
+    """The last complete state and its step; empty before the first."""
     path = folder / PROGRESS
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _resume(accelerator: Accelerator, folder: Path) -> int:
+    """Load the last complete state; returns the number of steps that are done."""
     folder.mkdir(parents=True, exist_ok=True)
     saved = _progress(folder)
     if not saved:

@@ -1,4 +1,4 @@
-"""Pictures of objects as frozen vision encoder and adapter see them, computed once: several views of each drawing."""
+"""Computes the prefix embeddings of several views of each drawing once and caches them, for a frozen vision encoder."""
 
 from __future__ import annotations
 
@@ -19,39 +19,46 @@ from microvlm.training.batches.drawing_sampler import DrawingSampler
 from microvlm.training.data.views import augment_emoji, corner_neighbour
 
 FORMAT = 1
-"""Counted up when what is seen changes by this code or by that of the views."""
+"""Raised whenever a change to this module or to the views changes the cached values."""
 CHUNK = 64
-"""Drawings that are seen together; the small pictures in corners are of the same chunk."""
+"""Drawings that are encoded together; the small pictures in corners come from the same chunk."""
 
 
-class Pictures(NamedTuple):
-    """D drawings in V views each."""
+class CachedPrefixes(NamedTuple):
+    """Prefix embeddings of D drawings in V views each."""
 
     prefixes: Tensor
     """float16 [D, V, k, H]."""
     objects: np.ndarray
-    """int64 [D], rising: the emoji row, or behind all emoji the row of another drawing; an object may have several."""
+    """int64 [D], ascending: an emoji row, or the number of emoji plus the row of another drawing. An object may have
+    several drawings."""
     first: np.ndarray
-    """int64 [D]: where the drawings of this one's object begin."""
+    """int64 [D]: index of the first drawing of the same object."""
     number: np.ndarray
-    """int64 [D]: how many they are."""
+    """int64 [D]: number of drawings of the same object."""
 
     def views(self, objects: np.ndarray, rng: np.random.Generator) -> Tensor:
-        """Objects [n] -> float32 [2 n, k, H]: two views of each, of one drawing, which facts of one object share."""
+        """Sample two views of a drawing of each object [n] -> float32 [2 n, k, H]: all first views, then all second.
+
+        Equal objects show the same drawing.
+        """
         own, place = np.unique(objects, return_inverse=True)
         start = np.searchsorted(self.objects, own)
         drawing = (start + rng.integers(self.number[start]))[place]
         views = self.prefixes.shape[1]
-        one = rng.integers(views, size=len(objects))
-        other = (one + rng.integers(1, views, size=len(objects))) % views
-        rows = np.concatenate([drawing, drawing]), np.concatenate([one, other])
-        return self.prefixes[torch.from_numpy(rows[0]), torch.from_numpy(rows[1])].float()
+        first = rng.integers(views, size=len(objects))
+        second = (first + rng.integers(1, views, size=len(objects))) % views
+        drawings, chosen = np.concatenate([drawing, drawing]), np.concatenate([first, second])
+        return self.prefixes[torch.from_numpy(drawings), torch.from_numpy(chosen)].float()
 
 
 def trained_drawings(
-    sampler: DrawingSampler, rows: np.ndarray, behind: int, others: np.ndarray | None
+    sampler: DrawingSampler, rows: np.ndarray, first_object: int, others: np.ndarray | None
 ) -> tuple[np.ndarray, list[tuple[str | None, int]]]:
-    """(objects [D], where each drawing is: a vendor and a row, or None and a row of `others`), emoji `rows` first."""
+    """List the drawings of the emoji `rows` and then `others`: (object of each, int64 [D]; where each is).
+
+    A drawing is at (vendor, emoji row) or at (None, row of `others`); objects of `others` count from `first_object`.
+    """
     objects: list[int] = []
     places: list[tuple[str | None, int]] = []
     for row in rows:
@@ -60,24 +67,27 @@ def trained_drawings(
                 objects.append(int(row))
                 places.append((vendor, int(row)))
     count = 0 if others is None else len(others)
-    objects += range(behind, behind + count)
+    objects += range(first_object, first_object + count)
     places += [(None, row) for row in range(count)]
     return np.array(objects, np.int64), places
 
 
-def see_once(
+def load_or_encode(
     folder: Path,
     model: MicroVLM,
     sampler: DrawingSampler,
     rows: np.ndarray,
-    behind: int,
+    first_object: int,
     others: np.ndarray | None,
     views: int,
     strength: float,
     seed: int,
-) -> Pictures:
-    """As `see`, kept in a file of `folder` that is named by all it depends on: a resumed run does not look again."""
-    objects, places = trained_drawings(sampler, rows, behind, others)
+) -> CachedPrefixes:
+    """Encode `views` views of every drawing, or read them from `folder` if a run has done so before.
+
+    The file's name is a hash of everything its content depends on: pixels, weights, number, strength and seed of views.
+    """
+    objects, places = trained_drawings(sampler, rows, first_object, others)
     hashed = hashlib.sha256(f"{FORMAT} {CHUNK} {views} {strength} {seed} {model.config.vision}".encode())
     for place in places:
         hashed.update(f"{place}".encode() + _pixels(sampler, others, *place).tobytes())
@@ -87,17 +97,17 @@ def see_once(
     path = folder / f"pictures-{hashed.hexdigest()[:16]}.safetensors"
     if not path.is_file():
         with full_precision(model.memory_prior.device.type):
-            prefixes = see(model, sampler, places, others, views, strength, seed)
+            prefixes = encode_views(model, sampler, places, others, views, strength, seed)
         with tempfile.TemporaryDirectory(dir=folder) as aside:
             save_file({"prefixes": prefixes}, f"{aside}/{path.name}")
             Path(aside, path.name).replace(path)
     prefixes = load_file(str(path))["prefixes"]
     _, first, inverse, count = np.unique(objects, return_index=True, return_inverse=True, return_counts=True)
-    return Pictures(prefixes, objects, first[inverse], count[inverse])
+    return CachedPrefixes(prefixes, objects, first[inverse], count[inverse])
 
 
 @torch.no_grad()
-def see(
+def encode_views(
     model: MicroVLM,
     sampler: DrawingSampler,
     places: list[tuple[str | None, int]],
@@ -106,20 +116,20 @@ def see(
     strength: float,
     seed: int,
 ) -> Tensor:
-    """float16 [D, V, k, H]: `views` views of the drawings at `places`."""
+    """Encode `views` random views of each of the drawings at `places`: float16 [D, V, k, H]."""
     generator = torch.Generator().manual_seed(seed)
-    # Chunks of drawings that do not resemble each other, as batches have.
+    # In random order, so that the drawings of a chunk do not resemble each other, as in a batch.
     order = torch.randperm(len(places), generator=generator).numpy()
     config, device = model.config, model.memory_prior.device
     shape = (len(places), views, config.prefix_tokens, config.text.hidden_size)
     prefixes = torch.empty(shape, dtype=torch.float16)
     for start in range(0, len(order), CHUNK):
-        some = order[start : start + CHUNK]
-        pixels = np.stack([_pixels(sampler, others, *places[index]) for index in some])
-        shown = torch.from_numpy(pixels).repeat_interleave(views, 0)
-        seen = corner_neighbour(augment_emoji(shown, generator, strength), generator)
-        found = model.encode_image(normalise(seen, config.vision).to(device))
-        prefixes[torch.from_numpy(some)] = found.half().cpu().view(len(some), *shape[1:])
+        chunk = order[start : start + CHUNK]
+        pixels = np.stack([_pixels(sampler, others, *places[index]) for index in chunk])
+        drawings = torch.from_numpy(pixels).repeat_interleave(views, 0)
+        images = corner_neighbour(augment_emoji(drawings, generator, strength), generator)
+        encoded = model.encode_image(normalise(images, config.vision).to(device))
+        prefixes[torch.from_numpy(chunk)] = encoded.half().cpu().view(len(chunk), *shape[1:])
     return prefixes
 
 

@@ -1,4 +1,4 @@
-"""Draws training pictures of one emoji each: which emoji, and by which vendor."""
+"""Samples training drawings of one emoji each: which emoji, and by which vendor."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from microvlm.training.data.drawing_sources import TRAIN_VENDORS
 from microvlm.training.data.emoji import EmojiData
 
 SEEN_SHARE = 0.7
+"""Share of the drawings that show a seen emoji, one whose caption may be trained on."""
 
 
 class DrawingSampler:
-    """Draws (emoji row, vendor) pairs of the TRAIN vendors, seen emoji in `SEEN_SHARE` of the cases."""
+    """Samples (emoji row, vendor) pairs of the TRAIN vendors; the emoji is a seen one with probability `seen_share`."""
 
     def __init__(self, emoji: EmojiData, weights: dict[str, float], seen_share: float = SEEN_SHARE):
         self.vendors = [vendor for vendor in TRAIN_VENDORS if weights.get(vendor, 1.0) > 0]
@@ -24,24 +25,25 @@ class DrawingSampler:
         self.drawn = present.sum(1) > 0
         self.seen_rows = np.flatnonzero(emoji.seen & self.drawn)
         unseen = np.flatnonzero(~emoji.seen & self.drawn)
-        # A small set may have none.
+        # A small data folder may have no unseen emoji.
         self.other_rows = unseen if len(unseen) else self.seen_rows
         self.seen_share = seen_share
 
     def rows(self, count: int, generator: torch.Generator) -> np.ndarray:
+        """int64 [count]: random emoji rows."""
         uniform = torch.rand(count, 2, generator=generator).numpy()
         seen = self.seen_rows[(uniform[:, 1] * len(self.seen_rows)).astype(int)]
         other = self.other_rows[(uniform[:, 1] * len(self.other_rows)).astype(int)]
         return np.where(uniform[:, 0] < self.seen_share, seen, other)
 
     def vendors_of(self, rows: np.ndarray, generator: torch.Generator) -> np.ndarray:
-        """One vendor (index) for each row, among those that drew it."""
+        """int64 [B]: a random vendor (index) for each row, among those that drew it."""
         uniform = torch.rand(len(rows), generator=generator).numpy()
         index = (uniform[:, None] >= self.cumulative[rows]).sum(1)
         return np.minimum(index, len(self.vendors) - 1)
 
     def pixels(self, rows: np.ndarray, vendors: np.ndarray) -> Tensor:
-        """uint8 [B, S, S, 4]."""
+        """The drawings of `rows` by `vendors`, uint8 [B, S, S, 4]."""
         return torch.from_numpy(
             np.stack([self.images[self.vendors[v]][r] for r, v in zip(rows, vendors, strict=True)])
         )

@@ -1,4 +1,4 @@
-"""Batches of facts to remember: which objects, which of them in one memory, and two views of each."""
+"""Samples batches of facts: objects, questions, which facts share a memory, and two views of each object."""
 
 from __future__ import annotations
 
@@ -12,48 +12,48 @@ from torch import Tensor
 
 from microvlm.training.batches.drawing_sampler import DrawingSampler
 from microvlm.training.data.emoji import EmojiData
-from microvlm.training.data.fact_texts import Fact, deal_facts
+from microvlm.training.data.fact_texts import Fact, sample_facts
 from microvlm.training.data.views import augment_emoji, corner_neighbour
 
-DEAL = 82
-"""Facts that are dealt together, about as many: what is written of them fills the 64 slots of `nano`."""
-GROUP_COUNTS = (1, 1, 1, 2, 2, 4)
-"""Into how many memories a deal is dealt: few are full, many hold little."""
+FACT_SET_SIZE = 82
+"""Facts that are sampled together, approximately: the written ones fill the 64 slots of `nano`."""
+MEMORY_COUNTS = (1, 1, 1, 2, 2, 4)
+"""Memories that a set of facts is divided among, equally likely: few memories are full, many hold little."""
 UNWRITTEN_SHARE = 0.2
 TEXT_SHARE = 0.1
-"""Share of the facts that have no picture."""
+"""Share of the facts without a picture."""
 PAIRED_SHARE = 0.35
-"""Of the facts that are about the object of the one before: only the question tells the two apart."""
+"""Share of the facts about the same object as the fact before: only the question tells the two apart."""
 RUN_SHARE, RUN_LENGTH = 0.5, 4
-"""Share of the deals whose objects come in runs of rows that follow each other, which resemble each other."""
+"""Share of the sets whose objects come in runs of consecutive rows, which resemble each other."""
 
 
-Choose = Callable[[np.random.Generator, int, int], tuple[np.ndarray, np.ndarray]]
-"""(generator, how many are shown, how many are told of) -> objects of each, int64."""
+ObjectChooser = Callable[[np.random.Generator, int, int], tuple[np.ndarray, np.ndarray]]
+"""(generator, facts with a picture, facts in words alone) -> the objects of each, int64."""
 
 
 class FactBatch(NamedTuple):
-    """Facts with a picture, then facts of words alone."""
+    """F facts: those with a picture, then those in words alone."""
 
-    shown: list[Fact]
-    told: list[Fact]
+    pictured: list[Fact]
+    text_only: list[Fact]
     views: Tensor
-    """float32 [2 * len(shown), 3, S, S]: as written, then as asked for."""
+    """float32 [2 * len(pictured), 3, S, S]: the views that are written, then the views that are asked about."""
     group: np.ndarray
-    """int64 [F], which memory each fact belongs to."""
+    """int64 [F]: the memory that each fact belongs to."""
     written: np.ndarray
-    """bool [F]; the others are asked for all the same."""
+    """bool [F]; questions are asked about the unwritten facts too."""
 
     @property
     def facts(self) -> list[Fact]:
-        return [*self.shown, *self.told]
+        return [*self.pictured, *self.text_only]
 
 
-class FactDealer:
-    """Draws facts about objects: emoji that the training vendors drew (of `rows`, or all that are not held out), and in
-    `drawing_share` of the cases other things, which have a picture and no name (`drawings`, uint8 [D, S, S, 4]).
+class FactSampler:
+    """Samples facts about objects: emoji drawn by the training vendors (`rows`, by default all that are not held out)
+    and, with probability `drawing_share`, other drawings, which have no name (`drawings`, uint8 [D, S, S, 4]).
 
-    An object is a row: of an emoji, or behind all emoji that of a drawing.
+    An object is an emoji row, or the number of emoji plus a row of `drawings`.
     """
 
     def __init__(
@@ -69,51 +69,55 @@ class FactDealer:
         self.emoji, self.sampler, self.strength = emoji, sampler, strength
         self.rows = np.flatnonzero(sampler.drawn & ~emoji.held_out) if rows is None else rows
         self.drawings, self.drawing_share = drawings, drawing_share
-        deals = max(1, round(count / DEAL))
-        ends = [count * place // deals for place in range(deals + 1)]
+        sets = max(1, round(count / FACT_SET_SIZE))
+        ends = [count * place // sets for place in range(sets + 1)]
         self.sizes = [end - start for start, end in pairwise(ends)]
-        """How many facts each deal of a batch has."""
+        """Facts in each set of a batch."""
 
-    def deal(self, rng: np.random.Generator, generator: torch.Generator) -> FactBatch:
-        batch = self.facts(rng)
-        drawings = self._pixels(np.array([fact.object for fact in batch.shown], np.int64), generator)
+    def sample(self, rng: np.random.Generator, generator: torch.Generator) -> FactBatch:
+        """A batch with views."""
+        batch = self.sample_facts(rng)
+        drawings = self._pixels(np.array([fact.object for fact in batch.pictured], np.int64), generator)
         views = augment_emoji(torch.cat([drawings, drawings]), generator, self.strength)
         return batch._replace(views=corner_neighbour(views, generator))
 
-    def facts(self, rng: np.random.Generator, choose: Choose | None = None) -> FactBatch:
-        """A batch without views, [0, ...]; `choose` draws its objects in the place of this dealer."""
-        return _together([self._deal(rng, size, choose) for size in self.sizes])
+    def sample_facts(self, rng: np.random.Generator, choose: ObjectChooser | None = None) -> FactBatch:
+        """A batch whose views are empty, [0, 3, 0, 0]; `choose` replaces this sampler's choice of objects."""
+        return _concatenate([self._sample_set(rng, size, choose) for size in self.sizes])
 
-    def _deal(self, rng: np.random.Generator, count: int, choose: Choose | None) -> FactBatch:
-        told_count = round(count * TEXT_SHARE)
-        shown_count = count - told_count
+    def _sample_set(self, rng: np.random.Generator, count: int, choose: ObjectChooser | None) -> FactBatch:
+        text_count = round(count * TEXT_SHARE)
         captions = self.emoji.captions
-        pictured, told_of = (choose or self._objects)(rng, shown_count, told_count)
-        shown = deal_facts(rng, pictured.tolist(), captions, True, PAIRED_SHARE)
-        told = deal_facts(rng, told_of.tolist(), captions, False, PAIRED_SHARE)
-        # Facts of one object are in one memory, where they can be mistaken for each other.
-        about = np.unique([fact.object for fact in (*shown, *told)], return_inverse=True)[1]
-        groups = min(int(rng.choice(GROUP_COUNTS)), about.max() + 1)
-        group = rng.permutation(np.arange(about.max() + 1) % groups)[about]
+        pictured_objects, text_objects = (choose or self._objects)(rng, count - text_count, text_count)
+        pictured = sample_facts(rng, pictured_objects.tolist(), captions, True, PAIRED_SHARE)
+        text_only = sample_facts(rng, text_objects.tolist(), captions, False, PAIRED_SHARE)
+        # Facts about one object share a memory, where they can be mistaken for each other.
+        about = np.unique([fact.object for fact in (*pictured, *text_only)], return_inverse=True)[1]
+        memories = min(int(rng.choice(MEMORY_COUNTS)), about.max() + 1)
+        group = rng.permutation(np.arange(about.max() + 1) % memories)[about]
         written = rng.random(len(about)) >= UNWRITTEN_SHARE
         # No memory is empty.
-        written[[np.flatnonzero(group == number)[0] for number in range(groups)]] = True
-        return FactBatch(shown, told, torch.empty(0, 3, 0, 0), group, written)
+        written[[np.flatnonzero(group == number)[0] for number in range(memories)]] = True
+        return FactBatch(pictured, text_only, torch.empty(0, 3, 0, 0), group, written)
 
-    def _objects(self, rng: np.random.Generator, shown: int, told: int) -> tuple[np.ndarray, np.ndarray]:
-        """Objects with a picture, and emoji that are told of."""
+    def _objects(
+        self, rng: np.random.Generator, pictured_count: int, text_count: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Objects of the facts with a picture, and emoji for the facts in words alone."""
         runs = bool(rng.random() < RUN_SHARE)
-        others = 0 if self.drawings is None else int(rng.binomial(shown, self.drawing_share))
-        objects = _drawn(rng, self.rows, shown - others + told, runs)
-        pictured, told_of = objects[: shown - others], objects[shown - others :]
+        others = 0 if self.drawings is None else int(rng.binomial(pictured_count, self.drawing_share))
+        objects = _sample_rows(rng, self.rows, pictured_count - others + text_count, runs)
+        pictured, text_only = objects[: pictured_count - others], objects[pictured_count - others :]
         if self.drawings is not None:
-            behind = len(self.emoji.captions) + np.arange(len(self.drawings))
-            pictured = rng.permutation(np.concatenate([pictured, _drawn(rng, behind, others, runs)]))
-        return pictured, told_of
+            drawing_objects = len(self.emoji.captions) + np.arange(len(self.drawings))
+            drawn = _sample_rows(rng, drawing_objects, others, runs)
+            pictured = rng.permutation(np.concatenate([pictured, drawn]))
+        return pictured, text_only
 
     def _pixels(self, objects: np.ndarray, generator: torch.Generator) -> Tensor:
-        """uint8 [n, S, S, 4]. An object is one drawing: both views of a fact, and of two facts about it, are of one
-        vendor."""
+        """uint8 [n, S, S, 4]. Every object has one drawing: both views of a fact, and all facts about an object, show
+        the same vendor's.
+        """
         own, place = np.unique(objects, return_inverse=True)
         rows = own[own < len(self.emoji.captions)]
         pixels = self.sampler.pixels(rows, self.sampler.vendors_of(rows, generator))
@@ -123,28 +127,30 @@ class FactDealer:
         return pixels[torch.from_numpy(place)]
 
 
-def _together(deals: list[FactBatch]) -> FactBatch:
-    """Several deals as one batch; no memory has facts of two."""
-    if len(deals) == 1:
-        return deals[0]
-    behind = np.cumsum([0, *(deal.group.max() + 1 for deal in deals)])
-    splits = [len(deal.shown) for deal in deals]
-    groups = [deal.group + before for deal, before in zip(deals, behind, strict=False)]
-    written = [deal.written for deal in deals]
-    group, known = (
+def _concatenate(sets: list[FactBatch]) -> FactBatch:
+    """Several sets as one batch; no memory holds facts of two sets."""
+    if len(sets) == 1:
+        return sets[0]
+    first_memory = np.cumsum([0, *(one.group.max() + 1 for one in sets)])
+    splits = [len(one.pictured) for one in sets]
+    groups = [one.group + first for one, first in zip(sets, first_memory, strict=False)]
+    group, written = (
         np.concatenate(
             [part[:split] for part, split in zip(parts, splits, strict=True)]
             + [part[split:] for part, split in zip(parts, splits, strict=True)]
         )
-        for parts in (groups, written)
+        for parts in (groups, [one.written for one in sets])
     )
-    shown, told = ([fact for deal in deals for fact in deal[kind]] for kind in (0, 1))
-    return FactBatch(shown, told, deals[0].views, group, known)
+    pictured = [fact for one in sets for fact in one.pictured]
+    text_only = [fact for one in sets for fact in one.text_only]
+    return FactBatch(pictured, text_only, sets[0].views, group, written)
 
 
-def _drawn(rng: np.random.Generator, rows: np.ndarray, count: int, runs: bool) -> np.ndarray:
-    """`count` of `rows`, without order; in runs those that follow each other are alike, and where two runs overlap an
-    object is drawn twice."""
+def _sample_rows(rng: np.random.Generator, rows: np.ndarray, count: int, runs: bool) -> np.ndarray:
+    """`count` of `rows` in random order.
+
+    runs : sample runs of consecutive rows, which resemble each other; an object occurs twice where two runs overlap.
+    """
     if not runs:
         return rng.choice(rows, count, replace=count > len(rows))
     starts = rng.choice(len(rows), -(-count // RUN_LENGTH), replace=count > len(rows))

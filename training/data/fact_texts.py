@@ -1,7 +1,7 @@
-"""Facts to train the memory on: what is asked about an object, in several wordings, and what is answered.
+"""Samples facts to train the memory on: questions about an object, in several wordings, and their answers.
 
-Deterministic given the random generator; no pixels and no torch here. The sentences that `microvlm-bench memory` asks
-as paraphrases are in none of the lists: the words of each are, in other sentences.
+Deterministic given the random generator; knows no pixels and no torch. No list contains the sentences that
+`microvlm-bench memory` asks as paraphrases; their words occur in other sentences.
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ DAYS = tuple(_DAYS.split())
 
 @dataclass(frozen=True)
 class Relation:
-    """One thing to know about an object. `{noun}` in a wording is the object's caption."""
+    """A property of objects, with the wordings of its question; `{noun}` stands for the object's caption."""
 
-    shown: tuple[str, ...]
-    """Questions that go with a picture of the object; the first is the commonest."""
-    told: tuple[str, ...]
-    """Questions that stand alone."""
+    image_questions: tuple[str, ...]
+    """Questions that go with a picture of the object; the first is the most frequent."""
+    text_questions: tuple[str, ...]
+    """Questions without a picture."""
     values: tuple[str, ...]
+    """Possible answers."""
 
 
 RELATIONS = (
@@ -106,51 +107,54 @@ RELATIONS = (
 RELATION_SHARES = (0.3, 0.3, 0.16, 0.08, 0.16)
 FIRST_WORDING_SHARE = 0.4
 UNKNOWN = "unknown"
-"""The answer to a question that the memory knows nothing of."""
+"""The answer to a question that the memory cannot answer."""
 
 
 @dataclass(frozen=True)
 class Fact:
-    """`told` is the question that the fact is written under, `asked` one that asks for it later."""
+    """A value that is written under one question and read by another wording of it."""
 
     object: int
     """Row of the object; facts of one object differ in their relation."""
     relation: int
-    told: str
-    asked: str
+    """Index into RELATIONS."""
+    write_question: str
+    read_question: str
     value: str
 
 
-def deal_facts(
+def sample_facts(
     rng: np.random.Generator,
     objects: Sequence[int],
     captions: Sequence[str],
-    shown: bool,
+    pictured: bool,
     paired: float = 0.25,
 ) -> list[Fact]:
-    """One fact a place of `objects`; with probability `paired` it is about the object before, by another relation.
+    """One fact for each of `objects`; with probability `paired` it is about the object before, by another relation.
 
-    captions : the captions of the first rows; the others have none, and no question names them. shown : whether a
-    picture goes with the questions.
+    captions : the captions of the first objects; the others have none, and no question names them. pictured : whether
+    the questions go with a picture.
     """
     facts: list[Fact] = []
-    for place in objects:
-        row, relation = int(place), int(rng.choice(len(RELATIONS), p=RELATION_SHARES))
+    for candidate in objects:
+        row, relation = int(candidate), int(rng.choice(len(RELATIONS), p=RELATION_SHARES))
         last = facts[-1] if facts else None
-        alone = len(facts) < 2 or facts[-2].object != facts[-1].object
-        if last and alone and last.relation != relation and rng.random() < paired:
+        unpaired = len(facts) < 2 or facts[-2].object != facts[-1].object
+        if last and unpaired and last.relation != relation and rng.random() < paired:
             row = last.object
-        about = RELATIONS[relation]
-        wordings = about.shown if shown else about.told
+        details = RELATIONS[relation]
+        wordings = details.image_questions if pictured else details.text_questions
         named = row < len(captions)
         if not named:
             wordings = tuple(wording for wording in wordings if "{noun}" not in wording)
-        told, asked = (_wording(rng, wordings) for _ in range(2))
+        write_question, read_question = (_wording(rng, wordings) for _ in range(2))
         if named:
-            told, asked = told.format(noun=captions[row]), asked.format(noun=captions[row])
-        facts.append(Fact(row, relation, told, asked, str(rng.choice(about.values))))
+            write_question = write_question.format(noun=captions[row])
+            read_question = read_question.format(noun=captions[row])
+        facts.append(Fact(row, relation, write_question, read_question, str(rng.choice(details.values))))
     return facts
 
 
 def _wording(rng: np.random.Generator, wordings: Sequence[str]) -> str:
+    """A random wording, the first one with a higher probability."""
     return wordings[0 if rng.random() < FIRST_WORDING_SHARE else int(rng.integers(len(wordings)))]

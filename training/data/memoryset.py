@@ -1,6 +1,6 @@
-"""Builds the drawings that `microvlm-bench memory` remembers: held-out emoji of the test vendor, and another's of each.
+"""Builds the objects of `microvlm-bench memory`: held-out emoji as drawn by the test vendor and by another one.
 
-Chosen by hash before any training on facts: neither these emoji nor the test vendor's style are in that training. The
+They are chosen by hash before any training on facts, which uses neither these emoji nor the test vendor's drawings. The
 reader is `microvlm.bench.memory.memoryset_reader`, which needs no torch.
 """
 
@@ -46,18 +46,20 @@ The files are under the licences above, not under the project's own. Written by
 """
 
 
-def choose_objects(emoji: EmojiData, count: int = OBJECTS) -> np.ndarray:
+def choose_memory_objects(emoji: EmojiData, count: int = OBJECTS) -> np.ndarray:
     """Rows of the `count` held-out emoji, drawn by both vendors, with the smallest sha256 of their hexcode."""
-    drawn = emoji.held_out & emoji.present(TEST_VENDOR) & emoji.present(OTHER_VENDOR)
-    hashed = {row: hashlib.sha256(emoji.hexcodes[row].encode()).hexdigest() for row in np.flatnonzero(drawn)}
-    return np.array(sorted(hashed, key=hashed.__getitem__)[:count], np.int64)
+    candidates = emoji.held_out & emoji.present(TEST_VENDOR) & emoji.present(OTHER_VENDOR)
+    hashes = {
+        row: hashlib.sha256(emoji.hexcodes[row].encode()).hexdigest() for row in np.flatnonzero(candidates)
+    }
+    return np.array(sorted(hashes, key=hashes.__getitem__)[:count], np.int64)
 
 
 def build_memoryset(emoji: EmojiData, out: Path, version: str, other_version: str) -> dict:
     """Write the set to `out`, which must not exist; returns counts and bytes."""
     if out.exists():
         raise DataError(f"{out} exists: choose another --output.")
-    rows = choose_objects(emoji)
+    rows = choose_memory_objects(emoji)
     records = [
         {
             "file": f"images/{emoji.hexcodes[row].lower()}.png",

@@ -1,7 +1,6 @@
-"""Pictures of several emoji, batched in torch: scenes on a named ground, and crowds for the vision encoder alone.
+"""Draws pictures of several emoji, batched in torch: scenes on a named ground, and emoji on a grid.
 
-Deterministic given the generator; knows nothing about captions, questions or files. Every image is float32
-[B, 3, H, W] in 0..1.
+Deterministic given the generator; knows no captions, questions or files. Images are float32 [B, 3, H, W] in 0..1.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ SCENE_VENDORS = tuple(v for v in TRAIN_VENDORS if v != "fluent-emoji-high-contra
 
 @lru_cache(maxsize=16)
 def _scene_drawings(folder: Path, vendor: str) -> tuple[Tensor, np.ndarray]:
-    """Premultiplied float32 [48, 4, 48, 48] of the scene objects, and bool [48]: drawn by this vendor."""
+    """Premultiplied drawings of the scene objects, float32 [48, 4, 48, 48], and which the vendor drew, bool [48]."""
     emoji = load_emoji(folder)
     rows = [emoji.index(hexcode) for hexcode, _ in read_scene_objects()]
     pre = premultiply(torch.from_numpy(np.array(emoji.images(vendor)[rows])))
@@ -44,11 +43,11 @@ def compose_scenes(
     generator: torch.Generator | None = None,
     strength: float = 0.0,
 ) -> Tensor:
-    """[B, 3, size, size] float32 of B scenes.
+    """Draw B scenes, float32 [B, 3, size, size].
 
-    vendor_choice : the vendor of each scene; None draws, per object, any of SCENE_VENDORS that has it.
-    strength : 0 draws upright on a flat ground, as the evaluation set does; up to 1 varies the objects' colours,
-    outlines and rotation, and adds brightness and noise that leave the name of the ground's colour alone.
+    vendor_choice : the vendor of each scene; None samples one of SCENE_VENDORS for each object.
+    strength : 0 draws upright on a flat ground, as in the evaluation set; values up to 1 vary the objects' colours,
+    outlines and rotation, and add brightness and noise that do not change the name of the ground's colour.
     """
     rand = Random(generator, torch.device("cpu"))
     pieces: list[Tensor] = []
@@ -57,45 +56,44 @@ def compose_scenes(
     geometry: list[tuple[float, float, float]] = []
     picks = rand(len(specs), 4).tolist()
     for b, scene in enumerate(specs):
-        for j, thing in enumerate(scene.objects):
+        for j, placed in enumerate(scene.objects):
             vendors = [vendor_choice[b]] if vendor_choice is not None else list(SCENE_VENDORS)
             sheets = [_scene_drawings(emoji.folder, v) for v in vendors]
-            drawn = [pre for pre, present in sheets if present[thing.object]]
+            drawn = [pre for pre, present in sheets if present[placed.object]]
             if not drawn:
-                raise DataError(f"{vendors[0]} does not draw scene object {thing.object}.")
-            pieces.append(drawn[int(picks[b][j] * len(drawn))][thing.object])
+                raise DataError(f"{vendors[0]} does not draw scene object {placed.object}.")
+            pieces.append(drawn[int(picks[b][j] * len(drawn))][placed.object])
             owner.append(b)
             slot.append(j)
-            geometry.append((thing.x, thing.y, thing.size))
+            geometry.append((placed.x, placed.y, placed.size))
     layers = _lay(rand, torch.stack(pieces), torch.tensor(geometry), size, strength)
     colours = torch.tensor([rgb for _, rgb in GROUNDS], dtype=torch.float32) / 255
     images = colours[[scene.ground for scene in specs]].view(-1, 3, 1, 1).repeat(1, 1, size, size)
     return _stack(rand, images, layers, torch.tensor(owner), torch.tensor(slot), strength)
 
 
-def compose_crowds(
+def compose_emoji_grids(
     drawings: Tensor, geometry: Tensor, size: int, generator: torch.Generator, strength: float
 ) -> Tensor:
-    """[B, 3, size, size] of any emoji side by side on random grounds: small objects of every kind, for the vision
-    encoder alone.
+    """Draw any emoji side by side on random grounds, float32 [B, 3, size, size].
 
-    drawings : uint8 [B, n, H, W, 4]. geometry : float32 [B, n, 3], x, y and size of each as `Placed` has them; a
-    size of 0 leaves the object out.
+    drawings : uint8 [B, n, H, W, 4]. geometry : float32 [B, n, 3], x, y and size of each, as in `Placed`; an object of
+    size 0 is left out.
     """
     rand = Random(generator, drawings.device)
     batch, each = drawings.shape[:2]
     pre = F.interpolate(premultiply(drawings.flatten(0, 1)), size=_SCENE_SOURCE, mode="area")
-    where = geometry.flatten(0, 1)
-    here = torch.nonzero(where[:, 2] > 0).flatten()
-    layers = _lay(rand, pre[here], where[here], size, strength)
+    places = geometry.flatten(0, 1)
+    present = torch.nonzero(places[:, 2] > 0).flatten()
+    layers = _lay(rand, pre[present], places[present], size, strength)
     ground = random_ground(rand, batch, size, 1.0)
-    return _stack(rand, ground, layers, here // each, here % each, strength)
+    return _stack(rand, ground, layers, present // each, present % each, strength)
 
 
-def _lay(rand: Random, pieces: Tensor, where: Tensor, size: int, strength: float) -> Tensor:
-    """Premultiplied drawings [n, 4, h, w] at x, y, size [n, 3] of a frame: [n, 4, size, size].
+def _lay(rand: Random, pieces: Tensor, places: Tensor, size: int, strength: float) -> Tensor:
+    """Place premultiplied drawings [n, 4, h, w] at x, y, size [n, 3] of a frame: [n, 4, size, size].
 
-    A vendor's style is a palette and a way to draw edges: both are varied, or an unseen vendor's is never met.
+    Colours and edges are varied, because they make up a vendor's style and the test vendor's is unknown.
     """
     count = len(pieces)
     if strength:
@@ -105,7 +103,9 @@ def _lay(rand: Random, pieces: Tensor, where: Tensor, size: int, strength: float
     shear = rand(count, low=-0.1, high=0.1) * strength
     mirror = torch.ones(count)
     placed = place(
-        pieces, affine_map(where[:, 2], angle, shear, where[:, 0] * 2 - 1, where[:, 1] * 2 - 1, mirror), size
+        pieces,
+        affine_map(places[:, 2], angle, shear, places[:, 0] * 2 - 1, places[:, 1] * 2 - 1, mirror),
+        size,
     )
     if strength:
         ink(rand, placed, strength)
@@ -115,11 +115,11 @@ def _lay(rand: Random, pieces: Tensor, where: Tensor, size: int, strength: float
 def _stack(
     rand: Random, images: Tensor, layers: Tensor, owners: Tensor, slots: Tensor, strength: float
 ) -> Tensor:
-    """Layers [n, 4, S, S] over the grounds [B, 3, S, S] that own them, slot after slot; then light and noise."""
+    """Put layers [n, 4, S, S] over their grounds [B, 3, S, S], slot after slot, and add brightness and noise."""
     for slot in range(4):
-        here = torch.nonzero(slots == slot).flatten()
-        if len(here):
-            layer, target = layers[here], owners[here]
+        rows = torch.nonzero(slots == slot).flatten()
+        if len(rows):
+            layer, target = layers[rows], owners[rows]
             images[target] = layer[:, :3] + (1 - layer[:, 3:]) * images[target]
     count, size = len(images), images.shape[-1]
     if strength:

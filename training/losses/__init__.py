@@ -1,1 +1,1 @@
-"""Losses that several stages share."""
+"""Loss functions that the training stages are composed of."""

@@ -1,9 +1,9 @@
-"""Attention guidance: how a question's word finds its object in the picture, taught to two heads of the decoder.
+"""Attention guidance: teaches two heads of the decoder how a question's word finds its object in the picture.
 
-"where is the lion?" takes two look-ups that cross-entropy on the answer alone finds only by luck, because neither helps
-before the other is there: the word finds the prefix embeddings over its object, and the place of the answer finds the
-word. Each is given to one head as -log of the attention that reaches its target (the supervision of Liu et al. 2016,
-arXiv 1609.04186, on self-attention). Nothing of it is left in the model that is saved but the weights.
+"where is the lion?" takes two look-ups: from the word to the prefix embeddings over its object, and from the answer's
+position to the word. Cross-entropy on the answer alone finds them only by luck, because neither helps without the
+other. The loss of each is -log of the attention that one head pays to the target (the supervision of Liu et al. 2016,
+arXiv 1609.04186, applied to self-attention). It leaves no trace in the saved model but its weights.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from microvlm.model.decoder import Decoder, DecoderLayer, SelfAttention
 
 GUIDED_HEAD = 0
 WORD_LAYER, ANSWER_LAYER = 1, 2
-"""Layers, from 0, of the look-up from a word to its object and of the one from the answer's place to the word."""
+"""Layers, from 0, of the look-up from a word to its object and of that from the answer's position to the word."""
 
 
 @dataclass(frozen=True)
 class Lookups:
-    """Where `queries[i]` of batch row `rows[i]` should look: at the true columns of `targets[i]`."""
+    """Position `queries[i]` of batch row `rows[i]` should attend to the true columns of `targets[i]`."""
 
     rows: Tensor
     """int64 [n]."""
@@ -41,29 +41,29 @@ class Lookups:
         return Lookups(self.rows.to(device), self.queries.to(device), self.targets.to(device))
 
     @classmethod
-    def build(cls, found: list[tuple[int, int, np.ndarray]], width: int) -> Lookups:
-        """(row, query position, target positions) each; `width` is at least every position + 1."""
-        targets = torch.zeros(len(found), width, dtype=torch.bool)
-        for target, (_, _, columns) in zip(targets, found, strict=True):
+    def build(cls, entries: list[tuple[int, int, np.ndarray]], width: int) -> Lookups:
+        """Look-ups from (row, query position, target positions); `width` exceeds every target position."""
+        targets = torch.zeros(len(entries), width, dtype=torch.bool)
+        for target, (_, _, columns) in zip(targets, entries, strict=True):
             target[torch.from_numpy(columns)] = True
-        rows, queries = ([entry[part] for entry in found] for part in (0, 1))
+        rows, queries = ([entry[part] for entry in entries] for part in (0, 1))
         return cls(torch.tensor(rows, dtype=torch.long), torch.tensor(queries, dtype=torch.long), targets)
 
 
 class AttentionTap:
-    """Remembers what each guided layer's attention was called with; use as a context around a forward pass."""
+    """Records the arguments of each guided layer's attention; use it as a context around a forward pass."""
 
     def __init__(self, decoder: Decoder):
         self.layers = {
             index: cast(SelfAttention, cast(DecoderLayer, decoder.layers[index]).self_attn)
             for index in (WORD_LAYER, ANSWER_LAYER)
         }
-        self.called: dict[int, tuple[Any, ...]] = {}
+        self.arguments: dict[int, tuple[Any, ...]] = {}
         self._handles: list[Any] = []
 
     def __enter__(self) -> AttentionTap:
         for index, attention in self.layers.items():
-            hook = lambda _module, args, index=index: self.called.__setitem__(index, args)  # noqa: E731
+            hook = lambda _module, args, index=index: self.arguments.__setitem__(index, args)  # noqa: E731
             self._handles.append(cast(nn.Module, attention).register_forward_pre_hook(hook))
         return self
 
@@ -72,16 +72,16 @@ class AttentionTap:
             handle.remove()
 
     def loss(self, layer: int, lookups: Lookups) -> Tensor:
-        """Mean of -log(attention of the guided head on the targets)."""
-        x, cos, sin, mask, (past, _) = self.called[layer]
+        """Mean of -log(attention of the guided head on its targets) over the look-ups."""
+        x, cos, sin, mask, (past, _) = self.arguments[layer]
         x, cos, sin, mask, past = (part[lookups.rows] for part in (x, cos, sin, mask, past))
         query, key, _ = self.layers[layer].heads(x, cos, sin)
         each = torch.arange(len(lookups), device=x.device)
-        asked = query[each, :, lookups.queries][:, GUIDED_HEAD : GUIDED_HEAD + 1, None]
-        seen = mask[each, :, lookups.queries][:, :, None]
+        queries = query[each, :, lookups.queries][:, GUIDED_HEAD : GUIDED_HEAD + 1, None]
+        visible = mask[each, :, lookups.queries][:, :, None]
         groups = query.shape[1] // key.shape[1]
         keys = torch.cat([past.to(key.dtype), key], 2)[:, GUIDED_HEAD // groups][:, None]
-        weights = attention_weights(asked, keys, seen)[:, 0, 0].float()
+        weights = attention_weights(queries, keys, visible)[:, 0, 0].float()
         # Column 0 is the memory slot's.
         reached = (weights[:, 1 : 1 + lookups.targets.shape[1]] * lookups.targets).sum(1)
         return -reached.clamp(min=1e-6).log().mean()

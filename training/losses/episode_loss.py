@@ -1,78 +1,65 @@
-"""Episodes: images written one after the other, each under the question of its place; one of them is asked for."""
+"""Loss of episodes: images are written one after another under the questions for their places; one is asked for."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from microvlm.memory.ordinal_questions import ORDINALS, ordinal_question
-from microvlm.model.decoder import Cache
 from microvlm.model.memory_algebra import MemoryState
 from microvlm.model.microvlm import MicroVLM
 from microvlm.model.torch_ops import full_precision
-from microvlm.training.batches.sample_texts import CAPTION_PROMPTS, IGNORED, TextRows
-from microvlm.training.losses.fact_loss import CrossEntropy, binary_loss
+from microvlm.training.batches.episode_batches import EpisodeBatch
+from microvlm.training.batches.sample_texts import CAPTION_PROMPTS, TextRows
+from microvlm.training.losses.loss_terms import AnswerLoss, binary_loss
 
-MAX_EPISODE = 8
 
-
-class Episodes(NamedTuple):
-    """What the episodes of a batch gave."""
+class EpisodeLosses(NamedTuple):
+    """Losses of one batch of episodes."""
 
     loss: Tensor
+    """Cross-entropy of the answers."""
     scope: Tensor
+    """The scope detector's: every question is known."""
     state: MemoryState
-    """The memories after the last write, for other rows to be distracted by."""
+    """The memories after the last write, which other rows of the batch see as distractors."""
 
 
-def answer_loss(label_smoothing: float) -> CrossEntropy:
-    """Mean cross-entropy of a batch's answers; the slot [B] and the rows that see it, None for all."""
-
-    def cross_entropy(
-        module: MicroVLM, embeds: Tensor, mask: Tensor, labels: Tensor, slot: Cache, seen: Tensor | None
-    ) -> Tensor:
-        wanted = labels != IGNORED
-        logits = module(embeds, mask, slot, seen, wanted)
-        return F.cross_entropy(logits.float(), labels[wanted], label_smoothing=label_smoothing)
-
-    return cross_entropy
-
-
-def recall_episodes(
+def episode_losses(
     module: MicroVLM,
     prefixes: Tensor,
-    names: list[str],
+    captions: list[str],
+    episodes: EpisodeBatch,
     rows: TextRows,
-    cross_entropy: CrossEntropy,
-    rng: np.random.Generator,
-) -> Episodes:
-    """prefixes [n, k, H] of the images `names` -> n episodes of two to eight of them.
+    cross_entropy: AnswerLoss,
+) -> EpisodeLosses:
+    """Write and read `episodes` over n images with prefixes [n, k, H] and their captions.
 
-    Every image of the batch is encoded once and stands in several episodes.
+    Every image is encoded once and stands in several episodes.
     """
-    told = [(CAPTION_PROMPTS[0], name) for name in names]
-    values, value_mask, _ = rows.embedded(module, told, prefixes)
-    codes, _ = module.memory_encode(values, value_mask)
+    values, value_mask, _ = rows.embedded(
+        module, [(CAPTION_PROMPTS[0], caption) for caption in captions], prefixes
+    )
+    latents, _ = module.memory_encode(values, value_mask)
     texts = [(ordinal_question(step), "") for step in range(len(ORDINALS))]
     questions, question_mask, _ = rows.embedded(module, texts, None)
-    query_codes, keys = module.memory_encode(questions, question_mask)
-    length = int(rng.integers(2, min(MAX_EPISODE, len(names)) + 1))
-    shown = np.stack([rng.permutation(len(names))[:length] for _ in names])
-    asked = rng.integers(0, length, len(names))
-    state = MemoryState(*(t.float() for t in module.memory_prior_state(len(names))))
-    with full_precision(codes.device.type):
-        codes, keys, query_codes = codes.float(), keys.float(), query_codes.float()
+    queries, keys = module.memory_encode(questions, question_mask)
+    count, length = episodes.images.shape
+    state = MemoryState(*(t.float() for t in module.memory_prior_state(count)))
+    with full_precision(latents.device.type):
+        latents, keys, queries = latents.float(), keys.float(), queries.float()
         for step in range(length):
-            key = keys[step].expand(len(names), -1)
-            state = MemoryState(*module.memory_write(key, codes[torch.from_numpy(shown[:, step])], *state))
-        places = torch.from_numpy(asked)
-        _, scope, _, slot = module.memory_read(keys[places], query_codes[places], *state)
-    answers = [names[row[step]] for row, step in zip(shown, asked, strict=True)]
-    samples = [(ordinal_question(int(step)), name) for step, name in zip(asked, answers, strict=True)]
+            key = keys[step].expand(count, -1)
+            latent = latents[torch.from_numpy(episodes.images[:, step])]
+            state = MemoryState(*module.memory_write(key, latent, *state))
+        steps = torch.from_numpy(episodes.steps)
+        _, scope, _, slot = module.memory_read(keys[steps], queries[steps], *state)
+    samples = [
+        (ordinal_question(int(step)), captions[images[step]])
+        for images, step in zip(episodes.images, episodes.steps, strict=True)
+    ]
     embeds, mask, labels = rows.embedded(module, samples, None)
     loss = cross_entropy(module, embeds, mask, labels, slot, None)
-    return Episodes(loss, binary_loss(scope, 1.0), state)
+    return EpisodeLosses(loss, binary_loss(scope, 1.0), state)

@@ -1,10 +1,12 @@
-"""Stage `distill`: a small DeiT learns from the convolutional teacher that a package carries, and from emoji labels.
+"""Stage `distill`: trains the vision encoder, a small DeiT, on a convolutional teacher's features and on emoji labels.
 
-As in DeiT (arXiv 2012.12877, section 4) the class token answers the labels and the distillation token the teacher.
-Labels are used for `seen` emoji only; every other emoji is an unlabelled picture with teacher features.
+As in DeiT (arXiv 2012.12877, section 4) the class token predicts the label and the distillation token the teacher's
+features. Only `seen` emoji have labels; every other emoji is an unlabelled picture with teacher features.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,17 +14,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from microvlm.config import MicroVLMConfig
+from microvlm.errors import UserError
 from microvlm.model.linear import linear_factory
 from microvlm.model.vision import VisionEncoder, normalise
 from microvlm.training.batches.drawing_sampler import DrawingSampler
-from microvlm.training.data.emoji import EmojiData
 from microvlm.training.data.views import augment_emoji
-from microvlm.training.recipe import Recipe, StageConfig
+from microvlm.training.stages.task import StageInputs, Task
 from microvlm.training.teacher import TEACHER_WIDTH, teacher_features
 
 
 class Student(nn.Module):
-    """The vision encoder with the two heads of DeiT."""
+    """The vision encoder with DeiT's two heads: emoji classes and teacher features."""
 
     def __init__(self, config: MicroVLMConfig, classes: int):
         super().__init__()
@@ -36,37 +38,51 @@ class Student(nn.Module):
         return self.classify(tokens[:, 0]), self.distil(tokens[:, 1])
 
 
-class DistillTask:
-    """CE on seen labels + cosine distance to the teacher's features of this drawing and of the emoji's mean drawing."""
+class DistillBatch(NamedTuple):
+    """B drawings."""
 
-    def __init__(self, config: MicroVLMConfig, recipe: Recipe, stage: StageConfig, emoji: EmojiData):
-        self.config, self.stage = config, stage
-        self.sampler = DrawingSampler(emoji, recipe.vendor_weights)
+    rows: np.ndarray
+    """int64 [B]: the emoji."""
+    vendors: np.ndarray
+    """int64 [B], indices into the sampler's vendors."""
+    pixels: Tensor
+    """float32 [B, 3, S, S] in 0..1."""
+
+
+class DistillTask(Task):
+    """Cross-entropy on the labels of seen emoji, and cosine distance to the teacher's features of the same drawing and
+    to the mean of its features over all drawings of the emoji.
+    """
+
+    def __init__(self, inputs: StageInputs):
+        super().__init__(inputs)
+        emoji = self.emoji
+        self.sampler = DrawingSampler(emoji, self.recipe.vendor_weights)
         self.label_of = np.full(len(emoji.hexcodes), -100)
         self.label_of[np.flatnonzero(emoji.seen)] = np.arange(emoji.seen.sum())
         cached = teacher_features(emoji, self.sampler.vendors)
         stacked = torch.from_numpy(np.stack([cached[vendor] for vendor in self.sampler.vendors])).float()
-        # Centred, because pooled features after a ReLU all point the same way.
+        # Centred: pooled features after a ReLU all have about the same direction.
         drawn = stacked.abs().sum(-1, keepdim=True) > 0
         centre = stacked.sum((0, 1)) / drawn.sum()
         self.features = F.normalize((stacked - centre) * drawn, dim=-1)
         self.means = F.normalize(self.features.sum(0), dim=-1)
-        self.module = Student(config, int(emoji.seen.sum()))
+        self.module = Student(self.config, int(emoji.seen.sum()))
 
     def parameter_groups(self) -> list[dict]:
         return [{"params": list(self.module.parameters()), "lr": self.stage.learning_rate}]
 
-    def draw(self, generator: torch.Generator) -> tuple[np.ndarray, np.ndarray, Tensor]:
-        """Rows, vendors and their pixels, float32 [B, 3, S, S]."""
+    def continue_from(self, tensors: dict[str, Tensor], source: str) -> None:
+        raise UserError("a distill stage comes first in a recipe: it starts from nothing.")
+
+    def draw(self, generator: torch.Generator) -> DistillBatch:
         rows = self.sampler.rows(self.stage.batch_size, generator)
         vendors = self.sampler.vendors_of(rows, generator)
         pixels = augment_emoji(self.sampler.pixels(rows, vendors), generator, self.stage.augment_strength)
-        return rows, vendors, pixels
+        return DistillBatch(rows, vendors, pixels)
 
-    def loss(
-        self, module: nn.Module, drawn: tuple[np.ndarray, np.ndarray, Tensor]
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        rows, vendors, pixels = drawn
+    def loss(self, module: nn.Module, batch: DistillBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        rows, vendors, pixels = batch
         labels = torch.from_numpy(self.label_of[rows])
         device = next(module.parameters()).device
         logits, guess = module(normalise(pixels, self.config.vision).to(device))

@@ -1,8 +1,8 @@
-"""Stage `scope`: the scope detector alone, on memories of every size that are made of codes computed once.
+"""Stage `scope`: trains the scope detector alone, on memories of every size made from latents that are computed once.
 
-The encoder no longer changes, so that a step costs no picture and no decoder: thousands of memories are drawn from a
-bank of codes of facts. The objects are ones that no other stage has facts about: keys of new objects are less alike
-over views than keys of trained ones, and new objects are what the detector will meet.
+The memory encoder no longer changes, so a step costs no picture and no decoder: memories are sampled from a bank of
+encoded facts. The bank's objects occur in no other stage's facts: keys of new objects vary more over views than keys of
+trained ones, and new objects are what the detector meets in use.
 """
 
 from __future__ import annotations
@@ -14,196 +14,167 @@ import torch
 from torch import Tensor
 
 from microvlm.memory.ordinal_questions import ORDINALS, ordinal_question
-from microvlm.model.memory_algebra import MemoryState, batch_solution
+from microvlm.model.memory_algebra import batch_solution
 from microvlm.model.microvlm import MicroVLM
 from microvlm.model.torch_ops import full_precision
 from microvlm.model.vision import normalise
 from microvlm.training.batches.drawing_sampler import DrawingSampler
-from microvlm.training.batches.fact_batches import FactDealer
-from microvlm.training.batches.sample_texts import CAPTION_PROMPTS, TextRows
+from microvlm.training.batches.fact_batches import FactSampler
+from microvlm.training.batches.sample_texts import CAPTION_PROMPTS
+from microvlm.training.batches.scope_batches import BankIndex, MemoryDraw, sample_memories
 from microvlm.training.data.drawings import load_drawings
 from microvlm.training.data.emoji import EmojiData
-from microvlm.training.data.memoryset import choose_objects
+from microvlm.training.data.memoryset import choose_memory_objects
 from microvlm.training.data.scene_drawing import compose_scenes
 from microvlm.training.data.scenes import KINDS, sample_question
-from microvlm.training.losses.fact_loss import binary_loss, encode, encode_facts
-from microvlm.training.recipe import Recipe, StageConfig
+from microvlm.training.losses.fact_latents import FactLatents, encode_facts, encode_texts
+from microvlm.training.losses.loss_terms import binary_loss
+from microvlm.training.stages.task import StageInputs, WholeModelTask
 
-CHUNK = 64
-"""Facts that are drawn and encoded together: runs of like objects and pairs of questions stay side by side."""
-MEMORIES = 24
-"""Drawn in a step."""
-SIZES = (1 / 64, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1)
-"""Facts in a memory, as shares of its slots."""
-EPISODE_SHARE = 0.15
-ASKED = 24
-"""Most questions of a kind that a memory is asked."""
+FACTS_PER_CHUNK = 64
+"""Facts that are sampled and encoded together: similar objects and questions about one object are neighbours."""
 STRENGTH = 0.8
 NEAREST = 8
 
 
 class Bank(NamedTuple):
-    """Codes [n, C] and keys [n, K], float32, in chunks of `CHUNK` facts; computed once."""
+    """Latents [n, C] and keys [n, K] of n facts and of other questions, float32; computed once."""
 
-    key: Tensor
-    value: Tensor
-    query: Tensor
-    asked: Tensor
-    name: Tensor
-    """int64 [n]: facts with equal names have the same object and relation."""
-    nearest: Tensor
-    """int64 [n, NEAREST]: the facts of other names whose questions' codes are most alike."""
-    picture: Tensor
-    """[p, C]: what an episode writes for a picture, its caption."""
-    ordinal: tuple[Tensor, Tensor]
-    """Codes and keys of the questions for the first, the second ... picture."""
-    stranger: tuple[Tensor, Tensor]
-    """Codes and keys of questions that no memory answers: captions and scenes."""
+    facts: FactLatents
+    pictures: Tensor
+    """[p, C]: what an episode writes for each picture, its caption's latent."""
+    places: tuple[Tensor, Tensor]
+    """Latents and keys of the questions for the first, the second, ... picture of an episode."""
+    strangers: tuple[Tensor, Tensor]
+    """Latents and keys of questions that no memory answers: captions and scene questions."""
+    contents: BankIndex
 
 
-class ScopeTask:
-    """Binary cross-entropy of the scope detector: what was written against what was not, both sides alike."""
+class ScopeTask(WholeModelTask):
+    """Binary cross-entropy of the scope detector on known against unknown questions, both weighted alike."""
 
-    def __init__(self, model: MicroVLM, rows: TextRows, recipe: Recipe, stage: StageConfig, emoji: EmojiData):
-        self.model, self.rows, self.stage, self.emoji = model, rows, stage, emoji
-        self.module = model
-        sampler = DrawingSampler(emoji, recipe.vendor_weights, seen_share=1.0)
-        share, drawings = stage.drawing_share, None
+    def __init__(self, inputs: StageInputs):
+        super().__init__(inputs)
+        self.module = self.model
+        sampler = DrawingSampler(self.emoji, self.recipe.vendor_weights, seen_share=1.0)
+        share, drawings = self.stage.drawing_share, None
         if share:
-            others = load_drawings(emoji.folder)
+            others = load_drawings(self.emoji.folder)
             drawings = others.pixels[others.reserved]
-        reserved = reserved_objects(emoji, sampler)
-        self.dealer = FactDealer(emoji, sampler, CHUNK, STRENGTH, reserved, drawings, share)
-        self.seed = recipe.seed
-        self.bank: Bank | None = None
-        model.requires_grad_(False)
-        model.scope.requires_grad_(True)
+        reserved = reserved_objects(self.emoji, sampler)
+        self.fact_sampler = FactSampler(
+            self.emoji, sampler, FACTS_PER_CHUNK, STRENGTH, reserved, drawings, share
+        )
+        self._bank: Bank | None = None
+        self.model.requires_grad_(False)
+        self.model.scope.requires_grad_(True)
 
     def parameter_groups(self) -> list[dict]:
         return [{"params": list(self.model.scope.parameters()), "lr": self.stage.learning_rate}]
 
-    def draw(self, generator: torch.Generator) -> int:
-        return int(torch.randint(2**31, (1,), generator=generator))
+    def prepare(self) -> None:
+        """Encode the bank, `batch_size` chunks of facts."""
+        self._bank = self.encode_bank(round(self.stage.batch_size))
 
-    def loss(self, module: MicroVLM, drawn: int) -> tuple[Tensor, dict[str, Tensor]]:
-        if self.bank is None:
-            self.bank = self.encode(module, round(self.stage.batch_size))
-        rng = np.random.default_rng(drawn)
-        known: list[Tensor] = []
-        unknown: list[Tensor] = []
-        slots = self.model.config.memory.slots
-        count = max(1, round(slots * float(rng.choice(SIZES))))
+    @property
+    def bank(self) -> Bank:
+        assert self._bank is not None, "prepare() comes first"
+        return self._bank
+
+    def draw(self, generator: torch.Generator) -> list[MemoryDraw]:
+        rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
+        return sample_memories(rng, self.bank.contents, self.config.memory.slots)
+
+    def loss(self, module: MicroVLM, batch: list[MemoryDraw]) -> tuple[Tensor, dict[str, Tensor]]:
         with full_precision(module.memory_prior.device.type):
-            for _ in range(MEMORIES):
-                draw = self._episode if rng.random() < EPISODE_SHARE else self._facts
-                state, right, wrong = draw(rng, count)
-                for found, (code, key) in ((known, right), (unknown, wrong)):
-                    shared = (part.expand(len(code), -1, -1) for part in state)
-                    found.append(module.memory_read(key, code, *shared)[1])
-        written, other = torch.cat(known), torch.cat(unknown)
-        loss = 0.5 * (binary_loss(written, 1.0) + binary_loss(other, 0.0))
-        opened, closed = (written >= 0.5).float().mean(), (other < 0.5).float().mean()
+            scopes = [self._read(module, memory) for memory in batch]
+        known, unknown = (torch.cat(parts) for parts in zip(*scopes, strict=True))
+        loss = 0.5 * (binary_loss(known, 1.0) + binary_loss(unknown, 0.0))
+        opened, closed = (known >= 0.5).float().mean(), (unknown < 0.5).float().mean()
         return loss, {"opened": opened, "closed": closed}
 
-    def _facts(self, rng: np.random.Generator, count: int) -> tuple[MemoryState, tuple, tuple]:
-        """A memory of `count` facts, out of twice as many drawn side by side in the bank or anywhere.
+    def _read(self, module: MicroVLM, memory: MemoryDraw) -> tuple[Tensor, Tensor]:
+        """Write one memory and ask it: the scope detector's outputs for known and for unknown questions."""
+        bank = self.bank
+        written, known, unknown, strangers = (torch.from_numpy(part) for part in memory[1:])
+        if memory.episode:
+            latents, keys = bank.places
+            write_keys, values = keys[: len(written)], bank.pictures[written]
+        else:
+            latents, keys = bank.facts.query, bank.facts.query_key
+            write_keys, values = bank.facts.write_key[written], bank.facts.value[written]
+        variance = self.config.memory.observation_variance
+        state = batch_solution(module.memory_prior.float(), write_keys, values, variance)
 
-        Asked are also questions that resemble written ones: about objects that look alike, and other questions about
-        the same object.
-        """
-        assert self.bank is not None
-        total = len(self.bank.key)
-        start = int(rng.integers(total))
-        drawn = (start + np.arange(2 * count)) % total if rng.random() < 0.5 else rng.permutation(total)
-        drawn = torch.from_numpy(rng.permutation(drawn[: 2 * count].copy()))
-        written, others = drawn[:count], drawn[count:]
-        others = others[~torch.isin(self.bank.name[others], self.bank.name[written])][:ASKED]
-        state = self._state(self.bank.key[written], self.bank.value[written])
-        asked = written[:ASKED]
-        right = self.bank.query[asked], self.bank.asked[asked]
-        near = self.bank.nearest[asked, torch.from_numpy(rng.integers(NEAREST, size=len(asked)))]
-        others = torch.cat([others, near[~torch.isin(self.bank.name[near], self.bank.name[written])]])
-        return state, right, self._with_strangers(rng, self.bank.query[others], self.bank.asked[others])
+        def scope(latent: Tensor, key: Tensor) -> Tensor:
+            shared = (part.expand(len(latent), -1, -1) for part in state)
+            return module.memory_read(key, latent, *shared)[1]
 
-    def _episode(self, rng: np.random.Generator, count: int) -> tuple[MemoryState, tuple, tuple]:
-        """A memory of pictures in their order; asked for by place, some places beyond the last."""
-        assert self.bank is not None
-        length = min(count, len(ORDINALS) - 1)
-        codes, keys = self.bank.ordinal
-        pictures = torch.from_numpy(rng.integers(len(self.bank.picture), size=length))
-        state = self._state(keys[:length], self.bank.picture[pictures])
-        return (
-            state,
-            (codes[:length], keys[:length]),
-            self._with_strangers(rng, codes[length:], keys[length:]),
+        known_scope = scope(latents[known], keys[known])
+        latent, key = (
+            torch.cat([part[unknown], other[strangers]])
+            for part, other in zip((latents, keys), bank.strangers, strict=True)
         )
-
-    def _with_strangers(self, rng: np.random.Generator, code: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        assert self.bank is not None
-        codes, keys = self.bank.stranger
-        some = torch.from_numpy(rng.integers(len(codes), size=max(1, len(code) // 4)))
-        return torch.cat([code, codes[some]]), torch.cat([key, keys[some]])
-
-    def _state(self, keys: Tensor, values: Tensor) -> MemoryState:
-        variance = self.model.config.memory.observation_variance
-        return batch_solution(self.model.memory_prior.float(), keys, values, variance)
+        return known_scope, scope(latent, key)
 
     @torch.no_grad()
-    def encode(self, module: MicroVLM, chunks: int) -> Bank:
-        """`chunks` draws of facts as a bank."""
-        generator = torch.Generator().manual_seed(self.seed)
-        rng = np.random.default_rng(self.seed)
+    def encode_bank(self, chunks: int) -> Bank:
+        """Sample and encode `chunks` times `FACTS_PER_CHUNK` facts, their pictures' captions, and other questions."""
+        module, captions = self.model, self.emoji.captions
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        rng = np.random.default_rng(self.recipe.seed)
         facts, names, pictures, strangers = [], [], [], []
         device = module.memory_prior.device
         with full_precision(device.type):
-            ordinals = encode(
-                module, self.rows, [(ordinal_question(n), "") for n in range(len(ORDINALS))], None
-            )
+            questions = [(ordinal_question(step), "") for step in range(len(ORDINALS))]
+            places = encode_texts(module, self.rows, questions, None)
             for _ in range(chunks):
-                batch = self.dealer.deal(rng, generator)
-                prefixes = module.encode_image(normalise(batch.views, self.model.config.vision).to(device))
+                batch = self.fact_sampler.sample(rng, generator)
+                prefixes = module.encode_image(normalise(batch.views, self.config.vision).to(device))
                 facts.append(encode_facts(module, batch, prefixes, self.rows))
                 names += [fact.object * 100 + fact.relation for fact in batch.facts]
-                asked = prefixes[len(batch.shown) :]
-                prompts = [(CAPTION_PROMPTS[n % len(CAPTION_PROMPTS)], "") for n in range(len(asked))]
-                strangers.append(encode(module, self.rows, prompts, asked))
-                captions = self.emoji.captions
-                named = [n for n, fact in enumerate(batch.shown) if fact.object < len(captions)]
-                told = [(CAPTION_PROMPTS[0], captions[batch.shown[n].object]) for n in named]
-                pictures.append(encode(module, self.rows, told, asked[named])[0])
-                strangers.append(self._scenes(module, rng, generator, len(asked) // 2))
-        key, value, _, query, asked_key = (torch.cat(part) for part in zip(*facts, strict=True))
-        codes, keys = (torch.cat(part) for part in zip(*strangers, strict=True))
-        name = torch.tensor(names, device=device)
-        near = nearest_of_other_names(query, name)
-        return Bank(key, value, query, asked_key, name, near, torch.cat(pictures), ordinals, (codes, keys))
-
-    def _scenes(
-        self, module: MicroVLM, rng: np.random.Generator, generator: torch.Generator, count: int
-    ) -> tuple[Tensor, Tensor]:
-        asked = [sample_question(rng, str(rng.choice(KINDS))) for _ in range(count)]
-        scenes = compose_scenes([s for s, _ in asked], self.emoji, generator=generator, strength=1.0)
-        prefixes = module.encode_image(
-            normalise(scenes, self.model.config.vision).to(module.memory_prior.device)
+                views = prefixes[len(batch.pictured) :]
+                prompts = [(CAPTION_PROMPTS[n % len(CAPTION_PROMPTS)], "") for n in range(len(views))]
+                strangers.append(encode_texts(module, self.rows, prompts, views))
+                named = [n for n, fact in enumerate(batch.pictured) if fact.object < len(captions)]
+                written = [(CAPTION_PROMPTS[0], captions[batch.pictured[n].object]) for n in named]
+                pictures.append(encode_texts(module, self.rows, written, views[named])[0])
+                strangers.append(self._encode_scene_questions(rng, generator, len(views) // 2))
+        fact_latents = FactLatents(*(torch.cat(part) for part in zip(*facts, strict=True)))
+        latents, keys = (torch.cat(part) for part in zip(*strangers, strict=True))
+        near = nearest_of_other_names(fact_latents.query, torch.tensor(names, device=device))
+        picture_latents = torch.cat(pictures)
+        contents = BankIndex(
+            np.array(names), near.cpu().numpy(), len(picture_latents), len(ORDINALS), len(latents)
         )
-        return encode(module, self.rows, [(question.text, "") for _, question in asked], prefixes)
+        return Bank(fact_latents, picture_latents, places, (latents, keys), contents)
+
+    def _encode_scene_questions(
+        self, rng: np.random.Generator, generator: torch.Generator, count: int
+    ) -> tuple[Tensor, Tensor]:
+        """Latents and keys of `count` questions about random scenes."""
+        scene_questions = [sample_question(rng, str(rng.choice(KINDS))) for _ in range(count)]
+        scenes = compose_scenes(
+            [scene for scene, _ in scene_questions], self.emoji, generator=generator, strength=1.0
+        )
+        device = self.model.memory_prior.device
+        prefixes = self.model.encode_image(normalise(scenes, self.config.vision).to(device))
+        prompts = [(question.text, "") for _, question in scene_questions]
+        return encode_texts(self.model, self.rows, prompts, prefixes)
 
 
-def nearest_of_other_names(codes: Tensor, names: Tensor, count: int = NEAREST) -> Tensor:
-    """Unit codes [n, C] and names [n] -> int64 [n, count], rows of other names by falling cosine."""
-    found = []
-    for some, own in zip(codes.split(512), names.split(512), strict=True):
-        likeness = (some @ codes.T).masked_fill(own[:, None] == names, float("-inf"))
-        found.append(likeness.topk(count, 1).indices)
-    return torch.cat(found)
+def nearest_of_other_names(latents: Tensor, names: Tensor, count: int = NEAREST) -> Tensor:
+    """Unit latents [n, C] and names [n] -> int64 [n, count]: rows of other names by falling cosine."""
+    nearest = []
+    for chunk, own in zip(latents.split(512), names.split(512), strict=True):
+        likeness = (chunk @ latents.T).masked_fill(own[:, None] == names, float("-inf"))
+        nearest.append(likeness.topk(count, 1).indices)
+    return torch.cat(nearest)
 
 
 def reserved_objects(emoji: EmojiData, sampler: DrawingSampler) -> np.ndarray:
-    """Rows of the held-out emoji that are not among the objects to remember of `microvlm-bench memory`.
-
-    A small set may have none: then any but those objects.
-    """
+    """Rows of the held-out emoji that `microvlm-bench memory` does not test; if there are none, of any other emoji."""
     others = sampler.drawn.copy()
-    others[choose_objects(emoji)] = False
+    others[choose_memory_objects(emoji)] = False
     reserved = others & emoji.held_out
     return np.flatnonzero(reserved if reserved.any() else others)

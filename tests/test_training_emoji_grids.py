@@ -1,4 +1,4 @@
-"""What each patch shows: labels follow the places that were drawn, and crowds show what their labels say."""
+"""Patch labels follow the places of the drawings, and emoji grids show what their labels say."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ pytest.importorskip("resvg_py")
 from drawn_emoji import colour
 
 from microvlm.training.batches.drawing_sampler import DrawingSampler
-from microvlm.training.batches.patch_pictures import draw_crowd, patch_labels, scene_labels
+from microvlm.training.batches.emoji_grids import patch_labels, sample_emoji_grids, scene_labels
 from microvlm.training.data.emoji import load_emoji
 from microvlm.training.data.scenes import Placed, Scene
 
@@ -28,16 +28,16 @@ def test_an_object_of_size_zero_labels_nothing():
     assert not patch_labels(np.array([[5]]), np.array([[[0.5, 0.5, 0.0]]]), 8).any()
 
 
-def test_a_crowd_shows_each_emoji_where_its_label_says(drawn_build):
+def test_a_grid_shows_each_emoji_where_its_label_says(drawn_build):
     emoji = load_emoji(drawn_build[0])
     sampler = DrawingSampler(emoji, {}, seen_share=1.0)
     label_of = np.arange(len(emoji.hexcodes))
-    crowd = draw_crowd(
+    grids = sample_emoji_grids(
         sampler, label_of, 24, 96, 0.0, np.random.default_rng(3), torch.Generator().manual_seed(3)
     )
-    assert crowd.pixels.shape == (24, 3, 96, 96)
+    assert grids.pixels.shape == (24, 3, 96, 96)
     shown = 0
-    for image, labels, places in zip(crowd.pixels, crowd.labels, crowd.places, strict=True):
+    for image, labels, places in zip(grids.pixels, grids.labels, grids.places, strict=True):
         assert 1 <= (places[:, 2] > 0).sum() <= 4
         for label, (x, y, size) in zip(labels, places, strict=True):
             if size and label < 48:
@@ -47,10 +47,10 @@ def test_a_crowd_shows_each_emoji_where_its_label_says(drawn_build):
     assert shown > 30
 
 
-def test_no_crowd_is_an_empty_batch(drawn_build):
+def test_no_grid_is_an_empty_batch(drawn_build):
     sampler = DrawingSampler(load_emoji(drawn_build[0]), {})
-    crowd = draw_crowd(
+    grids = sample_emoji_grids(
         sampler, np.arange(51), 0, 96, 1.0, np.random.default_rng(0), torch.Generator().manual_seed(0)
     )
-    assert crowd.pixels.shape == (0, 3, 96, 96)
-    assert patch_labels(crowd.labels, crowd.places, 8).shape == (0, 64)
+    assert grids.pixels.shape == (0, 3, 96, 96)
+    assert patch_labels(grids.labels, grids.places, 8).shape == (0, 64)
