@@ -1,4 +1,4 @@
-"""A tiny set of emoji packages, drawn here: every scene object as a disc of its own colour, and three more things."""
+"""Draws a tiny set of emoji packages: every scene object as a disc of its own colour, and three more things."""
 
 import contextlib
 import io
@@ -17,7 +17,7 @@ GROUPS = {"groups": {"0": "objects", "2": "component", "9": "flags"}, "subgroups
 
 
 def colour(index):
-    """Two digits of base 7 and a third channel: far apart in colour for any two rows."""
+    """The colour of a row; any two rows differ clearly."""
     return (index % 7 * 40 + 7, index // 7 * 34 + 7, (index * 3) % 8 * 30 + 15)
 
 
@@ -36,7 +36,7 @@ def draw(index, caption):
 
 
 def write_packages(root):
-    """node_modules with the 48 scene objects and three more; openmoji draws every one as its neighbour."""
+    """Write a node_modules folder with the 48 scene objects and EXTRA; openmoji draws each as the next row."""
     labels = [
         {"hexcode": code, "label": caption, "group": 0, "subgroup": 0, "order": i}
         for i, (code, caption) in enumerate(ROWS)
@@ -73,17 +73,23 @@ def write_packages(root):
             write_json(root / source.package / "chars.json", chars)
 
 
-class Ended(NamedTuple):
+class Finished(NamedTuple):
+    """How a command ended."""
+
     exit_code: int
     stdout: str
     stderr: str
 
 
 def run(*arguments):
-    """`microvlm-data` with these arguments, in this process."""
+    """Run `microvlm-data` with these arguments in this process."""
     from microvlm.training.data.data_command import command
 
     out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as exit_info,
+    ):
         run_click(command, [str(a) for a in arguments])
-    return Ended(ended.value.code, out.getvalue(), err.getvalue())
+    return Finished(exit_info.value.code, out.getvalue(), err.getvalue())

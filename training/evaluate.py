@@ -1,4 +1,4 @@
-"""Scores a checkpoint as a user runs it, on drawings of a vendor that training never saw."""
+"""Scores a model as users run it, on drawings of a vendor that no training uses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from microvlm.training.data.drawing_sources import STRESS_VENDOR, TEST_VENDOR
 from microvlm.training.data.emoji import EmojiData, read_test_emoji
 from microvlm.training.data.scene_drawing import compose_scenes
 from microvlm.training.data.scenes import KINDS, Scene, sample_question
-from microvlm.training.data.views import plain_emoji
+from microvlm.training.data.views import plain_emoji, to_uint8
 
 BATCH = 64
 BOOTSTRAPS = 10_000
@@ -33,7 +33,7 @@ Log = Callable[[str], None]
 def answer(
     runtime: Runtime, processor: Processor, prompts: Sequence[str], images: Sequence[np.ndarray]
 ) -> list[str]:
-    """Greedy answers to one prompt an image, uint8 [H, W, 3] each."""
+    """Greedy answers, one prompt for each image, uint8 [H, W, 3]."""
     options = GenerationOptions(max_new_tokens=24, stop_tokens=processor.stop_tokens)
     answers = []
     for start in range(0, len(prompts), BATCH):
@@ -44,16 +44,11 @@ def answer(
 
 
 def caption_rows(emoji: EmojiData, vendor: str) -> tuple[list[str], list[np.ndarray]]:
-    """(captions, plain views) of every test emoji that `vendor` draws."""
+    """Captions and plain views, uint8 [S, S, 3], of every test emoji that `vendor` draws."""
     present = emoji.present(vendor)
     rows = [row for row in (emoji.index(code) for code, _ in read_test_emoji()) if present[row]]
     views = plain_emoji(torch.from_numpy(np.array(emoji.images(vendor)[rows])))
-    return [emoji.captions[row] for row in rows], to_bytes(views)
-
-
-def to_bytes(pixels: torch.Tensor) -> list[np.ndarray]:
-    """float [B, 3, S, S] in 0..1 -> uint8 [S, S, 3] each, as a picture file holds them."""
-    return list((pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy())
+    return [emoji.captions[row] for row in rows], list(to_uint8(views))
 
 
 def score_model(source: str | Path, emoji: EmojiData, backend: str, log: Log) -> dict[str, Any]:
@@ -79,11 +74,11 @@ def score_model(source: str | Path, emoji: EmojiData, backend: str, log: Log) ->
 def score_captions(
     runtime: Runtime, processor: Processor, emoji: EmojiData, vendor: str = TEST_VENDOR
 ) -> dict[str, Any]:
-    """`exact_match`, `count`, and `correct` (0 or 1 an emoji, for paired comparisons)."""
+    """Caption scores: `exact_match`, `count`, and `correct` (0 or 1 for each emoji, for paired comparisons)."""
     captions, views = caption_rows(emoji, vendor)
     prompts = [runtime.config.prompt.caption_prompt] * len(captions)
-    given = answer(runtime, processor, prompts, views)
-    correct = [int(a == b) for a, b in zip(given, captions, strict=True)]
+    answers = answer(runtime, processor, prompts, views)
+    correct = [int(a == b) for a, b in zip(answers, captions, strict=True)]
     return {"exact_match": float(np.mean(correct)), "count": len(correct), "correct": correct}
 
 
@@ -95,24 +90,26 @@ def score_scenes(
     vendor: str = TEST_VENDOR,
     seed: int = 1,
 ) -> dict[str, dict[str, float]]:
-    """Per kind of question: accuracy, the majority answer's share, and `twins`: both of a swapped pair right.
+    """Scores by kind of scene question: `accuracy`, `majority` (the commonest answer's share), `count` and `twins`, the
+    share of scenes answered rightly both as they are and with their two objects swapped.
 
-    Scenes hold only pairs of objects that training never composed.
+    Scenes contain only pairs of objects that training never composes.
     """
     result: dict[str, dict[str, float]] = {}
     for number, kind in enumerate(KINDS):
         rng = np.random.default_rng([seed, number])
-        asked = [sample_question(rng, kind, test=True, direct=True) for _ in range(per_kind)]
-        right = _ask(runtime, processor, emoji, vendor, [s for s, _ in asked], [q for _, q in asked])
-        counts = Counter(question.answer for _, question in asked)
+        sampled = [sample_question(rng, kind, test=True, direct=True) for _ in range(per_kind)]
+        scenes, questions = [scene for scene, _ in sampled], [question for _, question in sampled]
+        right = _ask(runtime, processor, emoji, vendor, scenes, questions)
+        counts = Counter(question.answer for question in questions)
         result[kind] = {
             "accuracy": float(right.mean()),
             "majority": counts.most_common(1)[0][1] / per_kind,
             "count": per_kind,
         }
         if kind in ("what", "where"):
-            twins = [_twin(scene, kind, question.text) for scene, question in asked]
-            both = right & _ask(runtime, processor, emoji, vendor, [s.swapped() for s, _ in asked], twins)
+            twins = [_twin(scene, kind, question.text) for scene, question in sampled]
+            both = right & _ask(runtime, processor, emoji, vendor, [s.swapped() for s in scenes], twins)
             result[kind]["twins"] = float(both.mean())
     return result
 
@@ -120,10 +117,10 @@ def score_scenes(
 def score_episodes(
     runtime: LoadedRuntime, processor: Processor, emoji: EmojiData, count: int = 60, seed: int = 2
 ) -> dict[str, dict[str, float]]:
-    """By episode length: images captioned and written one after the other, then every one asked for by its place.
+    """Scores by episode length: images are captioned and written one after another, then each is asked for by place.
 
-    `accuracy` is against the true caption, `consistent` against what the model itself said of the image, and
-    `memory_off` the accuracy of the same questions with an empty memory.
+    `accuracy` compares with the true caption, `consistent` with the model's own caption of the image; `memory_off` is
+    the accuracy of the same questions with an empty memory.
     """
     captions, views = caption_rows(emoji, TEST_VENDOR)
     rng = np.random.default_rng(seed)
@@ -131,15 +128,16 @@ def score_episodes(
     for length in EPISODE_LENGTHS:
         right, same, blind, total = 0, 0, 0, 0
         for _ in range(max(1, count // length)):
-            shown = rng.permutation(len(captions))[:length]
+            rows = rng.permutation(len(captions))[:length]
             chat = Chat(runtime, processor)
-            said = [
-                chat.ask(runtime.config.prompt.caption_prompt, views[i], new_image=True).answer for i in shown
+            own_captions = [
+                chat.ask(runtime.config.prompt.caption_prompt, views[row], new_image=True).answer
+                for row in rows
             ]
-            for step, row in enumerate(shown):
-                told = chat.ask(ordinal_question(step)).answer
-                right += told == captions[row]
-                same += told == said[step]
+            for step, row in enumerate(rows):
+                reply = chat.ask(ordinal_question(step)).answer
+                right += reply == captions[row]
+                same += reply == own_captions[step]
                 blind += Chat(runtime, processor).ask(ordinal_question(step)).answer == captions[row]
                 total += 1
         result[str(length)] = {
@@ -164,13 +162,14 @@ def _ask(
     scenes: list[Scene],
     questions: list[Any],
 ) -> np.ndarray:
-    pixels = to_bytes(compose_scenes(scenes, emoji, [vendor] * len(scenes)))
-    given = answer(runtime, processor, [question.text for question in questions], pixels)
-    return np.array([a == question.answer for a, question in zip(given, questions, strict=True)])
+    """bool [n]: which questions about which scenes are answered rightly."""
+    pixels = list(to_uint8(compose_scenes(scenes, emoji, [vendor] * len(scenes))))
+    answers = answer(runtime, processor, [question.text for question in questions], pixels)
+    return np.array([a == question.answer for a, question in zip(answers, questions, strict=True)])
 
 
 def paired_difference(a: Sequence[int], b: Sequence[int], seed: int = 0) -> dict[str, float]:
-    """Mean of a - b over the same items, with the 95 % interval of a paired bootstrap."""
+    """Mean of a - b over the same items, with its 95 % confidence interval by a paired bootstrap."""
     difference = np.asarray(a, float) - np.asarray(b, float)
     rng = np.random.default_rng(seed)
     draws = rng.integers(0, len(difference), (BOOTSTRAPS, len(difference)))

@@ -1,7 +1,7 @@
-"""Muon in float32 (Jordan et al. 2024, kellerjordan.github.io/posts/muon): for CPUs without bfloat16, and for GPUs.
+"""The Muon optimiser in float32 (Jordan et al. 2024, kellerjordan.github.io/posts/muon), for GPUs and older CPUs.
 
-`torch.optim.Muon` orthogonalises in bfloat16, which such a CPU emulates: measured, two thirds of a training step. On a
-GPU it takes the matrices one by one, which is a sixth of a step that waits for launches.
+`torch.optim.Muon` orthogonalises in bfloat16. A CPU without bfloat16 emulates it, which was measured to take two thirds
+of a training step. On a GPU it launches one product per matrix, which was a sixth of a step.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ STEPS = 5
 
 
 class Float32Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised, scaled to the root mean square of AdamW's updates; weight decay decoupled.
+    """Orthogonalised Nesterov momentum, scaled to the root mean square of AdamW's updates, with decoupled weight decay.
 
-    The defaults and the scaling are those of `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")`. Parameters are float
-    matrices.
+    Defaults and scaling equal `torch.optim.Muon(adjust_lr_fn="match_rms_adamw")`. Parameters must be float matrices.
     """
 
     def __init__(self, params: Any, lr: float = 1e-3, weight_decay: float = 0.1, momentum: float = 0.95):
@@ -29,17 +28,17 @@ class Float32Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            alike: dict[torch.Size, list[Tensor]] = {}
+            by_shape: dict[torch.Size, list[Tensor]] = {}
             for weight in group["params"]:
                 if weight.grad is not None:
-                    alike.setdefault(weight.shape, []).append(weight)
-            for shape, weights in alike.items():
+                    by_shape.setdefault(weight.shape, []).append(weight)
+            for shape, weights in by_shape.items():
                 updates = self._updates(weights, group["momentum"])
                 torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(weights, updates, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
 
     def _updates(self, weights: list[Tensor], momentum: float) -> tuple[Tensor, ...]:
-        """Of weights of one shape, together: a GPU waits for the launches, not for the products."""
+        """Updates of weights of one shape, computed together: a GPU's time goes into launches, not into products."""
         for weight in weights:
             if "momentum_buffer" not in self.state[weight]:
                 self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
@@ -50,7 +49,7 @@ class Float32Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrices: Tensor, eps: float = 1e-7) -> Tensor:
-    """[..., N, K] -> the same singular vectors with singular values near 1, by a quintic Newton-Schulz iteration."""
+    """Bring the singular values of matrices [..., N, K] near 1 by a quintic Newton-Schulz iteration."""
     a, b, c = COEFFICIENTS
     flat = matrices.flatten(0, -3) if matrices.dim() > 2 else matrices.unsqueeze(0)
     wide = flat.shape[1] <= flat.shape[2]

@@ -1,4 +1,4 @@
-"""`microvlm-score`: a checkpoint or bundle scored on the test vendor's drawings, beside its baselines and a control."""
+"""`microvlm-score`: scores a checkpoint or bundle on the test vendor's drawings, next to baselines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from microvlm.console import note, run_click
     "--data", type=click.Path(path_type=Path), required=True, help="Folder that `microvlm-data emoji` wrote."
 )
 @click.option(
-    "--against", default=None, help="A second checkpoint: the paired difference, this one minus that one."
+    "--against",
+    default=None,
+    help="A second checkpoint; also give the paired difference, MODEL minus this one.",
 )
 @click.option("--backend", default="torch", show_default=True, help="Backend that runs the model.")
 @click.option("--baselines/--no-baselines", default=True, help="Also score nearest class means (minutes).")

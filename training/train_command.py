@@ -1,4 +1,4 @@
-"""`microvlm-train`: a recipe and a data folder in, a checkpoint with its log and metrics out. Resumes by itself."""
+"""`microvlm-train`: trains a checkpoint by a recipe on a data folder; resumes a run that was stopped."""
 
 from __future__ import annotations
 
@@ -21,10 +21,12 @@ from microvlm.errors import UserError
     "--output",
     type=click.Path(path_type=Path),
     required=True,
-    help="Training folder; resumed if begun.",
+    help="Folder of the run; an unfinished run in it resumes.",
 )
 @click.option(
-    "--float-control", is_flag=True, help="The same recipe with float32 weights: what ternary costs."
+    "--float-control",
+    is_flag=True,
+    help="Train the same recipe with float32 weights, to measure the cost of ternary ones.",
 )
 @click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads.")
 @click.option(
@@ -32,20 +34,18 @@ from microvlm.errors import UserError
     type=click.IntRange(min=0),
     default=0,
     show_default=True,
-    help="Processes that draw the batches of distill and vlm stages, where a GPU would wait for one (Linux).",
+    help="Processes that draw batches ahead, for a GPU that would wait for one (Linux).",
 )
 @click.option(
     "--stop-after", type=click.IntRange(min=1), default=None, help="Save and stop after this many steps."
 )
-@click.option(
-    "--start", default=None, help="A checkpoint to start from, in place of the stages before --start-stage."
-)
+@click.option("--start", default=None, help="A checkpoint that replaces the stages before --start-stage.")
 @click.option("--start-stage", default=None, help="The first stage to run; needs --start.")
 @click.option(
     "--fresh",
     multiple=True,
     metavar="PART",
-    help="A part of the model that is not taken from --start (scope, ...).",
+    help="A part of the model (scope, ...) to initialise anew instead of taking it from --start.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(

@@ -1,7 +1,8 @@
-"""Weights of a stored checkpoint, for a stage to start from: what the model computed with, as float weights.
+"""Loads a checkpoint's weights into a stage's model, as the float values that the stored model computes with.
 
-A checkpoint has no latent weights. A ternary stage gets ones that round to the stored trits, drawn from the trained
-distribution (near a normal one), so that the model it starts from is the stored one and every trit can still change.
+A checkpoint has no latent weights. A ternary stage gets random ones that round to the stored trits, with magnitudes
+from a nearly normal distribution, as training produces. The stage then starts from the stored model, and every trit can
+change.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ from microvlm.model.microvlm import MicroVLM
 
 LATENT_SEED = 0
 MARGIN = 1e-3
-"""How far a latent weight stays from the threshold, in units of g: float rounding moves no trit."""
+"""Distance that a latent weight keeps from the rounding threshold, in units of g, so that float errors move no trit."""
 
 
 def weights_sha256(source: str) -> str:
-    """The hash of a checkpoint's weights: how a run's log names what it started from."""
+    """Hash of a checkpoint's weights file, by which a run records what it started from."""
     with (resolve_checkpoint(source) / WEIGHTS).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def float_weights(source: str) -> dict[str, Tensor]:
-    """A checkpoint's tensors by the names of a float model, float32. Raises UserError for one it cannot widen."""
+    """A checkpoint's tensors under a float model's names, float32. Raises UserError for a kind without float values."""
     path = resolve_checkpoint(source) / WEIGHTS
     tensors, metadata = read_tensors(path)
     for name, layer in json.loads(metadata.get("layers", "{}")).items():
@@ -48,18 +49,18 @@ def float_weights(source: str) -> dict[str, Tensor]:
 
 
 def start_from(model: MicroVLM, source: str, fresh: Sequence[str] = ()) -> list[str]:
-    """Load a checkpoint's float weights; returns the parameters it does not have, which keep their first values.
+    """Load a checkpoint's float weights; returns the parameters that keep their initial values.
 
-    fresh : parts of the model (the first words of parameter names) that are not taken from the checkpoint.
+    fresh : parts of the model (first words of parameter names) that are not taken from the checkpoint.
     Raises UserError when the checkpoint has a weight that the model lacks, or one of another shape.
     """
-    wanted = model.state_dict()
-    unknown = [part for part in fresh if not any(name.startswith(f"{part}.") for name in wanted)]
+    expected = model.state_dict()
+    unknown = [part for part in fresh if not any(name.startswith(f"{part}.") for name in expected)]
     if unknown:
         raise UserError(f"the model has no part '{unknown[0]}' that could begin anew.")
     tensors = {name: t for name, t in float_weights(source).items() if name.split(".")[0] not in fresh}
     for name, tensor in tensors.items():
-        if name not in wanted or wanted[name].shape != tensor.shape:
+        if name not in expected or expected[name].shape != tensor.shape:
             raise UserError(f"'{source}' is another model's checkpoint: its '{name}' does not fit.")
     model.load_state_dict(tensors, strict=False)
     generator = torch.Generator().manual_seed(LATENT_SEED)
@@ -67,21 +68,21 @@ def start_from(model: MicroVLM, source: str, fresh: Sequence[str] = ()) -> list[
         if isinstance(module, TernaryLinear) and f"{name}.weight" in tensors:
             with torch.no_grad():
                 module.weight.copy_(draw_latents(tensors[f"{name}.weight"], generator))
-    return sorted(set(wanted) - set(tensors))
+    return sorted(set(expected) - set(tensors))
 
 
 def draw_latents(weight: Tensor, generator: torch.Generator) -> Tensor:
-    """g * trits [N, K], of one g -> latent weights whose `ternarize` gives the same trits and, rounding aside, g.
+    """Latent weights that `ternarize` turns back into the trits and (up to rounding) the scale g of g * trits [N, K].
 
-    Magnitudes are those of a normal variable whose mean magnitude is g, cut at the threshold g / 2 that its trit is on
-    the other side of; those above are then stretched so that the mean is g for any share of zeros. A weight that is not
-    of this kind, and one of zeros alone, is returned as it is.
+    Magnitudes are those of a normal variable with mean magnitude g, on the same side of the threshold g / 2 as their
+    trit. Magnitudes above it are stretched so that the mean is g for any share of zeros. A weight that is no multiple
+    of trits, or only zeros, is returned unchanged.
     """
     g = float(weight.abs().max())
     trits = torch.round(weight / g) if g > 0 else weight
     if g == 0 or not torch.allclose(trits * g, weight, rtol=1e-5, atol=0.0):
         return weight
-    # The quantile of a half-normal variable, at uniform places below or above that of the threshold.
+    # Quantiles of a half-normal variable, uniform below or above the threshold's.
     sigma = (torch.pi / 2) ** 0.5
     border = torch.special.erf(torch.tensor(0.5 / sigma / 2**0.5)).item()
     uniform = torch.rand(weight.shape, generator=generator, dtype=torch.float64)

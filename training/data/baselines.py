@@ -1,7 +1,7 @@
-"""What a captioner must beat: the nearest class mean of raw pixels and of a network's features.
+"""Baselines for captions: the nearest class mean of raw pixels and of a network's features.
 
-Means are fitted on plain views of the TRAIN vendors and scored on the test and the stress vendor, over
-exactly the committed test emoji; nothing here is trained.
+Means are fitted on plain views of the TRAIN vendors and scored on the test and the stress vendor, on exactly the
+committed test emoji. Nothing is trained.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Features = Callable[[torch.Tensor], np.ndarray]
 
 
 def pixel_features(rgba: torch.Tensor) -> np.ndarray:
-    """The plain view averaged down to 24 x 24: float32 [B, 1728]."""
+    """The plain view averaged to 24 x 24 pixels: float32 [B, 1728]."""
     return F.interpolate(plain_emoji(rgba), size=PIXELS_SIDE, mode="area").flatten(1).numpy()
 
 
-def teacher_features(model: torch.nn.Module) -> Features:
-    """The teacher's pooled features scaled to length one: float32 [B, 1280]."""
+def teacher_feature_function(model: torch.nn.Module) -> Features:
+    """A function that gives the teacher's pooled features, scaled to length 1: float32 [B, 1280]."""
 
     def features(rgba: torch.Tensor) -> np.ndarray:
         pooled = pooled_features(model, plain_emoji(rgba, TEACHER_SIZE))
@@ -46,17 +46,17 @@ def _vendor_features(emoji: EmojiData, vendor: str, rows: np.ndarray, features: 
 
 
 def nearest_class_mean(emoji: EmojiData, features: Features) -> dict[str, float]:
-    """Share of the test emoji named right, per scored vendor."""
+    """Share of the test emoji whose nearest class mean is their own, for each scored vendor."""
     rows = np.array([emoji.index(code) for code, _ in read_test_emoji()])
     total: np.ndarray | None = None
     count = np.zeros(len(rows))
     for vendor in TRAIN_VENDORS:
-        here = np.flatnonzero(emoji.present(vendor)[rows])
-        values = _vendor_features(emoji, vendor, rows[here], features)
+        drawn = np.flatnonzero(emoji.present(vendor)[rows])
+        values = _vendor_features(emoji, vendor, rows[drawn], features)
         if total is None:
             total = np.zeros((len(rows), values.shape[1]))
-        total[here] += values
-        count[here] += 1
+        total[drawn] += values
+        count[drawn] += 1
     assert total is not None
     means = total / count[:, None]
     scores = {}
@@ -68,12 +68,12 @@ def nearest_class_mean(emoji: EmojiData, features: Features) -> dict[str, float]
 
 
 def run_baselines(emoji: EmojiData, teacher: bool = True) -> dict:
-    """The document that --json prints; the teacher is left out on request (it takes minutes)."""
+    """Scores of all baselines, as --json prints them; `teacher` includes the network, which takes minutes."""
     result: dict = {
         "classes": len(read_test_emoji()),
         "fitted_on": list(TRAIN_VENDORS),
         "pixels_24": nearest_class_mean(emoji, pixel_features),
     }
     if teacher:
-        result["efficientnet_lite0"] = nearest_class_mean(emoji, teacher_features(load_teacher()))
+        result["efficientnet_lite0"] = nearest_class_mean(emoji, teacher_feature_function(load_teacher()))
     return result

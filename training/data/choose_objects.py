@@ -1,11 +1,11 @@
-"""The documented rule that chose the 48 scene objects; run once, its result is committed.
+"""Chooses the 48 scene objects by a documented rule; it was run once, and its result is committed.
 
-Rule: among the test emoji of the groups animals, food, travel and objects whose caption is one word
+The rule: among the test emoji of the groups animals, food, travel and objects whose caption is one word
 of at most 12 letters and which all five large coloured TRAIN sets draw: for each set, the distance of
 its 24 x 24 pixels to the nearest class mean of another emoji, less that to its own class mean, both
 means taken over the other sets. The 48 emoji with the largest mean margin. An object is hidden on a
 ground where, averaged over the same sets, at least .6 of its drawing is within .3 of the ground's
-colour (a yellow star on yellow). The test and the stress vendors are never looked at.
+colour (a yellow star on yellow). It does not use the test and the stress vendor.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ VENDORS = tuple(v for v in TRAIN_VENDORS if v not in ("fluent-emoji-high-contras
 
 
 def small_pixels(emoji: EmojiData, vendor: str, rows: np.ndarray, side: int = 24) -> np.ndarray:
-    """float32 [len(rows), side * side * 3] of the plain view."""
+    """The plain view averaged to side x side pixels: float32 [len(rows), side * side * 3]."""
     images = plain_emoji(torch.from_numpy(np.array(emoji.images(vendor)[rows])))
     return F.interpolate(images, size=side, mode="area").flatten(1).numpy()
 
 
 def hidden_on(emoji: EmojiData, row: int) -> list[str]:
-    """Names of the grounds on which this emoji cannot be made out."""
+    """Names of the grounds on which this emoji is too hard to see."""
     pixels = np.stack([emoji.images(v)[row] for v in VENDORS]) / 255
     alpha = pixels[..., 3]
     names = []
@@ -48,8 +48,8 @@ def choose_scene_objects(emoji: EmojiData) -> list[str]:
     """The lines of scene_objects.txt, in Unicode order: hexcode, caption, hidden grounds."""
     drawn = np.stack([emoji.present(v) for v in VENDORS])
     plain = np.array([c.isalpha() and len(c) <= LONGEST for c in emoji.captions])
-    wanted = emoji.seen & plain & np.isin(emoji.groups, GROUPS) & drawn.all(0)
-    rows = np.flatnonzero(wanted)
+    candidates = emoji.seen & plain & np.isin(emoji.groups, GROUPS) & drawn.all(0)
+    rows = np.flatnonzero(candidates)
     drawn = drawn[:, rows]
     pixels = np.stack([small_pixels(emoji, v, rows) for v in VENDORS])
     total, count = (pixels * drawn[:, :, None]).sum(0), drawn.sum(0)

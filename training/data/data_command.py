@@ -1,4 +1,4 @@
-"""`microvlm-data`: build the training images, compose the evaluation set, print the baselines."""
+"""`microvlm-data`: builds training images, the evaluation set and the memory objects, and scores the baselines."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def command() -> None:
 
 
 class _Progress:
-    """A bar on a terminal, one line per vendor and size in a log; always on stderr."""
+    """Shows progress on stderr: a bar on a terminal, one line per vendor and size elsewhere."""
 
     def __init__(self) -> None:
         self.bar: Any = None
@@ -73,7 +73,7 @@ def emoji(
 @click.option("--packages", type=click.Path(path_type=Path), help="An existing node_modules folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def drawings(output: Path, packages: Path | None, as_json: bool) -> None:
-    """Render thousands of icons without captions (96 px), for the memory to tell apart."""
+    """Render thousands of icons without captions (96 px), which the memory learns to tell apart."""
     from microvlm.training.data.drawings import build_drawings
 
     summary = build_drawings(packages, output, _Progress())
@@ -108,7 +108,7 @@ def evalset(folder: Path, output: Path, as_json: bool) -> None:
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def memoryset(folder: Path, output: Path, as_json: bool) -> None:
-    """Write the objects that `microvlm-bench memory` remembers from the rendered emoji in FOLDER."""
+    """Write the objects of `microvlm-bench memory` from the rendered emoji in FOLDER."""
     from microvlm.training.data.emoji import load_emoji
     from microvlm.training.data.memoryset import OTHER_VENDOR, build_memoryset
 

@@ -1,6 +1,6 @@
-"""The emoji sets, who drew them and under which licence, and how their npm packages reach this machine.
+"""The emoji sets with their artists and licences; installs their npm packages and parses their files.
 
-Knows nothing about captions, splits or pixels: it hands out parsed package files.
+Knows nothing about captions, splits or pixels.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from microvlm.errors import UserError
 
 
 class DataError(UserError):
-    """Bad input or a missing tool, told in one sentence; the command line exits with status 2."""
+    """Bad input or a missing tool, described in one sentence; the command line exits with status 2."""
 
 
 @dataclass(frozen=True)
@@ -26,15 +26,15 @@ class Source:
     """One set of drawings."""
 
     vendor: str
-    """Our name of the set and the last part of its npm package."""
+    """Name of the set, and last part of its npm package's name."""
     version: str
     """The pinned package version; another version may draw or name an emoji differently."""
     artwork: str
-    """Whose drawings these are."""
+    """Name and maker of the artwork."""
     licence: str
     """SPDX identifier of the artwork's licence."""
     use: str
-    """`train`, `test`, `stress`, or `drawings` (of things that are no emoji, without captions)."""
+    """`train`, `test`, `stress`, or `drawings` (icons without captions that are no emoji)."""
 
     @property
     def package(self) -> str:
@@ -60,14 +60,14 @@ STRESS_VENDOR = "openmoji"
 LABELS_PACKAGE = ("emojibase-data", "17.0.0")
 
 
-def install_packages(wanted: dict[str, str], name: str) -> Path:
-    """Return a node_modules folder holding packages (name -> version), installed once with npm as `name` in the cache.
+def install_packages(versions: dict[str, str], name: str) -> Path:
+    """Install packages (name -> version) with npm once, as `name` in the cache; returns their node_modules folder.
 
-    Raises DataError when npm is missing or fails. Install scripts never run.
+    Install scripts do not run. Raises DataError if npm is missing or fails.
     """
     final = cache_directory() / name
     try:
-        if json.loads((final / "package.json").read_text())["dependencies"] == wanted:
+        if json.loads((final / "package.json").read_text())["dependencies"] == versions:
             return final / "node_modules"
     except (OSError, ValueError, KeyError):
         pass
@@ -80,7 +80,7 @@ def install_packages(wanted: dict[str, str], name: str) -> Path:
     except OSError as error:
         raise DataError(f"The cache {final.parent} cannot be written: {error.strerror}.") from None
     try:
-        manifest = {"name": "microvlm-emoji", "version": "0.0.0", "private": True, "dependencies": wanted}
+        manifest = {"name": "microvlm-emoji", "version": "0.0.0", "private": True, "dependencies": versions}
         (aside / "package.json").write_text(json.dumps(manifest))
         command = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier"]
         done = subprocess.run(command, cwd=aside, capture_output=True, text=True, check=False)
@@ -97,7 +97,7 @@ def install_packages(wanted: dict[str, str], name: str) -> Path:
 
 
 def find_packages(packages: Path | None) -> Path:
-    """The node_modules folder to read: the user's (checked) or the installed cache."""
+    """The node_modules folder to read: the user's, which is checked, or the installed one."""
     if packages is None:
         return install_packages({s.package: s.version for s in SOURCES} | dict([LABELS_PACKAGE]), "npm")
     root = packages / "node_modules" if (packages / "node_modules").is_dir() else packages
@@ -108,7 +108,7 @@ def find_packages(packages: Path | None) -> Path:
 
 
 def read_json(path: Path) -> Any:
-    """Parse one package file; a missing or broken one is a DataError naming it."""
+    """Parse one package file. Raises DataError, naming the file, if it is missing or broken."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -120,7 +120,7 @@ def read_json(path: Path) -> Any:
 class IconSet:
     """The drawings of one vendor: names, aliases and SVG text.
 
-    names : every icon and alias; chars : lower-case hexcode -> name where the package says.
+    chars : lower-case hexcode -> icon name, for packages that list them.
     """
 
     def __init__(self, source: Source, root: Path):
@@ -137,7 +137,7 @@ class IconSet:
         return name in self.icons or name in self.aliases
 
     def svg(self, name: str) -> str:
-        """One SVG document; an alias may mirror or turn its parent."""
+        """The SVG document of an icon or alias; an alias may mirror or turn its parent."""
         turns, mirror, flip = 0, False, False
         while name in self.aliases:
             alias = self.aliases[name]

@@ -1,6 +1,6 @@
-"""Drawings of many things in many styles, without captions: what a memory is taught to tell apart.
+"""Builds and opens drawings of many things in many styles, without captions, which the memory learns to tell apart.
 
-Icons whose packages say colour; of the variants of one icon (other sizes, opened folders, flat copies) one is kept.
+They are coloured icons; of the variants of one icon (other sizes, opened folders, flat copies) one is kept.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ DRAWING_SOURCES = (
 )
 SIZE = 96
 RESERVED_PERCENT = 12
-"""Of the drawings, by hash: kept for the stage `scope`."""
+"""Percentage of the drawings, chosen by hash, that is kept for `scope` stages."""
 FORMAT = "microvlm-drawings-1"
 _VARIANT = re.compile(
     r"^folder-|^file-type-light-|-(opened|open|wordmark|flat|duo|light)$|-(16|20|24|28|32)$"
 )
 _LEAST_INK = 0.04
-"""Share of the pixels that a drawing must cover."""
+"""Minimum share of the pixels that a drawing covers."""
 
 
 @dataclass(frozen=True)
 class Drawings:
-    """A rendered set, opened; D drawings, those of a set and of like names side by side."""
+    """D rendered drawings, in the order of sets and names."""
 
     names: list[str]
     pixels: np.ndarray
@@ -57,29 +57,31 @@ class Drawings:
 
     @property
     def trained(self) -> np.ndarray:
-        """bool [D]: those that a `vlm` stage has facts about."""
+        """bool [D]: drawings that `vlm` and `recall` stages use in facts."""
         hashed = [int(hashlib.sha256(name.encode()).hexdigest(), 16) % 100 for name in self.names]
         return np.array(hashed) >= RESERVED_PERCENT
 
     @property
     def reserved(self) -> np.ndarray:
-        """bool [D]: those that only the stage `scope` has facts about. What a trained drawing of any set bears the name
-        of, or is a variant of, is neither."""
+        """bool [D]: drawings that only `scope` stages use in facts.
+
+        A drawing that shares its name or its icon with a trained drawing of any set is neither trained nor reserved.
+        """
         trained = self.trained
         stems = [_stem(name) for name in self.names]
-        known = {stem for stem, seen in zip(stems, trained, strict=True) if seen}
-        return ~trained & np.array([stem not in known for stem in stems])
+        trained_stems = {stem for stem, used in zip(stems, trained, strict=True) if used}
+        return ~trained & np.array([stem not in trained_stems for stem in stems])
 
 
 def _stem(name: str) -> str:
-    """What a drawing shows, by its name: without set, kind of file, numbers and endings of variants."""
+    """The thing that a drawing shows: its name without set, kind of file, numbers and endings of variants."""
     return re.sub(
         r"^(file-type|lang)-|(-\d+|-fill|-original|-plain|-line|-dark)+$", "", name.partition("/")[2]
     )
 
 
 def load_drawings(folder: str | Path) -> Drawings:
-    """Open what `microvlm-data drawings` wrote into an emoji folder. Raises DataError when it is not there."""
+    """Open what `microvlm-data drawings` wrote into an emoji folder. Raises DataError if it is missing."""
     path = Path(folder) / "drawings"
     try:
         document = json.loads((path / "drawings.json").read_text(encoding="utf-8"))
@@ -125,7 +127,7 @@ def build_drawings(packages: Path | None, out: Path, progress: Progress) -> dict
 
 
 def _is_new(drawing: np.ndarray, taken: set[bytes]) -> bool:
-    """Whether a drawing uint8 [S, S, 4] covers enough, and none of `taken` has the same small picture."""
+    """Whether a drawing, uint8 [S, S, 4], covers enough pixels and resembles no earlier one (`taken`) when small."""
     if (drawing[..., 3] > 127).mean() < _LEAST_INK:
         return False
     side = drawing.shape[0] // 8

@@ -1,6 +1,6 @@
-"""Which emoji have a caption, which vendor draws each, and in which split each one is.
+"""The emoji data: captions, vendors' drawings and splits. Opens what `microvlm-data emoji` has built.
 
-Pure tables and hashing: no rendering here, and no torch.
+Tables and hashing only: no rendering, no torch.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from microvlm.training.data.drawing_sources import LABELS_PACKAGE, DataError, Ic
 
 CORE_VENDORS = ("noto", "twemoji", "fluent-emoji", "fluent-emoji-flat", "openmoji", "emojione")
 SEEN_MINIMUM = 540
+"""Minimum number of seen emoji, which are also the test emoji."""
 SKIPPED_GROUPS = ("component", "flags")
 FORMAT = "microvlm-emoji-1"
 
@@ -38,13 +39,13 @@ class Emoji:
 
 
 def _ascii(text: str) -> str:
-    """Curly quotes straightened, accents dropped: a tiny tokenizer must spell every caption."""
+    """Straighten curly quotes and drop accents, so that a tiny tokenizer can spell every caption."""
     text = text.translate({0x2018: "'", 0x2019: "'", 0x201C: '"', 0x201D: '"'})
     return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
 
 
 def slug(label: str) -> str:
-    """The icon name that a label becomes: lower case, words joined by hyphens."""
+    """The icon name for a label: lower case, words joined by hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", _ascii(label).lower().replace("&", "and").replace("'", "")).strip("-")
 
 
@@ -70,14 +71,13 @@ def captioned(root: Path) -> list[Emoji]:
 
 
 def match_names(emoji: list[Emoji], sets: dict[str, IconSet], root: Path) -> dict[str, list[str | None]]:
-    """The icon name of each emoji in each set, None where the vendor did not draw it.
+    """The icon name of each emoji in each set; None if the vendor did not draw it.
 
-    A set's own table of characters decides alone where it has one. The other sets are looked up by
-    the slug of the label, of the Unicode name, and by the names that the tables of the other sets
-    give to the same character.
+    If a set has a table of characters, the table decides. Otherwise the name is the slug of the label or of the Unicode
+    name, or the name that another set's table gives to the same character.
     """
     unicode_names = read_json(root / LABELS_PACKAGE[0] / "meta" / "unicode-names.json")
-    # Names that mean another emoji than they say, found by looking at every drawing; null: not drawn.
+    # Misleading names, found by looking at every drawing; null stands for "not drawn".
     by_hand: dict[str, dict[str, str | None]] = json.loads(_packaged("names.json"))
     matched: dict[str, list[str | None]] = {}
     for vendor, icons in sets.items():
@@ -97,12 +97,12 @@ def match_names(emoji: list[Emoji], sets: dict[str, IconSet], root: Path) -> dic
 
 
 def hash_percent(hexcode: str) -> int:
-    """0..99, from sha256 of the upper-case hexcode: the only thing that decides a split."""
+    """0..99 from the sha256 of the upper-case hexcode. Nothing else decides a split."""
     return int(hashlib.sha256(hexcode.upper().encode()).hexdigest(), 16) % 100
 
 
 def split_emoji(hexcodes: list[str], core: list[bool]) -> list[str]:
-    """`seen`, `held_out` (both core) or `extra` for each emoji.
+    """The split of each emoji: `seen` or `held_out` for core emoji, `extra` for the others.
 
     `seen` is hash_percent < T with the smallest T among multiples of 5 that gives SEEN_MINIMUM.
     """
@@ -124,7 +124,10 @@ def read_test_emoji() -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class EmojiData:
-    """A rendered folder, opened. N emoji in Unicode order; every list and array has that order."""
+    """An opened folder of rendered emoji: N emoji in Unicode order, which every list and array follows.
+
+    It is all that the trainer, the stages and the score command know of the data.
+    """
 
     folder: Path
     hexcodes: list[str]
@@ -133,13 +136,13 @@ class EmojiData:
     subgroups: list[str]
     splits: list[str]
     core: np.ndarray
-    """bool [N]: drawn by all six sets that decide the core."""
+    """bool [N]: drawn by all CORE_VENDORS."""
     vendors: list[str]
     _present: dict[str, Any] = field(repr=False)
 
     @property
     def seen(self) -> np.ndarray:
-        """bool [N]: the fixed test emoji, whose captions may be trained on with the TRAIN vendors."""
+        """bool [N]: the fixed test emoji. Their captions are trained on, with the TRAIN vendors' drawings."""
         return np.array([s == "seen" for s in self.splits])
 
     @property
@@ -155,11 +158,11 @@ class EmojiData:
         return np.load(path, mmap_mode="r")
 
     def present(self, vendor: str) -> np.ndarray:
-        """bool [N]: the vendor drew this emoji."""
+        """bool [N]: which emoji the vendor drew."""
         return np.array(self._present[vendor], dtype=bool)
 
     def index(self, hexcode: str) -> int:
-        """Row of this emoji; DataError where the folder lacks it."""
+        """Row of this emoji. Raises DataError if the folder lacks it."""
         try:
             return self.hexcodes.index(hexcode)
         except ValueError:
@@ -167,7 +170,7 @@ class EmojiData:
 
 
 def load_emoji(folder: str | Path) -> EmojiData:
-    """Open what `microvlm-data emoji -o FOLDER` wrote; DataError says what is wrong with it."""
+    """Open the folder that `microvlm-data emoji -o FOLDER` wrote. Raises DataError if it cannot be used."""
     folder = Path(folder)
     try:
         table = json.loads((folder / "emoji.json").read_text(encoding="utf-8"))

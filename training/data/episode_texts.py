@@ -1,6 +1,6 @@
-"""Episodes: images shown one after another, then a question about one of them by its place.
+"""Samples evaluation episodes: images shown one after another, then questions about them by their place.
 
-Deterministic given the random generator; no pixels and no torch here.
+Deterministic given the random generator; knows no pixels and no torch.
 """
 
 from __future__ import annotations
@@ -18,19 +18,16 @@ class EpisodeQuestion:
     """A question about one step of an episode."""
 
     step: int
-    """Which image is asked about, from 0."""
+    """Index of the image that is asked about."""
     text: str
     answer: str
     distance: int
-    """Images between that step and the question: 0 for the last image shown."""
+    """Images between that step and the question; 0 for the last image."""
 
 
 @dataclass(frozen=True)
 class Episode:
-    """Two to twenty images in order; training uses two to eight.
-
-    Indices and captions are the caller's, and all captions differ.
-    """
+    """Two to twenty images in order, as indices of the caller's, with captions that all differ."""
 
     images: tuple[int, ...]
     captions: tuple[str, ...]
@@ -44,10 +41,10 @@ class Episode:
         ]
 
     def swapped(self) -> Episode:
-        """The same images in reverse order: a memory without order cannot tell the two apart.
+        """The same images in another order, which changes every answer; a memory without order cannot tell them apart.
 
-        Of an odd number the middle one keeps its place, so its neighbours move past it: the order is
-        rotated by one instead and every answer changes.
+        The order is reversed for an even number of images. For an odd number the middle image would keep its place, so
+        the order is rotated by one.
         """
         turn = (lambda x: x[1:] + x[:1]) if len(self.images) % 2 else (lambda x: x[::-1])
         return Episode(turn(self.images), turn(self.captions))

@@ -1,6 +1,6 @@
-"""Builds the evaluation set that the repository ships: images, scenes and episodes of the test vendor.
+"""Builds the evaluation set of the repository: images, scenes and episodes with the test vendor's drawings.
 
-Everything is fixed by hashes and one seed before any training; the drawings are never trained on.
+Hashes and one seed fix it before any training, which does not use these drawings.
 The reader is `microvlm.bench.evalset_reader`, which needs no torch.
 """
 
@@ -20,7 +20,7 @@ from microvlm.training.data.episode_texts import Episode, sample_episode
 from microvlm.training.data.scene_drawing import compose_scenes
 from microvlm.training.data.scenes import GROUNDS, SIDES, Question, Scene, sample_scene
 from microvlm.training.data.staged_folder import written_aside
-from microvlm.training.data.views import plain_emoji
+from microvlm.training.data.views import plain_emoji, to_uint8
 
 SEED = 20
 IMAGES = 210
@@ -54,9 +54,9 @@ def choose_images(count: int = IMAGES) -> list[tuple[str, str]]:
 
 
 def plan_scenes(seed: int = SEED) -> tuple[list[Scene], list[Scene]]:
-    """Scenes with a relation and scenes to count; every pair in them is held out from training.
+    """Scenes with a relation, and scenes to count objects in; training composes none of their pairs.
 
-    Grounds and counts go round in turn, so no answer is the majority by chance.
+    Grounds and counts take turns, so that no answer is frequent by chance.
     """
     rng = np.random.default_rng(seed)
     relations: list[Scene] = []
@@ -64,8 +64,8 @@ def plan_scenes(seed: int = SEED) -> tuple[list[Scene], list[Scene]]:
     while len(relations) < RELATION_SCENES:
         scene = sample_scene(rng, True, True, len(relations) % len(GROUNDS))
         pair = frozenset(o.object for o in scene.objects)
-        wanted = list(SIDES)[len(relations) * 2 // RELATION_SCENES]
-        if scene.relation == wanted and pair not in composed:
+        relation = list(SIDES)[len(relations) * 2 // RELATION_SCENES]
+        if scene.relation == relation and pair not in composed:
             composed.add(pair)
             relations.append(scene)
     counting: list[Scene] = []
@@ -77,7 +77,7 @@ def plan_scenes(seed: int = SEED) -> tuple[list[Scene], list[Scene]]:
 
 
 def plan_episodes(captions: list[str], seed: int = SEED) -> list[Episode]:
-    """Episodes over the chosen images, by row: two-image ones, longer ones and a twenty-step one."""
+    """Episodes over the chosen images, by row: of two images, of four or eight, and one of twenty."""
     rng = np.random.default_rng(seed + 1)
     lengths = [2] * TWO_IMAGE_EPISODES + [*LONGER_EPISODES, LONGEST_EPISODE]
     return [sample_episode(rng, range(len(captions)), captions, length) for length in lengths]
@@ -96,7 +96,7 @@ def _record(file: str, scene: Scene, question: Question, twin: str | None) -> di
 
 
 def _scene_records(files: list[str], scenes: list[Scene], twins: list[str | None]) -> list[dict]:
-    """Side questions for the scenes with a relation, a count for the others, the colour for all."""
+    """Questions about sides for scenes with a relation, about the number for the others, about the colour for all."""
     records = []
     for file, scene, twin in zip(files, scenes, twins, strict=True):
         if scene.relation:
@@ -113,19 +113,20 @@ def _episode_records(episodes: list[Episode], files: list[str]) -> list[dict]:
     """Each episode, followed by its twin in another order."""
     records: list[dict] = []
     for i, episode in enumerate(episodes):
-        for one, twin in ((episode, 2 * i + 1), (episode.swapped(), 2 * i)):
+        for version, twin in ((episode, 2 * i + 1), (episode.swapped(), 2 * i)):
             questions = [
                 {"question": q.text, "answer": q.answer, "step": q.step, "distance": q.distance}
-                for q in one.questions()
+                for q in version.questions()
             ]
-            records.append({"files": [files[r] for r in one.images], "questions": questions, "twin": twin})
+            records.append(
+                {"files": [files[r] for r in version.images], "questions": questions, "twin": twin}
+            )
     return records
 
 
 def save_images(folder: Path, files: list[str], images: torch.Tensor) -> None:
-    """float32 [B, 3, S, S] in 0..1 as PNG files of `folder`."""
-    pixels = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    for file, array in zip(files, pixels, strict=True):
+    """Save float32 [B, 3, S, S] in 0..1 as PNG files in `folder`."""
+    for file, array in zip(files, to_uint8(images), strict=True):
         (folder / file).parent.mkdir(exist_ok=True)
         Image.fromarray(array).save(folder / file, "PNG", optimize=True)
 
@@ -133,7 +134,7 @@ def save_images(folder: Path, files: list[str], images: torch.Tensor) -> None:
 def build_evalset(emoji: EmojiData, out: Path, version: str) -> dict:
     """Write the set to `out`, which must not exist; returns counts and bytes.
 
-    version : of the package that the drawings came from, for the provenance text.
+    version : version of the drawings' package, for the provenance text.
     """
     if out.exists():
         raise DataError(f"{out} exists: choose another --output.")

@@ -1,4 +1,4 @@
-"""SVG drawings to RGBA pixels on disk, written aside and renamed when complete."""
+"""Renders the vendors' SVG drawings to RGBA pixels and writes the emoji folder."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ Progress = Callable[[str, int, int], None]
 
 
 def rasterise(svg: str, size: int) -> np.ndarray:
-    """One SVG document to uint8 [size, size, 4] RGBA with straight alpha, centred, aspect kept."""
+    """Render an SVG document, centred and with its aspect ratio: uint8 [size, size, 4] RGBA with straight alpha."""
     import resvg_py
 
-    # Width alone keeps the aspect ratio; a tall drawing is limited by its height instead.
+    # Giving the width alone keeps the aspect ratio; for a tall drawing the height is given instead.
     png = resvg_py.svg_to_bytes(svg_string=svg, width=size, skip_system_fonts=True)
     image = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
     if image.size != (size, size):
@@ -37,7 +37,7 @@ def rasterise(svg: str, size: int) -> np.ndarray:
 
 
 def render_vendor(icons: IconSet, names: list[str | None], size: int, progress: Progress) -> np.ndarray:
-    """uint8 [N, size, size, 4]; all zero for the emoji without a name."""
+    """Render the icons `names` of one vendor: uint8 [N, size, size, 4]; all zero for None."""
     pixels = np.zeros((len(names), size, size, 4), np.uint8)
     for i, name in enumerate(names):
         if name is not None:
@@ -53,10 +53,10 @@ def render_vendor(icons: IconSet, names: list[str | None], size: int, progress: 
 
 
 def build(root: Path, out: Path, sizes: list[int], vendors: list[str] | None, progress: Progress) -> dict:
-    """Render into `out`; returns the summary that --json prints.
+    """Render the emoji folder `out`; returns the summary that --json prints.
 
-    root : node_modules; sizes : 96 covers every vendor, others the TRAIN vendors if `vendors` is None;
-    vendors : draw these again and keep the rest, or None for all.
+    root : a node_modules folder. sizes : 96 is rendered for every vendor, other sizes for the TRAIN vendors. vendors :
+    render only these, at all sizes, and keep the rest; None renders all.
     Raises DataError. A failed build leaves `out` as it was.
     """
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "emoji.json").exists())):
@@ -100,7 +100,7 @@ def build(root: Path, out: Path, sizes: list[int], vendors: list[str] | None, pr
 
 
 def _move_into(aside: Path, out: Path) -> None:
-    """Rename a finished folder, or, over an earlier build, its files one by one with the table last."""
+    """Move a finished build to `out`: as a folder, or into an earlier build file by file with the table last."""
     if not out.exists():
         aside.rename(out)
         return

@@ -1,6 +1,6 @@
-"""Scene specifications and their questions: what stands where on which ground, without any pixel.
+"""Samples scenes and questions about them: which objects stand where on which ground. Knows no pixels.
 
-Pure numpy and hashing, so that an evaluation can read it without torch.
+Numpy and hashing only, so that an evaluation can import it without torch.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above
 
 @lru_cache(maxsize=1)
 def read_scene_objects() -> tuple[tuple[str, str], ...]:
-    """The committed 48 (hexcode, caption) that scenes are made of; `Placed.object` indexes it."""
+    """The committed 48 scene objects, (hexcode, caption) each; `Placed.object` is an index into them."""
     return tuple((code, caption) for code, caption, _ in _object_rows())
 
 
@@ -44,19 +44,19 @@ def _object_rows() -> list[list[str]]:
 
 @lru_cache(maxsize=1)
 def hidden_objects() -> np.ndarray:
-    """bool [8, 48]: on this ground the object cannot be made out, so no scene shows it there."""
+    """bool [8, 48]: objects that are too hard to see on a ground; no scene shows them there."""
     return np.array([[name in hidden.split(",") for *_, hidden in _object_rows()] for name, _ in GROUNDS])
 
 
 def pair_is_held_out(hex_a: str, hex_b: str) -> bool:
-    """True for the fifth of the unordered pairs that only tests may compose."""
+    """Whether an unordered pair belongs to the fifth of the pairs that only tests compose."""
     key = "|".join(sorted([hex_a.upper(), hex_b.upper()]))
     return int(hashlib.sha256(key.encode()).hexdigest(), 16) % 5 == 0
 
 
 @lru_cache(maxsize=1)
 def held_out_pairs() -> np.ndarray:
-    """bool [48, 48], symmetric, False on the diagonal."""
+    """`pair_is_held_out` of all scene objects: bool [48, 48], symmetric, False on the diagonal."""
     codes = [code for code, _ in read_scene_objects()]
     table = np.array([[a != b and pair_is_held_out(a, b) for b in codes] for a in codes])
     table.setflags(write=False)
@@ -97,12 +97,12 @@ class Scene:
     ground: int
     """Index into GROUNDS."""
     objects: tuple[Placed, ...]
-    """With a relation, the first is the left or the upper one."""
+    """In a scene with a relation, the first is the left or the upper one."""
     relation: str | None = None
-    """`left-right`, `above-below`, or None where no question asks for a side."""
+    """`left-right`, `above-below`, or None if no question asks for a side."""
 
     def swapped(self) -> Scene:
-        """The same objects with their places exchanged: a bag of objects cannot tell the two apart."""
+        """The scene with its two objects exchanged; a model that only counts objects cannot tell the two apart."""
         if self.relation is None:
             raise ValueError("only a scene with a relation has a swapped twin")
         first, second = self.objects
@@ -111,26 +111,26 @@ class Scene:
         )
 
     def questions(self, kind: str) -> list[Question]:
-        """Every question of this kind that has one answer; empty where the scene has none."""
+        """Every question of this kind that has exactly one answer in this scene."""
         if kind == "how many":
             return [Question(kind, "how many objects are there?", NUMBERS[len(self.objects) - 1])]
         if kind == "which colour":
             return [Question(kind, "which colour is the ground?", GROUNDS[self.ground][0])]
         if self.relation is None:
             return []
-        here = dict(zip(SIDES[self.relation], (o.caption for o in self.objects), strict=True))
+        by_side = dict(zip(SIDES[self.relation], (o.caption for o in self.objects), strict=True))
         if kind == "where":
-            return [Question(kind, f"where is the {caption}?", side) for side, caption in here.items()]
-        direct = [Question(kind, f"what is {_ASK_SIDE[s]}?", caption) for s, caption in here.items()]
+            return [Question(kind, f"where is the {caption}?", side) for side, caption in by_side.items()]
+        direct = [Question(kind, f"what is {_ASK_SIDE[s]}?", caption) for s, caption in by_side.items()]
         beside = [
-            Question(kind, f"what is {_ASK_NEXT[s]} the {here[_OPPOSITE[s]]}?", caption)
-            for s, caption in here.items()
+            Question(kind, f"what is {_ASK_NEXT[s]} the {by_side[_OPPOSITE[s]]}?", caption)
+            for s, caption in by_side.items()
         ]
         return direct + beside
 
 
 def _choose_objects(rng: np.random.Generator, count: int, test: bool, ground: int) -> list[int]:
-    """`count` objects visible on the ground, of which every pair is held out (test) or none is."""
+    """`count` objects visible on the ground; all of their pairs are held out (`test`), or none is."""
     held_out = held_out_pairs()
     visible = ~hidden_objects()[ground]
     allowed = (held_out if test else ~held_out & ~np.eye(len(held_out), dtype=bool)) & visible
@@ -146,7 +146,7 @@ def _choose_objects(rng: np.random.Generator, count: int, test: bool, ground: in
 
 
 def _place(rng: np.random.Generator, objects: list[int], cells: list[Cell]) -> tuple[Placed, ...]:
-    """Each object inside its own cell (left, top, width, height): nothing overlaps."""
+    """Place each object within its own cell (left, top, width, height), so that none overlap."""
     placed = []
     for index, (left, top, width, height) in zip(objects, cells, strict=True):
         size = rng.uniform(0.32, 0.46)
@@ -159,8 +159,10 @@ def _place(rng: np.random.Generator, objects: list[int], cells: list[Cell]) -> t
 def sample_scene(
     rng: np.random.Generator, test: bool = False, relation: bool | None = None, ground: int | None = None
 ) -> Scene:
-    """One random scene. relation : True for two objects side by side or one above the other,
-    False for one to four objects (counts equally likely), None for either. ground : None for any.
+    """A random scene.
+
+    test : use only held-out pairs. relation : True for two objects side by side or one above the other, False for one
+    to four objects (counts equally likely), None for either. ground : None for any.
     """
     if ground is None:
         ground = int(rng.integers(len(GROUNDS)))
@@ -182,9 +184,9 @@ def sample_scene(
 def sample_question(
     rng: np.random.Generator, kind: str, test: bool = False, direct: bool = False
 ) -> tuple[Scene, Question]:
-    """A random scene with one question of this kind, answers near equally likely.
+    """A random scene with a question of this kind; answers are about equally likely.
 
-    direct : never the "what is left of the X?" form, whose twin has no such question.
+    direct : leave out the form "what is left of the X?", which the swapped scene does not have.
     """
     scene = sample_scene(rng, test, {"what": True, "where": True, "how many": False}.get(kind))
     questions = scene.questions(kind)

@@ -1,54 +1,57 @@
-"""Views of one emoji, batched in torch: plain and augmented, and the drawing steps that scenes are made of too.
+"""Draws views of one emoji each, plain or augmented, batched in torch; scenes are drawn by the same steps.
 
-Deterministic given the generator; knows nothing about captions, questions or files. Works on any
-device; every image is float32 [B, 3, H, W] in 0..1.
+Deterministic given the generator; knows no captions, questions or files. Works on any device. Images are float32
+[B, 3, H, W] in 0..1.
 """
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 PLAIN_SCALE = 0.9
-# About twenty passes over each image: they stay in the cache, where 256 images at once do not.
+# Each image is passed over about twenty times; so few images stay in the CPU's cache.
 _CPU_CHUNK = 32
 _LUMA = (0.299, 0.587, 0.114)
 
 
 class Random:
-    """Uniform draws on the generator's device, delivered to the images' device."""
+    """Draws uniform numbers on the generator's device and moves them to the images' device."""
 
     def __init__(self, generator: torch.Generator | None, device: torch.device):
         self.generator, self.device = generator, device
 
     def __call__(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        where = self.generator.device if self.generator is not None else self.device
-        draw = torch.rand(*shape, generator=self.generator, device=where).to(self.device)
+        device = self.generator.device if self.generator is not None else self.device
+        draw = torch.rand(*shape, generator=self.generator, device=device).to(self.device)
         return draw * (high - low) + low
 
     def some(self, count: int, probability: float) -> Tensor:
-        """int64 [k]: each of `count` images with this probability."""
+        """A random subset of `count` images, each with this probability: int64 [k]."""
         return torch.nonzero(self(count) < probability).flatten()
 
 
 def premultiply(rgba: Tensor) -> Tensor:
-    """uint8 [B, H, W, 4] straight alpha -> float32 [B, 4, H, W], colour times alpha, 0..1."""
+    """Multiply colour by alpha: uint8 [B, H, W, 4] with straight alpha -> float32 [B, 4, H, W] in 0..1."""
     x = rgba.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) / 255
     x[:, :3] *= x[:, 3:]
     return x
 
 
 def place(pre: Tensor, matrix: Tensor, size: int) -> Tensor:
-    """Sample premultiplied [B, 4, h, w] through affine [B, 2, 3] (output -> input) to `size`."""
+    """Resample premultiplied [B, 4, h, w] by affine maps [B, 2, 3] from output to input: [B, 4, size, size]."""
     grid = F.affine_grid(matrix, [pre.shape[0], 4, size, size], align_corners=False)
     return F.grid_sample(pre, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
 def affine_map(scale: Tensor, angle: Tensor, shear: Tensor, dx: Tensor, dy: Tensor, mirror: Tensor) -> Tensor:
-    """float32 [B, 2, 3], output -> input: an object `scale` of the frame, its centre at (dx, dy) in -1..1."""
+    """Affine maps from output to input, float32 [B, 2, 3]: the object fills `scale` of the frame, centred at (dx, dy)
+    in -1..1.
+    """
     cos, sin = torch.cos(angle) / scale, torch.sin(angle) / scale
     a, b = cos * mirror, (sin + shear * cos) * mirror
     c, d = -sin, cos - shear * sin
@@ -56,7 +59,7 @@ def affine_map(scale: Tensor, angle: Tensor, shear: Tensor, dx: Tensor, dy: Tens
 
 
 def plain_emoji(rgba: Tensor, size: int | None = None) -> Tensor:
-    """The evaluation view: uint8 [B, H, W, 4] -> [B, 3, size, size], on white at scale 0.9."""
+    """The evaluation view, on white at scale 0.9: uint8 [B, H, W, 4] -> [B, 3, size, size]."""
     pre = premultiply(rgba)
     one = torch.ones(len(pre), device=pre.device)
     zero = torch.zeros_like(one)
@@ -64,8 +67,13 @@ def plain_emoji(rgba: Tensor, size: int | None = None) -> Tensor:
     return (placed[:, :3] + 1 - placed[:, 3:]).clamp_(0, 1)
 
 
+def to_uint8(images: Tensor) -> np.ndarray:
+    """Images as a picture file stores them: float32 [B, 3, H, W] in 0..1 -> uint8 [B, H, W, 3]."""
+    return (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+
+
 def _colour_matrix(rand: Random, count: int, strength: float) -> tuple[Tensor, Tensor]:
-    """Hue, saturation, contrast and brightness as one [B, 3, 3] and a bias [B, 3, 1]."""
+    """Random hue, saturation, contrast and brightness as colour matrices [B, 3, 3] and biases [B, 3, 1]."""
     grey = torch.tensor(_LUMA, device=rand.device).expand(3, 3)
     angle = rand(count, 1, 1, low=-0.25, high=0.25) * strength
     # A rotation about the grey axis (Rodrigues) turns the hue and keeps greys.
@@ -82,16 +90,16 @@ def _colour_matrix(rand: Random, count: int, strength: float) -> tuple[Tensor, T
 
 
 def recolour(rand: Random, pre: Tensor, strength: float) -> None:
-    """Random hue, saturation, contrast and brightness of each premultiplied drawing [B, 4, h, w], in place."""
+    """Change hue, saturation, contrast and brightness of premultiplied drawings [B, 4, h, w] at random, in place."""
     matrix, bias = _colour_matrix(rand, len(pre), strength)
     flat = pre.view(len(pre), 4, -1)
-    # The bias times alpha: an affine colour map commutes with premultiplication only so.
+    # The bias is multiplied by alpha too: the colours are premultiplied.
     colour = torch.baddbmm(bias * flat[:, 3:], matrix, flat[:, :3])
     flat[:, :3] = torch.minimum(colour.clamp_(min=0), flat[:, 3:])
 
 
 def random_ground(rand: Random, count: int, size: int, strength: float) -> Tensor:
-    """[B, 3, size, size]: white or one colour, a gradient, or soft noise, from a 4 x 4 grid of colours."""
+    """Random grounds [B, 3, size, size]: white, one colour, a gradient or soft noise, from a 4 x 4 grid of colours."""
     first, second = rand(count, 3, 1, 1), rand(count, 3, 1, 1)
     ramp = torch.linspace(0, 1, 4, device=rand.device)
     angle = rand(count, 1, 1, 1, high=2 * math.pi)
@@ -99,13 +107,13 @@ def random_ground(rand: Random, count: int, size: int, strength: float) -> Tenso
     kind = rand(count, 1, 1, 1)
     grid = torch.where(kind < 0.55, first.expand(-1, 3, 4, 4), first + (second - first) * along)
     grid = torch.where(kind > 0.8, first + (rand(count, 3, 4, 4) - 0.5) * 0.8, grid)
-    # Weak augmentation keeps to the white ground of the evaluation view; so does part of a strong one.
+    # Weak augmentation keeps the white ground of the evaluation view, strong augmentation keeps it in some images.
     grid = torch.where(rand(count, 1, 1, 1) < 1 - 0.7 * min(strength, 1.0), torch.ones_like(grid), grid)
     return F.interpolate(grid.clamp(0, 1), size=size, mode="bilinear", align_corners=True)
 
 
 def _keep_contrast(ground: Tensor, placed: Tensor) -> Tensor:
-    """Where object and ground are about equally bright, move the ground towards white or black."""
+    """Move the ground towards white or black in images whose object and ground are about equally bright."""
     luma = torch.tensor(_LUMA, device=placed.device).view(3, 1)
     mass = placed[:, 3].sum((1, 2)).clamp_min(1)
     object_luma = (placed[:, :3].sum((2, 3)) @ luma).squeeze(1) / mass
@@ -116,7 +124,7 @@ def _keep_contrast(ground: Tensor, placed: Tensor) -> Tensor:
 
 
 def ink(rand: Random, placed: Tensor, strength: float) -> None:
-    """In place, on some: a black outline around the drawing, and dark lines along its inner edges."""
+    """Give some drawings a black outline and dark lines along their inner edges, in place."""
     some = rand.some(len(placed), 0.18 * strength)
     if not len(some):
         return
@@ -128,16 +136,16 @@ def ink(rand: Random, placed: Tensor, strength: float) -> None:
     edges = F.max_pool2d(luma, 3, 1, 1) + F.max_pool2d(-luma, 3, 1, 1)
     weight = rand(len(some), 1, 1, 1, high=3.0)
     x[:, :3] *= 1 - (edges * weight).clamp_(0, 1)
-    # Black ink below the drawing adds alpha and no colour.
+    # Black ink under the drawing adds alpha and no colour.
     x[:, 3:] = alpha + (1 - alpha) * grown
-    # Sometimes the fill fades to white, which leaves line art.
+    # In some drawings the fill fades to white, which leaves line art.
     fade = (rand(len(some), 1, 1, 1) < 0.3).to(x) * rand(len(some), 1, 1, 1)
     x[:, :3] += (alpha * (1 - (edges * 3).clamp(0, 1)) - x[:, :3]) * fade
     placed[some] = x
 
 
 def _finish(rand: Random, images: Tensor, strength: float) -> Tensor:
-    """Tone curve on all; blur or sharpen, posterise, noise and erasing on some; in place."""
+    """Bend the tones of all images; blur or sharpen, posterise, add noise to or erase parts of some; in place."""
     count, _, height, width = images.shape
     # x + k x (1 - x) bends the tones as a gamma does, without a power per pixel.
     images += rand(count, 1, 1, 1, low=-0.35, high=0.35) * strength * images * (1 - images)
@@ -172,9 +180,9 @@ def augment_emoji(
     size: int | None = None,
     flip: bool = False,
 ) -> Tensor:
-    """uint8 [B, H, W, 4] -> [B, 3, size, size], a random view of each drawing.
+    """A random view of each drawing: uint8 [B, H, W, 4] -> [B, 3, size, size].
 
-    strength : 0 is near the plain view, 1 the full ranges. flip : mirror half of the images; off,
+    strength : 0 is close to the plain view, 1 uses the full ranges. flip : mirror half of the images; off by default,
     because a mirrored arrow or hand has another caption.
     """
     if rgba.device.type == "cpu" and len(rgba) > _CPU_CHUNK:
@@ -205,7 +213,9 @@ def augment_emoji(
 
 
 def corner_neighbour(images: Tensor, generator: torch.Generator | None = None, share: float = 0.4) -> Tensor:
-    """[B, 3, S, S], in place: in a corner of some, another image of the batch, a fifth to a third of the side."""
+    """Put another image of the batch into a corner of some images [B, 3, S, S], at a fifth to a third of the side; in
+    place.
+    """
     rand = Random(generator, images.device)
     side = images.shape[-1]
     some = rand.some(len(images), share)
