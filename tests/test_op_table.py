@@ -10,14 +10,15 @@ from microvlm.formats.op_table import (
     INT4_MATMUL,
     INT8_GATHER,
     INT8_MATMUL,
+    MATMUL_BY_KIND,
     TERNARY_2X4,
     TERNARY_3X5,
 )
 from microvlm.model import torch_ops
 from microvlm.model.linear import PackedLinear
 
-TERNARY = [TERNARY_2X4, TERNARY_3X5]
-MATMULS = [*TERNARY, INT8_MATMUL, INT4_MATMUL]
+MATMULS = list(MATMUL_BY_KIND.values())
+TERNARY = [op for op in MATMULS if op.is_ternary]
 
 
 def weights_of(op, rows: int, columns: int, seed: int = 0, per_row: bool = True) -> dict[str, np.ndarray]:
@@ -167,7 +168,12 @@ def test_every_operator_has_a_fake_that_tells_its_shape():
 
 
 def test_the_table_says_its_bits_per_weight():
-    assert [op.bits_per_weight for op in MATMULS] == [2.0, 1.6, 8, 4.25]
+    assert [op.bits_per_weight for op in (TERNARY_2X4, TERNARY_3X5, INT8_MATMUL, INT4_MATMUL)] == [
+        2,
+        1.6,
+        8,
+        4.25,
+    ]
     for op in MATMULS:
         rows, columns = 640, 320
         stored = weights_of(op, rows, columns, per_row=False)

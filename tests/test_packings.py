@@ -1,0 +1,81 @@
+"""Every ternary packing of the table, from lowering to ONNX Runtime and back: the numbers do not change on the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+
+from microvlm.backends import native
+from microvlm.exporters import contract
+from microvlm.exporters.external_data import WeightStore, save_graph
+from microvlm.exporters.graph_check import check_graph
+from microvlm.exporters.tracing import trace
+from microvlm.formats.op_table import MATMUL_BY_KIND
+from microvlm.formats.weight_format import PACKINGS, WeightFormat
+from microvlm.model.checkpoint import load_checkpoint, save_checkpoint
+from microvlm.model.linear import TernaryLinear, ternarize
+from microvlm.model.lowering import lower, set_traced
+from microvlm.model.microvlm import MicroVLM
+
+GRAPH = "memory_encode"
+"""The smallest graph with ternary products."""
+
+
+def keys_of(model: MicroVLM) -> torch.Tensor:
+    """A result of the graph's method: the memory keys of two seeded sequences."""
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(2, 5, model.config.text.hidden_size, generator=generator)
+    with torch.no_grad():
+        return model.memory_encode(embeddings, torch.ones(2, 5, dtype=torch.int64))[1]
+
+
+@pytest.mark.parametrize("packing", PACKINGS)
+def test_a_packing_keeps_every_number_from_lowering_to_onnxruntime_and_back(
+    packing: str, ternary_model: MicroVLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(native.SWITCH, "0")
+    assert native.library_path() is None
+    op = MATMUL_BY_KIND[PACKINGS[packing]]
+    expected = keys_of(ternary_model)
+
+    lowered = lower(ternary_model, WeightFormat(packing=packing))
+    assert torch.equal(keys_of(lowered), expected)
+    set_traced(lowered, True)
+    assert torch.equal(keys_of(lowered), expected)
+
+    save_checkpoint(lowered, tmp_path / "checkpoint")
+    loaded = load_checkpoint(tmp_path / "checkpoint")
+    assert {layer.kind for layer in loaded.decoder.modules() if hasattr(layer, "kind")} == {op.kind}
+    assert torch.equal(keys_of(loaded), expected)
+
+    set_traced(loaded, True)
+    spec = contract.graph(loaded.config, GRAPH)
+    save_graph(trace(loaded, spec), spec.name, WeightStore(tmp_path))
+    checks, remark = check_graph(loaded, spec, tmp_path / f"{GRAPH}.onnx", threads=1)
+    assert checks
+    assert all(check.passed for check in checks), (checks, remark)
+
+    model = onnx.load(tmp_path / f"{GRAPH}.onnx")
+    assert op.name in {function.name for function in model.functions}
+    assert_nodes_hold_the_trits(model, op.name, ternary_model)
+
+
+def assert_nodes_hold_the_trits(model: onnx.ModelProto, op_name: str, trained: MicroVLM) -> None:
+    """Every ternary layer of the encoder is a node whose bytes unpack to the trits that were trained."""
+    op = next(op for op in MATMUL_BY_KIND.values() if op.name == op_name)
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    nodes = [node for node in model.graph.node if node.op_type == op_name]
+    modules = trained.memory_encoder.named_modules(prefix="memory_encoder")
+    layers = {name: layer for name, layer in modules if isinstance(layer, TernaryLinear)}
+    assert {node.input[1].removesuffix(".packed") for node in nodes} == set(layers)
+    for name, layer in layers.items():
+        trits, scale = ternarize(layer.weight)
+        rows, columns = trits.shape
+        unpacked = op.unpack(stored[f"{name}.packed"], rows=rows, columns=columns)
+        np.testing.assert_array_equal(unpacked, trits.detach().numpy())
+        np.testing.assert_array_equal(stored[f"{name}.scale"], scale.detach().numpy())
