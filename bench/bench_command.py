@@ -193,6 +193,27 @@ def report(reports: tuple[Path, ...], output: Path | None) -> None:
         output.write_text(page, encoding="utf-8")
 
 
+@command.command(context_settings=_HELP)
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--check", is_flag=True, help="Write nothing; status 1 when a block differs.")
+def pages(paths: tuple[Path, ...], check: bool) -> int:
+    """Render the report blocks of the Markdown files PATHS, or below the folders PATHS, from their JSON documents.
+
+    A block: <!-- report results/run.json section=phases --> ... <!-- end -->, the file relative to the page's folder.
+    """
+    from microvlm.bench import report_pages
+
+    differences = report_pages.rewrite(report_pages.pages_in(paths), check)
+    for difference in differences:
+        note(
+            str(difference) if check else f"{difference.page}:{difference.line}: rendered {difference.block}"
+        )
+    if differences and check:
+        note(f"to render them: microvlm-bench pages {' '.join(map(str, paths))}")
+        return GATE_FAILED
+    return 0
+
+
 command.add_command(pi)
 
 

@@ -12,7 +12,7 @@ from microvlm.bench.equivalence import equivalence_tables
 from microvlm.bench.full import full_tables
 from microvlm.bench.kernels import kernel_tables
 from microvlm.bench.memory import memory_tables
-from microvlm.bench.pi import pi_tables
+from microvlm.bench.pi import count_tables, pi_tables
 from microvlm.bench.speed import speed_tables
 from microvlm.bench.tables import Report
 from microvlm.errors import UserError
@@ -27,8 +27,10 @@ READERS: dict[str, Callable[[Document], Report]] = {
     "memory": memory_tables.report,
     "pi": pi_tables.report,
     "score": score_tables.report,
+    "counts": count_tables.report,
 }
-"""By kind: what makes a report of a document. `microvlm-bench KIND` wrote it; `score` is of `microvlm-score`."""
+"""By kind: what makes a report of a document. `microvlm-bench KIND` wrote it, `score` is of `microvlm-score`, and
+`counts` a baseline of `pi`."""
 _OF_ANOTHER_SHAPE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 
@@ -55,7 +57,7 @@ def report_of_file(path: Path) -> Report:
 
 
 def read_report(document: Document) -> Report:
-    """The tables of a document, where it was measured as the last remark.
+    """The tables of a document; its last remark says where it was measured.
 
     Raises UserError for a document without a known `report` field (versions before that field did not write it), or
     one that lacks a figure of its kind.
@@ -69,12 +71,17 @@ def read_report(document: Document) -> Report:
         )
     try:
         report = READERS[kind](document)
-        return report._replace(remarks=[*report.remarks, provenance_line(document["provenance"])])
+        if kind != "counts":  # which is of no machine: its own remark says where it comes from
+            report = report._replace(remarks=[*report.remarks, provenance_line(document["provenance"])])
+        # A figure of another type is found here, and not when somebody prints it.
+        report.text()
+        report.markdown()
     except _OF_ANOTHER_SHAPE as error:
         raise UserError(
             f"this '{kind}' report is damaged or of another version ({type(error).__name__}: {error!s:.80}); "
             "make it again with -o."
         ) from None
+    return report
 
 
 def text(document: Document) -> str:
@@ -88,14 +95,19 @@ def markdown(document: Document) -> str:
 
 
 def provenance_line(facts: dict[str, Any]) -> str:
-    """Machine, versions, commit and date, on one line."""
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items() if version)
-    threads = facts["threads"] or "default"
+    """Machine, versions, commit and date, on one line; what a document does not know is left out."""
+    threads = facts.get("threads") or "default"
     if isinstance(threads, list):
         threads = ", ".join(map(str, threads))
-    machine = f"{facts['cpu']}, {facts['cores']} cores, threads: {threads}"
-    system = f"{facts['os']}, Python {facts['python']}"
-    return f"{machine}, {system}, {versions}; {_commit(facts.get('commit'))}{facts['date_utc']}"
+    parts = [
+        facts["cpu"],
+        f"{facts['cores']} cores, threads: {threads}" if facts.get("cores") else "",
+        f"load {facts['load_average'][0]}" if facts.get("load_average") else "",
+        facts.get("os"),
+        f"Python {facts['python']}" if facts.get("python") else "",
+        *(f"{name} {version}" for name, version in facts["versions"].items() if version),
+    ]
+    return f"{', '.join(part for part in parts if part)}; {_commit(facts.get('commit'))}{facts['date_utc']}"
 
 
 def _commit(commit: dict[str, Any] | None) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,12 @@ from microvlm.bench import provenance, report
 from microvlm.bench.bench_command import command
 from microvlm.errors import UserError
 
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = [
+    *sorted((ROOT / "docs" / "results").glob("*.json")),
+    ROOT / "training" / "recipes" / "nano-metrics.json",
+    ROOT / "bench" / "pi" / "baselines" / "nano-cortex-a53.json",
+]
 PROVENANCE = {
     "models": [
         {"name": "m", "total_bytes": 3, "files": {"a": 1, "b": 2}},
@@ -119,3 +127,24 @@ def test_bench_imports_without_torch_transformers_or_onnx() -> None:
         "        importlib.import_module(name)\n"
     )
     subprocess.run([sys.executable, "-P", "-c", program], check=True)
+
+
+def mutations(value: object, rng: random.Random, depth: int = 0) -> object:
+    """A copy with about one part removed, or replaced by one of another type."""
+    if rng.random() < 0.05 * depth:
+        return rng.choice([None, 2**31, -1.5, "x", [], {}, [[]], {"x": 1}, 10**400])
+    if isinstance(value, dict):
+        kept = {key: mutations(part, rng, depth + 1) for key, part in value.items() if rng.random() > 0.02}
+        return kept if depth else {**kept, "report": value["report"]}
+    if isinstance(value, list):
+        return [mutations(part, rng, depth + 1) for part in value if rng.random() > 0.02]
+    return value
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
+def test_a_damaged_document_is_one_sentence(path: Path) -> None:
+    document = report.load_document(path)
+    report.read_report(document).text()
+    for seed in range(200):
+        with contextlib.suppress(UserError):
+            report.text(mutations(document, random.Random(seed)))

@@ -64,7 +64,8 @@ def write(name: str, key: dict[str, str], costs: Sequence[Cost], folder: Path = 
         for cost in costs
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"key": key, "phases": phases}, indent=1) + "\n")
+    document = {"report": "counts", "model": name, "key": key, "phases": phases}
+    path.write_text(json.dumps(document, indent=1) + "\n")
     return path
 
 
