@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from microvlm.atomic import write_file
 from microvlm.bench.memory.memory_bench_command import memory
 from microvlm.bench.pi.pi_command import pi
 from microvlm.bench.report_flags import ReportOutput, report_flags
@@ -190,7 +191,7 @@ def report(reports: tuple[Path, ...], output: Path | None) -> None:
     if output is None:
         click.echo(page, nl=False)
     else:
-        output.write_text(page, encoding="utf-8")
+        write_file(output, page)
 
 
 @command.command(context_settings=_HELP)

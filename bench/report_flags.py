@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from microvlm.atomic import write_file
 from microvlm.console import print_json
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -33,10 +34,10 @@ class ReportOutput:
         else:
             click.echo(report.text(document))
         if self.markdown is not None:
-            self.markdown.write_text(report.markdown(document), encoding="utf-8")
+            write_file(self.markdown, report.markdown(document))
         if self.json_file is not None:
             text = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False)
-            self.json_file.write_text(text + "\n", encoding="utf-8")
+            write_file(self.json_file, text + "\n")
 
 
 def report_flags(function: Callable[..., Any]) -> Callable[..., Any]:

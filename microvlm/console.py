@@ -61,6 +61,8 @@ def describe_os_error(error: OSError) -> str:
     where = f"{error.filename}: " if error.filename is not None else ""
     if error.errno in _FULL_DISK:
         return f"{where}no space is left on the disk; free some or write elsewhere."
+    if error.errno == errno.EFBIG:
+        return f"{where}the file is larger than the file system or a limit allows; write elsewhere."
     return f"{where}{error.strerror or error}."
 
 

@@ -12,6 +12,7 @@ pytest.importorskip("resvg_py")
 
 from drawn_emoji import ROWS, colour, run, write_packages  # noqa: E402
 
+from microvlm.errors import UserError  # noqa: E402
 from microvlm.training.data import baselines, evalset  # noqa: E402
 from microvlm.training.data.drawing_sources import SOURCES, DataError  # noqa: E402
 from microvlm.training.data.emoji import load_emoji  # noqa: E402
@@ -170,7 +171,7 @@ def test_the_evaluation_set_is_written_whole_or_not_at_all(built, emoji, monkeyp
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(evalset, "save_images", fail)
-    with pytest.raises(DataError, match="No space left"):
+    with pytest.raises(UserError, match="no space is left"):
         evalset.build_evalset(emoji, tmp_path / "second", "0")
     assert [p.name for p in tmp_path.iterdir()] == ["evalset"]
 

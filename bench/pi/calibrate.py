@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from microvlm.atomic import write_file
 from microvlm.backends import native, resolve_bundle
 from microvlm.backends.native import kernel_calls
 from microvlm.bench.pi import count_baseline
@@ -159,7 +160,7 @@ def scalar_ipc(
 
 
 def write(document: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(document, indent=1, allow_nan=False) + "\n")
+    write_file(path, json.dumps(document, indent=1, allow_nan=False) + "\n")
 
 
 def _operands(op: str, k: int, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from microvlm.atomic import new_file
 from microvlm.commands.options import (
     check_sampling,
     generation_options,
@@ -21,8 +21,6 @@ from microvlm.console import print_json
 from microvlm.errors import UserError
 
 if TYPE_CHECKING:
-    from PIL.Image import Image
-
     from microvlm.backends import LoadedRuntime
     from microvlm.generation import GenerationOptions
     from microvlm.inputs.processor import Processor
@@ -115,7 +113,8 @@ def caption_one(
         if not isinstance(runtime, TorchRuntime):
             raise UserError("--attention needs --backend torch: the other graphs give no attention weights.")
         maps = word_maps(runtime, processor, inputs, embedded, tokens, memory)
-        _save_png(draw(image, maps, text), Path(attention))
+        with new_file(attention) as temporary:
+            draw(image, maps, text).save(temporary, format="PNG")
     return {"caption": text, "tokens": tokens, "timings_ms": timings.milliseconds}
 
 
@@ -135,12 +134,3 @@ def _check_attention(attention: str, images: Sequence[str], backend: str | None)
             f"--attention needs --backend torch: graphs on '{backend}' give no attention weights."
         )
     return "torch"
-
-
-def _save_png(image: Image, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        image.save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""One writer at a time for a file that is replaced by renaming: a lock beside it, which ends with its holder.
+"""One writer at a time: a lock file beside a file that every save replaces. Knows no memory.
 
-The file itself can't carry the lock, because every save puts another file in its place. A link to it is the same file,
-with the same lock. Knows no memory.
+The file itself cannot carry the lock, because each save puts another file in its place. The lock ends with the process
+that holds it. A symbolic link to a file has the file's lock.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from microvlm.atomic import real_file
 from microvlm.console import describe_os_error
 from microvlm.errors import UserError
 
@@ -25,50 +26,38 @@ WAIT_S = 10.0
 _POLL_S = 0.02
 
 
-def file_behind(path: str | Path) -> Path:
-    """Where `path` leads through symbolic links, to a file that is there or not yet.
-
-    Raises UserError for a pipe or a device: opening one may wait forever, and a save would put a file in its place.
-    """
-    real = Path(os.path.realpath(path))
-    try:
-        mode = os.stat(real).st_mode
-    except OSError:  # who opens it says what is wrong
-        return real
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise UserError(f"{path} is a pipe or a device, no regular file; give another name.")
-    return real
-
-
 @contextmanager
 def locked(path: str | Path, wait_s: float | None = None) -> Iterator[None]:
-    """Within, no other process that asks for the lock of `path` has it. `.NAME.lock` is there for as long.
+    """Hold the lock of `path`, which no two processes hold at once, during the block.
 
-    It lies beside the file that `path` leads to. Raises UserError when another holds it for `wait_s` seconds (`WAIT_S`
-    when left out), when the folder can't be written, and for a pipe or a device.
+    The lock is the file `.NAME.lock` beside the file that `path` leads to; it is removed at the end.
+
+    Raises UserError when another process holds it for `wait_s` seconds (`WAIT_S` when None), when the folder cannot be
+    written, when the lock file's name is a link or no plain file, and when `path` is a pipe or a device.
     """
-    real = file_behind(path)
-    beside = real.with_name(f".{real.name}.lock")
-    descriptor = _acquire(beside, Path(path), WAIT_S if wait_s is None else wait_s)
+    real = real_file(path)
+    lock_file = real.with_name(f".{real.name}.lock")
+    descriptor = _acquire(lock_file, Path(path), WAIT_S if wait_s is None else wait_s)
     try:
         yield
     finally:
         if fcntl is None:
             # Windows removes no file that is open, and no other process waits for this one.
             os.close(descriptor)
-            beside.unlink(missing_ok=True)
+            lock_file.unlink(missing_ok=True)
         else:
-            # Removed while it is held: who waits for it then finds that the name is gone, and makes another.
-            beside.unlink(missing_ok=True)
+            # Removed while it is held: a process that waits for it then finds the name gone and makes another.
+            lock_file.unlink(missing_ok=True)
             os.close(descriptor)
 
 
-def _acquire(beside: Path, path: Path, wait_s: float) -> int:
-    until = time.monotonic() + wait_s
+def _acquire(lock_file: Path, path: Path, wait_s: float) -> int:
+    """The descriptor that holds the lock, with this process's number in the file."""
+    deadline = time.monotonic() + wait_s
     while True:
-        descriptor = _open(beside, path)
+        descriptor = _open(lock_file, path)
         if _try_lock(descriptor):
-            if _is_named(descriptor, beside):
+            if _has_name(descriptor, lock_file):
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, str(os.getpid()).encode())
                 return descriptor
@@ -76,20 +65,33 @@ def _acquire(beside: Path, path: Path, wait_s: float) -> int:
             continue
         holder = os.pread(descriptor, 20, 0).decode("ascii", "replace")
         os.close(descriptor)
-        if time.monotonic() >= until:
-            who = f"process {holder}" if holder.isdigit() else "another process"
+        if time.monotonic() >= deadline:
+            process = f"process {holder}" if holder.isdigit() else "another process"
             raise UserError(
-                f"{path} is being changed by {who}, as an open microvlm chat does; end it or use another file."
+                f"{path} is being changed by {process}, as an open microvlm chat does; end it or use another file."
             )
         time.sleep(_POLL_S)
 
 
-def _open(beside: Path, path: Path) -> int:
+def _open(lock_file: Path, path: Path) -> int:
+    """Open or create the lock file. It is emptied later, so it must not be a way to a file of another name."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
+    if lock_file.is_symlink():
+        raise _foreign(lock_file)
     try:
-        return os.open(beside, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(lock_file, flags, 0o666)
     except OSError as error:
         error.filename = str(path)
         raise UserError(f"the memory was not saved: {describe_os_error(error)}") from None
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+        os.close(descriptor)
+        raise _foreign(lock_file)
+    return descriptor
+
+
+def _foreign(lock_file: Path) -> UserError:
+    return UserError(f"{lock_file} is a link or no plain file, so it cannot be the lock; remove it.")
 
 
 def _try_lock(descriptor: int) -> bool:
@@ -102,9 +104,9 @@ def _try_lock(descriptor: int) -> bool:
     return True
 
 
-def _is_named(descriptor: int, beside: Path) -> bool:
-    """Whether the locked file is still the one of that name: its last holder may have removed it."""
+def _has_name(descriptor: int, lock_file: Path) -> bool:
+    """Whether the locked file still has its name: its last holder may have removed it."""
     try:
-        return os.path.samestat(os.fstat(descriptor), os.stat(beside))
+        return os.path.samestat(os.fstat(descriptor), os.lstat(lock_file))
     except FileNotFoundError:
         return False

@@ -1,20 +1,18 @@
-"""The file that an episodic memory is kept in: safetensors with JSON metadata, renamed into place. Needs no torch.
+"""Memory files: an episodic memory as safetensors with JSON metadata. Imports no torch.
 
-Tensors, float32: memory_mean [S, K, C] and memory_cov [S, K, K] of S states, and the rows that are in them, oldest
-first: log_keys [N, K], log_codes [N, C]. Metadata: format, fingerprint of the model, log (a JSON list of text, time,
-image, memory: the row's state, and where they are known question and picture, a sha256: what the row's key encodes),
-forgotten (a JSON list: rows forgotten in each state since it was built), sha256 of it all. Format 1, which is still
-read, had one state, without the S, and no `forgotten`.
+Tensors, float32: `memory_mean` [S, K, C] and `memory_cov` [S, K, K] of S states; `log_keys` [N, K] and `log_codes`
+[N, C], the keys and latents of the N rows in them, oldest first.
+
+Metadata: `format`; `fingerprint` of the model; `log`, a JSON list with an object a row (`text`, `time`, `image`,
+`memory`, which is the row's state, and where known `question` and `picture`, the sha256 of the pixels that the row's
+key encodes); `forgotten`, a JSON list of the number of rows forgotten in each state since it was built; `sha256` of
+all this. Format 1, which is still read, had one state, no dimension S and no `forgotten`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import secrets
-import stat
 from pathlib import Path
 from typing import Any
 
@@ -22,21 +20,21 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from microvlm.atomic import real_file, write_file
 from microvlm.console import describe_os_error
 from microvlm.errors import UserError
 from microvlm.memory.episodic import Entry, EpisodicMemory
-from microvlm.memory.file_lock import file_behind
 from microvlm.runtime import MemoryArrays
 
-FORMAT = 2
+MEMORY_FORMAT = 2
 _TENSORS = ("memory_mean", "memory_cov", "log_keys", "log_codes")
 _METADATA = ("format", "fingerprint", "log", "forgotten")
 
 
 def save_memory(memory: EpisodicMemory, path: str | Path, fingerprint: str) -> None:
-    """Replace the file that `path` leads to; a crash or a full disk keeps the old one. Raises UserError.
+    """Replace the memory file at `path` or behind its links atomically. Raises UserError.
 
-    The new file has the permissions of the old one, the first what the umask leaves of 0666.
+    `fingerprint` is the model's, 16 hexadecimal digits. Permissions of an old file stay.
     """
     if not fingerprint:
         raise UserError("this bundle has no fingerprint, so no memory can belong to it; export it again.")
@@ -49,16 +47,24 @@ def save_memory(memory: EpisodicMemory, path: str | Path, fingerprint: str) -> N
         "log_codes": np.stack([e.latent for e in entries]) if entries else np.zeros((0, width)),
     }
     tensors = {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}
-    log = json.dumps([_logged(entry) for entry in entries])
+    log = json.dumps([_log_row(entry) for entry in entries])
     forgotten = json.dumps(memory.forgotten)
-    metadata = {"format": str(FORMAT), "fingerprint": fingerprint, "log": log, "forgotten": forgotten}
-    _replace(Path(path), save(tensors, {**metadata, "sha256": _digest(tensors, metadata)}))
+    metadata = {"format": str(MEMORY_FORMAT), "fingerprint": fingerprint, "log": log, "forgotten": forgotten}
+    content = save(tensors, {**metadata, "sha256": _digest(tensors, metadata)})
+    real_file(path)  # refuses a device, which `write_file` would write to
+    try:
+        write_file(path, content)
+    except UserError as error:
+        raise UserError(f"the memory was not saved: {error}") from None
 
 
 def load_memory(path: str | Path, fingerprint: str) -> EpisodicMemory:
-    """Raises UserError for a missing, damaged or newer file, and for another model's."""
-    memory, written_by = read_memory(path)
-    if written_by != fingerprint:
+    """The memory in a file of the model with `fingerprint`.
+
+    Raises UserError for a missing, damaged or newer file, and for another model's.
+    """
+    memory, file_fingerprint = read_memory(path)
+    if file_fingerprint != fingerprint:
         raise UserError(
             f"{path} was written by another model; give the model that wrote it, or another file."
         )
@@ -66,7 +72,10 @@ def load_memory(path: str | Path, fingerprint: str) -> EpisodicMemory:
 
 
 def read_memory(path: str | Path) -> tuple[EpisodicMemory, str]:
-    """(what is in the file, the fingerprint of the model that it belongs to). Raises UserError as `load_memory`."""
+    """(the memory in a file, the fingerprint of the model that wrote it).
+
+    Raises UserError for a missing, damaged or newer file.
+    """
     tensors, metadata = _read(Path(path))
     mean, covariance = tensors["memory_mean"], tensors["memory_cov"]
     if metadata["format"] == "1":
@@ -75,38 +84,39 @@ def read_memory(path: str | Path) -> tuple[EpisodicMemory, str]:
     rows = zip(json.loads(metadata["log"]), tensors["log_keys"], tensors["log_codes"], strict=True)
     entries = [
         Entry(
-            e["text"],
+            row["text"],
             key,
-            code,
-            e["time"],
-            e["image"],
-            e.get("memory", 0),
-            e.get("question"),
-            e.get("picture", ""),
+            latent,
+            row["time"],
+            row["image"],
+            row.get("memory", 0),
+            row.get("question"),
+            row.get("picture", ""),
         )
-        for e, key, code in rows
+        for row, key, latent in rows
     ]
     forgotten = json.loads(metadata.get("forgotten", "[0]"))
     return EpisodicMemory(states, entries, forgotten), metadata["fingerprint"]
 
 
-def _logged(entry: Entry) -> dict[str, Any]:
-    known = {} if entry.question is None else {"question": entry.question, "picture": entry.picture}
-    return {"text": entry.text, "time": entry.time, "image": entry.image, "memory": entry.memory, **known}
+def _log_row(entry: Entry) -> dict[str, Any]:
+    row = {"text": entry.text, "time": entry.time, "image": entry.image, "memory": entry.memory}
+    return row if entry.question is None else {**row, "question": entry.question, "picture": entry.picture}
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors and metadata of a file whose hash is right. Raises UserError."""
     damaged = UserError(f"{path} is damaged or no memory file; use a copy of it, or another file.")
     try:
-        # Opened here first, for errors of the file system in their own words.
-        with file_behind(path).open("rb"):
+        # safetensors reports errors of the file system without their numbers, so they have to be met before.
+        with real_file(path).open("rb"):
             pass
         with safe_open(str(path), framework="np") as file:
             metadata = file.metadata() or {}
-            written = metadata.get("format", "")
-            if not (written.isascii() and written.isdigit() and len(written) < 9):
+            file_format = metadata.get("format", "")
+            if not (file_format.isascii() and file_format.isdigit() and len(file_format) < 9):
                 raise damaged
-            if int(written) > FORMAT:
+            if int(file_format) > MEMORY_FORMAT:
                 raise UserError(f"{path} was written by a newer microvlm; upgrade the package.")
             if {*file.keys()} != {*_TENSORS}:
                 raise damaged
@@ -119,57 +129,17 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         raise UserError(describe_os_error(error)) from None
     except SafetensorError:
         raise damaged from None
-    wanted = {key: metadata[key] for key in _METADATA if key in metadata}
-    if _digest(tensors, wanted) != metadata.get("sha256"):
+    hashed = {key: metadata[key] for key in _METADATA if key in metadata}
+    if _digest(tensors, hashed) != metadata.get("sha256"):
         raise damaged
-    return tensors, wanted
+    return tensors, hashed
 
 
 def _digest(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
+    """One sha256 over names, dtypes, shapes and bytes of the tensors, and the metadata."""
     digest = hashlib.sha256()
     for name in _TENSORS:
         digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode())
         digest.update(tensors[name].tobytes())
     digest.update(json.dumps(metadata, sort_keys=True).encode())
     return digest.hexdigest()
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Written aside, flushed to the disk and renamed, and the rename flushed too."""
-    real = file_behind(path)
-    aside = real.with_name(f".{real.name}-{secrets.token_hex(4)}")
-    try:
-        mode = _mode(real)
-        # Of an old file nobody reads the content before its permissions are there.
-        at_first = 0o666 if mode is None else 0o600
-        with open(aside, "xb", opener=lambda name, flags: os.open(name, flags, at_first)) as file:
-            if mode is not None:
-                os.chmod(aside, mode)
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, real)
-        _flush_folder(real.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink()
-        error.filename = str(path)
-        raise UserError(f"the memory was not saved: {describe_os_error(error)}") from None
-
-
-def _mode(path: Path) -> int | None:
-    """The permissions of the file, None where there is none yet."""
-    try:
-        return stat.S_IMODE(path.stat().st_mode)
-    except FileNotFoundError:
-        return None
-
-
-def _flush_folder(folder: Path) -> None:
-    """As far as the system lets a folder be opened and flushed; the file itself is safe already."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

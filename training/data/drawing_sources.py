@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from microvlm.atomic import new_folder
 from microvlm.backends.resolve import cache_directory
 from microvlm.errors import UserError
 
@@ -63,7 +63,7 @@ LABELS_PACKAGE = ("emojibase-data", "17.0.0")
 def install_packages(versions: dict[str, str], name: str) -> Path:
     """Install packages (name -> version) with npm once, as `name` in the cache; returns their node_modules folder.
 
-    Install scripts do not run. Raises DataError if npm is missing or fails.
+    Install scripts do not run. Raises DataError if npm is missing or fails, UserError if the cache cannot be written.
     """
     final = cache_directory() / name
     try:
@@ -74,25 +74,14 @@ def install_packages(versions: dict[str, str], name: str) -> Path:
     npm = shutil.which("npm")
     if npm is None:
         raise DataError("npm was not found: install Node.js, or pass an existing folder with --packages.")
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix="npm-", dir=final.parent))
-    except OSError as error:
-        raise DataError(f"The cache {final.parent} cannot be written: {error.strerror}.") from None
-    try:
+    with new_folder(final, replace=lambda _: True) as temporary:
         manifest = {"name": "microvlm-emoji", "version": "0.0.0", "private": True, "dependencies": versions}
-        (aside / "package.json").write_text(json.dumps(manifest))
+        (temporary / "package.json").write_text(json.dumps(manifest))
         command = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier"]
-        done = subprocess.run(command, cwd=aside, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=temporary, capture_output=True, text=True, check=False)
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or ["no message"])[0]
             raise DataError(f"npm could not install the packages of the drawings: {reason}")
-        shutil.rmtree(final, ignore_errors=True)
-        aside.rename(final)
-    except OSError as error:
-        raise DataError(f"The cache {final} cannot be written: {error.strerror}.") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
     return final / "node_modules"
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from microvlm.atomic import new_folder
 from microvlm.training.data.drawing_sources import DataError, IconSet, Source, install_packages
 from microvlm.training.data.render import Progress, render_vendor
-from microvlm.training.data.staged_folder import written_aside
 
 DRAWING_SOURCES = (
     Source("circle-flags", "1.2.11", "Circle Flags, HatScripts", "MIT", "drawings"),
@@ -39,7 +39,7 @@ DRAWING_SOURCES = (
 SIZE = 96
 RESERVED_PERCENT = 12
 """Percentage of the drawings, chosen by hash, that is kept for `scope` stages."""
-FORMAT = "microvlm-drawings-1"
+DRAWINGS_FORMAT = "microvlm-drawings-1"
 _VARIANT = re.compile(
     r"^folder-|^file-type-light-|-(opened|open|wordmark|flat|duo|light)$|-(16|20|24|28|32)$"
 )
@@ -91,8 +91,8 @@ def load_drawings(folder: str | Path) -> Drawings:
     except (OSError, ValueError) as error:
         raise DataError(f"{path} cannot be read ({error}).") from None
     names = document.get("names", []) if isinstance(document, dict) else []
-    if not names or document.get("format") != FORMAT or len(names) != len(pixels):
-        raise DataError(f"{path} is not in the format {FORMAT}: delete it and build it again.")
+    if not names or document.get("format") != DRAWINGS_FORMAT or len(names) != len(pixels):
+        raise DataError(f"{path} is not in the format {DRAWINGS_FORMAT}: delete it and build it again.")
     return Drawings(names, pixels)
 
 
@@ -118,11 +118,10 @@ def build_drawings(packages: Path | None, out: Path, progress: Progress) -> dict
         parts.append(pixels[own])
         counts[source.vendor] = len(own)
     out.mkdir(parents=True, exist_ok=True)
-    with written_aside(target) as aside:
-        np.save(aside / "rgba96.npy", np.concatenate(parts))
-        document = {"format": FORMAT, "names": names}
-        (aside / "drawings.json").write_text(json.dumps(document), encoding="utf-8")
-        aside.rename(target)
+    with new_folder(target) as temporary:
+        np.save(temporary / "rgba96.npy", np.concatenate(parts))
+        document = {"format": DRAWINGS_FORMAT, "names": names}
+        (temporary / "drawings.json").write_text(json.dumps(document), encoding="utf-8")
     return {"output": str(target), "drawings": len(names), "sets": counts}
 
 

@@ -22,7 +22,7 @@ CORE_VENDORS = ("noto", "twemoji", "fluent-emoji", "fluent-emoji-flat", "openmoj
 SEEN_MINIMUM = 540
 """Minimum number of seen emoji, which are also the test emoji."""
 SKIPPED_GROUPS = ("component", "flags")
-FORMAT = "microvlm-emoji-1"
+EMOJI_FORMAT = "microvlm-emoji-1"
 
 # A joined sequence with an explicit man or woman is a gender variant of the neutral one.
 _GENDERED = re.compile(r"1F468|1F469")
@@ -178,8 +178,8 @@ def load_emoji(folder: str | Path) -> EmojiData:
         raise DataError(f"{folder} holds no emoji.json: run microvlm-data emoji -o {folder}.") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{folder}/emoji.json cannot be read ({error}).") from None
-    if not isinstance(table, dict) or table.get("format") != FORMAT:
-        raise DataError(f"{folder}/emoji.json is not in the format {FORMAT}.")
+    if not isinstance(table, dict) or table.get("format") != EMOJI_FORMAT:
+        raise DataError(f"{folder}/emoji.json is not in the format {EMOJI_FORMAT}.")
     rows = table["emoji"]
     columns = {key: [r[key] for r in rows] for key in ("hexcode", "caption", "group", "subgroup", "split")}
     return EmojiData(

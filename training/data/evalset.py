@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from PIL import Image
 
+from microvlm.atomic import new_folder
 from microvlm.training.data.drawing_sources import TEST_VENDOR, DataError
 from microvlm.training.data.emoji import EmojiData, read_test_emoji
 from microvlm.training.data.episode_texts import Episode, sample_episode
 from microvlm.training.data.scene_drawing import compose_scenes
 from microvlm.training.data.scenes import GROUNDS, SIDES, Question, Scene, sample_scene
-from microvlm.training.data.staged_folder import written_aside
 from microvlm.training.data.views import plain_emoji, to_uint8
 
 SEED = 20
@@ -155,17 +155,16 @@ def build_evalset(emoji: EmojiData, out: Path, version: str) -> dict:
         "scenes": _scene_records(scene_files, scenes, twins),
         "episodes": _episode_records(plan_episodes([c for _, c in chosen]), image_files),
     }
-    with written_aside(out) as aside:
+    with new_folder(out) as temporary:
         drawings = torch.from_numpy(np.array(emoji.images(TEST_VENDOR)[rows]))
-        save_images(aside, image_files, plain_emoji(drawings))
-        save_images(aside, scene_files, compose_scenes(scenes, emoji, [TEST_VENDOR] * len(scenes)))
-        (aside / "README.md").write_text(PROVENANCE.format(version=version), encoding="utf-8")
+        save_images(temporary, image_files, plain_emoji(drawings))
+        save_images(temporary, scene_files, compose_scenes(scenes, emoji, [TEST_VENDOR] * len(scenes)))
+        (temporary / "README.md").write_text(PROVENANCE.format(version=version), encoding="utf-8")
         # One record a line: small, and a change shows as one line.
         body = ",\n".join(
             f'"{key}": [\n' + ",\n".join(json.dumps(r) for r in records) + "\n]"
             for key, records in document.items()
         )
-        (aside / "evalset.json").write_text("{\n" + body + "\n}\n", encoding="utf-8")
-        aside.rename(out)
+        (temporary / "evalset.json").write_text("{\n" + body + "\n}\n", encoding="utf-8")
     total = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
     return {"output": str(out), **{key: len(records) for key, records in document.items()}, "bytes": total}

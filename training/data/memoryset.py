@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from microvlm.atomic import new_folder
 from microvlm.training.data.drawing_sources import TEST_VENDOR, DataError
 from microvlm.training.data.emoji import EmojiData
 from microvlm.training.data.evalset import save_images
-from microvlm.training.data.staged_folder import written_aside
 from microvlm.training.data.views import plain_emoji
 
 OBJECTS = 192
@@ -69,14 +69,13 @@ def build_memoryset(emoji: EmojiData, out: Path, version: str, other_version: st
         }
         for row in rows
     ]
-    with written_aside(out) as aside:
+    with new_folder(out) as temporary:
         for vendor, part in ((TEST_VENDOR, "file"), (OTHER_VENDOR, "other")):
             drawings = torch.from_numpy(np.array(emoji.images(vendor)[rows]))
-            save_images(aside, [record[part] for record in records], plain_emoji(drawings))
+            save_images(temporary, [record[part] for record in records], plain_emoji(drawings))
         text = PROVENANCE.format(version=version, other_version=other_version)
-        (aside / "README.md").write_text(text, encoding="utf-8")
+        (temporary / "README.md").write_text(text, encoding="utf-8")
         body = ",\n".join(json.dumps(record) for record in records)
-        (aside / "memoryset.json").write_text(f'{{"objects": [\n{body}\n]}}\n', encoding="utf-8")
-        aside.rename(out)
+        (temporary / "memoryset.json").write_text(f'{{"objects": [\n{body}\n]}}\n', encoding="utf-8")
     total = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     return {"output": str(out), "objects": len(records), "bytes": total}

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from microvlm.atomic import new_folder
 from microvlm.training.data import emoji as table
 from microvlm.training.data.drawing_sources import SOURCES, TRAIN_VENDORS, DataError, IconSet
-from microvlm.training.data.staged_folder import written_aside
 
 Progress = Callable[[str, int, int], None]
 """Called with (vendor and size, done, total) after every drawing."""
@@ -59,20 +58,20 @@ def build(root: Path, out: Path, sizes: list[int], vendors: list[str] | None, pr
     render only these, at all sizes, and keep the rest; None renders all.
     Raises DataError. A failed build leaves `out` as it was.
     """
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "emoji.json").exists())):
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not _is_emoji_folder(out))):
         raise DataError(f"{out} exists and is not an emoji folder: choose another --output.")
     sets = {s.vendor: IconSet(s, root) for s in SOURCES}
     emoji = table.captioned(root)
     names = table.match_names(emoji, sets, root)
     core = [all(names[v][i] is not None for v in table.CORE_VENDORS) for i in range(len(emoji))]
     splits = table.split_emoji([e.hexcode for e in emoji], core)
-    with written_aside(out) as aside:
+    with new_folder(out, replace=_is_emoji_folder, keep_others=True) as temporary:
         for size in sizes:
-            (aside / f"rgba{size}").mkdir()
+            (temporary / f"rgba{size}").mkdir()
             for vendor in vendors or list(sets):
                 if size == 96 or vendors or vendor in TRAIN_VENDORS:
                     pixels = render_vendor(sets[vendor], names[vendor], size, progress)
-                    np.save(aside / f"rgba{size}" / f"{vendor}.npy", pixels)
+                    np.save(temporary / f"rgba{size}" / f"{vendor}.npy", pixels)
         rows = [
             {
                 "hexcode": e.hexcode,
@@ -85,9 +84,8 @@ def build(root: Path, out: Path, sizes: list[int], vendors: list[str] | None, pr
             for i, e in enumerate(emoji)
         ]
         present = {v: [n is not None for n in column] for v, column in names.items()}
-        document = {"format": table.FORMAT, "emoji": rows, "present": present}
-        (aside / "emoji.json").write_text(json.dumps(document), encoding="utf-8")
-        _move_into(aside, out)
+        document = {"format": table.EMOJI_FORMAT, "emoji": rows, "present": present}
+        (temporary / "emoji.json").write_text(json.dumps(document), encoding="utf-8")
     return {
         "output": str(out),
         "sizes": sizes,
@@ -99,13 +97,5 @@ def build(root: Path, out: Path, sizes: list[int], vendors: list[str] | None, pr
     }
 
 
-def _move_into(aside: Path, out: Path) -> None:
-    """Move a finished build to `out`: as a folder, or into an earlier build file by file with the table last."""
-    if not out.exists():
-        aside.rename(out)
-        return
-    for path in sorted(aside.rglob("*.npy")):
-        target = out / path.relative_to(aside)
-        target.parent.mkdir(exist_ok=True)
-        os.replace(path, target)
-    os.replace(aside / "emoji.json", out / "emoji.json")
+def _is_emoji_folder(folder: Path) -> bool:
+    return (folder / "emoji.json").exists()
