@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from microvlm.backends.resolve import open_bundle
 from microvlm.config import MicroVLMConfig
+from microvlm.formats.bundle import open_bundle
 from microvlm.runtime import MemoryArrays, MemoryReading
 
 MEMORY_PRIOR = "memory_prior"
@@ -28,7 +28,7 @@ class GraphRuntime(ABC):
         self.directory = directory
         self.config = MicroVLMConfig.load(directory)
         self.fingerprint: str = manifest.get("fingerprint", "")
-        self._graphs: dict[str, dict[str, Any]] = manifest["graphs"]
+        self._graphs = manifest["graphs"]
 
     def graph_path(self, graph: str) -> Path:
         """The ONNX file of a graph of the contract."""
@@ -37,7 +37,7 @@ class GraphRuntime(ABC):
     def tensor_names(self, graph: str) -> tuple[list[str], list[str]]:
         """Names of a graph's inputs and outputs, in contract order."""
         spec = self._graphs[graph]
-        inputs, outputs = ([tensor["name"] for tensor in spec[side]] for side in ("inputs", "outputs"))
+        inputs, outputs = ([tensor["name"] for tensor in side] for side in (spec["inputs"], spec["outputs"]))
         return inputs, outputs
 
     def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:

@@ -1,89 +1,55 @@
-"""Where a model's files are: bundles and their manifest checked, a checkpoint exported once into the user's cache.
+"""Find a model's bundle: a bundle folder is taken as it is, a checkpoint is exported once into the user's cache.
 
-A bundle is a folder with manifest.json. Needs no torch unless a checkpoint has to be exported.
+Imports no torch unless a checkpoint has to be exported.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
-import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from microvlm.atomic import remove_leftovers
 from microvlm.console import note
 from microvlm.errors import UserError
+from microvlm.formats.bundle import MANIFEST, is_bundle, is_intact, sha256
 
 if TYPE_CHECKING:
     from microvlm.formats.weight_format import WeightFormat
 
-MANIFEST = "manifest.json"
-FORMAT = 2
-"""Of a bundle: since 2, `memory_read` takes the covariance too."""
-HASH_BELOW_BYTES = 64_000_000
-"""Bundles smaller than this have every hash checked when loaded; of larger ones only the small files, or on request."""
-SMALL_FILE_BYTES = 4_000_000
-
-
-def is_bundle(directory: str | Path) -> bool:
-    return (Path(directory) / MANIFEST).is_file()
-
-
-def open_bundle(directory: str | Path, verify: bool | None = None) -> dict[str, Any]:
-    """The manifest, after every file was found with its size and, with `verify`, its sha256.
-
-    `verify` None means: when the bundle is below 64 MB. Raises UserError naming the file that is wrong.
-    """
-    folder = Path(directory)
-    manifest = _read_manifest(folder)
-    files: dict[str, dict[str, Any]] = manifest["files"]
-    for name, wanted in files.items():
-        path = folder / name
-        if not path.is_file():
-            raise UserError(f"{path} is missing from the bundle: copy or export it again.")
-        size = path.stat().st_size
-        if size != wanted["bytes"]:
-            raise UserError(
-                f"{path} has {size} bytes instead of {wanted['bytes']}: copy or export the bundle again."
-            )
-    every = verify or (verify is None and sum(entry["bytes"] for entry in files.values()) < HASH_BELOW_BYTES)
-    for name, wanted in files.items():
-        # Graphs, tokenizer and the memory's prior are read whole anyway; only a large bundle's weights are spared.
-        hashed = every or (verify is None and wanted["bytes"] < SMALL_FILE_BYTES)
-        if hashed and sha256(folder / name) != wanted["sha256"]:
-            raise UserError(
-                f"{folder / name} was altered: its hash is not the manifest's; copy or export it again."
-            )
-    return manifest
+_EXPORT_ELSEWHERE = (
+    "run microvlm-export where torch is installed (pip install 'microvlm[export]') and give its folder here"
+)
 
 
 def resolve_bundle(
     source: str | Path, bits: float = 1.58, packing: str = "2bit", embedding_bits: int = 8
 ) -> Path:
-    """A bundle folder as it is; a checkpoint (directory, hub id or `nano`) exported on first use.
+    """The folder of a bundle, or of the bundle made from a checkpoint (directory, hub id or `nano`) on first use.
 
-    The cache is $MICROVLM_CACHE, or ~/.cache/microvlm; the key is the hash of the weights, of what exports, and the
-    widths.
-    Raises UserError, without torch too: then one sentence says where to get a bundle.
+    Exported bundles are cached below `cache_directory`; the key is the hash of the checkpoint, of the exporter's source
+    and the weight format.
+
+    Raises UserError; where torch is not installed it says where to get a bundle.
     """
     if is_bundle(source):
         return Path(source)
     if not _can_export():
         if Path(source).is_dir():
-            raise UserError(f"{source} is no bundle (it has no {MANIFEST}): {_ELSEWHERE}.")
-        raise UserError(f"'{source}' has to be exported first: {_ELSEWHERE}.")
+            raise UserError(f"{source} is no bundle (it has no {MANIFEST}): {_EXPORT_ELSEWHERE}.")
+        raise UserError(f"'{source}' has to be exported first: {_EXPORT_ELSEWHERE}.")
     from microvlm.formats.weight_format import WeightFormat
     from microvlm.model.checkpoint import WEIGHTS, resolve_checkpoint
 
     checkpoint = resolve_checkpoint(source)
-    weights = checkpoint / WEIGHTS
-    if not weights.is_file():
+    if not (checkpoint / WEIGHTS).is_file():
         raise UserError(f"{checkpoint} is neither a bundle ({MANIFEST}) nor a checkpoint ({WEIGHTS}).")
     widths = f"{bits:g}bit-{packing}-e{embedding_bits}"
     name = f"{checkpoint.name}-{_content_hash(checkpoint)}-{exporter_digest()}-{widths}"
     bundle = cache_directory() / "bundles" / name
-    if not _is_intact(bundle):
+    if not is_intact(bundle):
         _export(checkpoint, bundle, WeightFormat(bits, packing, embedding_bits))
     return bundle
 
@@ -110,21 +76,12 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "microvlm"
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-_ELSEWHERE = (
-    "run microvlm-export where torch is installed (pip install 'microvlm[export]') and give its folder here"
-)
-
-
 def _can_export() -> bool:
     return all(importlib.util.find_spec(name) for name in ("torch", "onnx", "onnxscript"))
 
 
 def _content_hash(checkpoint: Path) -> str:
+    """The first 12 hexadecimal digits of one hash over the names and contents of a checkpoint's files."""
     digest = hashlib.sha256()
     for path in sorted(checkpoint.iterdir()):
         if path.is_file():
@@ -132,18 +89,12 @@ def _content_hash(checkpoint: Path) -> str:
     return digest.hexdigest()[:12]
 
 
-def _is_intact(bundle: Path) -> bool:
-    """Whether a cached bundle is there and whole; a damaged one is made again."""
-    try:
-        return is_bundle(bundle) and bool(open_bundle(bundle))
-    except UserError:
-        return False
-
-
 def _export(checkpoint: Path, bundle: Path, weights: WeightFormat) -> None:
     from microvlm.exporters.bundle_writer import CheckFailed, export
 
     bundle.parent.mkdir(parents=True, exist_ok=True)
+    # Another version's bundle has another name, so nobody else would clean up after its killed export.
+    remove_leftovers(bundle.parent)
     note(f"exporting {checkpoint.name} at {weights.bits:g} bits to {bundle}, once")
     try:
         export(checkpoint, bundle, weights, force=True)
@@ -151,37 +102,5 @@ def _export(checkpoint: Path, bundle: Path, weights: WeightFormat) -> None:
         raise UserError(f"{checkpoint} cannot be exported here ({failure}); try microvlm-export.") from None
     except UserError:
         # Another process may have exported the same bundle meanwhile.
-        if not _is_intact(bundle):
+        if not is_intact(bundle):
             raise
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; give a bundle, as microvlm-export makes it.")
-    try:
-        manifest = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} is missing: {folder} is no bundle, or half of one; export it again."
-        ) from None
-    except (OSError, ValueError):
-        raise UserError(f"{path} is damaged: copy or export the bundle again.") from None
-    try:
-        if manifest["format"] > FORMAT:
-            raise UserError(f"{path} was written by a newer microvlm; upgrade the package.")
-        if manifest["format"] < FORMAT:
-            raise UserError(f"{path} was written by an older microvlm; export the bundle again.")
-        for name, entry in manifest["files"].items():
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise ValueError(name)
-            int(entry["bytes"]), str(entry["sha256"])
-        for graph in manifest["graphs"].values():
-            if graph["file"] not in manifest["files"]:
-                raise KeyError(graph["file"])
-            [tensor["name"] for tensor in [*graph["inputs"], *graph["outputs"]]]
-        for layer in manifest["lowered"].values():
-            str(layer["kind"]), int(layer["rows"]), int(layer["columns"])
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise UserError(f"{path} is damaged: copy or export the bundle again.") from None
-    return manifest

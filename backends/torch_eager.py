@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from microvlm.backends.base import Backend, LoadedRuntime
-from microvlm.backends.resolve import is_bundle, open_bundle
 from microvlm.config import MicroVLMConfig
 from microvlm.errors import UserError
+from microvlm.formats.bundle import is_bundle, open_bundle
 
 if TYPE_CHECKING:
     from torch import Tensor

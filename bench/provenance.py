@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import microvlm
-from microvlm.backends.resolve import MANIFEST
+from microvlm.formats.bundle import MANIFEST
 
 PACKAGES = ("microvlm", "numpy", "onnxruntime", "torch", "tokenizers", "pillow")
 _STATUS_FIELDS = {

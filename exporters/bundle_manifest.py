@@ -1,18 +1,16 @@
-"""manifest.json: what a bundle holds, by name, shape, bytes and hash, so that a reader can refuse a damaged one.
+"""Describe an exported bundle: its manifest, and the bits that a weight takes on disk.
 
-`bits_per_weight` counts bytes on disk: a linear's packed weights with padding rows, its scales and multipliers, over
-its rows times columns. Groups: `ternary`, the linears of the decoder and the memory encoder, whatever their width;
+`bits_per_weight` divides the bits on disk of a linear (packed weights with padding rows, scales, multipliers) by its
+rows times columns. Groups: `ternary`, the linears of the decoder and the memory encoder, whatever their width;
 `embedding`, the tied table; `vision`, the vision encoder and the adapter; `other`, everything else (W_M, scope, norms
 and biases, the memory's prior and pseudo-inverse).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import onnx
 import torch
@@ -20,7 +18,7 @@ from torch import nn
 
 from microvlm import __version__
 from microvlm.exporters import contract
-from microvlm.exporters.staging import MANIFEST
+from microvlm.formats.bundle import BUNDLE_FORMAT, GraphEntry, Manifest, list_files, save_manifest
 from microvlm.formats.op_table import DOMAIN, DOMAIN_VERSION
 from microvlm.formats.weight_format import WeightFormat
 from microvlm.model.checkpoint import describe_lowered
@@ -28,13 +26,12 @@ from microvlm.model.lowering import TERNARY_PARTS
 from microvlm.model.microvlm import MicroVLM
 from microvlm.model.torch_runtime import fingerprint_of
 
-FORMAT = 2
 MINIMUM_ONNXRUNTIME = "1.25"
 GROUPS = ("ternary", "embedding", "vision", "other")
 
 
 def bits_per_weight(lowered: MicroVLM) -> dict[str, float | None]:
-    """Bits a weight really takes on disk, by group."""
+    """Bits that a weight of `lowered` takes on disk, by group; None for a group without weights."""
     stored, weights = dict.fromkeys(GROUPS, 0), dict.fromkeys(GROUPS, 0)
     linears = {name: module for name, module in lowered.named_modules() if _is_linear(module)}
     for key, tensor in lowered.state_dict().items():
@@ -70,19 +67,19 @@ def write_manifest(
     lowered: MicroVLM,
     weights: WeightFormat,
     measured_bits: dict[str, float | None],
-    facts: dict[str, Any],
+    vocabulary: dict[str, Any] | None,
+    training: Any,
 ) -> None:
-    """Write FOLDER/manifest.json over everything else there.
+    """Write FOLDER/manifest.json, which lists all files that are in FOLDER by then. Raises OSError.
 
-    `facts`: `vocabulary`, how it was cut or None, and `training`, the checkpoint's provenance.
+    `vocabulary` says how the vocabulary was cut, None if it was not; `training` is the checkpoint's training.json.
     """
-    files = {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
+    graphs = {
+        spec.name: cast(GraphEntry, {"file": spec.file, **asdict(spec)})
+        for spec in contract.graphs(lowered.config)
     }
-    document: dict[str, Any] = {
-        "format": FORMAT,
+    manifest: Manifest = {
+        "format": BUNDLE_FORMAT,
         "name": lowered.config.name,
         "fingerprint": fingerprint_of(lowered),
         "bits": weights.bits,
@@ -90,19 +87,13 @@ def write_manifest(
         "embedding_bits": weights.embedding_bits,
         "bits_per_weight": measured_bits,
         "versions": _versions(),
-        "graphs": {
-            spec.name: {"file": spec.file, **asdict(spec)} for spec in contract.graphs(lowered.config)
-        },
+        "graphs": graphs,
         "lowered": describe_lowered(lowered),
-        "files": files,
-        **facts,
+        "files": list_files(folder),
+        "vocabulary": vocabulary,
+        "training": training,
     }
-    (folder / MANIFEST).write_text(json.dumps(document, indent=1) + "\n")
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    save_manifest(folder, manifest)
 
 
 def _versions() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a bundle says of itself: README.md and example.py, for whoever runs its graphs without this package."""
+"""Write a bundle's README.md and example.py, for people who run its graphs without this package."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from microvlm.config import MicroVLMConfig
 from microvlm.exporters import contract
 from microvlm.exporters.bundle_manifest import MINIMUM_ONNXRUNTIME
 from microvlm.exporters.contract import TensorSpec
+from microvlm.formats.bundle import MANIFEST
 from microvlm.formats.op_table import DOMAIN
 from microvlm.formats.weight_format import WeightFormat
 from microvlm.inputs.processor import GENERATION, PREPROCESSOR
@@ -16,11 +17,11 @@ from microvlm.inputs.tokenizer import TOKENIZER
 from microvlm.inputs.tokenizer_tables import TABLES
 
 README, EXAMPLE = "README.md", "example.py"
-_SPEAKS = (
+_WITH_TOKENIZER = (
     "`microvlm caption PICTURE --model FOLDER` runs this folder, and so does [example.py](example.py), which is all of "
     "this page as a program with numpy, Pillow and tokenizers: it answers, writes a fact, reads it and forgets it."
 )
-_SILENT = "It has no tokenizer, for its checkpoint had none: graphs alone."
+_WITHOUT_TOKENIZER = "It has no tokenizer, for its checkpoint had none: graphs alone."
 _FOLDED = (
     "Questions and facts are first put in lower case, with single blanks and without full stops at the end: the model "
     "was trained on nothing else."
@@ -29,18 +30,19 @@ _VERBATIM = "Questions and facts are taken as they are."
 
 
 def write_readme(folder: Path, config: MicroVLMConfig, weights: WeightFormat) -> None:
-    """Write FOLDER/README.md with the numbers of this model; FOLDER/example.py where it has a tokenizer.
+    """Write FOLDER/README.md with the numbers of this model, and FOLDER/example.py if it has a tokenizer.
 
-    After the manifest, which does not list them: a bundle is whole whatever its reader makes of them.
+    Called after the manifest was written, which lists neither: users may change both and the bundle stays intact.
     """
-    speaks = (folder / TOKENIZER).is_file()
-    page = _page(folder, config, weights, speaks)
+    has_tokenizer = (folder / TOKENIZER).is_file()
+    page = _page(folder, config, weights, has_tokenizer)
     (folder / README).write_text(page, encoding="utf-8")
-    if speaks:
+    if has_tokenizer:
         (folder / EXAMPLE).write_bytes((Path(__file__).parent / "bundle_example.py").read_bytes())
 
 
-def _page(folder: Path, config: MicroVLMConfig, weights: WeightFormat, speaks: bool) -> str:
+def _page(folder: Path, config: MicroVLMConfig, weights: WeightFormat, has_tokenizer: bool) -> str:
+    usage = _WITH_TOKENIZER if has_tokenizer else _WITHOUT_TOKENIZER
     text, memory, prompt = config.text, config.memory, config.prompt
     side, mark = config.vision.image_size, prompt.image_token
     mean, std, rescale = _pixel_numbers(folder, config)
@@ -48,7 +50,7 @@ def _page(folder: Path, config: MicroVLMConfig, weights: WeightFormat, speaks: b
     return f"""\
 # {config.name} as ONNX graphs, {weights.bits:g} bit
 
-{_SPEAKS if speaks else _SILENT} ONNX Runtime {MINIMUM_ONNXRUNTIME} or newer runs it without the microvlm package, in
+{usage} ONNX Runtime {MINIMUM_ONNXRUNTIME} or newer runs it without the microvlm package, in
 any language: operators of the domain `{DOMAIN}` are functions inside the graphs.
 
 | file | |
@@ -93,7 +95,7 @@ C++ runtime and nothing else.
 
 
 def _pixel_numbers(folder: Path, config: MicroVLMConfig) -> tuple[str, str, str]:
-    """Mean, deviation and factor: those of preprocessor_config.json where it has them, as the processor takes them."""
+    """(mean, deviation, rescale factor) as text: of preprocessor_config.json where it has them, as in the processor."""
     path = folder / PREPROCESSOR
     document = json.loads(path.read_text()) if path.is_file() else {}
     mean = document.get("image_mean", config.vision.image_mean)
@@ -108,8 +110,8 @@ def _files(folder: Path, config: MicroVLMConfig) -> str:
         ("onnx", "`onnx/*.onnx`, `*.data`", "the graphs below, and their weights, which stay mapped"),
         ("config.json", "`config.json`", "sizes, template, threshold"),
         (
-            "manifest.json",
-            "`manifest.json`",
+            MANIFEST,
+            f"`{MANIFEST}`",
             "every graph's inputs and outputs; every file's sha256, but this page's and the program's",
         ),
         (TOKENIZER, "`tokenizer*.json`", "the tokenizer, for the library `tokenizers`"),
@@ -137,7 +139,7 @@ def _graphs(config: MicroVLMConfig) -> str:
 
 
 def _tensors(specs: tuple[TensorSpec, ...]) -> str:
-    """As in `memory_code` [batch, 192]; of the keys and values of the layers, one line for all."""
+    """Markdown such as `memory_code` [batch, 192]; the layers' keys and values appear once, with LAYER in the name."""
     shown = []
     for spec in specs:
         prefix, _, rest = spec.name.partition(".")

@@ -1,4 +1,4 @@
-"""A checkpoint to a bundle: a self-contained folder of graphs, tokenizer and manifest, whole or not there at all."""
+"""Export a checkpoint to a bundle: a self-contained folder of graphs, tokenizer and manifest, written atomically."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ Log = Callable[[str], None]
 
 
 class CheckFailed(Exception):
-    """A saved graph is not the model. `report` says which output; the bundle was not kept."""
+    """A saved graph does not compute what the model computes. `report` has the outputs; the bundle was not kept."""
 
     def __init__(self, report: ExportReport):
         super().__init__("a graph differs from the model")
@@ -42,7 +42,7 @@ class CheckFailed(Exception):
 
 @dataclass
 class ExportReport:
-    """What was exported. `bits_per_weight` is of the bytes on disk."""
+    """Sizes of an exported bundle, and its graphs compared with PyTorch. `bits_per_weight` counts bytes on disk."""
 
     bundle: str
     bits: float
@@ -77,12 +77,14 @@ def export(
     threads: int = 0,
     log: Log = lambda line: None,
 ) -> ExportReport:
-    """Export the checkpoint `source` to the folder `output`, which appears only when everything in it is right.
+    """Export the checkpoint `source` (a directory, hub id or bundled name) to the folder `output`.
 
-    `vocabulary`: the most tokens to keep (`vocabulary.shrink`); all of them when None.
+    `output` appears, or with `force` replaces an older bundle, when all graphs were checked. `vocabulary` is the
+    largest number of tokens to keep (`vocabulary.shrink`), None for all; `threads` are ONNX Runtime's in the checks, 0
+    for its own choice; `log` is called with each line of progress.
 
-    Raises UserError for bad input, an output that exists (unless `force`, and it is a bundle) or a full disk, and
-    CheckFailed when ONNX Runtime's outputs are not the model's.
+    Raises UserError for bad input, an output that may not be replaced or a full disk, and CheckFailed when ONNX
+    Runtime's outputs differ from the model's.
     """
     directory = resolve_checkpoint(source)
     provenance = _provenance(directory / "training.json")
@@ -108,8 +110,8 @@ def export(
         _save_prior(lowered, stage.path)
         _copy_processor(directory, stage.path, smaller, report, log)
         report.bits_per_weight = bits_per_weight(lowered)
-        facts = {"vocabulary": smaller.describe() if smaller else None, "training": provenance}
-        write_manifest(stage.path, lowered, weights, report.bits_per_weight, facts)
+        vocabulary_cut = smaller.describe() if smaller else None
+        write_manifest(stage.path, lowered, weights, report.bits_per_weight, vocabulary_cut, provenance)
         write_readme(stage.path, lowered.config, weights)
         report.total_bytes = sum(path.stat().st_size for path in stage.path.rglob("*") if path.is_file())
     return report
@@ -149,7 +151,7 @@ def _write_graphs(lowered: MicroVLM, folder: Path, report: ExportReport, threads
         if remark:
             report.notes.append(remark)
             log(remark)
-    # A backend rebuilds the model from the graphs' weights, so each of them must be in one, under its own name.
+    # A backend rebuilds the model from the graphs' weights, so each weight must be in a graph under its own name.
     if written != set(lowered.state_dict()):
         raise RuntimeError(f"weights and graphs differ in {sorted(written ^ set(lowered.state_dict()))[:5]}")
 
@@ -175,7 +177,7 @@ def _copy_processor(
 
 
 def _provenance(path: Path) -> Any:
-    """How the checkpoint was trained, as its trainer wrote it down, or None."""
+    """The checkpoint's training.json, None if it has none. Raises UserError if it is damaged."""
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
@@ -185,6 +187,6 @@ def _provenance(path: Path) -> Any:
 
 
 def _save_prior(lowered: MicroVLM, folder: Path) -> None:
-    """The empty memory's mean, float32 [K, C]. Not by `save_file`, whose files only their owner can read."""
+    """Write the empty memory's mean, float32 [K, C]. Not by `save_file`, whose files only their owner can read."""
     path = folder / f"{MEMORY_PRIOR}.safetensors"
     path.write_bytes(save({MEMORY_PRIOR: lowered.memory_prior.detach().contiguous()}))

@@ -1,8 +1,8 @@
-"""Weights beside their graph: the bytes on disk are the bytes that the operator reads, aligned to be mapped.
+"""Write graphs and their weights: data files beside the .onnx files, aligned so that kernels read the mapped bytes.
 
-A tensor of 1 KiB or more goes to a data file, at a multiple of 64 bytes, or of 4096 above 1 MiB (a page), so that ONNX
-Runtime hands the mapped pointer to the kernel. Each graph has its own file, but a tensor of the tied embedding lives
-once in a file of its own, which the token embedding and the decoder's head both refer to.
+A tensor of 1 KiB or more goes to a data file at a multiple of 64 bytes, or above 1 MiB of 4096 bytes (a page), so that
+ONNX Runtime passes the mapped pointer to the kernel. Each graph has its own data file. Tensors of the tied embedding
+are stored once, in a file that the token embedding and the decoder's head share.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ SHARED_FILE = "embedding.data"
 
 
 def data_file(graph: str) -> str:
-    """Where the weights of a graph lie, relative to its .onnx file."""
+    """The name of a graph's data file, relative to its .onnx file."""
     return f"{graph}.data"
 
 
 class WeightStore:
-    """Data files in one directory, appended to as graphs are saved; a name that is there is not written again."""
+    """Data files in one directory, to which tensors are appended; a tensor of a known name is not written again."""
 
     def __init__(self, directory: Path):
         self.directory = directory
         self._placed: dict[tuple[str, str], tuple[int, int]] = {}
 
     def place(self, tensor: onnx_ir.TensorProtocol, name: str, graph: str) -> onnx_ir.ExternalTensor:
-        """Write `tensor` under `name` unless its file has it; returns the reference. Raises OSError."""
+        """Write `tensor` under `name` unless its file has it, and return the reference to it. Raises OSError."""
         file = SHARED_FILE if name.startswith(SHARED_PREFIX) else data_file(graph)
         if (file, name) not in self._placed:
             self._placed[file, name] = self._append(self.directory / file, tensor)
@@ -58,9 +58,9 @@ class WeightStore:
 
 
 def save_graph(model: onnx_ir.Model, graph: str, store: WeightStore) -> onnx.ModelProto:
-    """Write GRAPH.onnx and its weights into the store's directory, our functions attached last. Raises OSError.
+    """Write GRAPH.onnx and its weights into the store's directory and return the protobuf. Raises OSError.
 
-    The functions come last because optimizers inline them. Returns what was written.
+    The functions that define our operators are attached last, because optimizers would inline them.
     """
     for name, value in model.graph.initializers.items():
         tensor = value.const_value

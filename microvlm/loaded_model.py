@@ -138,7 +138,7 @@ def load(
 def default_backend(source: str | os.PathLike[str]) -> str:
     """`ort` for a bundle; `torch` for a checkpoint, because it needs no export, unless torch is not installed."""
     from microvlm.backends import get_backend
-    from microvlm.backends.resolve import is_bundle
+    from microvlm.formats.bundle import is_bundle
 
     return "torch" if not is_bundle(Path(source)) and get_backend("torch").unavailable() is None else "ort"
 

@@ -24,10 +24,10 @@ from microvlm.backends.arm64 import worker_link
 from microvlm.backends.arm64.transports import ssh
 from microvlm.backends.arm64.transports.device_package import package_for
 from microvlm.backends.arm64.transports.worker_process import WorkerProcess
-from microvlm.backends.resolve import open_bundle
 from microvlm.commands.main import cli
 from microvlm.console import run_click
 from microvlm.errors import UserError
+from microvlm.formats.bundle import open_bundle
 from microvlm.generation import GenerationOptions, embed_prompt, generate
 
 OPTIONS = GenerationOptions(max_new_tokens=12)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from onnxruntime import OrtValue
 
-from microvlm.backends import load, resolve
+from microvlm.backends import load
 from microvlm.backends.ort import run_values
-from microvlm.backends.resolve import open_bundle
 from microvlm.errors import UserError
+from microvlm.formats import bundle as bundle_format
+from microvlm.formats.bundle import open_bundle
 from microvlm.formats.onnx_weights import read_initializers
 from microvlm.generation import embed_prompt, read_slot, teacher_force
 
@@ -166,8 +167,8 @@ def test_a_damaged_file_of_a_bundle_is_named(backend, damage, file, copy):
 
 
 def test_small_files_of_a_large_bundle_are_hashed_and_its_weights_on_request(copy, monkeypatch):
-    monkeypatch.setattr(resolve, "HASH_BELOW_BYTES", 0)
-    monkeypatch.setattr(resolve, "SMALL_FILE_BYTES", 20_000)
+    monkeypatch.setattr(bundle_format, "HASH_BELOW_BYTES", 0)
+    monkeypatch.setattr(bundle_format, "SMALL_FILE_BYTES", 20_000)
     alter(copy / "onnx/vision_encoder.data")
     open_bundle(copy)
     with pytest.raises(UserError, match="was altered"):

@@ -9,7 +9,8 @@ from safetensors.numpy import load_file
 
 from microvlm.config import MicroVLMConfig
 from microvlm.exporters import contract
-from microvlm.exporters.bundle_manifest import bits_per_weight, sha256
+from microvlm.exporters.bundle_manifest import bits_per_weight
+from microvlm.formats.bundle import sha256
 from microvlm.formats.weight_format import WeightFormat
 from microvlm.model.checkpoint import build_lowered
 from microvlm.model.lowering import lower

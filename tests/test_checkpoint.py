@@ -1,6 +1,9 @@
 """Checkpoints: what is saved comes back bit for bit, and every damaged file is one sentence."""
 
 import json
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -116,6 +119,32 @@ def test_a_place_that_cannot_be_written_is_a_sentence(ternary_model, tmp_path):
         with pytest.raises(UserError, match="cannot be written"):
             save_checkpoint(ternary_model, target)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.posix
+def test_a_killed_save_over_an_old_checkpoint_keeps_the_old_one_whole(saved, tmp_path):
+    """Killed at the first flush, when weights and configuration of the new one are written and nothing is renamed."""
+    target = tmp_path / "model"
+    seeded_model(tiny_config(FLOAT), 1).save_pretrained(target)
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    killed = """
+import os, signal, sys
+from microvlm import MicroVLM
+model = MicroVLM.from_pretrained(sys.argv[1])
+os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
+model.save_pretrained(sys.argv[2])
+"""
+    done = subprocess.run([sys.executable, "-P", "-c", killed, str(saved), str(target)], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+    assert len(list(tmp_path.iterdir())) == 2
+    load_checkpoint(saved).save_pretrained(target)
+    assert (target / "config.json").read_bytes() == (saved / "config.json").read_bytes()
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_others_may_read_the_weights_that_the_umask_lets_them_read(saved):
+    assert len({path.stat().st_mode for path in saved.iterdir()}) == 1
 
 
 @pytest.mark.posix

@@ -15,7 +15,6 @@ from click.testing import CliRunner
 from onnx import helper, numpy_helper
 
 from microvlm.backends import load
-from microvlm.backends.resolve import sha256
 from microvlm.bench.bench_command import command
 from microvlm.bench.equivalence.compare import Pair, Subject, compare
 from microvlm.bench.equivalence.equivalence_bench import same_function
@@ -31,6 +30,7 @@ from microvlm.errors import UserError
 from microvlm.exporters import contract
 from microvlm.exporters.external_data import WeightStore, save_graph
 from microvlm.exporters.tracing import trace
+from microvlm.formats.bundle import sha256
 from microvlm.formats.weight_format import WeightFormat
 from microvlm.inputs.processor import Processor
 from microvlm.model.lowering import lower, named_packed, set_traced

@@ -8,7 +8,8 @@ import pytest
 from conftest import files_below
 
 from microvlm.errors import UserError
-from microvlm.exporters.staging import MANIFEST, staged
+from microvlm.exporters.staging import staged
+from microvlm.formats.bundle import MANIFEST
 
 
 def fill(stage, text: str = "new") -> None:
@@ -89,7 +90,7 @@ def test_running_out_of_room_while_writing_leaves_nothing(tmp_path):
     """A real refusal by the kernel: no file may grow over 4 kB."""
     with (
         files_below(4096),
-        pytest.raises(UserError, match="no room"),
+        pytest.raises(UserError, match="file is larger than"),
         staged(tmp_path / "bundle", force=False) as stage,
     ):
         fill(stage)

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
+from microvlm.atomic import new_file, write_file
 from microvlm.config import MicroVLMConfig, QuantizationConfig
 from microvlm.errors import UserError
 from microvlm.formats.weight_format import WeightFormat
 from microvlm.inputs.processor import Processor
-from microvlm.model.checkpoint import load_strictly, read_tensors, save_checkpoint
+from microvlm.model.checkpoint import load_strictly, read_tensors, save_checkpoint, write_tensors
 from microvlm.model.lowering import lower
 from microvlm.model.microvlm import MicroVLM
 from microvlm.presets import preset
@@ -123,11 +124,14 @@ def finish(recipe: Recipe, out: Path, tokenizer: Tokenizer, run: dict[str, Any])
         model = lower(model, WeightFormat(1.58, "2bit", 8))
         model.config = dataclasses.replace(model.config, quantization=shipped)
     target = out / CHECKPOINT
-    save_checkpoint(model, target)
-    save_tokenizer(tokenizer, model.config, target)
     runs = recorded_runs(out, (stage.name for stage in recipe.stages))
     provenance = {**run, "torch": torch.__version__, "runs": runs}
-    (target / "training.json").write_text(json.dumps(provenance, indent=2) + "\n")
+
+    def complete(folder: Path) -> None:
+        save_tokenizer(tokenizer, model.config, folder)
+        (folder / "training.json").write_text(json.dumps(provenance, indent=2) + "\n")
+
+    save_checkpoint(model, target, complete)
 
 
 def load_stage(recipe: Recipe, stage: StageConfig, folder: Path, float_control: bool) -> MicroVLM:
@@ -180,11 +184,8 @@ def _start(task: Task, start: str, fresh: Sequence[str], log: Log) -> None:
 
 
 def _save_weights(task: Task, folder: Path) -> None:
-    from safetensors.torch import save_file
-
-    aside = folder / "weights.tmp"
-    save_file({k: v.detach().cpu().contiguous() for k, v in task.result().state_dict().items()}, str(aside))
-    aside.replace(folder / "weights.safetensors")
+    with new_file(folder / "weights.safetensors") as temporary:
+        write_tensors(task.result().state_dict(), temporary)
     (folder / "done").touch()
 
 
@@ -200,4 +201,4 @@ def _claim(out: Path, first_stage: str, run: dict[str, Any], model: MicroVLMConf
     if out.exists() and any(out.iterdir()) and not (out / first_stage).exists():
         raise UserError(f"{out} exists and is no training folder: choose another --output.")
     out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(wanted, indent=2) + "\n")
+    write_file(path, json.dumps(wanted, indent=2) + "\n")

@@ -9,13 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from microvlm.backends.resolve import open_bundle
 from microvlm.bench.provenance import describe_model, provenance
 from microvlm.bench.roofline import StreamingRoofline, share
 from microvlm.bench.speed.harness import Progress, WorkerFailed, WorkerProcess
 from microvlm.bench.speed.speed_bench import bytes_read_per_token
 from microvlm.bench.stats import median, summarise
 from microvlm.errors import UserError
+from microvlm.formats.bundle import open_bundle
 
 PROMPT_TOKENS = 64
 BAR_GB_PER_S = 15.0

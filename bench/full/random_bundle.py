@@ -7,17 +7,18 @@ Needs torch and onnx, as an export does. `python -m microvlm.bench.full.random_b
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import click
 
-from microvlm.backends.resolve import cache_directory, exporter_digest, is_bundle, open_bundle
+from microvlm.atomic import temporary_folder
+from microvlm.backends.resolve import cache_directory, exporter_digest
 from microvlm.bench.full.qwen_tokenizer import qwen_tokenizer
 from microvlm.bench.speed.speed_bench import bytes_read_per_token
 from microvlm.console import note, print_json, run_click
 from microvlm.errors import UserError
+from microvlm.formats.bundle import is_intact
 from microvlm.formats.weight_format import PACKING_HELP, WeightFormat
 
 PRESET = "full"
@@ -34,7 +35,7 @@ def random_full_bundle(
     cut = f"-v{vocabulary}" if vocabulary is not None else ""
     name = f"{PRESET}-random-{exporter_digest()}-1.58bit-{packing}-e{EMBEDDING_BITS}{cut}"
     bundle = cache_directory() / "bundles" / name
-    if _is_whole(bundle):
+    if is_intact(bundle):
         return bundle
     log(f"making a {PRESET} model with random weights in {bundle}, once")
     import torch
@@ -48,8 +49,8 @@ def random_full_bundle(
     tokenizer = qwen_tokenizer() if vocabulary is not None else None
     bundle.parent.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
-    with tempfile.TemporaryDirectory(dir=bundle.parent) as folder:
-        checkpoint = Path(folder) / PRESET
+    with temporary_folder(bundle) as folder:
+        checkpoint = folder / PRESET
         lower(MicroVLM(preset(PRESET)), weights).save_pretrained(checkpoint)
         if tokenizer is not None:
             _add_tokenizer(checkpoint, tokenizer)
@@ -69,13 +70,6 @@ def _add_tokenizer(checkpoint: Path, origin: Path) -> None:
     tokenizer = LibraryTokenizer.from_file(origin / TOKENIZER)
     processor = Processor(tokenizer, MicroVLMConfig.load(checkpoint), {TOKENIZER_CONFIG: settings})
     processor.save(checkpoint)
-
-
-def _is_whole(bundle: Path) -> bool:
-    try:
-        return is_bundle(bundle) and bool(open_bundle(bundle))
-    except UserError:
-        return False
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

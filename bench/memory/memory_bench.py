@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from typing import Any
 
 from microvlm.backends import get_backend, load
 from microvlm.backends.base import LoadedRuntime
-from microvlm.backends.resolve import MANIFEST, is_bundle
 from microvlm.bench.memory.costs import bars, latency_ms, measured_shares, predicted, timings
 from microvlm.bench.memory.drift import drift
 from microvlm.bench.memory.edits import edit
@@ -25,6 +23,7 @@ from microvlm.bench.memory.scores import Encoded, addressing, forget, gate, reca
 from microvlm.bench.provenance import describe_model, kernels_of, provenance
 from microvlm.bench.speed.harness import Progress
 from microvlm.errors import UserError
+from microvlm.formats.bundle import is_bundle, read_manifest
 from microvlm.inputs.processor import Processor
 from microvlm.presets import preset
 
@@ -175,7 +174,7 @@ def fact_counts(slots: int, most: int) -> list[int]:
 def precision(runtime: LoadedRuntime) -> dict[str, Any]:
     """Bits of the decoder's linears and of the token table, as stored: of a bundle by its manifest."""
     if is_bundle(runtime.directory):
-        manifest = json.loads((runtime.directory / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_manifest(runtime.directory)
         return {name: manifest.get(key) for name, key in _PRECISION.items()}
     widths = runtime.config.quantization
     return {"decoder_bits": widths.decoder_bits, "embedding_bits": widths.embedding_bits, "packing": None}

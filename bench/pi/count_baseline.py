@@ -11,8 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from microvlm.atomic import write_file
 from microvlm.backends.emulation.sysroot import system_name
 from microvlm.bench.pi.counting.instruction_cost import Cost, Counted
+from microvlm.formats.bundle import MANIFEST
 
 FOLDER = Path(__file__).parent / "baselines"
 TOLERANCE = 0.005
@@ -40,7 +42,7 @@ def key_of(counted: Counted, bundle: Path) -> dict[str, str]:
 
 def graphs_hash(bundle: Path) -> str:
     """One hash of what the bundle's graphs compute: sizes, widths and graphs of its manifest, and no weight."""
-    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest = json.loads((bundle / MANIFEST).read_text())
     config = json.loads((bundle / "config.json").read_text())
     described = {name: manifest[name] for name in ("bits", "packing", "embedding_bits", "graphs")}
     parts = {name: value for name, value in config.items() if isinstance(value, dict) and name != "prompt"}
@@ -65,7 +67,7 @@ def write(name: str, key: dict[str, str], costs: Sequence[Cost], folder: Path = 
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     document = {"report": "counts", "model": name, "key": key, "phases": phases}
-    path.write_text(json.dumps(document, indent=1) + "\n")
+    write_file(path, json.dumps(document, indent=1) + "\n")
     return path
 
 

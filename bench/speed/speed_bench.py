@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from microvlm.backends import backend_names, get_backend, resolve_bundle
-from microvlm.backends.resolve import open_bundle
 from microvlm.bench.equivalence.samples import choose
 from microvlm.bench.evalset_reader import load_evalset
 from microvlm.bench.provenance import describe_model, provenance, streaming_read_bytes_per_s
@@ -17,6 +16,7 @@ from microvlm.bench.speed.phases import PHASES, Workload
 from microvlm.bench.stats import median, ratio_of_medians, summarise
 from microvlm.config import MicroVLMConfig
 from microvlm.errors import UserError
+from microvlm.formats.bundle import open_bundle
 from microvlm.inputs.processor import Processor
 
 IMAGES = 8

@@ -20,7 +20,7 @@ from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
 from microvlm.exporters.vocabulary.patterns import GPT2_PATTERN, Inexpressible, translate
 from microvlm.inputs.tokenizer_pieces import COMPOSES, LETTER, NUMBER, NUMERIC, SPACE
-from microvlm.inputs.tokenizer_tables import FORMAT, TABLES, TableTokenizer
+from microvlm.inputs.tokenizer_tables import TABLES, TABLES_FORMAT, TableTokenizer
 
 PROBES = 400
 _ASSIGNED = (*range(0xD800), *range(0xE000, 0x40000), *range(0xE0000, 0xE0200))
@@ -68,7 +68,7 @@ def build_tables(document: bytes) -> bytes:
         "class_flags": flags,
     }
     facts = {
-        "format": FORMAT,
+        "format": TABLES_FORMAT,
         "source_sha256": hashlib.sha256(document).hexdigest(),
         "source_bytes": len(document),
         "added_tokens": added,

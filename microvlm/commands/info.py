@@ -52,7 +52,7 @@ def info(model: str, backend: str | None, target: str | None, as_json: bool) -> 
 
 def describe_model(source: str | Path) -> dict[str, Any]:
     """The document of `microvlm info --json`. Raises UserError for a bad model."""
-    from microvlm.backends.resolve import is_bundle
+    from microvlm.formats.bundle import is_bundle
 
     directory = _directory(source)
     config = MicroVLMConfig.load(directory)
@@ -195,7 +195,7 @@ def _tokenizer(directory: Path) -> str | None:
 def _backends(directory: Path) -> dict[str, str]:
     """What each registered backend would do with this model on this machine."""
     from microvlm.backends import backend_names, get_backend
-    from microvlm.backends.resolve import is_bundle
+    from microvlm.formats.bundle import is_bundle
 
     states = {}
     for name in backend_names():

@@ -37,7 +37,7 @@ def parameters_of(tensor: StoredTensor, layers: dict[str, dict]) -> int:
 
 def read_bundle(directory: Path) -> tuple[list[StoredTensor], dict[str, dict]]:
     """The tensors of a bundle's graphs and its lowered layers. Raises UserError for a bad bundle."""
-    from microvlm.backends.resolve import open_bundle
+    from microvlm.formats.bundle import open_bundle
     from microvlm.formats.onnx_weights import read_initializers
 
     manifest = open_bundle(directory)

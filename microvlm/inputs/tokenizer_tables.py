@@ -34,7 +34,7 @@ from microvlm.inputs.tokenizer_pieces import PieceSplitter
 
 TOKENIZER = "tokenizer.json"
 TABLES = "tokenizer_tables.safetensors"
-FORMAT = 1
+TABLES_FORMAT = 1
 _CASTS: dict[str, Literal["Q", "I", "B"]] = {"U64": "Q", "U32": "I", "U8": "B"}
 
 
@@ -68,7 +68,7 @@ class TableTokenizer:
         try:
             arrays, metadata = _map_safetensors(path)
             facts = json.loads(metadata["tokenizer"])
-            if facts["format"] > FORMAT:
+            if facts["format"] > TABLES_FORMAT:
                 raise UserError(f"{path} was written by a newer microvlm; upgrade the package.")
             tables = cls(path, arrays, facts)
             sizes = {len(tables._pairs), len(tables._ranks), len(tables._results)}

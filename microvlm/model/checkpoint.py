@@ -1,10 +1,15 @@
-"""Checkpoints on disk: config.json and model.safetensors, written aside and renamed, loaded strictly. Never pickle."""
+"""Checkpoints on disk: a folder with config.json and model.safetensors, loaded strictly, replaced as a whole.
+
+Pickled weights are never read.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 
@@ -13,14 +18,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from microvlm.atomic import new_folder, recover
 from microvlm.config import MicroVLMConfig
 from microvlm.errors import UserError
+from microvlm.formats.bundle import is_bundle
 from microvlm.formats.op_table import MATMUL_BY_KIND
 from microvlm.model.embedding import HalfEmbedding, PackedEmbedding, TiedEmbedding
 from microvlm.model.linear import DenseTritLinear, HalfLinear, PackedLinear
 from microvlm.model.microvlm import MicroVLM
 
-WEIGHTS = "model.safetensors"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 BUNDLED = ("nano",)
 DENSE_DTYPES = {"dense-float16": torch.float16, "dense-float32": torch.float32}
 PROCESSOR_FILES = (
@@ -32,8 +39,9 @@ PROCESSOR_FILES = (
 
 
 def resolve_checkpoint(source: str | Path) -> Path:
-    """A bundled name, a directory or a hub id -> a directory. Raises UserError."""
+    """The directory of a checkpoint, given as that, a bundled name, or a hub id to download. Raises UserError."""
     path = Path(source)
+    recover(path)
     if path.is_dir():
         return path
     if str(source) in BUNDLED:
@@ -49,17 +57,20 @@ def resolve_checkpoint(source: str | Path) -> Path:
         return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"]))
     except ImportError:
         raise UserError(f"loading '{source}' from a hub needs: pip install 'microvlm[export]'.") from None
-    except Exception as error:  # the hub client raises a dozen kinds; each means "could not be had"
+    except Exception as error:  # the hub client raises a dozen kinds, all for a failed download
         raise UserError(
             f"'{source}' could not be fetched from the hub ({type(error).__name__}): check the id and the network."
         ) from None
 
 
 def load_checkpoint(source: str | Path) -> MicroVLM:
-    """A MicroVLM with the stored weights, in evaluation mode. A missing or unexpected key is a UserError naming it."""
+    """A MicroVLM with the stored weights, in evaluation mode.
+
+    Raises UserError for a damaged checkpoint, and for missing or unexpected keys, which it names.
+    """
     directory = resolve_checkpoint(source)
     config = MicroVLMConfig.load(directory)
-    if (directory / "manifest.json").is_file() and not (directory / WEIGHTS).is_file():
+    if is_bundle(directory) and not (directory / WEIGHTS).is_file():
         raise UserError(
             f"{directory} is an exported bundle: run it, or give the checkpoint it was made from."
         )
@@ -74,36 +85,27 @@ def load_checkpoint(source: str | Path) -> MicroVLM:
     return model.eval()
 
 
-def save_checkpoint(model: MicroVLM, directory: Path) -> None:
-    """Write `model` (latent or lowered) to a directory that does not exist yet, or holds a checkpoint to replace.
+def save_checkpoint(model: MicroVLM, directory: Path, complete: Callable[[Path], None] | None = None) -> None:
+    """Write `model` (with latent weights or lowered) as the checkpoint `directory`, new or in place of an old one.
 
-    Tokenizer and preprocessor go along from where the model was loaded, if it was.
+    Tokenizer and preprocessor are copied from where the model was loaded, if it was; `complete` may write further files
+    into the folder that it is given. All files change together, at the end; other files of an old checkpoint are kept.
+
+    Raises UserError when the folder cannot be written, or holds another model's config.json.
     """
-    if (directory / "config.json").exists():
-        MicroVLMConfig.load(directory)  # refuses to replace what is not ours
     directory = Path(os.path.abspath(directory))
-    aside = directory.with_name(f".{directory.name}.partial-{os.getpid()}")
-    try:
-        aside.mkdir(parents=True)
+    recover(directory)
+    if (directory / CONFIG).exists():
+        MicroVLMConfig.load(directory)  # refuses to replace what is not ours
+    with new_folder(directory, replace=lambda _: True, keep_others=True) as folder:
         layers = describe_lowered(model)
         metadata = {"format": "pt", **({"layers": json.dumps(layers)} if layers else {})}
-        state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
-        save_file(state, str(aside / WEIGHTS), metadata=metadata)
-        model.config.save(aside)
+        write_tensors(model.state_dict(), folder / WEIGHTS, metadata)
+        model.config.save(folder)
         if model.directory is not None:
-            _copy_processor(model.directory, aside)
-        if directory.exists():
-            for path in sorted(aside.iterdir()):
-                os.replace(path, directory / path.name)
-        else:
-            os.rename(aside, directory)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(
-            f"{directory} cannot be written ({reason}): free space or choose another folder."
-        ) from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+            _copy_processor(model.directory, folder)
+        if complete is not None:
+            complete(folder)
 
 
 def _copy_processor(origin: Path, target: Path) -> None:
@@ -112,8 +114,25 @@ def _copy_processor(origin: Path, target: Path) -> None:
             shutil.copyfile(origin / name, target / name)
 
 
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file with the permissions that the umask leaves. Raises OSError.
+
+    safetensors alone makes files that only their owner can read, and reports a full disk as SafetensorError.
+    """
+    path.touch()
+    mode = path.stat().st_mode & 0o7777
+    try:
+        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(path), metadata)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise OSError(str(error)) from None
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+    path.chmod(mode)
+
+
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Every tensor of a safetensors file and its metadata. Raises UserError when it is missing or damaged."""
+    """(every tensor of a safetensors file by name, its metadata). Raises UserError when it is missing or damaged."""
     try:
         with safe_open(str(path), framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -124,12 +143,14 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def load_strictly(model: nn.Module, tensors: dict[str, Tensor], origin: str, assign: bool = False) -> None:
-    """Load every key or say which is missing, unexpected or of another shape (UserError).
+    """Load every tensor of `model` from `tensors`, which were read from `origin`.
 
-    `assign` gives a model on the meta device its memory; otherwise values are copied into the model's own.
+    `assign` gives a model on the meta device its memory; otherwise values are copied into the model's own tensors.
+
+    Raises UserError naming a key that is missing, unexpected, or of another shape or kind.
     """
-    wanted = model.state_dict()
-    missing, unexpected = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
+    state = model.state_dict()
+    missing, unexpected = sorted(set(state) - set(tensors)), sorted(set(tensors) - set(state))
     if missing:
         raise UserError(
             f"{origin} lacks '{missing[0]}' ({len(missing)} missing keys): it is another model's file."
@@ -138,7 +159,7 @@ def load_strictly(model: nn.Module, tensors: dict[str, Tensor], origin: str, ass
         raise UserError(
             f"{origin} has an unexpected '{unexpected[0]}' ({len(unexpected)} such keys): it is another model's file."
         )
-    for key, value in wanted.items():
+    for key, value in state.items():
         if tensors[key].shape != value.shape:
             raise UserError(
                 f"'{key}' is {tuple(tensors[key].shape)} in {origin} and {tuple(value.shape)} in the configuration."
@@ -147,12 +168,13 @@ def load_strictly(model: nn.Module, tensors: dict[str, Tensor], origin: str, ass
             raise UserError(f"'{key}' is {tensors[key].dtype} in {origin} and should be {value.dtype}.")
     if assign:
         # Copies, because what safetensors returns is not aligned, and a matrix product may round by alignment.
-        tensors = {key: tensors[key].to(value.dtype, copy=True) for key, value in wanted.items()}
+        tensors = {key: tensors[key].to(value.dtype, copy=True) for key, value in state.items()}
     model.load_state_dict(tensors, assign=assign)
 
 
 def describe_lowered(model: MicroVLM) -> dict[str, dict]:
-    """name -> kind, rows, columns (and scale length) of every lowered layer: enough to build it empty."""
+    """What `build_lowered` needs of every lowered layer by name: its kind, rows, columns and, where it has one, scale
+    length and bias."""
     layers: dict[str, dict] = {}
     config = model.config
     for name, module in model.named_modules():
@@ -186,18 +208,18 @@ def _shape_of(weight: Tensor) -> dict[str, int]:
 
 
 def build_lowered(model: MicroVLM, layers: dict[str, dict]) -> None:
-    """Give `model` the empty lowered layers that `describe_lowered` listed, ready for a strict load."""
+    """Put the empty lowered layers that `describe_lowered` listed into `model`, ready for a strict load."""
     for name, layer in layers.items():
         parent, _, leaf = name.rpartition(".")
-        built = _empty_layer(layer)
-        if parent == "embedding" and isinstance(built, PackedLinear):
-            model.set_submodule("embedding", PackedEmbedding(built))
+        module = _empty_layer(layer)
+        if parent == "embedding" and isinstance(module, PackedLinear):
+            model.set_submodule("embedding", PackedEmbedding(module))
         else:
-            setattr(model.get_submodule(parent), leaf, built)
+            setattr(model.get_submodule(parent), leaf, module)
 
 
 def _build_described(model: MicroVLM, description: str, path: Path) -> None:
-    """`build_lowered` from a file's metadata. Raises UserError when it makes no sense."""
+    """`build_lowered` from the metadata of the file at `path`. Raises UserError for a damaged description."""
     try:
         build_lowered(model, json.loads(description))
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
@@ -209,9 +231,9 @@ def _empty_layer(layer: dict) -> nn.Module:
     bias = torch.zeros(rows) if layer.get("bias") else None
     if kind == "float-embedding":
         # Plain weights, without the straight-through rounding that the configuration trained with.
-        wide = TiedEmbedding(0, 0, bits=32)
-        wide.weight = nn.Parameter(torch.zeros(rows, columns), requires_grad=False)
-        return wide
+        embedding = TiedEmbedding(0, 0, bits=32)
+        embedding.weight = nn.Parameter(torch.zeros(rows, columns), requires_grad=False)
+        return embedding
     if kind == "half-embedding":
         return HalfEmbedding(torch.zeros(rows, columns))
     if kind == "half":

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from microvlm.config import MicroVLMConfig
 from microvlm.errors import UserError
 from microvlm.inputs.processor import TOKENIZER, Processor
-from microvlm.model.checkpoint import WEIGHTS, read_tensors, resolve_checkpoint
+from microvlm.model.checkpoint import WEIGHTS, read_tensors, resolve_checkpoint, save_checkpoint
 from microvlm.model.hf_config import read_json, text_config, vision_config
 from microvlm.model.microvlm import MicroVLM
 
@@ -95,8 +95,7 @@ def assemble_checkpoint(
     model = assemble(vision, decoder_directory, base)
     grow_vocabulary(model, max(tokenizer.get_vocab().values()) + 1)
     processor = Processor(tokenizer, model.config)
-    model.save_pretrained(directory)
-    processor.save(directory)
+    save_checkpoint(model, Path(directory), processor.save)
     model.directory = Path(directory)
     return model
 

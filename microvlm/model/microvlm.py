@@ -167,7 +167,7 @@ class MicroVLM(nn.Module):
             raise UserError(f"device '{device}' is not available here: choose cpu.") from None
 
     def save_pretrained(self, directory: str | Path) -> None:
-        """Write config.json, model.safetensors and, if known, the processor's files; each is renamed into place."""
+        """Write config.json, model.safetensors and the processor's files, if any, all at once (`save_checkpoint`)."""
         from microvlm.model.checkpoint import save_checkpoint
 
         save_checkpoint(self, Path(directory))

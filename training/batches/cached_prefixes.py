@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
+from microvlm.atomic import new_file
+from microvlm.model.checkpoint import write_tensors
 from microvlm.model.microvlm import MicroVLM
 from microvlm.model.torch_ops import full_precision
 from microvlm.model.vision import normalise
 from microvlm.training.batches.drawing_sampler import DrawingSampler
 from microvlm.training.data.views import augment_emoji, corner_neighbour
 
-FORMAT = 1
+PREFIXES_FORMAT = 1
 """Raised whenever a change to this module or to the views changes the cached values."""
 CHUNK = 64
 """Drawings that are encoded together; the small pictures in corners come from the same chunk."""
@@ -88,7 +89,9 @@ def load_or_encode(
     The file's name is a hash of everything its content depends on: pixels, weights, number, strength and seed of views.
     """
     objects, places = trained_drawings(sampler, rows, first_object, others)
-    hashed = hashlib.sha256(f"{FORMAT} {CHUNK} {views} {strength} {seed} {model.config.vision}".encode())
+    hashed = hashlib.sha256(
+        f"{PREFIXES_FORMAT} {CHUNK} {views} {strength} {seed} {model.config.vision}".encode()
+    )
     for place in places:
         hashed.update(f"{place}".encode() + _pixels(sampler, others, *place).tobytes())
     for part in (model.vision, model.adapter):
@@ -98,9 +101,8 @@ def load_or_encode(
     if not path.is_file():
         with full_precision(model.memory_prior.device.type):
             prefixes = encode_views(model, sampler, places, others, views, strength, seed)
-        with tempfile.TemporaryDirectory(dir=folder) as aside:
-            save_file({"prefixes": prefixes}, f"{aside}/{path.name}")
-            Path(aside, path.name).replace(path)
+        with new_file(path) as temporary:
+            write_tensors({"prefixes": prefixes}, temporary)
     prefixes = load_file(str(path))["prefixes"]
     _, first, inverse, count = np.unique(objects, return_index=True, return_inverse=True, return_counts=True)
     return CachedPrefixes(prefixes, objects, first[inverse], count[inverse])

@@ -17,8 +17,8 @@ from microvlm.backends.arm64.device_errors import BUNDLE, DamagedCopyError
 from microvlm.backends.arm64.frame_arrays import to_array, to_tensor
 from microvlm.backends.arm64.frames import Tensor
 from microvlm.backends.ort import OrtRuntime, run_values
-from microvlm.backends.resolve import open_bundle
 from microvlm.errors import UserError
+from microvlm.formats.bundle import open_bundle
 from microvlm.generation import GenerationOptions, MemorySlot, Prompt, Timings, speak
 
 WEIGHTS_FOLDER_OPTION = "session.model_external_initializers_file_folder_path"

@@ -18,9 +18,9 @@ from microvlm.backends.arm64.transports.worker_process import WorkerProcess
 from microvlm.backends.arm64.worker_link import BrokenWorker, exchange
 from microvlm.backends.emulation.progress import Progress
 from microvlm.backends.emulation.sites import ensure_wheels, package_requirements, runtime_requirements
-from microvlm.backends.resolve import MANIFEST, open_bundle, sha256
 from microvlm.console import note
 from microvlm.errors import UserError
+from microvlm.formats.bundle import MANIFEST, open_bundle, sha256
 
 WORKER_PACKAGES = ("numpy", "onnxruntime", "click", "safetensors")
 """Requirements of microvlm that the worker imports."""
