@@ -117,7 +117,7 @@ def render_block(block: str, folder: Path) -> str:
         None: report.markdown().rstrip("\n"),
         "head": report.head,
         "remarks": bullets(report.remarks[:-1]),
-        "provenance": f"Measured on: {report.remarks[-1]}",
+        "provenance": f"Made on: {report.remarks[-1]}",
     }
     return prose[section]
 
