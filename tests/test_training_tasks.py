@@ -1,6 +1,8 @@
 """Every stage's task: a batch is a function of the step's generator alone, and the loss draws no random numbers."""
 
 import dataclasses
+import textwrap
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +39,7 @@ STAGES = {
     ),
     "recall": StageConfig("recall", "recall", 2, 20, 1e-3, mixture={"fact": 0.8, "episode": 0.2}),
     "scope": StageConfig("scope", "scope", 2, 1, 1e-3),
+    "adapter": StageConfig("adapter", "adapter", 2, 4, 1e-3),
 }
 RECIPE = Recipe("tiny", "nano", 0, tuple(STAGES.values()), mixed_precision="no")
 
@@ -53,8 +56,18 @@ def inputs(emoji) -> StageInputs:
     return StageInputs(config, TextRows(Processor(tokenizer, config)), RECIPE, STAGES["vlm"], emoji)
 
 
-@pytest.fixture(scope="module", params=TASKS)
-def task(request, inputs) -> Task:
+@pytest.fixture(scope="module")
+def tasks() -> dict[str, type[Task]]:
+    """The trainer's table, and the task that docs/adding.md adds to it."""
+    page = (Path(__file__).parent.parent / "docs/adding.md").read_text()
+    section = page.partition("## A training stage\n")[2]
+    names: dict[str, Any] = {}
+    exec(textwrap.dedent(section.partition("   ```python\n")[2].partition("   ```\n")[0]), names)
+    return {**TASKS, "adapter": names["AdapterTask"]}
+
+
+@pytest.fixture(scope="module", params=STAGES)
+def task(request, inputs, tasks) -> Task:
     def random_features(emoji: EmojiData, vendors: list[str]) -> dict[str, np.ndarray]:
         """In place of the teacher's, which take its weights and minutes."""
         rng = np.random.default_rng(0)
@@ -64,7 +77,7 @@ def task(request, inputs) -> Task:
     torch.manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(distill, "teacher_features", random_features)
-        result = TASKS[request.param](dataclasses.replace(inputs, stage=STAGES[request.param]))
+        result = tasks[request.param](dataclasses.replace(inputs, stage=STAGES[request.param]))
     result.prepare()
     return result
 
@@ -105,8 +118,8 @@ def test_a_batch_has_one_loss(task):
     assert any(parameter.grad is not None and parameter.grad.any() for parameter in trained)
 
 
-def test_every_task_of_the_table_is_tested_here():
-    assert set(STAGES) == set(TASKS)
+def test_every_task_is_tested_here(tasks):
+    assert set(STAGES) == set(tasks)
 
 
 def test_an_unknown_task_is_refused_before_anything_is_written(emoji, tmp_path):

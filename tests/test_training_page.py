@@ -1,0 +1,51 @@
+"""docs/training.md: its stages are those of the recipe, its commands are accepted, its members of the data exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from microvlm.training import score_command, train_command
+from microvlm.training.data import data_command
+from microvlm.training.data.emoji import EmojiData
+from microvlm.training.recipe import load_recipe
+
+PAGE = (Path(__file__).parent.parent / "docs/training.md").read_text()
+PROGRAMS = {
+    "microvlm-data": data_command.command,
+    "microvlm-train": train_command.command,
+    "microvlm-score": score_command.command,
+}
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"^```bash\n(.*?)^```", PAGE, re.M | re.S)
+    return [line for block in blocks for line in block.splitlines() if line.startswith("microvlm-")]
+
+
+def test_the_table_of_stages_is_the_recipe():
+    rows = re.findall(r"^\| `([\w-]+)` \| `(\w+)` \| (\d+) \|", PAGE, re.M)
+    recipe = load_recipe("nano")
+    assert rows == [(stage.name, stage.task, str(stage.steps)) for stage in recipe.stages]
+
+
+@pytest.mark.parametrize("line", commands())
+def test_every_command_is_accepted_by_its_program(line):
+    """Parsed with all their options and not run, which takes hours."""
+    program, *arguments = shlex.split(line)
+    command = PROGRAMS[program]
+    context = command.make_context(program, arguments)
+    if program == "microvlm-data":
+        name, subcommand, rest = command.resolve_command(context, arguments)
+        context = subcommand.make_context(name, rest)
+    stage = context.params.get("start_stage")
+    assert stage is None or stage in [stage.name for stage in load_recipe("nano").stages]
+
+
+def test_every_member_of_the_boundary_exists():
+    table = PAGE.partition("## The boundary to the data")[2].partition("\nAnother kind")[0]
+    names = re.findall(r"`(\w+)(?:\(\w+\))?`(?=[^|\n]*\|[^|\n]*\|$)", table, re.M)
+    members = {*EmojiData.__dataclass_fields__, *vars(EmojiData)}
+    assert {"captions", "images", "folder"} <= set(names)
+    assert set(names) - {"member"} <= members
