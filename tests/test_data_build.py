@@ -1,4 +1,4 @@
-"""The whole build on a tiny set of packages drawn by the test itself: no npm, no network."""
+"""The whole build, on a tiny set of packages that the test draws: no npm, no network."""
 
 import json
 import os
@@ -115,7 +115,7 @@ def test_augmentation_is_fixed_by_its_generator_and_stays_in_range(emoji):
     assert augment_emoji(rgba, torch.Generator().manual_seed(0), size=48).shape == (40, 3, 48, 48)
 
 
-def test_augmentation_never_mirrors_unless_asked(emoji):
+def test_augmentation_mirrors_only_on_request(emoji):
     half = torch.from_numpy(np.array(emoji.images("twemoji")[[emoji.index("1F6AC")] * 24]))
     darker_right = [
         (
@@ -132,8 +132,8 @@ def test_a_composed_scene_shows_each_object_in_its_place_and_its_twin_exchanges_
     scene = Scene(5, (Placed(3, 0.25, 0.5, 0.4), Placed(30, 0.75, 0.5, 0.4)), "left-right")
     images = compose_scenes([scene, scene.swapped()], emoji, ["emojione", "emojione"])
     points = (images[:, :, 48, [24, 72]] * 255).round()
-    one, other = torch.tensor(colour(3)).float(), torch.tensor(colour(30)).float()
-    for twin, (left, right) in enumerate([(one, other), (other, one)]):
+    first, second = torch.tensor(colour(3)).float(), torch.tensor(colour(30)).float()
+    for twin, (left, right) in enumerate([(first, second), (second, first)]):
         assert torch.allclose(points[twin, :, 0], left, atol=1)
         assert torch.allclose(points[twin, :, 1], right, atol=1)
     assert torch.allclose(images[:, :, 2, 2] * 255, torch.tensor(GROUNDS[5][1]).float(), atol=1)
@@ -244,13 +244,13 @@ def fake_npm(folder, script):
     npm.chmod(npm.stat().st_mode | stat.S_IXUSR)
 
 
-def test_without_npm_the_user_is_told_what_to_do(tmp_path, monkeypatch):
+def test_without_npm_the_message_says_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setenv("MICROVLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", str(tmp_path))
     assert_refused(run("emoji", "-o", tmp_path / "x"), "npm was not found", "--packages")
 
 
-def test_a_failing_npm_is_one_sentence_and_leaves_no_cache(tmp_path, monkeypatch):
+def test_a_failing_npm_gives_one_sentence_and_leaves_no_cache(tmp_path, monkeypatch):
     fake_npm(tmp_path / "bin", "echo 'npm error network unreachable' >&2; exit 1")
     monkeypatch.setenv("MICROVLM_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
@@ -268,6 +268,6 @@ def test_npm_installs_pinned_versions_once_and_never_runs_scripts(packages, tmp_
     calls = log.read_text().splitlines()
     assert len(calls) == 1
     assert "--ignore-scripts" in calls[0].split()
-    wanted = json.loads((tmp_path / "cache/npm/package.json").read_text())["dependencies"]
-    assert wanted["@iconify-json/emojione"] == "1.2.3"
-    assert all(version[0].isdigit() for version in wanted.values())
+    dependencies = json.loads((tmp_path / "cache/npm/package.json").read_text())["dependencies"]
+    assert dependencies["@iconify-json/emojione"] == "1.2.3"
+    assert all(version[0].isdigit() for version in dependencies.values())

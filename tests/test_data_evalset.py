@@ -20,9 +20,9 @@ EVALSET = load_evalset()
 
 
 def test_every_file_is_there_and_none_is_left_over():
-    named = {i.file for i in EVALSET.images} | {s.file for s in EVALSET.scenes}
-    found = {str(p.relative_to(EVALSET.folder)) for p in EVALSET.folder.rglob("*.png")}
-    assert named == found
+    listed = {i.file for i in EVALSET.images} | {s.file for s in EVALSET.scenes}
+    present = {str(p.relative_to(EVALSET.folder)) for p in EVALSET.folder.rglob("*.png")}
+    assert listed == present
     assert {f for e in EVALSET.episodes for f in e.files} <= {i.file for i in EVALSET.images}
 
 
@@ -30,7 +30,7 @@ def test_the_set_is_at_most_two_megabytes():
     assert sum(p.stat().st_size for p in EVALSET.folder.rglob("*") if p.is_file()) <= 2_000_000
 
 
-def test_the_set_is_as_large_as_promised():
+def test_the_set_has_its_minimum_size():
     assert len(EVALSET.images) >= 200
     assert len({s.file for s in EVALSET.scenes if s.twin}) >= 80
     assert {s.kind for s in EVALSET.scenes} == set(KINDS)
@@ -52,7 +52,7 @@ def test_no_scene_shows_a_pair_that_training_composes():
     assert all(pair_is_held_out(codes[a], codes[b]) for a, b in pairs)
 
 
-def test_every_twin_asks_the_same_and_answers_otherwise():
+def test_every_twin_has_the_same_question_and_another_answer():
     answers = {(s.file, s.question): s.answer for s in EVALSET.scenes}
     with_twin = [s for s in EVALSET.scenes if s.twin]
     assert {s.kind for s in with_twin} == {"what", "where"}

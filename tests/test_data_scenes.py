@@ -44,18 +44,18 @@ def test_test_scenes_hold_only_pairs_never_composed_in_training():
 
 
 def test_a_swapped_twin_changes_the_answer_to_the_same_question():
-    asked = 0
+    questions = 0
     for scene in scenes(test=False):
         if scene.relation is None:
             continue
         twin = {q.text: q.answer for kind in ("what", "where") for q in scene.swapped().questions(kind)}
         for question in scene.questions("what")[:2] + scene.questions("where"):
             assert twin[question.text] != question.answer
-            asked += 1
+            questions += 1
         assert scene.swapped().swapped() == scene
         bags = [sorted(o.object for o in s.objects) for s in (scene, scene.swapped())]
         assert bags[0] == bags[1]
-    assert asked > 400
+    assert questions > 400
 
 
 def test_answers_agree_with_where_the_objects_stand():
@@ -63,12 +63,12 @@ def test_answers_agree_with_where_the_objects_stand():
         if scene.relation is None:
             continue
         for question in scene.questions("where"):
-            one, other = sorted(scene.objects, key=lambda o: f"the {o.caption}?" not in question.text)
+            named, other = sorted(scene.objects, key=lambda o: f"the {o.caption}?" not in question.text)
             truth = {
-                "left": one.x < other.x - 0.2,
-                "right": one.x > other.x + 0.2,
-                "above": one.y < other.y - 0.2,
-                "below": one.y > other.y + 0.2,
+                "left": named.x < other.x - 0.2,
+                "right": named.x > other.x + 0.2,
+                "above": named.y < other.y - 0.2,
+                "below": named.y > other.y + 0.2,
             }
             assert truth[question.answer]
         for question in scene.questions("what"):
@@ -127,10 +127,10 @@ def test_an_episode_twin_shows_the_same_images_and_changes_every_answer(length):
     twin = episode.swapped()
     assert sorted(twin.images) == sorted(episode.images)
     assert len(set(episode.images)) == length
-    for one, other in zip(episode.questions(), twin.questions(), strict=True):
-        assert one.text == other.text
-        assert one.answer != other.answer
-        assert one.answer == captions[episode.images[one.step]]
+    for question, swapped in zip(episode.questions(), twin.questions(), strict=True):
+        assert question.text == swapped.text
+        assert question.answer != swapped.answer
+        assert question.answer == captions[episode.images[question.step]]
     assert episode.questions()[-1].distance == 0
     assert episode.questions()[0].text == "what was in the first image?"
 

@@ -1,4 +1,4 @@
-"""The fixed lists and hashes: who is trained on, who is tested on, decided before any training."""
+"""The fixed lists and hashes that decide, before any training, which emoji and vendors are trained or tested on."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from microvlm.training.data.emoji import SEEN_MINIMUM, hash_percent, read_test_e
 from microvlm.training.data.scenes import read_scene_objects
 
 
-def test_the_list_of_test_emoji_is_what_the_hash_says():
+def test_the_list_of_test_emoji_follows_the_hash():
     rows = read_test_emoji()
     assert len(rows) >= SEEN_MINIMUM
     percents = [int(hashlib.sha256(code.encode()).hexdigest(), 16) % 100 for code, _ in rows]

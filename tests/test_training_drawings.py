@@ -57,7 +57,7 @@ def test_one_of_the_variants_of_an_icon_is_kept_and_neither_copies_nor_empty_one
     assert not (drawings.trained & drawings.reserved).any()
 
 
-def test_no_drawing_is_reserved_whose_thing_is_trained():
+def test_no_reserved_drawing_shows_a_trained_thing():
     names = [
         f"{where}/thing{number}{end}" for number in range(200) for where, end in (("a", ""), ("b", "-2"))
     ]
@@ -121,7 +121,7 @@ def test_the_stages_have_facts_about_different_drawings_and_scope_learns_from_it
     for part in (*drawn_build[0].iterdir(), drawn[0] / "drawings"):
         (folder / part.name).symlink_to(part)
     emoji, drawings = load_emoji(folder), load_drawings(folder)
-    # Here all names are one another's: half of them stand for things of their own.
+    # Every set has the same names here, so no drawing would be reserved: half of them are declared to be.
     trained = np.arange(len(drawings.names)) % 2 == 0
     monkeypatch.setattr(Drawings, "trained", trained)
     monkeypatch.setattr(Drawings, "reserved", ~trained)

@@ -85,7 +85,7 @@ def test_a_run_logs_every_loss_and_ships_packed_weights(finished):
 
 @pytest.mark.training
 def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(finished, emoji, tmp_path):
-    """Stage `recall` deals its second batch from objects that look alike, which it looks up anew when resumed."""
+    """Batches of stage `recall` are of objects that look alike, which a resumed run ranks anew."""
     out = tmp_path / "run"
     calls, lines = 0, []
     while not train(RECIPE, emoji, out, lines.append, stop_after=1):
@@ -98,12 +98,12 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(finished, emoji,
     ]
     steps = json.loads((out / "checkpoint" / "training.json").read_text())["runs"]["ground"]
     assert [run["from_step"] for run in steps] == [0, 1, 2]
-    # The last state is saved beside the one before it: a crash while saving leaves that.
+    # The last state is saved beside the one before it, which a crash while saving leaves intact.
     assert {path.name for path in (out / "ground").glob("state*")} == {"state0", "state1"}
     assert json.loads((out / "ground" / "progress.json").read_text()) == {"state": "state0", "step": 3}
-    wanted = tensors(finished / "checkpoint")
+    unbroken = tensors(finished / "checkpoint")
     for name, tensor in tensors(out / "checkpoint").items():
-        assert torch.equal(tensor, wanted[name]), name
+        assert torch.equal(tensor, unbroken[name]), name
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -112,27 +112,27 @@ def test_batches_drawn_by_workers_train_the_same_weights(finished, emoji, tmp_pa
     recipe = dataclasses.replace(RECIPE, stages=(FLOAT_STAGE, TERNARY_STAGE))
     assert train(recipe, emoji, tmp_path / "run", silent, workers=2)
     for stage in ("ground", "ternary"):
-        ours, wanted = (
+        with_workers, without = (
             load_file(out / stage / "weights.safetensors") for out in (tmp_path / "run", finished)
         )
-        assert all(torch.equal(ours[name], wanted[name]) for name in wanted)
+        assert all(torch.equal(with_workers[name], without[name]) for name in without)
 
 
 @pytest.mark.training
 def test_a_stage_can_have_a_precision_of_its_own(finished, emoji, tmp_path, monkeypatch):
-    """Each as it is asked for; the detector's arithmetic is in float32 either way, so that no CPU emulates bfloat16."""
-    seen = []
+    """Uses `scope` stages, which compute in float32 either way, so that no CPU emulates bfloat16."""
+    autocast = []
     loss = ScopeTask.loss
-    monkeypatch.setattr("microvlm.training.training_loop.usable_precision", lambda wanted, _: wanted)
+    monkeypatch.setattr("microvlm.training.training_loop.usable_precision", lambda precision, _: precision)
     monkeypatch.setattr(
-        ScopeTask, "loss", lambda *args: seen.append(torch.is_autocast_enabled("cpu")) or loss(*args)
+        ScopeTask, "loss", lambda *args: autocast.append(torch.is_autocast_enabled("cpu")) or loss(*args)
     )
-    one, other, last = (dataclasses.replace(SCOPE_STAGE, name=name, steps=1) for name in ("a", "b", "c"))
-    stages = (RECALL_STAGE, one, dataclasses.replace(other, mixed_precision="bf16"), last)
+    first, second, last = (dataclasses.replace(SCOPE_STAGE, name=name, steps=1) for name in ("a", "b", "c"))
+    stages = (RECALL_STAGE, first, dataclasses.replace(second, mixed_precision="bf16"), last)
     out = tmp_path / "run"
     shutil.copytree(finished / "recall", out / "recall")
     assert train(dataclasses.replace(RECIPE, stages=stages), emoji, out, silent)
-    assert seen == [False, True, False]
+    assert autocast == [False, True, False]
     runs = json.loads((out / "checkpoint" / "training.json").read_text())["runs"]
     assert [runs[name][0]["precision"] for name in "abc"] == ["no", "bf16", "no"]
 
@@ -154,7 +154,7 @@ def test_the_scope_stage_trains_the_detector_and_nothing_else(finished):
 
 
 @pytest.mark.training
-def test_the_recall_stage_trains_what_makes_and_reads_codes_and_nothing_that_a_masked_model_uses(finished):
+def test_the_recall_stage_trains_encoder_and_readout_and_nothing_that_a_masked_model_uses(finished):
     before, after = (load_file(finished / stage / "weights.safetensors") for stage in ("ternary", "recall"))
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert {name.split(".")[0] for name in changed} == {"memory_encoder", "memory_projection"}
@@ -183,7 +183,7 @@ def test_a_stage_can_begin_a_part_anew(finished, emoji, tmp_path):
 
 
 @pytest.mark.training
-def test_a_run_starts_from_what_a_checkpoint_computes_with(finished, emoji, tmp_path):
+def test_a_run_starts_from_the_weights_that_a_checkpoint_computes_with(finished, emoji, tmp_path):
     checkpoint, out = str(finished / "checkpoint"), tmp_path / "run"
     lines: list[str] = []
     assert train(RECIPE, emoji, out, lines.append, start=checkpoint, start_stage="ternary")
@@ -191,7 +191,7 @@ def test_a_run_starts_from_what_a_checkpoint_computes_with(finished, emoji, tmp_
     assert f"starting from {checkpoint}" in lines
     run = json.loads((out / "checkpoint" / "training.json").read_text())
     assert run["start"] == {"weights_sha256": weights_sha256(checkpoint), "stage": "ternary"}
-    # Vision is frozen in this stage, so it comes out as it went in: the same bytes.
+    # Vision is frozen in this stage, so its bytes stay the same.
     before, after = tensors(checkpoint), tensors(out / "checkpoint")
     name = "vision.layers.0.mlp.fc1.packed"
     name = (
@@ -245,7 +245,7 @@ def test_a_folder_of_another_start_is_refused(finished, emoji, tmp_path):
 def test_a_folder_of_another_model_under_the_same_presets_name_is_refused(
     finished, emoji, tmp_path, monkeypatch
 ):
-    """Of the same shapes too: nothing else would notice."""
+    """The weights have the same shapes, so nothing else would notice."""
     out = tmp_path / "run"
     shutil.copytree(finished, out)
     known = preset("nano")
@@ -256,7 +256,7 @@ def test_a_folder_of_another_model_under_the_same_presets_name_is_refused(
     begun = json.loads((out / "recipe.json").read_text())
     assert begun.pop("preset") == json.loads(json.dumps(known.to_dict()))
     monkeypatch.setitem(_PRESETS, "nano", known)
-    # A folder from before its preset was written into it goes on.
+    # A folder of an older version, which does not record its preset, resumes.
     (out / "recipe.json").write_text(json.dumps(begun))
     assert train(RECIPE, emoji, out, silent)
 

@@ -1,4 +1,4 @@
-"""Starting from a stored checkpoint: latents that round to its trits, and an optimiser for CPUs without bfloat16."""
+"""Starting from a checkpoint: latent weights that round to its trits; and the optimiser for CPUs without bfloat16."""
 
 import pytest
 import torch
@@ -15,8 +15,8 @@ def test_latents_round_to_the_trits_and_the_scale_that_were_stored(zeros):
     kept = torch.rand(96, 160, generator=generator) >= zeros
     trits = kept * (torch.randint(0, 2, kept.shape, generator=generator) * 2 - 1)
     latents = draw_latents(0.037 * trits, torch.Generator().manual_seed(1))
-    found, scale = ternarize(latents)
-    assert torch.equal(found, trits.float())
+    rounded, scale = ternarize(latents)
+    assert torch.equal(rounded, trits.float())
     assert scale.item() == pytest.approx(0.037, rel=1e-5)
     # A latent is no copy of its trit: magnitudes differ, on both sides of the threshold.
     assert latents[kept].abs().unique().numel() > 0.9 * kept.sum()
@@ -36,7 +36,7 @@ def test_latents_of_the_bundled_checkpoint_are_the_bundled_model():
 
 
 @pytest.mark.parametrize("shape", [(48, 16), (16, 48)])
-def test_float32_muon_takes_the_steps_of_torchs(shape):
+def test_float32_muon_takes_the_steps_of_torch_muon(shape):
     torch.manual_seed(0)
     ours = torch.nn.Parameter(torch.randn(shape))
     theirs = torch.nn.Parameter(ours.detach().clone())
@@ -56,20 +56,20 @@ def test_float32_muon_takes_the_steps_of_torchs(shape):
     assert (ours - theirs).norm() < 0.02 * moved
 
 
-def test_muon_takes_matrices_of_one_shape_together_and_each_as_alone():
+def test_muon_updates_matrices_of_one_shape_together_as_each_alone():
     torch.manual_seed(0)
     shapes = [(48, 16), (16, 48), (48, 16)]
     together = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
     alone = [torch.nn.Parameter(weight.detach().clone()) for weight in together]
     optimizers = [Float32Muon(together), *(Float32Muon([weight]) for weight in alone)]
     for _ in range(2):
-        for one, other in zip(together, alone, strict=True):
-            one.grad = torch.randn(one.shape)
-            other.grad = one.grad.clone()
+        for weight, copy in zip(together, alone, strict=True):
+            weight.grad = torch.randn(weight.shape)
+            copy.grad = weight.grad.clone()
         for optimizer in optimizers:
             optimizer.step()
-    for one, other in zip(together, alone, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+    for weight, copy in zip(together, alone, strict=True):
+        torch.testing.assert_close(weight, copy, rtol=1e-5, atol=1e-7)
 
 
 def test_orthogonalising_keeps_the_singular_vectors_and_evens_the_values():
@@ -81,7 +81,7 @@ def test_orthogonalising_keeps_the_singular_vectors_and_evens_the_values():
     assert (turned - turned.diagonal().diag()).abs().max() < 1e-4
 
 
-def test_bf16_is_kept_only_where_it_is_arithmetic(monkeypatch):
+def test_bf16_is_used_only_where_the_machine_computes_in_it(monkeypatch):
     lines = []
     for supported, used in ((True, "bf16"), (False, "no")):
         monkeypatch.setattr("microvlm.training.training_loop.has_bfloat16", lambda value=supported: value)
