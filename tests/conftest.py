@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from microvlm.config import MemoryConfig, MicroVLMConfig, QuantizationConfig, TextConfig, VisionConfig
 from microvlm.inputs.processor import Processor
+from microvlm.memory.file_lock import locked
 from microvlm.model.microvlm import MicroVLM
 
 # One thread per process: models of this size gain nothing from more, and tests run in parallel processes.
@@ -45,6 +46,8 @@ SYSTEMS = {
     "linux": (sys.platform.startswith("linux"), "needs Linux: /proc or /dev/full"),
 }
 """Marker -> whether this system has what the marked test needs, and why it is skipped elsewhere."""
+EXPORT_S = 600.0
+"""How long a process waits for another one's export."""
 # These import modules for a device, which is a POSIX system: fcntl, pwd and signals that Windows lacks.
 collect_ignore = (
     [] if os.name == "posix" else ["test_arm64_installer.py", "test_arm64_ssh.py", "test_arm64_worker.py"]
@@ -124,6 +127,18 @@ def seeded_model(config: MicroVLMConfig, seed: int = 0) -> MicroVLM:
     return model.eval()
 
 
+def common_folder(tmp_path_factory: pytest.TempPathFactory, name: str) -> Path:
+    """A folder that all processes of a test run share, because an export takes seconds; on Windows each has its own.
+
+    Windows has no locks that would keep two processes from making the same export.
+    """
+    if os.name != "posix" or "PYTEST_XDIST_WORKER" not in os.environ:
+        return tmp_path_factory.mktemp(name)
+    folder = tmp_path_factory.getbasetemp().parent / f"common-{name}"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
 @contextmanager
 def files_below(limit: int) -> Iterator[None]:
     """Within, the kernel refuses to let a file grow over `limit` bytes, as it does on a full disk. Not on Windows."""
@@ -165,8 +180,10 @@ def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory)
     from microvlm.exporters.bundle_writer import export
     from microvlm.formats.weight_format import WeightFormat
 
-    directory = tmp_path_factory.mktemp("bundle") / "tiny"
-    export(tiny_checkpoint, directory, WeightFormat(), threads=1)
+    directory = common_folder(tmp_path_factory, "bundle") / "tiny"
+    with locked(directory, wait_s=EXPORT_S):
+        if not directory.exists():
+            export(tiny_checkpoint, directory, WeightFormat(), threads=1)
     return directory
 
 
@@ -202,8 +219,9 @@ def speaking_bundle(speaking_checkpoint: Path, tmp_path_factory: pytest.TempPath
     """`speaking_checkpoint` exported on first use into a cache. Tests must not change it."""
     from microvlm.backends import resolve_bundle
 
-    with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("MICROVLM_CACHE", str(tmp_path_factory.mktemp("cache")))
+    cache = common_folder(tmp_path_factory, "cache")
+    with pytest.MonkeyPatch.context() as environment, locked(cache / "speaking", wait_s=EXPORT_S):
+        environment.setenv("MICROVLM_CACHE", str(cache))
         return resolve_bundle(speaking_checkpoint)
 
 
