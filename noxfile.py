@@ -15,7 +15,7 @@ CONSTRAINTS = ("-c", ".ci/constraints.txt")
 SOURCES = ("microvlm", "exporters", "backends", "bench", "training", "tests", "setup.py", "noxfile.py", ".ci")
 MODEL = "nano"
 # Tests that need nothing but Python packages; pyproject.toml says what each marker means.
-QUICK = "not (slow or native or emulated or ssh or build or pages or training)"
+QUICK = "not (slow or native or emulated or ssh or build or export or pages or training)"
 # COMMAND=PACKAGE: apt installs the package where the command is missing.
 COMPILER = ("c++=g++",)
 EMULATOR = ("qemu-aarch64-static=qemu-user-static",)

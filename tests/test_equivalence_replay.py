@@ -237,6 +237,7 @@ def test_a_probed_graph_keeps_every_operator_and_names_layers_as_the_model_does(
     assert {f.name for f in probed.model.functions} >= {node.op_type for node in operators}
 
 
+@pytest.mark.export
 def test_dense_trits_are_opened_up_too(ternary_model: MicroVLM, tmp_path: Path) -> None:
     lowered = lower(ternary_model, WeightFormat(16))
     spec = contract.graph(lowered.config, "memory_encode")

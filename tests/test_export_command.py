@@ -84,6 +84,7 @@ def test_a_folder_that_exists_is_refused_before_any_work(tiny_checkpoint, tiny_b
 
 
 @pytest.mark.posix
+@pytest.mark.export
 def test_a_disk_that_fills_up_is_one_sentence_and_leaves_nothing(tiny_checkpoint, tmp_path, capsys):
     """A real refusal by the kernel while weights are written: no file may grow over 64 kB."""
     with files_below(1 << 16):
@@ -92,6 +93,7 @@ def test_a_disk_that_fills_up_is_one_sentence_and_leaves_nothing(tiny_checkpoint
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.export
 def test_json_is_one_document_with_the_promised_keys(tmp_path, capsys):
     checkpoint, bundle = tmp_path / "checkpoint", tmp_path / "bundle"
     seeded_model(tiny_config(**SMALLEST)).save_pretrained(checkpoint)
@@ -116,6 +118,7 @@ def test_json_is_one_document_with_the_promised_keys(tmp_path, capsys):
     assert json.loads((bundle / "manifest.json").read_text())["training"] == {"seed": 7}
 
 
+@pytest.mark.export
 def test_a_graph_that_is_not_the_model_means_status_1_and_no_bundle(tmp_path, capsys):
     """A checkpoint with a NaN in it: nothing equals NaN, so no graph can be shown to be it."""
     checkpoint, bundle = tmp_path / "checkpoint", tmp_path / "bundle"

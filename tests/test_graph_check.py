@@ -125,6 +125,7 @@ def test_a_replay_runs_on_the_recorded_codes_and_not_on_its_own(graphs, lowered)
 
 
 @pytest.mark.parametrize("bits", [32, 16])
+@pytest.mark.export
 def test_trits_stored_dense_are_recorded_too(bits, tmp_path):
     config = tiny_config()
     config = dataclasses.replace(config, memory=dataclasses.replace(config.memory, encoder_layers=1))

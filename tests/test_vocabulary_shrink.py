@@ -55,6 +55,7 @@ def logits_of(bundle, row):
     return embeds, runtime.decode(embeds, mask, places, runtime.empty_slot(1), ids.shape[1])[0]
 
 
+@pytest.mark.export
 def test_kept_rows_give_the_logits_of_the_whole_vocabulary_bit_for_bit(two_bundles, stopping_checkpoint):
     whole, cut = two_bundles
     kept = shrink(stopping_checkpoint, MicroVLMConfig.load(stopping_checkpoint), SIZE).kept
@@ -101,6 +102,7 @@ def nano_folder():
     return resolve_checkpoint("nano")
 
 
+@pytest.mark.export
 def test_the_files_of_a_cut_bundle_agree(two_bundles):
     _, cut = two_bundles
     manifest = json.loads((cut / "manifest.json").read_text())
@@ -119,6 +121,7 @@ def test_the_files_of_a_cut_bundle_agree(two_bundles):
         assert processor.tokenizer.encode(text) == library.encode(text, add_special_tokens=False).ids
 
 
+@pytest.mark.export
 def test_a_whole_bundle_says_so(two_bundles):
     assert json.loads((two_bundles[0] / "manifest.json").read_text())["vocabulary"] is None
 
