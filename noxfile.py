@@ -84,7 +84,7 @@ def lint(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
     """Export nano at 1.58 bits and time it on every backend that runs here"""
-    need(session, *COMPILER)
+    need(session, *COMPILER, *EMULATOR)
     install(session, "bench")
     bundle = f"{session.create_tmp()}/{MODEL}"
     run(session, "microvlm-export", MODEL, "-o", bundle, "--bits", "1.58", "--force")

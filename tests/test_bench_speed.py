@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import mmap
+import platform
 import shutil
 import sys
 import textwrap
@@ -16,6 +17,7 @@ from click.testing import CliRunner
 from microvlm.backends import get_backend
 from microvlm.bench import provenance, report
 from microvlm.bench.bench_command import command
+from microvlm.bench.pi import count_baseline, emulated_entry
 from microvlm.bench.speed.harness import BackendRun, Plan, WorkerFailed, WorkerProcess, measure
 from microvlm.bench.speed.phases import PHASES, phases_to_run
 from microvlm.bench.speed.speed_bench import ratios
@@ -239,3 +241,99 @@ def test_anonymous_and_file_backed_memory_are_told_apart(tmp_path: Path) -> None
     assert after_holding["anonymous_bytes"] - after_mapping["anonymous_bytes"] > 0.9 * size
     assert after_holding["peak_rss_bytes"] >= after_holding["rss_bytes"]
     assert held.sum() == size
+
+
+@pytest.fixture
+def no_programs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without QEMU, ssh or a compiler."""
+    (tmp_path / "bin").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    for name in ("MICROVLM_TARGET", "MICROVLM_WHEEL"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def baseline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, speaking_bundle: Path) -> None:
+    """The only committed baseline is one of the test bundle's graphs, with nano's counts."""
+    nano = json.loads((count_baseline.FOLDER / "nano-cortex-a53.json").read_text())
+    nano["key"]["graphs"] = count_baseline.graphs_hash(speaking_bundle)
+    folder = tmp_path / "baselines"
+    folder.mkdir()
+    (folder / "other-cortex-a53.json").write_text(json.dumps(nano))
+    monkeypatch.setattr(count_baseline, "FOLDER", folder)
+
+
+@pytest.mark.skipif(platform.machine() == "aarch64", reason="this machine times ort-arm64 itself")
+@pytest.mark.usefixtures("no_programs", "baseline")
+def test_an_emulated_backend_has_counts_and_predictions_and_no_measured_time(speaking_bundle: Path) -> None:
+    status, document, _ = bench(str(speaking_bundle), "--backend", "ort-arm64")
+    assert status == 0
+    (entry,) = document["results"]
+    assert (entry["status"], entry["phases"], entry["decode_tokens_per_s"]) == ("counted", {}, None)
+    emulated = entry["emulated"]
+    nano = json.loads((count_baseline.FOLDER / "other-cortex-a53.json").read_text())["phases"]
+    counted = {phase: figures["instructions"] for phase, figures in nano.items()}
+    assert emulated["counted_instructions"]["decode"] == counted["decode"]
+    assert (
+        emulated["counted_instructions"]["memory_write"]
+        == 2 * counted["memory_encode"] + counted["memory_write"]
+    )
+    assert 0 < emulated["predicted_ms"]["decode"]["low"] <= emulated["predicted_ms"]["decode"]["high"]
+    assert "the committed baseline of these graphs" in emulated["counts_from"]
+    # Nothing emulates here: the equivalence is what is missing.
+    assert emulated["equivalence"] is None
+    assert "apt-get install qemu-user-static" in entry["reason"]
+    table = report.text(document)
+    head = next(line for line in table.splitlines() if line.startswith("phase"))
+    assert "ort-arm64: M instructions" in head
+    assert "ort-arm64: predicted ms" in head
+    assert "no time of it was measured" in table
+
+
+@pytest.mark.skipif(platform.machine() == "aarch64", reason="this machine times ort-arm64 itself")
+@pytest.mark.usefixtures("no_programs")
+def test_without_a_baseline_and_an_emulator_a_line_says_what_is_missing(speaking_bundle: Path) -> None:
+    status, document, _ = bench(str(speaking_bundle), "--backend", "ort-arm64")
+    assert status == 1
+    (entry,) = document["results"]
+    assert entry["status"] == "skipped"
+    assert (
+        "no instructions counted: QEMU that loads plugins was not found: apt-get install qemu-user."
+        in entry["reason"]
+    )
+    assert "no equivalence checked: " in entry["reason"]
+
+
+@pytest.mark.skipif(platform.machine() == "aarch64", reason="this machine times ort-arm64 itself")
+@pytest.mark.usefixtures("no_programs", "baseline")
+def test_an_emulated_backend_that_is_another_model_fails_the_run(
+    speaking_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared = {
+        "against": "ort",
+        "verdict": "FAIL",
+        "reasons": ["sums differ"],
+        "sums": 2,
+        "sums_differing": 1,
+    }
+    monkeypatch.setattr(emulated_entry, "_equivalence", lambda *_: compared)
+    status, document, _ = bench(str(speaking_bundle), "--backend", "ort-arm64")
+    assert status == 1
+    assert (document["results"][0]["status"], document["results"][0]["reason"]) == ("failed", "sums differ")
+    assert "FAIL, 1 of 2 integer sums equal" in report.text(document)
+
+
+def test_a_device_is_timed_and_its_memory_is_the_workers_there(
+    speaking_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`local` is a worker process behind the same link as a device over ssh."""
+    monkeypatch.setenv("MICROVLM_TARGET", "local")
+    quick = ("--repeats", "1", "--warmup", "0", "--new-tokens", "1")
+    status, document, _ = bench(str(speaking_bundle), "--backend", "ort-arm64", *quick)
+    assert status == 0
+    (entry,) = document["results"]
+    assert entry["status"] == "ok"
+    assert list(entry["phases"]) == list(PHASES)
+    assert "emulated" not in entry
+    assert "local" in entry["path"]
+    assert entry["peak_rss_bytes"] > entry["anonymous_bytes"] > 1_000_000

@@ -24,7 +24,7 @@ STAMP = "stamp.json"
 CACHE_FORMAT = 1
 """Counted up when a builder's code changes what it writes."""
 KEPT_DAYS = 30
-PRUNED = ("site", "package", "library", "wheels")
+PRUNED = ("site", "package", "library", "wheels", "counts", "equivalence")
 """Kinds of which every version of the package makes another folder: unused for KEPT_DAYS, a folder is removed. A
 sysroot stays, because views link into it."""
 

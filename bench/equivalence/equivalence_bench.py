@@ -12,7 +12,7 @@ from microvlm.backends import load, resolve_bundle
 from microvlm.bench.equivalence.compare import Pair, Progress, Subject, compare
 from microvlm.bench.equivalence.metrics import Drift, Metrics
 from microvlm.bench.equivalence.replay import instrument
-from microvlm.bench.equivalence.samples import choose, longest_episode
+from microvlm.bench.equivalence.samples import EPISODE_STEPS, choose, longest_episode
 from microvlm.bench.equivalence.verdict import Verdict, judge, judge_precision
 from microvlm.bench.evalset_reader import load_evalset
 from microvlm.bench.provenance import describe_model, kernels_of, provenance
@@ -41,6 +41,8 @@ class Options:
     """As many as images when None."""
     threads: int | None = None
     new_tokens: int = 16
+    episode_steps: int = EPISODE_STEPS
+    """Most images of the episode."""
     evalset: str | None = None
 
     def __post_init__(self) -> None:
@@ -72,7 +74,8 @@ def run(options: Options, progress: Progress = lambda _: None) -> tuple[dict[str
     pair = Pair(reference, candidate, processor, options.new_tokens)
     scenes = options.images if options.scenes is None else options.scenes
     samples = choose(evalset, config, options.images, scenes)
-    metrics = compare(pair, samples, longest_episode(evalset, config), progress)
+    episode = longest_episode(evalset, config, options.episode_steps)
+    metrics = compare(pair, samples, episode, progress)
     difference = paired_difference(metrics.scores.candidate, metrics.scores.reference)
     verdict = judge(metrics) if same else judge_precision(metrics, difference)
     document = {

@@ -50,6 +50,16 @@ def graphs_hash(bundle: Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def of_graphs(bundle: Path, cpu: str) -> dict[str, Any] | None:
+    """The committed baseline whose graphs are the bundle's, whatever the model's name and weights; None without one."""
+    graphs = graphs_hash(bundle)
+    for path in sorted(FOLDER.glob(f"*-{cpu}.json")):
+        baseline = json.loads(path.read_text())
+        if baseline["key"]["graphs"] == graphs:
+            return baseline
+    return None
+
+
 def path_of(name: str, key: dict[str, str], folder: Path = FOLDER) -> Path:
     """One file for a model and a CPU: a new key replaces the old one."""
     return folder / f"{re.sub(r'[^a-z0-9.-]', '-', name.lower())}-{key['cpu']}.json"

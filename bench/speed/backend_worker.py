@@ -21,6 +21,7 @@ class Worker:
 
     def __init__(self) -> None:
         self._runner: Any = None
+        self._runtime: Any = None
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         return getattr(self, f"_{request['do']}")(request)
@@ -41,14 +42,15 @@ class Worker:
         imported_ms = (time.perf_counter() - began) * 1e3
         before = memory_of_this_process()
         began = time.perf_counter()
-        runtime = backend.load(request["model"], request["threads"])
+        runtime = self._runtime = backend.load(request["model"], request["threads"])
         _open_sessions(runtime)
         load_ms = (time.perf_counter() - began) * 1e3
         loaded = {
             "load_ms": load_ms,
             "import_ms": imported_ms,
             "path": kernels_of(runtime),
-            "memory_before_load": before,
+            # On a device, the memory before loading is not known here.
+            "memory_before_load": {} if hasattr(runtime, "condition") else before,
         }
         if request["measure_only_load"]:
             return loaded
@@ -63,8 +65,11 @@ class Worker:
         return {"ms": self._runner.run(request["phase"], request["index"])}
 
     def _memory(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Of the process that runs the graphs: this one, or a device's."""
         from microvlm.bench.provenance import memory_of_this_process
 
+        if hasattr(self._runtime, "condition"):
+            return dict(self._runtime.condition())
         return dict(memory_of_this_process())
 
 

@@ -7,9 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from microvlm.backends import backend_names, get_backend, resolve_bundle
+from microvlm.backends import backend_names, resolve_bundle
+from microvlm.backends.arm64.targets import default_target
+from microvlm.backends.emulation import DEFAULT_CPU
 from microvlm.bench.equivalence.samples import choose
+from microvlm.bench.equivalence.verdict import FAIL
 from microvlm.bench.evalset_reader import load_evalset
+from microvlm.bench.pi.emulated_entry import BACKEND, emulated_entry
 from microvlm.bench.provenance import describe_model, provenance, streaming_read_bytes_per_s
 from microvlm.bench.speed.harness import BackendRun, Plan, Progress, measure
 from microvlm.bench.speed.phases import PHASES, Workload
@@ -19,6 +23,7 @@ from microvlm.errors import UserError
 from microvlm.formats.bundle import open_bundle
 from microvlm.inputs.processor import Processor
 
+EMULATED = "emulated"
 IMAGES = 8
 """Evaluation images that the repeats go round."""
 _MEMORY_FIELDS = ("peak_rss_bytes", "rss_bytes", "anonymous_bytes", "file_backed_bytes", "pss_bytes")
@@ -43,14 +48,18 @@ def run(
     workload = _workload(bundles[0], new_tokens)
     plan = Plan(asdict(workload), threads, repeats, warmup)
     # Without a choice PyTorch comes first, so that the ratios are against the reference.
-    names = list(dict.fromkeys(backends)) or sorted(_timed_here(), key=lambda name: (name != "torch", name))
-    runs = measure(names, bundles, plan, progress)
+    names = list(dict.fromkeys(backends)) or sorted(backend_names(), key=lambda name: (name != "torch", name))
+    cpu = _emulated_cpu() if BACKEND in names else None
+    runs = measure([name for name in names if name != BACKEND or cpu is None], bundles, plan, progress)
     progress("reading memory at full speed, for the ceiling")
     bandwidth = streaming_read_bytes_per_s()
     described = [describe_model(bundle) for bundle in bundles]
+    results = [result(one, bandwidth) for one in runs]
+    if cpu is not None:
+        results += [_emulated_result(bundle, cpu, len(bundles) > 1, progress) for bundle in bundles]
     return {
         "report": "run",
-        "results": [result(one, bandwidth) for one in runs],
+        "results": results,
         "ratios": ratios(runs),
         "ceiling": {"read_bandwidth_bytes_per_s": round(bandwidth), "threads": 1},
         "workload": {
@@ -64,16 +73,25 @@ def run(
     }
 
 
-def _timed_here() -> list[str]:
-    """Backends whose times are this machine's, and those that can't be asked, which `measure` reports."""
+def _emulated_cpu() -> str | None:
+    """The core that `ort-arm64` is emulated on here; None where it runs on a device, whose times are measured."""
+    try:
+        kind, _, cpu = default_target().partition(":")
+    except UserError:
+        kind, cpu = EMULATED, ""  # without an emulator, a committed baseline may still have the counts
+    return (cpu or DEFAULT_CPU) if kind == EMULATED else None
 
-    def is_elsewhere(name: str) -> bool:
-        try:
-            return not get_backend(name).runs_here
-        except UserError:
-            return False
 
-    return [name for name in backend_names() if not is_elsewhere(name)]
+def _emulated_result(bundle: Path, cpu: str, several: bool, progress: Progress) -> dict[str, Any]:
+    """An entry without measured times. `status`: `counted`, `skipped` without counts, `failed` if not equivalent."""
+    entry = emulated_entry(bundle, cpu, progress)
+    run = BackendRun(BACKEND, bundle, f"{bundle.name}, {BACKEND}" if several else BACKEND)
+    run.status = "skipped" if entry["counted_instructions"] is None else "counted"
+    run.reason = "; ".join(entry["missing"]) or None
+    compared = entry["equivalence"]
+    if compared is not None and compared["verdict"] == FAIL:
+        run.status, run.reason = "failed", "; ".join(compared["reasons"])
+    return {**result(run, 1.0), "emulated": entry}
 
 
 def _checked(bundle: Path) -> Path:

@@ -11,9 +11,12 @@ from microvlm.bench.tables import Report, Rows, Table
 
 def report(document: dict[str, Any]) -> Report:
     ran = [entry for entry in document["results"] if entry["status"] == "ok"]
+    emulated = [entry for entry in document["results"] if (entry.get("emulated") or {}).get("predicted_ms")]
     tables = []
+    if ran or emulated:
+        title = "time, ms: median (p90)" if ran else "no measured times"
+        tables.append(Table("phases", title, _phase_rows(ran, emulated)))
     if ran:
-        tables.append(Table("phases", "time, ms: median (p90)", _phase_rows(ran)))
         tables.append(Table("memory", "speed and memory", _memory_rows(ran)))
     ratios = document.get("ratios", [])
     if ratios:
@@ -25,6 +28,7 @@ def report(document: dict[str, Any]) -> Report:
         for entry in document["results"]
         if entry["reason"]
     ]
+    remarks += [sentence for entry in document["results"] for sentence in _emulation(entry)]
     if ran:
         remarks.append(_ceiling(document, ran[0]))
     head = "; ".join(f"{model['name']}: {model['total_bytes'] / 1e6:.2f} MB" for model in models)
@@ -47,13 +51,52 @@ def _file_rows(models: Sequence[dict[str, Any]]) -> Rows:
     return rows + [[name, *(f"{model['files'].get(name, 0):,}" for model in models)] for name in ordered]
 
 
-def _phase_rows(ran: Sequence[dict[str, Any]]) -> Rows:
+def _phase_rows(ran: Sequence[dict[str, Any]], emulated: Sequence[dict[str, Any]]) -> Rows:
+    """Measured columns, then for each emulated backend instructions and predicted milliseconds, named so."""
     rows = [["phase", *(entry["label"] for entry in ran)]]
+    for entry in emulated:
+        rows[0] += [f"{entry['label']}: M instructions", f"{entry['label']}: predicted ms"]
     for phase in PHASES:
-        cells = [entry["phases"].get(phase) for entry in ran]
         label = f"{phase} (a token)" if phase == "decode" else phase
-        rows.append([label, *(f"{c['median_ms']:.2f} ({c['p90_ms']:.2f})" if c else "-" for c in cells)])
+        row = [label, *(_time(entry["phases"].get(phase)) for entry in ran)]
+        for entry in emulated:
+            row += _prediction(entry["emulated"], phase)
+        rows.append(row)
     return rows
+
+
+def _time(phase: dict[str, Any] | None) -> str:
+    return f"{phase['median_ms']:.2f} ({phase['p90_ms']:.2f})" if phase else "-"
+
+
+def _prediction(emulated: dict[str, Any], phase: str) -> list[str]:
+    if phase not in emulated["predicted_ms"]:
+        return ["-", "-"]
+    ends = [f"{emulated['predicted_ms'][phase][end]:.1f}" for end in ("low", "high")]
+    return [f"{emulated['counted_instructions'][phase] / 1e6:.2f}", "-".join(dict.fromkeys(ends))]
+
+
+def _emulation(entry: dict[str, Any]) -> list[str]:
+    """What an emulated backend's columns are, and the verdict on its equivalence."""
+    emulated = entry.get("emulated")
+    if not emulated:
+        return []
+    sentences = []
+    if emulated["predicted_ms"]:
+        sentences.append(
+            f"{entry['label']}: no time of it was measured. Instructions are of {emulated['counts_from']}, of one "
+            f"thread of a {emulated['cpu']}, with an image and 15 tokens of text; times are predicted from them for a "
+            f"{emulated['board']}, at both ends of its memory bandwidth, and may be wrong by a factor of two"
+        )
+    compared = emulated["equivalence"]
+    if compared:
+        core, against = emulated["cpu"], compared["against"]
+        sentence = f"{entry['label']} on an emulated {core} against {against}: {compared['verdict']}"
+        if compared["sums"] is not None:
+            equal = compared["sums"] - compared["sums_differing"]
+            sentence += f", {equal:,} of {compared['sums']:,} integer sums equal"
+        sentences.append(sentence)
+    return sentences
 
 
 def _memory_rows(ran: Sequence[dict[str, Any]]) -> Rows:
