@@ -109,6 +109,12 @@ def test_mistakes_are_sentences_and_the_conversation_goes_on(chat, tmp_path):
     assert "/recall QUESTION" in out
 
 
+def test_a_byte_order_mark_before_the_first_line_is_not_part_of_it(chat):
+    status, out, err = chat("\ufeff/memory\n")
+    assert (status, err) == (0, "")
+    assert "0 entries" in out
+
+
 @pytest.mark.posix
 def test_a_person_at_a_terminal_has_seen_the_mistake(speaking_bundle):
     ours, theirs = os.openpty()

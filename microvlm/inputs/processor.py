@@ -24,6 +24,8 @@ __all__ = ["TOKENIZER", "Inputs", "Processor", "TextStream", "pad_left"]
 PREPROCESSOR = "preprocessor_config.json"
 GENERATION = "generation_config.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"
+MAX_CHARACTERS_PER_TOKEN = 64
+"""Far above the average of any text. Longer texts are refused before a tokenizer spends 100 bytes per character."""
 
 
 class Inputs(NamedTuple):
@@ -117,8 +119,10 @@ class Processor:
     def prompt_ids(self, prompt: str, images: int) -> list[int]:
         """Token ids of the template around the normalized prompt, with `prefix_tokens` image tokens per image.
 
-        Raises UserError for special tokens in the prompt, and for text that is not valid Unicode.
+        Raises UserError for special tokens in the prompt, for text that is not valid Unicode, and for text that is far
+        longer than the model's positions.
         """
+        self._check_length(prompt)
         self.reject_special_tokens(prompt)
         prompt = self.normalize_text(prompt)
         config = self.config.prompt
@@ -127,7 +131,8 @@ class Processor:
         return self._encode(text)
 
     def text_ids(self, text: str) -> list[int]:
-        """Token ids of normalized plain text, such as an answer."""
+        """Token ids of normalized plain text, such as an answer. Raises UserError."""
+        self._check_length(text)
         return self._encode(self.normalize_text(text))
 
     def __call__(
@@ -150,6 +155,14 @@ class Processor:
     def stream(self) -> TextStream:
         """A new converter of token ids, one at a time, to pieces of text."""
         return TextStream(self)
+
+    def _check_length(self, text: str) -> None:
+        positions = self.config.text.max_position_embeddings
+        if len(text) > MAX_CHARACTERS_PER_TOKEN * positions:
+            raise UserError(
+                f"the text has {len(text)} characters, more than the {positions - 1} tokens of this model hold; "
+                "shorten it."
+            )
 
     def _encode(self, text: str) -> list[int]:
         try:

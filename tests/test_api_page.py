@@ -1,0 +1,48 @@
+"""The Python examples of docs/api.md are run, and print what the page shows below them."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import microvlm
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "api.md").read_text()
+EXAMPLE = re.compile(r"^```python\n(.*?)^```\n(?:```text\n(.*?)^```$)?", re.M | re.S)
+MARK = "-- end of an example --"
+
+
+@pytest.fixture(scope="module")
+def outputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """What each example prints when the page is run as one program, in a folder with the evaluation images."""
+    folder = tmp_path_factory.mktemp("api")
+    (folder / "bench").symlink_to(ROOT / "bench")
+    program = "".join(f"{code}print({MARK!r})\n" for code, _ in EXAMPLE.findall(PAGE))
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", program],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "MICROVLM_CACHE": str(folder / "cache")},
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout.split(f"{MARK}\n")[:-1]
+
+
+def test_every_example_prints_what_the_page_shows(outputs: list[str]) -> None:
+    shown = [text for _, text in EXAMPLE.findall(PAGE)]
+    assert all(shown), "an example has no output"
+    assert outputs == shown
+
+
+def test_every_public_name_has_an_example() -> None:
+    examples = "".join(code for code, _ in EXAMPLE.findall(PAGE))
+    names = set(microvlm.__all__) - {"LoadedModel"}  # what `load` returns; nobody imports it to build one
+    assert [name for name in sorted(names) if f"from microvlm import {name}\n" not in examples] == []
+    assert "LoadedModel" in PAGE
