@@ -1,4 +1,4 @@
-"""`microvlm-export`: a checkpoint to a bundle that any ONNX Runtime runs."""
+"""`microvlm-export`: export a checkpoint to a bundle that any ONNX Runtime runs."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def command(
 
     Each graph is compared with PyTorch after it was saved. Status 1 and no folder when one differs.
     """
-    # Bad flags are answered before PyTorch is imported, which takes seconds.
+    # Bad flags are refused before PyTorch is imported, which takes seconds.
     weights = WeightFormat(_number("--bits", bits), packing, _whole("--embedding-bits", embedding_bits))
     if weights.embedding_bits == 32:
         raise UserError("--embedding-bits 32 is not offered; choose 16, 8 or 4.")
@@ -85,6 +85,7 @@ def command(
 
 
 def _show(report: ExportReport, as_json: bool) -> None:
+    """Print the report as JSON, or the comparison of each output and the sizes for people."""
     if as_json:
         print_json(report.to_json())
         return
@@ -103,6 +104,7 @@ def _show(report: ExportReport, as_json: bool) -> None:
 
 
 def _number(flag: str, text: str) -> float:
+    """A flag's value as a number. Raises UserError; click would not name the choices."""
     try:
         return float(text)
     except ValueError:

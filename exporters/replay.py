@@ -25,6 +25,8 @@ from microvlm.model.microvlm import MicroVLM
 TIE_DISTANCE = 1e-3
 """A code may differ only where the value was this near to a tie, in code steps."""
 
+_WEIGHTS_FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
+
 Recording = dict[str, np.ndarray]
 """Layer name -> float32 [..., K] in code steps, not yet rounded."""
 
@@ -56,11 +58,18 @@ class CodeDifferences:
             self.max_tie_distance = max(self.max_tie_distance, distance)
 
 
-def session(path: Path, threads: int) -> onnxruntime.InferenceSession:
-    """Stock ONNX Runtime on the CPU, from a file, so that its weights are mapped."""
+def session(path: Path, threads: int, proto: onnx.ModelProto | None = None) -> onnxruntime.InferenceSession:
+    """Stock ONNX Runtime on the CPU; the weights beside the .onnx file `path` are mapped.
+
+    `proto` is run in place of the file's graph when it is given.
+    """
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    graph: str | bytes = str(path)
+    if proto is not None:
+        options.add_session_config_entry(_WEIGHTS_FOLDER_OPTION, str(path.parent.resolve()))
+        graph = proto.SerializeToString()
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
 def record(
@@ -72,13 +81,7 @@ def record(
     given = {*feeds, *outputs}
     added = [name for name in dict.fromkeys([*packed.values(), *dense.values()]) if name not in given]
     proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in added)
-    # Beside the original, because weights are found relative to the file.
-    aside = path.with_name(f".{path.name}.replay")
-    try:
-        aside.write_bytes(proto.SerializeToString())
-        values = session(aside, threads).run([*outputs, *added], feeds)
-    finally:
-        aside.unlink(missing_ok=True)
+    values = session(path, threads, proto).run([*outputs, *added], feeds)
     by_name = {**feeds, **dict(zip([*outputs, *added], values, strict=True))}
     recording = {layer: _in_code_steps(by_name[name]) for layer, name in packed.items()}
     recording.update({layer: by_name[name] for layer, name in dense.items()})
