@@ -136,9 +136,9 @@ def test_facts_are_dealt_again_alike_and_their_two_views_differ():
     facts, again = deal(objects, 6), deal(objects, 6)
     for one, other in zip(facts, again, strict=True):
         assert (one.object, one.name) == (other.object, other.name)
-        assert np.array_equal(one.asked, other.asked)
-        assert one.written.shape == (96, 96, 3)
-        assert not np.array_equal(one.written, one.asked)
+        assert np.array_equal(one.query_view, other.query_view)
+        assert one.written_view.shape == (96, 96, 3)
+        assert not np.array_equal(one.written_view, one.query_view)
         assert one.name in NAMES
     assert len(set(NAMES)) == 50
     count = len(objects.objects)

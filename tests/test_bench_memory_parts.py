@@ -10,8 +10,8 @@ from microvlm.backends import load
 from microvlm.bench.memory.drift import distance, drift, exact_write, plan_steps
 from microvlm.bench.memory.edits import neighbours
 from microvlm.bench.memory.fact_sets import QUESTIONS, Fact, deal
-from microvlm.bench.memory.memory_subject import BATCH, Subject
 from microvlm.bench.memory.memoryset_reader import load_memoryset
+from microvlm.bench.memory.model_under_test import BATCH, ModelUnderTest
 from microvlm.bench.memory.other_vendor import other_vendor
 from microvlm.bench.memory.scores import Encoded, addressing, roc
 from microvlm.bench.memory.tuning import Learner, tuning, widened
@@ -25,13 +25,15 @@ SLOTS, WIDTH = 16, 48
 
 
 @pytest.fixture(scope="module")
-def subject(speaking_bundle) -> Subject:
-    return Subject(load("ort", speaking_bundle, threads=1), Processor.from_pretrained(speaking_bundle), 3)
+def model(speaking_bundle) -> ModelUnderTest:
+    return ModelUnderTest(
+        load("ort", speaking_bundle, threads=1), Processor.from_pretrained(speaking_bundle), 3
+    )
 
 
 @pytest.fixture(scope="module")
-def encoded(subject) -> Encoded:
-    return Encoded(subject, deal(load_memoryset(), 24))
+def encoded(model) -> Encoded:
+    return Encoded(model, deal(load_memoryset(), 24))
 
 
 def pool(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -107,7 +109,7 @@ def test_a_thousand_steps_stay_near_float64_and_a_rebuild_restores_them(backend,
     assert found["without_rebuilds"] > found["float32_vs_float64"]
 
 
-def test_questions_and_turns_encoded_together_have_the_codes_of_each_alone(subject):
+def test_questions_and_turns_encoded_together_have_the_codes_of_each_alone(model):
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 256, (32, 32, 3), np.uint8) for _ in range(3)]
     queries = [
@@ -119,11 +121,11 @@ def test_questions_and_turns_encoded_together_have_the_codes_of_each_alone(subje
     answers = ["anna", "in the refrigerator", "may", "luna"]
     # A full batch and two more, so that a batch ends somewhere within.
     many = [queries[number % 4] for number in range(BATCH + 2)]
-    codes, keys = subject.encode(many)
-    values = subject.encode_values(many, [answers[number % 4] for number in range(BATCH + 2)])
+    codes, keys = model.encode(many)
+    values = model.encode_values(many, [answers[number % 4] for number in range(BATCH + 2)])
     for number, (query, answer) in enumerate(zip(queries, answers, strict=True)):
-        (code,), (key,) = subject.encode([query])
-        (value,) = subject.encode_values([query], [answer])
+        (code,), (key,) = model.encode([query])
+        (value,) = model.encode_values([query], [answer])
         # A value near the tie of two int8 codes may become the other one in a batch: a thousandth of a code.
         for row in range(number, BATCH + 2, 4):
             assert np.abs(codes[row] - code).max() < 1e-2
@@ -133,8 +135,8 @@ def test_questions_and_turns_encoded_together_have_the_codes_of_each_alone(subje
     assert min(apart) > 5e-2, "other turns have other codes, or nothing was compared"
 
 
-def test_slot_use_is_what_the_covariance_lost_and_equal_keys_use_few_slots(subject, encoded):
-    found = addressing(subject, encoded, 8)
+def test_slot_use_is_what_the_covariance_lost_and_equal_keys_use_few_slots(model, encoded):
+    found = addressing(model, encoded, 8)
     assert np.array(found["weights"]).shape == (8, SLOTS)
     assert 0 < min(found["slot_use"]) <= max(found["slot_use"]) < 1
     # What all slots lost together is what eight rows can take from an identity at most.
@@ -148,14 +150,14 @@ def test_a_roc_goes_from_corner_to_corner_with_its_corners_alone():
     assert roc(low, low) == [(0.0, 0.0), (0.5, 0.5), (1.0, 1.0)]
 
 
-def test_another_vendors_drawings_are_asked_for_beside_the_nearest_neighbour(subject, encoded):
-    found = other_vendor(subject, encoded, 8)
+def test_another_vendors_drawings_are_asked_for_beside_the_nearest_neighbour(model, encoded):
+    found = other_vendor(model, encoded, 8)
     assert (found["facts"], found["recall"]) == (8, 0)
     right = 0
     for fact in encoded.facts[:8]:
-        assert not np.array_equal(fact.other, fact.asked)
-        codes, _ = subject.encode([(fact.question, fact.other)])
-        right += encoded.names[int((encoded.codes[:8] @ codes[0]).argmax())] == fact.name
+        assert not np.array_equal(fact.other_vendor_view, fact.query_view)
+        codes, _ = model.encode([(fact.question, fact.other_vendor_view)])
+        right += encoded.names[int((encoded.latents[:8] @ codes[0]).argmax())] == fact.name
     assert found["nearest_neighbour"] == right / 8
 
 
@@ -163,7 +165,7 @@ def test_another_vendors_drawings_are_asked_for_beside_the_nearest_neighbour(sub
 def learner(speaking_bundle) -> tuple[TorchRuntime, Learner]:
     runtime = load("torch", speaking_bundle, threads=1)
     student = TorchRuntime(widened(runtime.model), directory=runtime.directory)
-    return runtime, Learner(Subject(student, Processor.from_pretrained(speaking_bundle), 3))
+    return runtime, Learner(ModelUnderTest(student, Processor.from_pretrained(speaking_bundle), 3))
 
 
 def test_a_widened_decoder_holds_the_stored_values_in_float(learner):
@@ -185,16 +187,16 @@ def test_a_fact_is_trained_in_until_it_is_answered_and_then_taken_back(learner, 
     done = taught.learn(fact, 1e-3)
     assert done.right
     assert done.steps > 0
-    asked = [(fact.question, fact.written)]
-    whole = Subject(taught.student.runtime, taught.student.processor, 12)
+    asked = [(fact.question, fact.written_view)]
+    whole = ModelUnderTest(taught.student.runtime, taught.student.processor, 12)
     assert whole.answers(asked, None) == [fact.name]
     taught.restore()
     assert all(torch.equal(start[name], now) for name, now in taught.model.decoder.state_dict().items())
     assert whole.answers(asked, None) != [fact.name]
 
 
-def test_both_ways_of_telling_a_fact_are_timed_and_scored(subject, encoded, speaking_bundle):
-    found = tuning(subject, encoded, str(speaking_bundle), 1, 1)
+def test_both_ways_of_telling_a_fact_are_timed_and_scored(model, encoded, speaking_bundle):
+    found = tuning(model, encoded, str(speaking_bundle), 1, 1)
     assert found["tuned"] == 1
     assert found["written"] == 0
     assert min(found[name] for name in ("steps", "tuning_ms", "write_ms", "write_torch_ms")) > 0

@@ -18,7 +18,7 @@ STEPS = 1000
 
 
 class Step(NamedTuple):
-    """One operation: the row at `place` of the log is gone, `new` of the pool is there; -1 for neither."""
+    """One operation: removes the row at `place` of the log, adds row `new` of the pool; -1 where it does not."""
 
     name: str
     place: int
@@ -26,17 +26,17 @@ class Step(NamedTuple):
 
 
 def drift(
-    runtime: Runtime, keys: np.ndarray, codes: np.ndarray, steps: int = STEPS, seed: int = 0
+    runtime: Runtime, keys: np.ndarray, latents: np.ndarray, steps: int = STEPS, seed: int = 0
 ) -> dict[str, Any]:
-    """keys [N, K], codes [N, C]: the rows that the sequence draws from, N > 1; none is in the state twice at once.
+    """keys [N, K], latents [N, C]: the rows that the sequence draws from, N > 1; none is in the state twice at once.
 
     `float32_vs_float64` is the largest difference of a number of mean or covariance after `steps` operations of an
     `EpisodicMemory`, which builds a state anew after K forgotten rows; `without_rebuilds` that of the same operations
     where nothing is built anew; `after_rebuild` where the log is written anew at the end.
     """
-    pool = [Entry(str(number), *row, time=0.0) for number, row in enumerate(zip(keys, codes, strict=True))]
+    pool = [Entry(str(number), *row, time=0.0) for number, row in enumerate(zip(keys, latents, strict=True))]
     memory, prior = EpisodicMemory.empty(runtime), runtime.memory_prior()
-    bare = hold(runtime, prior)
+    never_rebuilt = hold(runtime, prior)
     exact = MemoryArrays(*(part[0].astype(np.float64) for part in prior))
     variance = runtime.config.memory.observation_variance
     plan = plan_steps(len(pool), memory.slots, steps, seed)
@@ -47,21 +47,21 @@ def drift(
             exact = exact_write(exact, old, -variance)
         if new is not None:
             exact = exact_write(exact, new, variance)
-        _apply(bare, old, new)
+        _apply(never_rebuilt, old, new)
         if old is None and new is not None:
             memory.write(runtime, new)
         elif new is None:
             memory.forget(runtime, step.place)
         else:
             memory.overwrite(runtime, step.place, new)
-    found = {
+    table = {
         "steps": steps,
         **{f"{name}s": count for name, count in sorted(Counter(step.name for step in plan).items())},
         "float32_vs_float64": distance(memory.states[0], exact),
-        "without_rebuilds": distance(bare.state, exact),
+        "without_rebuilds": distance(never_rebuilt.state, exact),
     }
     memory.rebuild(runtime)
-    return {**found, "after_rebuild": distance(memory.states[0], exact)}
+    return {**table, "after_rebuild": distance(memory.states[0], exact)}
 
 
 def plan_steps(pool: int, slots: int, steps: int, seed: int = 0) -> list[Step]:
@@ -85,11 +85,11 @@ def plan_steps(pool: int, slots: int, steps: int, seed: int = 0) -> list[Step]:
 
 def exact_write(state: MemoryArrays, row: Entry, variance: float) -> MemoryArrays:
     """`memory_algebra.write` in float64, mean [K, C] and covariance [K, K]; of a negative variance, `forget`."""
-    key, code = row.key.astype(np.float64), row.latent.astype(np.float64)
+    key, latent = row.key.astype(np.float64), row.latent.astype(np.float64)
     spread = state.covariance @ key
     gain = spread / (key @ spread + variance)
     return MemoryArrays(
-        state.mean + np.outer(gain, code - key @ state.mean), state.covariance - np.outer(spread, gain)
+        state.mean + np.outer(gain, latent - key @ state.mean), state.covariance - np.outer(spread, gain)
     )
 
 

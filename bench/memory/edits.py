@@ -1,7 +1,7 @@
 """One-shot edits and what they must leave alone (Larimar's editing tables, arXiv 2403.11901, section 5).
 
-As there, one fact is written into an otherwise empty memory at a time. What a memory with K/2 facts leaves alone is a
-harder question, and is asked too (`crowded`).
+As in that paper, each fact is written alone into an empty memory. `crowded` measures the harder case: what a memory
+with K/2 facts leaves alone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from microvlm.bench.memory.fact_sets import QUESTIONS, Fact
-from microvlm.bench.memory.memory_subject import Query, Subject
+from microvlm.bench.memory.model_under_test import ModelUnderTest, Query
 from microvlm.bench.memory.scores import Encoded
 from microvlm.bench.stats import bootstrap, wilson
 from microvlm.runtime import Memories
@@ -23,31 +23,29 @@ CROWDED_MEMORIES = 4
 """Most memories that are filled with K/2 facts."""
 
 
-def edit(subject: Subject, encoded: Encoded, count: int, written: int) -> dict[str, Any]:
+def edit(model: ModelUnderTest, encoded: Encoded, count: int, written: int) -> dict[str, Any]:
     """`count` facts, each written alone.
 
     `efficacy`: right for the question and picture of the writing; `paraphrase`: for another wording and view;
     `neighbourhood`: the share of neighbours whose answer is the one without a memory, the mean over the kinds in
     `neighbours`. `crowded` has the last again, of memories with `written` facts each.
     """
-    told, reworded = 0, 0
+    right, reworded = 0, 0
     memories: list[Tallies] = []
     for index, fact in enumerate(encoded.facts[:count]):
-        states = _written(subject, encoded, [index])
-        asked: list[Query] = [(fact.question, fact.written), (fact.paraphrase, fact.asked)]
-        same, other = subject.answers(asked, states)
-        told += same == fact.name
+        states = _written(model, encoded, [index])
+        queries: list[Query] = [(fact.question, fact.written_view), (fact.paraphrase, fact.query_view)]
+        same, other = model.answers(queries, states)
+        right += same == fact.name
         reworded += other == fact.name
-        memories.append(_kept(subject, encoded, states, [index], ONE_SHOT_CASES))
+        memories.append(_kept(model, encoded, states, [index], ONE_SHOT_CASES))
     starts = range(0, len(encoded.facts) - written + 1, written)[:CROWDED_MEMORIES]
     parts = [list(range(start, start + written)) for start in starts]
-    crowded = [
-        _kept(subject, encoded, _written(subject, encoded, part), part, CROWDED_CASES) for part in parts
-    ]
+    crowded = [_kept(model, encoded, _written(model, encoded, part), part, CROWDED_CASES) for part in parts]
     return {
         "facts": count,
-        "efficacy": told / count,
-        "efficacy_ci95": wilson(told, count),
+        "efficacy": right / count,
+        "efficacy_ci95": wilson(right, count),
         "paraphrase": reworded / count,
         "paraphrase_ci95": wilson(reworded, count),
         **_summary(memories),
@@ -73,16 +71,18 @@ def neighbours(
     unknown = rest[:: max(1, len(rest) // most)][:most]
     questions = [caption_prompt, *(question for question, _ in QUESTIONS)]
     another: list[Query] = [
-        (question, fact.asked)
+        (question, fact.query_view)
         for fact in written
         for question in questions
         if (fact.object, question) not in taken
     ]
     return {
-        "other_caption": [(caption_prompt, fact.asked) for fact in unknown],
-        "other_object": [(written[i % len(written)].question, fact.asked) for i, fact in enumerate(unknown)],
+        "other_caption": [(caption_prompt, fact.query_view) for fact in unknown],
+        "other_object": [
+            (written[i % len(written)].question, fact.query_view) for i, fact in enumerate(unknown)
+        ],
         "like_object": [
-            (written[i % len(written)].question, fact.asked) for i, fact in enumerate(alike[:most])
+            (written[i % len(written)].question, fact.query_view) for i, fact in enumerate(alike[:most])
         ],
         "other_question": another[:: max(1, len(another) // most)][:most],
     }
@@ -99,28 +99,30 @@ class Tally(NamedTuple):
 Tallies = dict[str, Tally]
 
 
-def _written(subject: Subject, encoded: Encoded, rows: list[int]) -> Memories:
-    return subject.remember(encoded.keys[rows], encoded.values[rows]).states
+def _written(model: ModelUnderTest, encoded: Encoded, rows: list[int]) -> Memories:
+    return model.remember(encoded.keys[rows], encoded.values[rows]).states
 
 
-def _kept(subject: Subject, encoded: Encoded, states: Memories, rows: list[int], most: int) -> Tallies:
-    """Ask every neighbour without a memory, with it, and with it whatever the gate says."""
-    prompt = subject.runtime.config.prompt.caption_prompt
+def _kept(model: ModelUnderTest, encoded: Encoded, states: Memories, rows: list[int], most: int) -> Tallies:
+    """Answers to every neighbour without a memory, with it, and with it and the gate open, compared."""
+    prompt = model.runtime.config.prompt.caption_prompt
     kinds = neighbours([encoded.facts[row] for row in rows], nearest_others(encoded, rows), prompt, most)
     tallies = {}
     for kind, queries in kinds.items():
-        before, after = subject.answers(queries, None), subject.answers(queries, states)
-        with subject.gate_open():
-            ungated = subject.answers(queries, states)
-        kept, forced = (sum(a == b for a, b in zip(said, before, strict=True)) for said in (after, ungated))
+        before, after = model.answers(queries, None), model.answers(queries, states)
+        with model.gate_open():
+            ungated = model.answers(queries, states)
+        kept, forced = (
+            sum(a == b for a, b in zip(answers, before, strict=True)) for answers in (after, ungated)
+        )
         tallies[kind] = Tally(len(queries), kept, forced)
     return tallies
 
 
 def nearest_others(encoded: Encoded, rows: list[int]) -> list[Fact]:
-    """The facts about other objects than those of `rows`, most alike first: by the best cosine of question codes."""
+    """The facts about other objects than those of `rows`, most alike first: by the best cosine of question latents."""
     written = {encoded.facts[row].object for row in rows}
-    likeness = (encoded.asked_codes @ encoded.codes[rows].T).max(1)
+    likeness = (encoded.query_latents @ encoded.latents[rows].T).max(1)
     order = np.argsort(-likeness, kind="stable")
     return [encoded.facts[row] for row in order if encoded.facts[row].object not in written]
 

@@ -36,29 +36,29 @@ class Fact:
     question: str
     paraphrase: str
     name: str
-    written: np.ndarray
-    """The picture that is shown when the fact is told."""
-    asked: np.ndarray
-    """Another view of the same drawing, shown when it is asked for."""
-    other: np.ndarray
+    written_view: np.ndarray
+    """The picture that is shown when the fact is written."""
+    query_view: np.ndarray
+    """Another view of the same drawing, shown when the fact is asked for."""
+    other_vendor_view: np.ndarray
     """A view of another vendor's drawing of the object."""
 
 
 def deal(objects: MemorySet, count: int, seed: int = 0) -> list[Fact]:
-    """`count` facts, or as many as the set has objects and questions; all is drawn with `seed`.
+    """`count` facts, or as many as the set has objects and questions, drawn at random with `seed`.
 
     The first facts are about different objects; half of those ask each question first.
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(objects.objects))
-    shown = [objects.objects[index] for index in order]
-    pictures = [objects.pixels(one.file) for one in shown]
+    shuffled = [objects.objects[index] for index in order]
+    pictures = [objects.pixels(item.file) for item in shuffled]
     facts: list[Fact] = []
     for turn in range(len(QUESTIONS)):
         for number, picture in enumerate(pictures[: max(0, count - len(facts))]):
             question, paraphrase = QUESTIONS[(turn + number) % len(QUESTIONS)]
             beside = pictures[(number + 1) % len(pictures)]
-            other = objects.pixels(shown[number].other)
+            other = objects.pixels(shuffled[number].other)
             name = NAMES[int(rng.integers(len(NAMES)))]
             views = (another_view(drawing, beside, rng) for drawing in (picture, picture, other))
             facts.append(Fact(int(order[number]), question, paraphrase, name, *views))

@@ -16,8 +16,8 @@ from microvlm.bench.memory.costs import bars, latency_ms, measured_shares, predi
 from microvlm.bench.memory.drift import drift
 from microvlm.bench.memory.edits import edit
 from microvlm.bench.memory.fact_sets import NAMES, deal
-from microvlm.bench.memory.memory_subject import Subject
 from microvlm.bench.memory.memoryset_reader import load_memoryset
+from microvlm.bench.memory.model_under_test import ModelUnderTest
 from microvlm.bench.memory.other_vendor import other_vendor
 from microvlm.bench.memory.scores import Encoded, addressing, forget, gate, recall_curve, sequential
 from microvlm.bench.provenance import describe_model, kernels_of, provenance
@@ -123,41 +123,41 @@ def run(options: Options, progress: Progress = lambda _: None) -> dict[str, Any]
 
 def score(runtime: LoadedRuntime, options: Options, progress: Progress) -> dict[str, Any]:
     """Every table that is a share of right answers, the drift, and how the slots were used."""
-    subject = Subject(runtime, Processor.from_pretrained(runtime.directory))
-    slots = subject.slots
+    model = ModelUnderTest(runtime, Processor.from_pretrained(runtime.directory))
+    slots = model.slots
     progress("encoding the facts")
-    encoded = Encoded(subject, deal(load_memoryset(), options.facts or 4 * slots, options.seed))
+    encoded = Encoded(model, deal(load_memoryset(), options.facts or 4 * slots, options.seed))
     count, objects = len(encoded.facts), len({fact.object for fact in encoded.facts})
     half = min(slots // 2, count)
     tables: dict[str, Any] = {"chance": 1 / len(NAMES)}
     progress("recall against the number of facts")
-    tables["recall"] = recall_curve(subject, encoded, fact_counts(slots, count))
+    tables["recall"] = recall_curve(model, encoded, fact_counts(slots, count))
     progress("another vendor's drawings")
-    tables["other_vendor"] = other_vendor(subject, encoded, half)
+    tables["other_vendor"] = other_vendor(model, encoded, half)
     progress("one-shot edits and their neighbours")
-    tables["edit"] = edit(subject, encoded, min(50, count), min(slots // 2, objects // 2))
+    tables["edit"] = edit(model, encoded, min(50, count), min(slots // 2, objects // 2))
     progress("forgetting")
-    tables["forget"] = forget(subject, encoded, min(slots, count))
+    tables["forget"] = forget(model, encoded, min(slots, count))
     progress(f"{options.edits} edits in sequence")
-    tables["sequential"] = sequential(subject, encoded, half, options.edits, options.seed)
+    tables["sequential"] = sequential(model, encoded, half, options.edits, options.seed)
     progress("the scope gate")
-    tables["gate"] = gate(subject, encoded, min(slots, count // 4))
-    tables["addressing"] = addressing(subject, encoded, min(slots, count, DRAWN_STEPS))
+    tables["gate"] = gate(model, encoded, min(slots, count // 4))
+    tables["addressing"] = addressing(model, encoded, min(slots, count, DRAWN_STEPS))
     progress("drift")
     tables["drift"] = drift(runtime, encoded.keys, encoded.values, seed=options.seed)
     if options.tune != 0 and _has_torch():
-        tables |= _tuned(subject, encoded, options, progress)
+        tables |= _tuned(model, encoded, options, progress)
     return tables
 
 
-def _tuned(subject: Subject, encoded: Encoded, options: Options, progress: Progress) -> dict[str, Any]:
+def _tuned(model: ModelUnderTest, encoded: Encoded, options: Options, progress: Progress) -> dict[str, Any]:
     """`tuning`, or nothing where torch can't load this model and nobody asked for it."""
     from microvlm.bench.memory.tuning import tuning
 
     progress("training facts into the decoder")
     count = min(options.tune or 5, len(encoded.facts))
     try:
-        return {"tuning": tuning(subject, encoded, options.model, count, options.threads)}
+        return {"tuning": tuning(model, encoded, options.model, count, options.threads)}
     except UserError as error:
         if options.tune:
             raise

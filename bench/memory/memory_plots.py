@@ -1,4 +1,4 @@
-"""The document of `memory` as drawings: recall curve, addressing heatmap, slot use, ROC of the scope detector.
+"""Plots of the document of `memory`: recall curve, addressing heatmap, slot use, ROC of the scope detector.
 
 Reads JSON, measures nothing, so that a saved document can be drawn again.
 """
@@ -28,19 +28,19 @@ def plots(document: dict[str, Any]) -> dict[str, str]:
 
 
 def write_plots(document: dict[str, Any], folder: Path) -> list[Path]:
-    """Draws into `folder`, made when it is not there; of several models, into a folder each."""
+    """Draws into `folder`, which is created; several models get a folder each."""
     written = []
-    for one in document.get("subjects", [document]):
-        into = folder / one["label"] if "subjects" in document else folder
-        for name, drawing in plots(one).items():
-            into.mkdir(parents=True, exist_ok=True)
-            (into / name).write_text(drawing, encoding="utf-8")
-            written.append(into / name)
+    for part in document.get("subjects", [document]):
+        destination = folder / part["label"] if "subjects" in document else folder
+        for name, drawing in plots(part).items():
+            destination.mkdir(parents=True, exist_ok=True)
+            (destination / name).write_text(drawing, encoding="utf-8")
+            written.append(destination / name)
     return written
 
 
 def recall_curve(document: dict[str, Any]) -> str:
-    """Recall with its band, the control and 1-nearest-neighbour of the codes, over the number of facts."""
+    """Recall with its band, the control and 1-nearest-neighbour of the latents, over the number of facts."""
     rows, slots = document["recall"], document["slots"]
     counts = [row["facts"] for row in rows]
 
@@ -51,14 +51,16 @@ def recall_curve(document: dict[str, Any]) -> str:
 
     lines = [
         line("recall, 95 % band", "accuracy", "ci95"),
-        line("1-nearest-neighbour of the questions' codes", "nearest_neighbour"),
+        line("1-nearest-neighbour of the questions' latents", "nearest_neighbour"),
         line("memory reset", "control", "control_ci95"),
     ]
     # Of one count there is no span to draw over.
     low, high = counts[0], max(counts[-1], counts[0] + 1)
     marks = [(slots * part, word) for part, word in ((0.5, "K/2"), (1, "K")) if low <= slots * part <= high]
     x = Axis("facts written (log scale)", low, high, counts, log=True)
-    return chart("Facts told once, asked for with another view", lines, x, _shares("answered right"), marks)
+    return chart(
+        "Facts written once, asked for with another view", lines, x, _shares("answered right"), marks
+    )
 
 
 def addressing(document: dict[str, Any]) -> str:

@@ -49,9 +49,9 @@ def report(document: dict[str, Any]) -> Report:
 
 def _columns(parts: Sequence[dict[str, Any]], figures: Callable[[dict[str, Any]], Figures]) -> Rows:
     """One column for each model; all have the same lines."""
-    columns = [dict(figures(one)) for one in parts]
+    columns = [dict(figures(part)) for part in parts]
     labels = dict.fromkeys(label for column in columns for label in column)
-    head = ["", "value"] if len(parts) == 1 else ["", *(one["label"] for one in parts)]
+    head = ["", "value"] if len(parts) == 1 else ["", *(part["label"] for part in parts)]
     return [head, *([label, *(column.get(label, "-") for column in columns)] for label in labels)]
 
 
@@ -59,7 +59,7 @@ def _recall(rows: list[dict[str, Any]]) -> Rows:
     table = [
         [
             *("facts", "times", "memories", "recall", "95 %"),
-            *("memory reset", "reset, gate open", "reading", "1-NN of codes", "in one memory"),
+            *("memory reset", "reset, gate open", "reading", "1-NN of latents", "in one memory"),
         ]
     ]
     for row in rows:
@@ -78,7 +78,7 @@ def _figures(document: dict[str, Any]) -> Figures:
     retention = f"retention after {sequential['edits']} edits of {sequential['facts']} facts"
     return [
         (f"another vendor's drawing, {other['facts']} facts", _share(other["recall"])),
-        ("another vendor's drawing, 1-NN of codes", _share(other["nearest_neighbour"])),
+        ("another vendor's drawing, 1-NN of latents", _share(other["nearest_neighbour"])),
         ("edit: efficacy", _with_interval(edit, "efficacy")),
         ("edit: paraphrase", _with_interval(edit, "paraphrase")),
         *(
@@ -152,14 +152,14 @@ def _latencies(document: dict[str, Any]) -> Figures:
 
 
 def _costs(parts: Sequence[dict[str, Any]]) -> Rows:
-    sizes = list({size["name"]: size for one in parts for size in one["costs"]["sizes"]}.values())
-    measured = ["measured, time"] if len(parts) == 1 else [f"measured: {one['label']}" for one in parts]
+    sizes = list({size["name"]: size for part in parts for size in part["costs"]["sizes"]}.values())
+    measured = ["measured, time"] if len(parts) == 1 else [f"measured: {part['label']}" for part in parts]
     table = [
         ["", *measured, *(f"predicted, multiplications: {size['name']}" for size in sizes), "bar, full size"]
     ]
     labels = ("read + write, of an answer of 50 tokens", "encode, of the prefill")
     for index, label in enumerate(labels):
-        found = [one["costs"]["bars"][index] for one in parts]
+        found = [part["costs"]["bars"][index] for part in parts]
         cells = [
             _percent(bar["value"]) + {True: ", met", False: ", NOT MET", None: ""}[bar["met"]]
             for bar in found

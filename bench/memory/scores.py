@@ -1,7 +1,7 @@
 """Larimar's tables (arXiv 2403.11901, section 5) on facts about pictures: recall, forgetting, scope.
 
-Every figure is a share of answers that the model itself gave, greedily; nothing is scored from the codes but
-`nearest_neighbour` and `reading`, which say how much the codes could give.
+Every figure is a share of the model's own greedy answers, except `nearest_neighbour` and `reading`, which score the
+memory's latents and so bound what the answers can reach.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from microvlm.bench.memory.fact_sets import NAMES, QUESTIONS, Fact
-from microvlm.bench.memory.memory_subject import Query, Subject
+from microvlm.bench.memory.model_under_test import ModelUnderTest, Query
 from microvlm.bench.stats import equal_error_rate, wilson
 from microvlm.memory.episodic import Entry
 from microvlm.runtime import Memories
@@ -21,51 +21,51 @@ NEGATIVES = ("other_object", "other_question")
 
 
 class Encoded:
-    """Facts with the codes of their questions and values, made once."""
+    """Facts with the latents of their questions and values, computed once."""
 
-    def __init__(self, subject: Subject, facts: Sequence[Fact]):
+    def __init__(self, model: ModelUnderTest, facts: Sequence[Fact]):
         self.facts = facts
-        told = [(fact.question, fact.written) for fact in facts]
-        self.codes, self.keys = subject.encode(told)
-        self.values = subject.encode_values(told, [fact.name for fact in facts])
-        self.asked: list[Query] = [(fact.question, fact.asked) for fact in facts]
-        self.asked_codes, _ = subject.encode(self.asked)
+        written = [(fact.question, fact.written_view) for fact in facts]
+        self.latents, self.keys = model.encode(written)
+        self.values = model.encode_values(written, [fact.name for fact in facts])
+        self.queries: list[Query] = [(fact.question, fact.query_view) for fact in facts]
+        self.query_latents, _ = model.encode(self.queries)
         self.names = [fact.name for fact in facts]
 
 
-def recall_curve(subject: Subject, encoded: Encoded, counts: Sequence[int]) -> list[dict[str, Any]]:
-    """One row a number of facts written at once: right answers with their 95 % interval, and with the memory reset.
+def recall_curve(model: ModelUnderTest, encoded: Encoded, counts: Sequence[int]) -> list[dict[str, Any]]:
+    """One row for each number of facts: right answers with their 95 % interval, and with the memory reset.
 
-    As many times `facts` of the encoded facts as there are are written, each time into an empty memory (`trials`), and
-    all are asked for. `control` is the accuracy with the memory reset, where the gate keeps it shut and the model says
-    that it does not know; `control_gate_open` lets the reset memory speak. Beyond the slots, several memories are read
-    as one; `single` is the accuracy of one memory that took them all. The names are ones that training has as answers,
-    and the first wording of each question is one that it asks; the objects have no fact there.
+    The encoded facts are divided into groups of `facts` (`trials`); each group is written into an empty memory, and
+    every fact of it is asked for. `control` is the accuracy with the memory reset, where the gate stays shut and the
+    model says that it does not know; `control_gate_open` opens it. With more facts than slots, several memories are
+    read as one; `single` is the accuracy of one memory that holds them all. The names and the first wording of each
+    question occur in training; the objects have no fact there.
     """
-    return [_recall(subject, encoded, count) for count in counts]
+    return [_recall(model, encoded, count) for count in counts]
 
 
-def _recall(subject: Subject, encoded: Encoded, count: int) -> dict[str, Any]:
+def _recall(model: ModelUnderTest, encoded: Encoded, count: int) -> dict[str, Any]:
     starts = range(0, len(encoded.facts) - count + 1, count)
-    empty = subject.runtime.memory_prior()
+    empty = model.runtime.memory_prior()
     right = control = forced = single = memories = 0
     nearest, reading = [], []
     for start in starts:
         part = slice(start, start + count)
-        asked, names = encoded.asked[part], encoded.names[part]
+        queries, names = encoded.queries[part], encoded.names[part]
         keys, values = encoded.keys[part], encoded.values[part]
-        memory = subject.remember(keys, values)
+        memory = model.remember(keys, values)
         memories = len(memory.states)
-        right += right_answers(subject.answers(asked, memory.states), names)
-        control += right_answers(subject.answers(asked, empty), names)
-        with subject.gate_open():
-            forced += right_answers(subject.answers(asked, empty), names)
-        recalled = np.concatenate([read.latent for read in subject.readings(asked, memory.states)])
-        nearest.append(nearest_name(encoded.asked_codes[part], encoded.codes[part], names))
-        reading.append(nearest_name(recalled, values, names))
-        if count > subject.slots:
-            one = subject.remember(keys, values, single=True)
-            single += right_answers(subject.answers(asked, one.states), names)
+        right += right_answers(model.answers(queries, memory.states), names)
+        control += right_answers(model.answers(queries, empty), names)
+        with model.gate_open():
+            forced += right_answers(model.answers(queries, empty), names)
+        latents = np.concatenate([reading.latent for reading in model.readings(queries, memory.states)])
+        nearest.append(nearest_name(encoded.query_latents[part], encoded.latents[part], names))
+        reading.append(nearest_name(latents, values, names))
+        if count > model.slots:
+            single_memory = model.remember(keys, values, single=True)
+            single += right_answers(model.answers(queries, single_memory.states), names)
     total = count * len(starts)
     row = {
         "facts": count,
@@ -79,32 +79,34 @@ def _recall(subject: Subject, encoded: Encoded, count: int) -> dict[str, Any]:
         "nearest_neighbour": float(np.mean(nearest)),
         "reading": float(np.mean(reading)),
     }
-    return {**row, "single": single / total} if count > subject.slots else row
+    return {**row, "single": single / total} if count > model.slots else row
 
 
-def forget(subject: Subject, encoded: Encoded, count: int) -> dict[str, Any]:
-    """Memories of `count` facts, as many as the facts fill, and every fourth fact forgotten: recall of those
-    (`forgotten`, and by another wording: `attack`), and of what was recalled before, the share that still is
-    (`retained`; None where nothing was)."""
+def forget(model: ModelUnderTest, encoded: Encoded, count: int) -> dict[str, Any]:
+    """Fill memories with `count` facts each and forget every fourth fact.
+
+    `forgotten`: recall of those facts, and `attack`: by another wording. `retained`: of the other facts that were
+    recalled before, the share that still is; None where there were none.
+    """
     tally = dict.fromkeys(("gone", "forgotten", "attack", "known", "retained"), 0)
     for start in range(0, len(encoded.facts) - count + 1, count):
         part = slice(start, start + count)
-        memory = subject.remember(encoded.keys[part], encoded.values[part])
-        asked, names = encoded.asked[part], encoded.names[part]
-        before = subject.answers(asked, memory.states)
-        gone = list(range(0, count, 4))
-        for index in reversed(gone):
-            memory.forget(subject.runtime, index)
-        after = subject.answers(asked, memory.states)
+        memory = model.remember(encoded.keys[part], encoded.values[part])
+        queries, names = encoded.queries[part], encoded.names[part]
+        before = model.answers(queries, memory.states)
+        removed = list(range(0, count, 4))
+        for index in reversed(removed):
+            memory.forget(model.runtime, index)
+        after = model.answers(queries, memory.states)
         facts = encoded.facts[part]
-        attack: list[Query] = [(facts[index].paraphrase, facts[index].asked) for index in gone]
-        said = subject.answers(attack, memory.states)
-        kept = [i for i in range(count) if i % 4 and before[i] == names[i]]
-        tally["gone"] += len(gone)
-        tally["forgotten"] += sum(after[i] == names[i] for i in gone)
-        tally["attack"] += right_answers(said, [names[i] for i in gone])
-        tally["known"] += len(kept)
-        tally["retained"] += sum(after[i] == names[i] for i in kept)
+        attack: list[Query] = [(facts[index].paraphrase, facts[index].query_view) for index in removed]
+        attack_answers = model.answers(attack, memory.states)
+        known = [i for i in range(count) if i % 4 and before[i] == names[i]]
+        tally["gone"] += len(removed)
+        tally["forgotten"] += sum(after[i] == names[i] for i in removed)
+        tally["attack"] += right_answers(attack_answers, [names[i] for i in removed])
+        tally["known"] += len(known)
+        tally["retained"] += sum(after[i] == names[i] for i in known)
     table: dict[str, Any] = {"facts_forgotten": tally["gone"], "facts_known": tally["known"]}
     for name, of in (("forgotten", "gone"), ("attack", "gone"), ("retained", "known")):
         table[name] = tally[name] / tally[of] if tally[of] else None
@@ -112,52 +114,54 @@ def forget(subject: Subject, encoded: Encoded, count: int) -> dict[str, Any]:
     return table
 
 
-def sequential(subject: Subject, encoded: Encoded, count: int, edits: int, seed: int = 0) -> dict[str, Any]:
-    """`edits` overwrites, one after the other, of `count` facts by other names: the share that says its last name.
+def sequential(
+    model: ModelUnderTest, encoded: Encoded, count: int, edits: int, seed: int = 0
+) -> dict[str, Any]:
+    """Overwrite random ones of `count` facts with other names, `edits` times; the share that says its last name.
 
-    `drift` is how far the state then is from one rebuilt of the log.
+    `drift` is the distance of the state from one rebuilt from the log.
     """
     rng = np.random.default_rng(seed)
-    memory = subject.remember(encoded.keys[:count], encoded.values[:count])
-    told = [(fact.question, fact.written) for fact in encoded.facts[:count]]
+    memory = model.remember(encoded.keys[:count], encoded.values[:count])
+    questions = [(fact.question, fact.written_view) for fact in encoded.facts[:count]]
     last = list(encoded.names[:count])
     chosen, names = rng.integers(count, size=edits), rng.integers(len(NAMES), size=edits)
-    codes = subject.encode_values([told[i] for i in chosen], [NAMES[n] for n in names])
-    for index, name, code in zip(chosen, names, codes, strict=True):
+    latents = model.encode_values([questions[i] for i in chosen], [NAMES[n] for n in names])
+    for index, name, latent in zip(chosen, names, latents, strict=True):
         last[index] = NAMES[name]
-        memory.overwrite(subject.runtime, int(index), Entry(last[index], encoded.keys[index], code, time=0.0))
-    right = right_answers(subject.answers(encoded.asked[:count], memory.states), last)
+        memory.overwrite(model.runtime, int(index), Entry(last[index], encoded.keys[index], latent, time=0.0))
+    right = right_answers(model.answers(encoded.queries[:count], memory.states), last)
     return {
         "edits": edits,
         "facts": count,
         "retention": right / count,
         "ci95": wilson(right, count),
-        "drift": memory.rebuild(subject.runtime),
+        "drift": memory.rebuild(model.runtime),
     }
 
 
-def gate(subject: Subject, encoded: Encoded, count: int) -> dict[str, Any]:
-    """The scope detector on `count` questions about what was written against questions about what was not: as many
-    about objects that no fact is about, and the other question about each object that a fact is about.
+def gate(model: ModelUnderTest, encoded: Encoded, count: int) -> dict[str, Any]:
+    """Scores of the scope detector: `count` questions about written facts against questions about nothing written.
 
-    `auroc` and `eer` are of both together, `kinds` of each alone, with intervals that resample questions. `roc`: (false
+    The latter are as many questions about other objects, and the other question about each written object. `auroc` and
+    `eer` are of both together, `kinds` of each alone, with intervals that resample questions. `roc`: (false
     alarms, hits) at every threshold, from (0, 0) to (1, 1); `residual_*` are of the residual as a score.
     """
-    states = subject.remember(encoded.keys[:count], encoded.values[:count]).states
+    states = model.remember(encoded.keys[:count], encoded.values[:count]).states
     taken = {(fact.object, fact.question) for fact in encoded.facts[:count]}
     questions = [question for question, _ in QUESTIONS]
     another: list[Query] = [
-        (question, fact.asked)
+        (question, fact.query_view)
         for fact in encoded.facts[:count]
         for question in questions
         if (fact.object, question) not in taken
     ]
     groups = {
-        "known": encoded.asked[:count],
-        "other_object": encoded.asked[count : 2 * count],
+        "known": encoded.queries[:count],
+        "other_object": encoded.queries[count : 2 * count],
         "other_question": another,
     }
-    scores = {name: _scope_scores(subject, queries, states) for name, queries in groups.items()}
+    scores = {name: _scope_scores(model, queries, states) for name, queries in groups.items()}
     table: dict[str, Any] = {"kinds": {}}
     for row, name in enumerate(("", "residual_")):
         known = scores["known"][row]
@@ -173,10 +177,10 @@ def gate(subject: Subject, encoded: Encoded, count: int) -> dict[str, Any]:
 
 
 def _scope_scores(
-    subject: Subject, queries: Sequence[Query], states: Memories
+    model: ModelUnderTest, queries: Sequence[Query], states: Memories
 ) -> tuple[np.ndarray, np.ndarray]:
     """(the detector's probability, the residual with its sign turned), float [n] each: high for what is in scope."""
-    readings = subject.readings(queries, states)
+    readings = model.readings(queries, states)
     return (
         np.concatenate([reading.scope for reading in readings]),
         -np.concatenate([reading.residual for reading in readings]),
@@ -188,23 +192,23 @@ def _resampled(
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """95 % intervals of area and equal error rate, both groups resampled."""
     rng = np.random.default_rng(0)
-    found = [
+    scores = [
         equal_error_rate(rng.choice(known, len(known)), rng.choice(unknown, len(unknown)))
         for _ in range(draws)
     ]
-    low, high = np.percentile(found, (2.5, 97.5), axis=0)
+    low, high = np.percentile(scores, (2.5, 97.5), axis=0)
     return (float(low[0]), float(high[0])), (float(low[1]), float(high[1]))
 
 
-def addressing(subject: Subject, encoded: Encoded, count: int) -> dict[str, Any]:
-    """How `count` facts in one state used its slots.
+def addressing(model: ModelUnderTest, encoded: Encoded, count: int) -> dict[str, Any]:
+    """Use of the slots of one state by `count` facts.
 
-    `weights`: the keys w, a row a fact in the order of writing, a column a slot. `slot_use`: 1 - U_kk, the share of its
-    prior variance that a slot lost by what was written: 0 untouched, near 1 settled. `effective_slots`: exp of the
-    entropy of the squared weights over slots, K where all carry alike.
+    `weights`: the keys w, one row for each fact in the order of writing, one column for each slot. `slot_use`:
+    1 - U_kk, the share of its prior variance that a slot lost by writing: 0 untouched, near 1 settled.
+    `effective_slots`: exp of the entropy of the squared weights over slots; K where all carry alike.
     """
     weights = encoded.keys[:count]
-    states = subject.remember(weights, encoded.values[:count]).states
+    states = model.remember(weights, encoded.values[:count]).states
     share = np.square(weights, dtype=np.float64).sum(0)
     share = share[share > 0] / share.sum()
     return {
@@ -223,7 +227,7 @@ def roc(positive: np.ndarray, negative: np.ndarray) -> list[tuple[float, float]]
         (0.0, 0.0),
         *((round(float(x), 4), round(float(y), 4)) for x, y in zip(alarms, hits, strict=True)),
     ]
-    # A point amid a straight step says nothing.
+    # Points inside of a straight step are left out.
     return [
         point
         for index, point in enumerate(points)
@@ -233,12 +237,12 @@ def roc(positive: np.ndarray, negative: np.ndarray) -> list[tuple[float, float]]
 
 
 def right_answers(answers: Sequence[str], names: Sequence[str]) -> int:
-    """How many answers are the name, to the letter."""
+    """Number of answers that equal the name exactly."""
     return sum(answer == name for answer, name in zip(answers, names, strict=True))
 
 
 def nearest_name(queries: np.ndarray, stored: np.ndarray, names: Sequence[str]) -> float:
-    """Share of rows whose nearest stored code, by the cosine, has the row's own name."""
+    """Share of rows whose nearest stored latent, by cosine, has the row's own name."""
     lengths = np.maximum(np.linalg.norm(stored, axis=1), np.finfo(np.float32).tiny)
-    found = (queries @ stored.T / lengths).argmax(1)
-    return float(np.mean([names[i] == name for i, name in zip(found, names, strict=True)]))
+    nearest = (queries @ stored.T / lengths).argmax(1)
+    return float(np.mean([names[i] == name for i, name in zip(nearest, names, strict=True)]))

@@ -1,7 +1,7 @@
-"""One fact told in two ways: written into the memory once, or trained into the decoder until it is answered right.
+"""Two ways to teach a fact, compared: write it into the memory, or train the decoder until the answer is right.
 
-Training gets what helps it: a float32 copy of the decoder, whose weights move without flipping a trit, the learning
-rate of three that took least time, and AdamW without decay. Needs torch.
+Training gets every advantage: a float32 copy of the decoder, whose weights move without flipping a trit, the fastest of
+three learning rates, and AdamW without decay. Needs torch.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from microvlm.backends import get_backend
 from microvlm.bench.memory.edits import neighbours
 from microvlm.bench.memory.fact_sets import Fact
-from microvlm.bench.memory.memory_subject import Query, Subject
+from microvlm.bench.memory.model_under_test import ModelUnderTest, Query
 from microvlm.bench.memory.scores import Encoded
 from microvlm.bench.speed.phases import clock
 from microvlm.bench.stats import median
@@ -44,39 +44,41 @@ class Tuned(NamedTuple):
     milliseconds: float
 
 
-def tuning(subject: Subject, encoded: Encoded, source: str, count: int, threads: int) -> dict[str, Any]:
-    """`count` facts, each told to an empty memory and to the decoder as it was loaded; `source` is the model's.
+def tuning(model: ModelUnderTest, encoded: Encoded, source: str, count: int, threads: int) -> dict[str, Any]:
+    """Teaches `count` facts, each to an empty memory and to the decoder as loaded from `source`.
 
-    `write_ms` is encoding question and turn and writing the row, on the subject's backend; `write_torch_ms` on torch,
-    where the training runs too. `tuned` and `written`: share that is then answered right for the picture of the
-    telling, `*_paraphrase` for another wording and view, `*_neighbourhood` share of neighbours answered as before.
+    `write_ms` is encoding question and turn and writing the row, on the model's backend; `write_torch_ms` on torch,
+    where the training runs too. `tuned` and `written`: share of right answers for the written picture afterwards,
+    `*_paraphrase` for another wording and view, `*_neighbourhood` share of neighbours answered as before.
     """
     runtime = get_backend("torch").load(source, threads)
     assert isinstance(runtime, TorchRuntime)
-    student = Subject(TorchRuntime(widened(runtime.model), directory=runtime.directory), subject.processor)
+    student = ModelUnderTest(
+        TorchRuntime(widened(runtime.model), directory=runtime.directory), model.processor
+    )
     learner = Learner(student)
     rate = min(LEARNING_RATES, key=lambda rate: _cost(learner.learn(encoded.facts[0], rate)))
     rows = []
     for index in range(count):
         fact, others = encoded.facts[index], [*encoded.facts[index + 1 :], *encoded.facts[:index]]
         kinds = neighbours([fact], others, runtime.config.prompt.caption_prompt, NEIGHBOURS)
-        asked: list[Query] = [(fact.question, fact.written), (fact.paraphrase, fact.asked)]
+        queries: list[Query] = [(fact.question, fact.written_view), (fact.paraphrase, fact.query_view)]
         near = [query for kind in kinds.values() for query in kind]
         learner.restore()
         before = student.answers(near, None)
-        done = learner.learn(fact, rate)
-        tuned, tuned_near = student.answers(asked, None), student.answers(near, None)
-        state = subject.remember(encoded.keys[index : index + 1], encoded.values[index : index + 1]).states
-        plain_near = subject.answers(near, None)
+        trained = learner.learn(fact, rate)
+        tuned, tuned_near = student.answers(queries, None), student.answers(near, None)
+        state = model.remember(encoded.keys[index : index + 1], encoded.values[index : index + 1]).states
+        plain_near = model.answers(near, None)
         rows.append(
             {
-                "steps": done.steps,
-                "tuning_ms": done.milliseconds,
-                "write_ms": _write_ms(subject, fact),
-                "write_torch_ms": _write_ms(Subject(runtime, subject.processor), fact),
+                "steps": trained.steps,
+                "tuning_ms": trained.milliseconds,
+                "write_ms": _write_ms(model, fact),
+                "write_torch_ms": _write_ms(ModelUnderTest(runtime, model.processor), fact),
                 **_scores("tuned", tuned, tuned_near, before, fact),
                 **_scores(
-                    "written", subject.answers(asked, state), subject.answers(near, state), plain_near, fact
+                    "written", model.answers(queries, state), model.answers(near, state), plain_near, fact
                 ),
             }
         )
@@ -84,7 +86,7 @@ def tuning(subject: Subject, encoded: Encoded, source: str, count: int, threads:
 
 
 def widened(model: MicroVLM) -> MicroVLM:
-    """A copy whose decoder and token table are float32 with the values that the stored ones stand for."""
+    """A copy whose decoder and token table are float32, with the dequantised values."""
     wide = copy.deepcopy(model)
     for name, module in list(wide.decoder.named_modules()):
         if isinstance(module, PackedLinear | DenseTritLinear | HalfLinear):
@@ -100,25 +102,25 @@ def widened(model: MicroVLM) -> MicroVLM:
 
 
 class Learner:
-    """Trains the decoder of a `widened` model on one fact at a time, each from the weights it was made with."""
+    """Trains the decoder of a `widened` model on one fact at a time, each time from its first weights."""
 
-    def __init__(self, student: Subject):
+    def __init__(self, student: ModelUnderTest):
         assert isinstance(student.runtime, TorchRuntime)
         self.student, self.model = student, student.runtime.model
         self._start = copy.deepcopy(self.model.decoder.state_dict())
 
     def restore(self) -> None:
-        """Back to the weights it was made with."""
+        """Load the first weights again."""
         self.model.decoder.load_state_dict(self._start)
 
     def learn(self, fact: Fact, rate: float) -> Tuned:
         """Steps of AdamW until the greedy answer to the question about the written picture is the fact's name."""
         self.restore()
-        prompt = self.student.prompt([(fact.question, fact.written)])
+        prompt = self.student.prompt([(fact.question, fact.written_view)])
         processor = self.student.processor
         answer = torch.tensor([*processor.text_ids(fact.name), processor.eos_id])
-        told = self.student.with_answers(prompt, [fact.name])
-        embeds, mask = (torch.from_numpy(part.copy()) for part in told)
+        turn = self.student.with_answers(prompt, [fact.name])
+        embeds, mask = (torch.from_numpy(part.copy()) for part in turn)
         optimizer = torch.optim.AdamW(self.model.decoder.parameters(), lr=rate, weight_decay=0.0)
         began = time.perf_counter()
         for steps in range(MAX_STEPS + 1):
@@ -152,25 +154,25 @@ def _float_linear(module: PackedLinear | DenseTritLinear | HalfLinear) -> nn.Lin
     return linear
 
 
-def _write_ms(subject: Subject, fact: Fact, repeats: int = 5) -> float:
+def _write_ms(model: ModelUnderTest, fact: Fact, repeats: int = 5) -> float:
     """From an embedded prompt to a written row: encode the question, encode the turn, write."""
-    runtime, prompt = subject.runtime, subject.prompt([(fact.question, fact.written)])
-    told = subject.with_answers(prompt, [fact.name])
+    runtime, prompt = model.runtime, model.prompt([(fact.question, fact.written_view)])
+    turn = model.with_answers(prompt, [fact.name])
     held = hold(runtime, runtime.memory_prior())
 
     def write() -> None:
         _, key = runtime.memory_encode(*prompt)
-        code, _ = runtime.memory_encode(*told)
-        held.write(key, code)
+        latent, _ = runtime.memory_encode(*turn)
+        held.write(key, latent)
 
     write()
     return median([clock(write) for _ in range(repeats)])
 
 
 def _scores(
-    name: str, said: Sequence[str], near: Sequence[str], before: Sequence[str], fact: Fact
+    name: str, answers: Sequence[str], near: Sequence[str], before: Sequence[str], fact: Fact
 ) -> dict[str, float]:
-    same, reworded = said
+    same, reworded = answers
     return {
         name: float(same == fact.name),
         f"{name}_paraphrase": float(reworded == fact.name),

@@ -1,4 +1,4 @@
-"""A model under a memory test: batches of questions and pictures to codes and answers, on any backend."""
+"""The model of a memory benchmark: encodes questions about pictures, and answers them, on any backend."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ Query = tuple[str, np.ndarray | None]
 """A question and the picture that it is about, uint8 [S, S, 3]."""
 
 
-class Subject:
-    """Answers are greedy and cut at `new_tokens`."""
+class ModelUnderTest:
+    """One runtime with its processor. Answers are greedy and at most `new_tokens` long."""
 
     def __init__(self, runtime: LoadedRuntime, processor: Processor, new_tokens: int = 8):
         self.runtime, self.processor = runtime, processor
@@ -32,18 +32,18 @@ class Subject:
         return self.runtime.config.memory.slots
 
     def encode(self, queries: Sequence[Query]) -> tuple[np.ndarray, np.ndarray]:
-        """(codes [N, C], keys [N, K]) of questions, as reading encodes them."""
-        made = [self.runtime.memory_encode(*self.prompt(part)) for part in _batches(queries)]
-        return np.concatenate([code for code, _ in made]), np.concatenate([key for _, key in made])
+        """(latents [N, C], keys [N, K]) of questions, as reading encodes them."""
+        pairs = [self.runtime.memory_encode(*self.prompt(part)) for part in _batches(queries)]
+        return np.concatenate([latent for latent, _ in pairs]), np.concatenate([key for _, key in pairs])
 
     def encode_values(self, queries: Sequence[Query], answers: Sequence[str]) -> np.ndarray:
-        """Codes [N, C] of whole turns: each question with its answer."""
-        codes = []
+        """Latents [N, C] of whole turns: each question with its answer."""
+        latents = []
         for start in range(0, len(queries), BATCH):
             part = slice(start, start + BATCH)
-            told = self.with_answers(self.prompt(queries[part]), answers[part])
-            codes.append(self.runtime.memory_encode(*told)[0])
-        return np.concatenate(codes)
+            turns = self.with_answers(self.prompt(queries[part]), answers[part])
+            latents.append(self.runtime.memory_encode(*turns)[0])
+        return np.concatenate(latents)
 
     def prompt(self, queries: Sequence[Query]) -> Prompt:
         """One batch, padded on the left."""
@@ -52,23 +52,23 @@ class Subject:
         return embed_prompt(self.runtime, *inputs, self.processor.image_id)
 
     def answers(self, queries: Sequence[Query], memory: Memories | None) -> list[str]:
-        """What the model says; `memory` is shared by all questions."""
-        said: list[str] = []
+        """The model's answers; all questions share `memory`."""
+        answers: list[str] = []
         for part in _batches(queries):
             tokens = generate(self.runtime, self.prompt(part), self.options, memory).tokens
-            said += [self.processor.decode(row).strip() for row in tokens]
-        return said
+            answers += [self.processor.decode(row).strip() for row in tokens]
+        return answers
 
     def readings(self, queries: Sequence[Query], memory: Memories) -> list[MemoryReading]:
-        """What reading gives, one a batch of questions."""
-        made = [read_slot(self.runtime, self.prompt(part), memory).reading for part in _batches(queries)]
-        return [reading for reading in made if reading is not None]
+        """The memory's readings, one for each batch of questions."""
+        readings = [read_slot(self.runtime, self.prompt(part), memory).reading for part in _batches(queries)]
+        return [reading for reading in readings if reading is not None]
 
-    def remember(self, keys: np.ndarray, codes: np.ndarray, single: bool = False) -> EpisodicMemory:
+    def remember(self, keys: np.ndarray, latents: np.ndarray, single: bool = False) -> EpisodicMemory:
         """A memory with these rows, in as many states as they need, or all in one."""
         entries = [
-            Entry(str(number), key, code, time=0.0)
-            for number, (key, code) in enumerate(zip(keys, codes, strict=True))
+            Entry(str(number), key, latent, time=0.0)
+            for number, (key, latent) in enumerate(zip(keys, latents, strict=True))
         ]
         memory = EpisodicMemory.empty(self.runtime)
         if not single:
@@ -82,7 +82,7 @@ class Subject:
 
     @contextmanager
     def gate_open(self) -> Iterator[None]:
-        """Within, every reading reaches the decoder, whatever the scope detector says."""
+        """Inside this context every reading reaches the decoder, whatever the scope detector says."""
         config = self.runtime.config
         always = dataclasses.replace(config.memory, scope_threshold=0.0)
         self.runtime.config = dataclasses.replace(config, memory=always)
