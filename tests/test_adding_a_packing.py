@@ -36,6 +36,7 @@ def copy(tmp_path: Path) -> Path:
     ("section", "most_files", "selected"),
     [("Digits in planes", 2, "byte or 2x1"), ("Any other bytes", 4, "msb or Msb")],
 )
+@pytest.mark.pages
 def test_a_packing_of_the_page_touches_few_files_and_passes_the_tests_of_every_packing(
     section: str, most_files: int, selected: str, copy: Path
 ) -> None:

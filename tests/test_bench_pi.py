@@ -270,6 +270,7 @@ def test_heat_clock_and_throttling_are_read(board_files, tmp_path_factory):
     assert real_board.conditions(empty)["temperatures_celsius"] == {}
 
 
+@pytest.mark.usefixtures("native_library")
 def test_this_machine_can_be_calibrated(board_files, tmp_path, tiny_bundle):
     """Where the numbers come from is what counts here: this machine's clock is a Raspberry Pi's, by the files."""
     like = profiles.load_profile("zero2w")

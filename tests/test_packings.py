@@ -35,6 +35,7 @@ def keys_of(model: MicroVLM) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.export
 def test_a_packing_keeps_every_number_from_lowering_to_onnxruntime_and_back(
     packing: str, ternary_model: MicroVLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

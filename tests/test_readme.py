@@ -68,6 +68,7 @@ def test_every_user_command_of_the_readme_runs(folder: Path) -> None:
     assert (folder / "trip.mem").is_file()
 
 
+@pytest.mark.pages
 def test_the_python_example_of_the_readme_prints_a_caption(folder: Path) -> None:
     (example,) = blocks("python")
     (folder / "example.py").write_text(example)
