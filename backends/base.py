@@ -24,7 +24,10 @@ BUILT_IN = {
 
 
 class LoadedRuntime(Runtime, Protocol):
-    """What `Backend.load` returns: a runtime that knows where it came from."""
+    """What `Backend.load` returns: a runtime that knows its model's origin.
+
+    It may implement the optional Protocols of `microvlm.runtime` too.
+    """
 
     directory: Path
     """Holds the processor's files."""
@@ -36,32 +39,35 @@ class Backend(ABC):
     """One way to run a model. Subclasses take no arguments and import what they need in `load`."""
 
     name: str
+    libraries: tuple[str, ...] = ()
+    """Modules that `load` imports. A benchmark imports them first, so that the time of `load` is the model's."""
     runs_here: bool = True
-    """False where the work is done by another machine, or by an emulated one: its times are not this machine's."""
+    """False where another machine, or an emulated one, does the work: its times are not this machine's."""
 
     @abstractmethod
     def unavailable(self) -> str | None:
-        """Why this backend cannot run here, one sentence that says what to install; None when it can."""
+        """One sentence: why this backend cannot run here and what to install. None when it can run."""
 
     def kernels(self) -> str | None:
-        """Which code would run the quantised layers here; None where there is only one. Raises UserError."""
+        """Which code would run the quantised layers here; None where there is no choice. Raises UserError."""
         return None
 
     @abstractmethod
     def load(self, source: str | Path, threads: int | None = None, **options: Any) -> LoadedRuntime:
-        """A checkpoint or bundle, by directory or by a name such as `nano`. Raises UserError for a bad one.
+        """Load a checkpoint or bundle, by directory or by a name such as `nano`.
 
-        `threads`: of one operator; None leaves the choice to the backend. Unknown options are a UserError.
+        `threads`: threads of one operator; None leaves the choice to the backend. Raises UserError for a model that
+        cannot be loaded and for an unknown option.
         """
 
 
 def backend_names() -> list[str]:
-    """Every registered backend, sorted."""
+    """Names of the registered backends, sorted."""
     return sorted(_registered())
 
 
 def get_backend(name: str) -> Backend:
-    """Raises UserError for an unknown name, and for a backend whose package does not import."""
+    """The backend of this name. Raises UserError for an unknown name and for a package that cannot be imported."""
     registered = _registered()
     if name not in registered:
         raise UserError(f"unknown backend '{name}'; choose one of {', '.join(sorted(registered))}.")
@@ -77,7 +83,7 @@ def get_backend(name: str) -> Backend:
 
 
 def load(name: str, source: str | Path, threads: int | None = None, **options: Any) -> LoadedRuntime:
-    """A runtime of the backend `name`. Raises UserError where it can't run or the model can't be loaded."""
+    """Load a model on the backend `name`. Raises UserError where it cannot run or the model cannot be loaded."""
     backend = get_backend(name)
     reason = backend.unavailable()
     if reason is not None:

@@ -1,7 +1,4 @@
-"""`Runtime` by the graphs of a bundle, wherever they run: a subclass says how one graph is run.
-
-What a graph gives is an ONNX Runtime value here or an array on a device; `numpy()` copies it out. Needs numpy alone.
-"""
+"""`Runtime` over the graphs of a bundle: a subclass runs one graph, here or on a device. Needs numpy alone."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ MEMORY_PRIOR = "memory_prior"
 
 
 class GraphRuntime(ABC):
-    """Everything of a `LoadedRuntime` but `_run`."""
+    """Everything of a `LoadedRuntime` but `run_graph`."""
 
     def __init__(self, directory: Path, verify: bool | None = None):
         """`verify`: see `open_bundle`. Raises UserError for a bad bundle."""
@@ -30,8 +27,13 @@ class GraphRuntime(ABC):
         self.fingerprint: str = manifest.get("fingerprint", "")
         self._graphs = manifest["graphs"]
 
+    @property
+    def graphs(self) -> list[str]:
+        """Names of the bundle's graphs."""
+        return list(self._graphs)
+
     def graph_path(self, graph: str) -> Path:
-        """The ONNX file of a graph of the contract."""
+        """The ONNX file of a graph."""
         return self.directory / self._graphs[graph]["file"]
 
     def tensor_names(self, graph: str) -> tuple[list[str], list[str]]:
@@ -41,10 +43,10 @@ class GraphRuntime(ABC):
         return inputs, outputs
 
     def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
-        return self._run("vision_encoder", (pixel_values,))[0].numpy()
+        return self._call_graph("vision_encoder", (pixel_values,))[0].numpy()
 
     def embed_tokens(self, input_ids: np.ndarray) -> np.ndarray:
-        return self._run("embed_tokens", (input_ids,))[0].numpy()
+        return self._call_graph("embed_tokens", (input_ids,))[0].numpy()
 
     def decode(
         self,
@@ -56,7 +58,7 @@ class GraphRuntime(ABC):
     ) -> tuple[np.ndarray, list[Any]]:
         keep = np.asarray(num_logits_to_keep, np.int64)
         inputs = (inputs_embeds, attention_mask, position_ids, keep, *past)
-        logits, *present = self._run("decoder_model_merged", inputs)
+        logits, *present = self._call_graph("decoder_model_merged", inputs)
         return logits.numpy(), present
 
     def empty_slot(self, batch: int) -> list[Any]:
@@ -73,23 +75,31 @@ class GraphRuntime(ABC):
     def memory_encode(
         self, inputs_embeds: np.ndarray, attention_mask: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        latent, key = self._run("memory_encode", (inputs_embeds, attention_mask))
+        latent, key = self._call_graph("memory_encode", (inputs_embeds, attention_mask))
         return latent.numpy(), key.numpy()
 
     def memory_write(self, key: np.ndarray, latent: np.ndarray, state: MemoryArrays) -> MemoryArrays:
-        return MemoryArrays(*map(self._state_array, self._run("memory_write", (key, latent, *state))))
+        return MemoryArrays(*map(self._state_array, self._call_graph("memory_write", (key, latent, *state))))
 
     def memory_forget(self, key: np.ndarray, latent: np.ndarray, state: MemoryArrays) -> MemoryArrays:
-        return MemoryArrays(*map(self._state_array, self._run("memory_forget", (key, latent, *state))))
+        return MemoryArrays(*map(self._state_array, self._call_graph("memory_forget", (key, latent, *state))))
 
     def memory_read(self, key: np.ndarray, latent: np.ndarray, state: MemoryArrays) -> MemoryReading:
-        read_latent, scope, residual, *slot = self._run("memory_read", (key, latent, *state))
+        read_latent, scope, residual, *slot = self._call_graph("memory_read", (key, latent, *state))
         return MemoryReading(read_latent.numpy(), scope.numpy(), residual.numpy(), slot)
 
     @abstractmethod
-    def _run(self, graph: str, inputs: Sequence[Any]) -> list[Any]:
-        """Inputs in contract order, numpy arrays or what a graph gave -> what it gives, in contract order."""
+    def run_graph(self, graph: str, inputs: Sequence[Any]) -> list[Any]:
+        """Run one graph: inputs in contract order -> outputs in contract order.
+
+        An input is a numpy array or an output of an earlier call. An output is an `ArrayValue`: ONNX Runtime's value,
+        or an array on a device, which `numpy()` copies out.
+        """
+
+    def _call_graph(self, graph: str, inputs: Sequence[Any]) -> list[Any]:
+        """What the methods above call; a subclass may run another form of the graph."""
+        return self.run_graph(graph, inputs)
 
     def _state_array(self, value: Any) -> Any:
-        """A memory state's part in the form that callers keep."""
+        """A part of a memory state in the form that callers keep."""
         return value.numpy()

@@ -16,10 +16,11 @@ import numpy as np
 from microvlm.backends import native as native_library
 from microvlm.backends.arm64.device.machine_facts import onnxruntime_refusal
 from microvlm.backends.base import Backend, LoadedRuntime
-from microvlm.backends.graph_runtime import GraphRuntime
+from microvlm.backends.instrumented_graphs import InstrumentedGraphRuntime
 from microvlm.backends.ort_memory import OrtMemory
 from microvlm.backends.resolve import resolve_bundle
 from microvlm.errors import UserError
+from microvlm.exporters.replay.model_session import open_session
 from microvlm.runtime import MemoryArrays
 
 FUNCTION_BODIES = "function bodies in the graphs"
@@ -27,9 +28,10 @@ FUNCTION_BODIES = "function bodies in the graphs"
 
 class OrtBackend(Backend):
     name = "ort"
+    libraries = ("onnxruntime",)
 
     def unavailable(self) -> str | None:
-        # Asked without importing it: a version that this processor can't run would end the program.
+        # Without importing it: a version that this processor cannot run would end the program.
         return onnxruntime_refusal()
 
     def kernels(self) -> str:
@@ -54,7 +56,7 @@ class OrtBackend(Backend):
         return OrtRuntime(resolve_bundle(source), threads, allow_spinning, verify, native)
 
 
-class OrtRuntime(GraphRuntime):
+class OrtRuntime(InstrumentedGraphRuntime):
     """`Runtime` over the graphs of a bundle. The cache stays in ONNX Runtime's own values."""
 
     def __init__(
@@ -76,6 +78,7 @@ class OrtRuntime(GraphRuntime):
         self.kernels = _kernels(self._library, native is None)
         """Which code runs the quantised layers: `native` and its variant, or `FUNCTION_BODIES`."""
         self._sessions: dict[str, Any] = {}
+        self._models: dict[str, Any] = {}
 
     def session(self, graph: str) -> Any:
         """The InferenceSession of a graph, made on first use. Raises UserError."""
@@ -83,8 +86,13 @@ class OrtRuntime(GraphRuntime):
             self._sessions[graph] = self._open_session(graph)
         return self._sessions[graph]
 
+    def open_ahead(self) -> None:
+        """Make the sessions of all graphs. Raises UserError."""
+        for graph in self.graphs:
+            self.session(graph)
+
     def session_options(self) -> Any:
-        """Threads are explicit, ONNX Runtime's own log is silent (its errors are raised), and it reports to nobody."""
+        """SessionOptions with explicit threads, no log (errors are raised), and no telemetry."""
         import onnxruntime
 
         onnxruntime.disable_telemetry_events()
@@ -98,18 +106,28 @@ class OrtRuntime(GraphRuntime):
         return options
 
     def hold_memory(self, state: MemoryArrays) -> OrtMemory:
-        """`state` in buffers of its own, where writing and forgetting copy nothing."""
+        """See `microvlm.runtime.HoldsMemory`."""
         return OrtMemory(self, state)
 
     def run_bound(self, graph: str, binding: Any) -> None:
         """Run a graph on an IOBinding of its session. Raises UserError."""
         self._guard(graph, lambda session: session.run_with_iobinding(binding))
 
-    def _run(self, graph: str, inputs: Sequence[Any]) -> list[Any]:
-        """Inputs in contract order, numpy arrays or ONNX Runtime's values -> its values, in contract order."""
+    def run_graph(self, graph: str, inputs: Sequence[Any]) -> list[Any]:
+        """See `GraphRuntime`; outputs are ONNX Runtime's values. Raises UserError."""
         names, outputs = self.tensor_names(graph)
         values = [_value(value) for value in inputs]
         return self._guard(graph, lambda session: run_values(session, names, values, outputs))
+
+    def open_model(self, name: str, model: bytes, folder: str = "onnx") -> None:
+        """See `InstrumentedGraphRuntime`."""
+        self._models[name] = open_session(model, self.directory / folder, self.session_options())
+
+    def run_model(self, name: str, feeds: dict[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
+        """See `InstrumentedGraphRuntime`."""
+        values = [_value(value) for value in feeds.values()]
+        results = run_values(self._models[name], list(feeds), values, outputs)
+        return dict(zip(outputs, results, strict=True))
 
     def _guard(self, graph: str, action: Callable[[Any], Any]) -> Any:
         session = self.session(graph)
@@ -138,33 +156,36 @@ class OrtRuntime(GraphRuntime):
 def run_values(
     session: Any, names: Sequence[str], values: Sequence[Any], outputs: Sequence[str]
 ) -> list[Any]:
-    """Run a session on ONNX Runtime's values -> its values, as `run_with_ort_values` does.
+    """Run a session on ONNX Runtime's values -> its values, as `run_with_ort_values` does, for less.
 
-    That one iterates over a vector of C++, which ends with an exception: half a million instructions a call on a
-    Cortex-A53, half of what a small graph costs there.
+    `run_with_ort_values` iterates over a C++ vector, whose end is an exception: half a million instructions a call on
+    a Cortex-A53, half of the cost of a small graph there.
     """
     import onnxruntime
     from onnxruntime.capi import _pybind_state as bound
 
-    feeds, made = bound.OrtValueVector(), bound.OrtValueVector()
+    feeds, results = bound.OrtValueVector(), bound.OrtValueVector()
     for value in values:
         feeds.push_back(value._get_c_value())
-    here = onnxruntime.OrtDevice.make("cpu", 0)._get_c_device()
+    cpu = onnxruntime.OrtDevice.make("cpu", 0)._get_c_device()
     session.run_with_ortvaluevector(
-        onnxruntime.RunOptions(), list(names), feeds, list(outputs), made, [here] * len(outputs)
+        onnxruntime.RunOptions(), list(names), feeds, list(outputs), results, [cpu] * len(outputs)
     )
-    return [onnxruntime.OrtValue(made[i]) for i in range(len(outputs))]
+    return [onnxruntime.OrtValue(results[i]) for i in range(len(outputs))]
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on, where the system tells; else all of them."""
+    """Number of cores that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _kernels(library: Path | None, missed: bool = True) -> str:
-    """`missed`: nobody asked to go without. Raises UserError where MICROVLM_KERNELS forces what can't run."""
+    """The sentence of `kernels`; `missed`: say why there is no library.
+
+    Raises UserError where MICROVLM_KERNELS forces a variant that cannot run.
+    """
     if library is not None:
         return f"native {native_library.active_variant()}"
     reason = native_library.absence() if missed else ""

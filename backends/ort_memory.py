@@ -1,7 +1,7 @@
-"""A memory state that stays in ONNX Runtime: two pairs of buffers; a step reads one, writes the other, by IOBinding.
+"""A memory state in ONNX Runtime: two pairs of buffers. A step reads one pair and writes the other, by IOBinding.
 
 No step copies or allocates a state. The buffers are numpy arrays that ONNX Runtime's values share. Overwriting takes
-two steps and a third pair, made when it is first needed: the state before them is whole until both are done.
+two steps and a third pair, which its first use allocates: the old state is whole until both steps are done.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from microvlm.runtime import MemoryArrays, MemoryReading
 
 
 class BoundGraphs(Protocol):
-    """What `OrtRuntime` gives a held state."""
+    """What a held state needs of `OrtRuntime`."""
 
     def session(self, graph: str) -> Any: ...
 
@@ -34,12 +34,12 @@ class OrtMemory:
         self._buffers = [MemoryArrays(*(np.array(part, np.float32, order="C") for part in state))]
         self._values = [tuple(_shared(part) for part in self._buffers[0])]
         self._add_pair()
-        self._now = 0
+        self._present = 0
 
     @property
     def state(self) -> MemoryArrays:
-        """The state as it is now, without a copy; the step after next overwrites it."""
-        return self._buffers[self._now]
+        """The present state, without a copy; the step after next overwrites it."""
+        return self._buffers[self._present]
 
     def snapshot(self) -> MemoryArrays:
         """A copy of the state."""
@@ -47,11 +47,11 @@ class OrtMemory:
 
     def write(self, key: np.ndarray, latent: np.ndarray) -> None:
         """See `Runtime.memory_write`."""
-        self._now = self._step("memory_write", key, latent, self._now)
+        self._present = self._step("memory_write", key, latent, self._present)
 
     def forget(self, key: np.ndarray, latent: np.ndarray) -> None:
         """See `Runtime.memory_forget`."""
-        self._now = self._step("memory_forget", key, latent, self._now)
+        self._present = self._step("memory_forget", key, latent, self._present)
 
     def overwrite(
         self, old_key: np.ndarray, old_latent: np.ndarray, key: np.ndarray, latent: np.ndarray
@@ -59,24 +59,24 @@ class OrtMemory:
         """Forget the old row and write the new one; the state is as before when either fails."""
         if len(self._buffers) == 2:
             self._add_pair()
-        self._now = self._step(
-            "memory_write", key, latent, self._step("memory_forget", old_key, old_latent, self._now)
+        self._present = self._step(
+            "memory_write", key, latent, self._step("memory_forget", old_key, old_latent, self._present)
         )
 
     def read(self, key: np.ndarray, latent: np.ndarray) -> MemoryReading:
         """See `Runtime.memory_read`."""
-        return self._runtime.memory_read(key, latent, MemoryArrays(*self._values[self._now]))
+        return self._runtime.memory_read(key, latent, MemoryArrays(*self._values[self._present]))
 
     def _step(self, graph: str, key: np.ndarray, latent: np.ndarray, source: int) -> int:
         """Runs a graph from the pair `source` into the next one, whose number is returned."""
         target = (source + 1) % len(self._buffers)
         binding = self._runtime.session(graph).io_binding()
-        names, made = self._runtime.tensor_names(graph)
-        # Held until the run is over: a value does not keep its array alive for ONNX Runtime.
+        input_names, output_names = self._runtime.tensor_names(graph)
+        # Kept in a variable until the run is over: a value does not keep its array alive for ONNX Runtime.
         row = [_shared(np.ascontiguousarray(part, np.float32)) for part in (key, latent)]
-        for name, value in zip(names, (*row, *self._values[source]), strict=True):
+        for name, value in zip(input_names, (*row, *self._values[source]), strict=True):
             binding.bind_ortvalue_input(name, value)
-        for name, value in zip(made, self._values[target], strict=True):
+        for name, value in zip(output_names, self._values[target], strict=True):
             binding.bind_ortvalue_output(name, value)
         self._runtime.run_bound(graph, binding)
         return target

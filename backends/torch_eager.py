@@ -1,4 +1,4 @@
-"""Backend `torch`: eager PyTorch on a checkpoint, or on the very bytes of a bundle, with integers unpacked once."""
+"""Backend `torch`: eager PyTorch on a checkpoint or on the bytes of a bundle. Integers are unpacked once, at load."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 class TorchBackend(Backend):
     name = "torch"
+    libraries = ("torch", "onnx", "microvlm.model.torch_runtime")
 
     def unavailable(self) -> str | None:
         missing = importlib.util.find_spec("torch") is None
@@ -32,7 +33,7 @@ class TorchBackend(Backend):
         verify: bool | None = None,
         **options: Any,
     ) -> LoadedRuntime:
-        """`device`: a torch device. `threads` sets torch's number of threads for the whole process."""
+        """See `Backend.load`. `device`: a torch device. `threads` sets torch's threads for the whole process."""
         import torch
 
         from microvlm.model.torch_runtime import TorchRuntime
@@ -46,7 +47,8 @@ class TorchBackend(Backend):
 
 
 def load_bundle(directory: Path, verify: bool | None = None) -> MicroVLM:
-    """The lowered model whose weights are the initializers of a bundle's graphs. Strict; raises UserError."""
+    """The lowered model whose weights are the initializers of a bundle's graphs. Raises UserError for any that is
+    missing, superfluous or of another shape."""
     if importlib.util.find_spec("onnx") is None:
         raise UserError("backend 'torch' reads a bundle with onnx; pip install 'microvlm[export]'.")
     from microvlm.model.checkpoint import build_lowered, load_strictly
@@ -69,7 +71,7 @@ def _load_checkpoint(source: str | Path) -> MicroVLM:
     model = load_checkpoint(source)
     widths = model.config.quantization
     if widths.is_ternary and widths.vision_bits == 8 and widths.embedding_bits == 8:
-        # The latent weights would be rounded again in every call; the result is the same.
+        # Float weights would be rounded again in every call, to the same values.
         model = lower(model, WeightFormat())
     return _unpacked(model)
 

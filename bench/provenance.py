@@ -21,6 +21,7 @@ import numpy as np
 
 import microvlm
 from microvlm.formats.bundle import MANIFEST
+from microvlm.runtime import ReportsKernels, Runtime
 
 PACKAGES = ("microvlm", "numpy", "onnxruntime", "torch", "tokenizers", "pillow")
 _STATUS_FIELDS = {
@@ -165,12 +166,9 @@ def describe_model(folder: Path) -> dict[str, Any]:
     }
 
 
-def kernels_of(runtime: Any) -> str:
+def kernels_of(runtime: Runtime) -> str:
     """Which code runs the quantised layers of a loaded runtime."""
-    described = getattr(runtime, "kernels", None)
-    if isinstance(described, str):
-        return described
-    return "eager, integers unpacked at load" if hasattr(runtime, "model") else "the backend's own"
+    return runtime.kernels if isinstance(runtime, ReportsKernels) else "the backend's own"
 
 
 def cpu_model() -> str:

@@ -1,9 +1,9 @@
-"""Is a saved graph the model it was made from? Each file runs in ONNX Runtime beside the eager model, output by output.
+"""Checks a saved graph against the model that it was exported from, output by output, on stock ONNX Runtime.
 
-A difference has two possible causes. Activation codes are rounded, and a value a few ulp from a .5 tie may round the
-other way in another runtime, which moves everything after it by a whole code: that is no error. Anything else is one.
-So where free-running outputs differ by more than the tolerance, the eager model runs again on ONNX Runtime's own codes
-(`replay`): ties are gone, errors stay.
+A difference has two possible causes. Activations are rounded to int8, and a value a few ulp from a .5 tie may round the
+other way in another runtime, which moves everything after it by a whole step: that is no error. Anything else is one.
+So where outputs differ by more than the tolerance, the eager model runs again on the int8 activations of ONNX Runtime
+(`exporters.replay`): ties are gone, errors stay.
 """
 
 from __future__ import annotations
@@ -11,20 +11,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
+from torch import Tensor
 
 from microvlm.exporters import contract
 from microvlm.exporters.contract import Dim, GraphSpec
-from microvlm.exporters.replay import record, replay, session
+from microvlm.exporters.replay.differences import Differences
+from microvlm.exporters.replay.graph_probe import probe
+from microvlm.exporters.replay.recording import Diverged, Recorder, Recording, Replayer
 from microvlm.exporters.tracing import call, example_inputs
 from microvlm.model.lowering import set_traced
 from microvlm.model.microvlm import MicroVLM
+from microvlm.model.torch_runtime import listening
 
 TOLERANCE = 1e-4
 """Largest difference allowed, times max(1, largest magnitude): 24 layers of float32 sums in another order give about
-1e-5, one code gone wrong gives 1e-2."""
+1e-5, one wrong int8 activation gives 1e-2."""
 _SIZES: dict[Dim, int] = {contract.BATCH: 2, contract.SEQUENCE: 3, contract.PAST: 4, contract.TOTAL: 7}
 
 
@@ -41,43 +47,98 @@ class Check:
 def check_graph(
     model: MicroVLM, spec: GraphSpec, path: Path, threads: int = 0
 ) -> tuple[list[Check], str | None]:
-    """Compare the saved graph at `path` with the lowered `model` on seeded inputs: a Check an output, and a remark.
+    """Compare the saved graph at `path` with the lowered `model` on seeded inputs: a Check per output, and a remark.
 
-    `threads` is ONNX Runtime's intra-op count, 0 for its own choice. Where only rounding ties parted the two, the
-    differences given are those of the replay, and the remark says how many codes and how far.
+    `threads` is ONNX Runtime's intra-op count, 0 for its own choice. Where rounding ties explain every difference, the
+    Checks are those of the replay, and the remark says how many activations differed and how far from a tie.
     """
     set_traced(model, False)
     inputs = example_inputs(spec, _SIZES, seed=1, vocab_size=model.config.text.vocab_size)
     feeds = {tensor.name: value.numpy() for tensor, value in zip(spec.inputs, inputs, strict=True)}
+    expected = _run_eager(model, spec, inputs)
     names = [tensor.name for tensor in spec.outputs]
-    with torch.no_grad():
-        wanted = [tensor.numpy() for tensor in call(model, spec, inputs)]
-    free = _compare(spec, session(path, threads).run(names, feeds), wanted)
+    session = onnxruntime.InferenceSession(str(path), _options(threads), providers=["CPUExecutionProvider"])
+    free = _compare(spec, session.run(names, feeds), expected)
     if all(check.passed for check in free):
         return free, None
-    got, recording = record(path, names, feeds, threads)
-    wanted, codes = replay(model, spec, inputs, recording)
-    replayed = _compare(spec, got, wanted)
+    del session
     worst = max(check.max_abs_diff for check in free)
-    if codes.differing and codes.only_ties and all(check.passed for check in replayed):
+    differences = Differences()
+    recording, outputs = record(path, feeds, differences, threads)
+    try:
+        expected = replay(model, spec, inputs, recording, differences)
+    except Diverged as clause:
+        return free, f"{spec.name}: outputs differ by up to {worst:.1e}, and {clause}."
+    replayed = _compare(spec, [outputs[name] for name in names], expected)
+    explained = differences.activations_differing and differences.only_ties
+    if explained and differences.arithmetic_is_equal and all(check.passed for check in replayed):
         return replayed, (
-            f"{spec.name}: {codes.differing} of {codes.codes} activation codes rounded the other way, each within "
-            f"{codes.max_tie_distance:.1e} of a tie, which moved an output by {worst:.1e}; with equal codes they agree."
+            f"{spec.name}: {differences.activations_differing} of {differences.activations} int8 activations rounded "
+            f"the other way, each within {differences.max_tie_distance:.1e} of a tie, which moved an output by "
+            f"{worst:.1e}; with equal activations they agree."
         )
     return free, (
-        f"{spec.name}: outputs differ by up to {worst:.1e} and not by rounding ties ({codes.differing} of "
-        f"{codes.codes} codes differ, by up to {codes.max_step}, at most {codes.max_tie_distance:.1e} from a tie)."
+        f"{spec.name}: outputs differ by up to {worst:.1e} and not by rounding ties "
+        f"({differences.activations_differing} of {differences.activations} int8 activations differ, by up to "
+        f"{differences.max_step}, at most {differences.max_tie_distance:.1e} from a tie; with equal activations "
+        f"{differences.sums_differing} of {differences.sums} sums differ)."
     )
 
 
-def _compare(spec: GraphSpec, got: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> list[Check]:
+def record(
+    path: Path, feeds: dict[str, np.ndarray], differences: Differences, threads: int = 0
+) -> tuple[Recording, dict[str, np.ndarray]]:
+    """Run a saved graph -> a recording of its quantised layers, and its outputs by name.
+
+    `differences` counts the operators whose output is not their sums times their scales.
+    """
+    probed, recording = probe(path), Recording()
+    session = probed.open(_options(threads))
+
+    def run(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+        return dict(zip(names, session.run(list(names), values), strict=True))
+
+    return recording, probed.run(run, feeds, Recorder(recording, differences))
+
+
+def replay(
+    model: MicroVLM,
+    spec: GraphSpec,
+    inputs: tuple[Tensor, ...],
+    recording: Recording,
+    differences: Differences,
+) -> list[np.ndarray]:
+    """Run the eager model on recorded activations -> its outputs; `differences` counts how its own would differ.
+
+    Raises Diverged where the model does not make the recorded calls.
+    """
+    with listening(model, Replayer(recording, differences)):
+        outputs = _run_eager(model, spec, inputs)
+    if recording.left:
+        layer = next(layer for layer, calls in recording.layers.items() if calls)
+        raise Diverged(f"{layer} was called more often in the recorded run")
+    return outputs
+
+
+def _run_eager(model: MicroVLM, spec: GraphSpec, inputs: tuple[Tensor, ...]) -> list[np.ndarray]:
+    with torch.no_grad():
+        return [tensor.numpy() for tensor in call(model, spec, inputs)]
+
+
+def _options(threads: int) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    return options
+
+
+def _compare(spec: GraphSpec, outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> list[Check]:
     checks = []
-    for tensor, theirs, ours in zip(spec.outputs, got, wanted, strict=True):
-        if ours.shape != theirs.shape:
+    for tensor, output, reference in zip(spec.outputs, outputs, expected, strict=True):
+        if reference.shape != output.shape:
             checks.append(Check(spec.name, tensor.name, False, float("inf")))
             continue
-        difference = float(np.abs(ours - theirs).max())
-        limit = TOLERANCE * max(1.0, float(np.abs(ours).max()))
+        difference = float(np.abs(reference - output).max())
+        limit = TOLERANCE * max(1.0, float(np.abs(reference).max()))
         # A NaN compares false, so it fails.
         checks.append(Check(spec.name, tensor.name, difference <= limit, difference))
     return checks

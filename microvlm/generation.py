@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Integral, Real
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 
@@ -110,6 +110,22 @@ class GenerationResult:
     memory_slot: MemorySlot
     steps: int = field(default=0)
     """Decoder calls after the prefill."""
+
+
+@runtime_checkable
+class SpeaksItself(Protocol):
+    """A runtime that runs the decode loop itself, because its model is on another machine."""
+
+    def speak(
+        self,
+        prompt: Prompt,
+        options: GenerationOptions,
+        memory_slot: MemorySlot,
+        on_token: OnToken | None,
+        timings: Timings,
+    ) -> GenerationResult:
+        """`speak` of this module, with the runtime's own model; `timings` gets the other machine's times."""
+        ...
 
 
 def place_images(
@@ -214,11 +230,9 @@ def generate(
     timings = timings or Timings()
     check_length(runtime, prompt, options)
     memory_slot = read_slot(runtime, prompt, memory, timings)
-    # A model on another machine runs the decode loop there. Looked up on the type, so that a wrapper which forwards
-    # attributes and records calls still sees every call.
-    remote_loop = getattr(type(runtime), "speak", None)
-    if remote_loop is not None:
-        return remote_loop(runtime, prompt, options, memory_slot, on_token, timings)
+    # The type decides, so that a wrapper which forwards attributes and records calls still sees every call.
+    if issubclass(type(runtime), SpeaksItself):
+        return cast(SpeaksItself, runtime).speak(prompt, options, memory_slot, on_token, timings)
     return speak(runtime, prompt, options, memory_slot, on_token, timings)
 
 

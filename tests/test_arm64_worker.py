@@ -210,10 +210,10 @@ def test_an_opened_graph_runs_on_the_weights_of_the_bundle_even_after_a_loss(
     ort, device_runtime: Arm64Runtime
 ) -> None:
     ids = np.array([[5, 60, 7]])
-    device_runtime.open_graph("mine", ort.graph_path("embed_tokens").read_bytes())
+    device_runtime.open_model("mine", ort.graph_path("embed_tokens").read_bytes())
     for _ in range(2):
-        result = device_runtime.run_graph("mine", {"input_ids": ids}, ["inputs_embeds"])
-        assert np.array_equal(result["inputs_embeds"], ort.embed_tokens(ids))
+        outputs = device_runtime.run_model("mine", {"input_ids": ids}, ["inputs_embeds"])
+        assert np.array_equal(outputs["inputs_embeds"].numpy(), ort.embed_tokens(ids))
         kill(device_runtime)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +16,9 @@ from onnx import helper, numpy_helper
 
 from microvlm.backends import load
 from microvlm.bench.bench_command import command
-from microvlm.bench.equivalence.compare import Pair, Subject, compare
+from microvlm.bench.equivalence.compare import ModelUnderTest, Pair, compare
 from microvlm.bench.equivalence.equivalence_bench import same_function
-from microvlm.bench.equivalence.graph_probe import REPLAY, is_quantised_matmul, probe
 from microvlm.bench.equivalence.metrics import Agreement, Drift, Metrics
-from microvlm.bench.equivalence.recorded_activations import Comparison, Tape
-from microvlm.bench.equivalence.replay import instrument
 from microvlm.bench.equivalence.samples import choose, longest_episode, spread
 from microvlm.bench.equivalence.transcripts import slot_arrays
 from microvlm.bench.equivalence.verdict import AMBIGUOUS, FAIL, PASS, judge
@@ -29,6 +26,9 @@ from microvlm.bench.evalset_reader import load_evalset
 from microvlm.errors import UserError
 from microvlm.exporters import contract
 from microvlm.exporters.external_data import WeightStore, save_graph
+from microvlm.exporters.replay.differences import Differences
+from microvlm.exporters.replay.graph_probe import is_quantized_matmul, probe
+from microvlm.exporters.replay.recording import Recorder, Recording, Replayer
 from microvlm.exporters.tracing import trace
 from microvlm.formats.bundle import sha256
 from microvlm.formats.weight_format import WeightFormat
@@ -60,7 +60,7 @@ def mend_manifest(bundle: Path) -> None:
 
 def matmul_of(model: onnx.ModelProto, layer: str) -> onnx.NodeProto:
     return next(
-        node for node in model.graph.node if is_quantised_matmul(node) and node.input[1] == f"{layer}.packed"
+        node for node in model.graph.node if is_quantized_matmul(node) and node.input[1] == f"{layer}.packed"
     )
 
 
@@ -68,8 +68,8 @@ def verdict_of(bundle: Path, candidate_bundle: Path, images: int = 2) -> tuple[s
     """Torch on one bundle, ONNX Runtime on the other, over a few samples and a three-step episode."""
     reference, candidate = load("torch", bundle, 1), load("ort", candidate_bundle, 1)
     pair = Pair(
-        Subject("torch", reference, instrument(reference)),
-        Subject("ort", candidate, instrument(candidate)),
+        ModelUnderTest("torch", reference),
+        ModelUnderTest("ort", candidate),
         Processor.from_pretrained(bundle),
         4,
     )
@@ -80,12 +80,12 @@ def verdict_of(bundle: Path, candidate_bundle: Path, images: int = 2) -> tuple[s
 
 def test_every_integer_sum_is_equal_and_replayed_logits_are_float_noise(speaking_bundle: Path) -> None:
     verdict, metrics = verdict_of(speaking_bundle, speaking_bundle)
-    comparison = metrics.comparison
+    differences = metrics.differences
     assert verdict in (PASS, AMBIGUOUS)
-    assert comparison.sums > 100_000
-    assert comparison.sums_differing == 0
-    assert comparison.operator_outputs > 100_000
-    assert comparison.operator_mismatches == 0
+    assert differences.sums > 100_000
+    assert differences.sums_differing == 0
+    assert differences.operator_outputs > 100_000
+    assert differences.operator_mismatches == 0
     assert metrics.replayed.greedy_match == 1.0
     assert metrics.replayed.logits_max_abs_diff <= 1e-4
     assert metrics.replayed_drift.largest <= 1e-5
@@ -94,31 +94,27 @@ def test_every_integer_sum_is_equal_and_replayed_logits_are_float_noise(speaking
 
 
 def test_onnx_runtime_recorded_and_torch_replayed_agree_too(speaking_bundle: Path) -> None:
-    reference, candidate = (
-        instrument(load("ort", speaking_bundle, 1)),
-        instrument(load("torch", speaking_bundle, 1)),
-    )
+    reference, candidate = load("ort", speaking_bundle, 1), load("torch", speaking_bundle, 1)
     pixels = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
-    tape, comparison = Tape(), Comparison()
-    with reference.recording(tape):
-        wanted = reference.runtime.encode_image(pixels)
-    with candidate.replaying(tape, comparison):
-        got = candidate.runtime.encode_image(pixels)
-    assert tape.left == 0
-    assert comparison.sums > 0
-    assert comparison.sums_differing == 0
+    recording, differences = Recording(), Differences()
+    with reference.listening(Recorder(recording)):
+        wanted = reference.encode_image(pixels)
+    with candidate.listening(Replayer(recording, differences)):
+        got = candidate.encode_image(pixels)
+    assert recording.left == 0
+    assert differences.sums > 0
+    assert differences.sums_differing == 0
     assert np.abs(got - wanted).max() < 1e-4
 
 
 def test_recording_changes_nothing_that_the_runtime_computes(speaking_bundle: Path) -> None:
     for backend in ("torch", "ort"):
         plain = load(backend, speaking_bundle, 1)
-        listened = instrument(plain)
         state = MemoryArrays(*plain.memory_prior())
-        key, code = np.ones((1, 16), np.float32), np.linspace(-1, 1, 48, dtype=np.float32)[None]
-        with listened.recording(Tape()):
-            recorded = listened.runtime.memory_read(key, code, state)
-        direct = plain.memory_read(key, code, state)
+        key, latent = np.ones((1, 16), np.float32), np.linspace(-1, 1, 48, dtype=np.float32)[None]
+        with plain.listening(Recorder(Recording())):
+            recorded = plain.memory_read(key, latent, state)
+        direct = plain.memory_read(key, latent, state)
         assert recorded.scope == direct.scope
         for ours, theirs in zip(slot_arrays(recorded.slot), slot_arrays(direct.slot), strict=True):
             assert np.array_equal(ours, theirs)
@@ -140,9 +136,9 @@ def test_one_wrong_byte_of_packed_weights_fails(speaking_bundle: Path, tmp_path:
     bundle = altered(speaking_bundle, tmp_path, "decoder_model_merged", flip)
     verdict, metrics = verdict_of(speaking_bundle, bundle, images=1)
     assert verdict == FAIL
-    assert metrics.comparison.sums_differing > 0
+    assert metrics.differences.sums_differing > 0
     # One row of one layer: about one sum in 64 of that layer, none of any other.
-    assert metrics.comparison.sums_differing < metrics.comparison.sums / 100
+    assert metrics.differences.sums_differing < metrics.differences.sums / 100
 
 
 def test_a_wrong_function_body_fails_with_status_1(
@@ -169,9 +165,9 @@ def test_a_wrong_function_body_fails_with_status_1(
 
 
 @pytest.mark.parametrize(
-    ("moved_by", "verdict"), [(3e-6, AMBIGUOUS), (0.2, FAIL), (2.0, FAIL)], ids=["tie", "no tie", "two codes"]
+    ("moved_by", "verdict"), [(3e-6, AMBIGUOUS), (0.2, FAIL), (2.0, FAIL)], ids=["tie", "no tie", "two steps"]
 )
-def test_a_code_next_to_a_tie_is_ambiguous_and_any_other_an_error(
+def test_an_activation_next_to_a_tie_is_ambiguous_and_any_other_an_error(
     speaking_bundle: Path, tmp_path: Path, moved_by: float, verdict: str
 ) -> None:
     """The readout's input is a row of the memory, which a one-hot key reads exactly: 127 at the peak, .5 where it may
@@ -179,7 +175,7 @@ def test_a_code_next_to_a_tie_is_ambiguous_and_any_other_an_error(
     config = load("ort", speaking_bundle, 1).config
     row = np.zeros(config.memory.code_size, np.float32)
     row[:2] = 127, 0.5
-    # It sees a code times its gain.
+    # It sees the latent times its gain.
     row /= np.float32(config.memory.code_size**0.5)
     noise = np.zeros_like(row)
     noise[1] = moved_by
@@ -192,32 +188,32 @@ def test_a_code_next_to_a_tie_is_ambiguous_and_any_other_an_error(
         node.input[0] = "moved"
         model.graph.node.insert(position, added)
 
-    reference = instrument(load("torch", speaking_bundle, 1))
-    candidate = instrument(load("ort", altered(speaking_bundle, tmp_path, "memory_read", move), 1))
+    reference = load("torch", speaking_bundle, 1)
+    candidate = load("ort", altered(speaking_bundle, tmp_path, "memory_read", move), 1)
     mean = np.zeros((1, config.memory.slots, len(row)), np.float32)
     mean[0, 0] = row
     key = np.eye(1, config.memory.slots, dtype=np.float32)
     state = MemoryArrays(mean, np.eye(config.memory.slots, dtype=np.float32)[None])
-    tape, comparison = Tape(), Comparison()
-    with reference.recording(tape):
-        ours = slot_arrays(reference.runtime.memory_read(key, row[None], state).slot)
-    free = slot_arrays(candidate.runtime.memory_read(key, row[None], state).slot)
-    with candidate.replaying(tape, comparison):
-        replayed = slot_arrays(candidate.runtime.memory_read(key, row[None], state).slot)
+    recording, differences = Recording(), Differences()
+    with reference.listening(Recorder(recording)):
+        ours = slot_arrays(reference.memory_read(key, row[None], state).slot)
+    free = slot_arrays(candidate.memory_read(key, row[None], state).slot)
+    with candidate.listening(Replayer(recording, differences)):
+        replayed = slot_arrays(candidate.memory_read(key, row[None], state).slot)
 
     def difference(theirs: list[np.ndarray]) -> float:
         return max(float(np.abs(a - b).max()) for a, b in zip(ours, theirs, strict=True))
 
     assert difference(free) > 1e-3
     assert difference(replayed) < 1e-4
-    assert comparison.codes_differing == 1
-    assert comparison.sums_differing == 0
-    assert comparison.max_code_step == max(1, round(0.5 + moved_by))
+    assert differences.activations_differing == 1
+    assert differences.sums_differing == 0
+    assert differences.max_step == max(1, round(0.5 + moved_by))
     metrics = Metrics(
         free=Agreement(samples=1, equal=1, positions=1, top1_equal=1),
         drift=Drift(slot=difference(free)),
         replayed=Agreement(samples=1, equal=1),
-        comparison=comparison,
+        differences=differences,
         replayed_drift=Drift(slot=difference(replayed)),
     )
     assert judge(metrics).verdict == verdict
@@ -231,7 +227,7 @@ def test_a_probed_graph_keeps_every_operator_and_names_layers_as_the_model_does(
     }
     probed = probe(speaking_bundle / "onnx" / "decoder_model_merged.onnx")
     assert {layer.name for layer in probed.layers} == wanted | {"embedding.table"}
-    operators = [node for node in probed.model.graph.node if is_quantised_matmul(node)]
+    operators = [node for node in probed.model.graph.node if is_quantized_matmul(node)]
     # Each twice: as the graph has it, and on integers.
     assert len(operators) == 2 * len(probed.layers)
     assert {f.name for f in probed.model.functions} >= {node.op_type for node in operators}
@@ -245,24 +241,26 @@ def test_dense_trits_are_opened_up_too(ternary_model: MicroVLM, tmp_path: Path) 
     save_graph(trace(lowered, spec), spec.name, WeightStore(tmp_path))
     set_traced(lowered, False)
     probed = probe(tmp_path / "memory_encode.onnx")
-    reference = instrument(TorchRuntime(lowered, directory=tmp_path))
-    wanted = {name for name in reference.layers if name.startswith("memory_encoder.")}
+    reference = TorchRuntime(lowered, directory=tmp_path)
+    wanted = {name for name in reference.quantized_layers() if name.startswith("memory_encoder.")}
     assert {layer.name for layer in probed.layers} == wanted
     embeds = np.random.default_rng(0).normal(size=(1, 5, 64)).astype(np.float32)
     mask = np.ones((1, 5), np.int64)
-    tape, comparison = Tape(), Comparison()
-    with reference.recording(tape):
-        code, _ = reference.runtime.memory_encode(embeds, mask)
-    feeds = {"inputs_embeds": embeds, "attention_mask": mask, REPLAY: np.asarray(True)}
-    entries = {layer.name: tape.take(layer.name) for layer in probed.layers}
-    feeds |= {layer.codes: entries[layer.name].codes for layer in probed.layers}
+    recording, differences = Recording(), Differences()
+    with reference.listening(Recorder(recording)):
+        latent, _ = reference.memory_encode(embeds, mask)
     session = probed.open(onnxruntime.SessionOptions())
-    got = dict(zip(probed.outputs, session.run(list(probed.outputs), feeds), strict=True))
-    for layer in probed.layers:
-        assert np.array_equal(got[layer.sums], entries[layer.name].sums), layer.name
-        comparison.compare_codes(layer.name, got[layer.x], entries[layer.name].codes)
-    assert comparison.codes_differing <= 1
-    assert np.abs(got["memory_code"] - code).max() < 1e-5
+
+    def run(feeds: dict, names: Sequence[str]) -> dict:
+        return dict(zip(names, session.run(list(names), feeds), strict=True))
+
+    feeds = {"inputs_embeds": embeds, "attention_mask": mask}
+    outputs = probed.run(run, feeds, Replayer(recording, differences))
+    assert recording.left == 0
+    assert differences.sums > 0
+    assert differences.sums_differing == 0
+    assert differences.activations_differing <= 1
+    assert np.abs(outputs["memory_code"] - latent).max() < 1e-5
 
 
 def test_trits_are_one_function_in_any_bytes_and_another_training_is_another(ternary_model: MicroVLM) -> None:

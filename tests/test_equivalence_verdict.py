@@ -1,4 +1,4 @@
-"""Counting codes, and what verdict which figures give."""
+"""Counts of differing activations, and the verdict that figures give."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import numpy as np
 import pytest
 
 from microvlm.bench.equivalence.metrics import Agreement, Drift, Metrics, Scores
-from microvlm.bench.equivalence.recorded_activations import Comparison, Diverged, Tape, floor_rows
 from microvlm.bench.equivalence.transcripts import Answer
 from microvlm.bench.equivalence.verdict import AMBIGUOUS, FAIL, PASS, judge, judge_precision
 from microvlm.bench.stats import Interval
+from microvlm.exporters.replay.differences import Differences, rows_above_floor
+from microvlm.exporters.replay.recording import Diverged, RecordedCall, Recording
 
 
 def right_everywhere() -> Metrics:
-    """A million codes compared, 1,000 positions, nothing different."""
-    comparison = Comparison(codes=1_000_000, sums=500_000, operator_outputs=500_000)
+    """A million activations compared, 1,000 positions, nothing different."""
+    differences = Differences(activations=1_000_000, sums=500_000, operator_outputs=500_000)
     agreements = [Agreement(samples=100, equal=100, positions=1000, top1_equal=1000) for _ in range(2)]
-    return Metrics(free=agreements[0], replayed=agreements[1], comparison=comparison, replayed_drift=Drift())
+    return Metrics(
+        free=agreements[0], replayed=agreements[1], differences=differences, replayed_drift=Drift()
+    )
 
 
 def test_no_difference_is_a_pass() -> None:
@@ -26,8 +29,8 @@ def test_no_difference_is_a_pass() -> None:
 def test_a_difference_that_replay_removes_is_ambiguous_and_no_failure() -> None:
     metrics = right_everywhere()
     metrics.free.equal, metrics.free.top1_equal, metrics.free.logits_max_abs_diff = 97, 997, 0.28
-    metrics.comparison.codes_differing, metrics.comparison.max_code_step = 6, 1
-    metrics.comparison.max_tie_distance = 7e-5
+    metrics.differences.activations_differing, metrics.differences.max_step = 6, 1
+    metrics.differences.max_tie_distance = 7e-5
     verdict = judge(metrics)
     assert verdict.verdict == AMBIGUOUS
     assert verdict.exit_status == 0
@@ -37,12 +40,12 @@ def test_a_difference_that_replay_removes_is_ambiguous_and_no_failure() -> None:
 @pytest.mark.parametrize(
     ("part", "figure", "value", "said"),
     [
-        ("comparison", "sums_differing", 1, "integer sums"),
-        ("comparison", "operator_mismatches", 1, "outputs of the operators"),
-        ("comparison", "codes_differing", 51, "over 50 per million"),
-        ("comparison", "max_code_step", 2, "no tie"),
-        ("comparison", "max_tie_distance", 2e-3, "from a tie"),
-        ("comparison", "sums", 0, "no integer sum"),
+        ("differences", "sums_differing", 1, "integer sums"),
+        ("differences", "operator_mismatches", 1, "outputs of the operators"),
+        ("differences", "activations_differing", 51, "over 50 per million"),
+        ("differences", "max_step", 2, "no tie"),
+        ("differences", "max_tie_distance", 2e-3, "from a tie"),
+        ("differences", "sums", 0, "no integer sum"),
         ("replayed", "equal", 99, "1 of 100 answers"),
         ("replayed", "logits_max_abs_diff", 1.1e-4, "logits differ"),
         ("replayed", "logits_max_abs_diff", float("nan"), "logits differ"),
@@ -63,9 +66,9 @@ def test_each_bar_alone_fails(part: str, figure: str, value: float, said: str) -
 @pytest.mark.parametrize(
     ("part", "figure", "value"),
     [
-        ("comparison", "codes_differing", 50),
-        ("comparison", "max_code_step", 1),
-        ("comparison", "max_tie_distance", 1e-3),
+        ("differences", "activations_differing", 50),
+        ("differences", "max_step", 1),
+        ("differences", "max_tie_distance", 1e-3),
         ("replayed", "logits_max_abs_diff", 1e-4),
         ("free", "top1_equal", 995),
     ],
@@ -99,38 +102,50 @@ def test_logits_that_are_no_numbers_fail_between_precisions_too() -> None:
     assert judge_precision(metrics, Interval(0.0, 0.0, 0.0)).verdict == FAIL
 
 
-def test_codes_are_counted_with_their_step_and_their_distance_from_a_tie() -> None:
-    comparison = Comparison()
-    # Peak 127: the factor is 1, so each value is its own code before rounding.
+def test_activations_are_counted_with_their_step_and_their_distance_from_a_tie() -> None:
+    differences = Differences()
+    # Peak 127: the factor is 1, so each value is its own int8 activation before rounding.
     x = np.array([[127.0, 0.5, 3.25, -1.5], [127.0, 2.0, 2.0, 2.0]], np.float32)
-    equal = comparison.compare_codes("layer", x, np.array([[127, 1, 3, -2], [127, 2, 2, 2]], np.int8))
+    equal = differences.compare_activations("layer", x, np.array([[127, 1, 3, -2], [127, 2, 2, 2]], np.int8))
     assert equal.tolist() == [False, True]
-    assert (comparison.codes, comparison.codes_differing, comparison.max_code_step) == (8, 1, 1)
-    assert comparison.max_tie_distance == 0.0
-    comparison.compare_codes("layer", x[:1], np.array([[127, 0, 6, -2]], np.int8))
-    assert (comparison.codes, comparison.codes_differing, comparison.max_code_step) == (12, 2, 3)
-    assert comparison.max_tie_distance == 0.25
-    assert comparison.differing_by_layer == {"layer": 2}
+    assert (differences.activations, differences.activations_differing, differences.max_step) == (8, 1, 1)
+    assert differences.max_tie_distance == 0.0
+    differences.compare_activations("layer", x[:1], np.array([[127, 0, 6, -2]], np.int8))
+    assert (differences.activations, differences.activations_differing, differences.max_step) == (12, 2, 3)
+    assert differences.max_tie_distance == 0.25
+    assert differences.differing_by_layer == {"layer": 2}
+
+
+def test_only_single_steps_beside_a_tie_are_rounding_ties() -> None:
+    differences = Differences()
+    x = np.array([[127.0, 1.4999, 2.2, -3.5001]], np.float32)
+    differences.compare_activations("layer", x, np.array([[127, 2, 2, -3]], np.int8))
+    assert (differences.activations, differences.activations_differing, differences.max_step) == (4, 2, 1)
+    assert differences.max_tie_distance == pytest.approx(1e-4, rel=0.01)
+    assert differences.only_ties
+    differences.compare_activations("layer", x, np.array([[127, 1, 3, -4]], np.int8))
+    assert not differences.only_ties
 
 
 def test_sums_of_rows_at_the_floor_are_left_out_and_counted() -> None:
-    comparison = Comparison()
+    differences = Differences()
     x = np.array([[1.0, 0.0], [1e-7, 0.0]], np.float32)
     sums = np.array([[3.0], [5.0]], np.float32)
-    comparison.compare_sums(sums, np.array([[3.0], [9.0]], np.float32), floor_rows(x))
-    assert (comparison.sums, comparison.sums_differing, comparison.rows_at_floor) == (1, 0, 1)
+    differences.compare_sums(sums, np.array([[3.0], [9.0]], np.float32), rows_above_floor(x))
+    assert (differences.sums, differences.sums_differing, differences.rows_at_floor) == (1, 0, 1)
 
 
 def test_a_replay_that_asks_for_more_than_was_recorded_diverges() -> None:
-    tape = Tape()
-    tape.add("layer", np.zeros((1, 4)), np.zeros((1, 2)))
-    assert tape.take("layer", (1, 4)).codes.dtype == np.int8
-    assert tape.left == 0
+    recording = Recording()
+    call = RecordedCall(np.zeros((1, 4), np.int8), np.zeros((1, 2), np.float32))
+    recording.add("layer", call)
+    assert recording.take("layer", (1, 4)) == call
+    assert recording.left == 0
     with pytest.raises(Diverged):
-        tape.take("layer", (1, 4))
-    tape.add("layer", np.zeros((1, 4)), np.zeros((1, 2)))
+        recording.take("layer", (1, 4))
+    recording.add("layer", call)
     with pytest.raises(Diverged):
-        tape.take("layer", (2, 4))
+        recording.take("layer", (2, 4))
 
 
 def test_agreement_counts_answers_positions_and_divergence() -> None:

@@ -11,12 +11,14 @@ from conftest import seeded_model, tiny_config
 
 from microvlm.exporters import contract
 from microvlm.exporters.external_data import WeightStore, save_graph
-from microvlm.exporters.graph_check import check_graph
-from microvlm.exporters.replay import CodeDifferences, record, replay
-from microvlm.exporters.tracing import example_inputs, trace
+from microvlm.exporters.graph_check import check_graph, record, replay
+from microvlm.exporters.replay.differences import Differences
+from microvlm.exporters.replay.recording import Diverged, Recorder, Recording
+from microvlm.exporters.tracing import call, example_inputs, trace
 from microvlm.formats.weight_format import WeightFormat
 from microvlm.model.lowering import lower, named_packed, set_traced
 from microvlm.model.memory_algebra import address, reference_memory
+from microvlm.model.torch_runtime import listening
 from microvlm.presets import preset
 
 DECODER = "decoder_model_merged"
@@ -69,7 +71,8 @@ def test_a_graph_that_gives_nan_fails_the_check(graphs, lowered):
 
 
 def scale_over_a_tie(unrounded: np.ndarray) -> tuple[int, float]:
-    """The column of [..., K] values in code steps with the value nearest to a tie, and what takes it just across."""
+    """The column of [..., K] values in steps of an int8 activation with the value nearest to a tie, and the factor that
+    takes it just across."""
     flat = unrounded.reshape(-1, unrounded.shape[-1])
     ties = np.floor(flat) + 0.5
     distance = np.where((np.abs(flat) > 5) & (np.abs(flat) < 100), np.abs(flat - ties), np.inf)
@@ -78,50 +81,109 @@ def scale_over_a_tie(unrounded: np.ndarray) -> tuple[int, float]:
     return int(column), (tie + np.sign(tie - value) * 5e-5) / value
 
 
-def test_codes_that_round_the_other_way_at_a_tie_pass_with_a_remark(graphs, lowered):
+class Unrounded(Recorder):
+    """Keeps every layer's activations just before rounding."""
+
+    def __init__(self):
+        super().__init__(Recording())
+        self.values = {}
+
+    def observe(self, layer, call):
+        self.values[layer] = call.x * (127 / np.abs(call.x).max(-1, keepdims=True))
+
+
+def example(lowered, name):
+    """(spec, inputs, feeds) of a graph at the sizes of these tests."""
+    spec = contract.graph(lowered.config, name)
+    inputs = example_inputs(spec, SIZES, seed=1, vocab_size=lowered.config.text.vocab_size)
+    return spec, inputs, {t.name: v.numpy() for t, v in zip(spec.inputs, inputs, strict=True)}
+
+
+def test_activations_that_round_the_other_way_at_a_tie_pass_with_a_remark(graphs, lowered):
     """One element of one norm a little off: one value falls on the other side of its tie, and nothing else moves."""
     path = graphs / f"{DECODER}.onnx"
     set_traced(lowered, False)
-    _, _, _, recording = recorded(lowered, path, DECODER)
-    column, factor = scale_over_a_tie(recording["decoder.layers.0.self_attn.q_proj"])
+    spec, inputs, _ = example(lowered, DECODER)
+    unrounded = Unrounded()
+    with listening(lowered, unrounded), torch.no_grad():
+        call(lowered, spec, inputs)
+    column, factor = scale_over_a_tie(unrounded.values["decoder.layers.0.self_attn.q_proj"])
     scale = np.ones(lowered.config.text.hidden_size, np.float32)
     scale[column] = factor
     edit_weights(path, lambda value: value * scale, "decoder.layers.0.input_layernorm.weight")
-    checks, remark = check_graph(lowered, contract.graph(lowered.config, DECODER), path, 1)
+    checks, remark = check_graph(lowered, spec, path, 1)
     assert remark is not None
     assert "rounded the other way" in remark
     assert all(check.passed for check in checks)
 
 
-def recorded(lowered, path, name):
-    spec = contract.graph(lowered.config, name)
-    inputs = example_inputs(spec, SIZES, seed=1, vocab_size=lowered.config.text.vocab_size)
-    feeds = {t.name: v.numpy() for t, v in zip(spec.inputs, inputs, strict=True)}
-    outputs, recording = record(path, [t.name for t in spec.outputs], feeds, threads=1)
-    return spec, inputs, outputs, recording
+def test_an_operator_that_rounds_to_another_range_fails_the_check(graphs, lowered):
+    path = graphs / f"{DECODER}.onnx"
+    proto = onnx.load(path, load_external_data=False)
+    body = next(function for function in proto.functions if function.name == "TernaryMatMul2x4")
+    limit = next(node for node in body.node if node.output[0] == "code_max")
+    limit.attribute[0].t.CopyFrom(onnx.numpy_helper.from_array(np.array(126.0, np.float32)))
+    path.write_bytes(proto.SerializeToString())
+    checks, remark = check_graph(lowered, contract.graph(lowered.config, DECODER), path, 1)
+    assert not all(check.passed for check in checks)
+    assert "not by rounding ties" in remark
+
+
+def test_a_graph_with_other_layers_than_the_model_fails_the_check(graphs, lowered):
+    path = graphs / f"{DECODER}.onnx"
+    edit_weights(path, lambda value: value * 1.02)
+    proto = onnx.load(path, load_external_data=False)
+    old, new = "decoder.layers.0.mlp.up_proj.packed", "decoder.layers.9.mlp.up_proj.packed"
+    for node in proto.graph.node:
+        node.input[:] = [new if name == old else name for name in node.input]
+    next(tensor for tensor in proto.graph.initializer if tensor.name == old).name = new
+    path.write_bytes(proto.SerializeToString())
+    checks, remark = check_graph(lowered, contract.graph(lowered.config, DECODER), path, 1)
+    assert not all(check.passed for check in checks)
+    assert "decoder.layers.0.mlp.up_proj was called more often than in the recorded run" in remark
 
 
 def test_a_recording_covers_every_quantised_layer_and_replays(graphs, lowered):
     set_traced(lowered, False)
-    spec, inputs, outputs, recording = recorded(lowered, graphs / f"{DECODER}.onnx", DECODER)
+    spec, inputs, feeds = example(lowered, DECODER)
+    differences = Differences()
+    recording, outputs = record(graphs / f"{DECODER}.onnx", feeds, differences, 1)
     layers = {name for name in named_packed(lowered) if name.startswith(("decoder.", "embedding."))}
-    assert set(recording) == layers
-    replayed, differences = replay(lowered, spec, inputs, recording)
-    assert differences.codes == sum(value.size for value in recording.values())
+    assert set(recording.layers) == layers
+    activations = sum(one.activations_q8.size for calls in recording.layers.values() for one in calls)
+    replayed = replay(lowered, spec, inputs, recording, differences)
+    assert differences.activations == activations
     assert differences.only_ties
-    for theirs, ours in zip(outputs, replayed, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    assert differences.sums > 0
+    assert differences.operator_outputs > 0
+    assert differences.arithmetic_is_equal
+    for tensor, ours in zip(spec.outputs, replayed, strict=True):
+        np.testing.assert_allclose(outputs[tensor.name], ours, atol=1e-4)
     assert sorted(path.name for path in graphs.iterdir() if path.name.startswith(".")) == []
 
 
-def test_a_replay_runs_on_the_recorded_codes_and_not_on_its_own(graphs, lowered):
+def test_a_replay_runs_on_the_recorded_activations_and_not_on_its_own(graphs, lowered):
     set_traced(lowered, False)
-    spec, inputs, outputs, recording = recorded(lowered, graphs / f"{DECODER}.onnx", DECODER)
-    moved = {name: value + 1 for name, value in recording.items()}
-    replayed, differences = replay(lowered, spec, inputs, moved)
-    assert differences.differing > 0.5 * differences.codes
+    spec, inputs, feeds = example(lowered, DECODER)
+    differences, moved = Differences(), Recording()
+    recording, outputs = record(graphs / f"{DECODER}.onnx", feeds, differences, 1)
+    for layer, calls in recording.layers.items():
+        for one in calls:
+            moved.add(layer, one._replace(activations_q8=np.minimum(one.activations_q8, 126) + np.int8(1)))
+    replayed = replay(lowered, spec, inputs, moved, differences)
+    assert differences.activations_differing > 0.5 * differences.activations
     assert not differences.only_ties
-    assert np.abs(replayed[0] - outputs[0]).max() > 1e-3
+    assert not differences.arithmetic_is_equal
+    assert np.abs(replayed[0] - outputs["logits"]).max() > 1e-3
+
+
+def test_a_replay_that_leaves_recorded_calls_diverges(graphs, lowered):
+    set_traced(lowered, False)
+    spec, inputs, feeds = example(lowered, DECODER)
+    recording, _ = record(graphs / f"{DECODER}.onnx", feeds, Differences(), 1)
+    recording.add("embedding.table", recording.layers["embedding.table"][0])
+    with pytest.raises(Diverged, match=r"embedding\.table was called more often in the recorded run"):
+        replay(lowered, spec, inputs, recording, Differences())
 
 
 @pytest.mark.parametrize("bits", [32, 16])
@@ -134,12 +196,17 @@ def test_trits_stored_dense_are_recorded_too(bits, tmp_path):
     set_traced(lowered, True)
     save_graph(trace(lowered, spec), spec.name, WeightStore(tmp_path))
     set_traced(lowered, False)
-    spec, inputs, outputs, recording = recorded(lowered, tmp_path / "memory_encode.onnx", spec.name)
-    assert set(recording) == {name for name in named_packed(lowered) if name.startswith("memory_encoder.")}
-    replayed, differences = replay(lowered, spec, inputs, recording)
+    spec, inputs, feeds = example(lowered, spec.name)
+    differences = Differences()
+    recording, outputs = record(tmp_path / "memory_encode.onnx", feeds, differences, 1)
+    layers = {name for name in named_packed(lowered) if name.startswith("memory_encoder.")}
+    assert set(recording.layers) == layers
+    replayed = replay(lowered, spec, inputs, recording, differences)
     assert differences.only_ties
-    for theirs, ours in zip(outputs, replayed, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    assert differences.sums > 0
+    assert differences.arithmetic_is_equal
+    for tensor, ours in zip(spec.outputs, replayed, strict=True):
+        np.testing.assert_allclose(outputs[tensor.name], ours, atol=1e-4)
 
 
 def test_example_keys_are_the_keys_of_their_codes():
@@ -153,17 +220,6 @@ def test_example_keys_are_the_keys_of_their_codes():
     torch.testing.assert_close(key, address(code, torch.linalg.pinv(reference)), atol=1e-5, rtol=0)
     outside = code.square().sum(-1) - key.square().sum(-1)
     assert (outside > 0.1).all()
-
-
-def test_code_differences_count_steps_and_distances_from_ties():
-    differences = CodeDifferences()
-    unrounded = np.array([1.4999, 2.2, -3.5001], np.float32)
-    differences.add(np.array([2.0, 2.0, -3.0]), np.rint(unrounded), unrounded)
-    assert (differences.codes, differences.differing, differences.max_step) == (3, 2, 1)
-    assert differences.max_tie_distance == pytest.approx(1e-4, rel=0.01)
-    assert differences.only_ties
-    differences.add(np.array([3.0]), np.array([2.0]), np.array([2.2], np.float32))
-    assert not differences.only_ties
 
 
 def test_examples_are_seeded(ternary_model):

@@ -158,7 +158,14 @@ def test_an_overwrite_is_two_steps_that_copy_nothing_and_a_failed_one_leaves_the
 def test_an_episode_on_onnx_runtime_steps_in_held_buffers_and_equals_the_functions(runtime, monkeypatch):
     """Every operation of the commands, beyond the slots too; the functions, which copy, are not called."""
 
-    def operate() -> EpisodicMemory:
+    class Functions:
+        """A runtime that holds no memory."""
+
+        config, memory_prior = runtime.config, staticmethod(runtime.memory_prior)
+        memory_write = staticmethod(runtime.memory_write)
+        memory_forget = staticmethod(runtime.memory_forget)
+
+    def operate(runtime) -> EpisodicMemory:
         memory = EpisodicMemory.empty(runtime)
         written = [Entry(str(number), key[0], code[0]) for number, (key, code) in enumerate(rows(40))]
         for entry in written[:20]:
@@ -175,9 +182,8 @@ def test_an_episode_on_onnx_runtime_steps_in_held_buffers_and_equals_the_functio
     with monkeypatch.context() as patch:
         for name in ("memory_write", "memory_forget"):
             patch.setattr(runtime, name, copies)
-        ours = operate()
-    monkeypatch.setattr(type(runtime), "hold_memory", None)
-    theirs = operate()
+        ours = operate(runtime)
+    theirs = operate(Functions())
     assert len(ours.states) == len(theirs.states) == 2
     assert ours.forgotten == theirs.forgotten
     for one, other in zip(ours.states, theirs.states, strict=True):

@@ -11,14 +11,14 @@ import numpy as np
 
 from microvlm.backends.arm64.remote_values import DeviceArray, RemoteGraphs
 from microvlm.backends.arm64.worker_link import Transport, WorkerLink
-from microvlm.backends.graph_runtime import GraphRuntime
+from microvlm.backends.instrumented_graphs import InstrumentedGraphRuntime
 from microvlm.generation import GenerationOptions, GenerationResult, MemorySlot, OnToken, Prompt, Timings
 
 KEPT_PREFIXES = ("present.", "memory_kv.", "memory_mean_out", "memory_cov_out")
 """Prefixes of the names of outputs that stay on the device."""
 
 
-class Arm64Runtime(GraphRuntime):
+class Arm64Runtime(InstrumentedGraphRuntime):
     """One bundle on one device. `settings`: fields of `host.DeviceSettings`."""
 
     def __init__(self, directory: Path, transport: Transport, settings: dict[str, Any]):
@@ -71,21 +71,23 @@ class Arm64Runtime(GraphRuntime):
             result["tokens"], result["stopped"], timings.milliseconds, memory_slot, result["steps"]
         )
 
-    def open_graph(self, graph: str, model: bytes, folder: str = "onnx") -> None:
-        """Open another graph, serialised, whose weights lie in a folder of the bundle; `run_graph` runs it."""
-        self._remote_graphs.open_graph(graph, model, folder)
+    def run_graph(self, graph: str, inputs: Sequence[Any]) -> list[Any]:
+        """See `GraphRuntime`; outputs are DeviceArrays where they stay on the device."""
+        return self._run({"graph": graph}, inputs, self.tensor_names(graph)[1])
 
-    def run_graph(
-        self, graph: str, feeds: dict[str, Any], outputs: Sequence[str], kept: Sequence[str] = ()
-    ) -> dict[str, Any]:
-        """Run an opened graph -> output name -> numpy array, or DeviceArray for the names in `kept`."""
-        request = {"graph": graph, "names": list(feeds), "outputs": list(outputs)}
-        values = self._remote_graphs.run(request, list(feeds.values()), [name in kept for name in outputs])
-        return dict(zip(outputs, values, strict=True))
+    def open_model(self, name: str, model: bytes, folder: str = "onnx") -> None:
+        """See `InstrumentedGraphRuntime`: the model runs on the device."""
+        self._remote_graphs.open_graph(name, model, folder)
 
-    def _run(self, graph: str, inputs: Sequence[Any]) -> list[Any]:
-        kept = [name.startswith(KEPT_PREFIXES) for name in self.tensor_names(graph)[1]]
-        values = self._remote_graphs.run({"graph": graph}, inputs, kept)
+    def run_model(self, name: str, feeds: dict[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
+        """See `InstrumentedGraphRuntime`; outputs are DeviceArrays where they stay on the device."""
+        request = {"graph": name, "names": list(feeds), "outputs": list(outputs)}
+        return dict(zip(outputs, self._run(request, list(feeds.values()), outputs), strict=True))
+
+    def _run(self, request: dict[str, Any], inputs: Sequence[Any], outputs: Sequence[str]) -> list[Any]:
+        values = self._remote_graphs.run(
+            request, inputs, [name.startswith(KEPT_PREFIXES) for name in outputs]
+        )
         return [value if isinstance(value, DeviceArray) else ReceivedArray(value) for value in values]
 
     def _state_array(self, value: Any) -> Any:

@@ -1,66 +1,109 @@
-"""Two loaded models over the same samples: free-running, teacher-forced and replayed. Measures; `verdict` decides."""
+"""Runs two loaded models over the same samples: free-running, teacher-forced and replayed. `verdict` judges."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 
 from microvlm.bench.equivalence.metrics import Agreement, Drift, Metrics
-from microvlm.bench.equivalence.recorded_activations import Comparison, Tape
-from microvlm.bench.equivalence.replay import Instrument
 from microvlm.bench.equivalence.samples import EPISODE, EpisodeScript, Sample
 from microvlm.bench.equivalence.transcripts import Answer, answer, forced_logits, make_prompt, play
+from microvlm.errors import UserError
+from microvlm.exporters.replay.differences import Differences
+from microvlm.exporters.replay.recording import Diverged, Recorder, Recording, Replayer
 from microvlm.inputs.processor import Processor
-from microvlm.runtime import Runtime
+from microvlm.runtime import Instrumented, Runtime
 
 Progress = Callable[[str], None]
-Instruments = tuple[Instrument, Instrument]
-"""The recording one and the replaying one."""
 
 
 @dataclass(frozen=True)
-class Subject:
+class ModelUnderTest:
     """One model on one backend."""
 
     label: str
     runtime: Runtime
-    instrument: Instrument | None
-    """None where its layers can't be opened, or must not be."""
-    closed: str = "its layers cannot be opened"
-    """Why `instrument` is None."""
+    not_replayed: str | None = None
+    """A clause: why its layers must not be recorded or replayed, whatever its runtime can do."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    reference: Subject
-    candidate: Subject
+    """The two models that are compared."""
+
+    reference: ModelUnderTest
+    candidate: ModelUnderTest
     processor: Processor
     limit: int
     """Most tokens of an answer."""
 
-    def opened(self) -> Instruments | str:
-        """Both instruments, or why nothing can be replayed."""
-        for subject in (self.reference, self.candidate):
-            if subject.instrument is None:
-                return f"{subject.label}: {subject.closed}, so nothing can be replayed"
-        first, second = self.reference.instrument, self.candidate.instrument
-        assert first is not None
-        assert second is not None
-        only = first.layers ^ second.layers
+    def instruments(self) -> Instruments | str:
+        """Both runtimes as instruments, or a clause: why nothing can be replayed."""
+        layers = []
+        for model in (self.reference, self.candidate):
+            closed = model.not_replayed
+            if closed is None and not isinstance(model.runtime, Instrumented):
+                closed = "its layers cannot be opened"
+            if closed is None:
+                try:
+                    layers.append(model.runtime.quantized_layers())  # type: ignore[attr-defined]
+                except UserError as error:
+                    closed = str(error)
+            if closed is not None:
+                return f"{model.label}: {closed}, so nothing can be replayed"
+        only = layers[0] ^ layers[1]
         if only:
             return f"the two do not quantise the same layers ({min(only)}), so nothing can be replayed"
-        return first, second
+        return Instruments(self.reference.runtime, self.candidate.runtime)  # type: ignore[arg-type]
+
+
+@dataclass
+class Instruments:
+    """Records the reference and replays the candidate, one recording after another."""
+
+    reference: Instrumented
+    candidate: Instrumented
+    differences: Differences = field(default_factory=Differences)
+    """Counts over all recordings."""
+    _recording: Recording = field(default_factory=Recording)
+
+    def recording(self) -> AbstractContextManager[None]:
+        """A context: the reference's layers are recorded anew."""
+        self._recording = Recording()
+        return self.reference.listening(Recorder(self._recording))
+
+    def replaying(self) -> AbstractContextManager[None]:
+        """A context: the candidate's layers use what was recorded last. Calls raise Diverged."""
+        return self.candidate.listening(Replayer(self._recording, self.differences))
 
 
 def compare(
     pair: Pair, samples: Sequence[Sample], episode: EpisodeScript, progress: Progress = lambda _: None
 ) -> Metrics:
     """Every figure of the equivalence report. `progress` gets a line now and then."""
-    opened = pair.opened()
-    if isinstance(opened, str):
-        metrics, instruments = Metrics(replay_unavailable=opened), None
+    instruments = pair.instruments()
+    if isinstance(instruments, Instruments):
+        try:
+            return _compare(pair, instruments, samples, episode, progress)
+        except Diverged as clause:
+            progress(f"the replay failed ({clause}): once more without it")
+            reason = f"{pair.candidate.label} did not follow the recording: {clause}"
+            return _compare(pair, reason, samples, episode, progress)
+    return _compare(pair, instruments, samples, episode, progress)
+
+
+def _compare(
+    pair: Pair,
+    instruments: Instruments | str,
+    samples: Sequence[Sample],
+    episode: EpisodeScript,
+    progress: Progress,
+) -> Metrics:
+    if isinstance(instruments, str):
+        metrics = Metrics(replay_unavailable=instruments)
     else:
-        metrics, instruments = Metrics(replayed=Agreement(), comparison=Comparison()), opened
+        metrics = Metrics(replayed=Agreement(), differences=instruments.differences)
     for index, sample in enumerate(samples):
         _compare_sample(pair, instruments, sample, metrics)
         if (index + 1) % 25 == 0:
@@ -70,48 +113,46 @@ def compare(
     return metrics
 
 
-def _compare_sample(pair: Pair, instruments: Instruments | None, sample: Sample, metrics: Metrics) -> None:
-    def run(runtime: Runtime, follow: Sequence[int] | None = None) -> Answer:
+def _compare_sample(pair: Pair, instruments: Instruments | str, sample: Sample, metrics: Metrics) -> None:
+    def prompted_answer(runtime: Runtime, follow: Sequence[int] | None = None) -> Answer:
         prompt = make_prompt(runtime, pair.processor, sample.prompt, sample.images)
         return answer(runtime, pair.processor, prompt, pair.limit, None, follow)
 
+    reference, candidate = pair.reference.runtime, pair.candidate.runtime
     reference_prompt, candidate_prompt = (
-        make_prompt(subject.runtime, pair.processor, sample.prompt, sample.images)
-        for subject in (pair.reference, pair.candidate)
+        make_prompt(runtime, pair.processor, sample.prompt, sample.images)
+        for runtime in (reference, candidate)
     )
-    theirs = answer(pair.candidate.runtime, pair.processor, candidate_prompt, pair.limit)
-    if instruments is None or metrics.replayed is None or metrics.comparison is None:
-        ours = answer(pair.reference.runtime, pair.processor, reference_prompt, pair.limit)
+    theirs = answer(candidate, pair.processor, candidate_prompt, pair.limit)
+    if isinstance(instruments, str) or metrics.replayed is None:
+        ours = answer(reference, pair.processor, reference_prompt, pair.limit)
     else:
-        recorder, replayer = instruments
-        tape = Tape()
-        with recorder.recording(tape):
-            ours = run(recorder.runtime)
-        with replayer.replaying(tape, metrics.comparison):
-            replayed = run(replayer.runtime, ours.choices)
+        with instruments.recording():
+            ours = prompted_answer(reference)
+        with instruments.replaying():
+            replayed = prompted_answer(candidate, ours.choices)
         metrics.replayed.add_answers(sample.name, ours, replayed)
         metrics.replayed.add_logits(ours.logits, replayed.logits)
     metrics.free.add_answers(sample.name, ours, theirs)
     metrics.free.add_logits(
-        forced_logits(pair.reference.runtime, reference_prompt, ours.choices),
-        forced_logits(pair.candidate.runtime, candidate_prompt, ours.choices),
+        forced_logits(reference, reference_prompt, ours.choices),
+        forced_logits(candidate, candidate_prompt, ours.choices),
     )
     metrics.scores.add(sample.kind, sample.answer, ours, theirs)
 
 
 def _compare_episode(
-    pair: Pair, instruments: Instruments | None, script: EpisodeScript, metrics: Metrics
+    pair: Pair, instruments: Instruments | str, script: EpisodeScript, metrics: Metrics
 ) -> None:
-    theirs = play(pair.candidate.runtime, pair.processor, script, pair.limit)
-    if instruments is None or metrics.replayed is None or metrics.comparison is None:
-        ours = play(pair.reference.runtime, pair.processor, script, pair.limit)
+    reference, candidate = pair.reference.runtime, pair.candidate.runtime
+    theirs = play(candidate, pair.processor, script, pair.limit)
+    if isinstance(instruments, str) or metrics.replayed is None:
+        ours = play(reference, pair.processor, script, pair.limit)
     else:
-        recorder, replayer = instruments
-        tape = Tape()
-        with recorder.recording(tape):
-            ours = play(recorder.runtime, pair.processor, script, pair.limit)
-        with replayer.replaying(tape, metrics.comparison):
-            replayed = play(replayer.runtime, pair.processor, script, pair.limit, ours.answers)
+        with instruments.recording():
+            ours = play(reference, pair.processor, script, pair.limit)
+        with instruments.replaying():
+            replayed = play(candidate, pair.processor, script, pair.limit, ours.answers)
         metrics.replayed_drift = Drift.between(ours, replayed)
         for question, first, second in zip(script.questions, ours.answers, replayed.answers, strict=True):
             metrics.replayed.add_answers(question, first, second)
@@ -123,11 +164,11 @@ def _compare_episode(
         metrics.scores.add(EPISODE, right, first, second)
         reference_logits, candidate_logits = (
             forced_logits(
-                subject.runtime,
-                make_prompt(subject.runtime, pair.processor, question, []),
+                runtime,
+                make_prompt(runtime, pair.processor, question, []),
                 first.choices,
                 trace.states[-1],
             )
-            for subject, trace in ((pair.reference, ours), (pair.candidate, theirs))
+            for runtime, trace in ((reference, ours), (candidate, theirs))
         )
         metrics.free.add_logits(reference_logits, candidate_logits)

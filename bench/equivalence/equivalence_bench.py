@@ -1,4 +1,4 @@
-"""`microvlm-bench equivalence`: loads the two models, compares them, judges, and makes the document."""
+"""`microvlm-bench equivalence`: loads two models, compares and judges them, and writes the report."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from microvlm.backends import load, resolve_bundle
-from microvlm.bench.equivalence.compare import Pair, Progress, Subject, compare
+from microvlm.bench.equivalence.compare import ModelUnderTest, Pair, Progress, compare
 from microvlm.bench.equivalence.metrics import Drift, Metrics
-from microvlm.bench.equivalence.replay import instrument
 from microvlm.bench.equivalence.samples import EPISODE_STEPS, choose, longest_episode
 from microvlm.bench.equivalence.verdict import Verdict, judge, judge_precision
 from microvlm.bench.evalset_reader import load_evalset
@@ -57,20 +56,19 @@ class Options:
 
 
 def run(options: Options, progress: Progress = lambda _: None) -> tuple[dict[str, Any], Verdict]:
-    """The document of `--json` and the verdict. Raises UserError for a model or backend that can't be had."""
+    """The report of `--json` and the verdict. Raises UserError for a model or backend that cannot be loaded."""
     began = time.perf_counter()
     evalset = load_evalset(options.evalset)
     first = resolve_bundle(options.model)
     second = first if options.against is None else resolve_bundle(options.against)
-    reference = _subject(options.reference, first, options.threads)
-    candidate = _subject(options.candidate, second, options.threads)
+    same = options.against is None or same_bundles(first, second)
+    not_replayed = None if same else "other weights have other int8 activations"
+    reference, candidate = (
+        ModelUnderTest(f"backend '{backend}'", load(backend, model, options.threads), not_replayed)
+        for backend, model in ((options.reference, first), (options.candidate, second))
+    )
     processor = _shared_processor(first, second)
     config = reference.runtime.config
-    same = options.against is None or same_bundles(first, second)
-    if not same:
-        reference = Subject(
-            reference.label, reference.runtime, None, "codes of other weights are other codes"
-        )
     pair = Pair(reference, candidate, processor, options.new_tokens)
     scenes = options.images if options.scenes is None else options.scenes
     samples = choose(evalset, config, options.images, scenes)
@@ -95,13 +93,13 @@ def run(options: Options, progress: Progress = lambda _: None) -> tuple[dict[str
     return document, verdict
 
 
-def _side(backend: str, model: Path, subject: Subject) -> dict[str, str]:
-    return {"backend": backend, "model": model.name, "kernels": kernels_of(subject.runtime)}
+def _side(backend: str, path: Path, model: ModelUnderTest) -> dict[str, str]:
+    return {"backend": backend, "model": path.name, "kernels": kernels_of(model.runtime)}
 
 
 def figures(metrics: Metrics) -> dict[str, Any]:
-    """The measured part of the document. A figure that is not finite is null."""
-    free, comparison = metrics.free, metrics.comparison
+    """The measured part of the report. A figure that is not finite is null."""
+    free, differences = metrics.free, metrics.differences
     return {
         "samples": free.samples,
         "positions": free.positions,
@@ -114,8 +112,8 @@ def figures(metrics: Metrics) -> dict[str, Any]:
         "memory_drift": _finite(metrics.drift.largest),
         "memory": _drift(metrics.drift),
         "integer_exact": None
-        if comparison is None
-        else comparison.sums > 0 and comparison.sums_differing == 0,
+        if differences is None
+        else differences.sums > 0 and differences.sums_differing == 0,
         "replay": _replay(metrics),
         "accuracy": metrics.scores.by_kind(),
         "changed_answers": free.changed,
@@ -123,6 +121,7 @@ def figures(metrics: Metrics) -> dict[str, Any]:
 
 
 def _replay(metrics: Metrics) -> dict[str, Any]:
+    # The keys that reports have had from the start: "codes" are int8 activations.
     names = (
         "logits_max_abs_diff",
         "greedy_match",
@@ -131,23 +130,25 @@ def _replay(metrics: Metrics) -> dict[str, Any]:
         "max_code_step",
         "max_tie_distance",
     )
-    replayed, comparison, drift = metrics.replayed, metrics.comparison, metrics.replayed_drift
-    if replayed is None or comparison is None:
+    replayed, differences, drift = metrics.replayed, metrics.differences, metrics.replayed_drift
+    if replayed is None or differences is None:
         return {**dict.fromkeys(names), "unavailable": metrics.replay_unavailable}
     return {
         "logits_max_abs_diff": _finite(replayed.logits_max_abs_diff),
         "greedy_match": replayed.greedy_match,
-        "codes": comparison.codes,
-        "codes_differing": comparison.codes_differing,
-        "codes_differing_per_million": 1e6 * comparison.codes_differing / max(1, comparison.codes),
-        "max_code_step": comparison.max_code_step,
-        "max_tie_distance": comparison.max_tie_distance,
-        "sums": comparison.sums,
-        "sums_differing": comparison.sums_differing,
-        "rows_at_floor": comparison.rows_at_floor,
-        "operator_outputs": comparison.operator_outputs,
-        "operator_mismatches": comparison.operator_mismatches,
-        "differing_by_layer": dict(sorted(comparison.differing_by_layer.items())),
+        "codes": differences.activations,
+        "codes_differing": differences.activations_differing,
+        "codes_differing_per_million": 1e6
+        * differences.activations_differing
+        / max(1, differences.activations),
+        "max_code_step": differences.max_step,
+        "max_tie_distance": differences.max_tie_distance,
+        "sums": differences.sums,
+        "sums_differing": differences.sums_differing,
+        "rows_at_floor": differences.rows_at_floor,
+        "operator_outputs": differences.operator_outputs,
+        "operator_mismatches": differences.operator_mismatches,
+        "differing_by_layer": dict(sorted(differences.differing_by_layer.items())),
         "memory_drift": None if drift is None else _finite(drift.largest),
         "memory": None if drift is None else _drift(drift),
     }
@@ -169,14 +170,6 @@ def _drift(drift: Drift) -> dict[str, Any]:
 
 def _finite(value: float) -> float | None:
     return value if abs(value) < float("inf") else None
-
-
-def _subject(backend: str, model: Path, threads: int | None) -> Subject:
-    runtime = load(backend, model, threads)
-    label = f"backend '{backend}'"
-    if importlib.util.find_spec("onnx") is None:
-        return Subject(label, runtime, None, "opening its layers needs onnx; pip install 'microvlm[bench]'")
-    return Subject(label, runtime, instrument(runtime))
 
 
 def _shared_processor(first: Path, second: Path) -> Processor:

@@ -1,4 +1,4 @@
-"""How two models differed over the samples, as plain figures. Decides nothing: `verdict` does."""
+"""How two models differ over the samples, in plain figures. `verdict` judges them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from microvlm.bench.equivalence.recorded_activations import Comparison
 from microvlm.bench.equivalence.samples import CAPTION
 from microvlm.bench.equivalence.transcripts import Answer, EpisodeTrace
 from microvlm.bench.stats import kl_divergence, max_abs
+from microvlm.exporters.replay.differences import Differences
 
 
 @dataclass
@@ -65,7 +65,7 @@ class Drift:
     reading: float = 0.0
     scope: float = 0.0
     slot: float = 0.0
-    """Of W_M's keys and values."""
+    """In the keys and values of W_M."""
     forgotten: float = 0.0
     """|dM| and |dU| after the forgets."""
     by_write: list[float] = field(default_factory=list)
@@ -93,13 +93,13 @@ class Drift:
 
     @property
     def largest(self) -> float:
-        """Of everything but the forgets, whose noise is of another size."""
+        """The largest of all but `forgotten`, whose noise is of another size."""
         return max(self.mean, self.covariance, self.latent, self.reading, self.scope, self.slot)
 
 
 @dataclass
 class Scores:
-    """Right answers (exact match) of both models on the same samples."""
+    """Whether the answers of both models to the same samples are right (exact match)."""
 
     kinds: list[str] = field(default_factory=list)
     reference: list[bool] = field(default_factory=list)
@@ -124,13 +124,13 @@ class Scores:
 
 @dataclass
 class Metrics:
-    """Everything measured. `replayed` and `comparison` are None where a backend can't be opened."""
+    """Everything measured. `replayed` and `differences` are None where nothing can be replayed."""
 
     free: Agreement = field(default_factory=Agreement)
     """Greedy answers of both, and logits teacher-forced on the reference's tokens."""
     scores: Scores = field(default_factory=Scores)
     drift: Drift = field(default_factory=Drift)
     replayed: Agreement | None = None
-    comparison: Comparison | None = None
+    differences: Differences | None = None
     replayed_drift: Drift | None = None
     replay_unavailable: str | None = None

@@ -1,4 +1,4 @@
-"""What a comparison runs over: evaluation images with the caption prompt, scene questions, and one long episode."""
+"""The samples of a comparison: evaluation images with the caption prompt, scene questions, and one long episode."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Sample:
-    """One prompt with its right answer."""
+    """One prompt and its right answer."""
 
     name: str
     kind: str
@@ -31,7 +31,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class EpisodeScript:
-    """Images that are written one after another, each under a question, and asked for afterwards."""
+    """Images that are written one after another, each under a question, and the questions about them."""
 
     images: tuple[Path, ...]
     captions: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""One model on samples: greedy answers with the logits behind them, teacher forcing, and the long episode.
+"""Runs one model on samples: greedy answers with their logits, teacher forcing, and the long episode.
 
 Everything goes through `microvlm.generation`, the loop that users run. numpy only.
 """
@@ -14,12 +14,12 @@ import numpy as np
 from microvlm.bench.equivalence.samples import EpisodeScript
 from microvlm.generation import GenerationOptions, Prompt, embed_prompt, generate, read_slot, teacher_force
 from microvlm.inputs.processor import Processor
-from microvlm.runtime import MemoryArrays, Past, Runtime
+from microvlm.runtime import ArrayValue, MemoryArrays, Past, Runtime
 
 
 @dataclass
 class Answer:
-    """What a model said to one prompt."""
+    """A model's answer to one prompt."""
 
     choices: list[int]
     """Every greedy choice, a stop token included."""
@@ -50,7 +50,7 @@ class LogitsListener:
     """A runtime that passes every call on and keeps the last row of each call's logits.
 
     With `follow`, the decode loop sees logits that choose these tokens instead, so that a replayed run makes the calls
-    of the recorded one whatever it would have said itself.
+    of the recorded one whatever its own choices are.
     """
 
     def __init__(self, runtime: Runtime, follow: Sequence[int] | None = None):
@@ -87,8 +87,8 @@ def answer(
     options = GenerationOptions(max_new_tokens=limit, stop_tokens=processor.stop_tokens)
     generate(listener, prompt, options, memory)  # type: ignore[arg-type]
     choices = [int(row.argmax()) for row in listener.rows]
-    spoken = [token for token in choices if token not in processor.stop_tokens]
-    return Answer(choices, np.stack(listener.rows), processor.decode(spoken).strip())
+    tokens = [token for token in choices if token not in processor.stop_tokens]
+    return Answer(choices, np.stack(listener.rows), processor.decode(tokens).strip())
 
 
 def forced_logits(
@@ -115,13 +115,13 @@ def play(
     state, written = runtime.memory_prior(), []
     for image, caption, question in zip(script.images, script.captions, script.questions, strict=True):
         ids = processor.prompt_ids(script.caption_prompt, 1) + processor.text_ids(caption)
-        shown = np.asarray([ids], np.int64)
+        input_ids = np.asarray([ids], np.int64)
         fact = embed_prompt(
-            runtime, shown, np.ones_like(shown), processor.pixels(image)[None], processor.image_id
+            runtime, input_ids, np.ones_like(input_ids), processor.pixels(image)[None], processor.image_id
         )
-        asked = make_prompt(runtime, processor, question, [])
+        prompt = make_prompt(runtime, processor, question, [])
         latent, _ = runtime.memory_encode(fact.inputs_embeds, fact.attention_mask)
-        _, key = runtime.memory_encode(asked.inputs_embeds, asked.attention_mask)
+        _, key = runtime.memory_encode(prompt.inputs_embeds, prompt.attention_mask)
         state = runtime.memory_write(key, latent, state)
         written.append((key, latent))
         trace.latents.append(latent)
@@ -154,9 +154,9 @@ def _ask(
 
 
 def slot_arrays(past: Past) -> list[np.ndarray]:
-    """A cache in any backend's form -> its arrays, flat, layer by layer."""
+    """A cache, see `Past`, -> its arrays, flat, layer by layer."""
     if isinstance(past, list | tuple):
         return [array for part in past for array in slot_arrays(part)]
     if isinstance(past, dict):
         return [array for part in past.values() for array in slot_arrays(part)]
-    return [np.asarray(past.numpy() if hasattr(past, "numpy") else past)]
+    return [past.numpy() if isinstance(past, ArrayValue) else np.asarray(past)]

@@ -1,4 +1,4 @@
-"""From figures to a verdict. Each threshold carries its argument; nothing is measured here."""
+"""Judges the figures of a comparison. Each threshold carries its argument."""
 
 from __future__ import annotations
 
@@ -6,25 +6,23 @@ from dataclasses import dataclass, field
 
 from microvlm.bench.equivalence.metrics import Agreement, Metrics
 from microvlm.bench.stats import Interval
+from microvlm.exporters.replay.differences import TIE_DISTANCE, TIE_STEP
 
 PASS, AMBIGUOUS, FAIL = "PASS", "AMBIGUOUS", "FAIL"
 
 LOGITS = 1e-4
-"""With equal codes only float32 sums in another order are left: 1e-5 on a trained nano; one wrong code gives 1e-2."""
-CODES_PER_MILLION = 50
-"""Codes that may differ: those within float noise of a tie. 6 per million were seen on a trained nano."""
-CODES_ALLOWED = 3
-"""Below 60,000 codes one tie would already exceed the rate, so this many are always allowed."""
-CODE_STEP = 1
-"""A tie rounds to one neighbour or the other; two steps are no tie."""
-TIE_DISTANCE = 1e-3
-"""In codes. float32 noise at 127 codes is about 1e-5, and a layer of 1,000 sums makes at most some 1e-4 of it."""
+"""With equal int8 activations only the order of float32 sums differs: 1e-5 on a trained nano; one wrong activation
+gives 1e-2."""
+TIES_PER_MILLION = 50
+"""Activations that may differ: those within float noise of a tie. A trained nano has 6 per million."""
+TIES_ALLOWED = 3
+"""Below 60,000 activations one tie would already exceed the rate, so this many are always allowed."""
 TOP1 = 0.995
 """Free-running agreement of the likeliest token: ties move near-equal logits only."""
 POSITIONS_ALLOWED = 1
 """Below 200 positions one near-tie would already exceed the rate."""
 DRIFT = 1e-3
-"""Of the memory after writes, and of its readings, with equal codes. |dM| was 6e-6 after 300 writes in float32."""
+"""Of the memory after writes and of its readings, with equal activations. |dM| is 6e-6 after 300 writes in float32."""
 FORGET_DRIFT = 1e-1
 """A forget divides by d = s2 - w U w', which is s2^2 / (v + s2), about 1e-4: float32 noise of 1e-7 becomes 1e-3, and
 keys that resemble each other add another factor of ten. A forget that is wrong leaves a row of size 1."""
@@ -36,7 +34,7 @@ QUALITY_LOSS = 0.05
 class Verdict:
     verdict: str
     reasons: list[str] = field(default_factory=list)
-    """Sentences; for PASS, what was shown."""
+    """Sentences."""
 
     @property
     def exit_status(self) -> int:
@@ -46,7 +44,7 @@ class Verdict:
 def judge(metrics: Metrics) -> Verdict:
     """Is it the same function? FAIL: an error. AMBIGUOUS: a difference that replay removes. PASS: no difference."""
     failures = _free_failures(metrics.free)
-    if metrics.replayed is None or metrics.comparison is None:
+    if metrics.replayed is None or metrics.differences is None:
         if not _differs(metrics) and not failures:
             return Verdict(PASS, ["no difference beyond float noise; " + str(metrics.replay_unavailable)])
         unexplained = (
@@ -56,16 +54,16 @@ def judge(metrics: Metrics) -> Verdict:
     failures += _replay_failures(metrics)
     if failures:
         return Verdict(FAIL, failures)
-    comparison = metrics.comparison
+    differences = metrics.differences
     if _differs(metrics):
         return Verdict(
             AMBIGUOUS,
             [
                 f"free-running, {metrics.free.samples - metrics.free.equal} of {metrics.free.samples} answers and "
                 f"logits by up to {metrics.free.logits_max_abs_diff:.1e} differ; replay removes it: "
-                f"{comparison.codes_differing} of {comparison.codes} codes met a rounding tie "
-                f"(within {comparison.max_tie_distance:.1e}), and with equal codes every integer sum and every token "
-                "is equal"
+                f"{differences.activations_differing} of {differences.activations} int8 activations met a rounding "
+                f"tie (within {differences.max_tie_distance:.1e}), and with equal activations every integer sum and "
+                "every token is equal"
             ],
         )
     return Verdict(PASS, [f"every answer is equal and no logit differs by more than {LOGITS:g}"])
@@ -79,7 +77,7 @@ def judge_precision(metrics: Metrics, difference: Interval) -> Verdict:
     """
     figures = f"{difference.value:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}] of the answers right"
     if metrics.free.logits_max_abs_diff == float("inf"):
-        return Verdict(FAIL, ["the candidate's logits are no numbers"])
+        return Verdict(FAIL, ["the candidate's logits are not finite"])
     if difference.high < -QUALITY_LOSS:
         return Verdict(FAIL, [f"{figures}: a loss of more than {QUALITY_LOSS}"])
     if difference.low < -QUALITY_LOSS:
@@ -107,43 +105,48 @@ def _free_failures(free: Agreement) -> list[str]:
 
 
 def _replay_failures(metrics: Metrics) -> list[str]:
-    replayed, comparison, drift = metrics.replayed, metrics.comparison, metrics.replayed_drift
+    replayed, differences, drift = metrics.replayed, metrics.differences, metrics.replayed_drift
     assert replayed is not None
-    assert comparison is not None
+    assert differences is not None
     failures = []
-    if comparison.sums_differing:
+    if differences.sums_differing:
         failures.append(
-            f"{comparison.sums_differing} of {comparison.sums} integer sums differ with equal codes"
+            f"{differences.sums_differing} of {differences.sums} integer sums differ with equal activations"
         )
-    if not comparison.sums:
+    if not differences.sums:
         failures.append("no integer sum was compared")
-    if comparison.operator_mismatches:
+    if differences.operator_mismatches:
         failures.append(
-            f"{comparison.operator_mismatches} of {comparison.operator_outputs} outputs of the operators are not "
+            f"{differences.operator_mismatches} of {differences.operator_outputs} outputs of the operators are not "
             "their sums times their scales"
         )
     if replayed.equal < replayed.samples:
         failures.append(
-            f"with equal codes {replayed.samples - replayed.equal} of {replayed.samples} answers differ"
+            f"with equal activations {replayed.samples - replayed.equal} of {replayed.samples} answers differ"
         )
     if not replayed.logits_max_abs_diff <= LOGITS:
         failures.append(
-            f"with equal codes logits differ by {replayed.logits_max_abs_diff:.1e}, more than {LOGITS:g}"
+            f"with equal activations logits differ by {replayed.logits_max_abs_diff:.1e}, more than {LOGITS:g}"
         )
-    if comparison.codes_differing > max(CODES_ALLOWED, CODES_PER_MILLION * comparison.codes / 1e6):
+    if differences.activations_differing > max(
+        TIES_ALLOWED, TIES_PER_MILLION * differences.activations / 1e6
+    ):
         failures.append(
-            f"{comparison.codes_differing} of {comparison.codes} codes differ, over {CODES_PER_MILLION} per million"
+            f"{differences.activations_differing} of {differences.activations} int8 activations differ, over "
+            f"{TIES_PER_MILLION} per million"
         )
-    if comparison.max_code_step > CODE_STEP:
-        failures.append(f"a code differs by {comparison.max_code_step}, which is no tie")
-    if comparison.max_tie_distance > TIE_DISTANCE:
+    if differences.max_step > TIE_STEP:
+        failures.append(f"an int8 activation differs by {differences.max_step}, which is no tie")
+    if differences.max_tie_distance > TIE_DISTANCE:
         failures.append(
-            f"a code differs {comparison.max_tie_distance:.1e} from a tie, more than {TIE_DISTANCE:g}"
+            f"an int8 activation differs {differences.max_tie_distance:.1e} from a tie, more than {TIE_DISTANCE:g}"
         )
     if drift is not None and not drift.largest <= DRIFT:
-        failures.append(f"with equal codes the memory drifts by {drift.largest:.1e}, more than {DRIFT:g}")
+        failures.append(
+            f"with equal activations the memory drifts by {drift.largest:.1e}, more than {DRIFT:g}"
+        )
     if drift is not None and not drift.forgotten <= FORGET_DRIFT:
         failures.append(
-            f"with equal codes forgetting differs by {drift.forgotten:.1e}, more than {FORGET_DRIFT:g}"
+            f"with equal activations forgetting differs by {drift.forgotten:.1e}, more than {FORGET_DRIFT:g}"
         )
     return failures

@@ -32,25 +32,29 @@ class Worker:
         from microvlm.bench.provenance import kernels_of, memory_of_this_process
         from microvlm.bench.speed.phases import PhaseRunner, Workload
         from microvlm.inputs.processor import Processor
+        from microvlm.runtime import OpensAhead, RunsElsewhere
 
         began = time.perf_counter()
         backend = get_backend(request["backend"])
         reason = backend.unavailable()
         if reason is not None:
             raise UserError(reason)
-        _import_libraries(request["backend"])
+        for library in backend.libraries:
+            importlib.import_module(library)
         imported_ms = (time.perf_counter() - began) * 1e3
         before = memory_of_this_process()
         began = time.perf_counter()
         runtime = self._runtime = backend.load(request["model"], request["threads"])
-        _open_sessions(runtime)
+        if isinstance(runtime, OpensAhead):
+            # Else a part of loading would count for the phase that comes first.
+            runtime.open_ahead()
         load_ms = (time.perf_counter() - began) * 1e3
         loaded = {
             "load_ms": load_ms,
             "import_ms": imported_ms,
             "path": kernels_of(runtime),
             # On a device, the memory before loading is not known here.
-            "memory_before_load": {} if hasattr(runtime, "condition") else before,
+            "memory_before_load": {} if isinstance(runtime, RunsElsewhere) else before,
         }
         if request["measure_only_load"]:
             return loaded
@@ -67,26 +71,11 @@ class Worker:
     def _memory(self, request: dict[str, Any]) -> dict[str, Any]:
         """Of the process that runs the graphs: this one, or a device's."""
         from microvlm.bench.provenance import memory_of_this_process
+        from microvlm.runtime import RunsElsewhere
 
-        if hasattr(self._runtime, "condition"):
+        if isinstance(self._runtime, RunsElsewhere):
             return dict(self._runtime.condition())
         return dict(memory_of_this_process())
-
-
-def _import_libraries(backend: str) -> None:
-    """What the backend's load would import, so that its time is the model's."""
-    names = ("torch", "onnx", "microvlm.model.torch_runtime") if backend == "torch" else ("onnxruntime",)
-    for name in names:
-        importlib.import_module(name)
-
-
-def _open_sessions(runtime: Any) -> None:
-    """A runtime that opens graphs when they are first used opens them now: loading is loading."""
-    if hasattr(runtime, "session"):
-        from microvlm.exporters import contract
-
-        for spec in contract.graphs(runtime.config):
-            runtime.session(spec.name)
 
 
 def serve(worker: Any) -> None:

@@ -17,6 +17,7 @@ from microvlm.commands.stored_tensors import StoredTensor, parameters_of, read_b
 from microvlm.config import MicroVLMConfig
 from microvlm.console import print_json
 from microvlm.errors import UserError
+from microvlm.runtime import ReportsKernels, ReportsThreads, RunsElsewhere
 
 PARTS = {
     "vision": ("vision",),
@@ -78,8 +79,13 @@ def describe_model(source: str | Path) -> dict[str, Any]:
 
 def describe_loaded(runtime: Any) -> dict[str, Any]:
     """The code and the machine that run a loaded runtime; null where the runtime does not know."""
-    fields = ("kernels", "threads", "target", "device")
-    return {name: getattr(runtime, name, None) for name in fields}
+    elsewhere = runtime if isinstance(runtime, RunsElsewhere) else None
+    return {
+        "kernels": runtime.kernels if isinstance(runtime, ReportsKernels) else None,
+        "threads": runtime.threads if isinstance(runtime, ReportsThreads) else None,
+        "target": elsewhere and elsewhere.target,
+        "device": elsewhere and elsewhere.device,
+    }
 
 
 def format_description(description: dict[str, Any]) -> str:

@@ -5,34 +5,9 @@ Those functions take a state and return a new one; a backend with buffers of its
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 
-from microvlm.runtime import MemoryArrays, Runtime
-
-
-class HeldMemory(Protocol):
-    """A mutable memory state, as `hold_memory(state)` of a backend returns it: keys [B, K], latents [B, C], float32."""
-
-    @property
-    def state(self) -> MemoryArrays:
-        """The current state, not a copy: a later operation may change the arrays."""
-        ...
-
-    def snapshot(self) -> MemoryArrays:
-        """A copy of the state, which no later operation changes."""
-        ...
-
-    def write(self, key: np.ndarray, latent: np.ndarray) -> None: ...
-
-    def forget(self, key: np.ndarray, latent: np.ndarray) -> None: ...
-
-    def overwrite(
-        self, old_key: np.ndarray, old_latent: np.ndarray, key: np.ndarray, latent: np.ndarray
-    ) -> None:
-        """Forget the old row and write the new one. The state is unchanged when either fails."""
-        ...
+from microvlm.runtime import HeldMemory, HoldsMemory, MemoryArrays, Runtime
 
 
 class FunctionalMemory:
@@ -58,9 +33,10 @@ class FunctionalMemory:
 
 
 def hold(runtime: Runtime, state: MemoryArrays) -> HeldMemory:
-    """Hold `state` in the backend's buffers if it has `hold_memory`, else in a `FunctionalMemory`.
+    """Hold `state` in the buffers of a runtime that `HoldsMemory`, else in a `FunctionalMemory`.
 
     The arrays of `state` are never changed.
     """
-    hold_memory = getattr(runtime, "hold_memory", None)
-    return FunctionalMemory(runtime, state) if hold_memory is None else hold_memory(state)
+    return (
+        runtime.hold_memory(state) if isinstance(runtime, HoldsMemory) else FunctionalMemory(runtime, state)
+    )

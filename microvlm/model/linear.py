@@ -211,6 +211,7 @@ class DenseTritLinear(nn.Module):
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
         self.tap: Tap | None = None
+        self.sums_tap: Callable[[Tensor], None] | None = None
 
     weight: Tensor
     scale: Tensor
@@ -222,6 +223,8 @@ class DenseTritLinear(nn.Module):
             if self.tap is not None:
                 activations_q8 = self.tap(activations_q8)
             sums = F.linear(activations_q8, self.weight.float())
+            if self.sums_tap is not None:
+                self.sums_tap(sums)
             y = torch_ops.scale_sums(sums, activation_scale, self.scale)
         return y if self.bias is None else y + self.bias
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from microvlm.model.decoder import Cache
-from microvlm.runtime import MemoryArrays, MemoryReading
+from microvlm.model.lowering import named_packed
+from microvlm.runtime import LayerCall, LayerListener, MemoryArrays, MemoryReading
 
 if TYPE_CHECKING:
     from microvlm.model.microvlm import MicroVLM
@@ -27,6 +30,8 @@ _KEPT_AT_EVERY_WIDTH = (
 
 class TorchRuntime:
     """`Runtime` over a MicroVLM. The cache stays a list of torch tensors on the model's device."""
+
+    kernels = "eager, integers unpacked at load"
 
     def __init__(
         self, model: MicroVLM, device: str | torch.device | None = None, directory: Path | None = None
@@ -92,9 +97,59 @@ class TorchRuntime:
             read_latent, scope, residual, slot = self.model.memory_read(*arrays)
             return MemoryReading(_array(read_latent), _array(scope), _array(residual), slot)
 
+    def quantized_layers(self) -> frozenset[str]:
+        """See `microvlm.runtime.Instrumented`."""
+        return frozenset(named_packed(self.model))
+
+    def listening(self, listener: LayerListener) -> AbstractContextManager[None]:
+        """See `microvlm.runtime.Instrumented`."""
+        return listening(self.model, listener)
+
     def _tensor(self, array: np.ndarray) -> Tensor:
         # torch warns about arrays that it may not write to; none is written to here.
         return torch.from_numpy(array if array.flags.writeable else array.copy()).to(self._device)
+
+
+@contextmanager
+def listening(model: nn.Module, listener: LayerListener) -> Iterator[None]:
+    """Inside the block, every eager call of every quantised layer of `model` goes past `listener`."""
+    layers = named_packed(model)
+    hooks = []
+    try:
+        for name, layer in layers.items():
+            tap = _LayerTap(name, listener)
+            layer.tap, layer.sums_tap = tap.choose_activations, tap.observe_sums
+            hooks.append(layer.register_forward_pre_hook(tap.keep_input))
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for layer in layers.values():
+            layer.tap = layer.sums_tap = None
+
+
+class _LayerTap:
+    """Carries one layer's input and activations from the layer's hooks to the listener."""
+
+    def __init__(self, name: str, listener: LayerListener):
+        self._name, self._listener = name, listener
+        self._x = np.zeros(0, np.float32)
+        self._activations_q8 = np.zeros(0, np.int8)
+
+    def keep_input(self, layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self._x = inputs[0].detach().float().cpu().numpy()
+
+    def choose_activations(self, own: Tensor) -> Tensor:
+        replacement = self._listener.replacement(self._name, self._x.shape)
+        if replacement is not None:
+            self._activations_q8 = replacement
+            return torch.from_numpy(replacement.astype(np.float32)).to(own.device)
+        # Of a token that is not finite torch keeps NaN, where the operator table has 0.
+        self._activations_q8 = np.nan_to_num(own.cpu().numpy()).astype(np.int8)
+        return own
+
+    def observe_sums(self, sums: Tensor) -> None:
+        self._listener.observe(self._name, LayerCall(self._x, self._activations_q8, sums.cpu().numpy()))
 
 
 def fingerprint_of(model: MicroVLM) -> str:

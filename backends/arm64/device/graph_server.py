@@ -11,17 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
+import onnxruntime  # noqa: F401  # a worker without it must fail here
 
 from microvlm.backends.arm64.device_errors import BUNDLE, DamagedCopyError
 from microvlm.backends.arm64.frame_arrays import to_array, to_tensor
 from microvlm.backends.arm64.frames import Tensor
-from microvlm.backends.ort import OrtRuntime, run_values
+from microvlm.backends.ort import OrtRuntime
 from microvlm.errors import UserError
 from microvlm.formats.bundle import open_bundle
 from microvlm.generation import GenerationOptions, MemorySlot, Prompt, Timings, speak
-
-WEIGHTS_FOLDER_OPTION = "session.model_external_initializers_file_folder_path"
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,6 @@ class GraphServer:
         self._runtime = DeviceOrtRuntime(bundle, replace(device_settings, verify=False))
         self._send = send
         self._values: dict[int, Any] = {}
-        self._opened: dict[str, Any] = {}
 
     @property
     def kernels(self) -> str:
@@ -106,13 +103,11 @@ class GraphServer:
         """
         inputs = self._inputs(request["inputs"], tensors)
         graph = request["graph"]
-        if graph in self._opened:
-            session = self._opened[graph]
-            outputs = run_values(
-                session, request["names"], [_value(value) for value in inputs], request["outputs"]
-            )
+        if "names" in request:
+            feeds = dict(zip(request["names"], inputs, strict=True))
+            outputs = list(self._runtime.run_model(graph, feeds, request["outputs"]).values())
         else:
-            outputs = self._runtime._run(graph, inputs)
+            outputs = self._runtime.run_graph(graph, inputs)
         sent, shapes = [], {}
         for number, output in zip(request["keep"], outputs, strict=True):
             if number is None:
@@ -126,13 +121,8 @@ class GraphServer:
         return {}, (to_tensor(_array(self._values[request["value"]])),)
 
     def _open(self, request: dict[str, Any], tensors: list[Tensor]) -> Any:
-        """Open the graph in the request's tensor; its weights are the bundle's."""
-        options = self._runtime.session_options()
-        folder = (self._runtime.directory / request["folder"]).resolve()
-        options.add_session_config_entry(WEIGHTS_FOLDER_OPTION, str(folder))
-        self._opened[request["graph"]] = onnxruntime.InferenceSession(
-            bytes(tensors[0].data), options, providers=["CPUExecutionProvider"]
-        )
+        """A model that came along, whose weights are the bundle's."""
+        self._runtime.open_model(request["graph"], bytes(tensors[0].data), request["folder"])
         return {}, ()
 
     def _speak(self, request: dict[str, Any], tensors: list[Tensor]) -> Any:
@@ -158,7 +148,3 @@ class GraphServer:
 
 def _array(value: Any) -> np.ndarray:
     return value if isinstance(value, np.ndarray) else value.numpy()
-
-
-def _value(value: Any) -> Any:
-    return onnxruntime.OrtValue.ortvalue_from_numpy(value) if isinstance(value, np.ndarray) else value
