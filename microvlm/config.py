@@ -1,4 +1,4 @@
-"""Configuration of a MicroVLM: frozen dataclasses, checked when built, JSON in and out. Knows nothing of torch."""
+"""The configuration of a MicroVLM: frozen dataclasses that check their values and read and write JSON. No torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
 
 
 def _check_fields(part: Any) -> None:
-    """Every field of a dataclass has its kind, and every number is positive (or 0, where that has a meaning)."""
+    """Raise UserError unless every field has its type and every number is positive (or 0 where that has a meaning)."""
     for item in dataclasses.fields(part):
         value = getattr(part, item.name)
         if item.type not in _KINDS:
@@ -45,7 +45,7 @@ def _check_fields(part: Any) -> None:
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """A ViT/DeiT encoder (Touvron et al. 2021, arXiv 2012.12877)."""
+    """Sizes of a ViT or DeiT encoder (Touvron et al. 2021, arXiv 2012.12877)."""
 
     image_size: int = 224
     """Side of the square input, pixels."""
@@ -56,7 +56,7 @@ class VisionConfig:
     intermediate_size: int = 768
     layer_norm_eps: float = 1e-12
     distillation_token: bool = False
-    """DeiT's second leading token beside [CLS]."""
+    """Whether the encoder has DeiT's distillation token beside [CLS]."""
     image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
 
@@ -81,7 +81,7 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """A Qwen2 or Llama causal decoder."""
+    """Sizes of a Qwen2 or Llama causal decoder."""
 
     vocab_size: int = 151_936
     hidden_size: int = 896
@@ -93,9 +93,9 @@ class TextConfig:
     rms_norm_eps: float = 1e-6
     rope_theta: float = 1_000_000.0
     attention_bias: bool = True
-    """Biases on q, k and v: true for Qwen2, false for Llama."""
+    """Whether q, k and v have biases: true for Qwen2, false for Llama."""
     sub_norm: bool = False
-    """RMSNorm before o_proj and before down_proj (SubLN), inserted when a decoder is converted to ternary."""
+    """Whether o_proj and down_proj have an RMSNorm before them (SubLN), added when a decoder becomes ternary."""
     max_position_embeddings: int = 32_768
 
     def __post_init__(self) -> None:
@@ -113,19 +113,19 @@ class TextConfig:
 
 @dataclass(frozen=True)
 class MemoryConfig:
-    """Larimar's episodic memory (Das et al. 2024, arXiv 2403.11901) and the encoder that makes its codes."""
+    """Sizes of Larimar's episodic memory (Das et al. 2024, arXiv 2403.11901) and of the encoder of its latents."""
 
     slots: int = 512
-    """K, rows of the memory."""
+    """K, the rows of the memory."""
     code_size: int = 896
-    """C, width of a code. K < C, else reading is the identity and the memory says nothing."""
+    """C, the width of a latent. K must be less than C, else a reading equals its query whatever was written."""
     encoder_layers: int = 2
     observation_variance: float = 0.01
-    """s2 of the Kalman write."""
+    """s2, the variance of the Kalman write."""
     scope_threshold: float = 0.5
-    """The read is injected when the scope detector's probability is at least this."""
+    """The decoder sees a reading when the scope detector's probability is at least this."""
     readout_size: int = 0
-    """Hidden width of the layers that clean a read before W_M; 0 for none, as in the paper."""
+    """Hidden width of the layers that correct a reading before W_M; 0 for none, as in the paper."""
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -134,14 +134,14 @@ class MemoryConfig:
 
 @dataclass(frozen=True)
 class QuantizationConfig:
-    """What the weights were trained for. Exporters may store trits at another width, never invent accuracy."""
+    """The widths that the weights were trained for. An export may store trits at another width."""
 
     decoder_bits: float = 32
-    """Linears of the decoder and of the memory encoder: 32, or 1.58 for ternary."""
+    """Linear layers of the decoder and the memory encoder: 32, or 1.58 for ternary."""
     vision_bits: int = 32
-    """Linears of the vision encoder and the adapter, W_M and the scope detector: 32 or 8."""
+    """Linear layers of vision encoder, adapter, W_M and scope detector: 32 or 8."""
     embedding_bits: int = 32
-    """Token embedding and tied output head: 32 or 8."""
+    """The token embedding, which is the output head too: 32 or 8."""
 
     def __post_init__(self) -> None:
         _require(self.decoder_bits in (32, 1.58), "decoder_bits must be 32 or 1.58")
@@ -155,15 +155,15 @@ class QuantizationConfig:
 
 @dataclass(frozen=True)
 class PromptConfig:
-    """How an image and a question become one token sequence."""
+    """The template and the special tokens that turn images and a question into one token sequence."""
 
     template: str = "<image>{prompt}<|assistant|>"
-    """`<image>` stands for one image's prefix tokens; images beyond the first are put in front."""
+    """`<image>` stands for the prefix tokens of all images, `{prompt}` for the question."""
     image_token: str = "<image>"
     eos_token: str = "<|end|>"
     pad_token: str = "<|pad|>"
     caption_prompt: str = "describe the image"
-    """What `microvlm caption` asks when the user asks nothing."""
+    """The prompt that describes an image when the user gives none."""
     fold_text: bool = False
     """Whether questions and facts are converted to lower case with single blanks and no final full stops
     (`Processor.normalize_text`), for a model that was trained on such text only."""
@@ -174,7 +174,7 @@ class PromptConfig:
 
 @dataclass(frozen=True)
 class MicroVLMConfig:
-    """A whole model. `name` is a label only."""
+    """The configuration of a whole model. `name` is only a label."""
 
     name: str = "custom"
     vision: VisionConfig = field(default_factory=VisionConfig)
@@ -183,7 +183,7 @@ class MicroVLMConfig:
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     prefix_tokens: int = 0
-    """k, embeddings an image becomes; 0 takes clamp(ceil(patches / 8), 8, 64)."""
+    """k, the embeddings of one image; 0 takes clamp(ceil(patches / 8), 8, 64)."""
 
     def __post_init__(self) -> None:
         _check_fields(self)
@@ -192,23 +192,25 @@ class MicroVLMConfig:
 
     @property
     def memory_kv_outputs(self) -> int:
-        """Rows of W_M: a key and a value per layer, sized by KV heads."""
+        """Rows of W_M: a key and a value per layer, of all KV heads."""
         return self.text.num_hidden_layers * 2 * self.text.kv_width
 
     def to_dict(self) -> dict[str, Any]:
+        """The content of config.json."""
         return {"model_type": "microvlm", "format": CONFIG_FORMAT, **dataclasses.asdict(self)}
 
     def save(self, directory: Path) -> None:
+        """Write config.json into a directory."""
         (directory / "config.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> MicroVLMConfig:
-        """Raises UserError for another model type, a newer format, an unknown key or a value of the wrong kind."""
+        """Build from config.json's content. Raises UserError for another model type, a newer format and bad values."""
         raw = dict(raw) if isinstance(raw, dict) else {}
         if raw.pop("model_type", None) != "microvlm":
             raise UserError("config.json is not a MicroVLM configuration (its model_type is not 'microvlm').")
-        written = raw.pop("format", 0)
-        if not isinstance(written, int) or written > CONFIG_FORMAT:
+        file_format = raw.pop("format", 0)
+        if not isinstance(file_format, int) or file_format > CONFIG_FORMAT:
             raise UserError("config.json was written by a newer microvlm; upgrade the package.")
         parts = {
             "vision": VisionConfig,
@@ -228,7 +230,7 @@ class MicroVLMConfig:
 
     @classmethod
     def load(cls, directory: Path) -> MicroVLMConfig:
-        """Raises UserError when the file is missing or is not JSON."""
+        """Load a directory's config.json. Raises UserError when it is missing or is not valid."""
         path = Path(directory) / "config.json"
         try:
             return cls.from_dict(json.loads(path.read_text()))
@@ -245,7 +247,7 @@ def _tuples(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def __getattr__(name: str) -> Any:
-    # The presets were here before they had a module of their own; `from microvlm.config import preset` goes on working.
+    # Presets were once defined here; `from microvlm.config import preset` still works.
     if name in ("preset", "preset_names"):
         from microvlm import presets
 

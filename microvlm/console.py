@@ -1,6 +1,6 @@
-"""What every command line shares: one JSON document on stdout, one sentence on stderr, the exit status.
+"""Output and exit status of every command line: one JSON document on stdout, errors as one sentence on stderr.
 
-0 fine, 1 a gate or a comparison failed, 2 bad usage or bad input, 130 interrupted. Knows no command.
+Exit status: 0 success, 1 a gate or a comparison failed, 2 bad usage or bad input, 130 interrupted. Knows no command.
 """
 
 from __future__ import annotations
@@ -26,23 +26,22 @@ _EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnx_ir", "huggingface_hub")
 
 
 def run_click(command: click.Command, arguments: Sequence[str] | None = None) -> NoReturn:
-    """Run a click command or group and leave the process with its status.
+    """Run a click command or group and exit the process with its status.
 
-    A command returns None or an int (the status), and raises UserError for what the user can mend. Those, usage
-    errors, errors of the file system and absent packages become one sentence on stderr and status 2. An interrupt says
-    so and is 130. Who stops reading stdout, or closed it before, has had what was wanted: 0. Any other exception is a
-    defect and keeps its traceback.
+    A command returns None or its status, and raises UserError for errors that the user can fix. Those, usage errors,
+    file system errors and missing packages become one sentence on stderr and status 2. An interrupt gives 130. A closed
+    pipe (SIGPIPE) is not an error and gives 0. Any other exception is a defect and keeps its traceback.
     """
     for stream in (sys.stdout, sys.stderr):
-        # State may have been saved before a result is printed: a character that the terminal's encoding lacks is shown
-        # as an escape, and is no error.
+        # A command may have saved its state before it prints: a character that the terminal's encoding lacks is
+        # printed as an escape instead of raising an error.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     sys.exit(_status(command, arguments))
 
 
 def print_json(document: Any) -> None:
-    """Print the one JSON document of `--json` on stdout. NaN and infinity are not JSON and raise ValueError."""
+    """Print the JSON document of `--json` on stdout. Raises ValueError for NaN and infinity, which are not JSON."""
     text = json.dumps(document, allow_nan=False, ensure_ascii=False)
     try:
         text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
@@ -52,18 +51,18 @@ def print_json(document: Any) -> None:
 
 
 def note(message: str) -> None:
-    """Progress and remarks, on stderr."""
+    """Print progress or a remark on stderr."""
     click.echo(message, err=True)
 
 
 def describe_os_error(error: OSError) -> str:
-    """One sentence for an error of the file system."""
-    where = f"{error.filename}: " if error.filename is not None else ""
+    """Describe a file system error in one sentence."""
+    prefix = f"{error.filename}: " if error.filename is not None else ""
     if error.errno in _FULL_DISK:
-        return f"{where}no space is left on the disk; free some or write elsewhere."
+        return f"{prefix}no space is left on the disk; free some or write elsewhere."
     if error.errno == errno.EFBIG:
-        return f"{where}the file is larger than the file system or a limit allows; write elsewhere."
-    return f"{where}{error.strerror or error}."
+        return f"{prefix}the file is larger than the file system or a limit allows; write elsewhere."
+    return f"{prefix}{error.strerror or error}."
 
 
 def _status(command: click.Command, arguments: Sequence[str] | None) -> int:
@@ -73,7 +72,7 @@ def _status(command: click.Command, arguments: Sequence[str] | None) -> int:
         result = command.main(
             args=None if arguments is None else list(arguments), prog_name=name, standalone_mode=False
         )
-        if sys.stdout is not None:  # None: it was closed before the command began
+        if sys.stdout is not None:  # None: stdout was closed before the command started
             sys.stdout.flush()
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else name
@@ -83,12 +82,12 @@ def _status(command: click.Command, arguments: Sequence[str] | None) -> int:
     except UserError as error:
         return _fail(str(error))
     except ModuleNotFoundError as error:
-        return _fail(_absent(error))
+        return _fail(_describe_missing_package(error))
     except (click.Abort, KeyboardInterrupt):
         note("Interrupted.")
         return INTERRUPTED
     except SystemExit:
-        # When the reader of stdout goes while the command writes, click puts another stdout in place and leaves with 1.
+        # When the reader of stdout closes it during a write, click replaces stdout and exits with status 1.
         if sys.stdout is stdout:
             raise
         _discard_stdout()
@@ -102,8 +101,8 @@ def _status(command: click.Command, arguments: Sequence[str] | None) -> int:
     return result if isinstance(result, int) else 0
 
 
-def _absent(error: ModuleNotFoundError) -> str:
-    """Which extra brings a package that a plain install leaves out. Raises `error` again for one of our own modules."""
+def _describe_missing_package(error: ModuleNotFoundError) -> str:
+    """Name the extra that installs a missing package. Raises `error` again for a module of microvlm."""
     package = (error.name or "").partition(".")[0]
     if package in ("", "microvlm"):
         raise error
@@ -117,6 +116,6 @@ def _fail(sentence: str) -> int:
 
 
 def _discard_stdout() -> None:
-    # What is buffered can't be written; without this the interpreter complains again while it ends.
+    # The buffered output cannot be written; without this the interpreter would print an error at exit.
     if sys.__stdout__ is not None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())

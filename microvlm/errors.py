@@ -1,5 +1,5 @@
-"""The one exception that means "the user can mend this": its text is shown alone, without a traceback."""
+"""The exception for errors that the user can fix. Command lines print its text alone, without a traceback."""
 
 
 class UserError(Exception):
-    """Bad input. The message is one sentence: what was wrong and what to do next."""
+    """Bad input. The message is one sentence: what is wrong and what to do next."""

@@ -1,4 +1,4 @@
-"""Named presets: the sizes and prompts that the project trains and measures. Imports no torch."""
+"""Named presets: the model sizes and prompts that the project trains and measures. Imports no torch."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ _PRESETS: dict[str, MicroVLMConfig] = {
             sub_norm=True,
             max_position_embeddings=512,
         ),
-        # A ridge of a tenth of a key's square: the key of another view is never the very same.
+        # A variance of a tenth of a key's square, because another view of an object never has the same key.
         memory=MemoryConfig(slots=64, code_size=192, observation_variance=0.1, readout_size=384),
         prompt=PromptConfig(fold_text=True),
         quantization=QuantizationConfig(decoder_bits=1.58, vision_bits=8, embedding_bits=8),
-        # The two leading tokens, and a 4 x 4 grid of places.
+        # The two leading tokens and a 4 x 4 grid of regions.
         prefix_tokens=18,
     ),
     "small": MicroVLMConfig(
@@ -74,6 +74,7 @@ _PRESETS: dict[str, MicroVLMConfig] = {
 
 
 def preset_names() -> list[str]:
+    """The names of all presets."""
     return list(_PRESETS)
 
 

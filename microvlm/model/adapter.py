@@ -1,4 +1,4 @@
-"""The adapter: patch features to the k prefix embeddings that the decoder reads."""
+"""The adapter: maps patch features to the k prefix embeddings that the decoder reads."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ PLACE_SCALE = 1.0
 
 
 def regional_bias(config: MicroVLMConfig) -> Tensor:
-    """float32 [k, tokens]: the first queries start at the class (and distillation) token, the next at the cells of
-    the largest square grid that they fill, in reading order; those left over start without a place.
+    """Initial pooling bias, float32 [k, tokens], that gives each query a region of the image.
+
+    The first queries get the class (and distillation) token, the next the cells of the largest square grid that they
+    fill, in reading order; the remaining ones get no region.
     """
     side = config.vision.image_size // config.vision.patch_size
     leading = min(config.vision.num_leading_tokens, config.prefix_tokens)
@@ -33,11 +35,11 @@ def regional_bias(config: MicroVLMConfig) -> Tensor:
 
 
 class Adapter(nn.Module):
-    """[B, tokens, vision width] -> [B, k, decoder width]: learned queries attend over projected vision tokens.
+    """Learned queries attend over vision tokens: [B, tokens, vision width] -> [B, k, decoder width].
 
-    A learned bias on the scores starts every query at a place of its own: without it, which object stands where is
-    found only after many more steps. A learned embedding of each query's place is added to what comes out: rotary
-    attention tells a decoder how far a word lies behind a prefix embedding and not where in the picture that one is.
+    A learned bias on the scores starts every query at its own region; without it, the model needs many more steps to
+    learn which object is where. A learned embedding per query is added to the output, because rotary attention tells
+    the decoder how far a word is from a prefix embedding, not where in the image that embedding lies.
     """
 
     def __init__(self, config: MicroVLMConfig, linear: LinearFactory):
@@ -73,6 +75,6 @@ class Adapter(nn.Module):
         return self.norm_out(x) + self.places
 
     def pooling_weights(self, features: Tensor) -> Tensor:
-        """[B, k, tokens]: how much each prefix embedding takes from each vision token, averaged over heads."""
+        """Weight of each vision token in each prefix embedding, averaged over heads -> [B, k, tokens]."""
         query, key, _ = self._heads(features)
         return attention_weights(query, key, self.pooling_bias).mean(1)

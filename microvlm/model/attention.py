@@ -1,4 +1,4 @@
-"""Attention arithmetic shared by the vision encoder, the decoder and the memory encoder. Holds no weights."""
+"""Attention functions of the vision encoder, the decoder and the memory encoder, without weights."""
 
 from __future__ import annotations
 
@@ -8,29 +8,30 @@ from torch.nn import functional as F
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
-    """[B, S, heads * D] -> [B, heads, S, D]."""
+    """Split the last axis into heads: [B, S, heads * D] -> [B, heads, S, D]."""
     return x.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """[B, heads, S, D] -> [B, S, heads * D]."""
+    """Join the heads: [B, heads, S, D] -> [B, S, heads * D]."""
     return x.transpose(1, 2).flatten(2)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Scaled dot-product attention with grouped key/value heads.
 
-    query [B, heads, S, D], key and value [B, kv_heads, T, D], mask broadcastable to [B, heads, S, T]: bool,
-    true where a query may look, or float, added to the scores. Every row of the mask must allow at least one key.
+    query [B, heads, S, D], key and value [B, kv_heads, T, D] -> [B, heads, S, D]. `mask` broadcasts to
+    [B, heads, S, T]: bool, true where a query may attend, or float, added to the scores. Every row must allow at least
+    one key.
     """
     groups = query.shape[1] // key.shape[1]
     if mask is not None and mask.dtype != torch.bool:
         mask = mask.to(query.dtype)
         if not torch.is_grad_enabled():
-            # A bias that could be trained would choose another kernel, with other last bits, than a frozen one.
+            # A bias that requires gradients would select another kernel, with other last bits.
             mask = mask.detach()
     if query.requires_grad and query.device.type == "cpu":
-        # torch's fused backward takes half of a training step on a CPU; two plain products take a tenth of that.
+        # On a CPU torch's fused backward takes half of a training step, two plain products a tenth of that.
         key, value = repeat_heads(key, groups), repeat_heads(value, groups)
         return _softmax(query, key, mask).to(value.dtype) @ value
     if groups > 1 and query.is_cuda:
@@ -40,7 +41,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Te
 
 
 def attention_weights(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
-    """softmax(QK' / sqrt(D)) [B, heads, S, T]: what `attend` multiplies the values with, to be looked at."""
+    """The weights softmax(QK' / sqrt(D)) that `attend` gives the values, [B, heads, S, T]."""
     return _softmax(query, repeat_heads(key, query.shape[1] // key.shape[1]), mask)
 
 
@@ -52,13 +53,16 @@ def _softmax(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def repeat_heads(x: Tensor, groups: int) -> Tensor:
-    """[B, kv_heads, T, D] -> [B, kv_heads * groups, T, D]; query head h reads KV head h // groups."""
+    """Repeat KV heads for grouped queries: [B, kv_heads, T, D] -> [B, kv_heads * groups, T, D]."""
     return x.unsqueeze(2).expand(-1, -1, groups, -1, -1).flatten(1, 2)
 
 
 def rotary_tables(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """int64 [B, S] -> cos and sin, each float32 [B, 1, S, D] (Su et al. 2021, arXiv 2104.09864, half-split order)."""
-    # From Python's floats and not from a float32 power, which every runtime rounds its own way.
+    """cos and sin, float32 [B, 1, S, D] each, of positions int64 [B, S] (Su et al. 2021, arXiv 2104.09864).
+
+    The halves of a head are rotated against each other (half-split order).
+    """
+    # Computed with Python floats, because runtimes round a float32 power differently.
     frequencies = torch.tensor(
         [theta ** (-i / head_dim) for i in range(0, head_dim, 2)], device=position_ids.device
     )
@@ -68,7 +72,7 @@ def rotary_tables(position_ids: Tensor, head_dim: int, theta: float) -> tuple[Te
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary position embedding of [B, heads, S, D]."""
+    """Apply rotary position embedding to [B, heads, S, D]."""
     half = x.shape[-1] // 2
     turned = torch.cat([-x[..., half:], x[..., :half]], -1)
     return x * cos + turned * sin

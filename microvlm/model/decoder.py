@@ -1,6 +1,6 @@
-"""A Qwen2/Llama causal decoder with an explicit KV cache whose position 0 is the memory slot. Knows no tokenizer.
+"""A Qwen2 or Llama causal decoder with an explicit KV cache, whose position 0 is the memory slot.
 
-Parameter names are Hugging Face's, so that a checkpoint's keys need only lose their prefix.
+Parameters have Hugging Face's names, so that loading a checkpoint only removes a prefix from its keys.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from microvlm.model.attention import (
 from microvlm.model.linear import LinearFactory
 
 Cache = list[tuple[Tensor, Tensor]]
-"""Per layer key and value, float32 [B, kv_heads, P, D]. Position 0 is the memory slot."""
+"""Key and value per layer, float32 [B, kv_heads, P, D]. Position 0 is the memory slot."""
 
 
 class RMSNorm(nn.Module):
-    """Zhang & Sennrich 2019, arXiv 1910.07467."""
+    """RMS normalisation of the last axis (Zhang & Sennrich 2019, arXiv 1910.07467)."""
 
     def __init__(self, width: int, eps: float):
         super().__init__()
@@ -37,11 +37,13 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        # Statistics in float32 even where autocast made x bfloat16.
+        # The statistics stay float32 where autocast made x bfloat16.
         return F.rms_norm(x.float(), (x.shape[-1],), self.weight, self.eps)
 
 
 class SelfAttention(nn.Module):
+    """Causal self-attention with grouped KV heads and rotary positions."""
+
     def __init__(self, config: TextConfig, linear: LinearFactory):
         super().__init__()
         self.config = config
@@ -53,7 +55,7 @@ class SelfAttention(nn.Module):
         self.sub_norm = RMSNorm(query_width, config.rms_norm_eps) if config.sub_norm else nn.Identity()
 
     def heads(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """[B, S, H] -> query, key (rotated) and value heads."""
+        """Project [B, S, H] -> rotated query and key heads, and value heads, [B, heads, S, D] each."""
         query = split_heads(self.q_proj(x), self.config.num_attention_heads)
         key = split_heads(self.k_proj(x), self.config.num_key_value_heads)
         value = split_heads(self.v_proj(x), self.config.num_key_value_heads)
@@ -70,7 +72,7 @@ class SelfAttention(nn.Module):
 
 
 class MLP(nn.Module):
-    """SwiGLU."""
+    """The feed-forward part of a layer (SwiGLU): [B, S, H] -> the same shape."""
 
     def __init__(self, config: TextConfig, linear: LinearFactory):
         super().__init__()
@@ -86,6 +88,8 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
+    """A pre-norm layer: attention, then MLP. Returns its output and its key and value."""
+
     def __init__(self, config: TextConfig, linear: LinearFactory):
         super().__init__()
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -102,10 +106,10 @@ class DecoderLayer(nn.Module):
 
 
 def decoder_mask(attention_mask: Tensor, queries: int) -> Tensor:
-    """int64 [B, P + S] (1 where a key may be seen) -> bool [B, 1, S, P + S], causal.
+    """Causal attention mask: int64 [B, P + S], 1 where a key is visible -> bool [B, 1, S, P + S].
 
-    A token always sees itself: a left-padded row would otherwise see nothing and turn into NaN, and a NaN key
-    poisons the rows that mask it.
+    A token always sees itself. Otherwise the padding of a row would see nothing and become NaN, and a NaN key spoils
+    even the rows that mask it.
     """
     total = attention_mask.shape[1]
     keys = torch.arange(total, device=attention_mask.device)
@@ -115,7 +119,7 @@ def decoder_mask(attention_mask: Tensor, queries: int) -> Tensor:
 
 
 class Decoder(nn.Module):
-    """inputs_embeds [B, S, H], attention_mask [B, P + S], position_ids [B, S], cache -> (hidden [B, S, H], cache)."""
+    """Decoder layers and final norm: embeddings [B, S, H] and a cache of P positions -> (hidden [B, S, H], cache)."""
 
     def __init__(self, config: TextConfig, linear: LinearFactory):
         super().__init__()
@@ -131,7 +135,10 @@ class Decoder(nn.Module):
         past: Cache,
         num_logits_to_keep: Tensor | None = None,
     ) -> tuple[Tensor, Cache]:
-        """With `num_logits_to_keep` (int64 scalar n >= 1) only the last n hidden states come back."""
+        """attention_mask is int64 [B, P + S], position_ids [B, S].
+
+        With `num_logits_to_keep` (int64 scalar n >= 1) only the last n hidden states are returned.
+        """
         cos, sin = rotary_tables(position_ids, self.config.head_dim, self.config.rope_theta)
         mask = decoder_mask(attention_mask, inputs_embeds.shape[1])
         x, presents = inputs_embeds, []
@@ -146,7 +153,7 @@ class Decoder(nn.Module):
     def attention_maps(
         self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, past: Cache
     ) -> list[Tensor]:
-        """The attention weights of every layer, [B, heads, S, P + S] each."""
+        """Attention weights of every layer, [B, heads, S, P + S] each."""
         cos, sin = rotary_tables(position_ids, self.config.head_dim, self.config.rope_theta)
         mask = decoder_mask(attention_mask, inputs_embeds.shape[1])
         x, maps = inputs_embeds, []

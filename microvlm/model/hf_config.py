@@ -1,6 +1,6 @@
-"""Hugging Face config.json files to our configurations: ViT/DeiT encoders and Qwen2/Llama decoders.
+"""Reads Hugging Face config.json files of ViT/DeiT encoders and Qwen2/Llama decoders into our configurations.
 
-Knows no weights. Refuses, with a sentence, every setting that the reference model would compute otherwise.
+Raises UserError for every setting that the reference model would compute differently. Reads no weights.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 
 
 def vision_config(directory: Path) -> VisionConfig:
-    """The encoder of a ViT or DeiT directory. Raises UserError when it is another architecture."""
+    """The configuration of a ViT or DeiT directory. Raises UserError for another architecture."""
     raw, path = _read_config(directory)
     kind = raw.get("model_type")
     _refuse_unless(
@@ -47,7 +47,7 @@ def vision_config(directory: Path) -> VisionConfig:
 
 
 def text_config(directory: Path, sub_norm: bool = False) -> TextConfig:
-    """The decoder of a Qwen2 or Llama directory. Raises UserError for what ours does not compute."""
+    """The configuration of a Qwen2 or Llama directory. Raises UserError for what our decoder does not compute."""
     raw, path = _read_config(directory)
     kind = raw.get("model_type")
     _refuse_unless(
@@ -84,7 +84,7 @@ def text_config(directory: Path, sub_norm: bool = False) -> TextConfig:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises UserError."""
+    """Read a JSON object from a file. Raises UserError."""
     try:
         raw = json.loads(path.read_text())
     except FileNotFoundError:
@@ -115,7 +115,7 @@ def _integer(raw: dict[str, Any], key: str, path: Path) -> int:
 
 
 def _side(raw: dict[str, Any], key: str, path: Path) -> int:
-    """An integer, or a list [height, width] of two equal ones."""
+    """A side length: an integer, or a list [height, width] of two equal integers."""
     value = raw.get(key)
     if isinstance(value, list):
         _refuse_unless(
@@ -126,7 +126,7 @@ def _side(raw: dict[str, Any], key: str, path: Path) -> int:
 
 
 def _rope_theta(raw: dict[str, Any], path: Path) -> float:
-    """The base of the rotary embedding: `rope_theta`, or transformers 5's `rope_parameters`."""
+    """The base of the rotary embedding, from `rope_theta` or from the `rope_parameters` of transformers 5."""
     parameters = raw.get("rope_parameters") or {}
     scaling = raw.get("rope_scaling") or {}
     kinds = {part.get(key) for part in (parameters, scaling) for key in ("rope_type", "type")} - {None}
@@ -138,7 +138,7 @@ def _rope_theta(raw: dict[str, Any], path: Path) -> float:
 
 
 def _normalisation(directory: Path, default: tuple) -> tuple[tuple, tuple]:
-    """Mean and standard deviation of preprocessor_config.json, or the family's default."""
+    """Mean and standard deviation from preprocessor_config.json, or the family's default."""
     path = directory / "preprocessor_config.json"
     if not path.is_file():
         return default

@@ -1,7 +1,7 @@
-"""Hugging Face weights into a MicroVLM: any ViT/DeiT encoder and any Qwen2/Llama decoder, loaded strictly.
+"""Loads Hugging Face weights into a MicroVLM: any ViT/DeiT encoder and any Qwen2/Llama decoder, strictly.
 
-Reads config.json and safetensors, nothing else: it needs neither transformers nor pickle, runs no code of a
-checkpoint, and refuses with a sentence what the reference model would compute otherwise.
+Reads only config.json and safetensors, so it needs no transformers and runs no code of a checkpoint. Raises UserError
+for what the reference model would compute differently.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ UNUSED_VISION_PREFIXES = (
     "distillation_classifier.",
     "embeddings.mask_token",
 )
-"""Heads that a feature extractor does not have."""
+"""Key prefixes of heads that a feature extractor does not have."""
 
 _VISION_LAYER = {"norm_before": "layernorm_before", "norm_after": "layernorm_after"}
 _VISION_LAYER_OLD = _VISION_LAYER | {
@@ -61,10 +61,10 @@ _VISION_TOP = {
 
 
 def assemble(vision: str | Path, decoder: str | Path, base: MicroVLMConfig) -> MicroVLM:
-    """A MicroVLM around two pretrained parts, each a directory or a hub id; adapter and memory start fresh.
+    """Build a MicroVLM from two pretrained parts, each a directory or a hub id, with a new adapter and memory.
 
-    `base` gives all that the parts do not say: memory, widths of the weights, prompt, prefix tokens and SubLN
-    (whose new norms start at 1). Raises UserError for what cannot be loaded exactly.
+    `base` gives everything that the parts do not define: memory, weight widths, prompt, prefix tokens and SubLN (whose
+    new norms start at 1). Raises UserError for what cannot be loaded exactly.
     """
     vision_directory, decoder_directory = resolve_checkpoint(vision), resolve_checkpoint(decoder)
     model = MicroVLM(assembled_config(vision_directory, decoder_directory, base))
@@ -77,10 +77,10 @@ def assemble(vision: str | Path, decoder: str | Path, base: MicroVLMConfig) -> M
 def assemble_checkpoint(
     vision: str | Path, decoder: str | Path, base: MicroVLMConfig, directory: str | Path
 ) -> MicroVLM:
-    """`assemble`, saved with the decoder's tokenizer: a checkpoint to train, to export and to ask.
+    """`assemble` a model and save it with the decoder's tokenizer, as a checkpoint to train, export and run.
 
-    An image token that the tokenizer lacks is added, its embedding the mean of all. Raises UserError, before anything
-    is written, also when the tokenizer lacks another token of `base.prompt`.
+    A missing image token is added, with the mean of all embeddings. Raises UserError before anything is written, also
+    when the tokenizer lacks another token of `base.prompt`.
     """
     decoder_directory = resolve_checkpoint(decoder)
     path = decoder_directory / TOKENIZER
@@ -101,7 +101,7 @@ def assemble_checkpoint(
 
 
 def grow_vocabulary(model: MicroVLM, vocab_size: int) -> None:
-    """Give `model` embedding rows for at least `vocab_size` tokens; each new row is the mean of the old ones."""
+    """Add embedding rows up to `vocab_size` tokens. Each new row is the mean of the old ones."""
     old = model.embedding.weight
     missing = vocab_size - old.shape[0]
     if missing <= 0:
@@ -114,15 +114,15 @@ def grow_vocabulary(model: MicroVLM, vocab_size: int) -> None:
 
 
 def assembled_config(vision: Path, decoder: Path, base: MicroVLMConfig) -> MicroVLMConfig:
-    """`base` with the shapes of two Hugging Face directories; what followed its own shapes follows them."""
-    seen, text = vision_config(vision), text_config(decoder, base.text.sub_norm)
+    """`base` with the sizes of two Hugging Face directories. Sizes that `base` derived from its own follow them."""
+    encoder, text = vision_config(vision), text_config(decoder, base.text.sub_norm)
     memory = base.memory
     if memory.code_size == base.text.hidden_size:
         memory = dataclasses.replace(memory, code_size=text.hidden_size)
     default_prefix = base.prefix_tokens == min(64, max(8, ceil(base.vision.num_patches / 8)))
     return dataclasses.replace(
         base,
-        vision=seen,
+        vision=encoder,
         text=text,
         memory=memory,
         prefix_tokens=0 if default_prefix else base.prefix_tokens,
@@ -130,12 +130,12 @@ def assembled_config(vision: Path, decoder: Path, base: MicroVLMConfig) -> Micro
 
 
 def load_vision(encoder: nn.Module, directory: Path) -> None:
-    """Load the weights of a ViT/DeiT directory, of a bare encoder or of a classifier around one."""
+    """Load the weights of a ViT/DeiT directory: a bare encoder, or a classifier with one. Raises UserError."""
     tensors, origin = _read_weights(directory)
     tensors = _without_prefix(tensors, ("vit.", "deit."))
     tensors = {key: value for key, value in tensors.items() if not key.startswith(UNUSED_VISION_PREFIXES)}
-    old = any(key.startswith("encoder.layer.") for key in tensors)
-    names = {key: _vision_name(key, old) for key in encoder.state_dict()}
+    is_old = any(key.startswith("encoder.layer.") for key in tensors)
+    names = {key: _vision_name(key, is_old) for key in encoder.state_dict()}
     patches = tensors.get(_VISION_TOP["patch_embedding.weight"])
     if patches is not None:
         # A convolution over patches is a linear over flattened patches: channel, row, column.
@@ -144,7 +144,7 @@ def load_vision(encoder: nn.Module, directory: Path) -> None:
 
 
 def load_decoder(model: MicroVLM, directory: Path) -> None:
-    """Load decoder and embedding from a Qwen2/Llama directory; SubLN norms that it lacks become ones."""
+    """Load decoder and embedding of a Qwen2/Llama directory; missing SubLN norms become ones. Raises UserError."""
     tensors, origin = _read_weights(directory)
     embedding = tensors.get("model.embed_tokens.weight")
     head = tensors.pop("lm_head.weight", None)
@@ -163,19 +163,19 @@ def load_decoder(model: MicroVLM, directory: Path) -> None:
 
 
 def _load(module: nn.Module, tensors: dict[str, Tensor], names: dict[str, str], origin: str) -> None:
-    """Load every key of `module` from `tensors` under its name in `names`; errors say the file's names."""
+    """Load every key of `module` from `tensors` by the names in `names`; errors use the file's names."""
     _name_first(set(names.values()) - set(tensors), origin, "lacks")
     _name_first(set(tensors) - set(names.values()), origin, "has an unexpected")
     for key, value in module.state_dict().items():
-        found = tensors[names[key]]
-        if found.shape != value.shape:
+        tensor = tensors[names[key]]
+        if tensor.shape != value.shape:
             raise UserError(
-                f"{origin}: '{names[key]}' is {tuple(found.shape)}, "
+                f"{origin}: '{names[key]}' is {tuple(tensor.shape)}, "
                 f"not {tuple(value.shape)} as its config.json says."
             )
-        if not found.is_floating_point():
+        if not tensor.is_floating_point():
             raise UserError(
-                f"{origin}: '{names[key]}' holds {found.dtype}; only float weights are supported."
+                f"{origin}: '{names[key]}' holds {tensor.dtype}; only float weights are supported."
             )
     module.load_state_dict({key: tensors[name] for key, name in names.items()})
 
@@ -188,12 +188,12 @@ def _name_first(keys: Iterable[str], origin: str, verb: str) -> None:
         )
 
 
-def _vision_name(key: str, old: bool) -> str:
-    """Our name -> the one in files of the hub (`old`), or the module names of transformers 5."""
+def _vision_name(key: str, is_old: bool) -> str:
+    """Convert our key to the name in the hub's files (`is_old`), or to that of transformers 5."""
     if not key.startswith("layers."):
         return _VISION_TOP[key]
     _, index, part, leaf = key.split(".")
-    layers, parts = ("encoder.layer", _VISION_LAYER_OLD) if old else ("layers", _VISION_LAYER_NEW)
+    layers, parts = ("encoder.layer", _VISION_LAYER_OLD) if is_old else ("layers", _VISION_LAYER_NEW)
     return f"{layers}.{index}.{parts[part]}.{leaf}"
 
 
@@ -204,14 +204,14 @@ def _without_prefix(tensors: dict[str, Tensor], prefixes: tuple[str, ...]) -> di
 
 
 def _read_weights(directory: Path) -> tuple[dict[str, Tensor], str]:
-    """Every tensor of a directory, one file or shards, and the name to call it by in errors."""
+    """All tensors of a directory (one file or shards), and its name for error messages."""
     if (directory / WEIGHTS).is_file():
         return read_tensors(directory / WEIGHTS)[0], str(directory / WEIGHTS)
     index = directory / INDEX
     if not index.is_file():
-        pickled = any(directory.glob("*.bin")) or any(directory.glob("*.pt"))
-        wanted = "only pickled weights, which are never loaded: convert them to" if pickled else "no"
-        raise UserError(f"{directory} has {wanted} {WEIGHTS}.")
+        has_pickle = any(directory.glob("*.bin")) or any(directory.glob("*.pt"))
+        problem = "only pickled weights, which are never loaded: convert them to" if has_pickle else "no"
+        raise UserError(f"{directory} has {problem} {WEIGHTS}.")
     shards = read_json(index).get("weight_map")
     if not isinstance(shards, dict) or any(Path(str(name)).name != name for name in shards.values()):
         raise UserError(f"{index} does not map weights to files beside it: copy the checkpoint again.")

@@ -2,7 +2,7 @@
 
 A state is a mean M [B, K, C] and a row covariance U [B, K, K], float32 or float64. Functions take a state and return
 a new one. Writing rows one at a time is exact recursive least squares: it equals the batch ridge solution, and
-forgetting a written row gives the state that never saw it. Nothing here knows how a code is made.
+forgetting a row gives the state without it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from torch import Tensor
 
 
 class MemoryState(NamedTuple):
+    """A memory's posterior: mean and row covariance."""
+
     mean: Tensor
     """M, [B, K, C]."""
     covariance: Tensor
@@ -21,23 +23,23 @@ class MemoryState(NamedTuple):
 
 
 def prior(mean: Tensor, batch: int = 1) -> MemoryState:
-    """R0 [K, C] -> the empty memory: M = R0, U = I."""
+    """The empty memory: R0 [K, C] -> M = R0, U = I."""
     slots = mean.shape[0]
     eye = torch.eye(slots, dtype=mean.dtype, device=mean.device)
     return MemoryState(mean.expand(batch, -1, -1), eye.expand(batch, -1, -1))
 
 
-def address(code: Tensor, pseudo_inverse: Tensor) -> Tensor:
-    """w = z pinv(M_ref): [B, C] and [C, K] -> key [B, K]. M_ref is fixed, so that a key can be made again to forget."""
-    return code @ pseudo_inverse
+def address(latent: Tensor, pseudo_inverse: Tensor) -> Tensor:
+    """Key w = z pinv(M_ref) [B, K] of latents [B, C]. M_ref is fixed, so that forgetting can compute the key again."""
+    return latent @ pseudo_inverse
 
 
-def write(state: MemoryState, key: Tensor, code: Tensor, observation_variance: float) -> MemoryState:
-    """Kalman update with one row: key w [B, K], code z [B, C], variance s2 (Larimar eq. 3, by Sherman-Morrison).
+def write(state: MemoryState, key: Tensor, latent: Tensor, observation_variance: float) -> MemoryState:
+    """Write one row by a Kalman update: key w [B, K], latent z [B, C], variance s2 (Larimar eq. 3, Sherman-Morrison).
 
     d = z - wM ; a = U w' ; s = w a + s2 ; M + (a / s) d ; U - a a' / s
     """
-    residual = code - torch.einsum("bk,bkc->bc", key, state.mean)
+    residual = latent - torch.einsum("bk,bkc->bc", key, state.mean)
     spread = torch.einsum("bkj,bj->bk", state.covariance, key)
     gain = spread / ((key * spread).sum(-1, keepdim=True) + observation_variance)
     return MemoryState(
@@ -46,21 +48,21 @@ def write(state: MemoryState, key: Tensor, code: Tensor, observation_variance: f
     )
 
 
-def forget(state: MemoryState, key: Tensor, code: Tensor, observation_variance: float) -> MemoryState:
-    """Undoes `write` of the same (key, code), whatever was written since: a write of variance -s2.
+def forget(state: MemoryState, key: Tensor, latent: Tensor, observation_variance: float) -> MemoryState:
+    """Undo `write` of the same key and latent, whatever was written since: a write with variance -s2.
 
     d = s2 - w a, positive for a row that was written ; M - (a / d)(z - wM) ; U + a a' / d
     """
-    return write(state, key, code, -observation_variance)
+    return write(state, key, latent, -observation_variance)
 
 
 def read(state: MemoryState, key: Tensor) -> Tensor:
-    """z_r = w M: [B, K] -> [B, C]. Deterministic; noise belongs to training."""
+    """Read z_r = w M: key [B, K] -> latent [B, C]. Deterministic; only training adds noise."""
     return torch.einsum("bk,bkc->bc", key, state.mean)
 
 
 def key_variance(key: Tensor, covariance: Tensor) -> Tensor:
-    """w U w' / (w w'), the posterior variance of a reading: [B, K] and [B, K, K] -> [B].
+    """Relative posterior variance of a reading, w U w' / (w w'): [B, K] and [B, K, K] -> [B].
 
     1 in an empty memory, near s2 / (w w' + s2) for a key that was written alone.
     """
@@ -69,37 +71,37 @@ def key_variance(key: Tensor, covariance: Tensor) -> Tensor:
 
 
 def agreement(query: Tensor, read: Tensor, query_key: Tensor, read_key: Tensor) -> Tensor:
-    """Cosine of two codes [B, C] outside of the space of their keys [B, K]: [B].
+    """Cosine of two latents [B, C] outside the subspace of their keys [B, K] -> [B].
 
-    The rows of M_ref are orthonormal, so that key products are the part of code products inside.
+    The rows of M_ref are orthonormal, so the product of two keys is the part of the latents' product inside it.
     """
     inner = (query * read).sum(-1) - (query_key * read_key).sum(-1)
     lengths = [
-        (code.square().sum(-1) - key.square().sum(-1)).clamp(min=1e-8)
-        for code, key in ((query, query_key), (read, read_key))
+        (latent.square().sum(-1) - key.square().sum(-1)).clamp(min=1e-8)
+        for latent, key in ((query, query_key), (read, read_key))
     ]
     return inner / (lengths[0] * lengths[1]).sqrt()
 
 
 def batch_solution(
-    prior_mean: Tensor, keys: Tensor, codes: Tensor, observation_variance: float
+    prior_mean: Tensor, keys: Tensor, latents: Tensor, observation_variance: float
 ) -> MemoryState:
-    """The ridge posterior of E rows at once: R0 [K, C], W [E, K], Z [E, C]. The oracle of sequential writing.
+    """Ridge posterior of E rows at once, the reference for sequential writing: R0 [K, C], W [E, K], Z [E, C].
 
-    W [B, E, K] and Z [B, E, C] make B memories; a row of zeros adds nothing, so that shorter ones can be padded.
+    W [B, E, K] and Z [B, E, C] give B memories. Rows of zeros change nothing, so shorter memories can be padded.
     """
-    keys, codes = (rows if rows.dim() == 3 else rows.unsqueeze(0) for rows in (keys, codes))
+    keys, latents = (rows if rows.dim() == 3 else rows.unsqueeze(0) for rows in (keys, latents))
     eye = torch.eye(prior_mean.shape[0], dtype=prior_mean.dtype, device=prior_mean.device)
     covariance = torch.linalg.inv(eye + keys.mT @ keys / observation_variance)
-    mean = covariance @ (prior_mean + keys.mT @ codes / observation_variance)
+    mean = covariance @ (prior_mean + keys.mT @ latents / observation_variance)
     return MemoryState(mean, covariance)
 
 
 def pinv_newton_schulz(matrix: Tensor, steps: int = 15, alpha: float = 5e-4) -> Tensor:
     """Larimar's iterative pseudo-inverse (Ben-Israel & Cohen 1966): X <- 2X - X A X from X0 = alpha A'.
 
-    Recovers 1 - (1 - alpha s^2)^(2^steps) of a singular value s, and diverges when alpha s^2 > 2. An option with a
-    known error; `torch.linalg.pinv` is the default everywhere. Raises ValueError when it would diverge.
+    Recovers the share 1 - (1 - alpha s^2)^(2^steps) of a singular value s, so its error is known; the model uses
+    `torch.linalg.pinv`. Raises ValueError where it would diverge, alpha s^2 > 2.
     """
     if alpha * torch.linalg.matrix_norm(matrix, 2).max() ** 2 > 2:
         raise ValueError("alpha * s_max^2 is over 2: the iteration diverges; lower alpha")
@@ -110,19 +112,19 @@ def pinv_newton_schulz(matrix: Tensor, steps: int = 15, alpha: float = 5e-4) -> 
 
 
 def reference_memory(slots: int, code_size: int, seed: int = 0) -> Tensor:
-    """M_ref [K, C]: fixed orthonormal rows, so that keys of random codes spread over all slots.
+    """The fixed reference M_ref [K, C] with orthonormal rows, so that keys of random latents spread over all slots.
 
-    Raises ValueError unless K < C: at K = C the read is the identity and the memory says nothing.
+    Raises ValueError unless K < C: at K = C a reading equals its query, whatever was written.
     """
     if slots >= code_size:
-        raise ValueError(f"{slots} slots must be fewer than the {code_size} numbers of a code")
+        raise ValueError(f"{slots} slots must be fewer than the {code_size} numbers of a latent")
     generator = torch.Generator().manual_seed(seed)
     gaussian = torch.randn(code_size, slots, generator=generator, dtype=torch.float64, device="cpu")
     return torch.linalg.qr(gaussian).Q.T.float().contiguous()
 
 
 def memory_kl(state: MemoryState, prior_mean: Tensor) -> Tensor:
-    """KL of the memory's posterior from its prior, per element (Larimar eq. 5; U0 = I): scalar."""
+    """KL divergence of the memory's posterior from its prior, per element (Larimar eq. 5, U0 = I) -> scalar."""
     slots, width = prior_mean.shape
     trace = width * state.covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
     moved = (state.mean - prior_mean).square().sum((-1, -2))
@@ -131,5 +133,5 @@ def memory_kl(state: MemoryState, prior_mean: Tensor) -> Tensor:
 
 
 def addressing_kl(key: Tensor, log_variance: Tensor) -> Tensor:
-    """KL of the addressing posterior N(w, e^lv) from N(0, 1), per element: scalar."""
+    """KL divergence of the addressing posterior N(w, e^log_variance) from N(0, 1), per element -> scalar."""
     return 0.5 * (log_variance.exp() + key.square() - 1 - log_variance).mean()

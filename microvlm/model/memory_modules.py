@@ -1,4 +1,4 @@
-"""The learned parts around the memory: encoder of codes, W_M (a code to one KV position), scope detector."""
+"""The learned parts of the memory: encoder, readout, W_M (a latent to one KV position) and scope detector."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from microvlm.model.memory_algebra import address, reference_memory
 
 
 class MemoryEncoder(nn.Module):
-    """inputs_embeds [B, S, H], attention_mask [B, S] -> (code [B, C], unit length; key [B, K]).
+    """Encodes embeddings [B, S, H] with a mask [B, S] -> (latent [B, C] of unit length, key [B, K]).
 
-    Bidirectional decoder blocks and masked attention pooling. The same encoder makes keys (image or question alone)
-    and values (image with the full fact).
+    Bidirectional decoder layers and masked attention pooling. The same encoder gives keys (of the image or question
+    alone) and values (of the image with the whole fact).
     """
 
     def __init__(self, config: MicroVLMConfig, ternary: LinearFactory):
@@ -39,56 +39,56 @@ class MemoryEncoder(nn.Module):
     def forward(self, inputs_embeds: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         positions = (attention_mask.cumsum(1) - 1).clamp(min=0)
         cos, sin = rotary_tables(positions, self.text.head_dim, self.text.rope_theta)
-        seen = attention_mask.bool()
-        # A padded row attends to everything that is real; a row of nothing but padding sees itself.
-        eye = torch.eye(seen.shape[1], dtype=torch.bool, device=seen.device)
-        mask = seen[:, None, None, :] | eye
+        is_real = attention_mask.bool()
+        # Padding attends to every real token, and to itself where there is none.
+        eye = torch.eye(is_real.shape[1], dtype=torch.bool, device=is_real.device)
+        mask = is_real[:, None, None, :] | eye
         x = inputs_embeds
         for layer in self.layers:
             x, _ = layer(x, cos, sin, mask, None)
         x = self.norm(x)
-        scores = (x * self.pool).sum(-1).masked_fill(~seen, torch.finfo(x.dtype).min)
+        scores = (x * self.pool).sum(-1).masked_fill(~is_real, torch.finfo(x.dtype).min)
         pooled = torch.einsum("bs,bsh->bh", scores.softmax(-1), x)
-        code = F.normalize(self.output(pooled), dim=-1, eps=1e-6)
-        return code, self.key(code)
+        latent = F.normalize(self.output(pooled), dim=-1, eps=1e-6)
+        return latent, self.key(latent)
 
-    def key(self, code: Tensor) -> Tensor:
-        """[B, C] -> [B, K]."""
-        return address(code, self.pseudo_inverse)
+    def key(self, latent: Tensor) -> Tensor:
+        """The key [B, K] of a latent [B, C]."""
+        return address(latent, self.pseudo_inverse)
 
 
 class Readout(nn.Module):
-    """A read code [B, C] -> the same, with what two layers of width `readout_size` take out of it.
+    """Corrects a reading [B, C] by two layers of hidden width `readout_size`. Starts as the identity.
 
-    A read through a full memory is the code that was written and parts of many others. What those have in common with
-    it no linear map can tell apart: they are codes of the same kind. Starts as the identity.
+    A reading of a full memory is the latent that was written plus parts of many others. A linear map cannot separate
+    them, because they are latents of the same kind.
     """
 
     def __init__(self, config: MicroVLMConfig, linear: LinearFactory):
         super().__init__()
         width = config.memory.code_size
-        # Numbers of a unit vector are small: all features are brought to the same size.
+        # The components of a unit vector are small: the gain brings them to size 1.
         self.gain = width**0.5
         self.fc1 = linear(width, config.memory.readout_size, True)
         self.fc2 = linear(config.memory.readout_size, width, True)
 
-    def forward(self, code: Tensor) -> Tensor:
-        return code + self.fc2(F.gelu(self.fc1(self.gain * code))) / self.gain
+    def forward(self, latent: Tensor) -> Tensor:
+        return latent + self.fc2(F.gelu(self.fc1(self.gain * latent))) / self.gain
 
 
 class MemoryProjection(nn.Module):
-    """W_M: a code [B, C] -> one key and value per layer, [B, kv_heads, 1, D] each, sized by KV heads."""
+    """W_M: a latent [B, C] -> one key and value per layer, [B, kv_heads, 1, D] each."""
 
     def __init__(self, config: MicroVLMConfig, linear: LinearFactory):
         super().__init__()
         self.text = config.text
-        # The numbers of a unit vector are small; at size 1 W_M learns as fast as any other layer.
+        # The components of a unit vector are small; at size 1 W_M learns as fast as any other layer.
         self.gain = config.memory.code_size**0.5
         self.readout = Readout(config, linear) if config.memory.readout_size else None
         self.linear = cast(nn.Linear, linear(config.memory.code_size, config.memory_kv_outputs, True))
 
     def initialise_from(self, layers: nn.ModuleList) -> None:
-        """Step 0 is the base model: K starts at k_proj's bias (Qwen2's are large), V at 0, the code's part small."""
+        """Start as the base model: keys at k_proj's bias (large in Qwen2), values at 0, the latent's part small."""
         width = self.text.kv_width
         with torch.no_grad():
             if self.readout is not None:
@@ -101,25 +101,24 @@ class MemoryProjection(nn.Module):
                 if layer.self_attn.k_proj.bias is not None:
                     row[0].copy_(layer.self_attn.k_proj.bias)
 
-    def read_out(self, code: Tensor) -> Tensor:
-        """A read code [B, C] -> what `linear` sees of it, [B, C]; the same where there is no readout."""
-        return code if self.readout is None else self.readout(code)
+    def read_out(self, latent: Tensor) -> Tensor:
+        """The corrected reading [B, C] that `linear` gets; unchanged without a readout."""
+        return latent if self.readout is None else self.readout(latent)
 
-    def forward(self, code: Tensor) -> Cache:
+    def forward(self, latent: Tensor) -> Cache:
         text = self.text
-        flat = self.linear(self.gain * self.read_out(code))
+        flat = self.linear(self.gain * self.read_out(latent))
         slots = flat.view(-1, text.num_hidden_layers, 2, text.num_key_value_heads, 1, text.head_dim)
         return [(slots[:, layer, 0], slots[:, layer, 1]) for layer in range(text.num_hidden_layers)]
 
 
 class ScopeDetector(nn.Module):
-    """ScopeNet: does the read answer the query?
+    """ScopeNet: estimates whether a reading answers its query.
 
-    It sees where query and read code agree, and what no layer makes of them: the residual |z_r - z_q|, a score of its
-    own that costs nothing; the length of the read; how well the memory knows the key, and how full it is; and the
-    agreement, the cosine of query and read code outside of the space of the keys. A read of keys that were never
-    written still resembles its query inside of that space, because it is the nearest mixture of what was written;
-    outside of it only a fact that was written does.
+    Its features are the product of query and reading, the residual |z_r - z_q|, the length of the reading, how well the
+    memory knows the key, how full the memory is, and the agreement: the cosine of query and reading outside the
+    subspace of the keys. Inside that subspace even the reading of an unknown key resembles its query, because it is the
+    nearest mixture of what was written; outside of it only a written fact does.
     """
 
     def __init__(self, config: MicroVLMConfig, linear: LinearFactory):
@@ -131,13 +130,16 @@ class ScopeDetector(nn.Module):
     def forward(
         self, query: Tensor, read: Tensor, agreement: Tensor, variance: Tensor, fill: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Codes [B, C]; cosine, posterior variance of the key and mean variance of all keys [B] -> (probability [B],
-        residual [B])."""
+        """Estimate the scope -> (probability [B], residual [B]).
+
+        `query` and `read` are latents [B, C]; `agreement`, `variance` (the key's posterior variance) and `fill` (the
+        mean variance of all keys) have shape [B].
+        """
         residual = (read - query).square().sum(-1).add(1e-12).sqrt()
         length = read.square().sum(-1).add(1e-12).sqrt()
         known, empty = (part.clamp(min=1e-6).log() for part in (variance, fill))
         scalars = torch.stack([4 * agreement, 4 * residual, 4 * length, known, empty], -1)
-        # Numbers of a unit vector are small: all features are brought to the same size.
+        # The components of a unit vector are small: all features are brought to the same size.
         features = torch.cat([query.shape[-1] * query * read, scalars], -1)
         logit = self.fc2(F.gelu(self.fc1(features)))
         return torch.sigmoid(logit).squeeze(-1), residual

@@ -1,4 +1,4 @@
-"""The DeiT vision encoder (Touvron et al. 2021, arXiv 2012.12877): pixels to patch features. Knows nothing of text."""
+"""The DeiT vision encoder (Touvron et al. 2021, arXiv 2012.12877): pixels to patch features."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from microvlm.model.linear import LinearFactory
 
 
 class VisionLayer(nn.Module):
-    """Pre-norm transformer block with GELU."""
+    """A pre-norm transformer block with GELU: [B, T, width] -> the same shape."""
 
     def __init__(self, config: VisionConfig, linear: LinearFactory):
         super().__init__()
@@ -35,9 +35,10 @@ class VisionLayer(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-    """pixel_values float32 [B, 3, side, side], normalised -> [B, leading + patches, width].
+    """Encodes normalised pixels float32 [B, 3, side, side] -> [B, leading + patches, width].
 
-    The patch embedding is a linear over flattened patches (channel, row, column), so that it quantises like the rest.
+    The patch embedding is a linear layer over flattened patches (channel, row, column), so that it can be quantised
+    like every other layer.
     """
 
     def __init__(self, config: VisionConfig, linear: LinearFactory):
@@ -67,7 +68,7 @@ class VisionEncoder(nn.Module):
 
 
 def normalise(pixels: Tensor, config: VisionConfig) -> Tensor:
-    """float [B, 3, S, S] in 0..1 -> pixel_values, per-channel (x - mean) / std."""
+    """Normalise pixels, float [B, 3, S, S] in 0..1, per channel: (x - mean) / std."""
     mean = pixels.new_tensor(config.image_mean).view(3, 1, 1)
     std = pixels.new_tensor(config.image_std).view(3, 1, 1)
     return (pixels - mean) / std
