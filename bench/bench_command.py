@@ -1,5 +1,4 @@
-"""`microvlm-bench`: time a model or the kernels, compare two backends or precisions, test the memory, ask whether it
-would run on a Raspberry Pi, write reports."""
+"""The command `microvlm-bench`: speed, equivalence, kernels, memory, the full size, a Raspberry Pi, and reports."""
 
 from __future__ import annotations
 
@@ -60,7 +59,7 @@ def run(
 
 @command.command(context_settings=_HELP)
 @click.argument("model", default="nano")
-@click.option("--reference", default="torch", show_default=True, help="Backend that is believed.")
+@click.option("--reference", default="torch", show_default=True, help="Backend taken as right.")
 @click.option("--candidate", default="ort", show_default=True, help="Backend that is checked.")
 @click.option("--against", help="Run the candidate on this other model: between precisions.")
 @click.option(
@@ -79,9 +78,9 @@ def equivalence(
     new_tokens: int,
     output: ReportOutput,
 ) -> int:
-    """Is MODEL (a bundle, a checkpoint or 'nano') the same on two backends? Status 1 when it is not.
+    """Compare MODEL (a bundle, a checkpoint or 'nano') on two backends. Status 1 when they are not the same model.
 
-    A difference that disappears when both run with the same activation codes is a rounding tie: AMBIGUOUS, status 0.
+    A difference that disappears when both get the same int8 activations is a rounding tie: AMBIGUOUS, status 0.
     """
     from microvlm.bench.equivalence.equivalence_bench import Options
     from microvlm.bench.equivalence.equivalence_bench import run as compare

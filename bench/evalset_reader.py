@@ -90,7 +90,7 @@ def read_drawing(path: Path) -> np.ndarray:
 
 
 def load_evalset(path: str | Path | None = None) -> EvalSet:
-    """The set in the folder `path`, or the one in the package. UserError says what is wrong with it."""
+    """The set in the folder `path`, or the package's own. Raises UserError."""
     folder = Path(path) if path is not None else Path(__file__).with_name("evalset")
     file = folder / "evalset.json"
     try:

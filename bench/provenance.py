@@ -31,11 +31,11 @@ _STATUS_FIELDS = {
     "RssFile": "file_backed_bytes",
     "RssShmem": "file_backed_bytes",
 }
-"""Of /proc/self/status. A file of a tmpfs is shared memory to the kernel."""
+"""Fields of /proc/self/status. The kernel counts files of a tmpfs as shared memory."""
 
 
 def memory_of_this_process() -> dict[str, int | None]:
-    """Bytes: peak_rss, rss, anonymous, file_backed, pss. A figure this system does not give is None.
+    """Memory of this process in bytes: peak_rss, rss, anonymous, file_backed, pss; None where unknown.
 
     Mapped weights count as file-backed: clean pages that the system can drop and read again without swap.
     """
@@ -52,7 +52,7 @@ def memory_of_this_process() -> dict[str, int | None]:
 
 
 def reset_peak_rss() -> bool:
-    """Start VmHWM anew at the present size. False where the system does not allow it."""
+    """Reset VmHWM to the present size. False where the system does not allow it."""
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -61,7 +61,7 @@ def reset_peak_rss() -> bool:
 
 
 def provenance(model: dict[str, Any], threads: int | None) -> dict[str, Any]:
-    """Everything needed to read a figure later. `model` is `describe_model`'s."""
+    """Machine, versions, commit and date of a measurement. `model` is the result of `describe_model`."""
     return {
         "date_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit(),
@@ -90,14 +90,14 @@ def commit() -> dict[str, Any] | None:
     checkout = package.resolve().parent
     if not (checkout / ".git").exists():
         origin = _installed_from()
-        found = (
+        origin_checkout = (
             next((folder for folder in origin.parents if (folder / ".git").exists()), None)
             if origin
             else None
         )
-        if found is None or modules_hash(found / "microvlm") != modules_hash(package):
+        if origin_checkout is None or modules_hash(origin_checkout / "microvlm") != modules_hash(package):
             return None
-        checkout = found
+        checkout = origin_checkout
     git = ["git", "-C", str(checkout)]
     try:
         shown = subprocess.run(
@@ -173,19 +173,19 @@ def kernels_of(runtime: Runtime) -> str:
 
 def cpu_model() -> str:
     """x86 gives `model name`; boards give `Model` or only the part number."""
-    found: dict[str, str] = {}
+    fields: dict[str, str] = {}
     for line in _lines("/proc/cpuinfo"):
         name, _, value = line.partition(":")
-        found.setdefault(name.strip(), value.strip())
+        fields.setdefault(name.strip(), value.strip())
     for name in ("model name", "Model", "Hardware"):
-        if found.get(name):
-            return found[name]
-    part = found.get("CPU part")
+        if fields.get(name):
+            return fields[name]
+    part = fields.get("CPU part")
     return f"{platform.machine()} part {part}" if part else platform.processor() or platform.machine()
 
 
 def streaming_read_bytes_per_s(megabytes: int = 64, repeats: int = 5) -> float:
-    """Best of a few sums over an array too large for the caches: what one core reads from memory in a second."""
+    """Bytes that one core reads from memory in a second: the best of a few sums over an array larger than caches."""
     array = np.ones(megabytes * 1_000_000 // 8, np.int64)
     best = float("inf")
     for _ in range(repeats):

@@ -21,7 +21,7 @@ PASSES = 3
 
 
 class StreamingRoofline:
-    """Samples of the read bandwidth by thread count. A drifting machine is sampled again beside every measurement."""
+    """Samples of the read bandwidth by thread count, taken beside every measurement because machines drift."""
 
     def __init__(self, array_bytes: int = ARRAY_BYTES, array: np.ndarray | None = None):
         # Written, not just reserved: pages that were never touched all read the one page of zeros.
@@ -30,7 +30,7 @@ class StreamingRoofline:
 
     @classmethod
     def of_mapped_file(cls, path: Path, array_bytes: int = ARRAY_BYTES) -> StreamingRoofline:
-        """Of a file in the page cache, as mapped weights are read. PATH is written. Raises OSError."""
+        """Measures reads of a mapped file in the page cache, as weights are read. Writes `path`. Raises OSError."""
         np.ones(array_bytes // 8, np.int64).tofile(path)
         return cls(array=np.asarray(np.memmap(path, np.int64, "r")))
 
@@ -52,12 +52,12 @@ class StreamingRoofline:
 
 
 def share(weight_bytes: float, seconds: float, stream_gb_per_s: float) -> float:
-    """The part of the streaming bandwidth that reading `weight_bytes` in `seconds` comes to. Above 1 from a cache."""
+    """Share of the streaming bandwidth reached by reading `weight_bytes` in `seconds`. Above 1 from a cache."""
     return weight_bytes / seconds / 1e9 / stream_gb_per_s
 
 
 def _timed(parts: Sequence[np.ndarray]) -> float:
-    """Seconds until every part was read, each in a thread of its own. numpy releases the interpreter's lock."""
+    """Seconds to read all parts, each in its own thread. numpy releases the interpreter's lock."""
     others = [threading.Thread(target=np.add.reduce, args=(part,)) for part in parts[1:]]
     began = time.perf_counter()
     for thread in others:

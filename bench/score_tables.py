@@ -35,9 +35,9 @@ def _captions(document: dict[str, Any], scores: list[dict[str, Any]], heads: lis
     shown = [(field, name) for field, name in BASELINES if field in baselines]
     rows = [["", *heads, *(f"nearest class mean of {name}" for _, name in shown)]]
     for field, vendor, name in VENDORS:
-        found = [score[field]["exact_match"] for score in scores]
-        found += [baselines[baseline][vendor] for baseline, _ in shown]
-        rows.append([name, *(f"{share:.3f}" for share in found)])
+        shares = [score[field]["exact_match"] for score in scores]
+        shares += [baselines[baseline][vendor] for baseline, _ in shown]
+        rows.append([name, *(f"{share:.3f}" for share in shares)])
     return rows
 
 
@@ -46,9 +46,9 @@ def _scenes(scores: list[dict[str, Any]], heads: list[str]) -> Rows:
         ["question", "samples", *heads, "majority answer", *(f"both twins right, {head}" for head in heads)]
     ]
     for kind, row in scores[0]["scenes"].items():
-        found = [score["scenes"][kind] for score in scores]
-        accuracies = [f"{scene['accuracy']:.3f}" for scene in found]
-        twins = [f"{scene['twins']:.3f}" if "twins" in scene else "" for scene in found]
+        scenes = [score["scenes"][kind] for score in scores]
+        accuracies = [f"{scene['accuracy']:.3f}" for scene in scenes]
+        twins = [f"{scene['twins']:.3f}" if "twins" in scene else "" for scene in scenes]
         rows.append([kind, str(row["count"]), *accuracies, f"{row['majority']:.3f}", *twins])
     return rows
 
@@ -56,6 +56,6 @@ def _scenes(scores: list[dict[str, Any]], heads: list[str]) -> Rows:
 def _episodes(scores: list[dict[str, Any]], heads: list[str]) -> Rows:
     rows = [["images", "questions", *heads, "empty memory"]]
     for length, row in scores[0]["episodes"].items():
-        found = [f"{score['episodes'][length]['accuracy']:.3f}" for score in scores]
-        rows.append([length, str(row["count"]), *found, f"{row['memory_off']:.3f}"])
+        shares = [f"{score['episodes'][length]['accuracy']:.3f}" for score in scores]
+        rows.append([length, str(row["count"]), *shares, f"{row['memory_off']:.3f}"])
     return rows

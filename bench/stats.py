@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 RESAMPLES = 2000
-"""Of a bootstrap: the ends of a 95 % interval are then the 50th values from each side."""
+"""Bootstrap resamples: the ends of a 95 % interval are the 50th values from each side."""
 
 
 class Interval(NamedTuple):
@@ -29,7 +29,7 @@ def percentile(values: Sequence[float], percent: float) -> float:
 
 
 def summarise(values_ms: Sequence[float]) -> dict[str, float | int]:
-    """What a report says about one phase: median, p90, spread and count, milliseconds."""
+    """Summary of one phase for a report: median, p90, minimum and count, in milliseconds."""
     return {
         "median_ms": round(median(values_ms), 4),
         "p90_ms": round(percentile(values_ms, 90), 4),
@@ -49,14 +49,14 @@ def bootstrap(
 
 
 def ratio_of_medians(numerator: Sequence[float], denominator: Sequence[float], seed: int = 0) -> Interval:
-    """median(a) / median(b) with rounds resampled in pairs, so that a drift that hit both in one round cancels."""
+    """median(a) / median(b) with rounds resampled in pairs, so that a drift within a round cancels."""
     pairs = np.stack([np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)], 1)
     return bootstrap(lambda rows: float(np.median(rows[:, 0]) / np.median(rows[:, 1])), pairs, seed)
 
 
-def paired_difference(ours: Sequence[bool], theirs: Sequence[bool], seed: int = 0) -> Interval:
-    """mean(a) - mean(b) of the same samples, with its interval: samples are resampled in pairs."""
-    difference = np.asarray(ours, np.float64) - np.asarray(theirs, np.float64)
+def paired_difference(first: Sequence[bool], second: Sequence[bool], seed: int = 0) -> Interval:
+    """mean(first) - mean(second) over the same samples, with its interval: samples are resampled in pairs."""
+    difference = np.asarray(first, np.float64) - np.asarray(second, np.float64)
     return bootstrap(lambda rows: float(rows.mean()), difference, seed)
 
 

@@ -1,4 +1,4 @@
-"""Line charts, bars and heatmaps as SVG text, for reports. Knows no measurement. Pillow packs a heatmap's pixels.
+"""Line charts, bars and heatmaps as SVG text. Knows no measurement. Pillow compresses a heatmap's pixels.
 
 A chart is a white card, so that it reads on a dark page too; every number on it has two or three digits.
 """
@@ -17,7 +17,7 @@ from PIL import Image
 WIDTH, HEIGHT = 640, 400
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 20, 44, 56
 COLOURS = ("#0b6e8f", "#c2541b", "#5b7f2b", "#7b4fa3", "#666666")
-"""Of lines, told apart by people who see no red or no green, and by their dashes and markers."""
+"""Line colours that people who see no red or no green can tell apart; dashes and markers differ too."""
 _DASHES = ("", "6 3", "2 3", "8 3 2 3", "1 4")
 # Dark to bright, so that the map reads in grey too: (position, red, green, blue).
 _MAP = np.array(
@@ -126,10 +126,10 @@ def _curve(line: Line, x: Axis, y: Axis, index: int) -> str:
     path = " ".join(f"{a},{b}" for a, b in points)
     parts = []
     if line.low:
-        there = [f"{_x(x, a)},{_y(y, b)}" for a, b in zip(line.x, line.high, strict=True)]
-        back = [f"{_x(x, a)},{_y(y, b)}" for a, b in zip(line.x, line.low, strict=True)]
+        upper = [f"{_x(x, a)},{_y(y, b)}" for a, b in zip(line.x, line.high, strict=True)]
+        lower = [f"{_x(x, a)},{_y(y, b)}" for a, b in zip(line.x, line.low, strict=True)]
         parts.append(
-            f'<polygon points="{" ".join([*there, *back[::-1]])}" fill="{_colour(index)}" opacity="0.16"/>'
+            f'<polygon points="{" ".join([*upper, *lower[::-1]])}" fill="{_colour(index)}" opacity="0.16"/>'
         )
     dash = _DASHES[index % len(_DASHES)]
     parts.append(

@@ -1,4 +1,4 @@
-"""A variable of the environment for a while."""
+"""Temporarily set an environment variable."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def environment(name: str, value: str) -> Iterator[None]:
-    """`name` is `value` while the block runs, for C code of this process and for programs that it starts too."""
+    """Set `name` to `value` inside the block, also for C code of this process and for programs that it starts."""
     before = os.environ.get(name)
     os.environ[name] = value
     try:

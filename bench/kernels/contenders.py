@@ -1,4 +1,4 @@
-"""The contenders, and which of them run here. A name is `ours-*` or `ort-*`, with `:variant` where one is forced."""
+"""The named contenders of the kernel benchmark. A name is `ours-*` or `ort-*`, with `:variant` where one is forced."""
 
 from __future__ import annotations
 
@@ -63,17 +63,17 @@ def variants_of(contender: Contender, variants: Sequence[str]) -> list[Contender
     ]
 
 
-def choose(available: Sequence[Contender], wanted: Sequence[str], have_library: bool) -> list[Contender]:
-    """The wanted ones of `available`, or all but the scalar reference. Raises UserError for another name."""
-    names = [contender.name for contender in available]
-    for name in wanted:
-        if name in names:
+def choose(available: Sequence[Contender], names: Sequence[str], have_library: bool) -> list[Contender]:
+    """The contenders of `available` with these names, or all but the scalar reference. Raises UserError."""
+    known = [contender.name for contender in available]
+    for name in names:
+        if name in known:
             continue
         if not have_library and name.startswith("ours-"):
             raise UserError(
                 f"--contender {name} needs the native library: install the package where a C++ compiler is."
             )
-        raise UserError(f"--contender {name} is unknown here; choose among {', '.join(names)}.")
-    if not wanted:
+        raise UserError(f"--contender {name} is unknown here; choose among {', '.join(known)}.")
+    if not names:
         return [contender for contender in available if contender.variant != REFERENCE_VARIANT]
-    return [contender for contender in available if contender.name in wanted]
+    return [contender for contender in available if contender.name in names]

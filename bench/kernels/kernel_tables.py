@@ -53,7 +53,9 @@ def _speed_tables(rows: list[dict[str, Any]]) -> list[Table]:
         for row in cells:
             by_name.setdefault(row["contender"], {})[row["batch"]] = row
         table = [["contender", *(f"batch {batch}" for batch in batches)]]
-        table += [[name, *(_speed(found.get(batch)) for batch in batches)] for name, found in by_name.items()]
+        table += [
+            [name, *(_speed(by_batch.get(batch)) for batch in batches)] for name, by_batch in by_name.items()
+        ]
         title = f"{shape}, {regime}, {_threads(threads)}: GMAC/s (GB/s of weights, share of streaming)"
         tables.append(Table(f"{shape}-{regime}-{threads}", title, table))
     return tables
@@ -67,9 +69,12 @@ def _speedup_tables(bars: list[dict[str, Any]]) -> list[Table]:
         batches = sorted({batch for _, _, batch in cells})
         rows = [["weights", *(f"batch {batch}" for batch in batches)]]
         for regime, threads in dict.fromkeys((regime, threads) for regime, threads, _ in cells):
-            found = [cells.get((regime, threads, batch)) for batch in batches]
+            row_bars = [cells.get((regime, threads, batch)) for batch in batches]
             rows.append(
-                [f"{regime}, {_threads(threads)}", *("-" if bar is None else _speedup(bar) for bar in found)]
+                [
+                    f"{regime}, {_threads(threads)}",
+                    *("-" if bar is None else _speedup(bar) for bar in row_bars),
+                ]
             )
         tables.append(
             Table(f"speedup-{shape}", f"times as fast as the best peer, {shape} [95 % interval]", rows)

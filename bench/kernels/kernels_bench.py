@@ -1,4 +1,4 @@
-"""`microvlm-bench kernels`: which contenders run here, everything measured, one document."""
+"""`microvlm-bench kernels`: finds the contenders that run here, measures them, and makes the document."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from microvlm.bench.provenance import provenance
 from microvlm.bench.roofline import StreamingRoofline
 
 
-def run(plan: Plan, wanted: Sequence[str] = (), progress: Progress = lambda _: None) -> dict[str, Any]:
-    """The document of `--json`. `wanted` names contenders; all that can run here by default. Raises UserError."""
+def run(plan: Plan, names: Sequence[str] = (), progress: Progress = lambda _: None) -> dict[str, Any]:
+    """The document of `--json`. `names` of contenders; all that can run here by default. Raises UserError."""
     library = native.library_path()
     active = native.active_variant() if library else None
     others = [name for name in native.variants() if name != active] if library else []
-    contenders = choose(available(active, others), wanted, library is not None)
+    contenders = choose(available(active, others), names, library is not None)
     if library is None:
         progress("there is no native library here: our operators run as function bodies only")
     roofline = StreamingRoofline(plan.stream_bytes)
@@ -43,22 +43,26 @@ def run(plan: Plan, wanted: Sequence[str] = (), progress: Progress = lambda _: N
 
 
 def _cortex_a53() -> dict[str, Any]:
-    """The inner loops of the ARMv8.0 kernels on a simulated Cortex-A53, where a checkout and its tools are here."""
+    """Speed of the ARMv8.0 kernels' inner loops on a simulated Cortex-A53; needs a checkout and its tools."""
     estimates, reason = predicted_loops()
     loops = [
         {
-            "op": one.loop.op,
-            "packed_rows": one.loop.rows,
-            "tokens": one.loop.tokens,
-            "predicted_macs_per_cycle": round(one.predicted_macs_per_cycle, 3),
-            "predicted_macs_per_cycle_bound": round(one.predicted_macs_per_cycle_bound, 3),
+            "op": estimate.loop.op,
+            "packed_rows": estimate.loop.rows,
+            "tokens": estimate.loop.tokens,
+            "predicted_macs_per_cycle": round(estimate.predicted_macs_per_cycle, 3),
+            "predicted_macs_per_cycle_bound": round(estimate.predicted_macs_per_cycle_bound, 3),
         }
-        for one in estimates or ()
+        for estimate in estimates or ()
     ]
     return {"simulator": "llvm-mca -mcpu=cortex-a53", "loops": loops, "unavailable": reason or None}
 
 
 def available(active: str | None, others: Sequence[str]) -> list[Contender]:
-    """Everything that could run here, ours first; `active` None means that there is no library."""
-    ours = [*OURS, *(variant for one in OURS for variant in variants_of(one, others))] if active else []
+    """Every contender that can run here, ours first. `active` is None without a native library."""
+    ours = (
+        [*OURS, *(variant for contender in OURS for variant in variants_of(contender, others))]
+        if active
+        else []
+    )
     return [*ours, FUNCTION, *PEERS]

@@ -1,4 +1,4 @@
-"""Goes through the plan: weights written, sessions opened and their products checked, then each cell timed.
+"""Executes the plan: writes weights, opens sessions, checks their products, then times each cell.
 
 A contender that cannot load or multiplies wrongly is reported with its reason; the others go on.
 """
@@ -42,7 +42,7 @@ class _Material:
 
 
 class Measurement:
-    """`cells()` does everything; `states` says what became of each contender, by name."""
+    """`cells()` measures everything; `states` holds the status of each contender by name."""
 
     def __init__(
         self,
@@ -98,13 +98,15 @@ class Measurement:
 
     def _running(self, regime: str) -> list[Contender]:
         return [
-            one for one in self._contenders if one.takes_part(regime) and self.states[one.name].status == "ok"
+            contender
+            for contender in self._contenders
+            if contender.takes_part(regime) and self.states[contender.name].status == "ok"
         ]
 
     def _runners(
         self, shape: Shape, regime: str, threads: int, written: dict[str, _Material], libraries: Libraries
     ) -> list[Runner]:
-        """One for each contender and setting. What cannot load or is wrong takes no part any more."""
+        """One runner for each contender and setting. One that cannot load or is wrong is left out from then on."""
         runners = []
         for contender in self._running(regime):
             material = written[contender.name]
@@ -149,12 +151,12 @@ def _problem(
     """What is wrong with a contender's product of two tokens at any setting, as a sentence, or None."""
     x = np.random.default_rng(1).standard_normal((2, shape.inputs), np.float32)
     last = kernel_graphs.copy_of(operands, runners[0].copies - 1)
-    wanted = expected(contender.format, shape, last, x)
+    reference = expected(contender.format, shape, last, x)
     for runner in runners:
         runner.bind(x)
         for _ in range(runner.graph_count):  # each, so that no clock sees the first touch of its weights
             runner.run()
-        error = relative_error(runner.result(), wanted)
+        error = relative_error(runner.result(), reference)
         # A NaN compares false, so it fails.
         if not error <= contender.format.tolerance:
             return f"its product of {shape.name} is off by {error:.1e} of its norm ({runner.setting})"

@@ -1,4 +1,4 @@
-"""Is a contender's product right? Compared with numpy's before any clock runs: a fast wrong kernel is no contender."""
+"""Checks a contender's product against numpy's before it is timed: a fast wrong kernel is no contender."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def expected(form: Format, shape: Shape, operands: tuple[Operands, ...], x: np.n
     return values[shape.results[-1].name]
 
 
-def relative_error(got: np.ndarray, wanted: np.ndarray) -> float:
-    """|got - wanted| / |wanted|, 0 only where all values are equal. NaN where either is no number."""
-    if np.array_equal(got, wanted):
+def relative_error(result: np.ndarray, reference: np.ndarray) -> float:
+    """|result - reference| / |reference|, 0 only where all values are equal. NaN where either is no number."""
+    if np.array_equal(result, reference):
         return 0.0
-    wide = wanted.astype(np.float64)
-    return float(np.linalg.norm(got - wide) / np.linalg.norm(wide))
+    wide = reference.astype(np.float64)
+    return float(np.linalg.norm(result - wide) / np.linalg.norm(wide))

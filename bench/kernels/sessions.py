@@ -30,7 +30,7 @@ SPIN_PAUSE_S = 0.005
 
 @dataclass(frozen=True)
 class Setting:
-    """What a user of ONNX Runtime could turn for speed."""
+    """Options of ONNX Runtime that change speed."""
 
     spinning: bool = False
     """Idle threads poll for work. Means nothing on one thread."""
@@ -44,8 +44,8 @@ class Setting:
 def settings_for(threads: int, is_peer: bool) -> tuple[Setting, ...]:
     """Every setting worth trying: our operators prepack nothing, and one thread has nobody to wait for."""
     spins = (False, True) if threads > 1 else (False,)
-    tried = tuple(Setting(spinning=spin) for spin in spins)
-    return (*tried, Setting(spinning=spins[-1], prepacking=False)) if is_peer else tried
+    settings = tuple(Setting(spinning=spin) for spin in spins)
+    return (*settings, Setting(spinning=spins[-1], prepacking=False)) if is_peer else settings
 
 
 class Libraries:

@@ -1,4 +1,4 @@
-"""One cell: every contender at each of its settings, a sample a round, in a new order each round.
+"""Times one cell: one sample of every contender at each setting in each round, in a new order each round.
 
 A setting that was far slower than its contender's best while warming up is left out of the rounds.
 """
@@ -68,17 +68,17 @@ def time_cell(
     for timing in timings:
         name = timing.contender.name
         best[name] = min(timing.warm_ms, best.get(name, timing.warm_ms))
-    kept = [
+    measured = [
         (runner, timing, _repeats(runner, timing.warm_ms, regime))
         for runner, timing in zip(runners, timings, strict=True)
         if timing.warm_ms <= HOPELESS * best[timing.contender.name]
     ]
-    round_s = sum(timing.warm_ms * 1e-3 * runner.copies * repeats for runner, timing, repeats in kept)
-    rounds = int(plan.seconds / round_s) if kept else 0
+    round_s = sum(timing.warm_ms * 1e-3 * runner.copies * repeats for runner, timing, repeats in measured)
+    rounds = int(plan.seconds / round_s) if measured else 0
     order = random.Random(0)
     for _ in range(min(max(rounds, plan.least_rounds), plan.most_rounds)):
-        order.shuffle(kept)
-        for runner, timing, repeats in kept:
+        order.shuffle(measured)
+        for runner, timing, repeats in measured:
             if regime == "hot":
                 runner.run()  # what the others threw out of the cache is read again before the clock
             timing.ms.append(_pass_ms(runner, repeats))

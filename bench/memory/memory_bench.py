@@ -1,4 +1,4 @@
-"""`microvlm-bench memory`: remembers facts with a model on a backend, scores and times it, and makes the document."""
+"""`microvlm-bench memory`: writes facts into a model's memory, scores and times it, and makes the document."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Options:
     repeats: int = 20
     seed: int = 0
     costs: bool = False
-    """Time and count only, which an untrained model is good enough for."""
+    """Time and count only; an untrained model is enough."""
     tune: int | None = None
     """Facts that are also trained into the decoder; None takes five where torch is installed, 0 none."""
 

@@ -89,8 +89,8 @@ def _figures(document: dict[str, Any]) -> Figures:
         *((f"forget: {name}", _with_interval(forget, name)) for name in ("forgotten", "retained", "attack")),
         *((f"gate: {name}", _with_interval(gate, name)) for name in ("auroc", "eer")),
         *(
-            (f"gate: {score} against {kind.replace('_', ' ')}", _share(found[score]))
-            for kind, found in gate["kinds"].items()
+            (f"gate: {score} against {kind.replace('_', ' ')}", _share(scores[score]))
+            for kind, scores in gate["kinds"].items()
             for score in ("auroc", "eer")
         ),
         *((f"gate: residual {name}", _share(gate[f"residual_{name}"])) for name in ("auroc", "eer")),
@@ -159,13 +159,13 @@ def _costs(parts: Sequence[dict[str, Any]]) -> Rows:
     ]
     labels = ("read + write, of an answer of 50 tokens", "encode, of the prefill")
     for index, label in enumerate(labels):
-        found = [part["costs"]["bars"][index] for part in parts]
+        part_bars = [part["costs"]["bars"][index] for part in parts]
         cells = [
             _percent(bar["value"]) + {True: ", met", False: ", NOT MET", None: ""}[bar["met"]]
-            for bar in found
+            for bar in part_bars
         ]
-        counted = [_percent(size[f"predicted_{found[0]['name']}"]) for size in sizes]
-        table.append([label, *cells, *counted, f"<= {_percent(found[0]['at_most'])}"])
+        counted = [_percent(size[f"predicted_{part_bars[0]['name']}"]) for size in sizes]
+        table.append([label, *cells, *counted, f"<= {_percent(part_bars[0]['at_most'])}"])
     return table
 
 

@@ -39,7 +39,7 @@ class MemorySet:
 
 
 def load_memoryset(path: str | Path | None = None) -> MemorySet:
-    """The set in the folder `path`, or the one in the package. UserError says what is wrong with it."""
+    """The set in the folder `path`, or the package's own. Raises UserError."""
     folder = Path(path) if path is not None else Path(__file__).parents[1] / "memoryset"
     file = folder / "memoryset.json"
     try:

@@ -130,12 +130,12 @@ def operator_table(shape: tuple[int, int] = SHAPE) -> list[dict[str, Any]]:
 
 def kernel_ipc(table: list[dict[str, Any]], clock_hz: float) -> float:
     """Counted instructions a cycle of the operators whose count is known, on one core: the slowest of them."""
-    found = [
+    rates = [
         row["macs_per_s"] * INSTRUCTIONS_PER_MAC[row["op"], row["tokens"]] / clock_hz
         for row in table
         if (row["op"], row["tokens"]) in INSTRUCTIONS_PER_MAC
     ]
-    return min(found)
+    return min(rates)
 
 
 def scalar_ipc(

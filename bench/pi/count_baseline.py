@@ -1,5 +1,7 @@
-"""The gate: counts against committed ones. What a baseline is for is its key, so that another compiler, ONNX Runtime
-or graph is never compared with it; weights are not in the key, because no count depends on them.
+"""Committed instruction counts, and the gate that compares new ones with them.
+
+The key of a baseline holds all that counts depend on, so that another compiler, ONNX Runtime or graph is never compared
+with it. Weights are not in the key: no count depends on them.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ UNGATED = ("load",)
 
 
 def key_of(counted: Counted, bundle: Path) -> dict[str, str]:
-    """All that a count depends on but our own code."""
+    """Everything that a count depends on, except our own code."""
     ran = counted.ran
     return {
         "graphs": graphs_hash(bundle),
@@ -82,7 +84,7 @@ def write(name: str, key: dict[str, str], costs: Sequence[Cost], folder: Path = 
 
 
 def check(name: str, key: dict[str, str], costs: Sequence[Cost], folder: Path = FOLDER) -> list[str]:
-    """A sentence for every phase that changed; none when all is as it was. Another key is a sentence too."""
+    """One sentence for every phase that changed, or for every part of the key that differs; empty if none did."""
     path = path_of(name, key, folder)
     try:
         baseline = json.loads(path.read_text())
@@ -104,10 +106,10 @@ def _changes(cost: Cost, phases: dict[str, Any]) -> list[str]:
         return []
     if cost.phase not in phases:
         return [f"{cost.phase} is not in the baseline"]
-    found = []
+    sentences = []
     for figure in ("instructions", "simd"):
         before, now = phases[cost.phase][figure], getattr(cost, figure)
         change = now / before - 1
         if abs(change) > TOLERANCE and abs(now - before) > NOISE:
-            found.append(f"{cost.phase}: {now:,} {figure} instead of {before:,} ({change:+.1%})")
-    return found
+            sentences.append(f"{cost.phase}: {now:,} {figure} instead of {before:,} ({change:+.1%})")
+    return sentences

@@ -69,7 +69,7 @@ def _by_phase(costs: Sequence[Cost], cpu: str, bundle: Path) -> dict[str, Any]:
     profile = _board(cpu)
     counted = {cost.phase: cost.instructions for cost in costs}
     bundle_bytes = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
-    predicted = {one.phase: one for one in predict.predict(costs, profile, Scenario(), bundle_bytes)}
+    predicted = {time.phase: time for time in predict.predict(costs, profile, Scenario(), bundle_bytes)}
 
     def milliseconds(parts: Sequence[tuple[str, int]], end: str) -> float:
         return round(sum(times * getattr(predicted[name], end) for name, times in parts), 3)
@@ -90,12 +90,12 @@ def _board(cpu: str) -> profiles.Profile:
     """The default board where it has this core, else the first that has. Raises UserError."""
     names = [profiles.DEFAULT, *profiles.profile_names()]
     boards = [profiles.load_profile(name) for name in names]
-    found = next((board for board in boards if board.cpu == cpu), None)
-    if found is None:
+    matching = next((board for board in boards if board.cpu == cpu), None)
+    if matching is None:
         raise UserError(
             f"no board's profile is for a {cpu}: choose among {', '.join({b.cpu for b in boards})}."
         )
-    return found
+    return matching
 
 
 def _costs(bundle: Path, cpu: str, progress: Progress) -> tuple[list[Cost], str]:

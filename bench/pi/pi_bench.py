@@ -1,4 +1,4 @@
-"""`microvlm-bench pi`: the parts that were asked for, as one document."""
+"""`microvlm-bench pi`: runs the requested parts and makes the document."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ EQUIVALENCE_IMAGES = 2
 
 @dataclass(frozen=True)
 class Options:
-    """Of one run. Raises UserError, spelled as the flag."""
+    """Options of one run, spelled as the flags. Raises UserError."""
 
     model: str = "nano"
     target: str | None = None
@@ -69,22 +69,22 @@ def run(options: Options, progress: Progress = lambda _: None) -> tuple[dict[str
         # Other cores run other kernels: a board's predictions rest on its own core's counts.
         target = f"{EMULATED}:{profile.cpu}"
     emulated = target.split(":")[0] == EMULATED
-    # A whole board takes minutes and a wheel: asked for by giving one.
+    # A whole board takes minutes and needs a wheel: it runs by default where one is set.
     usual = tuple(part for part in PARTS if part != "fit" or os.environ.get(SWITCH))
-    wanted = options.parts or (usual if emulated else ("equivalence",))
-    if emulated and {"cost", "peers"} & set(wanted):
-        # Counting takes minutes: what it lacks is said before.
+    parts = options.parts or (usual if emulated else ("equivalence",))
+    if emulated and {"cost", "peers"} & set(parts):
+        # Counting takes minutes: check its requirements first.
         counting_emulator.require_emulator()
         emulated_package.require_library()
     bundle = _bundle(options.model, progress)
     document: dict[str, Any] = {"report": "pi", "target": target}
     failures: list[str] = []
-    if "equivalence" in wanted and options.model not in (FULL, FULL_BASE3):
-        document["equivalence"], said = _equivalence(bundle, target, options.images, progress)
-        failures += said
+    if "equivalence" in parts and options.model not in (FULL, FULL_BASE3):
+        document["equivalence"], sentences = _equivalence(bundle, target, options.images, progress)
+        failures += sentences
     if emulated:
         cpu = target.partition(":")[2] or DEFAULT_CPU
-        _emulated_parts(document, failures, wanted, bundle, cpu, profile, options, progress)
+        _emulated_parts(document, failures, parts, bundle, cpu, profile, options, progress)
     else:
         progress(f"timing the phases on {target}")
         document |= real_board.measure(bundle, target, options.scenario, options.repeats)
@@ -97,7 +97,7 @@ def run(options: Options, progress: Progress = lambda _: None) -> tuple[dict[str
 def _emulated_parts(
     document: dict[str, Any],
     failures: list[str],
-    wanted: tuple[str, ...],
+    parts: tuple[str, ...],
     bundle: Path,
     cpu: str,
     profile: profiles.Profile,
@@ -106,7 +106,7 @@ def _emulated_parts(
 ) -> None:
     package = package_of_board()
     machine = open_board(package, cpu)
-    if "cost" in wanted:
+    if "cost" in parts:
         progress(f"counting instructions on an emulated {cpu}")
         try:
             counted = instruction_cost.count_bundle(machine, package, bundle, options.scenario)
@@ -116,7 +116,7 @@ def _emulated_parts(
         document["cost"], document["counted_on"] = counted.rows(), counted.ran
         bundle_bytes = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
         predicted = predict.predict(counted.costs, profile, options.scenario, bundle_bytes)
-        document["predicted_ms"] = [one.row() for one in predicted]
+        document["predicted_ms"] = [time.row() for time in predicted]
         if options.model in (FULL, FULL_BASE3):
             document["bars"] = [*predict.bars(predicted), *_byte_bars(counted, options.model, bundle)]
         key = count_baseline.key_of(counted, bundle)
@@ -124,9 +124,9 @@ def _emulated_parts(
             path = count_baseline.write(bundle_name(options.model), key, counted.costs, options.baselines)
             progress(f"wrote {path}")
         elif options.gate:
-            found = count_baseline.check(bundle_name(options.model), key, counted.costs, options.baselines)
-            failures += [f"cost: {sentence}" for sentence in found]
-    if "fit" in wanted:
+            changes = count_baseline.check(bundle_name(options.model), key, counted.costs, options.baselines)
+            failures += [f"cost: {sentence}" for sentence in changes]
+    if "fit" in parts:
         progress("captioning and chatting in an emulated board with 512 and 448 MB")
         name = bundle_name(options.model)
         full = options.model in (FULL, FULL_BASE3)
@@ -137,20 +137,21 @@ def _emulated_parts(
         failures += [
             f"fit: {sentence}" for sentence in memory_fit.complaints(subjects, document["fit"]["runs"])
         ]
-    if "peers" in wanted:
+    if "peers" in parts:
         progress("counting ONNX Runtime's own paths at full size")
+        document.setdefault("counted_on", {"cpu": cpu, "compiler": package.compiler})
         document["peers"] = peer_counts.count_peers(machine, cpu, progress, options.baselines)
         document["bars"] = [*document.get("bars", []), *peer_counts.bars(document["peers"])]
 
 
 def bundle_name(model: str) -> str:
-    """What a baseline is called: the model's own name, without its folder's. Five trits a byte are other graphs."""
+    """Name of a model's baseline: without folder and widths, but base 3 has other graphs and its own."""
     return model if model == FULL_BASE3 else Path(model).name.split("-")[0]
 
 
 def _byte_bars(counted: instruction_cost.Counted, model: str, bundle: Path) -> list[dict[str, Any]]:
     """Of the files as they are, and with the rows of the tokens that were cut: the table is stored row after row."""
-    weights = next(one.weight_bytes for one in counted.costs if one.phase == "decode")
+    weights = next(cost.weight_bytes for cost in counted.costs if cost.phase == "decode")
     table = (bundle / "onnx" / instruction_cost.EMBEDDING).stat().st_size
     whole = weights + (preset("full").text.vocab_size - FULL_VOCABULARY) * table // FULL_VOCABULARY
     return [
@@ -184,10 +185,10 @@ def _equivalence(
     with environment("MICROVLM_TARGET", target):
         for reference in ("torch", "ort"):
             progress(f"ort-arm64 on {target} against {reference}")
-            asked = Compared(
+            options = Compared(
                 model=str(bundle), reference=reference, candidate="ort-arm64", images=images, threads=1
             )
-            documents[reference], verdict = compare(asked, progress)
+            documents[reference], verdict = compare(options, progress)
             if verdict.exit_status:
                 failures.append(f"equivalence with {reference}: {'; '.join(verdict.reasons)}")
     return {**documents["torch"], "against_ort": documents["ort"]}, failures

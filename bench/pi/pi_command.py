@@ -18,7 +18,9 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", default="nano")
-@click.option("--target", help="emulated[:CPU], local or ssh:USER@HOST[:PORT]. What is there by default.")
+@click.option(
+    "--target", help="emulated[:CPU], local or ssh:USER@HOST[:PORT]; the default is what this machine has."
+)
 @click.option(
     "--part", "parts", multiple=True, help="equivalence, fit, cost or peers; may be repeated. All by default."
 )
@@ -40,7 +42,7 @@ def pi(
     output: ReportOutput,
     **options: Any,
 ) -> int:
-    """Would MODEL run on a Raspberry Pi as it runs here, and how fast? (a bundle, a checkpoint, 'nano' or 'full')
+    """Check and predict MODEL (a bundle, a checkpoint, 'nano' or 'full') on a Raspberry Pi.
 
     Emulated: equivalence with torch and ort, instructions counted by phase, times predicted for a board, peers by the
     same count. On a board: the same phases timed. Status 1 when the gate or the equivalence fails.

@@ -1,4 +1,4 @@
-"""From counts and bytes to a predicted time. Arithmetic alone: nothing here was measured on a board.
+"""Predicts times from instruction counts and bytes. Nothing here was measured on a board.
 
     T(phase) = max(kernels / (f * kernel_ipc), bytes / bandwidth) + others / (f * scalar_ipc)
 
@@ -70,12 +70,12 @@ def predict(
 
 
 def bars(predicted: Sequence[Predicted]) -> list[dict[str, Any]]:
-    """What is demanded of the full size on a Zero 2 W, and whether it is predicted."""
-    named = {one.phase: one for one in predicted}
+    """The requirements on the full size on a Zero 2 W, and whether the predictions meet them."""
+    named = {time.phase: time for time in predicted}
     table = []
     for phase, end, at_most in BARS:
-        one = named[phase]
-        seconds = (one.at_low_ms if end == "low" else one.at_high_ms) / 1e3
+        time = named[phase]
+        seconds = (time.at_low_ms if end == "low" else time.at_high_ms) / 1e3
         table.append(
             {
                 "name": f"predicted_{phase}_s at the {end} end of the bandwidth",

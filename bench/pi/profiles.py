@@ -1,4 +1,4 @@
-"""Boards as JSON files: a few numbers each, every one with what it rests on and where it comes from.
+"""Profiles of boards, JSON files: a few numbers each, with the basis and the source of every one.
 
 `calibrate` writes such a file too.
 """
@@ -25,8 +25,8 @@ NUMBERS = (
 )
 """`kernel_ipc`: instructions a cycle of all cores in the native library; `scalar_ipc`: of one core elsewhere."""
 BASES = ("published", "fitted", "assumed", "measured")
-"""What a number rests on: somebody printed it of this board (or, as its source says, of a close relative); a published
-result and counted instructions give it; nobody knows it; `calibrate` took it on the board."""
+"""Basis of a number: somebody published it for this board (or, as its source says, of a close relative); derived
+from a published result and counted instructions; not known; measured on the board by `calibrate`."""
 DEFAULT = "zero2w"
 
 

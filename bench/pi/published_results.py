@@ -1,4 +1,4 @@
-"""Results that others published for a Raspberry Pi Zero 2 W: one fits the model of `predict`, one tests it.
+"""Published results for a Raspberry Pi Zero 2 W: one fits the model of `predict`, another tests it.
 
 Instructions of llama.cpp's products were counted on an emulated Cortex-A53, as ours are: its `ggml_vec_dot` functions
 of llama-cpp-python 0.3.36, GCC 12, -O3 -march=armv8-a, over rows of 576 (Q5_0, Q8_0) and 1,536 (Q4_K, Q6_K). Rows of
@@ -70,7 +70,7 @@ def fitted_bandwidth() -> float:
 
 
 def fit_document() -> dict[str, Any]:
-    """The fit, how well it gives the anchors back, and its error on the board result that it did not see."""
+    """The fit, its error on the anchors, and its error on the held-out board result."""
     ipc, bandwidth = fitted_kernel_ipc(), fitted_bandwidth()
     layers = _SMOLLM2_LAYERS * instructions(_SMOLLM2_LAYER)
     decode = max((layers + instructions(_SMOLLM2_HEAD)) / (CLOCK_HZ * ipc), _decode_bytes() / bandwidth)

@@ -1,4 +1,4 @@
-"""On a real board: the phases timed, and what may have slowed them (heat, clock, throttling).
+"""Times the phases on a real board and reads what may have slowed them: heat, clock, throttling.
 
 Linux's files and vcgencmd; every reader takes the root of the file system, so that a copy of a board's can be read.
 """
@@ -85,15 +85,15 @@ def conditions(root: Path = Path("/")) -> dict[str, Any]:
 
 def throttling(root: Path = Path("/"), vcgencmd: str | None = None) -> dict[str, Any] | None:
     """`value` of the firmware's get_throttled and `meaning`, by its file or by vcgencmd; None where neither is."""
-    said = _text(root / THROTTLED_FILE)
+    text = _text(root / THROTTLED_FILE)
     program = vcgencmd or shutil.which("vcgencmd")
-    if not said and program:
-        done = subprocess.run([program, "get_throttled"], capture_output=True, text=True)
-        said = done.stdout.strip() if done.returncode == 0 else ""
-    found = re.fullmatch(r"(?:throttled=0x|0x)?([0-9a-fA-F]+)", said)
-    if found is None:
+    if not text and program:
+        process = subprocess.run([program, "get_throttled"], capture_output=True, text=True)
+        text = process.stdout.strip() if process.returncode == 0 else ""
+    match = re.fullmatch(r"(?:throttled=0x|0x)?([0-9a-fA-F]+)", text)
+    if match is None:
         return None
-    value = int(found[1], 16)
+    value = int(match[1], 16)
     return {"value": value, "meaning": [words for bit, words in THROTTLED_BITS.items() if value >> bit & 1]}
 
 

@@ -1,4 +1,4 @@
-"""What is counted and timed: the graphs of a bundle on made-up inputs of a fixed size, phase by phase. No clock here.
+"""The counted and timed phases: the graphs of a bundle on random inputs of a fixed size.
 
 No phase looks at values, so that random weights and a model without a tokenizer do as well as a trained one.
 """
@@ -76,11 +76,11 @@ class Work:
         self._actions[phase]()
 
     def repeats_in(self, phase: str) -> int:
-        """By how many a count or a time of `run` is divided: `decode` does several tokens."""
+        """Operations per `run`, to divide counts and times by: `decode` does several tokens."""
         return self._scenario.counted_tokens if phase == "decode" else 1
 
     def is_finite(self) -> bool:
-        """Whether the logits of the last token are numbers."""
+        """Whether the logits of the last token are finite."""
         return bool(np.isfinite(self._logits).all())
 
     def _read(self) -> MemoryReading:

@@ -1,7 +1,7 @@
 """One backend in its own process: `python -m microvlm.bench.speed.backend_worker`. JSON lines in, JSON lines out.
 
-The first request loads the model, each later one runs one phase once, the last asks for this process's memory. What a
-library prints goes to stderr, so that only answers are on the pipe. An error a user can mend is an answer too.
+The first request loads the model, each later one runs one phase once, the last reads this process's memory. What a
+library prints goes to stderr, so that the pipe carries answers only. An error that the user can correct is an answer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from microvlm.errors import UserError
 
 
 class Worker:
-    """Answers requests, one dict each. Raises UserError for what the user can mend."""
+    """Answers requests, one dict each. Raises UserError for what the user can correct."""
 
     def __init__(self) -> None:
         self._runner: Any = None
@@ -79,7 +79,7 @@ class Worker:
 
 
 def serve(worker: Any) -> None:
-    """Let `worker.answer` answer stdin until it ends. What the user can mend is an answer with `error`."""
+    """Answer every line of stdin by `worker.answer` until it ends. A UserError is an answer with `error`."""
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     for line in sys.stdin:

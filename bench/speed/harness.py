@@ -23,7 +23,7 @@ Progress = Callable[[str], None]
 
 
 class WorkerFailed(Exception):
-    """A worker said that it cannot go on (`mendable`), or its process ended. The message is a sentence."""
+    """A worker reported an error that the user can correct (`mendable`), or its process ended. One sentence."""
 
     def __init__(self, sentence: str, mendable: bool = False):
         super().__init__(sentence)
@@ -31,10 +31,10 @@ class WorkerFailed(Exception):
 
 
 class WorkerProcess:
-    """One `microvlm.bench.speed.backend_worker` and its pipe. `command` is another program that answers as it does."""
+    """A `microvlm.bench.speed.backend_worker` process and its pipe; `command` is another program that answers alike."""
 
     def __init__(self, command: list[str] | None = None):
-        # A file, not a pipe: a library that says much would fill a pipe that nobody reads, and stop.
+        # A file, not a pipe: a library that prints much would fill a pipe that nobody reads, and block.
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by `close`
         self._process = subprocess.Popen(
             # -P: in a checkout, the folder `microvlm` here is not the installed package with all its parts.
@@ -57,7 +57,7 @@ class WorkerProcess:
         except OSError:
             line = ""
         if not line:
-            raise WorkerFailed(self._obituary())
+            raise WorkerFailed(self._describe_end())
         answer = json.loads(line)
         if "error" in answer:
             raise WorkerFailed(answer["error"], mendable=True)
@@ -72,12 +72,12 @@ class WorkerProcess:
             self._process.wait()
         self._errors.close()
 
-    def _obituary(self) -> str:
+    def _describe_end(self) -> str:
         code = self._process.wait()
         how = f"was ended by signal {-code}" if code < 0 else f"ended with status {code}"
         self._errors.seek(0)
-        said = [line.strip() for line in self._errors if line.strip()]
-        return f"its process {how}: {said[-1] if said else 'it said nothing'}"
+        lines = [line.strip() for line in self._errors if line.strip()]
+        return f"its process {how}: {lines[-1] if lines else 'it said nothing'}"
 
 
 @dataclass
@@ -87,7 +87,7 @@ class BackendRun:
     backend: str
     model: Path = Path()
     label: str = ""
-    """What reports call it: the backend, and the model where there are several."""
+    """Its name in reports: the backend, with the model where there are several."""
     status: str = "ok"
     """`ok`, `skipped` (it cannot run here) or `failed` (it began and broke)."""
     reason: str | None = None
@@ -130,7 +130,7 @@ def measure(
     """
     labels = [f"{model.name}, {name}" if len(models) > 1 else name for model in models for name in backends]
     pairs = [(model, name) for model in models for name in backends]
-    runs = [_first_look(name, model, label) for (model, name), label in zip(pairs, labels, strict=True)]
+    runs = [_initial_run(name, model, label) for (model, name), label in zip(pairs, labels, strict=True)]
     workers: dict[int, WorkerProcess] = {}
     try:
         for attempt in range(plan.loads):
@@ -155,8 +155,8 @@ def measure(
     return runs
 
 
-def _first_look(name: str, model: Path, label: str) -> BackendRun:
-    """Whether a registered backend can run here at all. Raises UserError for a name nobody registered."""
+def _initial_run(name: str, model: Path, label: str) -> BackendRun:
+    """A run whose status says whether the backend is available here. Raises UserError for an unregistered name."""
     run = BackendRun(name, model, label)
     registered = name in backend_names()
     try:
@@ -200,7 +200,7 @@ def _measure_memory(run: BackendRun, worker: WorkerProcess) -> None:
 
 
 def _guarded(run: BackendRun, action: Callable[[], None]) -> None:
-    """What the user can mend means that this backend does not run here; a dead process means that it broke."""
+    """Run `action`; an error that the user can correct makes the run `skipped`, a dead process `failed`."""
     try:
         action()
     except WorkerFailed as failure:

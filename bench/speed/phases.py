@@ -1,4 +1,4 @@
-"""The phases that are timed, each over real evaluation images: what one repeat of each does. No clock, no report.
+"""The timed phases over real evaluation images, and what one repeat of each does.
 
 load          a fresh process, libraries imported: hashes checked, weights and sessions ready
 vision        pixels -> prefix embeddings
@@ -12,7 +12,7 @@ end_to_end    image file -> caption: decoding the file, processor, vision, prefi
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ PHASES = ("load", "vision", "memory_write", "memory_read", "prefill", "decode", 
 
 @dataclass(frozen=True)
 class Workload:
-    """What every backend is given, the same for all."""
+    """Inputs of the phases, the same for every backend."""
 
     images: tuple[str, ...]
     captions: tuple[str, ...]
@@ -45,16 +45,16 @@ class Workload:
 
 
 class PhaseRunner:
-    """Prepares the inputs of each phase once, outside of the clock. `run(phase, index)` does one repeat."""
+    """Prepares the inputs of each phase once, untimed. `run(phase, index)` times one repeat."""
 
     def __init__(self, runtime: Runtime, processor: Processor, workload: Workload):
         self.runtime, self.processor, self.workload = runtime, processor, workload
         text = processor.config.prompt.caption_prompt
         self._pixels = [processor.pixels(Path(file))[None] for file in workload.images]
         inputs = [processor([text], [[file]]) for file in workload.images]
-        self._prompts = [embed_prompt(runtime, *one, processor.image_id) for one in inputs]
-        shown = zip(workload.images, workload.captions, strict=True)
-        self._facts = [self._fact(file, caption) for file, caption in shown]
+        self._prompts = [embed_prompt(runtime, *prompt, processor.image_id) for prompt in inputs]
+        captioned = zip(workload.images, workload.captions, strict=True)
+        self._facts = [self._fact(file, caption) for file, caption in captioned]
         self._question = embed_prompt(runtime, *processor([workload.question], None), processor.image_id)
         self._state = runtime.memory_prior()
         self._options = GenerationOptions(
@@ -77,9 +77,9 @@ class PhaseRunner:
 
     def _fact(self, file: str, caption: str) -> Prompt:
         ids = self.processor.prompt_ids(self.processor.config.prompt.caption_prompt, 1)
-        shown = np.asarray([ids + self.processor.text_ids(caption)], np.int64)
+        turn = np.asarray([ids + self.processor.text_ids(caption)], np.int64)
         pixels = self.processor.pixels(Path(file))[None]
-        return embed_prompt(self.runtime, shown, np.ones_like(shown), pixels, self.processor.image_id)
+        return embed_prompt(self.runtime, turn, np.ones_like(turn), pixels, self.processor.image_id)
 
     def _written(self, index: int) -> Any:
         latent, _ = self.runtime.memory_encode(*self._facts[index])
@@ -137,6 +137,6 @@ def clock(action: Callable[[], Any]) -> float:
     return (time.perf_counter() - began) * 1e3
 
 
-def phases_to_run(wanted: Sequence[str] | None = None) -> tuple[str, ...]:
+def phases_to_run() -> tuple[str, ...]:
     """In the data path's order; `load` is measured when a worker starts."""
-    return tuple(phase for phase in PHASES if phase != "load" and (wanted is None or phase in wanted))
+    return tuple(phase for phase in PHASES if phase != "load")

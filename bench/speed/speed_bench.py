@@ -25,7 +25,7 @@ from microvlm.inputs.processor import Processor
 
 EMULATED = "emulated"
 IMAGES = 8
-"""Evaluation images that the repeats go round."""
+"""Number of evaluation images; repeats cycle through them."""
 _MEMORY_FIELDS = ("peak_rss_bytes", "rss_bytes", "anonymous_bytes", "file_backed_bytes", "pss_bytes")
 
 
@@ -54,7 +54,7 @@ def run(
     progress("reading memory at full speed, for the ceiling")
     bandwidth = streaming_read_bytes_per_s()
     described = [describe_model(bundle) for bundle in bundles]
-    results = [result(one, bandwidth) for one in runs]
+    results = [result(run, bandwidth) for run in runs]
     if cpu is not None:
         results += [_emulated_result(bundle, cpu, len(bundles) > 1, progress) for bundle in bundles]
     return {
@@ -95,7 +95,7 @@ def _emulated_result(bundle: Path, cpu: str, several: bool, progress: Progress) 
 
 
 def _checked(bundle: Path) -> Path:
-    """A bundle whose files are whole and that can speak. Raises UserError."""
+    """The bundle, after a check that its files are intact and that it has a tokenizer. Raises UserError."""
     open_bundle(bundle)
     Processor.from_pretrained(bundle)
     return bundle
@@ -107,24 +107,24 @@ def _workload(bundle: Path, new_tokens: int) -> Workload:
     return Workload(images, tuple(sample.answer for sample in samples), new_tokens=new_tokens)
 
 
-def result(one: BackendRun, bandwidth: float) -> dict[str, Any]:
-    """One backend's entry. Fields of a backend that did not run are null, and `reason` says why.
+def result(run: BackendRun, bandwidth: float) -> dict[str, Any]:
+    """The report's entry of one backend. Where it did not run, fields are null and `reason` says why.
 
     The ceiling is what one core could decode if it did nothing but read the weights from memory.
     """
-    read_per_token = bytes_read_per_token(one.model)
-    phases = {name: summarise(one.milliseconds[name]) for name in PHASES if one.milliseconds.get(name)}
+    read_per_token = bytes_read_per_token(run.model)
+    phases = {name: summarise(run.milliseconds[name]) for name in PHASES if run.milliseconds.get(name)}
     decode = phases.get("decode")
     tokens_per_s = 1e3 / decode["median_ms"] if decode and decode["median_ms"] else None
-    before = one.memory_before_load.get("anonymous_bytes")
-    after = one.memory.get("anonymous_bytes")
+    before = run.memory_before_load.get("anonymous_bytes")
+    after = run.memory.get("anonymous_bytes")
     return {
-        "backend": one.backend,
-        "model": one.model.name,
-        "label": one.label,
-        "status": one.status,
-        "reason": one.reason,
-        "path": one.path,
+        "backend": run.backend,
+        "model": run.model.name,
+        "label": run.label,
+        "status": run.status,
+        "reason": run.reason,
+        "path": run.path,
         "phases": phases,
         "decode_tokens_per_s": None if tokens_per_s is None else round(tokens_per_s, 2),
         "weight_bytes_per_token": read_per_token,
@@ -132,26 +132,26 @@ def result(one: BackendRun, bandwidth: float) -> dict[str, Any]:
         "decode_share_of_ceiling": (
             None if tokens_per_s is None else round(tokens_per_s * read_per_token / bandwidth, 4)
         ),
-        **{name: one.memory.get(name) for name in _MEMORY_FIELDS},
+        **{name: run.memory.get(name) for name in _MEMORY_FIELDS},
         "anonymous_of_model_bytes": None if before is None or after is None else after - before,
-        "import_ms": round(median(one.import_ms), 1) if one.import_ms else None,
+        "import_ms": round(median(run.import_ms), 1) if run.import_ms else None,
     }
 
 
 def ratios(runs: Sequence[BackendRun]) -> list[dict[str, Any]]:
     """Every backend that ran against the first that did: median time over median time, with a 95 % interval."""
-    finished = [one for one in runs if one.status == "ok"]
+    finished = [run for run in runs if run.status == "ok"]
     table = []
-    for one in finished[1:]:
+    for run in finished[1:]:
         for phase in PHASES:
-            ours, base = one.milliseconds.get(phase), finished[0].milliseconds.get(phase)
-            if not ours or not base or len(ours) != len(base):
+            times, base = run.milliseconds.get(phase), finished[0].milliseconds.get(phase)
+            if not times or not base or len(times) != len(base):
                 continue
-            interval = ratio_of_medians(ours, base)
+            interval = ratio_of_medians(times, base)
             table.append(
                 {
                     "phase": phase,
-                    "backend": one.label,
+                    "backend": run.label,
                     "against": finished[0].label,
                     **{key: round(value, 4) for key, value in interval._asdict().items()},
                 }

@@ -1,4 +1,4 @@
-"""The marks that `emulate/instruction_count.c` understands: system calls that change nothing, here and on a board."""
+"""Marks for `sources/instruction_count.c`: system calls that change nothing, here and on a board."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _libc = ctypes.CDLL(None)
 
 
 def mark(region: int) -> None:
-    """What follows belongs to `region`, 1 to 65535; 0 ends counting."""
+    """Count the instructions that follow in `region`, 1 to 65535; 0 stops counting."""
     _libc.sched_get_priority_max(_REGION | region)
 
 

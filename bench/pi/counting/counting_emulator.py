@@ -1,8 +1,8 @@
-"""Programs on an emulated board with every instruction counted: QEMU with the plugin, and what it says at the end.
+"""Runs programs on an emulated board and counts every instruction, by QEMU with a plugin.
 
-One thread, no random addresses, no random hashes, memory kept, nobody reports to anybody, and a clock that does not
-depend on when it is asked: two runs of one program from the same folders agree to the last instruction. ONNX Runtime
-asks for the time in each run; what it does with it was enough to leave another heap behind.
+One thread, fixed addresses and hashes, no memory returned to the system, no telemetry, and a clock that advances by the
+call: two runs of one program from the same folders agree to the last instruction. ONNX Runtime reads the time in each
+run, and with a real clock the heap came to lie differently.
 """
 
 from __future__ import annotations
@@ -91,21 +91,23 @@ def count(
     # The clock is for QEMU, not for the program that it runs.
     command[1:1] = ["-plugin", str(built / f"{PLUGIN}.so"), "-U", "LD_PRELOAD"]
     environment = machine.environment({**QUIET, "LD_PRELOAD": str(built / f"{CLOCK}.so"), **(extra or {})})
-    done = subprocess.run(
+    process = subprocess.run(
         [*fixed_addresses(), *command],
         env=environment,
         capture_output=True,
         text=True,
         cwd="/",
     )
-    if done.returncode in (-signal.SIGILL, 128 + signal.SIGILL) or "Illegal instruction" in done.stderr:
+    if process.returncode in (-signal.SIGILL, 128 + signal.SIGILL) or "Illegal instruction" in process.stderr:
         raise IllegalInstruction(f"an instruction that {machine.cpu} lacks was executed (SIGILL)")
-    if done.returncode:
-        said = [line for line in done.stderr.splitlines() if line.strip() and "instruction-count" not in line]
+    if process.returncode:
+        lines = [
+            line for line in process.stderr.splitlines() if line.strip() and "instruction-count" not in line
+        ]
         raise UserError(
-            f"the emulated program ended with status {done.returncode}: {said[-1] if said else ''}"
+            f"the emulated program ended with status {process.returncode}: {lines[-1] if lines else ''}"
         )
-    return json.loads(done.stdout.splitlines()[-1]), parse_counts(done.stderr)
+    return json.loads(process.stdout.splitlines()[-1]), parse_counts(process.stderr)
 
 
 @functools.cache

@@ -20,7 +20,7 @@ MACHINE = "aarch64"
 
 @dataclass(frozen=True)
 class Package:
-    """One of the two, and the compiler."""
+    """The package as a folder or as a wheel, and the compiler of its library."""
 
     site: Path | None
     """A folder for an emulated Python's path, with the native library in it."""

@@ -1,4 +1,4 @@
-"""What a model costs a board: executed instructions and bytes of weights, phase by phase, counted under emulation."""
+"""Cost of each phase of a model on a board: executed instructions, counted under emulation, and bytes of weights."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Counted:
-    """Every phase of one bundle, and on what."""
+    """Costs of every phase of one bundle, and the versions that ran."""
 
     costs: tuple[Cost, ...]
     ran: dict[str, Any]

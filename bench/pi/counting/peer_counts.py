@@ -1,4 +1,4 @@
-"""The same decoder by ONNX Runtime's own paths, counted like ours: one token at Qwen2.5-0.5B's size, 50k vocabulary.
+"""Instructions of one token by ONNX Runtime's own paths, counted like ours: Qwen2.5-0.5B's size, 50k vocabulary.
 
     instructions of a token = 24 x those of a layer's seven linears + those of the output head + the rest
 
