@@ -337,8 +337,8 @@ def nucleus(logits: np.ndarray, temperature: float, top_p: float) -> tuple[np.nd
     probabilities /= probabilities.sum()
     order = np.argsort(-probabilities, kind="stable")
     cumulative = probabilities[order].cumsum()
-    kept = int(np.searchsorted(cumulative, top_p)) + 1
-    return order[:kept], cumulative[:kept]
+    count = int(np.searchsorted(cumulative, top_p)) + 1
+    return order[:count], cumulative[:count]
 
 
 def _append(

@@ -51,7 +51,7 @@ class EpisodicMemory:
     def __init__(
         self, states: Sequence[MemoryArrays], entries: list[Entry], forgotten: list[int] | None = None
     ):
-        self._kept: list[MemoryArrays | HeldMemory] = list(states)
+        self._states: list[MemoryArrays | HeldMemory] = list(states)
         self._holder: Runtime | None = None
         self.entries = entries
         self.forgotten = [0] * len(states) if forgotten is None else forgotten
@@ -66,7 +66,7 @@ class EpisodicMemory:
     @property
     def states(self) -> list[MemoryArrays]:
         """The current states, not copies: a later operation may change the arrays."""
-        return [kept if isinstance(kept, MemoryArrays) else kept.state for kept in self._kept]
+        return [state if isinstance(state, MemoryArrays) else state.state for state in self._states]
 
     @property
     def slots(self) -> int:
@@ -139,13 +139,13 @@ class EpisodicMemory:
 
     def _state_with_room(self, runtime: Runtime) -> int:
         """Index of the first state with fewer rows than slots. Adds a state when all are full."""
-        rows = np.bincount([entry.memory for entry in self.entries], minlength=len(self._kept))
+        rows = np.bincount([entry.memory for entry in self.entries], minlength=len(self._states))
         free = np.flatnonzero(rows < self.slots)
         if len(free):
             return int(free[0])
-        self._kept.append(runtime.memory_prior())
+        self._states.append(runtime.memory_prior())
         self.forgotten.append(0)
-        return len(self._kept) - 1
+        return len(self._states) - 1
 
     def _count_forgotten(self, runtime: Runtime, number: int) -> None:
         self.forgotten[number] += 1
@@ -153,7 +153,7 @@ class EpisodicMemory:
             self._rebuild_state(runtime, number)
 
     def _rebuild_state(self, runtime: Runtime, number: int) -> None:
-        self._kept[number], self.forgotten[number] = runtime.memory_prior(), 0
+        self._states[number], self.forgotten[number] = runtime.memory_prior(), 0
         for entry in self.entries:
             if entry.memory == number:
                 self._held(runtime, number).write(*entry.row)
@@ -161,9 +161,9 @@ class EpisodicMemory:
     def _held(self, runtime: Runtime, number: int) -> HeldMemory:
         """State `number` as a mutable memory of `runtime`, which takes over states that another runtime held."""
         if self._holder is not runtime:
-            self._kept = [MemoryArrays(*state) for state in self.states]
+            self._states = [MemoryArrays(*state) for state in self.states]
             self._holder = runtime
-        kept = self._kept[number]
-        if isinstance(kept, MemoryArrays):
-            kept = self._kept[number] = hold(runtime, kept)
-        return kept
+        state = self._states[number]
+        if isinstance(state, MemoryArrays):
+            state = self._states[number] = hold(runtime, state)
+        return state

@@ -114,8 +114,8 @@ def decoder_mask(attention_mask: Tensor, queries: int) -> Tensor:
     total = attention_mask.shape[1]
     keys = torch.arange(total, device=attention_mask.device)
     own = torch.arange(queries, device=attention_mask.device).unsqueeze(1) + (total - queries)
-    seen = attention_mask.bool()[:, None, None, :] & (keys <= own)
-    return seen | (keys == own)
+    visible = attention_mask.bool()[:, None, None, :] & (keys <= own)
+    return visible | (keys == own)
 
 
 class Decoder(nn.Module):
