@@ -14,21 +14,25 @@ from typing import Any
 import pi_files
 import wheels
 
+from microvlm.bench import report
 from microvlm.bench.full.random_bundle import random_full_bundle
 from microvlm.bench.pi.board import memory_fit
 from microvlm.bench.pi.counting.emulated_package import from_wheel
+from microvlm.bench.provenance import describe_model, provenance
 
 VOCABULARY = 50_000
 FULL = "full"
 
 
-def main(*models: str) -> int:
-    """`models`: which of nano and full; both when left out."""
-    chosen = models or ("nano", FULL)
+def main(*arguments: str) -> int:
+    """`arguments`: which of nano and full, both when left out; then -o FILE.json to save the report."""
+    models, _, output = " ".join(arguments).partition("-o ")
+    chosen = models.split() or ["nano", FULL]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "board"
         with wheels.step("wheel and bundle"):
             wheel = pi_files.make(folder)
+        measured = describe_model(folder / pi_files.BUNDLE)
         subjects = []
         if "nano" in chosen:
             subjects.append(memory_fit.FittedModel("nano", folder / pi_files.BUNDLE))
@@ -43,8 +47,10 @@ def main(*models: str) -> int:
         for size in memory_fit.RAM_MB:
             with wheels.step(f"emulated board with {size} MB"):
                 runs += memory_fit.measure_fit(subjects, pi_files.PICTURE, package, (size,))["runs"]
-    found = memory_fit.summarise(runs)
-    print(memory_fit.format_fit(found), json.dumps(found), sep="\n")
+    document = {"report": "fit", "fit": memory_fit.summarise(runs), "provenance": provenance(measured, None)}
+    print(report.text(document), json.dumps(document), sep="\n")
+    if output:
+        Path(output).write_text(json.dumps(document, indent=1) + "\n")
     wrong = memory_fit.complaints(subjects, runs)
     print(*wrong, sep="\n", file=sys.stderr)
     return 1 if wrong else 0

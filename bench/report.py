@@ -24,9 +24,11 @@ READERS: dict[str, Callable[[Document], Report]] = {
     "equivalence": equivalence_tables.report,
     "kernels": kernel_tables.report,
     "full": full_tables.report,
+    "sizes": full_tables.sizes_report,
     "memory": memory_tables.report,
     "pi": pi_tables.report,
     "score": score_tables.report,
+    "fit": pi_tables.fit_report,
     "counts": count_tables.report,
 }
 """By kind: what makes a report of a document. `microvlm-bench KIND` wrote it, `score` is of `microvlm-score`, and

@@ -19,7 +19,7 @@ MARK = "page-step"
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """This Python's programs first on the path; an empty cache but for the emulated machine, which is the user's own."""
+    """This Python's programs first on the path; an empty cache but for the user's own emulated machine."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     return {**os.environ, "PATH": path, "MICROVLM_CACHE": str(folder / "cache")}
 
@@ -45,8 +45,7 @@ def test_every_console_command_prints_what_the_page_promises(name: str, folder: 
         input=script(steps, MARK),
         cwd=folder,
         env=environment(folder),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
     )
     assert complaints(steps, done.stdout, MARK) == [], done.stderr
@@ -65,7 +64,9 @@ def test_the_python_example_of_the_readme_prints_a_caption(folder: Path) -> None
     assert (done.returncode, done.stdout) == (0, "pizza\n"), done.stderr
 
 
-@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("backends/*/*.md")], ids=str)
+@pytest.mark.parametrize(
+    "page", [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("backends/*/*.md")], ids=str
+)
 def test_every_file_and_heading_that_a_page_links_to_exists(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     for target in re.findall(r"\]\(([^)\s]+)\)", text):

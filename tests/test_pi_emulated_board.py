@@ -20,10 +20,10 @@ from microvlm.bench.pi.board.memory_fit import (
     FittedModel,
     complaints,
     conversation,
-    format_fit,
     full_size_model,
     summarise,
 )
+from microvlm.bench.pi.pi_tables import fit_table
 from microvlm.errors import UserError
 
 MARK = "--mark--"
@@ -179,8 +179,8 @@ def test_the_summary_is_that_of_the_tightest_run_and_an_oom_is_the_tightest() ->
     assert summarise([roomy, tight])["available_bytes"] == 200
     summary = summarise([roomy, tight, dead])
     assert (summary["available_bytes"], summary["oom"], len(summary["runs"])) == (250, True, 3)
-    lines = format_fit(summary).splitlines()
-    assert [line.endswith("OUT OF MEMORY") for line in lines] == [False, False, False, True]
+    rows = fit_table(summary).rows
+    assert [row[-1] for row in rows] == ["out of memory", "no", "no", "yes"]
 
 
 def test_complaints_name_every_oom_and_a_full_size_model_over_its_bounds() -> None:

@@ -6,6 +6,7 @@ Needs torch and onnx, as an export does. `python -m microvlm.bench.full.random_b
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,23 +17,31 @@ from microvlm.atomic import temporary_folder
 from microvlm.backends.resolve import cache_directory, exporter_digest
 from microvlm.bench.full.qwen_tokenizer import qwen_tokenizer
 from microvlm.bench.speed.speed_bench import bytes_read_per_token
+from microvlm.config import MicroVLMConfig
 from microvlm.console import note, print_json, run_click
 from microvlm.errors import UserError
 from microvlm.formats.bundle import is_intact
 from microvlm.formats.weight_format import PACKING_HELP, WeightFormat
+from microvlm.presets import preset
 
 PRESET = "full"
 EMBEDDING_BITS = 4
 
 
 def random_full_bundle(
-    log: Callable[[str], None] = lambda _: None, packing: str = "2bit", vocabulary: int | None = None
+    log: Callable[[str], None] = lambda _: None,
+    packing: str = "2bit",
+    vocabulary: int | None = None,
+    layers: int | None = None,
+    slots: int | None = None,
 ) -> Path:
     """Ternary linears, int4 token table and head. The first call takes minutes and 6 GB.
 
-    With `vocabulary` it has Qwen2.5's tokenizer cut to so many tokens, and needs npm once. Raises UserError.
+    With `vocabulary` it has Qwen2.5's tokenizer cut to so many tokens, and needs npm once. `layers` of the decoder and
+    `slots` of the memory: the preset's when left out. Raises UserError.
     """
-    cut = f"-v{vocabulary}" if vocabulary is not None else ""
+    changes = (("v", vocabulary), ("l", layers), ("s", slots))
+    cut = "".join(f"-{letter}{value}" for letter, value in changes if value is not None)
     name = f"{PRESET}-random-{exporter_digest()}-1.58bit-{packing}-e{EMBEDDING_BITS}{cut}"
     bundle = cache_directory() / "bundles" / name
     if is_intact(bundle):
@@ -43,7 +52,6 @@ def random_full_bundle(
     from microvlm.exporters.bundle_writer import CheckFailed, export
     from microvlm.model.lowering import lower
     from microvlm.model.microvlm import MicroVLM
-    from microvlm.presets import preset
 
     weights = WeightFormat(packing=packing, embedding_bits=EMBEDDING_BITS)
     tokenizer = qwen_tokenizer() if vocabulary is not None else None
@@ -51,7 +59,7 @@ def random_full_bundle(
     torch.manual_seed(0)
     with temporary_folder(bundle) as folder:
         checkpoint = folder / PRESET
-        lower(MicroVLM(preset(PRESET)), weights).save_pretrained(checkpoint)
+        lower(MicroVLM(_config(layers, slots)), weights).save_pretrained(checkpoint)
         if tokenizer is not None:
             _add_tokenizer(checkpoint, tokenizer)
         try:
@@ -61,8 +69,14 @@ def random_full_bundle(
     return bundle
 
 
+def _config(layers: int | None, slots: int | None) -> MicroVLMConfig:
+    config = preset(PRESET)
+    text = dataclasses.replace(config.text, num_hidden_layers=layers or config.text.num_hidden_layers)
+    memory = dataclasses.replace(config.memory, slots=slots or config.memory.slots)
+    return dataclasses.replace(config, text=text, memory=memory)
+
+
 def _add_tokenizer(checkpoint: Path, origin: Path) -> None:
-    from microvlm.config import MicroVLMConfig
     from microvlm.inputs.processor import TOKENIZER, TOKENIZER_CONFIG, Processor
     from microvlm.inputs.tokenizer import LibraryTokenizer
 

@@ -99,12 +99,23 @@ def _bars(document: dict[str, Any]) -> Table | None:
 def _fit(document: dict[str, Any]) -> Table | None:
     if not document.get("fit"):
         return None
-    rows = [["", "value"]]
-    rows += [
-        [name, str(document["fit"][name])]
-        for name in ("ram_bytes", "peak_rss_bytes", "available_bytes", "oom")
-    ]
-    return Table("fit", "does it fit", rows)
+    return fit_table(document["fit"])
+
+
+def fit_table(fit: dict[str, Any]) -> Table:
+    """A row for each run of a `measure_fit` document; MB of 10^6 bytes, memory of the board in MiB."""
+    rows = [["model", "program", "board's memory, MiB", "peak RSS, MB", "left, MB", "out of memory"]]
+    for run in fit["runs"]:
+        megabytes = (f"{run[name] / 1e6:.1f}" for name in ("peak_rss_bytes", "available_bytes"))
+        oom = "yes" if run["oom"] else "no"
+        rows.append([run["model"], run["program"], f"{run['ram_bytes'] / (1 << 20):.0f}", *megabytes, oom])
+    return Table("fit", "whole programs on an emulated board", rows)
+
+
+def fit_report(document: dict[str, Any]) -> Report:
+    """The document of `nox -s pi-fit`."""
+    remarks = ["peaks and the OOM killer are those of the emulated board's kernel; its times mean nothing"]
+    return Report("does a model fit a board?", [fit_table(document["fit"])], remarks)
 
 
 def _equivalence(document: dict[str, Any]) -> Table | None:

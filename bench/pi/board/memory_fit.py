@@ -117,19 +117,6 @@ def complaints(models: Sequence[FittedModel], runs: Sequence[Mapping[str, Any]])
     return sentences
 
 
-def format_fit(document: Mapping[str, Any]) -> str:
-    """A table of a `measure_fit` report, in MB of 10^6 bytes."""
-    lines = [f"{'memory':>8} {'model':<12} {'program':<8} {'peak RSS':>9} {'left':>7}  MB"]
-    for run in document["runs"]:
-        end = "  OUT OF MEMORY" if run["oom"] else ""
-        peak, left = run["peak_rss_bytes"] / 1e6, run["available_bytes"] / 1e6
-        lines.append(
-            f"{run['ram_bytes'] / (1 << 20):>5.0f} Mi {run['model']:<12} {run['program']:<8} "
-            f"{peak:>9.1f} {left:>7.1f}{end}"
-        )
-    return "\n".join(lines)
-
-
 def conversation(turns: int) -> str:
     """Input lines for `microvlm chat`: a picture, then questions about it and about the memory."""
     lines = [f"/image /srv/{PICTURE_NAME}"]
