@@ -9,9 +9,10 @@ from click.testing import CliRunner
 
 from microvlm.bench import report
 from microvlm.bench.bench_command import command
-from microvlm.bench.full import full_bench
+from microvlm.bench.full import bundle_sizes, full_bench, random_bundle
 from microvlm.bench.speed.speed_bench import bytes_read_per_token
 from microvlm.errors import UserError
+from microvlm.presets import preset
 
 
 @pytest.mark.linux
@@ -63,3 +64,28 @@ def test_a_folder_that_is_no_bundle_is_refused(tmp_path):
     result = CliRunner().invoke(command, ["full", str(tmp_path)])
     assert isinstance(result.exception, UserError)
     assert "no bundle" in str(result.exception)
+
+
+def test_sizes_are_those_of_the_files_and_each_is_compared_with_the_first(tiny_bundle, monkeypatch):
+    """The small bundle stands for every variant: an export of the full size takes minutes."""
+    made = []
+    monkeypatch.setattr(
+        bundle_sizes, "random_full_bundle", lambda log, **variant: made.append(variant) or tiny_bundle
+    )
+    variants = ({}, {"vocabulary": 50_000, "packing": "base3"})
+    document = bundle_sizes.run(print, variants)
+    assert made == list(variants)
+    files = [path for path in tiny_bundle.rglob("*") if path.is_file()]
+    assert [row["bundle_bytes"] for row in document["bundles"]] == 2 * [
+        sum(path.stat().st_size for path in files)
+    ]
+    document["bundles"][1]["bundle_bytes"] -= 1_500_000
+    rows = report.read_report(document).tables[0].rows
+    assert [row[0] for row in rows[1:]] == ["2bit", "base3"]
+    assert [row[5] for row in rows[1:]] == ["+0.0", "-1.5"]
+
+
+def test_a_variant_has_the_layers_and_slots_that_were_asked_for():
+    config = random_bundle._config(20, 256)
+    assert (config.text.num_hidden_layers, config.memory.slots) == (20, 256)
+    assert random_bundle._config(None, None) == preset("full")
