@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -191,27 +192,35 @@ command.add_command(memory)
 
 
 @command.command(context_settings=_HELP)
-@click.argument("reports", nargs=-1, required=True, type=_FILE)
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
 @click.option("-o", "--output", type=_FILE, help="Write to this file instead of stdout.")
-def report(reports: tuple[Path, ...], output: Path | None) -> None:
-    """REPORTS, JSON documents that other commands saved with -o, as Markdown."""
+@click.option(
+    "--pages", is_flag=True, help="Render the report blocks of Markdown files, or of those in folders."
+)
+@click.option("--check", is_flag=True, help="With --pages: write nothing; status 1 when a block differs.")
+def report(paths: tuple[Path, ...], output: Path | None, pages: bool, check: bool) -> int:
+    """Show saved JSON documents (-o of other commands) as Markdown, or render the tables of Markdown pages from them.
+
+    A block of a page: <!-- report results/run.json section=phases --> ... <!-- end -->, the file relative to the page's
+    folder.
+    """
     from microvlm.bench.report import report_of_file
 
-    page = "\n".join(report_of_file(path).markdown() for path in reports)
+    if pages:
+        if output is not None:
+            raise click.UsageError("--pages writes the pages themselves; leave -o out.")
+        return _render_pages(paths, check)
+    if check:
+        raise click.UsageError("--check goes with --pages.")
+    text = "\n".join(report_of_file(path).markdown() for path in paths)
     if output is None:
-        click.echo(page, nl=False)
+        click.echo(text, nl=False)
     else:
-        write_file(output, page)
+        write_file(output, text)
+    return 0
 
 
-@command.command(context_settings=_HELP)
-@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--check", is_flag=True, help="Write nothing; status 1 when a block differs.")
-def pages(paths: tuple[Path, ...], check: bool) -> int:
-    """Render the report blocks of the Markdown files PATHS, or below the folders PATHS, from their JSON documents.
-
-    A block: <!-- report results/run.json section=phases --> ... <!-- end -->, the file relative to the page's folder.
-    """
+def _render_pages(paths: Sequence[Path], check: bool) -> int:
     from microvlm.bench import report_pages
 
     differences = report_pages.rewrite(report_pages.pages_in(paths), check)
@@ -220,7 +229,7 @@ def pages(paths: tuple[Path, ...], check: bool) -> int:
             str(difference) if check else f"{difference.page}:{difference.line}: rendered {difference.block}"
         )
     if differences and check:
-        note(f"to render them: microvlm-bench pages {' '.join(map(str, paths))}")
+        note(f"to render them: microvlm-bench report --pages {' '.join(map(str, paths))}")
         return GATE_FAILED
     return 0
 

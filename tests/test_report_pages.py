@@ -21,7 +21,9 @@ DOCUMENTS = sorted((ROOT / "docs" / "results").glob("*.json"))
 
 
 def check(*paths: Path) -> tuple[int, str]:
-    result = CliRunner().invoke(command, ["pages", "--check", *map(str, paths)], standalone_mode=False)
+    result = CliRunner().invoke(
+        command, ["report", "--pages", "--check", *map(str, paths)], standalone_mode=False
+    )
     assert result.exception is None, result.exception
     return result.return_value, result.stderr
 
@@ -31,10 +33,11 @@ def test_the_tables_of_this_repository_are_those_of_its_documents() -> None:
     assert status == 0, sentences
 
 
-def test_the_results_page_shows_every_kind_of_report_and_every_document() -> None:
-    page = ROOT / "docs" / "results.md"
-    names = set(re.findall(r"^<!-- report (\S+)", page.read_text(), re.M))
-    shown = {(page.parent / name).resolve() for name in names}
+def test_the_pages_show_every_kind_of_report_and_every_document() -> None:
+    shown = set()
+    for page in PAGES:
+        names = re.findall(r"^<!-- report (\S+)", page.read_text(), re.M)
+        shown |= {(page.parent / name).resolve() for name in names}
     assert set(DOCUMENTS) <= shown
     kinds = {load_document(path)["report"] for path in shown}
     assert kinds == set(READERS)
@@ -71,7 +74,7 @@ def test_a_changed_number_in_a_document_fails_the_check_and_is_rendered(docs: Pa
     ]
     assert f"{page}:{line}: results/run-nano.json section=phases differs from its report" in sentences
     assert "1234.5" not in page.read_text()
-    assert command.main(["pages", str(docs)], standalone_mode=False) == 0
+    assert command.main(["report", "--pages", str(docs)], standalone_mode=False) == 0
     assert "| prefill | 1234.50 (" in page.read_text()
     assert check(docs)[0] == 0
 
@@ -85,7 +88,7 @@ def test_a_changed_number_in_a_page_fails_the_check_and_is_restored(docs: Path) 
     status, sentences = check(page)
     assert status == 1
     assert "results/run-nano.json section=phases differs" in sentences
-    assert command.main(["pages", str(page)], standalone_mode=False) == 0
+    assert command.main(["report", "--pages", str(page)], standalone_mode=False) == 0
     assert page.read_text() == before
 
 
@@ -134,4 +137,4 @@ def test_a_block_without_an_end_is_one_sentence(docs: Path) -> None:
 
 def test_a_path_that_does_not_exist_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give Markdown files or folders"):
-        command.main(["pages", str(tmp_path / "none")], standalone_mode=False)
+        command.main(["report", "--pages", str(tmp_path / "none")], standalone_mode=False)
