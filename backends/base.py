@@ -24,7 +24,7 @@ BUILT_IN = {
 
 
 class LoadedRuntime(Runtime, Protocol):
-    """What `Backend.load` returns: a runtime that knows its model's origin.
+    """The result of `Backend.load`: a runtime that knows its model's origin.
 
     It may implement the optional Protocols of `microvlm.runtime` too.
     """
@@ -49,7 +49,7 @@ class Backend(ABC):
         """One sentence: why this backend cannot run here and what to install. None when it can run."""
 
     def kernels(self) -> str | None:
-        """Which code would run the quantised layers here; None where there is no choice. Raises UserError."""
+        """Name of the code that would run the quantised layers here; None if there is no choice. Raises UserError."""
         return None
 
     @abstractmethod
@@ -78,7 +78,7 @@ def get_backend(name: str) -> Backend:
             f"backend '{name}' cannot be imported ({error}): reinstall the package it is from."
         ) from None
     if not isinstance(backend, Backend):
-        raise UserError(f"backend '{name}' is no microvlm.backends.Backend: ask the package it is from.")
+        raise UserError(f"backend '{name}' is not a microvlm.backends.Backend: ask the package it is from.")
     return backend
 
 

@@ -97,7 +97,7 @@ class GraphRuntime(ABC):
         """
 
     def _call_graph(self, graph: str, inputs: Sequence[Any]) -> list[Any]:
-        """What the methods above call; a subclass may run another form of the graph."""
+        """Runs a graph for the methods above; a subclass may run another form of it."""
         return self.run_graph(graph, inputs)
 
     def _state_array(self, value: Any) -> Any:

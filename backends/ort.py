@@ -76,7 +76,7 @@ class OrtRuntime(InstrumentedGraphRuntime):
                 "there is no native library here: install a wheel that has it, or load without it."
             )
         self.kernels = _kernels(self._library, native is None)
-        """Which code runs the quantised layers: `native` and its variant, or `FUNCTION_BODIES`."""
+        """Name of the code that runs the quantised layers: `native` and its variant, or `FUNCTION_BODIES`."""
         self._sessions: dict[str, Any] = {}
         self._models: dict[str, Any] = {}
 

@@ -14,7 +14,7 @@ from microvlm.runtime import MemoryArrays, MemoryReading
 
 
 class BoundGraphs(Protocol):
-    """What a held state needs of `OrtRuntime`."""
+    """The part of `OrtRuntime` that a memory state uses."""
 
     def session(self, graph: str) -> Any: ...
 

@@ -38,7 +38,7 @@ def resolve_bundle(
         return Path(source)
     if not _can_export():
         if Path(source).is_dir():
-            raise UserError(f"{source} is no bundle (it has no {MANIFEST}): {_EXPORT_ELSEWHERE}.")
+            raise UserError(f"{source} is not a bundle (it has no {MANIFEST}): {_EXPORT_ELSEWHERE}.")
         raise UserError(f"'{source}' has to be exported first: {_EXPORT_ELSEWHERE}.")
     from microvlm.formats.weight_format import WeightFormat
     from microvlm.model.checkpoint import WEIGHTS, resolve_checkpoint

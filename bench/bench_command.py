@@ -43,7 +43,7 @@ def run(
 ) -> int:
     """Time MODELS (bundles, checkpoints or 'nano', the default): each backend in its own process, round by round.
 
-    Several models are timed in turns, so that two precisions can be compared. On a machine that is no ARM one,
+    Several models are timed in turns, so that two precisions can be compared. On a machine without an ARM processor,
     ort-arm64 is timed on the device that MICROVLM_TARGET=ssh:USER@HOST names; without one nothing of it is timed, but
     its instructions are counted and times on a Raspberry Pi are predicted.
     """
@@ -174,7 +174,7 @@ def full(
     document = measure(bundle or random_full_bundle(note), threads, rounds, new_tokens, progress=note)
     output.deliver(document)
     if not document["full"]["finite"]:
-        note("the decoder's logits are no numbers")
+        note("the decoder's logits are not numbers")
         return GATE_FAILED
     return 0
 

@@ -48,7 +48,7 @@ class EpisodeStep:
     question: str
     answer: str
     step: int
-    """Which image it is about, from 0."""
+    """Index of the image that the question is about, from 0."""
     distance: int
     """Images shown after that one."""
 
@@ -96,7 +96,7 @@ def load_evalset(path: str | Path | None = None) -> EvalSet:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"{folder} is no evaluation set: it holds no evalset.json.") from None
+        raise UserError(f"{folder} is not an evaluation set: it holds no evalset.json.") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{file} cannot be read ({error}).") from None
     try:

@@ -1,4 +1,4 @@
-"""Where a measurement was made: machine, versions, and the memory of this process. Linux's /proc where there is one.
+"""Records where a measurement was made: machine, versions and this process's memory, from Linux's /proc if it exists.
 
 Nothing here loads a backend: versions are read from package metadata.
 """
@@ -167,7 +167,7 @@ def describe_model(folder: Path) -> dict[str, Any]:
 
 
 def kernels_of(runtime: Runtime) -> str:
-    """Which code runs the quantised layers of a loaded runtime."""
+    """Name of the code that runs the quantised layers of a loaded runtime."""
     return runtime.kernels if isinstance(runtime, ReportsKernels) else "the backend's own"
 
 

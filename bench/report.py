@@ -31,8 +31,8 @@ READERS: dict[str, Callable[[Document], Report]] = {
     "fit": pi_tables.fit_report,
     "counts": count_tables.report,
 }
-"""By kind: what makes a report of a document. `microvlm-bench KIND` wrote it, `score` is of `microvlm-score`, and
-`counts` a baseline of `pi`."""
+"""Function that renders a document, by kind. `microvlm-bench KIND` writes documents, `microvlm-score` those of kind
+`score`; `counts` is a baseline of `pi`."""
 _OF_ANOTHER_SHAPE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
 
 
@@ -45,7 +45,7 @@ def load_document(path: Path) -> Document:
     except (ValueError, RecursionError):
         raise UserError(f"{path} is not JSON: give a file that -o wrote.") from None
     if not isinstance(document, dict):
-        raise UserError(f"{path} is no report of microvlm-bench: give a file that -o wrote.")
+        raise UserError(f"{path} is not a report of microvlm-bench: give a file that -o wrote.")
     return document
 
 
@@ -68,7 +68,7 @@ def read_report(document: Document) -> Report:
     if not isinstance(kind, str) or kind not in READERS:
         named = "has no field 'report'" if kind is None else f"has the unknown kind {kind!r:.40} in 'report'"
         raise UserError(
-            f"this is no report of microvlm-bench, or one of another version: it {named} "
+            f"this is not a report of microvlm-bench, or one of another version: it {named} "
             f"({', '.join(READERS)}); make it again with -o."
         )
     try:
@@ -87,7 +87,7 @@ def read_report(document: Document) -> Report:
 
 
 def text(document: Document) -> str:
-    """For a terminal. Raises UserError."""
+    """Renders a document for a terminal. Raises UserError."""
     return read_report(document).text()
 
 

@@ -19,7 +19,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 
 @dataclass(frozen=True)
 class ReportOutput:
-    """Where a document goes."""
+    """Output options of a document."""
 
     as_json: bool
     markdown: Path | None

@@ -8,8 +8,8 @@ A block in a page names a JSON document, relative to the page's folder, and what
     <!-- end -->
 
 `section` is a table's name, or `head`, `remarks` or `provenance`; without it the whole report is shown. `columns`
-and `rows` choose and order columns by their heads, and rows by their first cells. Lines inside of code fences are no
-blocks.
+and `rows` choose and order columns by their heads, and rows by their first cells. Lines inside code fences are
+not blocks.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Difference:
 
     page: Path
     line: int
-    """Of the block's first line, from 1."""
+    """Number of the block's first line, from 1."""
     block: str
 
     def __str__(self) -> str:

@@ -17,7 +17,7 @@ from microvlm.bench.stats import median
 
 ARRAY_BYTES = 256_000_000
 PASSES = 3
-"""Of a sample: the best counts, because whatever else ran on the machine can only make a pass slower."""
+"""Passes of a sample; the fastest counts, because other load on the machine can only make a pass slower."""
 
 
 class StreamingRoofline:

@@ -74,7 +74,7 @@ def kl_divergence(reference: np.ndarray, candidate: np.ndarray) -> np.ndarray:
 
 
 def max_abs(a: np.ndarray, b: np.ndarray) -> float:
-    """Largest absolute difference; infinite where either is no number."""
+    """Largest absolute difference; infinite where either is not a number."""
     if a.size == 0:
         return 0.0
     difference = float(np.abs(a.astype(np.float64) - b.astype(np.float64)).max())

@@ -38,7 +38,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Axis:
-    """What a side of a chart shows, from `low` to `high`."""
+    """An axis of a chart, from `low` to `high`."""
 
     title: str
     low: float
@@ -47,7 +47,7 @@ class Axis:
     log: bool = False
 
     def share(self, value: float) -> float:
-        """Where `value` lies, 0..1."""
+        """Position of `value` on the axis, 0..1."""
         scale: Callable[[float], float] = np.log if self.log else float
         return float((scale(value) - scale(self.low)) / (scale(self.high) - scale(self.low)))
 

@@ -27,7 +27,7 @@ class Report(NamedTuple):
     remarks: Sequence[str]
 
     def text(self) -> str:
-        """For a terminal: columns padded with spaces."""
+        """Renders for a terminal: columns padded with spaces."""
         parts = [self.head, *(f"{table.title}\n{padded(table.rows)}" for table in self.tables)]
         return "\n\n".join(part for part in [*parts, "\n".join(self.remarks)] if part)
 

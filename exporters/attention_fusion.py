@@ -31,7 +31,7 @@ class _Heads(NamedTuple):
 
 
 def fuse_attention(graph: onnx_ir.Graph) -> None:
-    """In place. Shapes of inner values must be known; nodes that lost their readers are left to be removed."""
+    """Fuses attention in place. Shapes of inner values must be known; nodes without readers are not removed."""
     for node in list(graph):
         if node.op_type == "Attention" and node.domain == "":
             _fuse(graph, node)
@@ -114,7 +114,7 @@ def _rotation(value: Value | None) -> tuple[Value, tuple[Value, Value]] | None:
 
 
 def _begin_and_end(cut: onnx_ir.Node, width: int) -> tuple[int, int] | None:
-    """Of a Slice of the last axis by 1."""
+    """Returns (begin, end) of a Slice of the last axis with step 1, or None for any other Slice."""
     bounds = [
         None if value is None else onnx_ir.convenience.get_const_tensor(value) for value in cut.inputs[1:]
     ]

@@ -1,7 +1,7 @@
 """Checks a saved graph against the model that it was exported from, output by output, on stock ONNX Runtime.
 
 A difference has two possible causes. Activations are rounded to int8, and a value a few ulp from a .5 tie may round the
-other way in another runtime, which moves everything after it by a whole step: that is no error. Anything else is one.
+other way in another runtime, which moves everything after it by a whole step: that is not an error. Anything else is.
 So where outputs differ by more than the tolerance, the eager model runs again on the int8 activations of ONNX Runtime
 (`exporters.replay`): ties are gone, errors stay.
 """

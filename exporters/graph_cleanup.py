@@ -20,7 +20,7 @@ WHOLE = 2**63 - 1
 
 
 def tidy(model: onnx_ir.Model, weights: set[str], prefix: str) -> None:
-    """In place. Initializers lose `prefix`, the wrapper's; those not among `weights` become Constant nodes."""
+    """Cleans up in place. Initializers lose the wrapper's `prefix`; those not in `weights` become Constant nodes."""
     graph = model.graph
     for value in list(graph.initializers.values()):
         assert value.name is not None
@@ -48,7 +48,7 @@ def _reads(node: onnx_ir.Node, weights: set[str]) -> bool:
 
 
 def _spell_constants_as_nodes(graph: onnx_ir.Graph, weights: set[str]) -> None:
-    """One Constant node for each distinct value that is no weight, before the first node."""
+    """One Constant node for each distinct value that is not a weight, before the first node."""
     seen: dict[tuple, onnx_ir.Value] = {}
     names = [name for name in graph.initializers if name not in weights]
     constants = [graph.initializers[name] for name in names]

@@ -34,7 +34,7 @@ _OPTION_TYPES = (
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """How the tokens of an answer are chosen. Raises UserError, which names the value as the command-line flag."""
+    """Decoding options of an answer. Raises UserError, which names the value as the command-line flag."""
 
     max_new_tokens: int = 32
     """The most tokens of one answer."""
@@ -88,7 +88,7 @@ class Prompt(NamedTuple):
 
 
 class MemorySlot(NamedTuple):
-    """What reading the memory gave a batch of prompts."""
+    """The result of reading the memory for a batch of prompts."""
 
     slot: Past
     """The cache that the prefill starts from: one KV position per layer."""

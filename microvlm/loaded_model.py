@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from microvlm.model.microvlm import MicroVLM
 
     MemorySource: TypeAlias = Memories | EpisodicMemory | FactMemory | Chat | str | os.PathLike[str]
-    """What `generate` can read from: a FactMemory, a Chat, a memory file, or their states."""
+    """The memories that `generate` can read: a FactMemory, a Chat, a memory file, or their states."""
 
 
 class LoadedModel:

@@ -200,14 +200,14 @@ class LayerListener(Protocol):
     """Hears every call of every quantised layer. It replaces the activations of all calls or of none."""
 
     def replacement(self, layer: str, shape: tuple[int, ...] | None = None) -> np.ndarray | None:
-        """Before a call: int8 [..., width] to use in place of the layer's own activations; None: its own.
+        """Called before a layer: returns int8 [..., width] to replace its activations, or None to keep them.
 
         `shape` is the input's, where it is known before the call.
         """
         ...
 
     def observe(self, layer: str, call: LayerCall) -> None:
-        """After a call."""
+        """Called after a layer, with its activations and results."""
         ...
 
 

@@ -245,7 +245,7 @@ def test_a_malformed_request_ends_the_worker_with_a_sentence(new_worker: subproc
     ("request_", "sentence"),
     [
         ({"do": "run", "graph": "decoder"}, "needs a bundle first"),
-        ({"do": "load", "bundle": "/nowhere", "settings": {}}, "/nowhere is no folder"),
+        ({"do": "load", "bundle": "/nowhere", "settings": {}}, "/nowhere is not a folder"),
         ({"do": "load"}, "KeyError: 'bundle'"),
         ({}, "needs a bundle first"),
     ],

@@ -83,7 +83,7 @@ def test_a_third_party_backend_is_found_by_its_entry_point(tmp_path, monkeypatch
     ("source", "sentence"),
     [
         ("import a_module_that_is_not_there", "cannot be imported"),
-        ("class Backend: pass", "is no microvlm.backends.Backend"),
+        ("class Backend: pass", "is not a microvlm.backends.Backend"),
     ],
 )
 def test_a_broken_third_party_backend_is_one_sentence_and_hurts_no_other(
@@ -158,5 +158,5 @@ def test_a_checkpoint_is_exported_once(speaking_checkpoint, speaking_bundle, mon
 def test_what_is_neither_bundle_nor_checkpoint_is_refused(tmp_path):
     with pytest.raises(UserError, match="neither a bundle"):
         resolve_bundle(tmp_path)
-    with pytest.raises(UserError, match="is no checkpoint"):
+    with pytest.raises(UserError, match="is not a checkpoint"):
         resolve_bundle(str(tmp_path / "none"))

@@ -52,7 +52,7 @@ def test_the_first_code_of_a_block_is_in_the_lowest_bits():
     assert pack_blocks(codes, 4, 32)[0, 0].tolist()[:2] == [3, 2 | 1 << 4]
 
 
-# 200 is no multiple of a block: what it is padded with must count as zero.
+# 200 is not a multiple of a block: its padding must count as zero.
 @pytest.mark.parametrize("shape", ["256x128", "200x48"])
 @pytest.mark.parametrize("contender", EVERY, ids=lambda one: one.name)
 def test_every_contender_multiplies_as_numpy_does(contender, shape, tmp_path):
@@ -286,9 +286,9 @@ def test_memory_is_streamed_in_the_dram_regime():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--shape", "896"], "--shape 896 is no shape"),
-        (["--shape", "0x4"], "--shape 0x4 is no shape"),
-        (["--batch", "1,x"], "--batch 1,x is no list of numbers"),
+        (["--shape", "896"], "--shape 896 is not a shape"),
+        (["--shape", "0x4"], "--shape 0x4 is not a shape"),
+        (["--batch", "1,x"], "--batch 1,x is not a list of numbers"),
         (["--threads", "0"], "--threads takes numbers of 1 or more"),
         (["--regime", "warm"], "--regime warm is unknown"),
         (["--seconds", "0"], "--seconds is 0"),

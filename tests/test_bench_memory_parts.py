@@ -66,7 +66,7 @@ def test_neighbours_are_of_four_kinds_and_none_was_written():
     ]
     few = neighbours(facts[:2], facts[2:], "describe the image", most=2)
     assert [len(kind) for kind in few.values()] == [1, 1, 2, 2]
-    # Those most like the written ones come first, and are no mere other objects.
+    # Those most like the written ones come first, and are not just other objects.
     assert [int(image[0, 0, 0]) for _, image in few["like_object"]] == [2, 3]
     assert [int(image[0, 0, 0]) for _, image in few["other_object"]] == [4]
 

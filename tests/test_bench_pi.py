@@ -332,7 +332,7 @@ def test_replay_reaches_through_the_link_to_a_device(speaking_bundle, monkeypatc
         (["--part", "speed"], "--part speed is unknown"),
         (["--images", "0"], "--images is 0"),
         (["--answer-tokens", "0"], "--answer-tokens is 0"),
-        (["--profile", "pi9"], "--profile pi9 is no file and no board"),
+        (["--profile", "pi9"], "--profile pi9 is neither a file nor a board"),
         (["--target", "moon"], "--target"),
         (["--gate", "--update-baseline"], "exclude each other"),
     ],

@@ -51,8 +51,8 @@ def test_a_saved_report_becomes_markdown(tmp_path: Path) -> None:
     [
         ("{", "is not JSON"),
         ("[" * 100_000, "is not JSON"),
-        ("[]", "is no report"),
-        ("{}", "no report of microvlm-bench, or one of another version: it has no field 'report'"),
+        ("[]", "is not a report"),
+        ("{}", "not a report of microvlm-bench, or one of another version: it has no field 'report'"),
         ('{"results": []}', "it has no field 'report'"),
         ('{"report": "weather"}', "unknown kind 'weather'"),
         ('{"report": ["run"]}', "unknown kind"),

@@ -193,4 +193,4 @@ def test_info_on_nothing_is_one_sentence(capsys):
     with pytest.raises(SystemExit) as stopped:
         run_click(cli, ["info", "no-such-model"])
     assert stopped.value.code == 2
-    assert capsys.readouterr().err.startswith("Error: 'no-such-model' is no folder")
+    assert capsys.readouterr().err.startswith("Error: 'no-such-model' is neither a folder")

@@ -43,7 +43,7 @@ def test_a_difference_that_replay_removes_is_ambiguous_and_no_failure() -> None:
         ("differences", "sums_differing", 1, "integer sums"),
         ("differences", "operator_mismatches", 1, "outputs of the operators"),
         ("differences", "activations_differing", 51, "over 50 per million"),
-        ("differences", "max_step", 2, "no tie"),
+        ("differences", "max_step", 2, "not a tie"),
         ("differences", "max_tie_distance", 2e-3, "from a tie"),
         ("differences", "sums", 0, "no integer sum"),
         ("replayed", "equal", 99, "1 of 100 answers"),

@@ -96,7 +96,7 @@ def test_info_names_the_code_that_runs_or_why_none_can(tiny_bundle, monkeypatch)
         assert f"backend ort: runs its graphs, quantised layers by native {variant}" in output
     monkeypatch.setenv("MICROVLM_KERNELS", "abacus")
     output = run_cli("info", tiny_bundle).stdout
-    assert "backend ort: cannot run here: MICROVLM_KERNELS=abacus is no variant that runs here" in output
+    assert "backend ort: cannot run here: MICROVLM_KERNELS=abacus is not a variant that runs here" in output
     assert ", ".join(native.variants()) in output
     monkeypatch.setenv(native.SWITCH, "0")
     assert f"quantised layers by {FUNCTION_BODIES}" in run_cli("info", tiny_bundle).stdout

@@ -18,7 +18,7 @@ def test_latents_round_to_the_trits_and_the_scale_that_were_stored(zeros):
     rounded, scale = ternarize(latents)
     assert torch.equal(rounded, trits.float())
     assert scale.item() == pytest.approx(0.037, rel=1e-5)
-    # A latent is no copy of its trit: magnitudes differ, on both sides of the threshold.
+    # A latent is not a copy of its trit: magnitudes differ, on both sides of the threshold.
     assert latents[kept].abs().unique().numel() > 0.9 * kept.sum()
     assert (latents[~kept] != 0).all()
 

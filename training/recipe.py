@@ -30,7 +30,7 @@ class StageConfig:
 
     name: str
     task: str
-    """What is trained, a key of `trainer.TASKS`. `distill`: the vision encoder, on a convolutional teacher; `vlm`: the
+    """The task, a key of `trainer.TASKS`. `distill`: the vision encoder, on a convolutional teacher; `vlm`: the
     whole model, on captions and scenes; `recall`: the memory's encoder, readout and W_M alone, on facts and episodes
     over cached prefix embeddings; `scope`: the scope detector alone, on a bank of `batch_size` sets of facts."""
     steps: int

@@ -19,7 +19,7 @@ SPECIAL_TOKENS = ("<|pad|>", "<|end|>", "<|assistant|>", "<image>")
 
 
 def tokenizer_corpus(emoji: EmojiData) -> list[str]:
-    """The texts that the tokenizer is trained on: all captions (a name is no label), prompts and questions."""
+    """The texts that the tokenizer is trained on: all captions (a name is not a label), prompts and questions."""
     lines = [*emoji.captions, *(" " + caption for caption in emoji.captions), *CAPTION_PROMPTS]
     lines += [ordinal_question(step) for step in range(len(ORDINALS))]
     lines += [

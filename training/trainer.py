@@ -199,6 +199,6 @@ def _claim(out: Path, first_stage: str, run: dict[str, Any], model: MicroVLMConf
             raise UserError(f"{out} holds another run ({path}): choose another --output or delete it.")
         return
     if out.exists() and any(out.iterdir()) and not (out / first_stage).exists():
-        raise UserError(f"{out} exists and is no training folder: choose another --output.")
+        raise UserError(f"{out} exists and is not a training folder: choose another --output.")
     out.mkdir(parents=True, exist_ok=True)
     write_file(path, json.dumps(wanted, indent=2) + "\n")

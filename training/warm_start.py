@@ -75,8 +75,8 @@ def draw_latents(weight: Tensor, generator: torch.Generator) -> Tensor:
     """Latent weights that `ternarize` turns back into the trits and (up to rounding) the scale g of g * trits [N, K].
 
     Magnitudes are those of a normal variable with mean magnitude g, on the same side of the threshold g / 2 as their
-    trit. Magnitudes above it are stretched so that the mean is g for any share of zeros. A weight that is no multiple
-    of trits, or only zeros, is returned unchanged.
+    trit. Magnitudes above it are stretched so that the mean is g for any share of zeros. A weight that is not a
+    multiple of trits, or only zeros, is returned unchanged.
     """
     g = float(weight.abs().max())
     trits = torch.round(weight / g) if g > 0 else weight

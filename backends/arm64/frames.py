@@ -35,7 +35,7 @@ LONGEST_NOISE = 1 << 16
 
 
 class FrameError(Exception):
-    """The bytes that came are no frame of this protocol; the message is one sentence."""
+    """Received bytes are not a frame of this protocol; the message is one sentence."""
 
 
 class VersionMismatch(FrameError):
@@ -84,7 +84,7 @@ def read_frame(stream: IO[bytes]) -> tuple[dict[str, Any], list[Tensor]]:
         shapes = [(dtype, tuple(shape)) for dtype, shape in descriptions]
         sizes = [_byte_count(dtype, shape) for dtype, shape in shapes]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise FrameError("a frame's header is no JSON object with its tensors described.") from None
+        raise FrameError("a frame's header is not a JSON object that describes its tensors.") from None
     if sum(sizes) != body_bytes:
         raise FrameError(f"a frame's tensors need {sum(sizes)} bytes and its body has {body_bytes}.")
     tensors = [

@@ -32,7 +32,7 @@ class GraphRun:
     """`graph`, and input and output names where the graph was opened by `open_graph`."""
     inputs: list[Tensor | RunOutput]
     kept: list[bool]
-    """For each output, whether it stays on the device."""
+    """Whether each output stays on the device."""
     owners: set[int] = field(default_factory=set)
     """Indices of outputs that a DeviceArray refers to."""
     epoch: int = 0
@@ -240,7 +240,7 @@ class RemoteGraphs:
         return header["shapes"], [to_array(tensor) for tensor in results]
 
     def _arguments(self, inputs: list[Tensor | RunOutput]) -> tuple[list[int | None], list[Tensor]]:
-        """For each input its number on the device, or null and a tensor to send."""
+        """Returns each input's number on the device (None if it must be sent), and the tensors to send."""
         numbers: list[int | None] = []
         tensors: list[Tensor] = []
         for value in inputs:

@@ -33,7 +33,7 @@ Event = Callable[[dict[str, Any]], None]
 
 
 class Transport(Protocol):
-    """How a worker is started."""
+    """A way to start a worker on a device."""
 
     name: str
     """The target as the user types it after --target."""

@@ -61,7 +61,7 @@ def ensure_wheels(
 
 
 def package_requirements() -> list[str]:
-    """What the installed package requires, extras included. Raises UserError in a checkout that is not installed."""
+    """Requirements of the installed package, extras included. Raises UserError in a checkout that is not installed."""
     try:
         return importlib.metadata.requires("microvlm") or []
     except importlib.metadata.PackageNotFoundError:

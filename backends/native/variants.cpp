@@ -48,7 +48,7 @@ struct Choice {
     }
     if (active != nullptr) return;
     int written = std::snprintf(problem, sizeof problem,
-                                "MICROVLM_KERNELS=%.60s is no variant that runs here: choose one of ", name);
+                                "MICROVLM_KERNELS=%.60s is not a variant that runs here: choose one of ", name);
     for (int64_t i = 0; i < count && written < static_cast<int>(sizeof problem); ++i) {
       written +=
           std::snprintf(problem + written, sizeof problem - written, "%s%s", i == 0 ? "" : ", ", runnable[i]->name);

@@ -28,7 +28,7 @@ PRECISION = "what did storing it narrower cost?"
 
 @dataclass(frozen=True)
 class Options:
-    """Of one comparison."""
+    """Options of one comparison."""
 
     model: str = "nano"
     against: str | None = None
@@ -37,7 +37,7 @@ class Options:
     candidate: str = "ort"
     images: int = 60
     scenes: int | None = None
-    """As many as images when None."""
+    """Number of scene questions; None for as many as images."""
     threads: int | None = None
     new_tokens: int = 16
     episode_steps: int = EPISODE_STEPS

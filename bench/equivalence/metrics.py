@@ -1,4 +1,4 @@
-"""How two models differ over the samples, in plain figures. `verdict` judges them."""
+"""Measures how two models differ over the samples. `verdict` judges the figures."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Drift:
     reading: float = 0.0
     scope: float = 0.0
     slot: float = 0.0
-    """In the keys and values of W_M."""
+    """Largest difference of the keys and values from W_M."""
     forgotten: float = 0.0
     """|dM| and |dU| after the forgets."""
     by_write: list[float] = field(default_factory=list)

@@ -33,9 +33,9 @@ class EpisodeTrace:
     """Every state and reading of one episode, in order."""
 
     states: list[MemoryArrays] = field(default_factory=list)
-    """After each write."""
+    """Memory state after each write."""
     forgotten: list[MemoryArrays] = field(default_factory=list)
-    """After each forget."""
+    """Memory state after each forget."""
     latents: list[np.ndarray] = field(default_factory=list)
     """z of each image [1, C]."""
     readings: list[np.ndarray] = field(default_factory=list)

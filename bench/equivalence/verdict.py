@@ -11,8 +11,8 @@ from microvlm.exporters.replay.differences import TIE_DISTANCE, TIE_STEP
 PASS, AMBIGUOUS, FAIL = "PASS", "AMBIGUOUS", "FAIL"
 
 LOGITS = 1e-4
-"""With equal int8 activations only the order of float32 sums differs: 1e-5 on a trained nano; one wrong activation
-gives 1e-2."""
+"""Largest difference of logits with equal int8 activations, where only the order of float32 sums differs: 1e-5 on a
+trained nano; one wrong activation gives 1e-2."""
 TIES_PER_MILLION = 50
 """Activations that may differ: those within float noise of a tie. A trained nano has 6 per million."""
 TIES_ALLOWED = 3
@@ -22,7 +22,8 @@ TOP1 = 0.995
 POSITIONS_ALLOWED = 1
 """Below 200 positions one near-tie would already exceed the rate."""
 DRIFT = 1e-3
-"""Of the memory after writes and of its readings, with equal activations. |dM| is 6e-6 after 300 writes in float32."""
+"""Largest difference of the memory after writes and of its readings, with equal activations. |dM| is 6e-6 after 300
+writes in float32."""
 FORGET_DRIFT = 1e-1
 """A forget divides by d = s2 - w U w', which is s2^2 / (v + s2), about 1e-4: float32 noise of 1e-7 becomes 1e-3, and
 keys that resemble each other add another factor of ten. A forget that is wrong leaves a row of size 1."""
@@ -70,7 +71,7 @@ def judge(metrics: Metrics) -> Verdict:
 
 
 def judge_precision(metrics: Metrics, difference: Interval) -> Verdict:
-    """What did storing it narrower cost? `difference`: share of right answers, candidate minus reference.
+    """Judges the cost of narrower weights. `difference`: share of right answers, candidate minus reference.
 
     Not a question of right or wrong arithmetic, so no logit decides: FAIL when the whole interval lies beyond the
     allowed loss, PASS when none of it does, AMBIGUOUS when the samples are too few to tell.
@@ -136,7 +137,7 @@ def _replay_failures(metrics: Metrics) -> list[str]:
             f"{TIES_PER_MILLION} per million"
         )
     if differences.max_step > TIE_STEP:
-        failures.append(f"an int8 activation differs by {differences.max_step}, which is no tie")
+        failures.append(f"an int8 activation differs by {differences.max_step}, which is not a tie")
     if differences.max_tie_distance > TIE_DISTANCE:
         failures.append(
             f"an int8 activation differs {differences.max_tie_distance:.1e} from a tie, more than {TIE_DISTANCE:g}"

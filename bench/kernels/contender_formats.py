@@ -29,7 +29,7 @@ Operands = tuple[np.ndarray, ...]
 
 
 class Format(ABC):
-    """How a contender holds and multiplies a matrix [N, K]."""
+    """A contender's format: it stores and multiplies a matrix [N, K]."""
 
     tolerance: float
     """Largest relative error (norm) of a product against `product`; 0 means `==`."""

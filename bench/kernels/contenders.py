@@ -46,7 +46,7 @@ PEERS = (
     Contender("ort-fp32", Dense()),
 )
 DECODE_PEERS = ("ort-2bit-b128", "ort-2bit-lut", "ort-4bit-b32", "ort-4bit-b128")
-"""What our two bits are compared with at batch 1: a stored 8-bit matrix is four times the bytes."""
+"""Peers of our 2-bit formats at batch 1: a stored 8-bit matrix is four times the bytes."""
 PREFILL_PEERS = (*DECODE_PEERS, "ort-8bit-b128")
 
 

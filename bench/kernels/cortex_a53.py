@@ -1,4 +1,4 @@
-"""What the kernels cost a Cortex-A53, without one: loops simulated by llvm-mca and instructions counted under QEMU.
+"""Estimates the kernels' cost on a Cortex-A53: loops simulated by llvm-mca and instructions counted under QEMU.
 
 Builds the C++ sources of a checkout with a cross-compiler. Times nothing: `predicted_` figures are a simulator's,
 counts are exact. Where a tool is missing, functions return None and a sentence that says which one.

@@ -62,7 +62,7 @@ def _speed_tables(rows: list[dict[str, Any]]) -> list[Table]:
 
 
 def _speedup_tables(bars: list[dict[str, Any]]) -> list[Table]:
-    """For each shape, how many times as fast ours are as the best peer: regimes and threads by batches."""
+    """Speed of our kernels over the best peer's, one table a shape: regimes and threads by batches."""
     tables = []
     for shape in dict.fromkeys(bar["shape"] for bar in bars):
         cells = {(bar["regime"], bar["threads"], bar["batch"]): bar for bar in bars if bar["shape"] == shape}

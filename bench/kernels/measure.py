@@ -148,7 +148,7 @@ def _write(contender: Contender, shape: Shape, regime: str, largest_batch: int, 
 def _problem(
     contender: Contender, shape: Shape, operands: tuple[Operands, ...], runners: Sequence[Runner]
 ) -> str | None:
-    """What is wrong with a contender's product of two tokens at any setting, as a sentence, or None."""
+    """Checks a contender's product of two tokens at every setting; returns the first error as a sentence, or None."""
     x = np.random.default_rng(1).standard_normal((2, shape.inputs), np.float32)
     last = kernel_graphs.copy_of(operands, runners[0].copies - 1)
     reference = expected(contender.format, shape, last, x)

@@ -1,4 +1,4 @@
-"""Checks a contender's product against numpy's before it is timed: a fast wrong kernel is no contender."""
+"""Checks a contender's product against numpy's before it is timed: a fast wrong kernel is not a contender."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def expected(form: Format, shape: Shape, operands: tuple[Operands, ...], x: np.n
 
 
 def relative_error(result: np.ndarray, reference: np.ndarray) -> float:
-    """|result - reference| / |reference|, 0 only where all values are equal. NaN where either is no number."""
+    """|result - reference| / |reference|, 0 only where all values are equal. NaN where either is not a number."""
     if np.array_equal(result, reference):
         return 0.0
     wide = reference.astype(np.float64)

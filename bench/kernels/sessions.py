@@ -20,8 +20,8 @@ from microvlm.errors import UserError
 
 VARIANT_VARIABLE = "MICROVLM_KERNELS"
 SPIN_US = 2000
-"""How long an idle thread polls. ONNX Runtime's own choice is tens of milliseconds, in which it would take a core from
-the next contender; this is as fast while runs follow one another, and over after SPIN_PAUSE_S."""
+"""Microseconds that an idle thread polls. ONNX Runtime's own choice is tens of milliseconds, in which it would take a
+core from the next contender; this is as fast while runs follow one another, and over after SPIN_PAUSE_S."""
 SHORT_SPIN_US = 100
 """The same where sessions run in turn: each has threads of its own, and those of the last one would poll through most
 of the next one's run, on a core that it needs. Longer than what lies between two nodes or two runs."""

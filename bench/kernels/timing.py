@@ -31,12 +31,12 @@ class Timing:
     contender: Contender
     setting: Setting
     weight_bytes: int
-    """Of the shape in this format."""
+    """Bytes of the shape's weights in this format."""
     run_bytes: int
-    """That one run reads: larger than a cache or not."""
+    """Bytes that one run reads; they tell whether the weights fit a cache."""
     warm_ms: float
     ms: list[float] = field(default_factory=list)
-    """By round; empty where the setting was hopeless."""
+    """Milliseconds of each round; empty where the setting was hopeless."""
 
     @property
     def median_ms(self) -> float:

@@ -1,4 +1,4 @@
-"""What `microvlm-bench kernels` measures: shapes, batches, threads and regimes, checked as the user typed them.
+"""The workload of `microvlm-bench kernels`: shapes, batches, threads and regimes, checked as the user typed them.
 
 `hot`: matrices that together take at most HOT_BYTES, so that they stay in a cache; several where they are small,
        because the cost of a call should not hide the operator's. A larger one is alone: see a row's `run_bytes`.
@@ -24,7 +24,7 @@ DRAM_BYTES = 168_000_000
 GRAPH_BYTES = 21_000_000
 FEW_TOKENS = 8
 MOST_COPIES = 1280
-"""In one graph: with more of them ONNX Runtime takes longer for each node, and far longer to open a session."""
+"""Most copies in one graph: with more, ONNX Runtime takes longer for each node and far longer to open a session."""
 LAYER = "layer"
 DEFAULT_SHAPES = ("896x4864", "4864x896", "896x896", LAYER)
 DEFAULT_BATCHES = (1, 32, 64)
@@ -97,7 +97,7 @@ class Plan:
     least_rounds: int = 5
     most_rounds: int = 40
     stream_bytes: int = ARRAY_BYTES
-    """Of the array whose reading is the roofline."""
+    """Bytes of the array that is read to measure the roofline."""
     simulate: bool = True
     """Whether the ARM kernels' loops are put through a simulator, where there is one."""
 
@@ -118,7 +118,9 @@ def parse_shape(text: str) -> Shape:
         return Shape(LAYER, _LAYER_LINEARS)
     k, _, n = text.partition("x")
     if not (k.isdigit() and n.isdigit() and 0 < int(k) <= 65536 and 0 < int(n) <= 65536):
-        raise UserError(f"--shape {text} is no shape; give KxN (inputs x outputs, as in 896x4864) or layer.")
+        raise UserError(
+            f"--shape {text} is not a shape; give KxN (inputs x outputs, as in 896x4864) or layer."
+        )
     return Shape(f"{int(k)}x{int(n)}", (Linear("y", "x", int(k), int(n)),))
 
 
@@ -127,7 +129,7 @@ def parse_numbers(flag: str, text: str) -> tuple[int, ...]:
     try:
         return tuple(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
-        raise UserError(f"{flag} {text} is no list of numbers; give them as in {flag} 1,2.") from None
+        raise UserError(f"{flag} {text} is not a list of numbers; give them as in {flag} 1,2.") from None
 
 
 def parse_names(texts: Sequence[str]) -> tuple[str, ...]:
@@ -136,7 +138,7 @@ def parse_names(texts: Sequence[str]) -> tuple[str, ...]:
 
 
 def copies_and_graphs(shape_bytes: int, regime: str, largest_batch: int) -> tuple[int, int]:
-    """How often a graph holds a shape of `shape_bytes` (in a contender's format), and how many graphs there are."""
+    """Returns (copies of a shape of `shape_bytes` in each graph, number of graphs); bytes in a contender's format."""
     if regime == "hot":
         return max(1, min(HOT_MOST_COPIES, HOT_BYTES // shape_bytes)), 1
     graph_bytes = DRAM_BYTES if largest_batch <= FEW_TOKENS else GRAPH_BYTES

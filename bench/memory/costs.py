@@ -1,4 +1,4 @@
-"""What the memory costs: operations timed on a model, and multiplications counted for any configuration.
+"""Costs of the memory: operations timed on a model, and multiplications counted for any configuration.
 
 The counts are `predicted_`: they say how the work grows with the size, not how long it takes. A timed prompt is one
 picture and 16 random tokens, so that a model needs no tokenizer and no training.
@@ -86,7 +86,7 @@ def measured_shares(times: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def bars(config: MicroVLMConfig, measured: dict[str, Any]) -> list[dict[str, Any]]:
-    """What is demanded at full size; `met` is None for another."""
+    """Bars for the costs at full size; `met` is None for any other size."""
     is_full = config.text.hidden_size >= preset("full").text.hidden_size
     return [
         {

@@ -1,4 +1,4 @@
-"""How far a float32 state drifts from float64 in a long random sequence of writes, overwrites and forgets.
+"""Measures how far a float32 state drifts from float64 in a long random sequence of writes, overwrites and forgets.
 
 The backend does the steps, in its own buffers where it holds states; the float64 state follows by numpy.
 """

@@ -32,7 +32,7 @@ class Fact:
     """Pixels are uint8 [S, S, 3]."""
 
     object: int
-    """Which object; two facts of one object differ in their question."""
+    """Index of the object; two facts of one object differ in their question."""
     question: str
     paraphrase: str
     name: str

@@ -30,7 +30,7 @@ from microvlm.presets import preset
 DRAWN_STEPS = 64
 """Most rows of the addressing heatmap, which the document carries."""
 RANDOM_MODEL = "full"
-"""With `costs`, the name of a full-size model with random weights."""
+"""Name, in `costs`, of a full-size model with random weights."""
 
 
 @dataclass(frozen=True)

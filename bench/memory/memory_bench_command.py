@@ -50,7 +50,7 @@ def memory(
     plots: Path | None,
     output: ReportOutput,
 ) -> None:
-    """What MODELS (bundles, checkpoints or 'nano') remember: recall, edits, forgetting, scope, and what that costs.
+    """Measure the memory of MODELS (bundles, checkpoints or 'nano'): recall, edits, forgetting, scope and costs.
 
     Several models or backends are put side by side. '--costs full' times a full-size model with random weights, which
     is made once (minutes, 6 GB) and kept.

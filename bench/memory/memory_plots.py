@@ -54,7 +54,7 @@ def recall_curve(document: dict[str, Any]) -> str:
         line("1-nearest-neighbour of the questions' latents", "nearest_neighbour"),
         line("memory reset", "control", "control_ci95"),
     ]
-    # Of one count there is no span to draw over.
+    # A single count gives no span to draw over.
     low, high = counts[0], max(counts[-1], counts[0] + 1)
     marks = [(slots * part, word) for part, word in ((0.5, "K/2"), (1, "K")) if low <= slots * part <= high]
     x = Axis("facts written (log scale)", low, high, counts, log=True)
@@ -70,7 +70,7 @@ def addressing(document: dict[str, Any]) -> str:
 
 
 def slot_use(document: dict[str, Any]) -> str:
-    """How much of its prior variance each slot lost."""
+    """Plot of the share of its prior variance that each slot lost."""
     use, count = document["addressing"]["slot_use"], len(document["addressing"]["weights"])
     title = f"Slot use after {count} facts: share of the prior variance gone"
     return bars(title, use, "slot", _shares("1 - U(k,k)"))

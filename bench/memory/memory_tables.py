@@ -13,7 +13,7 @@ Figures = list[tuple[str, str]]
 
 
 def report(document: dict[str, Any]) -> Report:
-    """Of one model, or of several as columns."""
+    """The report of one model, or of several as columns."""
     parts = document.get("subjects", [document])
     heads = [
         f"episodic memory of {part['provenance']['model']['name']} on {part['backend']}: {part['slots']} slots"

@@ -21,7 +21,7 @@ class MemoryObject:
 
     file: str
     other: str
-    """By another vendor."""
+    """Image file of another vendor's drawing."""
     caption: str
     hexcode: str
 
@@ -46,6 +46,8 @@ def load_memoryset(path: str | Path | None = None) -> MemorySet:
         document = json.loads(file.read_text(encoding="utf-8"))
         return MemorySet(folder, tuple(MemoryObject(**record) for record in document["objects"]))
     except FileNotFoundError:
-        raise UserError(f"{folder} holds no memoryset.json: it is no set of objects to remember.") from None
+        raise UserError(
+            f"{folder} holds no memoryset.json: it is not a set of objects to remember."
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} cannot be read ({error}).") from None

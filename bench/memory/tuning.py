@@ -32,7 +32,7 @@ from microvlm.model.torch_runtime import TorchRuntime
 LEARNING_RATES = (1e-4, 3e-4, 1e-3)
 MAX_STEPS = 100
 NEIGHBOURS = 8
-"""Of a kind, asked after each fact."""
+"""Neighbours of each kind that are asked after each fact."""
 
 
 class Tuned(NamedTuple):
@@ -155,7 +155,7 @@ def _float_linear(module: PackedLinear | DenseTritLinear | HalfLinear) -> nn.Lin
 
 
 def _write_ms(model: ModelUnderTest, fact: Fact, repeats: int = 5) -> float:
-    """From an embedded prompt to a written row: encode the question, encode the turn, write."""
+    """Milliseconds from an embedded prompt to a written row: encode the question, encode the turn, write."""
     runtime, prompt = model.runtime, model.prompt([(fact.question, fact.written_view)])
     turn = model.with_answers(prompt, [fact.name])
     held = hold(runtime, runtime.memory_prior())

@@ -20,7 +20,7 @@ from microvlm.formats.bundle import MANIFEST
 
 FOLDER = Path(__file__).parent / "baselines"
 TOLERANCE = 0.005
-"""Of a phase's instructions. Two runs of one program from the same folders are equal."""
+"""Allowed share of a phase's instructions. Two runs of one program from the same folders are equal."""
 NOISE = 10_000
 """Instructions: a phase of a million may differ by this much on another machine, where paths are longer or shorter and
 the C library finds its memory elsewhere."""

@@ -36,7 +36,7 @@ COMPOSITION = {
 """Phases of `run` -> counted phases and how often each is done. A write encodes its key and its fact. `end_to_end` also
 decodes an image file, which is not counted."""
 IMAGES, SCENES, EPISODE_STEPS, NEW_TOKENS = 1, 1, 4, 8
-"""Of the equivalence: enough to run every graph; `microvlm-bench pi` and `equivalence` compare more."""
+"""Samples of the equivalence check: enough to run every graph; `microvlm-bench pi` and `equivalence` compare more."""
 
 
 def emulated_entry(bundle: Path, cpu: str, progress: Progress = lambda _: None) -> dict[str, Any]:
@@ -163,7 +163,7 @@ def _equivalence(bundle: Path, cpu: str, progress: Progress) -> dict[str, Any]:
 
 
 def _recipe(cpu: str) -> dict[str, Any]:
-    """What a result depends on beside the bundle. Raises UserError."""
+    """Cache key: everything that a result depends on besides the bundle. Raises UserError."""
     return {
         "cpu": cpu,
         "package": package_for(emulated_package.MACHINE).digest,

@@ -150,7 +150,7 @@ def bundle_name(model: str) -> str:
 
 
 def _byte_bars(counted: instruction_cost.Counted, model: str, bundle: Path) -> list[dict[str, Any]]:
-    """Of the files as they are, and with the rows of the tokens that were cut: the table is stored row after row."""
+    """Bars for the bytes of the files as they are, and with the token rows that were cut (the table is row-major)."""
     weights = next(cost.weight_bytes for cost in counted.costs if cost.phase == "decode")
     table = (bundle / "onnx" / instruction_cost.EMBEDDING).stat().st_size
     whole = weights + (preset("full").text.vocab_size - FULL_VOCABULARY) * table // FULL_VOCABULARY

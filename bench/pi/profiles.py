@@ -36,7 +36,7 @@ class Profile:
 
     name: str
     cpu: str
-    """As in QEMU's -cpu: whose counts it takes."""
+    """The CPU whose instruction counts apply, as in QEMU's -cpu."""
     calibrated: bool
     """Whether somebody measured it on the board."""
     values: dict[str, float]
@@ -66,7 +66,7 @@ def load_profile(source: str) -> Profile:
         path = Path(source)
     if not path.is_file():
         raise UserError(
-            f"--profile {source} is no file and no board; the boards are {', '.join(profile_names())}."
+            f"--profile {source} is neither a file nor a board; the boards are {', '.join(profile_names())}."
         )
     try:
         document = json.loads(path.read_text())
@@ -77,7 +77,7 @@ def load_profile(source: str) -> Profile:
         known = (document["name"], document["cpu"], bool(document["calibrated"]))
         profile = Profile(*known, values, bases, sources)
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is no profile of a board: {error} is missing or wrong.") from None
+        raise UserError(f"{path} is not a profile of a board: {error} is missing or wrong.") from None
     wrong = next((name for name in NUMBERS if not (values[name] > 0 and sources[name])), None)
     if wrong is not None:
         raise UserError(f"{path}: {wrong} has to be positive, with a source.")

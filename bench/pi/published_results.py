@@ -2,7 +2,7 @@
 
 Instructions of llama.cpp's products were counted on an emulated Cortex-A53, as ours are: its `ggml_vec_dot` functions
 of llama-cpp-python 0.3.36, GCC 12, -O3 -march=armv8-a, over rows of 576 (Q5_0, Q8_0) and 1,536 (Q4_K, Q6_K). Rows of
-576 are no multiple of 256, so Q4_K_M stores them as Q5_0 and Q8_0. Whatever else that program does is in the fit too.
+576 are not a multiple of 256, so Q4_K_M stores them as Q5_0 and Q8_0. The fit also covers all else that it executes.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ THROTTLED_BITS = {
     18: "throttling happened",
     19: "soft temperature limit happened",
 }
-"""Of the firmware's get_throttled (raspberrypi.com, documentation of vcgencmd)."""
+"""Meaning of the bits of the firmware's get_throttled (raspberrypi.com, documentation of vcgencmd)."""
 
 
 def measure(bundle: Path, target: str, scenario: Scenario, repeats: int) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class Scenario:
     """One image, a question about it, and an answer."""
 
     prompt_tokens: int = 15
-    """Of text; the image's prefix comes before them."""
+    """Number of text tokens; the image's prefix comes before them."""
     answer_tokens: int = 50
     counted_tokens: int = 4
     """Decoded where instructions are counted or a phase is timed: every token costs the same but for the cache."""

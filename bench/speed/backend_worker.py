@@ -69,7 +69,7 @@ class Worker:
         return {"ms": self._runner.run(request["phase"], request["index"])}
 
     def _memory(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Of the process that runs the graphs: this one, or a device's."""
+        """Memory of the process that runs the graphs: this one, or a device's."""
         from microvlm.bench.provenance import memory_of_this_process
         from microvlm.runtime import RunsElsewhere
 

@@ -92,7 +92,7 @@ class BackendRun:
     """`ok`, `skipped` (it cannot run here) or `failed` (it began and broke)."""
     reason: str | None = None
     milliseconds: dict[str, list[float]] = field(default_factory=dict)
-    """By phase, in the order of the rounds."""
+    """Milliseconds of each round, by phase."""
     import_ms: list[float] = field(default_factory=list)
     path: str | None = None
     memory: dict[str, int | None] = field(default_factory=dict)
@@ -101,7 +101,7 @@ class BackendRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured."""
+    """The plan of a measurement: workload, threads, and numbers of timed rounds, warm-up rounds and loads."""
 
     workload: dict[str, Any]
     threads: int

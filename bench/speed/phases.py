@@ -138,5 +138,5 @@ def clock(action: Callable[[], Any]) -> float:
 
 
 def phases_to_run() -> tuple[str, ...]:
-    """In the data path's order; `load` is measured when a worker starts."""
+    """Names of the phases in the data path's order; `load` is measured when a worker starts."""
     return tuple(phase for phase in PHASES if phase != "load")

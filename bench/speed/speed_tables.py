@@ -77,7 +77,7 @@ def _prediction(emulated: dict[str, Any], phase: str) -> list[str]:
 
 
 def _emulation(entry: dict[str, Any]) -> list[str]:
-    """What an emulated backend's columns are, and the verdict on its equivalence."""
+    """Remarks on an emulated backend: the meaning of its columns, and the verdict on its equivalence."""
     emulated = entry.get("emulated")
     if not emulated:
         return []

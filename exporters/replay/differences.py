@@ -13,7 +13,7 @@ TIE_DISTANCE = 1e-3
 """Two right runtimes may round a value to different integers only where it is this near to a tie, in steps of an int8
 activation. float32 noise at 127 steps is about 1e-5, and a layer of 1,000 sums makes at most some 1e-4 of it."""
 TIE_STEP = 1
-"""A tie rounds to one neighbour or the other; a difference of two steps is no tie."""
+"""A tie rounds to one neighbour or the other; a difference of two steps is not a tie."""
 
 
 @dataclass

@@ -43,7 +43,7 @@ class ProbedLayer:
     """Names of one layer's tensors in a probed graph."""
 
     name: str
-    """As in the model: the packed weight's name without `.packed`."""
+    """Layer name as in the model: the packed weight's name without `.packed`."""
     x: str
     replacement: str
     """Input int8, shaped like `x`, or [1] when recording."""

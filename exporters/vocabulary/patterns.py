@@ -11,7 +11,7 @@ import re
 from microvlm.inputs.tokenizer_pieces import CASE_VARIANTS, LETTER, NUMBER, NUMERIC, SPACE, STAND_IN_BASE
 
 GPT2_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-"""What ByteLevel splits by when it is asked to (`use_regex`)."""
+"""The pattern that ByteLevel splits by under `use_regex`."""
 
 _CLASSES = {r"\p{L}": LETTER, r"\p{N}": NUMBER, r"\s": SPACE, r"\p{Numeric}": NUMERIC}
 _PLAIN = r"[\w\-<>/'\"@%=,:;!#~` ]"
@@ -59,7 +59,7 @@ def translate(pattern: str, ascii_flags: dict[str, int]) -> str:
 
 
 def _members(flag: int, ascii_flags: dict[str, int]) -> str:
-    """What a class holds, to stand inside of brackets."""
+    """The members of a character class, written to stand inside brackets."""
     own = [re.escape(letter) for letter, flags in ascii_flags.items() if flags & flag]
     # Both of these are letters, in every version of Unicode.
     folded = CASE_VARIANTS if flag == LETTER else ()

@@ -37,14 +37,14 @@ class SmallerVocabulary:
     documents: dict[str, str]
 
     def describe(self) -> dict[str, int]:
-        """For the manifest."""
+        """Returns the manifest's entry: tokens kept, tokens before, merges kept."""
         return {"tokens": len(self.kept), "of": self.old_size, "merges": self.merges}
 
 
 def shrink(directory: Path, config: MicroVLMConfig, size: int) -> SmallerVocabulary:
     """The vocabulary of the checkpoint `directory` cut to at most `size` tokens.
 
-    Raises UserError when its tokenizer is no byte-level BPE, or when `size` is too few or no fewer than there are.
+    Raises UserError when its tokenizer is not a byte-level BPE, or when `size` is too few or no fewer than there are.
     """
     files = {name: _read(directory / name) for name in (TOKENIZER, TOKENIZER_CONFIG, GENERATION)}
     raw = files[TOKENIZER]

@@ -159,7 +159,7 @@ def _vocabulary(model: dict[str, Any], added: list[dict[str, Any]]) -> dict[str,
     if len(contents) != len(number_of) or max(contents) != len(contents) - 1:
         raise Inexpressible("its ids have gaps or are given twice")
     texts = [
-        # The decoder reads what is no byte-level text as it stands.
+        # Text that is not byte-level is read by the decoder as it stands.
         bytes(to_byte[c] for c in token) if all(c in to_byte for c in token) else token.encode()
         for token in (contents[number] for number in range(len(contents)))
     ]
@@ -222,7 +222,7 @@ def _composing() -> set[str]:
     for letter, parts in zip(trials, decomposed, strict=True):
         if parts != letter:
             active.update(letter, *parts)
-    # Marks above and below in the wrong order: they change places unless what stands between them is no mark.
+    # Marks above and below in the wrong order change places, unless a character other than a mark is between them.
     between = [f"\u0301{letter}\u0323" for letter in trials]
     ordered = normalizers.NFC().normalize_str("\n".join(between)).split("\n")
     active.update(t for t, before, after in zip(trials, between, ordered, strict=True) if before != after)

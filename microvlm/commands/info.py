@@ -146,7 +146,7 @@ def _directory(source: str | Path) -> Path:
     bundled = Path(str(resources.files("microvlm").joinpath("checkpoints", str(source))))
     if "/" not in str(source) and (bundled / "config.json").is_file():
         return bundled
-    raise UserError(f"'{source}' is no folder of a checkpoint or a bundle, and no bundled model.")
+    raise UserError(f"'{source}' is neither a folder with a checkpoint or a bundle nor a bundled model.")
 
 
 def _measure(
@@ -192,14 +192,14 @@ def _predict(
 
 
 def _tokenizer(directory: Path) -> str | None:
-    """Which code tokenizes text, or None for a model without a tokenizer."""
+    """Name of the tokenizer's implementation, or None for a model without a tokenizer."""
     from microvlm.inputs.tokenizer import TOKENIZER, load_tokenizer
 
     return load_tokenizer(directory).description if (directory / TOKENIZER).is_file() else None
 
 
 def _backends(directory: Path) -> dict[str, str]:
-    """What each registered backend would do with this model on this machine."""
+    """Describes, for each registered backend, whether and how it would run this model on this machine."""
     from microvlm.backends import backend_names, get_backend
     from microvlm.formats.bundle import is_bundle
 

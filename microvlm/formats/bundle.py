@@ -54,7 +54,7 @@ class Manifest(TypedDict):
     format: int
     name: str
     fingerprint: str
-    """Of the model's weights: memory files belong to a fingerprint."""
+    """Hash of the model's weights; a memory file belongs to one fingerprint."""
     bits: float
     packing: str
     embedding_bits: int
@@ -67,7 +67,7 @@ class Manifest(TypedDict):
     files: dict[str, FileEntry]
     """Every file but the manifest itself and what was written after it (README.md, example.py)."""
     vocabulary: dict[str, Any] | None
-    """How the vocabulary was cut, None if it was not."""
+    """Sizes of a vocabulary that was reduced; None for a whole one."""
     training: Any
     """The checkpoint's training.json, None if it had none."""
 
@@ -142,12 +142,12 @@ def read_manifest(folder: Path) -> Manifest:
     """Read FOLDER/manifest.json and check its structure, but no file that it lists. Raises UserError."""
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; give a bundle, as microvlm-export makes it.")
+        raise UserError(f"{folder} is not a folder; give a bundle, as microvlm-export makes it.")
     try:
         manifest = json.loads(path.read_text())
     except FileNotFoundError:
         raise UserError(
-            f"{path} is missing: {folder} is no bundle, or half of one; export it again."
+            f"{path} is missing: {folder} is not a bundle, or an incomplete one; export it again."
         ) from None
     except (OSError, ValueError):
         raise UserError(f"{path} is damaged: copy or export the bundle again.") from None

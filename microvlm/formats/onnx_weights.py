@@ -26,7 +26,7 @@ class Initializer(NamedTuple):
 
 
 def read_initializers(path: Path) -> list[Initializer]:
-    """Raises UserError when the file is missing or is no ONNX file."""
+    """Raises UserError when the file is missing or is not an ONNX file."""
     try:
         return [
             _initializer(tensor)
@@ -38,7 +38,7 @@ def read_initializers(path: Path) -> list[Initializer]:
     except FileNotFoundError:
         raise UserError(f"{path} is missing: copy or export the bundle again.") from None
     except (OSError, ValueError, IndexError, KeyError):
-        raise UserError(f"{path} is no ONNX file: copy or export the bundle again.") from None
+        raise UserError(f"{path} is not an ONNX file: copy or export the bundle again.") from None
 
 
 def _initializer(tensor: memoryview) -> Initializer:

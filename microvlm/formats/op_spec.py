@@ -1,4 +1,4 @@
-"""What the table says of one operator, and the exact numpy arithmetic that gives every operator its meaning.
+"""One operator's entry in the table, and the exact numpy arithmetic that gives every operator its meaning.
 
 All matrix products share one arithmetic (BitNet b1.58, Ma et al. 2024, arXiv 2402.17764, section 2), in this order,
 every float step in IEEE float32 and none of them fused:
@@ -52,7 +52,7 @@ class OpSpec:
     name: str
     """The ONNX operator type."""
     kind: str
-    """What checkpoints call this storage of weights; a product and a lookup of the same bytes share it."""
+    """The name that checkpoints use for this storage of weights; a product and a lookup of the same bytes share it."""
     torch_op: str
     """Name of the torch operator in the namespace `microvlm`."""
     bits: float
@@ -74,7 +74,7 @@ class OpSpec:
     packing_name: str | None = None
     """A ternary packing's value of --packing."""
     trit_layout: packing.TernaryLayout | None = None
-    """For ternary bytes that are digits in planes; then torch and ONNX unpack them without code of their own."""
+    """Layout of ternary bytes that are digits in planes, which torch and ONNX unpack by common code; else None."""
     rows_per_byte: int = 1
     columns_per_byte: int = 1
     group: int = 1

@@ -23,7 +23,7 @@ class TextTokenizer(Protocol):
 
     @property
     def description(self) -> str:
-        """Which code tokenizes, for `microvlm info`."""
+        """Name of the implementation, for `microvlm info`."""
 
     @property
     def identity(self) -> str:

@@ -23,7 +23,7 @@ class Entry:
     """One row of the memory, as it was written."""
 
     text: str
-    """What the log shows."""
+    """Text of the row, as the log shows it."""
     key: np.ndarray
     """w, float32 [K]."""
     latent: np.ndarray

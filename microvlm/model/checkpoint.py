@@ -48,7 +48,7 @@ def resolve_checkpoint(source: str | Path) -> Path:
         return Path(str(resources.files("microvlm").joinpath("checkpoints", str(source))))
     if path.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/")):
         raise UserError(
-            f"'{source}' is no checkpoint: give a directory, a hub id (owner/name) or one of {', '.join(BUNDLED)}."
+            f"'{source}' is not a checkpoint: give a directory, a hub id (owner/name) or one of {', '.join(BUNDLED)}."
         )
     try:
         from huggingface_hub import snapshot_download
@@ -173,8 +173,8 @@ def load_strictly(model: nn.Module, tensors: dict[str, Tensor], origin: str, ass
 
 
 def describe_lowered(model: MicroVLM) -> dict[str, dict]:
-    """What `build_lowered` needs of every lowered layer by name: its kind, rows, columns and, where it has one, scale
-    length and bias."""
+    """Describes every lowered layer for `build_lowered`, by name: kind, rows, columns and, if it has them, scale length
+    and bias."""
     layers: dict[str, dict] = {}
     config = model.config
     for name, module in model.named_modules():

@@ -17,7 +17,7 @@ MAX_QUESTIONS = 24
 
 
 class BankIndex(NamedTuple):
-    """What sampling needs to know of a bank: its sizes, and which of its n facts are the same or alike."""
+    """Index of a bank for sampling: its sizes, and which of its n facts are the same or alike."""
 
     names: np.ndarray
     """int64 [n]: equal for facts with the same object and relation."""

@@ -47,7 +47,7 @@ class BatchCounts(NamedTuple):
 
     @property
     def episode_end(self) -> int:
-        """Where the pictures of the facts start."""
+        """Index at which the pictures of the facts start."""
         return self.direct + 2 * self.episodes
 
     @classmethod

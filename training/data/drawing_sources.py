@@ -34,7 +34,7 @@ class Source:
     licence: str
     """SPDX identifier of the artwork's licence."""
     use: str
-    """`train`, `test`, `stress`, or `drawings` (icons without captions that are no emoji)."""
+    """`train`, `test`, `stress`, or `drawings` (icons without captions that are not emoji)."""
 
     @property
     def package(self) -> str:

@@ -45,7 +45,7 @@ def render_vendor(icons: IconSet, names: list[str | None], size: int, progress: 
             except ValueError as error:
                 vendor = icons.source.vendor
                 raise DataError(
-                    f"The emoji packages are damaged: {vendor} {name} is no SVG ({error})."
+                    f"The emoji packages are damaged: {vendor} {name} is not an SVG ({error})."
                 ) from None
         progress(f"{icons.source.vendor} {size}px", i + 1, len(names))
     return pixels

@@ -97,7 +97,7 @@ class Scene:
     ground: int
     """Index into GROUNDS."""
     objects: tuple[Placed, ...]
-    """In a scene with a relation, the first is the left or the upper one."""
+    """The scene's objects; in a scene with a relation, the left or upper one comes first."""
     relation: str | None = None
     """`left-right`, `above-below`, or None if no question asks for a side."""
 

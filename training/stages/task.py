@@ -1,4 +1,4 @@
-"""What every training stage is built from, and what the trainer and the training loop require of it."""
+"""Parts common to all training stages, and the interface that the trainer and the training loop require."""
 
 from __future__ import annotations
 

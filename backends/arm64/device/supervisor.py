@@ -17,7 +17,7 @@ _QUIET = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGPIPE)
 
 
 class Activity:
-    """What the child is doing, as in "importing onnxruntime 1.32.0"; the parent reads it after the child's death."""
+    """The child's current activity, such as "importing onnxruntime 1.32.0"; the parent reads it after a crash."""
 
     def __init__(self) -> None:
         self._memory = mmap.mmap(-1, _LONGEST)

@@ -33,7 +33,7 @@ SSH_FAILED, NOT_FOUND = 255, 127
 # ssh notices a silently broken connection after half a minute.
 OPTIONS = ("-T", "-o", "ServerAliveInterval=10", "-o", "ServerAliveCountMax=3", "-o", "ConnectTimeout=15")
 PASSED_VARIABLES = ("MICROVLM_KERNELS", "MICROVLM_NATIVE")
-"""Variables of this environment that the worker gets too, where their values are no paths."""
+"""Environment variables that the worker gets too, unless their values are paths."""
 _TOO_OLD = "microvlm needs another Python than "
 _PLACE = re.compile(r"(?:(?P<user>[\w.-]+)@)?(?P<host>\[[0-9a-fA-F:.%\w]+\]|[\w.-]+)(?::(?P<port>\d+))?")
 _BOOTSTRAP = """\

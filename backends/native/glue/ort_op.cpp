@@ -69,10 +69,10 @@ Status read_weights(const OrtApi* api, const Op& op, const void* const* values, 
   if (status == nullptr && op.has_multiplier) status = read_value(api, *values++, &operands->multiplier, &multiplier);
   if (status == nullptr) status = read_value(api, *values, &operands->scale, &scale);
   if (status == nullptr && (packed.rank != 2 || scale.rank != 1)) {
-    status = fail(api, kInvalidArgument, "packed is no matrix or scale no vector");
+    status = fail(api, kInvalidArgument, "packed is not a matrix or scale not a vector");
   }
   if (status == nullptr && op.has_multiplier && multiplier.rank != 2) {
-    status = fail(api, kInvalidArgument, "multiplier is no matrix");
+    status = fail(api, kInvalidArgument, "multiplier is not a matrix");
   }
   operands->packed_rows = packed.first();
   operands->packed_columns = packed.last();

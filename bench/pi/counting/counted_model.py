@@ -24,9 +24,9 @@ RUNS = 25
 """The median of their counts is a phase's."""
 LONG, SHORT = ("vision", "prefill"), ("memory_read", "memory_write", "memory_forget")
 SHORT_RUNS = 101
-"""Of a phase so small that those thousands are half a per cent of it."""
+"""Runs of a phase so small that those thousands are half a per cent of it."""
 WIDE = 512
-"""From this width on some thousand instructions are nothing, and a run takes minutes."""
+"""Width from which some thousand instructions do not matter and a run takes minutes."""
 
 
 def run(bundle: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def run(bundle: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def runs_of(phase: str, width: int) -> int:
-    """How often a phase of a model of this width is counted in one process."""
+    """Number of times that a phase of a model of this width runs in one counted process."""
     if width >= WIDE:
         return 1 if phase in LONG else 5
     if phase in SHORT:

@@ -58,7 +58,7 @@ class Region:
     multiply: int
     crypto: int
     library: int
-    """Those of the native library."""
+    """Instructions executed in the native library."""
 
 
 def open_board(package: Package, cpu: str = DEFAULT_CPU) -> EmulatedMachine:
@@ -112,7 +112,7 @@ def count(
 
 @functools.cache
 def fixed_addresses() -> list[str]:
-    """What runs a program without random addresses; nothing where the system refuses that, as containers may.
+    """Command prefix that runs a program without random addresses; empty where the system refuses, as containers may.
 
     QEMU then still gives its program the same ones each time, but others than elsewhere.
     """

@@ -26,11 +26,11 @@ class Package:
     """A folder for an emulated Python's path, with the native library in it."""
     wheel: Path | None
     compiler: str
-    """As in `clang 22.1.8`, the ziglang wheel's, that release wheels are built with; empty without a library."""
+    """Compiler such as `clang 22.1.8`, the ziglang wheel's, which builds release wheels; empty without a library."""
 
     @property
     def contents(self) -> list[Path]:
-        """For `open_emulated_board`'s packages."""
+        """Paths to give to `open_emulated_board` as packages."""
         return [path for path in (self.wheel, self.site) if path is not None]
 
 
@@ -53,13 +53,13 @@ def require_library() -> None:
 
 
 def from_wheel(wheel: Path) -> Package:
-    """Raises UserError for a file that is no wheel of ours with a native library."""
+    """Raises UserError for a file that is not a wheel of this package with a native library."""
     try:
         with zipfile.ZipFile(wheel) as archive:
             names = [name for name in archive.namelist() if name.endswith(f"/{LIBRARY}")]
             library = archive.read(names[0]) if names else b""
     except (OSError, zipfile.BadZipFile):
-        raise UserError(f"{wheel} is no wheel: build one with bash .ci/nox -s wheels.") from None
+        raise UserError(f"{wheel} is not a wheel: build one with bash .ci/nox -s wheels.") from None
     if not library:
         raise UserError(f"{wheel} has no native library: build one with bash .ci/nox -s wheels.")
     return Package(None, wheel, compiler_of(library))
@@ -76,7 +76,7 @@ def wheel_of_board() -> Package:
 
 
 def compiler_of(library: bytes) -> str:
-    """As in `clang 22.1.8` or `gcc 12.2.0`: what compilers leave in a library's .comment."""
+    """Compiler such as `clang 22.1.8` or `gcc 12.2.0`, from the .comment section of a library."""
     clang = re.search(rb"clang version ([\d.]+)", library)
     gcc = re.search(rb"GCC: \([^)]*\) ([\d.]+)", library)
     if clang:

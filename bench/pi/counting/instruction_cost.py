@@ -29,7 +29,7 @@ class Cost:
     simd: int
     weight_bytes: int
     kernel_instructions: int
-    """Those of them in the native library, which read the weights; 0 where the function bodies ran."""
+    """Instructions executed in the native library, which reads the weights; 0 where the function bodies ran."""
     crypto: int
 
 
@@ -51,7 +51,7 @@ def count_bundle(machine: EmulatedMachine, package: Package, bundle: Path, scena
     arguments = ["-m", "microvlm.bench.pi.counting.counted_model", str(bundle.resolve()), options]
     ran, regions = count(machine, arguments)
     if not ran["finite"]:
-        raise UserError(f"{bundle.name} on the emulated {machine.cpu} gives logits that are no numbers.")
+        raise UserError(f"{bundle.name} on the emulated {machine.cpu} gives logits that are not numbers.")
     costs = [
         _cost(
             phase,

@@ -2,9 +2,9 @@
 
     instructions of a token = 24 x those of a layer's seven linears + those of the output head + the rest
 
-Both graphs run whole on the emulated CPU, with random weights. The rest (attention, norms, embedding, Python) is no
-contender's: it is what our full-size graph executes outside of the native library, by the committed baseline, and the
-same for all. A peer's head is stored as its linears are; ours in four bits.
+Both graphs run whole on the emulated CPU, with random weights. The rest (attention, norms, embedding, Python) is
+the same for all contenders: our full-size graph's count outside the native library, from the committed baseline. A
+peer's head is stored as its linears are; ours in four bits.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def count_peers(
 
 
 def bars(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How many times fewer instructions ours execute than the best of a peer's variants."""
+    """Ratios of instructions: the best of a peer's variants over ours."""
     tokens = {row["contender"]: row["instructions_per_token"] for row in rows}
     table = []
     for ours, peer, least in BARS:
@@ -131,7 +131,7 @@ def bars(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def rest_instructions(cpu: str, folder: Path = count_baseline.FOLDER) -> int:
-    """Of a full-size token outside of the native library. Raises UserError without the baseline."""
+    """Instructions of a full-size token outside the native library. Raises UserError without the baseline."""
     path = folder / f"{REST_OF}-{cpu}.json"
     if not path.is_file():
         raise UserError(

@@ -16,7 +16,7 @@ namespace {
 
 using microvlm::Product;
 
-// The kernel takes any number, says that it is no policy, and the plugin sees it pass.
+// The kernel takes any number, says that it is not a policy, and the plugin sees it pass.
 void mark(long region) { syscall(SYS_sched_get_priority_max, 0x7e570000 | region); }
 
 int run(const microvlm::Kernels& kernels, Product product, int64_t columns, int64_t rows, int64_t tokens) {
