@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, overload, runtime_checkable
 
 from microvlm.errors import UserError
 from microvlm.generation import GenerationOptions, embed_prompt
@@ -18,13 +18,28 @@ from microvlm.runtime import Memories, MemoryArrays
 if TYPE_CHECKING:
     from microvlm.backends.base import LoadedRuntime
     from microvlm.config import MicroVLMConfig
-    from microvlm.memory.conversation import Chat
     from microvlm.memory.episodic import EpisodicMemory
-    from microvlm.memory.facts import FactMemory
-    from microvlm.model.microvlm import MicroVLM
 
-    MemorySource: TypeAlias = Memories | EpisodicMemory | FactMemory | Chat | str | os.PathLike[str]
+    MemorySource: TypeAlias = Memories | EpisodicMemory | "HasMemory" | str | os.PathLike[str]
     """The memories that `generate` can read: a FactMemory, a Chat, a memory file, or their states."""
+    ModelSource: TypeAlias = "LoadedModel | ConvertsToLoadedModel | LoadedRuntime"
+    """The models that `Chat` and `FactMemory` take: a result of `load`, a MicroVLM, or a runtime."""
+
+
+class HasMemory(Protocol):
+    """A FactMemory or a Chat: a memory of one model."""
+
+    runtime: LoadedRuntime
+    memory: EpisodicMemory
+
+
+@runtime_checkable
+class ConvertsToLoadedModel(Protocol):
+    """A MicroVLM, which this module does not import because it needs torch."""
+
+    def to_loaded_model(self, processor: Processor | None = None) -> LoadedModel:
+        """The same model on the backend `torch`."""
+        ...
 
 
 class LoadedModel:
@@ -188,14 +203,13 @@ def complete_options(
 
 
 def runtime_and_processor(
-    model: LoadedModel | MicroVLM | LoadedRuntime, processor: Processor | None = None
+    model: ModelSource, processor: Processor | None = None
 ) -> tuple[LoadedRuntime, Processor]:
     """The parts of a loaded model, of a `MicroVLM`, or of a runtime with its processor. Raises UserError."""
     if isinstance(model, LoadedModel):
         return model.runtime, processor or model.processor
-    to_loaded_model = getattr(model, "to_loaded_model", None)
-    if to_loaded_model is not None:
-        return runtime_and_processor(to_loaded_model(processor))
+    if isinstance(model, ConvertsToLoadedModel):
+        return runtime_and_processor(model.to_loaded_model(processor))
     if not hasattr(model, "memory_encode"):
         raise UserError(
             f"give a model, as microvlm.load or MicroVLM.from_pretrained returns it, not {type(model).__name__}."

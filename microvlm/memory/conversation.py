@@ -24,9 +24,7 @@ from microvlm.memory.query import Query
 from microvlm.runtime import Runtime
 
 if TYPE_CHECKING:
-    from microvlm.backends.base import LoadedRuntime
-    from microvlm.loaded_model import LoadedModel
-    from microvlm.model.microvlm import MicroVLM
+    from microvlm.loaded_model import ModelSource
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ class Chat:
 
     def __init__(
         self,
-        model: LoadedModel | MicroVLM | LoadedRuntime,
+        model: ModelSource,
         processor: Processor | None = None,
         options: GenerationOptions | None = None,
         memory: EpisodicMemory | None = None,

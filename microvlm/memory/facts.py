@@ -25,9 +25,7 @@ from microvlm.memory.memory_file import load_memory, save_memory
 from microvlm.memory.query import Query
 
 if TYPE_CHECKING:
-    from microvlm.backends.base import LoadedRuntime
-    from microvlm.loaded_model import LoadedModel
-    from microvlm.model.microvlm import MicroVLM
+    from microvlm.loaded_model import ModelSource
 
 SAME_KEY = 0.9997
 """Two keys with at least this cosine count as one. Used only for facts whose words are unknown, in older files.
@@ -60,7 +58,7 @@ class FactMemory:
 
     def __init__(
         self,
-        model: LoadedModel | MicroVLM | LoadedRuntime,
+        model: ModelSource,
         processor: Processor | None = None,
         memory: EpisodicMemory | None = None,
     ):
