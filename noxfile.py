@@ -44,7 +44,7 @@ NO_NATIVE = {"MICROVLM_BUILD_NATIVE": "0"}
 # Windows would read files in the user's own encoding.
 UTF8 = {"PYTHONUTF8": "1"}
 
-built: list[Path] = []
+built_wheels: list[Path] = []
 
 nox.options.sessions = ["lint", "build", "equivalence", "tests", "pi"]
 nox.options.reuse_existing_virtualenvs = True
@@ -189,13 +189,13 @@ def run(session: nox.Session, program: str, *arguments: str, **environment: str)
 
 def wheel(session: nox.Session) -> Path:
     """Builds and installs this checkout's wheel for this machine, once per run of nox; returns its path."""
-    if not built:
+    if not built_wheels:
         folder = SHARED / "wheel"
         session.run(sys.executable, "-m", "venv", str(SHARED))
         shutil.rmtree(folder, ignore_errors=True)
         pip = ("python", "-m", "pip", "-q")
         run(session, *pip, "wheel", ".", "--no-deps", "-w", str(folder), MICROVLM_BUILD_NATIVE="1")
-        built.extend(folder.glob("*.whl"))
+        built_wheels.extend(folder.glob("*.whl"))
         # pip would keep an installed wheel of the same version.
-        run(session, *pip, "install", str(built[0]), "--no-deps", "--force-reinstall")
-    return built[0]
+        run(session, *pip, "install", str(built_wheels[0]), "--no-deps", "--force-reinstall")
+    return built_wheels[0]

@@ -36,7 +36,7 @@ class CannotBuild(Exception):
     """Why there is no library, in a few words."""
 
 
-def wanted() -> bool | None:
+def native_setting() -> bool | None:
     """True: required. False: left out. None: where it can be built."""
     value = os.environ.get(SWITCH, "")
     if value not in ("", "0", "1"):
@@ -63,15 +63,15 @@ def find_cmake() -> str | None:
     program = find_program("cmake")
     if program is None:
         return None
-    shown = subprocess.run([program, "--version"], capture_output=True, text=True).stdout
-    version = re.search(r"(\d+)\.(\d+)", shown)
+    output = subprocess.run([program, "--version"], capture_output=True, text=True).stdout
+    version = re.search(r"(\d+)\.(\d+)", output)
     return program if version and (int(version[1]), int(version[2])) >= CMAKE_OLDEST else None
 
 
 def build_tools() -> list[str]:
     """Packages that a build needs beside the compiler. A build front end installs them first; the system's are taken
     where they are, which spares the download."""
-    if wanted() is False or find_compiler() is None:
+    if native_setting() is False or find_compiler() is None:
         return []
     tools = [] if find_cmake() else [f"cmake>={'.'.join(map(str, CMAKE_OLDEST))}"]
     return tools if find_program("make") or find_program("ninja") else [*tools, "ninja"]
@@ -79,12 +79,12 @@ def build_tools() -> list[str]:
 
 def run_cmake(*arguments: str) -> None:
     """Raises CannotBuild with the first error of CMake or the compiler; their whole output goes to the log."""
-    done = subprocess.run(
+    process = subprocess.run(
         arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
-    print(done.stdout, flush=True)
-    if done.returncode:
-        lines = [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    print(process.stdout, flush=True)
+    if process.returncode:
+        lines = [line.strip() for line in process.stdout.splitlines() if line.strip()]
         # CMake's own error is a heading, with the sentence on the line after it.
         first = next(
             (n for n, line in enumerate(lines) if re.search(r"\berror\b", line, re.I)), len(lines) - 1
@@ -94,7 +94,7 @@ def run_cmake(*arguments: str) -> None:
 
 def compile_library(destination: Path) -> None:
     """Raises CannotBuild. A fresh build folder each time: a kept one would remember another compiler."""
-    if wanted() is False:
+    if native_setting() is False:
         raise CannotBuild(f"it was left out with {SWITCH}=0")
     if find_compiler() is None:
         raise CannotBuild("no C++ compiler was found when the package was built")
@@ -140,7 +140,7 @@ class BuildNative(Command):
 
     def run(self) -> None:
         library, reason = self.folder() / LIBRARY, self.folder() / REASON
-        if self.editable_mode and wanted() is False and library.is_file():
+        if self.editable_mode and native_setting() is False and library.is_file():
             # Another environment's editable install uses the library of this checkout.
             return
         # What an earlier build left here must not get into a wheel that says it has none.
@@ -150,7 +150,7 @@ class BuildNative(Command):
             compile_library_or_say_why(library)
             print(f"microvlm: native library built: {library.stat().st_size} bytes", flush=True)
         except CannotBuild as error:
-            if wanted():
+            if native_setting():
                 raise SystemExit(f"microvlm: {SWITCH}=1, but there is no native library: {error}.") from None
             print(
                 f"microvlm: no native library: {error}; the package runs on the function bodies.", flush=True

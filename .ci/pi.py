@@ -23,11 +23,11 @@ def main(out: Path, arguments: list[str]) -> int:
     shared = ["--target", "emulated", "--baselines", str(BASELINES)]
     shared += [] if "--update-baseline" in arguments else ["--gate"]
     if any(not argument.startswith("-") for argument in arguments):
-        asked = [arguments]
+        argument_lists = [arguments]
     else:
-        asked = [["nano", "--part", part, *arguments] for part in PARTS]
+        argument_lists = [["nano", "--part", part, *arguments] for part in PARTS]
     with step("microvlm-bench pi"):
-        commands = [["microvlm-bench", "pi", *one, *shared] for one in asked]
+        commands = [["microvlm-bench", "pi", *command, *shared] for command in argument_lists]
         return side_by_side(commands, [{"MICROVLM_WHEEL": str(wheel)}] * len(commands))
 
 

@@ -30,18 +30,18 @@ CERTIFICATES = "pip-certificates.crt"
 def pip_settings() -> dict[str, str]:
     """Files for /etc: what this machine's pip needs to reach its index, less what lies on this machine's disk."""
     listed = subprocess.run([sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True)
-    found: dict[str, str] = {}
+    settings: dict[str, str] = {}
     for line in sorted(listed.stdout.splitlines(), key=lambda line: line.startswith(":env:")):
         name, _, value = line.partition("=")
-        found[name.rpartition(".")[2]] = ast.literal_eval(value)
+        settings[name.rpartition(".")[2]] = ast.literal_eval(value)
     files = {}
     lines = ["[global]"]
     for name in ("index-url", "extra-index-url", "trusted-host", "proxy", "timeout", "default-timeout"):
-        urls = [each for each in found.get(name, "").split() if not each.startswith(("file:", "/"))]
+        urls = [url for url in settings.get(name, "").split() if not url.startswith(("file:", "/"))]
         if urls:
             lines.append(f"{name} = {' '.join(urls)}")
-    if found.get("cert"):
-        files[CERTIFICATES] = Path(found["cert"]).read_text()
+    if settings.get("cert"):
+        files[CERTIFICATES] = Path(settings["cert"]).read_text()
         lines.append(f"cert = /etc/{CERTIFICATES}")
     return {**files, "pip.conf": "".join(f"{line}\n" for line in lines)}
 
@@ -57,8 +57,10 @@ def main() -> int:
         with wheels.step(f"{len(steps)} commands on the board"):
             (outcome,) = board.run([as_user(page_commands.script(steps, mark))], TIMEOUT_S)
     print(outcome.stdout)
-    left = outcome.available_bytes / 1e6
-    print(f"peak RSS {outcome.peak_rss_bytes / 1e6:.1f} MB, at least {left:.1f} MB left, OOM: {outcome.oom}")
+    available_mb = outcome.available_bytes / 1e6
+    print(
+        f"peak RSS {outcome.peak_rss_bytes / 1e6:.1f} MB, at least {available_mb:.1f} MB left, OOM: {outcome.oom}"
+    )
     wrong = [*page_commands.complaints(steps, outcome.stdout, mark), *outcome.oom_victims]
     print(*wrong, sep="\n\n", file=sys.stderr)
     return 1 if wrong else 0

@@ -13,11 +13,13 @@ def side_by_side(commands: Sequence[Sequence[str]], environments: Sequence[Mappi
     """Commands, and what each one's environment adds to this one's -> the worst exit status; a signal counts as 1."""
     worst = 0
     with ThreadPoolExecutor(len(commands)) as pool:
-        for done in pool.map(_run, commands, environments):
-            print(done.stdout, end="", flush=True)
-            if done.returncode:
-                print(f"exit status {done.returncode}: {' '.join(done.args)}", file=sys.stderr, flush=True)
-            worst = max(worst, done.returncode if done.returncode >= 0 else 1)
+        for process in pool.map(_run, commands, environments):
+            print(process.stdout, end="", flush=True)
+            if process.returncode:
+                print(
+                    f"exit status {process.returncode}: {' '.join(process.args)}", file=sys.stderr, flush=True
+                )
+            worst = max(worst, process.returncode if process.returncode >= 0 else 1)
     return worst
 
 

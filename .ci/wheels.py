@@ -66,22 +66,22 @@ def emulated_environment(wheel: Path) -> Run:
 
 def exercise(run: Run, inputs: Path, bundle: Path) -> dict[str, Any]:
     """What smoke_wheel.py found, and the captions of some pictures by `microvlm caption`."""
-    found = json.loads(run(str(ROOT / "tests" / "smoke_wheel.py"), str(inputs)))
+    document = json.loads(run(str(ROOT / "tests" / "smoke_wheel.py"), str(inputs)))
     pictures = [str(ROOT / "bench" / "evalset" / "images" / name) for name in PICTURES]
     arguments = ["--model", str(bundle), "--backend", "ort", "--threads", "2", "--json"]
     results = json.loads(run("-c", CAPTION, "caption", *pictures, *arguments))["results"]
-    return {**found, "captions": [[each["caption"], each["tokens"]] for each in results]}
+    return {**document, "captions": [[result["caption"], result["tokens"]] for result in results]}
 
 
 def python(*arguments: str, program: str = sys.executable, **options: Any) -> str:
     return checked(subprocess.run([program, *arguments], capture_output=True, text=True, **options))
 
 
-def checked(done: subprocess.CompletedProcess[str]) -> str:
+def checked(process: subprocess.CompletedProcess[str]) -> str:
     """What a program printed; ends this one where that failed, with all that it said."""
-    if done.returncode:
-        raise SystemExit(f"{' '.join(map(str, done.args))}\n{done.stdout}{done.stderr}")
-    return done.stdout
+    if process.returncode:
+        raise SystemExit(f"{' '.join(map(str, process.args))}\n{process.stdout}{process.stderr}")
+    return process.stdout
 
 
 @contextmanager
@@ -102,14 +102,14 @@ def main(out: Path) -> None:
         export = "from microvlm.exporters.export_command import main; main()"
         python("-c", export, "nano", "-o", str(bundle), "--bits", "1.58", "--force", cwd=out)
     with step("install for x86_64"):
-        here = x86_environment(wheels["x86_64"], out / "venv")
+        host_python = x86_environment(wheels["x86_64"], out / "venv")
     with step("run on x86_64"):
-        host = exercise(here, inputs, bundle)
+        host = exercise(host_python, inputs, bundle)
     print(json.dumps(host))
     with step("install for aarch64"):
-        there = emulated_environment(wheels["aarch64"])
+        device_python = emulated_environment(wheels["aarch64"])
     with step("run on an emulated Cortex-A53"):
-        board = exercise(there, inputs, bundle)
+        board = exercise(device_python, inputs, bundle)
     print(json.dumps(board))
     if (host["machine"], board["machine"]) != ("x86_64", "aarch64"):
         raise SystemExit("a wheel ran on another machine than its own.")

@@ -95,6 +95,6 @@ def describe(wheel: Path) -> str:
 
 if __name__ == "__main__":
     newest = max(Path(sys.argv[1]).glob("*.whl"), key=lambda path: path.stat().st_mtime)
-    found = check(newest)
-    print("\n".join(found) or describe(newest))
-    sys.exit(1 if found else 0)
+    complaints = check(newest)
+    print("\n".join(complaints) or describe(newest))
+    sys.exit(1 if complaints else 0)

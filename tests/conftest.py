@@ -275,6 +275,6 @@ def build_native(folder: Path, *options: str) -> Path:
     source = Path(__file__).parent.parent / "backends" / "native"
     commands = (["cmake", "-S", source, "-B", folder, *options], ["cmake", "--build", folder, "-j", "2"])
     for command in commands:
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout + done.stderr
+        process = subprocess.run(command, capture_output=True, text=True)
+        assert process.returncode == 0, process.stdout + process.stderr
     return folder

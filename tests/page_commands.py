@@ -47,8 +47,8 @@ def script(steps: list[Step], mark: str) -> str:
 
 def read_outputs(text: str, mark: str) -> dict[int, tuple[str, int]]:
     """Number of a step -> (its output, its exit status), for the steps that ended."""
-    found = re.findall(rf"(?ms)^{mark} start (\d+)\n(.*?)\n{mark} end \1 (\d+)$", text)
-    return {int(number): (output, int(status)) for number, output, status in found}
+    blocks = re.findall(rf"(?ms)^{mark} start (\d+)\n(.*?)\n{mark} end \1 (\d+)$", text)
+    return {int(number): (output, int(status)) for number, output, status in blocks}
 
 
 def is_as_promised(output: str, promised: tuple[str, ...]) -> bool:
@@ -57,8 +57,8 @@ def is_as_promised(output: str, promised: tuple[str, ...]) -> bool:
     while lines and not lines[-1]:
         lines.pop()
     pattern = "".join(
-        r"(?:.*\n)*?" if each.strip() == "..." else re.escape(each.rstrip()).replace(r"\.\.\.", ".*") + r"\n"
-        for each in promised
+        r"(?:.*\n)*?" if line.strip() == "..." else re.escape(line.rstrip()).replace(r"\.\.\.", ".*") + r"\n"
+        for line in promised
     )
     return re.fullmatch(pattern, "".join(f"{line}\n" for line in lines)) is not None
 
@@ -70,6 +70,6 @@ def complaints(steps: list[Step], text: str, mark: str) -> list[str]:
     for number, step in enumerate(steps):
         output, status = outputs.get(number, ("", -1))
         if status != 0 or not is_as_promised(output, step.promised):
-            shown = "it did not end" if status < 0 else f"exit status {status}, output:\n{output}"
-            wrong.append(f"$ {step.command}\n{shown}\npromised:\n" + "\n".join(step.promised))
+            result = "it did not end" if status < 0 else f"exit status {status}, output:\n{output}"
+            wrong.append(f"$ {step.command}\n{result}\npromised:\n" + "\n".join(step.promised))
     return wrong

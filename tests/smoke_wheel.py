@@ -35,9 +35,9 @@ def run(model: Path, value: np.ndarray, library: Path | None) -> np.ndarray:
 
 def is_exact(op: OpSpec, folder: Path, library: Path | None) -> bool:
     """Bit for bit."""
-    with np.load(folder / f"{op.name}.npz") as stored:
-        value, weights = stored["input"], [stored[name] for name in op.weight_names]
-        attributes = {name: int(stored[name]) for name in op.attributes}
+    with np.load(folder / f"{op.name}.npz") as arrays:
+        value, weights = arrays["input"], [arrays[name] for name in op.weight_names]
+        attributes = {name: int(arrays[name]) for name in op.attributes}
     expected = op.reference(value, *weights, **attributes)
     return run(folder / f"{op.name}.onnx", value, library).tobytes() == expected.tobytes()
 

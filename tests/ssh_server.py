@@ -53,9 +53,9 @@ class SshServer:
 
     def command(self, *more: str) -> str:
         """A value for MICROVLM_SSH_COMMAND that ignores the user's configuration, known hosts and keys."""
-        known = f"UserKnownHostsFile={self.folder}/known"
-        options = ["-F", "none", "-i", f"{self.folder}/user_key", "-o", "IdentitiesOnly=yes", "-o", known]
-        return " ".join(["ssh", *options, "-o", "StrictHostKeyChecking=accept-new", *more])
+        known_hosts = f"UserKnownHostsFile={self.folder}/known"
+        options = f"-F none -i {self.folder}/user_key -o IdentitiesOnly=yes -o {known_hosts}"
+        return f"ssh {options} -o StrictHostKeyChecking=accept-new {' '.join(more)}".rstrip()
 
     def environment(self) -> dict[str, str]:
         """Variables for the host: the device's Python is the one that runs the tests, with its packages."""

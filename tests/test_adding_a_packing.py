@@ -45,7 +45,7 @@ def test_a_packing_of_the_page_touches_few_files_and_passes_the_tests_of_every_p
     for file, code in edits:
         target = copy / (file if file.startswith("microvlm/") else f"microvlm/{file}")
         target.write_text(f"{target.read_text()}\n\n{code}")
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", selected]
         + [str(ROOT / "tests" / name) for name in TESTS],
         cwd=copy,
@@ -54,4 +54,4 @@ def test_a_packing_of_the_page_touches_few_files_and_passes_the_tests_of_every_p
         text=True,
     )
     # Status 5 means that nothing was selected: the new packing was not in the table.
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert process.returncode == 0, process.stdout + process.stderr

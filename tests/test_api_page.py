@@ -36,9 +36,9 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 def test_every_example_prints_what_the_page_shows(outputs: list[str]) -> None:
-    shown = [text for _, text in EXAMPLE.findall(PAGE)]
-    assert all(shown), "an example has no output"
-    assert outputs == shown
+    page_outputs = [text for _, text in EXAMPLE.findall(PAGE)]
+    assert all(page_outputs), "an example has no output"
+    assert outputs == page_outputs
 
 
 def test_every_public_name_has_an_example() -> None:

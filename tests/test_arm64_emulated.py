@@ -104,7 +104,9 @@ def test_a_version_known_to_crash_is_refused_before_it_is_imported(tmp_path: Pat
 @pytest.mark.slow
 def test_a_version_that_crashes_unexpectedly_is_explained_in_one_sentence() -> None:
     """The real wheel of that version, with the table of known ones empty; downloads it."""
-    requirements = [each for each in runtime_requirements() if not each.startswith("onnxruntime")]
+    requirements = [
+        requirement for requirement in runtime_requirements() if not requirement.startswith("onnxruntime")
+    ]
     machine = open_machine(requirements=[*requirements, f"onnxruntime=={CRASHING}"])
     machine = dataclasses.replace(machine, sites=(unpacked_package("aarch64"), *machine.sites))
     program = (

@@ -117,11 +117,13 @@ def test_chat_and_memory_commands_work_over_ssh_and_read_the_files_of_ort(
     open_remote(server, speaking_bundle)  # so that the next command copies nothing
     status, _, err = run("memory", "write", file, *fact, *model, "--target", server.target)
     assert (status, err) == (0, "")
-    here = run("memory", "read", file, "--question", "what is this?", "--json", *model, "--backend", "ort")
-    there = run(
+    host_result = run(
+        "memory", "read", file, "--question", "what is this?", "--json", *model, "--backend", "ort"
+    )
+    device_result = run(
         "memory", "read", file, "--question", "what is this?", "--json", *model, "--target", server.target
     )
-    first, second = json.loads(here[1]), json.loads(there[1])
+    first, second = json.loads(host_result[1]), json.loads(device_result[1])
     assert first["tokens"] == second["tokens"]
     assert first["scope"] == second["scope"]
 

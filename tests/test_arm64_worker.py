@@ -94,7 +94,10 @@ def test_every_graph_gives_the_bits_of_ort(ort, device_runtime: Arm64Runtime, pr
     assert np.array_equal(device_runtime.encode_image(pixels), ort.encode_image(pixels))
     assert np.array_equal(decoded_logits(device_runtime, prompt, 4), decoded_logits(ort, prompt, 4))
     ours, theirs = memory_after_writes(device_runtime, prompt), memory_after_writes(ort, prompt)
-    assert all(np.array_equal(one, other) for one, other in zip(ours, theirs, strict=True))
+    assert all(
+        np.array_equal(ours_array, theirs_array)
+        for ours_array, theirs_array in zip(ours, theirs, strict=True)
+    )
 
 
 def test_the_decode_loop_runs_on_the_worker_and_reports_each_token_at_once(
@@ -129,7 +132,7 @@ def test_caches_and_states_stay_on_the_device_until_somebody_looks(
     assert isinstance(state.mean, DeviceArray)
     assert state.mean.shape == (1, 16, 48)
     assert len(state.mean) == 1
-    held = device_runtime.condition()["values"]
+    value_count = device_runtime.condition()["values"]
     mean = np.asarray(state.mean)
     assert np.array_equal(state.mean - mean, np.zeros_like(mean))
     assert np.array_equal(state.mean[0, 3], mean[0, 3])
@@ -138,7 +141,7 @@ def test_caches_and_states_stay_on_the_device_until_somebody_looks(
     with pytest.raises(ValueError, match="read-only"):
         mean[0] = 0
     # What nobody needs goes with the next request, and a long chain leaves its last link only.
-    assert held == 2
+    assert value_count == 2
     del state
     assert device_runtime.condition()["values"] == 0
 
@@ -147,17 +150,17 @@ def test_a_worker_killed_between_steps_is_replaced_and_its_cache_made_again(
     ort, device_runtime: Arm64Runtime, prompt: Prompt, capfd: pytest.CaptureFixture
 ) -> None:
     steps_before_death = (2, 5)
-    seen: list[int] = []
+    value_counts: list[int] = []
 
     def between(step: int) -> None:
-        seen.append(device_runtime.condition()["values"])
+        value_counts.append(device_runtime.condition()["values"])
         if step in steps_before_death:
             kill(device_runtime)
 
     assert np.array_equal(decoded_logits(device_runtime, prompt, 7, between), decoded_logits(ort, prompt, 7))
     assert capfd.readouterr().err.count("local was lost; connecting again") == 2
     # Making it again leaves nothing behind: two tensors a layer of the cache, of the slot, and nothing of the memory.
-    assert max(seen) == min(seen)
+    assert max(value_counts) == min(value_counts)
 
 
 def test_a_worker_killed_while_it_speaks_says_every_token_once(
@@ -192,7 +195,9 @@ def test_a_fetched_state_outlives_its_worker_without_repeating_its_runs(
     key, code = _query(device_runtime, prompt)
     after = device_runtime.memory_write(key, code, state)
     expected = ort.memory_write(key, code, MemoryArrays(*before))
-    assert all(np.array_equal(one, other) for one, other in zip(after, expected, strict=True))
+    assert all(
+        np.array_equal(array, expected_array) for array, expected_array in zip(after, expected, strict=True)
+    )
 
 
 def test_the_rest_of_an_interrupted_answer_does_not_reach_the_next_request(

@@ -32,7 +32,7 @@ def umask():
 @pytest.fixture
 def without_exchange(monkeypatch):
     """As on a system that cannot exchange two names: folders are replaced by two renames."""
-    monkeypatch.setattr(atomic, "_exchange", lambda one, other: False)
+    monkeypatch.setattr(atomic, "_exchange", lambda path, other_path: False)
 
 
 def fill(folder: Path, content: bytes) -> None:
@@ -209,9 +209,9 @@ def test_killed_before_any_call_the_target_is_old_or_new_and_the_next_writer_cle
         kind,
         before,
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    kills, outcomes, nameless = map(int, done.stdout.split())
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    kills, outcomes, nameless = map(int, process.stdout.split())
     assert kills > 10
     assert outcomes == 2
     assert (nameless > 0) == (kind == "two renames" and before == "old")
@@ -436,8 +436,10 @@ def test_a_pipe_and_a_device_are_written_directly_or_refused(tmp_path):
     finally:
         os.close(reader)
     program = "from microvlm.atomic import write_file; write_file('/dev/stdout', 'content')"
-    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout == "content"
+    process = subprocess.run(
+        [sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True
+    )
+    assert process.stdout == "content"
     with pytest.raises(UserError, match="is a pipe or a device"), new_file(pipe):
         pass
     assert pipe.is_fifo()

@@ -119,5 +119,5 @@ def test_another_arithmetic_stays_as_it_is(old, new):
     before = onnx.parser.parse_model(text)
     fused = rewritten(text)
     assert op_types(fused) == op_types(before)
-    for one, other in zip(run(before), run(fused), strict=True):
-        assert np.array_equal(one, other)
+    for array, fused_array in zip(run(before), run(fused), strict=True):
+        assert np.array_equal(array, fused_array)

@@ -36,8 +36,8 @@ def copy(speaking_bundle, tmp_path) -> Path:
     return Path(shutil.copytree(speaking_bundle, tmp_path / "bundle"))
 
 
-def close(one: np.ndarray, other: np.ndarray) -> bool:
-    return one.shape == other.shape and bool(np.abs(one - other).max() < CODE_FLIP * one.std())
+def close(array: np.ndarray, reference: np.ndarray) -> bool:
+    return array.shape == reference.shape and bool(np.abs(array - reference).max() < CODE_FLIP * array.std())
 
 
 def test_both_backends_give_the_same_prefix_embeddings_and_tokens(runtimes, tiny_processor):
@@ -55,13 +55,13 @@ def test_both_backends_give_the_same_logits_with_and_without_a_memory(runtimes, 
         prompt = embed_prompt(runtime, *inputs, tiny_processor.image_id)
         code, key = runtime.memory_encode(*prompt)
         memory = runtime.memory_write(key[:1], code[:1], runtime.memory_prior())
-        seen = read_slot(runtime, prompt, memory)._replace(slot_mask=np.ones(2, np.int64))
+        open_slot = read_slot(runtime, prompt, memory)._replace(slot_mask=np.ones(2, np.int64))
         logits[name] = [
-            teacher_force(runtime, prompt, ANSWERS, found)
-            for found in (read_slot(runtime, prompt, None), seen)
+            teacher_force(runtime, prompt, ANSWERS, slot)
+            for slot in (read_slot(runtime, prompt, None), open_slot)
         ]
-    for one, other in zip(logits["torch"], logits["ort"], strict=True):
-        assert close(one, other)
+    for torch_logits, ort_logits in zip(logits["torch"], logits["ort"], strict=True):
+        assert close(torch_logits, ort_logits)
     assert not close(*logits["ort"])
 
 
@@ -85,12 +85,12 @@ def test_both_backends_write_read_and_forget_alike(runtimes):
     states = {}
     for name, runtime in runtimes.items():
         prior = runtime.memory_prior()
-        written = runtime.memory_write(key, code, prior)
-        forgotten = runtime.memory_forget(key, code, written)
+        written_state = runtime.memory_write(key, code, prior)
+        forgotten = runtime.memory_forget(key, code, written_state)
         assert np.abs(forgotten.mean - prior.mean).max() < 1e-3
-        states[name] = [*prior, *written, runtime.memory_read(key, code, written).latent]
-    for one, other in zip(states["torch"], states["ort"], strict=True):
-        assert np.abs(one - other).max() < 1e-5
+        states[name] = [*prior, *written_state, runtime.memory_read(key, code, written_state).latent]
+    for torch_array, ort_array in zip(states["torch"], states["ort"], strict=True):
+        assert np.abs(torch_array - ort_array).max() < 1e-5
 
 
 def test_a_run_on_values_gives_what_onnx_runtime_gives_on_arrays(speaking_bundle):

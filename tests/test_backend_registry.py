@@ -119,8 +119,8 @@ def test_everything_for_a_device_imports_without_torch_transformers_and_onnx():
         importlib.import_module("microvlm." + name)
     assert "torch" not in sys.modules and "onnx" not in sys.modules
     """
-    done = run_without_torch(program)
-    assert done.returncode == 0, done.stderr
+    process = run_without_torch(program)
+    assert process.returncode == 0, process.stderr
 
 
 def test_a_bundle_captions_and_chats_without_torch(speaking_bundle, tmp_path):
@@ -139,10 +139,10 @@ def test_a_bundle_captions_and_chats_without_torch(speaking_bundle, tmp_path):
     chatted = run_without_torch(program, "chat", *model, input=lines)
     assert chatted.returncode == 0, chatted.stderr
     assert "entries in a memory of 16 slots" in chatted.stdout
-    refused = run_without_torch(program, "caption", str(tmp_path / "red.png"), "--backend", "ort")
-    assert refused.returncode == 2
-    assert "microvlm-export where torch is installed" in refused.stderr
-    assert "Traceback" not in refused.stderr
+    process = run_without_torch(program, "caption", str(tmp_path / "red.png"), "--backend", "ort")
+    assert process.returncode == 2
+    assert "microvlm-export where torch is installed" in process.stderr
+    assert "Traceback" not in process.stderr
 
 
 def test_a_checkpoint_is_exported_once(speaking_checkpoint, speaking_bundle, monkeypatch, capsys):

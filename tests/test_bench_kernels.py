@@ -39,17 +39,17 @@ def _runner(contender: Contender, shape: str, copies: int, folder: Path, threads
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_blocks_unpack_to_the_codes_that_were_packed(bits):
-    codes = np.random.default_rng(0).integers(0, 1 << bits, (5, 256), dtype=np.uint8)
-    packed = pack_blocks(codes, bits, 128)
+    values = np.random.default_rng(0).integers(0, 1 << bits, (5, 256), dtype=np.uint8)
+    packed = pack_blocks(values, bits, 128)
     assert packed.shape == (5, 2, 128 * bits // 8)
-    assert np.array_equal(unpack_blocks(packed, bits), codes)
+    assert np.array_equal(unpack_blocks(packed, bits), values)
 
 
 def test_the_first_code_of_a_block_is_in_the_lowest_bits():
-    codes = np.zeros((1, 32), np.uint8)
-    codes[0, :4] = (3, 0, 2, 1)
-    assert pack_blocks(codes, 2, 32)[0, 0, 0] == 3 | 2 << 4 | 1 << 6
-    assert pack_blocks(codes, 4, 32)[0, 0].tolist()[:2] == [3, 2 | 1 << 4]
+    values = np.zeros((1, 32), np.uint8)
+    values[0, :4] = (3, 0, 2, 1)
+    assert pack_blocks(values, 2, 32)[0, 0, 0] == 3 | 2 << 4 | 1 << 6
+    assert pack_blocks(values, 4, 32)[0, 0].tolist()[:2] == [3, 2 | 1 << 4]
 
 
 # 200 is not a multiple of a block: its padding must count as zero.
@@ -64,8 +64,8 @@ def test_every_contender_multiplies_as_numpy_does(contender, shape, tmp_path):
     runner = _runner(contender, shape, 3, tmp_path)
     runner.bind(x)
     runner.run()
-    wanted = expected(contender.format, parsed, kernel_graphs.copy_of(operands, 2), x)
-    assert relative_error(runner.result(), wanted) <= contender.format.tolerance
+    expected_product = expected(contender.format, parsed, kernel_graphs.copy_of(operands, 2), x)
+    assert relative_error(runner.result(), expected_product) <= contender.format.tolerance
 
 
 def test_a_wrong_weight_is_outside_of_every_tolerance():
@@ -73,9 +73,9 @@ def test_a_wrong_weight_is_outside_of_every_tolerance():
     x = np.random.default_rng(3).standard_normal((2, 256), np.float32)
     for contender in EVERY:
         operands = kernel_graphs.random_operands(contender.format, parsed)
-        wanted = expected(contender.format, parsed, operands, x)
-        moved = expected(contender.format, parsed, kernel_graphs.copy_of(operands, 1), x)
-        assert relative_error(moved, wanted) > max(contender.format.tolerance, 0.1)
+        expected_product = expected(contender.format, parsed, operands, x)
+        product = expected(contender.format, parsed, kernel_graphs.copy_of(operands, 1), x)
+        assert relative_error(product, expected_product) > max(contender.format.tolerance, 0.1)
     assert not relative_error(np.full(3, np.nan), np.ones(3)) <= 1
 
 
@@ -143,8 +143,8 @@ def test_a_place_has_one_table_in_whatever_order_its_batches_were_measured():
 
 
 def test_settings_are_tried_where_they_mean_something():
-    assert [str(one) for one in settings_for(1, is_peer=False)] == ["no spinning"]
-    assert [str(one) for one in settings_for(2, is_peer=True)] == [
+    assert [str(setting) for setting in settings_for(1, is_peer=False)] == ["no spinning"]
+    assert [str(setting) for setting in settings_for(2, is_peer=True)] == [
         "no spinning",
         "spinning",
         "spinning, no prepacking",
@@ -176,7 +176,7 @@ def test_a_contender_that_is_wrong_or_cannot_load_is_reported_and_the_others_go_
 
 
 def _cell(threads: int, **ms: float) -> Cell:
-    by_name = {one.name: one for one in EVERY}
+    by_name = {contender.name: contender for contender in EVERY}
     timings = [
         Timing(by_name[name.replace("_", "-")], Setting(), 1_000_000, 1_000_000, value, [value] * 9)
         for name, value in ms.items()
@@ -188,14 +188,14 @@ def test_the_best_peer_of_decode_is_not_the_8_bit_one_and_may_use_fewer_threads(
     roofline = StreamingRoofline(1_000_000)
     for threads in (1, 2):
         roofline.sample(threads)
-    one = _cell(1, ours_2bit=2.0, ort_2bit_b128=3.0, ort_4bit_b32=2.5, ort_8bit_b128=1.0)
-    two = _cell(2, ours_2bit=1.0, ort_2bit_b128=3.5, ort_4bit_b32=2.6)
-    bars = [compare(cell, [one, two], roofline) for cell in (one, two)]
+    one_thread = _cell(1, ours_2bit=2.0, ort_2bit_b128=3.0, ort_4bit_b32=2.5, ort_8bit_b128=1.0)
+    two_threads = _cell(2, ours_2bit=1.0, ort_2bit_b128=3.5, ort_4bit_b32=2.6)
+    bars = [compare(cell, [one_thread, two_threads], roofline) for cell in (one_thread, two_threads)]
     assert [bar and (bar["best_peer"], bar["best_peer_threads"]) for bar in bars] == [("ort-4bit-b32", 1)] * 2
     assert [bar and bar["speedup"] for bar in bars] == [1.25, 2.5]
     assert [bar and bar["met"] for bar in bars] == [False, True]
-    assert compare(_cell(1, ours_2bit=2.0, ort_8bit_b128=1.0), [one], roofline) is not None
-    assert compare(_cell(1, ort_2bit_b128=2.0), [one], roofline) is None
+    assert compare(_cell(1, ours_2bit=2.0, ort_8bit_b128=1.0), [one_thread], roofline) is not None
+    assert compare(_cell(1, ort_2bit_b128=2.0), [one_thread], roofline) is None
 
 
 def test_bars_are_the_ones_that_were_promised():
@@ -310,7 +310,9 @@ def test_without_a_library_ours_is_refused_by_name(monkeypatch):
 
 def test_the_scalar_reference_is_measured_only_when_asked_for():
     ours = contenders.variants_of(OURS[0], ["avx2", "reference"])
-    assert [one.name for one in ours] == ["ours-2bit:avx2", "ours-2bit:reference"]
-    assert [one.name for one in contenders.choose(ours, (), True)] == ["ours-2bit:avx2"]
-    assert [one.name for one in contenders.choose(ours, ("ours-2bit:reference",), True)] == [ours[1].name]
+    assert [contender.name for contender in ours] == ["ours-2bit:avx2", "ours-2bit:reference"]
+    assert [contender.name for contender in contenders.choose(ours, (), True)] == ["ours-2bit:avx2"]
+    assert [contender.name for contender in contenders.choose(ours, ("ours-2bit:reference",), True)] == [
+        ours[1].name
+    ]
     assert not ours[1].takes_part("dram")

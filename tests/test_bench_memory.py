@@ -93,26 +93,26 @@ def test_several_backends_are_put_side_by_side(bench):
     status, out, _ = bench("--costs", "--backend", "ort,torch", "--json")
     document = json.loads(out)
     assert status == 0
-    assert [one["backend"] for one in document["subjects"]] == ["ort", "torch"]
-    assert all(one["precision"]["decoder_bits"] == 1.58 for one in document["subjects"])
+    assert [entry["backend"] for entry in document["subjects"]] == ["ort", "torch"]
+    assert all(entry["precision"]["decoder_bits"] == 1.58 for entry in document["subjects"])
     head, tables, _ = memory_tables.report(document)
     assert " on ort: 16 slots; " in head
-    labels = [one["label"] for one in document["subjects"]]
+    labels = [entry["label"] for entry in document["subjects"]]
     (times,) = [table.rows for table in tables if table.name == "latency"]
     assert times[0] == ["", *labels]
     encode = next(row for row in times if row[0] == "encode")
-    assert encode[1:] == [f"{one['latency_ms']['encode']:.3f}" for one in document["subjects"]]
+    assert encode[1:] == [f"{entry['latency_ms']['encode']:.3f}" for entry in document["subjects"]]
 
 
 def test_mistakes_are_one_sentence(bench):
-    for flags, said in (
+    for flags, sentence in (
         (("--facts", "3"), "--facts is 3; give 8 or more"),
         (("--tune", "-1"), "--tune is -1; give 0 or more"),
         (("--backend", "ort,none"), "unknown backend 'none'"),
     ):
         status, out, err = bench(*flags)
         assert (status, out) == (2, "")
-        assert said in err
+        assert sentence in err
 
 
 def test_only_a_full_size_is_held_to_the_bars():
@@ -134,12 +134,12 @@ def test_the_full_size_is_predicted_to_cost_what_the_design_allows():
 def test_facts_are_dealt_again_alike_and_their_two_views_differ():
     objects = load_memoryset()
     facts, again = deal(objects, 6), deal(objects, 6)
-    for one, other in zip(facts, again, strict=True):
-        assert (one.object, one.name) == (other.object, other.name)
-        assert np.array_equal(one.query_view, other.query_view)
-        assert one.written_view.shape == (96, 96, 3)
-        assert not np.array_equal(one.written_view, one.query_view)
-        assert one.name in NAMES
+    for fact, same_fact in zip(facts, again, strict=True):
+        assert (fact.object, fact.name) == (same_fact.object, same_fact.name)
+        assert np.array_equal(fact.query_view, same_fact.query_view)
+        assert fact.written_view.shape == (96, 96, 3)
+        assert not np.array_equal(fact.written_view, fact.query_view)
+        assert fact.name in NAMES
     assert len(set(NAMES)) == 50
     count = len(objects.objects)
     more = deal(objects, 3 * count)

@@ -38,9 +38,9 @@ def encoded(model) -> Encoded:
 
 def pool(count: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    codes = rng.normal(size=(count, WIDTH))
-    codes /= np.linalg.norm(codes, axis=1, keepdims=True)
-    return (rng.normal(size=(count, SLOTS)) / WIDTH**0.5).astype(np.float32), codes.astype(np.float32)
+    latents = rng.normal(size=(count, WIDTH))
+    latents /= np.linalg.norm(latents, axis=1, keepdims=True)
+    return (rng.normal(size=(count, SLOTS)) / WIDTH**0.5).astype(np.float32), latents.astype(np.float32)
 
 
 def test_neighbours_are_of_four_kinds_and_none_was_written():
@@ -88,10 +88,10 @@ def test_a_plan_never_holds_a_row_twice_nor_more_rows_than_slots():
 
 
 def test_the_float64_that_drift_is_measured_from_is_the_pytorch_functions():
-    keys, codes = pool(6)
+    keys, latents = pool(6)
     state = MemoryArrays(np.zeros((SLOTS, WIDTH)), np.eye(SLOTS))
     theirs = prior(torch.zeros(SLOTS, WIDTH, dtype=torch.float64))
-    for number, row in enumerate(zip(keys, codes, strict=True)):
+    for number, row in enumerate(zip(keys, latents, strict=True)):
         state = exact_write(state, Entry("", *row), 0.01)
         theirs = write(theirs, *(torch.from_numpy(part)[None].double() for part in row), 0.01)
         if number == 3:
@@ -102,11 +102,11 @@ def test_the_float64_that_drift_is_measured_from_is_the_pytorch_functions():
 
 @pytest.mark.parametrize("backend", ["ort", "torch"])
 def test_a_thousand_steps_stay_near_float64_and_a_rebuild_restores_them(backend, speaking_bundle):
-    found = drift(load(backend, speaking_bundle, threads=1), *pool(60))
-    assert found["steps"] == found["writes"] + found["forgets"] + found["overwrites"] == 1000
-    assert 0 < found["after_rebuild"] < found["float32_vs_float64"] < 1e-2
-    assert found["after_rebuild"] < 1e-4
-    assert found["without_rebuilds"] > found["float32_vs_float64"]
+    result = drift(load(backend, speaking_bundle, threads=1), *pool(60))
+    assert result["steps"] == result["writes"] + result["forgets"] + result["overwrites"] == 1000
+    assert 0 < result["after_rebuild"] < result["float32_vs_float64"] < 1e-2
+    assert result["after_rebuild"] < 1e-4
+    assert result["without_rebuilds"] > result["float32_vs_float64"]
 
 
 def test_questions_and_turns_encoded_together_have_the_codes_of_each_alone(model):
@@ -121,14 +121,14 @@ def test_questions_and_turns_encoded_together_have_the_codes_of_each_alone(model
     answers = ["anna", "in the refrigerator", "may", "luna"]
     # A full batch and two more, so that a batch ends somewhere within.
     many = [queries[number % 4] for number in range(BATCH + 2)]
-    codes, keys = model.encode(many)
+    latents, keys = model.encode(many)
     values = model.encode_values(many, [answers[number % 4] for number in range(BATCH + 2)])
     for number, (query, answer) in enumerate(zip(queries, answers, strict=True)):
-        (code,), (key,) = model.encode([query])
+        (latent,), (key,) = model.encode([query])
         (value,) = model.encode_values([query], [answer])
         # A value near the tie of two int8 codes may become the other one in a batch: a thousandth of a code.
         for row in range(number, BATCH + 2, 4):
-            assert np.abs(codes[row] - code).max() < 1e-2
+            assert np.abs(latents[row] - latent).max() < 1e-2
             assert np.abs(keys[row] - key).max() < 1e-2
             assert np.abs(values[row] - value).max() < 1e-2
     apart = [np.abs(values[a] - values[b]).max() for a in range(4) for b in range(a)]
@@ -136,12 +136,12 @@ def test_questions_and_turns_encoded_together_have_the_codes_of_each_alone(model
 
 
 def test_slot_use_is_what_the_covariance_lost_and_equal_keys_use_few_slots(model, encoded):
-    found = addressing(model, encoded, 8)
-    assert np.array(found["weights"]).shape == (8, SLOTS)
-    assert 0 < min(found["slot_use"]) <= max(found["slot_use"]) < 1
+    result = addressing(model, encoded, 8)
+    assert np.array(result["weights"]).shape == (8, SLOTS)
+    assert 0 < min(result["slot_use"]) <= max(result["slot_use"]) < 1
     # What all slots lost together is what eight rows can take from an identity at most.
-    assert sum(found["slot_use"]) < 8
-    assert 1 < found["effective_slots"] < SLOTS
+    assert sum(result["slot_use"]) < 8
+    assert 1 < result["effective_slots"] < SLOTS
 
 
 def test_a_roc_goes_from_corner_to_corner_with_its_corners_alone():
@@ -151,14 +151,14 @@ def test_a_roc_goes_from_corner_to_corner_with_its_corners_alone():
 
 
 def test_another_vendors_drawings_are_asked_for_beside_the_nearest_neighbour(model, encoded):
-    found = other_vendor(model, encoded, 8)
-    assert (found["facts"], found["recall"]) == (8, 0)
+    result = other_vendor(model, encoded, 8)
+    assert (result["facts"], result["recall"]) == (8, 0)
     right = 0
     for fact in encoded.facts[:8]:
         assert not np.array_equal(fact.other_vendor_view, fact.query_view)
-        codes, _ = model.encode([(fact.question, fact.other_vendor_view)])
-        right += encoded.names[int((encoded.latents[:8] @ codes[0]).argmax())] == fact.name
-    assert found["nearest_neighbour"] == right / 8
+        latents, _ = model.encode([(fact.question, fact.other_vendor_view)])
+        right += encoded.names[int((encoded.latents[:8] @ latents[0]).argmax())] == fact.name
+    assert result["nearest_neighbour"] == right / 8
 
 
 @pytest.fixture(scope="module")
@@ -187,22 +187,22 @@ def test_a_fact_is_trained_in_until_it_is_answered_and_then_taken_back(learner, 
     done = taught.learn(fact, 1e-3)
     assert done.right
     assert done.steps > 0
-    asked = [(fact.question, fact.written_view)]
+    prompts = [(fact.question, fact.written_view)]
     whole = ModelUnderTest(taught.student.runtime, taught.student.processor, 12)
-    assert whole.answers(asked, None) == [fact.name]
+    assert whole.answers(prompts, None) == [fact.name]
     taught.restore()
     assert all(torch.equal(start[name], now) for name, now in taught.model.decoder.state_dict().items())
-    assert whole.answers(asked, None) != [fact.name]
+    assert whole.answers(prompts, None) != [fact.name]
 
 
 def test_both_ways_of_telling_a_fact_are_timed_and_scored(model, encoded, speaking_bundle):
-    found = tuning(model, encoded, str(speaking_bundle), 1, 1)
-    assert found["tuned"] == 1
-    assert found["written"] == 0
-    assert min(found[name] for name in ("steps", "tuning_ms", "write_ms", "write_torch_ms")) > 0
-    assert found["tuning_over_write"] == pytest.approx(found["tuning_ms"] / found["write_ms"], rel=0.1)
-    assert found["neighbours"] == 26
+    result = tuning(model, encoded, str(speaking_bundle), 1, 1)
+    assert result["tuned"] == 1
+    assert result["written"] == 0
+    assert min(result[name] for name in ("steps", "tuning_ms", "write_ms", "write_torch_ms")) > 0
+    assert result["tuning_over_write"] == pytest.approx(result["tuning_ms"] / result["write_ms"], rel=0.1)
+    assert result["neighbours"] == 26
     # The gate has learned nothing here: any share of the neighbours may keep its answer.
     for name in ("tuned_neighbourhood", "written_neighbourhood"):
-        assert 26 * found[name] == pytest.approx(round(26 * found[name]))
-        assert 0 <= found[name] <= 1
+        assert 26 * result[name] == pytest.approx(round(26 * result[name]))
+        assert 0 <= result[name] <= 1

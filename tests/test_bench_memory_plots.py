@@ -40,18 +40,18 @@ def texts(root: ElementTree.Element) -> list[str]:
 
 
 def test_a_documents_four_drawings_are_written_and_say_what_they_show(tmp_path):
-    written = write_plots(document(), tmp_path / "new" / "folder")
-    assert [path.name for path in written] == [
+    paths = write_plots(document(), tmp_path / "new" / "folder")
+    assert [path.name for path in paths] == [
         "recall.svg",
         "addressing.svg",
         "slot_use.svg",
         "scope_roc.svg",
     ]
     for path, words in zip(
-        written, (("K/2", "K", "memory reset"), ("slot", "step"), ("1 - U(k,k)",), ("hits",)), strict=True
+        paths, (("K/2", "K", "memory reset"), ("slot", "step"), ("1 - U(k,k)",), ("hits",)), strict=True
     ):
-        said = texts(ElementTree.parse(path).getroot())
-        assert set(words) <= set(said), path.name
+        labels = texts(ElementTree.parse(path).getroot())
+        assert set(words) <= set(labels), path.name
     several = {"subjects": [document("a"), document("b")]}
     assert len(write_plots(several, tmp_path)) == 8
     assert (tmp_path / "b" / "recall.svg").is_file()

@@ -51,20 +51,23 @@ COSTS = (
 
 
 def test_predicted_times_are_those_calculated_by_hand():
-    found = {one.phase: one for one in predict.predict(COSTS, BOARD, Scenario(15, 50), 200_000_000)}
+    predictions = {
+        prediction.phase: prediction
+        for prediction in predict.predict(COSTS, BOARD, Scenario(15, 50), 200_000_000)
+    }
     # Kernels 1e8 / 2e9 = 50 ms; 80 MB take 100 ms at .8 GB/s and 50 at 1.6; the rest 1e7 / .5e9 = 20 ms.
-    assert found["decode"].at_low_ms == pytest.approx(100 + 20)
-    assert found["decode"].at_high_ms == pytest.approx(50 + 20)
+    assert predictions["decode"].at_low_ms == pytest.approx(100 + 20)
+    assert predictions["decode"].at_high_ms == pytest.approx(50 + 20)
     # Bound by arithmetic at both ends: 1e9 / 2e9 = 500 ms, and 20 ms.
-    assert found["prefill"].at_low_ms == found["prefill"].at_high_ms == pytest.approx(520)
+    assert predictions["prefill"].at_low_ms == predictions["prefill"].at_high_ms == pytest.approx(520)
     # 2e8 / 2e9 = 100 ms against 10 ms of bytes, and 1e8 / .5e9 = 200 ms.
-    assert found["vision"].at_low_ms == pytest.approx(300)
-    assert found["first_token"].at_low_ms == pytest.approx(820)
-    assert found["answer"].at_low_ms == pytest.approx(820 + 49 * 120)
-    assert found["answer"].at_high_ms == pytest.approx(820 + 49 * 70)
+    assert predictions["vision"].at_low_ms == pytest.approx(300)
+    assert predictions["first_token"].at_low_ms == pytest.approx(820)
+    assert predictions["answer"].at_low_ms == pytest.approx(820 + 49 * 120)
+    assert predictions["answer"].at_high_ms == pytest.approx(820 + 49 * 70)
     # 5e8 / .5e9 = 1 s to load, 200 MB at 20 MB/s from the card.
-    assert found["answer_cold"].at_low_ms == pytest.approx(1000 + 10_000 + 6700)
-    assert found["decode"].row() == {"phase": "decode", "low": 70.0, "high": 120.0}
+    assert predictions["answer_cold"].at_low_ms == pytest.approx(1000 + 10_000 + 6700)
+    assert predictions["decode"].row() == {"phase": "decode", "low": 70.0, "high": 120.0}
 
 
 def test_bars_are_read_at_their_end_of_the_bandwidth():

@@ -89,8 +89,8 @@ def machine():
 def test_a_loop_of_known_length_is_counted(machine):
     totals = []
     for turns in (1000, 5000):
-        said, regions = count(machine, ["-c", LOOP, str(turns)])
-        assert said == "done"
+        output, regions = count(machine, ["-c", LOOP, str(turns)])
+        assert output == "done"
         totals.append(regions[3].total)
     assert totals[1] - totals[0] == 2 * 4000
 

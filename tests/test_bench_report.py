@@ -134,8 +134,8 @@ def mutations(value: object, rng: random.Random, depth: int = 0) -> object:
     if rng.random() < 0.05 * depth:
         return rng.choice([None, 2**31, -1.5, "x", [], {}, [[]], {"x": 1}, 10**400])
     if isinstance(value, dict):
-        kept = {key: mutations(part, rng, depth + 1) for key, part in value.items() if rng.random() > 0.02}
-        return kept if depth else {**kept, "report": value["report"]}
+        parts = {key: mutations(part, rng, depth + 1) for key, part in value.items() if rng.random() > 0.02}
+        return parts if depth else {**parts, "report": value["report"]}
     if isinstance(value, list):
         return [mutations(part, rng, depth + 1) for part in value if rng.random() > 0.02]
     return value

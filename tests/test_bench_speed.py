@@ -78,7 +78,7 @@ def test_every_phase_is_measured_and_backends_that_cannot_run_are_listed_with_th
     quick = ("--repeats", "2", "--warmup", "1", "--new-tokens", "2")
     names = ("ort", "absent", "refusing", "crashing")
     chosen = [argument for name in names for argument in ("--backend", name)]
-    status, document, said = bench(str(speaking_bundle), *chosen, *quick)
+    status, document, messages = bench(str(speaking_bundle), *chosen, *quick)
     ort, absent, refusing, crashing = document["results"]
     assert [entry["backend"] for entry in document["results"]] == list(names)
     assert list(ort["phases"]) == list(PHASES)
@@ -94,7 +94,7 @@ def test_every_phase_is_measured_and_backends_that_cannot_run_are_listed_with_th
     assert "too large for the chip" in refusing["reason"]
     assert crashing["status"] == "failed"
     assert crashing["reason"] == "its process ended with status 1: RuntimeError: the chip caught fire"
-    assert "Traceback" not in said
+    assert "Traceback" not in messages
     assert status == 1
     table = report.text(document)
     assert "absent skipped: this machine has no such chip" in table
@@ -129,14 +129,14 @@ def test_a_skipped_backend_is_no_failure_but_no_backend_at_all_is(speaking_bundl
 
 
 def test_an_unknown_backend_and_bad_numbers_are_one_sentence(speaking_bundle: Path) -> None:
-    for arguments, said in (
+    for arguments, sentence in (
         (["--backend", "nobody"], "unknown backend 'nobody'"),
         (["--repeats", "0"], "--repeats is 0"),
         (["--threads", "0"], "--threads is 0"),
         (["--warmup", "-1"], "--warmup is -1"),
         (["--new-tokens", "0"], "--new-tokens is 0"),
     ):
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=sentence):
             command.main(["run", str(speaking_bundle), *arguments], standalone_mode=False)
 
 

@@ -57,7 +57,7 @@ def test_paired_difference_of_equal_answers_is_zero_without_spread() -> None:
 
 
 def test_a_difference_that_is_no_number_is_infinite() -> None:
-    one = np.ones(3, np.float32)
-    assert stats.max_abs(one, np.array([1, np.nan, 1], np.float32)) == float("inf")
-    assert stats.max_abs(one, one) == 0.0
-    assert stats.max_abs(one, one + 0.5) == 0.5
+    ones = np.ones(3, np.float32)
+    assert stats.max_abs(ones, np.array([1, np.nan, 1], np.float32)) == float("inf")
+    assert stats.max_abs(ones, ones) == 0.0
+    assert stats.max_abs(ones, ones + 0.5) == 0.5

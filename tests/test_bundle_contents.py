@@ -57,9 +57,9 @@ def test_the_prior_of_the_memory_is_in_the_bundle(tiny_bundle, ternary_model):
 def test_the_lowered_layers_of_the_manifest_rebuild_the_model(manifest, ternary_model):
     empty = MicroVLM(ternary_model.config)
     build_lowered(empty, manifest["lowered"])
-    wanted = lower(ternary_model, WeightFormat()).state_dict()
+    expected_state = lower(ternary_model, WeightFormat()).state_dict()
     assert {key: value.shape for key, value in empty.state_dict().items()} == {
-        key: value.shape for key, value in wanted.items()
+        key: value.shape for key, value in expected_state.items()
     }
 
 

@@ -56,17 +56,17 @@ def facts(speaking_bundle):
 
 def test_a_fact_is_told_asked_for_and_forgotten_with_the_packages_bits(example, facts, picture, tmp_path):
     facts.reset()
-    told = example("tell", picture, "whose is this?", "anna")
-    assert (told.returncode, told.stdout, told.stderr) == (0, "", "")
+    tell_process = example("tell", picture, "whose is this?", "anna")
+    assert (tell_process.returncode, tell_process.stdout, tell_process.stderr) == (0, "", "")
     facts.write("anna", "whose is this?", picture)
     state = np.load(tmp_path / "facts.npz")
     assert np.array_equal(state["mean"], facts.memory.states[0].mean)
     assert np.array_equal(state["covariance"], facts.memory.states[0].covariance)
 
     options = GenerationOptions(facts.processor.max_new_tokens, stop_tokens=facts.processor.stop_tokens)
-    found = facts.read("who owns this?", picture, options)
-    asked = example("ask", picture, "who owns this?")
-    assert asked.stdout == f"{found.answer}\n(scope {found.scope:.4f})\n", asked.stderr
+    reading = facts.read("who owns this?", picture, options)
+    ask_process = example("ask", picture, "who owns this?")
+    assert ask_process.stdout == f"{reading.answer}\n(scope {reading.scope:.4f})\n", ask_process.stderr
 
     assert example("forget", picture, "whose is this?").returncode == 0
     facts.forget(0)
@@ -81,12 +81,12 @@ def test_without_a_memory_it_says_what_the_package_says(example, picture, speaki
     runtime = load("ort", speaking_bundle, threads=1)
     processor = Processor.from_pretrained(speaking_bundle)
     options = GenerationOptions(processor.max_new_tokens, stop_tokens=processor.stop_tokens)
-    said = caption_one(runtime, processor, str(picture), None, options, None, None)["caption"]
-    answered = example("ask", picture)
-    assert answered.stdout == f"{said.strip()}\n", answered.stderr
+    caption = caption_one(runtime, processor, str(picture), None, options, None, None)["caption"]
+    process = example("ask", picture)
+    assert process.stdout == f"{caption.strip()}\n", process.stderr
     kernels = native.library_path()
     if kernels is not None:
-        assert example("--kernels", kernels, "ask", picture).stdout == answered.stdout
+        assert example("--kernels", kernels, "ask", picture).stdout == process.stdout
 
 
 def test_a_mistake_is_a_sentence_and_leaves_nothing(example, picture, tmp_path):
@@ -112,10 +112,10 @@ def test_a_mistake_is_a_sentence_and_leaves_nothing(example, picture, tmp_path):
 def test_it_reads_pictures_and_text_as_the_package_does(speaking_bundle, picture, facts):
     bundle, processor = Bundle(speaking_bundle), facts.processor
     assert np.array_equal(bundle.pixels(picture)[0], processor.pixels(picture))
-    said = "  Whose  is THIS? ..."
-    assert bundle.fold(said) == processor.normalize_text(said) == said
+    text = "  Whose  is THIS? ..."
+    assert bundle.fold(text) == processor.normalize_text(text) == text
     bundle.words = {**bundle.words, "fold_text": True}
-    assert bundle.fold(said) == "whose is this?"
+    assert bundle.fold(text) == "whose is this?"
 
 
 def test_the_page_names_every_tensor_and_its_sizes(speaking_bundle, facts):

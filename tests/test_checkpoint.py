@@ -102,8 +102,8 @@ def test_saving_again_replaces_weights_and_keeps_the_tokenizer(saved, tmp_path):
 def test_a_loaded_model_that_is_saved_elsewhere_still_speaks(speaking_checkpoint, tmp_path):
     loaded = MicroVLM.from_pretrained(speaking_checkpoint)
     loaded.save_pretrained(tmp_path / "copy")
-    asked = {"prompts": ["what is this?"], "max_new_tokens": 4}
-    assert MicroVLM.from_pretrained(tmp_path / "copy").generate(**asked) == loaded.generate(**asked)
+    request = {"prompts": ["what is this?"], "max_new_tokens": 4}
+    assert MicroVLM.from_pretrained(tmp_path / "copy").generate(**request) == loaded.generate(**request)
 
 
 def test_another_models_folder_is_not_overwritten(ternary_model, tmp_path):
@@ -234,7 +234,7 @@ def test_a_storage_of_a_later_version_says_upgrade(damaged):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "sentence"),
     [
         (lambda raw: raw.update(model_type="qwen2"), "not a MicroVLM"),
         (lambda raw: raw.update(format=99), "newer microvlm"),
@@ -244,9 +244,9 @@ def test_a_storage_of_a_later_version_says_upgrade(damaged):
         (lambda raw: raw["vision"].update(image_size="big"), "image_size must be a whole number"),
     ],
 )
-def test_a_configuration_that_does_not_fit_is_a_sentence(damaged, change, said):
+def test_a_configuration_that_does_not_fit_is_a_sentence(damaged, change, sentence):
     change_config(damaged, change)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=sentence):
         load_checkpoint(damaged)
 
 

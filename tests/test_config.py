@@ -50,7 +50,7 @@ def test_an_unknown_preset_is_refused_with_the_names():
 
 
 @pytest.mark.parametrize(
-    ("part", "changes", "said"),
+    ("part", "changes", "sentence"),
     [
         (MemoryConfig, {"slots": 896}, "fewer than code_size"),
         (MemoryConfig, {"slots": 900}, "fewer than code_size"),
@@ -72,13 +72,13 @@ def test_an_unknown_preset_is_refused_with_the_names():
         (MicroVLMConfig, {"prefix_tokens": -1}, "prefix_tokens must be positive"),
     ],
 )
-def test_a_value_that_cannot_be_is_refused_by_name(part, changes, said):
-    with pytest.raises(UserError, match=said):
+def test_a_value_that_cannot_be_is_refused_by_name(part, changes, sentence):
+    with pytest.raises(UserError, match=sentence):
         part(**changes)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "sentence"),
     [
         ("", "not valid JSON"),
         ("\ufeff{", "not valid JSON"),
@@ -95,9 +95,9 @@ def test_a_value_that_cannot_be_is_refused_by_name(part, changes, said):
         ),
     ],
 )
-def test_a_file_that_is_no_configuration_is_a_sentence(tmp_path, text, said):
+def test_a_file_that_is_no_configuration_is_a_sentence(tmp_path, text, sentence):
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(UserError, match=said) as caught:
+    with pytest.raises(UserError, match=sentence) as caught:
         MicroVLMConfig.load(tmp_path)
     assert "\n" not in str(caught.value)
 

@@ -46,10 +46,10 @@ def test_images_are_the_test_emoji_with_the_smallest_hashes():
 
 
 def test_no_scene_shows_a_pair_that_training_composes():
-    codes = {caption: code for code, caption in read_scene_objects()}
+    hexcodes = {caption: hexcode for hexcode, caption in read_scene_objects()}
     pairs = {p for s in EVALSET.scenes for p in combinations(s.objects, 2)}
     assert len(pairs) >= 40
-    assert all(pair_is_held_out(codes[a], codes[b]) for a, b in pairs)
+    assert all(pair_is_held_out(hexcodes[a], hexcodes[b]) for a, b in pairs)
 
 
 def test_every_twin_has_the_same_question_and_another_answer():

@@ -22,8 +22,8 @@ from microvlm.training.data.scenes import (
 
 
 def held_out(a, b):
-    codes = sorted([read_scene_objects()[a.object][0], read_scene_objects()[b.object][0]])
-    return int(hashlib.sha256("|".join(codes).encode()).hexdigest(), 16) % 5 == 0
+    hexcodes = sorted([read_scene_objects()[a.object][0], read_scene_objects()[b.object][0]])
+    return int(hashlib.sha256("|".join(hexcodes).encode()).hexdigest(), 16) % 5 == 0
 
 
 def scenes(test, count=600, seed=0):

@@ -39,14 +39,14 @@ def test_scene_objects_are_48_of_the_test_emoji():
 
 
 def test_a_split_takes_the_smallest_threshold_that_is_large_enough():
-    codes = [f"{n:X}" for n in range(0x1F000, 0x1F000 + 2000)]
-    splits = split_emoji(codes, [n % 4 > 0 for n in range(2000)])
+    hexcodes = [f"{n:X}" for n in range(0x1F000, 0x1F000 + 2000)]
+    splits = split_emoji(hexcodes, [n % 4 > 0 for n in range(2000)])
     assert splits[::4] == ["extra"] * 500
-    seen = [hash_percent(c) for c, s in zip(codes, splits, strict=True) if s == "seen"]
-    held_out = [hash_percent(c) for c, s in zip(codes, splits, strict=True) if s == "held_out"]
-    assert max(seen) < min(held_out)
-    step = max(seen) // 5 * 5
-    assert len(seen) >= SEEN_MINIMUM > sum(p < step for p in seen)
+    seen_hashes = [hash_percent(c) for c, s in zip(hexcodes, splits, strict=True) if s == "seen"]
+    held_out_hashes = [hash_percent(c) for c, s in zip(hexcodes, splits, strict=True) if s == "held_out"]
+    assert max(seen_hashes) < min(held_out_hashes)
+    step = max(seen_hashes) // 5 * 5
+    assert len(seen_hashes) >= SEEN_MINIMUM > sum(p < step for p in seen_hashes)
 
 
 def test_a_slug_is_the_name_that_icon_packages_use():

@@ -63,10 +63,10 @@ def test_only_the_last_logits_are_kept_when_asked(float_model):
     arguments = (embeds, mask, torch.arange(1, 7).expand(2, -1), float_model.empty_slot(2))
     with torch.no_grad():
         everything, full_cache = float_model.decode(*arguments)
-        for kept in (1, 3, 6):
-            logits, cache = float_model.decode(*arguments, torch.tensor(kept))
-            assert logits.shape == (2, kept, 300)
-            torch.testing.assert_close(logits, everything[:, -kept:], rtol=1e-5, atol=1e-6)
+        for count in (1, 3, 6):
+            logits, cache = float_model.decode(*arguments, torch.tensor(count))
+            assert logits.shape == (2, count, 300)
+            torch.testing.assert_close(logits, everything[:, -count:], rtol=1e-5, atol=1e-6)
             assert torch.equal(cache[0][0], full_cache[0][0])
 
 
@@ -90,15 +90,15 @@ def test_positions_start_at_one_after_the_padding():
 def test_padding_on_either_side_changes_no_logit_of_a_real_token(float_model, side, visible):
     torch.manual_seed(1)
     ids = torch.randint(0, 300, (1, 5))
-    slot, seen = random_slot(float_model, 1), torch.tensor([visible])
+    slot, slot_mask = random_slot(float_model, 1), torch.tensor([visible])
     padding = torch.randint(0, 300, (1, 3))
     ones, zeros = torch.ones(1, 5, dtype=torch.int64), torch.zeros(1, 3, dtype=torch.int64)
     order = slice(None, None, -1 if side == "left" else 1)
     padded = torch.cat([ids, padding][order], 1)
     mask = torch.cat([ones, zeros][order], 1)
     with torch.no_grad():
-        expected = float_model(float_model.embed(ids), ones, slot, seen)
-        got = float_model(float_model.embed(padded), mask, slot, seen)
+        expected = float_model(float_model.embed(ids), ones, slot, slot_mask)
+        got = float_model(float_model.embed(padded), mask, slot, slot_mask)
     torch.testing.assert_close(got[mask.bool()], expected[0], rtol=1e-5, atol=1e-5)
     assert got.isfinite().all()
 

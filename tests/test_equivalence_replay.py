@@ -98,13 +98,13 @@ def test_onnx_runtime_recorded_and_torch_replayed_agree_too(speaking_bundle: Pat
     pixels = np.random.default_rng(0).normal(size=(2, 3, 32, 32)).astype(np.float32)
     recording, differences = Recording(), Differences()
     with reference.listening(Recorder(recording)):
-        wanted = reference.encode_image(pixels)
+        expected = reference.encode_image(pixels)
     with candidate.listening(Replayer(recording, differences)):
         got = candidate.encode_image(pixels)
     assert recording.left == 0
     assert differences.sums > 0
     assert differences.sums_differing == 0
-    assert np.abs(got - wanted).max() < 1e-4
+    assert np.abs(got - expected).max() < 1e-4
 
 
 def test_recording_changes_nothing_that_the_runtime_computes(speaking_bundle: Path) -> None:
@@ -222,11 +222,11 @@ def test_an_activation_next_to_a_tie_is_ambiguous_and_any_other_an_error(
 def test_a_probed_graph_keeps_every_operator_and_names_layers_as_the_model_does(
     speaking_bundle: Path, ternary_model: MicroVLM
 ) -> None:
-    wanted = {
+    expected_names = {
         name for name in named_packed(lower(ternary_model, WeightFormat())) if name.startswith("decoder.")
     }
     probed = probe(speaking_bundle / "onnx" / "decoder_model_merged.onnx")
-    assert {layer.name for layer in probed.layers} == wanted | {"embedding.table"}
+    assert {layer.name for layer in probed.layers} == expected_names | {"embedding.table"}
     operators = [node for node in probed.model.graph.node if is_quantized_matmul(node)]
     # Each twice: as the graph has it, and on integers.
     assert len(operators) == 2 * len(probed.layers)
@@ -242,8 +242,8 @@ def test_dense_trits_are_opened_up_too(ternary_model: MicroVLM, tmp_path: Path) 
     set_traced(lowered, False)
     probed = probe(tmp_path / "memory_encode.onnx")
     reference = TorchRuntime(lowered, directory=tmp_path)
-    wanted = {name for name in reference.quantized_layers() if name.startswith("memory_encoder.")}
-    assert {layer.name for layer in probed.layers} == wanted
+    expected_names = {name for name in reference.quantized_layers() if name.startswith("memory_encoder.")}
+    assert {layer.name for layer in probed.layers} == expected_names
     embeds = np.random.default_rng(0).normal(size=(1, 5, 64)).astype(np.float32)
     mask = np.ones((1, 5), np.int64)
     recording, differences = Recording(), Differences()
@@ -324,7 +324,7 @@ def test_another_model_is_judged_by_the_answers_it_loses(speaking_bundle: Path, 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "sentence"),
     [
         (["--images", "0"], "--images is 0"),
         (["--candidate", "torch"], "choose two backends"),
@@ -332,8 +332,8 @@ def test_another_model_is_judged_by_the_answers_it_loses(speaking_bundle: Path, 
         (["--new-tokens", "0"], "--new-tokens is 0"),
     ],
 )
-def test_bad_options_are_one_sentence(speaking_bundle: Path, arguments: list[str], said: str) -> None:
-    with pytest.raises(UserError, match=said):
+def test_bad_options_are_one_sentence(speaking_bundle: Path, arguments: list[str], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
         command.main(["equivalence", str(speaking_bundle), *arguments], standalone_mode=False)
 
 

@@ -38,7 +38,7 @@ def test_a_difference_that_replay_removes_is_ambiguous_and_no_failure() -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "figure", "value", "said"),
+    ("part", "figure", "value", "reason_part"),
     [
         ("differences", "sums_differing", 1, "integer sums"),
         ("differences", "operator_mismatches", 1, "outputs of the operators"),
@@ -54,13 +54,13 @@ def test_a_difference_that_replay_removes_is_ambiguous_and_no_failure() -> None:
         ("free", "top1_equal", 994, "below 0.995"),
     ],
 )
-def test_each_bar_alone_fails(part: str, figure: str, value: float, said: str) -> None:
+def test_each_bar_alone_fails(part: str, figure: str, value: float, reason_part: str) -> None:
     metrics = right_everywhere()
     setattr(getattr(metrics, part), figure, value)
     verdict = judge(metrics)
     assert verdict.verdict == FAIL
     assert verdict.exit_status == 1
-    assert any(said in reason for reason in verdict.reasons)
+    assert any(reason_part in reason for reason in verdict.reasons)
 
 
 @pytest.mark.parametrize(

@@ -111,10 +111,10 @@ def test_initializers_are_the_lowered_model_key_for_key(protos, lowered, tiny_bu
             value = onnx.numpy_helper.to_array(tensor)
             assert tensor.name not in stored or np.array_equal(stored[tensor.name], value)
             stored[tensor.name] = value
-    wanted = lowered.state_dict()
-    wanted.pop("memory_prior")
-    assert set(stored) == set(wanted)
-    for key, value in wanted.items():
+    expected_state = lowered.state_dict()
+    expected_state.pop("memory_prior")
+    assert set(stored) == set(expected_state)
+    for key, value in expected_state.items():
         assert stored[key].dtype == value.numpy().dtype
         np.testing.assert_array_equal(stored[key], value.numpy(), err_msg=key)
 
@@ -150,8 +150,8 @@ def test_one_file_serves_every_batch_sequence_and_past(name, batch, sequence, pa
     inputs = example_inputs(spec, sizes, seed=3, vocab_size=lowered.config.text.vocab_size)
     got = sessions[name].run(None, {t.name: v.numpy() for t, v in zip(spec.inputs, inputs, strict=True)})
     with torch.no_grad():
-        wanted = call(lowered, spec, inputs)
-    for theirs, ours in zip(got, wanted, strict=True):
+        expected = call(lowered, spec, inputs)
+    for theirs, ours in zip(got, expected, strict=True):
         assert theirs.shape == tuple(ours.shape)
         # Loose enough for a code that rounds the other way at a tie; the exact comparison is the exporter's check.
         np.testing.assert_allclose(theirs, ours.numpy(), atol=0.2)
@@ -200,8 +200,8 @@ def test_decoding_step_by_step_gives_the_logits_of_one_prefill(sessions, ternary
     stepwise = Decoder(session, config, slot_seed=1)
     steps = [stepwise(embeds[:, :3], 1, 3), *(stepwise(embeds[:, i : i + 1], 1, 1) for i in range(3, 7))]
     np.testing.assert_allclose(np.concatenate(steps, 1), at_once, atol=1e-4)
-    for one, other in zip(stepwise.past, whole.past, strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-4)
+    for step_cache, whole_cache in zip(stepwise.past, whole.past, strict=True):
+        np.testing.assert_allclose(step_cache, whole_cache, atol=1e-4)
 
 
 def test_only_the_asked_for_logits_come_back(sessions, ternary_model):
@@ -222,8 +222,8 @@ def test_a_masked_slot_changes_no_bit_whatever_it_holds(sessions, ternary_model)
 def test_an_open_slot_changes_the_logits(sessions, ternary_model):
     config, session = ternary_model.config, sessions["decoder_model_merged"]
     embeds = embeddings(config, 6)
-    one, other = (Decoder(session, config, seed)(embeds, 1, 6) for seed in (2, 3))
-    assert np.abs(one - other).max() > 1e-3
+    logits, other_logits = (Decoder(session, config, seed)(embeds, 1, 6) for seed in (2, 3))
+    assert np.abs(logits - other_logits).max() > 1e-3
 
 
 def test_padding_on_the_left_changes_no_answer(sessions, ternary_model):
@@ -256,8 +256,8 @@ def test_forgetting_undoes_writing(sessions, ternary_model):
     feeds = {t.name: v.numpy() for t, v in zip(spec.inputs, inputs, strict=True)}
     mean, covariance = sessions["memory_write"].run(None, feeds)
     assert np.abs(mean - feeds["memory_mean"]).max() > 0.1
-    written = {**feeds, "memory_mean": mean, "memory_cov": covariance}
-    back, covariance_back = sessions["memory_forget"].run(None, written)
+    forget_feeds = {**feeds, "memory_mean": mean, "memory_cov": covariance}
+    back, covariance_back = sessions["memory_forget"].run(None, forget_feeds)
     # Forgetting divides by what is left of the covariance, a hundredth: float32 leaves 1e-3 of it.
     np.testing.assert_allclose(back, feeds["memory_mean"], atol=1e-2)
     np.testing.assert_allclose(covariance_back, feeds["memory_cov"], atol=1e-2)

@@ -181,8 +181,8 @@ def test_nothing_unpacked_is_kept_by_the_loaded_session(op, tmp_path):
     options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
     options.log_severity_level = 3
     onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    kept = onnx.load(tmp_path / "optimised.onnx").graph.initializer
-    kept_bytes = sum(numpy_helper.to_array(tensor).nbytes for tensor in kept)
+    initializers = onnx.load(tmp_path / "optimised.onnx").graph.initializer
+    kept_bytes = sum(numpy_helper.to_array(tensor).nbytes for tensor in initializers)
     assert kept_bytes <= sum(value.nbytes for value in weights.values()) + 512
 
 

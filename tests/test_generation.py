@@ -36,7 +36,7 @@ def ready(runtime, processor, prompts=PROMPTS, rows=ROWS) -> Prompt:
     return embed_prompt(runtime, *processor(prompts, rows), processor.image_id)
 
 
-def written(runtime, prompt: Prompt) -> MemoryArrays:
+def memory_with_a_fact(runtime, prompt: Prompt) -> MemoryArrays:
     """A memory that holds the first row's code."""
     code, key = runtime.memory_encode(*prompt)
     return runtime.memory_write(key[:1], code[:1], runtime.memory_prior())
@@ -88,18 +88,18 @@ def test_teacher_forcing_gives_the_logits_of_free_running(runtime, tiny_processo
 
 def test_a_masked_memory_leaves_the_logits_as_they_are_without_one(runtime, tiny_processor):
     prompt = ready(runtime, tiny_processor)
-    memory = written(runtime, prompt)
+    memory = memory_with_a_fact(runtime, prompt)
     with_memory = read_slot(runtime, prompt, memory)
     masked = with_memory._replace(slot_mask=np.zeros(3, np.int64))
     logits, _ = prefill(runtime, prompt, masked)
     assert np.array_equal(logits, prefill(runtime, prompt, read_slot(runtime, prompt, None))[0])
-    seen = with_memory._replace(slot_mask=np.ones(3, np.int64))
-    assert np.abs(prefill(runtime, prompt, seen)[0] - logits).max() > 1e-3
+    open_slot = with_memory._replace(slot_mask=np.ones(3, np.int64))
+    assert np.abs(prefill(runtime, prompt, open_slot)[0] - logits).max() > 1e-3
 
 
 def test_the_scope_threshold_decides_row_by_row(ternary_model, runtime, tiny_processor):
     prompt = ready(runtime, tiny_processor)
-    memory = written(runtime, prompt)
+    memory = memory_with_a_fact(runtime, prompt)
     reading = read_slot(runtime, prompt, memory).reading
     threshold = float(np.sort(reading.scope)[1])
     config = ternary_model.config
@@ -183,10 +183,10 @@ def test_the_public_generate_takes_pictures_prompts_and_memory(ternary_model, ti
     assert isinstance(state, MemoryState)
     assert len(ternary_model.generate(prompts=["what?"], memory=state, processor=tiny_processor)) == 1
     captions = ternary_model.generate(images=[PICTURES[0]], processor=tiny_processor, max_new_tokens=4)
-    asked = ternary_model.generate(
+    answers = ternary_model.generate(
         images=[PICTURES[0]], prompts=["describe the image"], processor=tiny_processor, max_new_tokens=4
     )
-    assert captions == asked
+    assert captions == answers
 
 
 def test_generate_leaves_the_model_ready_to_train(ternary_model, tiny_processor):

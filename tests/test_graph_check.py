@@ -150,7 +150,7 @@ def test_a_recording_covers_every_quantised_layer_and_replays(graphs, lowered):
     recording, outputs = record(graphs / f"{DECODER}.onnx", feeds, differences, 1)
     layers = {name for name in named_packed(lowered) if name.startswith(("decoder.", "embedding."))}
     assert set(recording.layers) == layers
-    activations = sum(one.activations_q8.size for calls in recording.layers.values() for one in calls)
+    activations = sum(call.activations_q8.size for calls in recording.layers.values() for call in calls)
     replayed = replay(lowered, spec, inputs, recording, differences)
     assert differences.activations == activations
     assert differences.only_ties
@@ -168,8 +168,11 @@ def test_a_replay_runs_on_the_recorded_activations_and_not_on_its_own(graphs, lo
     differences, moved = Differences(), Recording()
     recording, outputs = record(graphs / f"{DECODER}.onnx", feeds, differences, 1)
     for layer, calls in recording.layers.items():
-        for one in calls:
-            moved.add(layer, one._replace(activations_q8=np.minimum(one.activations_q8, 126) + np.int8(1)))
+        for layer_call in calls:
+            moved.add(
+                layer,
+                layer_call._replace(activations_q8=np.minimum(layer_call.activations_q8, 126) + np.int8(1)),
+            )
     replayed = replay(lowered, spec, inputs, moved, differences)
     assert differences.activations_differing > 0.5 * differences.activations
     assert not differences.only_ties
@@ -224,6 +227,6 @@ def test_example_keys_are_the_keys_of_their_codes():
 
 def test_examples_are_seeded(ternary_model):
     spec = contract.graph(ternary_model.config, DECODER)
-    one, same, other = (example_inputs(spec, SIZES, seed=seed) for seed in (1, 1, 2))
-    assert all(torch.equal(a, b) for a, b in zip(one, same, strict=True))
-    assert not torch.equal(one[0], other[0])
+    inputs, same_inputs, other_inputs = (example_inputs(spec, SIZES, seed=seed) for seed in (1, 1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(inputs, same_inputs, strict=True))
+    assert not torch.equal(inputs[0], other_inputs[0])

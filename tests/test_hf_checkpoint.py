@@ -30,11 +30,13 @@ def test_an_assembled_checkpoint_answers_with_the_decoders_tokenizer(hf_folders,
     decoder = altered(root / "llama", tmp_path / "decoder")
     save_tokenizer(decoder)
     base = dataclasses.replace(BASE, prompt=SMOLLM_PROMPT)
-    made = assemble_checkpoint(root / "vit", decoder, base, tmp_path / "made")
-    assert made.config.text.vocab_size == 90
+    model_in_memory = assemble_checkpoint(root / "vit", decoder, base, tmp_path / "made")
+    assert model_in_memory.config.text.vocab_size == 90
     loaded = MicroVLM.from_pretrained(tmp_path / "made")
     picture = Image.new("RGB", (30, 20), "red")
-    answers = [model.generate([picture], ["what is this"], max_new_tokens=3) for model in (made, loaded)]
+    answers = [
+        model.generate([picture], ["what is this"], max_new_tokens=3) for model in (model_in_memory, loaded)
+    ]
     assert answers[0] == answers[1]
     assert len(answers[0]) == 1
     with pytest.raises(UserError, match="not a MicroVLM"):
@@ -47,14 +49,14 @@ def test_a_vocabulary_that_is_full_grows_by_the_image_token(hf_folders, tmp_path
     save_tokenizer(
         decoder, [f"<extra{index}>" for index in range(81)] + ["<|im_start|>", "<|im_end|>", "<|endoftext|>"]
     )
-    made = assemble_checkpoint(
+    grown = assemble_checkpoint(
         root / "vit", decoder, dataclasses.replace(BASE, prompt=SMOLLM_PROMPT), tmp_path / "made"
     )
     old = load_file(decoder / "model.safetensors")["model.embed_tokens.weight"]
-    assert made.config.text.vocab_size == 91
-    assert torch.equal(made.embedding.weight[:90], old)
-    torch.testing.assert_close(made.embedding.weight[90], old.mean(0))
-    assert torch.equal(MicroVLM.from_pretrained(tmp_path / "made").embedding.weight, made.embedding.weight)
+    assert grown.config.text.vocab_size == 91
+    assert torch.equal(grown.embedding.weight[:90], old)
+    torch.testing.assert_close(grown.embedding.weight[90], old.mean(0))
+    assert torch.equal(MicroVLM.from_pretrained(tmp_path / "made").embedding.weight, grown.embedding.weight)
 
 
 def test_a_tokenizer_that_does_not_fit_the_prompt_leaves_nothing(hf_folders, tmp_path):

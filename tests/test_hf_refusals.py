@@ -13,7 +13,7 @@ from microvlm.model.hf_loading import assemble
 
 
 @pytest.mark.parametrize(
-    ("part", "drop", "add", "said"),
+    ("part", "drop", "add", "sentence"),
     [
         ("qwen2", ["model.layers.1.mlp.up_proj.weight"], {}, "lacks 'model.layers.1.mlp.up_proj.weight'"),
         ("qwen2", [], {"model.extra.weight": torch.ones(2)}, "unexpected 'model.extra.weight'"),
@@ -24,11 +24,11 @@ from microvlm.model.hf_loading import assemble
         ("deit", [], {"embeddings.extra": torch.ones(1)}, "unexpected 'embeddings.extra'"),
     ],
 )
-def test_a_key_that_does_not_fit_is_named(hf_folders, tmp_path, part, drop, add, said):
+def test_a_key_that_does_not_fit_is_named(hf_folders, tmp_path, part, drop, add, sentence):
     root, _ = hf_folders
     folder = altered(root / part, tmp_path / "altered", drop, add)
     parts = {"deit": root / "deit", "qwen2": root / "qwen2", part: folder}
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=sentence):
         assemble(parts["deit"], parts["qwen2"], BASE)
 
 
@@ -41,7 +41,7 @@ def test_a_tied_head_that_was_saved_twice_is_accepted(hf_folders, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "change", "said"),
+    ("name", "change", "sentence"),
     [
         ("qwen2", {"tie_word_embeddings": False}, "not tied"),
         ("qwen2", {"use_sliding_window": True}, "sliding-window"),
@@ -61,12 +61,14 @@ def test_a_tied_head_that_was_saved_twice_is_accepted(hf_folders, tmp_path):
         ("vit", {"image_size": [224, 192]}, "square"),
     ],
 )
-def test_an_architecture_that_would_compute_otherwise_is_refused(hf_folders, tmp_path, name, change, said):
+def test_an_architecture_that_would_compute_otherwise_is_refused(
+    hf_folders, tmp_path, name, change, sentence
+):
     root, _ = hf_folders
     raw = json.loads((root / name / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(raw | change))
     read = vision_config if name == "vit" else text_config
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=sentence):
         read(tmp_path)
 
 

@@ -23,14 +23,14 @@ MOST_FILES = 16
 
 def modules() -> dict[str, Path]:
     """Dotted name -> file of every module that is reached from microvlm/, links followed."""
-    found = {}
+    paths = {}
     for folder, _, names in os.walk(ROOT / "microvlm", followlinks=True):
         for name in names:
             if name.endswith(".py"):
                 path = Path(folder, name)
                 parts = path.relative_to(ROOT).with_suffix("").parts
-                found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
+                paths[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return paths
 
 
 @pytest.fixture(scope="module")
@@ -74,10 +74,10 @@ def test_every_modules_import_path_is_its_path_on_disk(uninstalled):
         "for name in sys.stdin.read().split():\n"
         "    print(name, importlib.util.find_spec(name).origin)"
     )
-    known = modules()
+    source_paths = modules()
     done = subprocess.run(
         [sys.executable, "-S", "-c", program],
-        input="\n".join(known),
+        input="\n".join(source_paths),
         cwd=uninstalled["CHECKOUT"],
         env=uninstalled,
         capture_output=True,
@@ -85,10 +85,10 @@ def test_every_modules_import_path_is_its_path_on_disk(uninstalled):
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    found = dict(line.split(" ", 1) for line in done.stdout.splitlines())
-    assert len(found) == len(known) > 150
-    for name, path in known.items():
-        assert Path(found[name]).resolve() == path.resolve()
+    imported_paths = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    assert len(imported_paths) == len(source_paths) > 150
+    for name, path in source_paths.items():
+        assert Path(imported_paths[name]).resolve() == path.resolve()
 
 
 def test_every_module_has_one_name_only():
