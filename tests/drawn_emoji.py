@@ -38,8 +38,8 @@ def draw(index, caption):
 def write_packages(root):
     """Write a node_modules folder with the 48 scene objects and EXTRA; openmoji draws each as the next row."""
     labels = [
-        {"hexcode": code, "label": caption, "group": 0, "subgroup": 0, "order": i}
-        for i, (code, caption) in enumerate(ROWS)
+        {"hexcode": hexcode, "label": caption, "group": 0, "subgroup": 0, "order": i}
+        for i, (hexcode, caption) in enumerate(ROWS)
     ]
     labels.append(
         {"hexcode": "1F468-200D-1F527", "label": "man mechanic", "group": 0, "subgroup": 0, "order": 98}
@@ -54,10 +54,10 @@ def write_packages(root):
     write_json(root / "emojibase-data/meta/unicode-names.json", {"1F6AC": "SOLITARY THING"})
     for source in SOURCES:
         icons, aliases, chars = {}, {}, {}
-        for i, (code, caption) in enumerate(ROWS):
+        for i, (hexcode, caption) in enumerate(ROWS):
             name = caption.replace(" ", "" if source.vendor == "fxemoji" else "-")
             icons[name] = draw((i + 1) % len(ROWS) if source.vendor == "openmoji" else i, caption)
-            chars[code.lower()] = name
+            chars[hexcode.lower()] = name
         if source.vendor == "noto-v1":
             icons["solitary-thing"] = icons.pop("lonely-thing")
         if source.vendor == "twemoji":

@@ -48,8 +48,8 @@ def caption_and_memory(runtime, processor) -> list:
     inputs = processor([processor.config.prompt.caption_prompt], [[PICTURE]])
     prompt = embed_prompt(runtime, *inputs, processor.image_id)
     tokens = generate(runtime, prompt, options).tokens
-    code, key = runtime.memory_encode(*prompt)
-    state = runtime.memory_write(key, code, runtime.memory_prior())
+    latent, key = runtime.memory_encode(*prompt)
+    state = runtime.memory_write(key, latent, runtime.memory_prior())
     result = generate(runtime, prompt, options, state)
     return [tokens, result.memory_slot.slot_mask.tolist(), result.tokens]
 

@@ -185,8 +185,8 @@ def test_a_cache_is_restored_after_a_connection_dropped_between_two_steps(
 
 
 def _row(runtime, prompt) -> tuple[np.ndarray, np.ndarray]:
-    code, key = runtime.memory_encode(*prompt)
-    return key, code
+    latent, key = runtime.memory_encode(*prompt)
+    return key, latent
 
 
 @pytest.fixture

@@ -58,10 +58,10 @@ def prompt(ort) -> Prompt:
 def memory_after_writes(runtime, prompt: Prompt, rows: int = ROWS) -> MemoryArrays:
     """The memory after `rows` writes and one forget."""
     state = runtime.memory_prior()
-    code, key = runtime.memory_encode(prompt.inputs_embeds[:1], prompt.attention_mask[:1])
+    latent, key = runtime.memory_encode(prompt.inputs_embeds[:1], prompt.attention_mask[:1])
     for row in range(rows):
-        state = runtime.memory_write(np.roll(key, row, 1), code + np.float32(row), state)
-    return runtime.memory_forget(key, code, state)
+        state = runtime.memory_write(np.roll(key, row, 1), latent + np.float32(row), state)
+    return runtime.memory_forget(key, latent, state)
 
 
 def decoded_logits(runtime, prompt: Prompt, steps: int, between=lambda step: None) -> np.ndarray:
@@ -80,8 +80,8 @@ def decoded_logits(runtime, prompt: Prompt, steps: int, between=lambda step: Non
 
 
 def _query(runtime, prompt: Prompt) -> tuple[np.ndarray, np.ndarray]:
-    code, key = runtime.memory_encode(prompt.inputs_embeds[:1], prompt.attention_mask[:1])
-    return key, code
+    latent, key = runtime.memory_encode(prompt.inputs_embeds[:1], prompt.attention_mask[:1])
+    return key, latent
 
 
 def kill(runtime: Arm64Runtime) -> None:
@@ -192,9 +192,9 @@ def test_a_fetched_state_outlives_its_worker_without_repeating_its_runs(
     before = [np.asarray(part) for part in state]
     assert state.mean.output.run.inputs == []
     kill(device_runtime)
-    key, code = _query(device_runtime, prompt)
-    after = device_runtime.memory_write(key, code, state)
-    expected = ort.memory_write(key, code, MemoryArrays(*before))
+    key, latent = _query(device_runtime, prompt)
+    after = device_runtime.memory_write(key, latent, state)
+    expected = ort.memory_write(key, latent, MemoryArrays(*before))
     assert all(
         np.array_equal(array, expected_array) for array, expected_array in zip(after, expected, strict=True)
     )

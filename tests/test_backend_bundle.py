@@ -20,8 +20,8 @@ from microvlm.generation import embed_prompt, read_slot, teacher_force
 
 BACKENDS = ("ort", "torch")
 ANSWERS = np.array([[5, 60, 7, 120], [200, 9, 9, 31]])
-CODE_FLIP = 0.1
-"""A float sum that ends within rounding of a .5 tie may give another activation code on another backend; with random
+ROUNDING_FLIP = 0.1
+"""A float sum that ends within rounding of a .5 tie may give another int8 activation elsewhere; with random
 weights that moves logits by some percent of their spread (measured here: up to 1 %). A wrong weight, position, mask or
 scale moves them by their whole spread."""
 
@@ -37,7 +37,9 @@ def copy(speaking_bundle, tmp_path) -> Path:
 
 
 def close(array: np.ndarray, reference: np.ndarray) -> bool:
-    return array.shape == reference.shape and bool(np.abs(array - reference).max() < CODE_FLIP * array.std())
+    return array.shape == reference.shape and bool(
+        np.abs(array - reference).max() < ROUNDING_FLIP * array.std()
+    )
 
 
 def test_both_backends_give_the_same_prefix_embeddings_and_tokens(runtimes, tiny_processor):
@@ -53,8 +55,8 @@ def test_both_backends_give_the_same_logits_with_and_without_a_memory(runtimes, 
     logits = {}
     for name, runtime in runtimes.items():
         prompt = embed_prompt(runtime, *inputs, tiny_processor.image_id)
-        code, key = runtime.memory_encode(*prompt)
-        memory = runtime.memory_write(key[:1], code[:1], runtime.memory_prior())
+        latent, key = runtime.memory_encode(*prompt)
+        memory = runtime.memory_write(key[:1], latent[:1], runtime.memory_prior())
         open_slot = read_slot(runtime, prompt, memory)._replace(slot_mask=np.ones(2, np.int64))
         logits[name] = [
             teacher_force(runtime, prompt, ANSWERS, slot)
@@ -80,15 +82,15 @@ def test_a_cache_built_token_by_token_gives_the_logits_of_one_prefill(runtimes):
 
 def test_both_backends_write_read_and_forget_alike(runtimes):
     rng = np.random.default_rng(0)
-    key, code = (rng.normal(size=(1, width)).astype(np.float32) for width in (16, 48))
-    key, code = key / np.linalg.norm(key), code / np.linalg.norm(code)
+    key, latent = (rng.normal(size=(1, width)).astype(np.float32) for width in (16, 48))
+    key, latent = key / np.linalg.norm(key), latent / np.linalg.norm(latent)
     states = {}
     for name, runtime in runtimes.items():
         prior = runtime.memory_prior()
-        written_state = runtime.memory_write(key, code, prior)
-        forgotten = runtime.memory_forget(key, code, written_state)
+        written_state = runtime.memory_write(key, latent, prior)
+        forgotten = runtime.memory_forget(key, latent, written_state)
         assert np.abs(forgotten.mean - prior.mean).max() < 1e-3
-        states[name] = [*prior, *written_state, runtime.memory_read(key, code, written_state).latent]
+        states[name] = [*prior, *written_state, runtime.memory_read(key, latent, written_state).latent]
     for torch_array, ort_array in zip(states["torch"], states["ort"], strict=True):
         assert np.abs(torch_array - ort_array).max() < 1e-5
 

@@ -68,13 +68,15 @@ def test_a_folder_that_is_no_bundle_is_refused(tmp_path):
 
 def test_sizes_are_those_of_the_files_and_each_is_compared_with_the_first(tiny_bundle, monkeypatch):
     """The small bundle stands for every variant: an export of the full size takes minutes."""
-    made = []
+    variants_built = []
     monkeypatch.setattr(
-        bundle_sizes, "random_full_bundle", lambda log, **variant: made.append(variant) or tiny_bundle
+        bundle_sizes,
+        "random_full_bundle",
+        lambda log, **variant: variants_built.append(variant) or tiny_bundle,
     )
     variants = ({}, {"vocabulary": 50_000, "packing": "base3"})
     document = bundle_sizes.run(print, variants)
-    assert made == list(variants)
+    assert variants_built == list(variants)
     files = [path for path in tiny_bundle.rglob("*") if path.is_file()]
     assert [row["bundle_bytes"] for row in document["bundles"]] == 2 * [
         sum(path.stat().st_size for path in files)

@@ -38,14 +38,14 @@ def _runner(contender: Contender, shape: str, copies: int, folder: Path, threads
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
-def test_blocks_unpack_to_the_codes_that_were_packed(bits):
+def test_blocks_unpack_to_the_values_that_were_packed(bits):
     values = np.random.default_rng(0).integers(0, 1 << bits, (5, 256), dtype=np.uint8)
     packed = pack_blocks(values, bits, 128)
     assert packed.shape == (5, 2, 128 * bits // 8)
     assert np.array_equal(unpack_blocks(packed, bits), values)
 
 
-def test_the_first_code_of_a_block_is_in_the_lowest_bits():
+def test_the_first_value_of_a_block_is_in_the_lowest_bits():
     values = np.zeros((1, 32), np.uint8)
     values[0, :4] = (3, 0, 2, 1)
     assert pack_blocks(values, 2, 32)[0, 0, 0] == 3 | 2 << 4 | 1 << 6
@@ -54,7 +54,7 @@ def test_the_first_code_of_a_block_is_in_the_lowest_bits():
 
 # 200 is not a multiple of a block: its padding must count as zero.
 @pytest.mark.parametrize("shape", ["256x128", "200x48"])
-@pytest.mark.parametrize("contender", EVERY, ids=lambda one: one.name)
+@pytest.mark.parametrize("contender", EVERY, ids=lambda contender: contender.name)
 def test_every_contender_multiplies_as_numpy_does(contender, shape, tmp_path):
     if contender.native and native.library_path() is None:
         pytest.skip("this package was installed without the native library")

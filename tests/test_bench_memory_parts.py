@@ -109,7 +109,7 @@ def test_a_thousand_steps_stay_near_float64_and_a_rebuild_restores_them(backend,
     assert result["without_rebuilds"] > result["float32_vs_float64"]
 
 
-def test_questions_and_turns_encoded_together_have_the_codes_of_each_alone(model):
+def test_questions_and_turns_encoded_together_have_the_latents_of_each_alone(model):
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 256, (32, 32, 3), np.uint8) for _ in range(3)]
     queries = [
@@ -126,13 +126,13 @@ def test_questions_and_turns_encoded_together_have_the_codes_of_each_alone(model
     for number, (query, answer) in enumerate(zip(queries, answers, strict=True)):
         (latent,), (key,) = model.encode([query])
         (value,) = model.encode_values([query], [answer])
-        # A value near the tie of two int8 codes may become the other one in a batch: a thousandth of a code.
+        # An int8 activation near a tie may round the other way in a batch: a thousandth of its range.
         for row in range(number, BATCH + 2, 4):
             assert np.abs(latents[row] - latent).max() < 1e-2
             assert np.abs(keys[row] - key).max() < 1e-2
             assert np.abs(values[row] - value).max() < 1e-2
     apart = [np.abs(values[a] - values[b]).max() for a in range(4) for b in range(a)]
-    assert min(apart) > 5e-2, "other turns have other codes, or nothing was compared"
+    assert min(apart) > 5e-2, "other turns have other latents, or nothing was compared"
 
 
 def test_slot_use_is_what_the_covariance_lost_and_equal_keys_use_few_slots(model, encoded):

@@ -122,5 +122,5 @@ def test_reading_does_not_change_what_was_read():
 def test_what_runs_on_a_device_imports_no_torch():
     modules = "microvlm.config, microvlm.formats.packing, microvlm.formats.op_table, microvlm.runtime, microvlm.errors"
     code = f"import sys, {modules}; print(sorted({{'torch', 'transformers', 'onnx'}} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "[]"

@@ -91,8 +91,8 @@ def test_the_reader_imports_neither_torch_nor_transformers():
         "import sys; sys.modules['torch'] = sys.modules['transformers'] = None\n"
         "from microvlm.bench.evalset_reader import load_evalset; print(len(load_evalset().images))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == str(len(EVALSET.images)), done.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert process.stdout.strip() == str(len(EVALSET.images)), process.stderr
 
 
 def test_a_folder_that_is_no_evaluation_set_is_named(tmp_path):

@@ -12,11 +12,11 @@ from microvlm.training.data.scenes import read_scene_objects
 def test_the_list_of_test_emoji_follows_the_hash():
     rows = read_test_emoji()
     assert len(rows) >= SEEN_MINIMUM
-    percents = [int(hashlib.sha256(code.encode()).hexdigest(), 16) % 100 for code, _ in rows]
+    percents = [int(hashlib.sha256(hexcode.encode()).hexdigest(), 16) % 100 for hexcode, _ in rows]
     assert max(percents) < 50
     # One step of five lower would leave too few: 50 is the smallest threshold.
     assert sum(p < 45 for p in percents) < SEEN_MINIMUM
-    assert [hash_percent(code.lower()) for code, _ in rows] == percents
+    assert [hash_percent(hexcode.lower()) for hexcode, _ in rows] == percents
 
 
 def test_captions_are_unique_lower_case_ascii():

@@ -128,7 +128,7 @@ def test_one_wrong_byte_of_packed_weights_fails(speaking_bundle: Path, tmp_path:
         where = {entry.key: entry.value for entry in packed.external_data}
         data = tmp_path / "altered" / "onnx" / where["location"]
         content = bytearray(data.read_bytes())
-        # The first row's low two bits hold one trit, code 0, 1 or 2: another one of them.
+        # The first row's low two bits hold one trit code, 0, 1 or 2: another of the three.
         place = int(where["offset"])
         content[place] = (content[place] & ~3) | (((content[place] & 3) + 1) % 3)
         data.write_bytes(content)

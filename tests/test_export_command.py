@@ -68,8 +68,8 @@ sys.modules["torch"] = None  # importing it is an error now
 run_click(command, sys.argv[1:])
 """
     for flags, words in ((["--bits", "3"], "--bits 3"), (["--threads", "-1"], "--threads")):
-        done = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True)
-        assert_one_sentence((done.returncode, done.stdout, done.stderr), words)
+        process = subprocess.run([sys.executable, "-c", code, *flags], capture_output=True, text=True)
+        assert_one_sentence((process.returncode, process.stdout, process.stderr), words)
 
 
 def test_a_checkpoint_that_is_none_is_one_sentence(tmp_path, capsys):

@@ -140,7 +140,7 @@ def test_extreme_activations_give_the_same_bits(op):
 
 @pytest.mark.parametrize("op", MATMULS, ids=lambda op: op.name)
 def test_the_largest_sums_are_exact(op):
-    """Every weight and every code at its limit: where 16 bit pair sums saturate, or 24 bit mantissas round."""
+    """Every weight and int8 activation is at its limit: 16 bit pair sums saturate, 24 bit mantissas round."""
     rows, columns = 5, 4096
     weights, attributes = operands(op, rows, columns), attributes_of(op, rows, columns)
     if op.is_ternary:

@@ -37,9 +37,9 @@ def ready(runtime, processor, prompts=PROMPTS, rows=ROWS) -> Prompt:
 
 
 def memory_with_a_fact(runtime, prompt: Prompt) -> MemoryArrays:
-    """A memory that holds the first row's code."""
-    code, key = runtime.memory_encode(*prompt)
-    return runtime.memory_write(key[:1], code[:1], runtime.memory_prior())
+    """A memory that holds the first row's latent."""
+    latent, key = runtime.memory_encode(*prompt)
+    return runtime.memory_write(key[:1], latent[:1], runtime.memory_prior())
 
 
 @pytest.mark.parametrize(

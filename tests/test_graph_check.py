@@ -212,16 +212,16 @@ def test_trits_stored_dense_are_recorded_too(bits, tmp_path):
         np.testing.assert_allclose(outputs[tensor.name], ours, atol=1e-4)
 
 
-def test_example_keys_are_the_keys_of_their_codes():
-    """Where the scope detector compares codes, outside of the key space, something must be left of the query."""
+def test_example_keys_are_the_keys_of_their_latents():
+    """The scope detector compares latents outside of the key space, so a part of the query must lie there."""
     config = preset("full")
     spec = contract.graph(config, "memory_read")
     inputs = example_inputs(spec, SIZES, seed=1, vocab_size=8)
     named = {tensor.name: value for tensor, value in zip(spec.inputs, inputs, strict=True)}
-    code, key = named["memory_code"], named["memory_key"]
+    latent, key = named["memory_code"], named["memory_key"]
     reference = reference_memory(config.memory.slots, config.memory.code_size)
-    torch.testing.assert_close(key, address(code, torch.linalg.pinv(reference)), atol=1e-5, rtol=0)
-    outside = code.square().sum(-1) - key.square().sum(-1)
+    torch.testing.assert_close(key, address(latent, torch.linalg.pinv(reference)), atol=1e-5, rtol=0)
+    outside = latent.square().sum(-1) - key.square().sum(-1)
     assert (outside > 0.1).all()
 
 

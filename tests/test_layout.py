@@ -61,9 +61,9 @@ def run(environment: dict[str, str], program: str) -> subprocess.CompletedProces
 
 @pytest.mark.parametrize("name", LINKED)
 def test_a_bare_import_of_a_linked_folder_is_one_sentence_with_the_right_name(name, uninstalled):
-    done = run(uninstalled, f"import {name}")
-    assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].endswith(
+    process = run(uninstalled, f"import {name}")
+    assert process.returncode == 1
+    assert process.stderr.splitlines()[-1].endswith(
         f"this folder is part of the package microvlm: write 'import microvlm.{name}'."
     )
 
@@ -75,7 +75,7 @@ def test_every_modules_import_path_is_its_path_on_disk(uninstalled):
         "    print(name, importlib.util.find_spec(name).origin)"
     )
     source_paths = modules()
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-S", "-c", program],
         input="\n".join(source_paths),
         cwd=uninstalled["CHECKOUT"],
@@ -84,8 +84,8 @@ def test_every_modules_import_path_is_its_path_on_disk(uninstalled):
         text=True,
         timeout=120,
     )
-    assert done.returncode == 0, done.stderr
-    imported_paths = dict(line.split(" ", 1) for line in done.stdout.splitlines())
+    assert process.returncode == 0, process.stderr
+    imported_paths = dict(line.split(" ", 1) for line in process.stdout.splitlines())
     assert len(imported_paths) == len(source_paths) > 150
     for name, path in source_paths.items():
         assert Path(imported_paths[name]).resolve() == path.resolve()
@@ -125,9 +125,9 @@ print(backends.backend_names(), backends.get_backend("ort").unavailable(), len(e
 from microvlm.commands.main import cli
 cli(["--version"], prog_name="microvlm")
 """
-    done = run(uninstalled, program)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == [
+    process = run(uninstalled, program)
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.splitlines() == [
         "not installed",
         "['ort', 'ort-arm64', 'torch'] None 12",
         f"microvlm, version {microvlm.__version__}",
@@ -143,7 +143,7 @@ try:
 except UserError as error:
     print(error)
 """
-    done = run(uninstalled, program)
+    process = run(uninstalled, program)
     assert (
-        done.stdout == "microvlm is not installed here, only its folder is: run pip install -e . there.\n"
-    ), done.stderr
+        process.stdout == "microvlm is not installed here, only its folder is: run pip install -e . there.\n"
+    ), process.stderr

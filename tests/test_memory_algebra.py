@@ -25,20 +25,20 @@ VARIANCE = 0.01
 
 
 def rows(count: int, slots: int = 24, width: int = 40, dtype: torch.dtype = torch.float64, seed: int = 0):
-    """Prior mean [K, C], keys [E, K] of about unit length and unit codes [E, C]."""
+    """Prior mean [K, C], keys [E, K] of about unit length and unit latents [E, C]."""
     generator = torch.Generator().manual_seed(seed)
     mean = torch.randn(slots, width, generator=generator, dtype=torch.float64) * 0.1
     keys = torch.randn(count, slots, generator=generator, dtype=torch.float64) / slots**0.5
-    codes = torch.nn.functional.normalize(
+    latents = torch.nn.functional.normalize(
         torch.randn(count, width, generator=generator, dtype=torch.float64), dim=-1
     )
-    return mean.to(dtype), keys.to(dtype), codes.to(dtype)
+    return mean.to(dtype), keys.to(dtype), latents.to(dtype)
 
 
-def written(mean, keys, codes, order=None) -> MemoryState:
+def write_each(mean, keys, latents, order=None) -> MemoryState:
     state = prior(mean)
     for index in range(len(keys)) if order is None else order:
-        state = write(state, keys[index : index + 1], codes[index : index + 1], VARIANCE)
+        state = write(state, keys[index : index + 1], latents[index : index + 1], VARIANCE)
     return state
 
 
@@ -49,91 +49,91 @@ def distance(a: MemoryState, b: MemoryState) -> float:
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
 @pytest.mark.parametrize("count", [1, 12, 24, 60])
 def test_writing_one_at_a_time_is_the_batch_solution(dtype, tolerance, count):
-    mean, keys, codes = rows(count)
-    expected = batch_solution(mean, keys, codes, VARIANCE)
-    state = written(mean.to(dtype), keys.to(dtype), codes.to(dtype))
+    mean, keys, latents = rows(count)
+    expected = batch_solution(mean, keys, latents, VARIANCE)
+    state = write_each(mean.to(dtype), keys.to(dtype), latents.to(dtype))
     assert state.mean.dtype == dtype
     assert distance(MemoryState(*(part.double() for part in state)), expected) < tolerance
 
 
 def test_the_batch_solution_is_the_ridge_regression_of_its_definition():
-    mean, keys, codes = rows(9)
-    solution = batch_solution(mean, keys, codes, VARIANCE).mean[0].requires_grad_()
-    loss = ((keys @ solution - codes).square().sum() / VARIANCE + (solution - mean).square().sum()) / 2
+    mean, keys, latents = rows(9)
+    solution = batch_solution(mean, keys, latents, VARIANCE).mean[0].requires_grad_()
+    loss = ((keys @ solution - latents).square().sum() / VARIANCE + (solution - mean).square().sum()) / 2
     (gradient,) = torch.autograd.grad(loss, solution)
     assert gradient.abs().max() < 1e-9
 
 
 def test_several_memories_are_solved_at_once_and_rows_of_zeros_add_nothing():
-    mean, keys, codes = rows(12)
+    mean, keys, latents = rows(12)
     padded = [
-        torch.stack([part, torch.cat([part[:5], torch.zeros_like(part[5:])])]) for part in (keys, codes)
+        torch.stack([part, torch.cat([part[:5], torch.zeros_like(part[5:])])]) for part in (keys, latents)
     ]
     both = batch_solution(mean, *padded, VARIANCE)
     for place, count in enumerate((12, 5)):
-        alone = batch_solution(mean, keys[:count], codes[:count], VARIANCE)
+        alone = batch_solution(mean, keys[:count], latents[:count], VARIANCE)
         assert distance(MemoryState(*(part[place : place + 1] for part in both)), alone) < 1e-12
 
 
 def test_the_order_of_writing_does_not_matter():
-    mean, keys, codes = rows(15)
+    mean, keys, latents = rows(15)
     shuffled = torch.randperm(15, generator=torch.Generator().manual_seed(1)).tolist()
-    assert distance(written(mean, keys, codes), written(mean, keys, codes, shuffled)) < 1e-10
+    assert distance(write_each(mean, keys, latents), write_each(mean, keys, latents, shuffled)) < 1e-10
 
 
 @pytest.mark.parametrize("forgotten", [0, 3, 7])
 def test_a_forgotten_row_was_never_written(forgotten):
-    mean, keys, codes = rows(8)
-    state = written(mean, keys, codes)
-    key, code = keys[forgotten : forgotten + 1], codes[forgotten : forgotten + 1]
-    state = forget(state, key, code, VARIANCE)
+    mean, keys, latents = rows(8)
+    state = write_each(mean, keys, latents)
+    key, latent = keys[forgotten : forgotten + 1], latents[forgotten : forgotten + 1]
+    state = forget(state, key, latent, VARIANCE)
     others = [index for index in range(8) if index != forgotten]
-    assert distance(state, written(mean, keys, codes, others)) < 1e-9
+    assert distance(state, write_each(mean, keys, latents, others)) < 1e-9
 
 
 def test_forgetting_everything_is_the_prior_again():
-    mean, keys, codes = rows(12)
-    state = written(mean, keys, codes)
+    mean, keys, latents = rows(12)
+    state = write_each(mean, keys, latents)
     for index in (5, 0, 11, 3, 1, 2, 10, 4, 9, 6, 8, 7):
-        state = forget(state, keys[index : index + 1], codes[index : index + 1], VARIANCE)
+        state = forget(state, keys[index : index + 1], latents[index : index + 1], VARIANCE)
     assert distance(state, prior(mean)) < 1e-9
 
 
-def test_overwriting_leaves_only_the_new_code():
-    mean, keys, codes = rows(6)
-    state = forget(written(mean, keys, codes), keys[2:3], codes[2:3], VARIANCE)
+def test_overwriting_leaves_only_the_new_latent():
+    mean, keys, latents = rows(6)
+    state = forget(write_each(mean, keys, latents), keys[2:3], latents[2:3], VARIANCE)
     new = torch.nn.functional.normalize(torch.ones(1, 40, dtype=torch.float64), dim=-1)
     state = write(state, keys[2:3], new, VARIANCE)
-    replaced = codes.clone()
+    replaced = latents.clone()
     replaced[2] = new
     assert distance(state, batch_solution(mean, keys, replaced, VARIANCE)) < 1e-9
 
 
 def test_a_written_row_can_be_forgotten_with_a_positive_denominator():
-    mean, keys, codes = rows(20)
-    state = written(mean, keys, codes)
+    mean, keys, latents = rows(20)
+    state = write_each(mean, keys, latents)
     denominators = VARIANCE - torch.einsum("ek,kj,ej->e", keys, state.covariance[0], keys)
     assert (denominators > 0).all()
 
 
 def test_the_covariance_stays_symmetric_and_positive():
-    mean, keys, codes = rows(60, dtype=torch.float32)
-    covariance = written(mean, keys, codes).covariance[0]
+    mean, keys, latents = rows(60, dtype=torch.float32)
+    covariance = write_each(mean, keys, latents).covariance[0]
     assert (covariance - covariance.T).abs().max() < 1e-5
     assert torch.linalg.eigvalsh(covariance.double()).min() > 0
 
 
-def test_a_written_code_is_read_back_and_a_stranger_is_not():
-    mean, keys, codes = rows(10, slots=64, width=96)
-    state = written(mean * 0, keys, codes)
+def test_a_written_latent_is_read_back_and_a_stranger_is_not():
+    mean, keys, latents = rows(10, slots=64, width=96)
+    state = write_each(mean * 0, keys, latents)
     recalled = torch.cat([read(state, key[None]) for key in keys])
-    assert ((recalled @ codes.T).argmax(1) == torch.arange(10)).all()
-    assert (torch.nn.functional.cosine_similarity(recalled, codes) > 0.95).all()
+    assert ((recalled @ latents.T).argmax(1) == torch.arange(10)).all()
+    assert (torch.nn.functional.cosine_similarity(recalled, latents) > 0.95).all()
 
 
 def test_reading_twice_gives_the_same_bits_and_changes_nothing():
-    mean, keys, codes = rows(10, dtype=torch.float32)
-    state = written(mean, keys, codes)
+    mean, keys, latents = rows(10, dtype=torch.float32)
+    state = write_each(mean, keys, latents)
     before = [part.clone() for part in state]
     first = read(state, keys[4:5])
     assert torch.equal(read(state, keys[4:5]), first)
@@ -141,20 +141,20 @@ def test_reading_twice_gives_the_same_bits_and_changes_nothing():
 
 
 def test_rows_of_a_batch_are_memories_of_their_own():
-    mean, keys, codes = rows(6, dtype=torch.float64)
+    mean, keys, latents = rows(6, dtype=torch.float64)
     state = prior(mean, batch=2)
     for index in range(3):
-        state = write(state, keys[[index, index + 3]], codes[[index, index + 3]], VARIANCE)
+        state = write(state, keys[[index, index + 3]], latents[[index, index + 3]], VARIANCE)
     for row, start in enumerate((0, 3)):
-        own = written(mean, keys[start : start + 3], codes[start : start + 3])
+        own = write_each(mean, keys[start : start + 3], latents[start : start + 3])
         assert distance(MemoryState(*(part[row : row + 1] for part in state)), own) < 1e-12
 
 
 def test_writing_does_not_touch_the_state_it_was_given():
-    mean, keys, codes = rows(2)
+    mean, keys, latents = rows(2)
     state = prior(mean)
     before = [part.clone() for part in state]
-    write(state, keys[:1], codes[:1], VARIANCE)
+    write(state, keys[:1], latents[:1], VARIANCE)
     assert all(torch.equal(part, copy) for part, copy in zip(state, before, strict=True))
 
 
@@ -163,18 +163,18 @@ def test_hundreds_of_operations_at_full_size_drift_little_in_float32():
     slots, width, count, gone = 512, 896, 200, 60
     generator = torch.Generator().manual_seed(2)
     pinv = torch.linalg.pinv(reference_memory(slots, width))
-    codes = torch.nn.functional.normalize(torch.randn(count, width, generator=generator), dim=-1)
-    keys = address(codes, pinv)
+    latents = torch.nn.functional.normalize(torch.randn(count, width, generator=generator), dim=-1)
+    keys = address(latents, pinv)
     mean = torch.zeros(slots, width)
     state = prior(mean)
     for index in range(count):
-        state = write(state, keys[index : index + 1], codes[index : index + 1], VARIANCE)
+        state = write(state, keys[index : index + 1], latents[index : index + 1], VARIANCE)
     for index in range(gone):
-        state = forget(state, keys[index : index + 1], codes[index : index + 1], VARIANCE)
-    exact = batch_solution(mean.double(), keys[gone:].double(), codes[gone:].double(), VARIANCE)
+        state = forget(state, keys[index : index + 1], latents[index : index + 1], VARIANCE)
+    exact = batch_solution(mean.double(), keys[gone:].double(), latents[gone:].double(), VARIANCE)
     assert (state.mean.double() - exact.mean).abs().max() < 1e-2
     recalled = read(state, keys)
-    cosine = torch.nn.functional.cosine_similarity(recalled, codes)
+    cosine = torch.nn.functional.cosine_similarity(recalled, latents)
     assert cosine[gone:].min() > cosine[:gone].max() + 0.1
 
 
@@ -190,20 +190,22 @@ def test_reference_rows_are_orthonormal_fixed_and_fewer_than_the_width():
 
 def test_an_address_is_the_least_squares_key():
     reference = reference_memory(8, 20)
-    code = torch.randn(3, 20)
-    key = address(code, torch.linalg.pinv(reference))
-    torch.testing.assert_close(key, torch.linalg.lstsq(reference.T, code.T).solution.T, atol=1e-5, rtol=1e-5)
+    latent = torch.randn(3, 20)
+    key = address(latent, torch.linalg.pinv(reference))
+    torch.testing.assert_close(
+        key, torch.linalg.lstsq(reference.T, latent.T).solution.T, atol=1e-5, rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("steps", [3, 15, 30])
 @pytest.mark.parametrize("alpha", [5e-4, 1e-2])
 def test_newton_schulz_recovers_what_its_formula_says(steps, alpha):
     torch.manual_seed(0)
-    left, right = (torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64)).Q for _ in range(2))
+    left_basis, right_basis = (torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64)).Q for _ in range(2))
     values = torch.logspace(-1, 1, 12, dtype=torch.float64)
-    matrix = left @ values.diag() @ right
+    matrix = left_basis @ values.diag() @ right_basis
     estimate = pinv_newton_schulz(matrix, steps, alpha)
-    recovered = (right @ estimate @ left).diagonal() * values
+    recovered = (right_basis @ estimate @ left_basis).diagonal() * values
     expected = 1 - (1 - alpha * values**2) ** (2**steps)
     torch.testing.assert_close(recovered, expected, atol=1e-9, rtol=1e-9)
 
@@ -216,8 +218,8 @@ def test_newton_schulz_refuses_to_diverge():
 
 
 def test_memory_kl_is_that_of_matrix_gaussians():
-    mean, keys, codes = rows(5, slots=4, width=6)
-    state = written(mean, keys, codes)
+    mean, keys, latents = rows(5, slots=4, width=6)
+    state = write_each(mean, keys, latents)
     covariance = (state.covariance[0] + state.covariance[0].T) / 2
     # A matrix Gaussian with row covariance U and unit columns: C independent columns with covariance U each.
     posterior = torch.distributions.MultivariateNormal(state.mean[0].T, covariance)
@@ -238,11 +240,11 @@ def test_addressing_kl_is_that_of_gaussians():
 
 
 def test_gradients_flow_through_writing_and_reading():
-    mean, keys, codes = rows(3, slots=5, width=7)
-    inputs = [part.clone().requires_grad_() for part in (mean, keys, codes)]
+    mean, keys, latents = rows(3, slots=5, width=7)
+    inputs = [part.clone().requires_grad_() for part in (mean, keys, latents)]
 
-    def recall(mean, keys, codes):
-        return read(written(mean, keys, codes), keys[1:2])
+    def recall(mean, keys, latents):
+        return read(write_each(mean, keys, latents), keys[1:2])
 
     assert torch.autograd.gradcheck(recall, inputs)
 
@@ -250,27 +252,27 @@ def test_gradients_flow_through_writing_and_reading():
 def test_the_tiny_model_reads_what_it_wrote(float_model):
     memory = tiny_config().memory
     torch.manual_seed(0)
-    codes = torch.nn.functional.normalize(torch.randn(3, memory.code_size), dim=-1)
-    keys = address(codes, float_model.memory_encoder.pseudo_inverse)
+    latents = torch.nn.functional.normalize(torch.randn(3, memory.code_size), dim=-1)
+    keys = address(latents, float_model.memory_encoder.pseudo_inverse)
     state = float_model.memory_reset()
     for row in range(3):
-        state = MemoryState(*float_model.memory_write(keys[row : row + 1], codes[row : row + 1], *state))
+        state = MemoryState(*float_model.memory_write(keys[row : row + 1], latents[row : row + 1], *state))
     before = read(state, keys[:1])
-    state = MemoryState(*float_model.memory_forget(keys[:1], codes[:1], *state))
+    state = MemoryState(*float_model.memory_forget(keys[:1], latents[:1], *state))
     after = read(state, keys[:1])
-    assert (before - codes[:1]).norm() < 0.3 * (after - codes[:1]).norm()
+    assert (before - latents[:1]).norm() < 0.3 * (after - latents[:1]).norm()
 
 
 def test_agreement_is_the_cosine_outside_of_the_space_of_keys():
     reference = reference_memory(16, 40).double()
-    _, _, codes = rows(2, slots=16)
+    _, _, latents = rows(2, slots=16)
     inverse = torch.linalg.pinv(reference)
-    outside = codes - address(codes, inverse) @ reference
+    outside = latents - address(latents, inverse) @ reference
     expected = torch.nn.functional.cosine_similarity(outside[:1], outside[1:])
-    query, read_code = codes[:1], 3 * codes[1:]
-    found = agreement(query, read_code, address(query, inverse), address(read_code, inverse))
-    assert found.item() == pytest.approx(expected.item(), abs=1e-6)
+    query, read_latent = latents[:1], 3 * latents[1:]
+    similarity = agreement(query, read_latent, address(query, inverse), address(read_latent, inverse))
+    assert similarity.item() == pytest.approx(expected.item(), abs=1e-6)
     # What differs inside of the space of keys alone agrees.
-    moved = codes[:1] + torch.randn(1, 16, dtype=torch.float64) @ reference
-    found = agreement(query, moved, address(query, inverse), address(moved, inverse))
-    assert found.item() == pytest.approx(1, abs=1e-6)
+    moved = latents[:1] + torch.randn(1, 16, dtype=torch.float64) @ reference
+    similarity = agreement(query, moved, address(query, inverse), address(moved, inverse))
+    assert similarity.item() == pytest.approx(1, abs=1e-6)

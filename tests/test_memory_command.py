@@ -118,9 +118,9 @@ def test_what_would_steer_a_terminal_is_printed_escaped(memory, tmp_path):
 
 def test_json_is_one_document_a_command(memory, tmp_path, speaking_checkpoint):
     trip = tmp_path / "trip.mem"
-    written = json.loads(memory("write", "--text", "a red heart", "--question", "what?", "--json", trip)[1])
-    assert (written["written"]["entry"], written["entries"], written["memories"]) == (1, 1, 1)
-    found = json.loads(
+    outcome = json.loads(memory("write", "--text", "a red heart", "--question", "what?", "--json", trip)[1])
+    assert (outcome["written"]["entry"], outcome["entries"], outcome["memories"]) == (1, 1, 1)
+    reading = json.loads(
         memory(
             "read",
             "--question",
@@ -133,7 +133,7 @@ def test_json_is_one_document_a_command(memory, tmp_path, speaking_checkpoint):
             "torch",
         )[1]
     )
-    assert {"answer", "recalled", "scope", "residual", "timings_ms"} <= found.keys()
+    assert {"answer", "recalled", "scope", "residual", "timings_ms"} <= reading.keys()
     listed = json.loads(memory("list", "--json", trip)[1])
     assert (listed["slots"], listed["entries"][0]["text"]) == (16, "what? a red heart")
     assert json.loads(memory("rebuild", "--json", trip)[1])["drift"] == 0

@@ -40,9 +40,9 @@ class OneKey(TorchRuntime):
     calls = 0
 
     def memory_encode(self, inputs_embeds, attention_mask):
-        code, key = super().memory_encode(inputs_embeds, attention_mask)
+        latent, key = super().memory_encode(inputs_embeds, attention_mask)
         self.calls += 1
-        return code, np.float32(np.linspace(1, 2, key.shape[1])[None] + 1e-3 * key + 1e-4 * self.calls)
+        return latent, np.float32(np.linspace(1, 2, key.shape[1])[None] + 1e-3 * key + 1e-4 * self.calls)
 
 
 def test_a_fact_is_named_by_its_words_and_picture_whatever_its_key(ternary_model, tiny_processor):
@@ -104,8 +104,8 @@ def test_a_model_that_folds_words_finds_those_that_were_logged_as_typed(facts):
     facts.write("bert", " whose is this? ", BLUE)
     folding = FactMemory(facts.runtime, Processor(facts.processor.tokenizer, config), facts.memory)
     assert [folding.find("whose  is this?", image) for image in (RED, BLUE)] == [0, 1]
-    written = folding.write("Carl", "WHOSE IS THIS?", RED)
-    assert (written.question, written.text) == ("whose is this?", "WHOSE IS THIS? Carl")
+    entry = folding.write("Carl", "WHOSE IS THIS?", RED)
+    assert (entry.question, entry.text) == ("whose is this?", "WHOSE IS THIS? Carl")
     assert folding.older(2) == 0
     with pytest.raises(UserError, match="nothing was written under that"):
         facts.find("whose is this?", BLUE)
@@ -156,16 +156,16 @@ def test_what_a_chat_wrote_is_found_by_its_words(ternary_model, tiny_processor, 
     chat.save(tmp_path / "trip.mem")
     facts = FactMemory(OneKey(ternary_model), tiny_processor)
     facts.load(tmp_path / "trip.mem")
-    asked = [("what was in the first image?", None), ("whose is this?", RED), ("who?", None)][
+    questions = [("what was in the first image?", None), ("whose is this?", RED), ("who?", None)][
         : len(facts.entries)
     ]
-    assert [facts.find(*each) for each in asked] == list(range(len(asked)))
-    assert len(asked) >= 2
+    assert [facts.find(*question) for question in questions] == list(range(len(questions)))
+    assert len(questions) >= 2
 
 
 def test_a_fact_longer_than_the_models_positions_is_refused(facts):
     limit = facts.runtime.config.text.max_position_embeddings - 1
-    asked = int(facts.processor(["who?"]).attention_mask.sum())
+    question_tokens = int(facts.processor(["who?"]).attention_mask.sum())
     for text, question, image in (
         ("x" * limit, "who?", None),
         ("x", "y" * limit, RED),
@@ -175,10 +175,11 @@ def test_a_fact_longer_than_the_models_positions_is_refused(facts):
             facts.write(text, question, image)
     with pytest.raises(UserError, match=f"more than the {limit} of this model"):
         facts.find("y" * limit)
-    fits = "x" * (limit - asked)
-    assert len(facts.processor.text_ids(fits)) == limit - asked
+    fits = "x" * (limit - question_tokens)
+    assert len(facts.processor.text_ids(fits)) == limit - question_tokens
     facts.write(fits, "who?")
-    with pytest.raises(UserError, match=f"fact is {limit - asked + 1} tokens and its question {asked},"):
+    sentence = f"fact is {limit - question_tokens + 1} tokens and its question {question_tokens},"
+    with pytest.raises(UserError, match=sentence):
         facts.overwrite(fits + "x", "who?")
     assert [entry.text for entry in facts.entries] == [f"who? {fits}"]
 
@@ -200,9 +201,9 @@ def test_forget_overwrite_and_reset_change_log_and_state(facts):
     assert (old.text, new.text) == ("what is two? two", "what is two? deux")
     assert facts.forget(0).text == "what is one? one"
     assert [entry.text for entry in facts.entries] == ["what is two? deux", "what is three? three"]
-    kept = facts.memory.states[0].mean
+    mean_before = facts.memory.states[0].mean
     assert 0 <= facts.rebuild() < 1e-3
-    assert np.abs(facts.memory.states[0].mean - kept).max() < 1e-3
+    assert np.abs(facts.memory.states[0].mean - mean_before).max() < 1e-3
     facts.reset()
     assert facts.entries == []
     assert np.array_equal(facts.memory.states[0].mean, facts.runtime.memory_prior().mean)
@@ -227,8 +228,8 @@ def test_a_file_is_carried_on_by_another_backend_bit_for_bit(speaking_bundle, tm
     assert len(ours.memory.states) == 2
     ours.save(tmp_path / "trip.mem")
     theirs.load(tmp_path / "trip.mem")
-    for one, other in zip(ours.memory.states, theirs.memory.states, strict=True):
-        assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+    for our_state, their_state in zip(ours.memory.states, theirs.memory.states, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(our_state, their_state, strict=True))
     assert theirs.find("what is 17?", RED) == 17
     assert theirs.forget(17).text == "what is 17? number 17"
     theirs.save(tmp_path / "trip.mem")

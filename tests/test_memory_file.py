@@ -32,29 +32,29 @@ def runtime(ternary_model) -> TorchRuntime:
 @pytest.fixture
 def memory(runtime) -> EpisodicMemory:
     rng = np.random.default_rng(0)
-    made = EpisodicMemory.empty(runtime)
+    episodic = EpisodicMemory.empty(runtime)
     for number in range(2):
-        key, code = (rng.normal(size=size).astype(np.float32) / 4 for size in (16, 48))
-        asked = {"question": "qué?", "picture": "ab" * 32} if number else {}
-        entry = Entry(f"fact {number}, naïve", key, code, time=1e9 + number, image=number == 0, **asked)
-        made.write(runtime, entry)
-    return made
+        key, latent = (rng.normal(size=size).astype(np.float32) / 4 for size in (16, 48))
+        source = {"question": "qué?", "picture": "ab" * 32} if number else {}
+        entry = Entry(f"fact {number}, naïve", key, latent, time=1e9 + number, image=number == 0, **source)
+        episodic.write(runtime, entry)
+    return episodic
 
 
 def test_a_memory_comes_back_bit_for_bit_with_its_log(memory, tmp_path):
     save_memory(memory, tmp_path / "trip.mem", PRINT)
     loaded = load_memory(tmp_path / "trip.mem", PRINT)
-    for one, other in zip(memory.states[0], loaded.states[0], strict=True):
-        assert np.array_equal(one, other)
+    for saved, read_back in zip(memory.states[0], loaded.states[0], strict=True):
+        assert np.array_equal(saved, read_back)
     assert loaded.forgotten == memory.forgotten
     plain = [
         [(e.text, e.time, e.image, e.question, e.picture) for e in each.entries] for each in (memory, loaded)
     ]
     assert plain[0] == plain[1]
     assert [row[3:] for row in plain[1]] == [(None, ""), ("qué?", "ab" * 32)]
-    for one, other in zip(memory.entries, loaded.entries, strict=True):
-        assert np.array_equal(one.key, other.key)
-        assert np.array_equal(one.latent, other.latent)
+    for saved, read_back in zip(memory.entries, loaded.entries, strict=True):
+        assert np.array_equal(saved.key, read_back.key)
+        assert np.array_equal(saved.latent, read_back.latent)
 
 
 def test_an_empty_memory_comes_back(runtime, tmp_path):

@@ -77,8 +77,8 @@ def test_no_step_of_two_processes_comes_between_another_ones(tmp_path):
 
 @pytest.mark.posix
 def test_who_waits_too_long_is_told_which_process_has_the_file(holder, tmp_path):
-    said = f"trip.mem is being changed by process {holder.pid}"
-    with pytest.raises(UserError, match=said), locked(tmp_path / "trip.mem", wait_s=0.1):
+    sentence = f"trip.mem is being changed by process {holder.pid}"
+    with pytest.raises(UserError, match=sentence), locked(tmp_path / "trip.mem", wait_s=0.1):
         pass
     with locked(tmp_path / "other.mem", wait_s=0.1):
         assert (tmp_path / ".other.mem.lock").read_text() == str(os.getpid())
@@ -94,8 +94,8 @@ def test_a_link_has_the_lock_of_the_file_that_it_leads_to(holder, tmp_path):
     folder.mkdir()
     link = folder / "link.mem"
     link.symlink_to(tmp_path / "trip.mem")
-    said = f"link.mem is being changed by process {holder.pid}"
-    with pytest.raises(UserError, match=said), locked(link, wait_s=0.1):
+    sentence = f"link.mem is being changed by process {holder.pid}"
+    with pytest.raises(UserError, match=sentence), locked(link, wait_s=0.1):
         pass
     holder.communicate("go on\n")
     with locked(link, wait_s=0.1):

@@ -51,8 +51,8 @@ def test_a_seen_slot_changes_the_logits_of_its_row_alone(model):
 def episode_logits(model, fact_ids: torch.Tensor) -> torch.Tensor:
     """Write a fact, ask, read, and decode the question with what was read."""
     ones = torch.ones_like(fact_ids)
-    code, key = model.memory_encode(model.embed(fact_ids), ones)
-    state = MemoryState(*model.memory_write(key, code, *model.memory_prior_state()))
+    latent, key = model.memory_encode(model.embed(fact_ids), ones)
+    state = MemoryState(*model.memory_write(key, latent, *model.memory_prior_state()))
     question = torch.arange(40, 46)[None]
     query, query_key = model.memory_encode(model.embed(question), torch.ones_like(question))
     _, _, _, slot = model.memory_read(query_key, query, *state)
@@ -99,27 +99,27 @@ def test_step_zero_is_the_base_model():
 
 def test_a_readout_starts_as_the_identity_and_is_no_part_of_a_model_without_one():
     config = tiny_config()
-    code = torch.nn.functional.normalize(torch.randn(3, 48), dim=-1)
+    latent = torch.nn.functional.normalize(torch.randn(3, 48), dim=-1)
     fresh = MicroVLM(config).memory_projection
-    assert torch.equal(fresh.readout(code), code)
+    assert torch.equal(fresh.readout(latent), latent)
     without = MicroVLM(dataclasses.replace(config, memory=dataclasses.replace(config.memory, readout_size=0)))
     assert without.memory_projection.readout is None
     assert not [name for name in without.state_dict() if "readout" in name]
 
 
-def test_codes_have_unit_length_and_keys_are_their_addresses(model):
+def test_latents_have_unit_length_and_keys_are_their_addresses(model):
     ids = torch.randint(0, 300, (3, 6))
     with torch.no_grad():
-        code, key = model.memory_encode(model.embed(ids), torch.ones_like(ids))
+        latent, key = model.memory_encode(model.embed(ids), torch.ones_like(ids))
         encoder = model.memory_encoder
-    assert code.shape == (3, 48)
+    assert latent.shape == (3, 48)
     assert key.shape == (3, 16)
-    torch.testing.assert_close(code.norm(dim=-1), torch.ones(3))
-    torch.testing.assert_close(key, code @ encoder.pseudo_inverse)
+    torch.testing.assert_close(latent.norm(dim=-1), torch.ones(3))
+    torch.testing.assert_close(key, latent @ encoder.pseudo_inverse)
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_does_not_change_a_code(float_model, side):
+def test_padding_does_not_change_a_latent(float_model, side):
     torch.manual_seed(0)
     ids, padding = torch.randint(0, 300, (1, 5)), torch.randint(0, 300, (1, 3))
     order = slice(None, None, -1 if side == "left" else 1)
@@ -148,11 +148,11 @@ def test_the_encoder_reads_in_both_directions(float_model):
 
 
 def test_a_read_gives_scope_residual_and_a_slot_per_layer(model):
-    code = torch.nn.functional.normalize(torch.randn(2, 48), dim=-1)
+    latent = torch.nn.functional.normalize(torch.randn(2, 48), dim=-1)
     with torch.no_grad():
-        key = code @ model.memory_encoder.pseudo_inverse
-        recalled, scope, residual, slot = model.memory_read(key, code, *model.memory_reset(2))
-    torch.testing.assert_close(residual, (recalled - code).norm(dim=-1))
+        key = latent @ model.memory_encoder.pseudo_inverse
+        recalled, scope, residual, slot = model.memory_read(key, latent, *model.memory_reset(2))
+    torch.testing.assert_close(residual, (recalled - latent).norm(dim=-1))
     assert ((scope > 0) & (scope < 1)).all()
     assert [tuple(part.shape) for part in slot[0]] == [(2, 1, 1, 32)] * 2
     assert len(slot) == 2

@@ -20,11 +20,11 @@ def runtime(ternary_model) -> TorchRuntime:
 
 def entries(count: int, seed: int = 0) -> list[Entry]:
     rng = np.random.default_rng(seed)
-    keys, codes = rng.normal(size=(count, SLOTS)), rng.normal(size=(count, WIDTH))
+    keys, latents = rng.normal(size=(count, SLOTS)), rng.normal(size=(count, WIDTH))
     keys /= SLOTS**0.5
-    codes /= np.linalg.norm(codes, axis=1, keepdims=True)
-    rows = zip(keys.astype(np.float32), codes.astype(np.float32), strict=True)
-    return [Entry(f"fact {number}", key, code, time=number) for number, (key, code) in enumerate(rows)]
+    latents /= np.linalg.norm(latents, axis=1, keepdims=True)
+    rows = zip(keys.astype(np.float32), latents.astype(np.float32), strict=True)
+    return [Entry(f"fact {number}", key, latent, time=number) for number, (key, latent) in enumerate(rows)]
 
 
 def filled(runtime: TorchRuntime, rows: list[Entry]) -> EpisodicMemory:
@@ -34,8 +34,8 @@ def filled(runtime: TorchRuntime, rows: list[Entry]) -> EpisodicMemory:
     return memory
 
 
-def distance(one: EpisodicMemory, other: EpisodicMemory) -> float:
-    pairs = zip(one.states, other.states, strict=True)
+def distance(memory: EpisodicMemory, reference: EpisodicMemory) -> float:
+    pairs = zip(memory.states, reference.states, strict=True)
     return max(
         float(np.abs(a - b).max()) for ours, theirs in pairs for a, b in zip(ours, theirs, strict=True)
     )
@@ -123,8 +123,8 @@ def test_after_a_thousand_mixed_operations_float32_is_near_float64_and_a_rebuild
     exact = prior(torch.from_numpy(runtime.memory_prior().mean[0]).double())
 
     def followed(state, operation, entry):
-        key, code = (torch.from_numpy(part)[None].double() for part in (entry.key, entry.latent))
-        return operation(state, key, code, variance)
+        key, latent = (torch.from_numpy(part)[None].double() for part in (entry.key, entry.latent))
+        return operation(state, key, latent, variance)
 
     for _ in range(1000):
         draw, count = rng.random(), len(memory.entries)
@@ -142,9 +142,9 @@ def test_after_a_thousand_mixed_operations_float32_is_near_float64_and_a_rebuild
     drift = memory.rebuild(runtime)
     assert drift < 1e-2
     assert distance(memory, filled(runtime, memory.entries)) == 0
-    keys, codes = (
+    keys, latents = (
         torch.from_numpy(np.stack([getattr(e, part) for e in memory.entries])) for part in ("key", "latent")
     )
     start = torch.from_numpy(runtime.memory_prior().mean[0])
-    batch = batch_solution(start.double(), keys.double(), codes.double(), variance)
+    batch = batch_solution(start.double(), keys.double(), latents.double(), variance)
     assert np.abs(memory.states[0].mean - batch.mean.numpy()).max() < 1e-4

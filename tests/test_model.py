@@ -68,11 +68,11 @@ def test_rows_of_a_batch_do_not_see_each_other(quantization):
 
 def test_wanted_positions_give_the_logits_of_a_full_forward(float_model):
     ids = torch.randint(0, 300, (2, 6))
-    wanted = torch.rand(2, 6) > 0.5
+    positions = torch.rand(2, 6) > 0.5
     with torch.no_grad():
         everything = float_model(float_model.embed(ids), torch.ones_like(ids))
-        some = float_model(float_model.embed(ids), torch.ones_like(ids), logits_mask=wanted)
-    torch.testing.assert_close(some, everything[wanted], rtol=1e-5, atol=1e-6)
+        logits = float_model(float_model.embed(ids), torch.ones_like(ids), logits_mask=positions)
+    torch.testing.assert_close(logits, everything[positions], rtol=1e-5, atol=1e-6)
 
 
 def train_step(config: MicroVLMConfig) -> MicroVLM:
@@ -84,9 +84,9 @@ def train_step(config: MicroVLMConfig) -> MicroVLM:
     ids[0, :k] = vocabulary - 1
     mask = torch.ones_like(ids)
     embeds = model.place_images(ids, vocabulary - 1, model.encode_image(torch.randn(1, 3, side, side)))
-    code, key = model.memory_encode(embeds, mask)
-    state = model.memory_write(key, code, *model.memory_prior_state())
-    _, scope, _, slot = model.memory_read(key, code, *state)
+    latent, key = model.memory_encode(embeds, mask)
+    state = model.memory_write(key, latent, *model.memory_prior_state())
+    _, scope, _, slot = model.memory_read(key, latent, *state)
     logits = model(embeds, mask, slot)
     assert logits.shape == (1, k + 4, vocabulary)
     loss = torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:]) - scope.log().sum()
@@ -172,7 +172,7 @@ def test_cuda_gives_the_logits_of_the_cpu(tmp_path, ternary_model):
         got = moved(moved.embed(ids.cuda()), torch.ones_like(ids).cuda()).cpu()
         lowered = lower(moved, WeightFormat())
         packed = lowered(lowered.embed(ids.cuda()), torch.ones_like(ids).cuda()).cpu()
-    # Norms and attention round otherwise on another device, and a code at a tie may then turn over.
+    # Norms and attention round otherwise on another device; an int8 activation at a tie may then differ by 1.
     for logits in (got, packed):
         assert (logits.argmax(-1) == expected.argmax(-1)).float().mean() > 0.9
         assert (logits - expected).abs().mean() < 0.05

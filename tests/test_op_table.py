@@ -99,16 +99,16 @@ def test_a_token_of_zeros_gives_zeros():
 
 @pytest.mark.parametrize("op", TERNARY, ids=lambda op: op.name)
 @pytest.mark.parametrize("columns", [4864, 8960])
-@pytest.mark.parametrize(("trit", "code"), [(1, 127), (-1, -128), (1, -128), (-1, 127)])
-def test_the_largest_ternary_sums_are_exact(op, columns, trit, code):
+@pytest.mark.parametrize(("trit", "activation"), [(1, 127), (-1, -128), (1, -128), (-1, 127)])
+def test_the_largest_ternary_sums_are_exact(op, columns, trit, activation):
     rows = 6
     trits = np.full((rows, columns), trit, np.int8)
-    sums = op_spec.integer_sums(np.full((1, columns), code, np.int8), trits)
-    assert (sums == trit * code * columns).all()
+    sums = op_spec.integer_sums(np.full((1, columns), activation, np.int8), trits)
+    assert (sums == trit * activation * columns).all()
     packed = op.pack(trits)[0]
     layer = packed_linear(op, {"packed": packed, "scale": np.ones(1, np.float32)}, rows, columns)
     torch_sums = torch_ops.integer_sums(
-        torch.full((1, columns), float(code)), layer.integers(), layer.op.weight_absmax
+        torch.full((1, columns), float(activation)), layer.integers(), layer.op.weight_absmax
     )
     assert (torch_sums.long().numpy() == sums).all()
 

@@ -22,13 +22,13 @@ def runtime(tiny_bundle):
 
 
 def rows(count: int, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Keys as long as those of unit codes under a reference of orthonormal rows: |w|^2 = K / C on average."""
+    """Keys as long as those of unit latents under a reference of orthonormal rows: |w|^2 = K / C on average."""
     rng = np.random.default_rng(seed)
-    made = []
+    pairs = []
     for _ in range(count):
-        key, code = rng.normal(size=(1, SLOTS)) / WIDTH**0.5, rng.normal(size=(1, WIDTH))
-        made.append((key.astype(np.float32), (code / np.linalg.norm(code)).astype(np.float32)))
-    return made
+        key, latent = rng.normal(size=(1, SLOTS)) / WIDTH**0.5, rng.normal(size=(1, WIDTH))
+        pairs.append((key.astype(np.float32), (latent / np.linalg.norm(latent)).astype(np.float32)))
+    return pairs
 
 
 def addresses(state) -> tuple[int, ...]:
@@ -38,37 +38,37 @@ def addresses(state) -> tuple[int, ...]:
 def test_steps_go_back_and_forth_between_two_buffers(runtime):
     start = runtime.memory_prior()
     held = runtime.hold_memory(start)
-    seen = [addresses(held.state)]
-    for key, code in rows(4):
-        held.write(key, code)
-        seen.append(addresses(held.state))
-    assert seen[0] == seen[2] == seen[4]
-    assert seen[1] == seen[3] != seen[0]
-    assert addresses(start) not in seen
+    places = [addresses(held.state)]
+    for key, latent in rows(4):
+        held.write(key, latent)
+        places.append(addresses(held.state))
+    assert places[0] == places[2] == places[4]
+    assert places[1] == places[3] != places[0]
+    assert addresses(start) not in places
     assert np.array_equal(start.mean, runtime.memory_prior().mean)
 
 
 def test_a_held_state_is_bit_for_bit_that_of_the_functions(runtime):
     state = runtime.memory_prior()
     held = runtime.hold_memory(state)
-    written = rows(6)
-    for key, code in written:
-        state = runtime.memory_write(key, code, state)
-        held.write(key, code)
-    state = runtime.memory_forget(*written[2], state)
-    held.forget(*written[2])
+    pairs = rows(6)
+    for key, latent in pairs:
+        state = runtime.memory_write(key, latent, state)
+        held.write(key, latent)
+    state = runtime.memory_forget(*pairs[2], state)
+    held.forget(*pairs[2])
     for ours, theirs in zip(held.snapshot(), state, strict=True):
         assert np.array_equal(ours, theirs)
-    first, second = held.read(*written[0]), held.read(*written[0])
+    first, second = held.read(*pairs[0]), held.read(*pairs[0])
     assert np.array_equal(first.latent, second.latent)
-    assert np.array_equal(first.latent, runtime.memory_read(*written[0], state).latent)
+    assert np.array_equal(first.latent, runtime.memory_read(*pairs[0], state).latent)
 
 
 def test_rows_of_another_type_or_order_are_converted_and_kept_until_they_are_read(runtime):
     held, plain = (runtime.hold_memory(runtime.memory_prior()) for _ in range(2))
-    for key, code in rows(20):
-        plain.write(key, code)
-        wide, strided = key.astype(np.float64), np.repeat(code, 2, axis=1)[:, ::2]
+    for key, latent in rows(20):
+        plain.write(key, latent)
+        wide, strided = key.astype(np.float64), np.repeat(latent, 2, axis=1)[:, ::2]
         held.write(wide, strided)
     for ours, theirs in zip(held.state, plain.state, strict=True):
         assert np.array_equal(ours, theirs)
@@ -78,11 +78,11 @@ def test_a_snapshot_does_not_change_with_later_steps(runtime):
     held = runtime.hold_memory(runtime.memory_prior())
     first, second, third = rows(3)
     held.write(*first)
-    kept = held.snapshot()
-    copy = kept.mean.copy()
+    snapshot = held.snapshot()
+    copy = snapshot.mean.copy()
     held.write(*second)
     held.write(*third)
-    assert np.array_equal(kept.mean, copy)
+    assert np.array_equal(snapshot.mean, copy)
     assert not np.array_equal(held.state.mean, copy)
 
 
@@ -121,8 +121,8 @@ def test_a_thousand_random_steps_equal_the_pytorch_functions(runtime):
     for name in ("mean", "covariance"):
         assert (getattr(ours, name) - getattr(single, name)).abs().max() < 1e-2
         assert (getattr(ours, name).double() - getattr(double, name)).abs().max() < 1e-2
-    for key, code in live:
-        reading = torch.from_numpy(held.read(key, code).latent)
+    for key, latent in live:
+        reading = torch.from_numpy(held.read(key, latent).latent)
         assert (reading - read(single, torch.from_numpy(key))).abs().max() < 1e-2
 
 
@@ -148,11 +148,11 @@ def test_an_overwrite_is_two_steps_that_copy_nothing_and_a_failed_one_leaves_the
     held.overwrite(*first, *second)
     state = runtime.memory_write(*second, runtime.memory_forget(*first, before))
     assert np.array_equal(held.state.mean, state.mean)
-    seen = {place, addresses(held.state)}
+    places = {place, addresses(held.state)}
     for old, new in ((second, third), (third, first), (first, second), (second, third)):
         held.overwrite(*old, *new)
-        seen.add(addresses(held.state))
-    assert len(seen) == 3
+        places.add(addresses(held.state))
+    assert len(places) == 3
 
 
 def test_an_episode_on_onnx_runtime_steps_in_held_buffers_and_equals_the_functions(runtime, monkeypatch):
@@ -167,11 +167,11 @@ def test_an_episode_on_onnx_runtime_steps_in_held_buffers_and_equals_the_functio
 
     def operate(runtime) -> EpisodicMemory:
         memory = EpisodicMemory.empty(runtime)
-        written = [Entry(str(number), key[0], code[0]) for number, (key, code) in enumerate(rows(40))]
-        for entry in written[:20]:
+        new_entries = [Entry(str(number), key[0], latent[0]) for number, (key, latent) in enumerate(rows(40))]
+        for entry in new_entries[:20]:
             memory.write(runtime, entry)
         for number in range(20):
-            memory.overwrite(runtime, number % 7, written[20 + number])
+            memory.overwrite(runtime, number % 7, new_entries[20 + number])
         memory.forget(runtime, 3)
         memory.forget(runtime, 18)
         return memory
@@ -186,14 +186,14 @@ def test_an_episode_on_onnx_runtime_steps_in_held_buffers_and_equals_the_functio
     theirs = operate(Functions())
     assert len(ours.states) == len(theirs.states) == 2
     assert ours.forgotten == theirs.forgotten
-    for one, other in zip(ours.states, theirs.states, strict=True):
-        for part, same in zip(one, other, strict=True):
-            assert np.array_equal(part, same)
+    for our_state, their_state in zip(ours.states, theirs.states, strict=True):
+        for our_array, their_array in zip(our_state, their_state, strict=True):
+            assert np.array_equal(our_array, their_array)
 
 
 def test_a_state_that_one_backend_held_is_taken_over_by_another(runtime, ternary_model):
     memory, torch_runtime = EpisodicMemory.empty(runtime), TorchRuntime(ternary_model)
-    first, second, third = (Entry("", key[0], code[0]) for key, code in rows(3))
+    first, second, third = (Entry("", key[0], latent[0]) for key, latent in rows(3))
     memory.write(runtime, first)
     memory.write(torch_runtime, second)
     memory.write(runtime, third)
@@ -207,8 +207,11 @@ def test_a_state_that_one_backend_held_is_taken_over_by_another(runtime, ternary
 
 def test_one_question_reads_the_chosen_state_itself_and_several_get_theirs(runtime):
     states = [runtime.memory_prior() for _ in range(2)]
-    (key, code), (other, other_code) = rows(2)
-    states = [runtime.memory_write(key, code, states[0]), runtime.memory_write(other, other_code, states[1])]
+    (key, latent), (other, other_latent) = rows(2)
+    states = [
+        runtime.memory_write(key, latent, states[0]),
+        runtime.memory_write(other, other_latent, states[1]),
+    ]
     assert state_for(other, states) is states[1]
     both = state_for(np.concatenate([other, key]), states)
     assert np.array_equal(both.mean[0], states[1].mean[0])

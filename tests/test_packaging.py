@@ -97,8 +97,8 @@ def test_without_a_compiler_the_wheel_is_for_any_machine_and_says_why(source: Pa
     with zipfile.ZipFile(wheel) as archive:
         assert archive.read(REASON) == b"no C++ compiler was found when the package was built\n"
     code = "import sys; sys.argv = ['microvlm', 'info']; from microvlm.commands.main import main; main()"
-    said = run_installed(wheel, tmp_path / "installed", code)
-    assert "function bodies in the graphs (no native library: no C++ compiler was found" in said
+    output = run_installed(wheel, tmp_path / "installed", code)
+    assert "function bodies in the graphs (no native library: no C++ compiler was found" in output
 
 
 @pytest.mark.build
@@ -169,17 +169,17 @@ def test_cmake_is_asked_for_only_where_a_compiler_is_and_the_system_has_none(
     source: Path, tmp_path: Path, broken_compiler: str
 ) -> None:
     # Beside the interpreter of a test environment CMake may lie; a link to it elsewhere has no such neighbours.
-    def asked(**environment: str) -> str:
-        done = hook(source, "get_requires_for_build_wheel()", **environment)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.splitlines()[-1]
+    def requirements(**environment: str) -> str:
+        process = hook(source, "get_requires_for_build_wheel()", **environment)
+        assert process.returncode == 0, process.stderr
+        return process.stdout.splitlines()[-1]
 
     beside = Path(sys.executable).parent
     if not (beside / "cmake").exists():
         expected = "['cmake>=3.20']" if (beside / "ninja").exists() else "['cmake>=3.20', 'ninja']"
-        assert asked(PATH=str(tmp_path)) == expected
-    assert asked(PATH=str(tmp_path / "nothing")) == "[]"
-    assert asked(PATH=str(tmp_path), MICROVLM_BUILD_NATIVE="0") == "[]"
+        assert requirements(PATH=str(tmp_path)) == expected
+    assert requirements(PATH=str(tmp_path / "nothing")) == "[]"
+    assert requirements(PATH=str(tmp_path), MICROVLM_BUILD_NATIVE="0") == "[]"
 
 
 @pytest.mark.build
@@ -210,6 +210,6 @@ def elf(machine: int, *strings: bytes) -> bytes:
     ],
 )
 def test_the_check_of_a_library_finds(library: bytes, complaint: str | None) -> None:
-    found = check_library(library, MANYLINUX)
-    assert len(found) == (complaint is not None)
-    assert complaint is None or complaint in found[0]
+    complaints = check_library(library, MANYLINUX)
+    assert len(complaints) == (complaint is not None)
+    assert complaint is None or complaint in complaints[0]

@@ -25,8 +25,8 @@ def test_trits_survive_the_round_trip_at_any_number_of_rows(layout, rows, column
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_byte_that_holds_trits_round_trips(layout):
-    codes = np.indices((3,) * layout.rows_per_byte).reshape(layout.rows_per_byte, -1)
-    trits = (codes - 1).astype(np.int8)
+    trit_codes = np.indices((3,) * layout.rows_per_byte).reshape(layout.rows_per_byte, -1)
+    trits = (trit_codes - 1).astype(np.int8)
     packed = packing.pack_trits(trits, layout)
     assert packed.shape == (1, 3**layout.rows_per_byte)
     assert len(np.unique(packed)) == 3**layout.rows_per_byte
@@ -49,7 +49,7 @@ def test_two_bit_bytes_are_as_drawn():
 
 
 def test_base_3_bytes_are_as_drawn():
-    # Six rows pad to ten: byte r holds rows r, 2 + r, 4 + r, then padding, which is the code 1.
+    # Six rows pad to ten: byte r holds rows r, 2 + r, 4 + r, then padding, which is the trit code 1.
     trits = np.array([[1], [-1], [0], [1], [-1], [1]], np.int8)
     packed = packing.pack_trits(trits, LAYOUT_3X5)
     assert packed.tolist() == [[2 + 3 * 1 + 9 * 0 + 27 + 81], [0 + 3 * 2 + 9 * 2 + 27 + 81]]

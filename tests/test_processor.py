@@ -70,10 +70,10 @@ def folding(tiny_processor):
 
 
 def test_a_model_that_knows_lower_case_alone_is_asked_in_it(folding, tiny_processor):
-    for said in ("Describe the image.", "  describe   the\timage ", "DESCRIBE THE IMAGE ..."):
-        assert folding.prompt_ids(said, 1) == tiny_processor.prompt_ids("describe the image", 1)
-        assert folding.text_ids(said) == tiny_processor.text_ids("describe the image")
-        assert tiny_processor.prompt_ids(said, 1) != tiny_processor.prompt_ids("describe the image", 1)
+    for text in ("Describe the image.", "  describe   the\timage ", "DESCRIBE THE IMAGE ..."):
+        assert folding.prompt_ids(text, 1) == tiny_processor.prompt_ids("describe the image", 1)
+        assert folding.text_ids(text) == tiny_processor.text_ids("describe the image")
+        assert tiny_processor.prompt_ids(text, 1) != tiny_processor.prompt_ids("describe the image", 1)
     assert folding.normalize_text("what is this?") == "what is this?"
     assert folding.normalize_text("3.5 e.g. 2.") == "3.5 e.g. 2"
     assert folding.normalize_text("...") == "..."
@@ -105,8 +105,8 @@ def test_a_saved_processor_loads_the_same(tiny_processor, tmp_path):
     loaded = Processor.from_pretrained(tmp_path)
     image = Image.new("RGB", (50, 20), "red")
     before, after = tiny_processor(["a red heart"], [[image]]), loaded(["a red heart"], [[image]])
-    for one, other in zip(before, after, strict=True):
-        assert np.array_equal(one, other)
+    for array, loaded_array in zip(before, after, strict=True):
+        assert np.array_equal(array, loaded_array)
     assert loaded.stop_tokens == tiny_processor.stop_tokens
 
 

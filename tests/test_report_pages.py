@@ -34,12 +34,12 @@ def test_the_tables_of_this_repository_are_those_of_its_documents() -> None:
 
 
 def test_the_pages_show_every_kind_of_report_and_every_document() -> None:
-    shown = set()
+    shown_paths = set()
     for page in PAGES:
         names = re.findall(r"^<!-- report (\S+)", page.read_text(), re.M)
-        shown |= {(page.parent / name).resolve() for name in names}
-    assert set(DOCUMENTS) <= shown
-    kinds = {load_document(path)["report"] for path in shown}
+        shown_paths |= {(page.parent / name).resolve() for name in names}
+    assert set(DOCUMENTS) <= shown_paths
+    kinds = {load_document(path)["report"] for path in shown_paths}
     assert kinds == set(READERS)
 
 

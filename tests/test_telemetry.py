@@ -26,11 +26,11 @@ def imported(home, reporting: bool, **variables: str):
     environment = {name: os.environ[name] for name in KEPT if name in os.environ}
     environment |= {"HOME": str(home), "OPENBLAS_NUM_THREADS": "1", **variables}
     program = PROGRAM.format(reporting=reporting)
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", program], env=environment, capture_output=True, text=True, cwd="/"
     )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    assert process.returncode == 0, process.stderr
+    return json.loads(process.stdout)
 
 
 @pytest.mark.linux
@@ -38,10 +38,10 @@ def test_nothing_is_reported_and_nothing_left_behind(tmp_path):
     silent, loud = tmp_path / "silent", tmp_path / "loud"
     value, threads, files = imported(silent, reporting=False)
     assert (value, files) == ("1", [])
-    _, more, left = imported(loud, reporting=True)
-    if not left:
+    _, loud_threads, loud_files = imported(loud, reporting=True)
+    if not loud_files:
         pytest.skip("this build of ONNX Runtime reports nothing anyway")
-    assert more > threads
+    assert loud_threads > threads
 
 
 @pytest.mark.linux

@@ -148,21 +148,21 @@ def test_training_moves_latent_weights_across_a_rounding_edge():
 def test_a_weight_is_rounded_once_where_it_is_in_several_products_and_anew_afterwards(monkeypatch):
     layer, calls = ternary_layer(), []
     x = torch.randn(4, layer.in_features)
-    wanted = layer(x)
+    expected = layer(x)
     monkeypatch.setattr(
         "microvlm.model.linear.ternarize", lambda weight: calls.append(1) or ternarize(weight)
     )
     with weights_rounded_once():
         (layer(x) + layer(2 * x)).sum().backward()
         assert len(calls) == 1
-        assert torch.equal(layer(x), wanted)
+        assert torch.equal(layer(x), expected)
     with torch.no_grad():
         layer.weight.neg_()
     with weights_rounded_once():
         changed = layer(x)
     assert len(calls) == 2
     bias = 0 if layer.bias is None else layer.bias
-    torch.testing.assert_close(changed - bias, bias - wanted)
+    torch.testing.assert_close(changed - bias, bias - expected)
 
 
 def test_a_packed_layer_stays_exact_inside_autocast():
@@ -214,15 +214,15 @@ def test_integers_unpacked_in_inference_mode_serve_gradients_later():
 def test_a_tap_receives_the_activations_and_replaces_them():
     layer = packed_of(ternary_layer(bias=False))
     x = torch.randn(2, 50)
-    taken, sums = [], []
+    tapped_activations, sums = [], []
 
     def record(activations_q8: torch.Tensor) -> torch.Tensor:
-        taken.append(activations_q8.clone())
+        tapped_activations.append(activations_q8.clone())
         return torch.zeros_like(activations_q8)
 
     layer.tap, layer.sums_tap = record, sums.append
     assert not layer(x).any()
-    assert np.array_equal(taken[0].numpy(), quantize_activations(x.numpy())[0])
+    assert np.array_equal(tapped_activations[0].numpy(), quantize_activations(x.numpy())[0])
     assert not sums[0].any()
 
 

@@ -28,16 +28,16 @@ WIDTHS = [WeightFormat(bits, packing) for bits in (1.58, 4, 8, 16, 32) for packi
 
 
 def run(model, seed: int = 3) -> list[torch.Tensor]:
-    """Logits, prefix embeddings, code, and the slot of a read: every part of the model."""
+    """Logits, prefix embeddings, latent, and the slot of a read: every part of the model."""
     torch.manual_seed(seed)
     ids, pixels = torch.randint(0, 300, (2, 7)), torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         prefix = model.encode_image(pixels)
         embeds = torch.cat([prefix, model.embed(ids)], 1)
         mask = torch.ones(embeds.shape[:2], dtype=torch.int64)
-        code, key = model.memory_encode(embeds, mask)
-        recalled, scope, _, slot = model.memory_read(key, code, *model.memory_reset(2))
-        return [model(embeds, mask, slot), prefix, code, recalled, scope, slot[1][0]]
+        latent, key = model.memory_encode(embeds, mask)
+        recalled, scope, _, slot = model.memory_read(key, latent, *model.memory_reset(2))
+        return [model(embeds, mask, slot), prefix, latent, recalled, scope, slot[1][0]]
 
 
 @pytest.mark.parametrize("weights", WIDTHS, ids=str)
@@ -188,15 +188,15 @@ def test_a_row_too_long_for_exact_four_bit_sums_is_refused():
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "sentence"),
     [
         ({"bits": 2}, "--bits 2"),
         ({"packing": "zip"}, "--packing zip"),
         ({"embedding_bits": 5}, "--embedding-bits 5"),
     ],
 )
-def test_a_format_that_is_not_offered_is_refused_as_the_flag(options, said):
-    with pytest.raises(UserError, match=said):
+def test_a_format_that_is_not_offered_is_refused_as_the_flag(options, sentence):
+    with pytest.raises(UserError, match=sentence):
         WeightFormat(**options)
 
 

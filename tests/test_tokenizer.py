@@ -72,12 +72,12 @@ def assert_same(tables: TableTokenizer, library: Tokenizer, texts) -> int:
     """Ids, the text of the ids, and the text of other ids. Returns how many tokens were compared."""
     rng, compared = random.Random(9), 0
     for text in texts:
-        wanted = library.encode(text, add_special_tokens=False).ids
-        assert tables.encode(text) == wanted, text
-        assert tables.decode(wanted) == library.decode(wanted), text
+        expected_ids = library.encode(text, add_special_tokens=False).ids
+        assert tables.encode(text) == expected_ids, text
+        assert tables.decode(expected_ids) == library.decode(expected_ids), text
         strange = [rng.randrange(library.get_vocab_size() + 20) for _ in range(12)]
         assert tables.decode(strange) == library.decode(strange), strange
-        compared += len(wanted)
+        compared += len(expected_ids)
     return compared
 
 
@@ -321,13 +321,13 @@ def test_the_real_qwen_tokenizer_cut_to_50_000_keeps_its_tokens(qwen_json, tmp_p
         Tokenizer.from_str(qwen_json.decode()),
         Tokenizer.from_str(smaller.documents["tokenizer.json"]),
     )
-    kept, same = set(smaller.kept), 0
+    kept_tokens, same = set(smaller.kept), 0
     prose = [
         line for path in Path(__file__).parent.parent.glob("*.md") for line in path.read_text().splitlines()
     ]
     for text in [*prose, *probe_texts(5000, ["<|im_start|>", "<|image_pad|>", "<|vision_pad|>"], seed=7)]:
         old, new = whole.encode(text), cut.encode(text)
-        if kept.issuperset(old.ids):
+        if kept_tokens.issuperset(old.ids):
             assert new.tokens == old.tokens
             assert [smaller.kept[number] for number in new.ids] == old.ids
             same += 1

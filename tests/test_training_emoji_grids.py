@@ -36,15 +36,15 @@ def test_a_grid_shows_each_emoji_where_its_label_says(drawn_build):
         sampler, label_of, 24, 96, 0.0, np.random.default_rng(3), torch.Generator().manual_seed(3)
     )
     assert grids.pixels.shape == (24, 3, 96, 96)
-    shown = 0
+    emoji_count = 0
     for image, labels, places in zip(grids.pixels, grids.labels, grids.places, strict=True):
         assert 1 <= (places[:, 2] > 0).sum() <= 4
         for label, (x, y, size) in zip(labels, places, strict=True):
             if size and label < 48:
                 centre = image[:, int(y * 96), int(x * 96)] * 255
                 assert torch.allclose(centre, torch.tensor(colour(label)).float(), atol=2), (label, x, y)
-                shown += 1
-    assert shown > 30
+                emoji_count += 1
+    assert emoji_count > 30
 
 
 def test_no_grid_is_an_empty_batch(drawn_build):

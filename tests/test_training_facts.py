@@ -37,8 +37,8 @@ from microvlm.training.stages.scope import nearest_of_other_names
 def test_the_tested_objects_are_held_out_and_their_names_and_questions_are_trained():
     tested = {code for code, _ in read_test_emoji()}
     objects = load_memoryset().objects
-    assert len({one.hexcode for one in objects}) == 192
-    assert not tested & {one.hexcode for one in objects}
+    assert len({item.hexcode for item in objects}) == 192
+    assert not tested & {item.hexcode for item in objects}
     assert set(TESTED_NAMES) <= set(NAMES)
     wordings = {
         wording for relation in RELATIONS for wording in (*relation.image_questions, *relation.text_questions)
@@ -84,8 +84,8 @@ def test_a_large_batch_is_several_sets_whose_facts_share_no_memory(drawn_build):
     assert both.pictured == first.pictured + second.pictured
     assert both.text_only == first.text_only + second.text_only
     split, later, groups = len(first.pictured), len(second.pictured), first.group.max() + 1
-    one, two = (first.group, first.written), (second.group + groups, second.written)
-    for whole, before, behind in zip((both.group, both.written), one, two, strict=True):
+    first_arrays, second_arrays = (first.group, first.written), (second.group + groups, second.written)
+    for whole, before, behind in zip((both.group, both.written), first_arrays, second_arrays, strict=True):
         parts = before[:split], behind[:later], before[split:], behind[later:]
         assert (whole == np.concatenate(parts)).all()
 
@@ -148,14 +148,16 @@ def test_memories_of_several_groups_are_those_of_each_group_alone():
     key, value = (
         torch.randn(count, width, generator=generator) for width in (memory.slots, memory.code_size)
     )
-    group, written = np.array([2, 0, 1, 2, 2, 0, 2, 1, 2, 0, 2]), np.arange(count) % 4 != 3
-    batch = FactBatch([], [], torch.empty(0), group, written)
+    group, is_written = np.array([2, 0, 1, 2, 2, 0, 2, 1, 2, 0, 2]), np.arange(count) % 4 != 3
+    batch = FactBatch([], [], torch.empty(0), group, is_written)
     state = write_memories(model, key, value, batch)
     for number in range(3):
-        rows = torch.from_numpy(np.flatnonzero((group == number) & written))
-        alone = batch_solution(model.memory_prior, key[rows], value[rows], memory.observation_variance)
-        for part, wanted in zip(state, alone, strict=True):
-            torch.testing.assert_close(part[number], wanted[0])
+        rows = torch.from_numpy(np.flatnonzero((group == number) & is_written))
+        expected_state = batch_solution(
+            model.memory_prior, key[rows], value[rows], memory.observation_variance
+        )
+        for part, expected in zip(state, expected_state, strict=True):
+            torch.testing.assert_close(part[number], expected[0])
 
 
 def test_a_neighbour_covers_a_corner_and_nothing_else():
@@ -198,11 +200,11 @@ def test_the_heads_name_the_value_of_a_read_and_tell_drawings_apart(drawn_build)
         10 * torch.nn.functional.normalize(head.weight[rows], dim=1).detach()
         for head in (heads.answer, heads.read_out)
     )
-    loss, found = heads.named(before, after, values)
-    assert found == 1
+    loss, share = heads.named(before, after, values)
+    assert share == 1
     assert loss < 2
-    unlike, lost = heads.named(before, after.roll(1, 0), values)
-    assert lost == 0
+    unlike, rolled_share = heads.named(before, after.roll(1, 0), values)
+    assert rolled_share == 0
     assert unlike > loss
     emoji = load_emoji(drawn_build[0])
     sampler = FactSampler(emoji, DrawingSampler(emoji, {}, seen_share=1.0), 20, 0.8)
@@ -213,10 +215,10 @@ def test_the_heads_name_the_value_of_a_read_and_tell_drawings_apart(drawn_build)
 
 
 def test_the_nearest_facts_have_other_names_and_the_most_similar_latents():
-    codes = torch.nn.functional.normalize(
+    latents = torch.nn.functional.normalize(
         torch.tensor([[1.0, 0], [1, 0.1], [1, 0.3], [0, 1], [-1, 0]]), dim=1
     )
-    nearest = nearest_of_other_names(codes, torch.tensor([7, 7, 8, 9, 9]), 2)
+    nearest = nearest_of_other_names(latents, torch.tensor([7, 7, 8, 9, 9]), 2)
     assert nearest[0].tolist() == [2, 3]
     assert nearest[2].tolist() == [1, 0]
     assert nearest[3].tolist() == [2, 1]

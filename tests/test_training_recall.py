@@ -42,14 +42,14 @@ def task(emoji, tmp_path_factory):
     torch.manual_seed(0)
     config = stage_config(RECIPE, STAGE, False)
     tokenizer = train_tokenizer(["whose is this?", *emoji.captions], config.text.vocab_size)
-    kept = dataclasses.replace(emoji, folder=tmp_path_factory.mktemp("kept"))
+    small_set = dataclasses.replace(emoji, folder=tmp_path_factory.mktemp("kept"))
     drawn = np.random.default_rng(0).integers(0, 256, (DRAWINGS + 2, 96, 96, 4), np.uint8)
     with pytest.MonkeyPatch.context() as patch:
         trained = np.arange(DRAWINGS + 2) < DRAWINGS
         patch.setattr(recall, "load_drawings", lambda _: SimpleNamespace(pixels=drawn, trained=trained))
         rows = TextRows(Processor(tokenizer, config))
         result = RecallTask(StageInputs(config, rows, RECIPE, STAGE, emoji))
-    result.emoji = kept
+    result.emoji = small_set
     result.prepare()
     return result
 
@@ -82,11 +82,11 @@ def test_views_are_encoded_once_and_again_when_the_vision_encoder_changes(task, 
     task.prepare()
     assert calls == []
     bias = next(p for name, p in task.model.vision.named_parameters() if name.endswith("bias"))
-    kept = bias.detach().clone()
+    bias_before = bias.detach().clone()
     with torch.no_grad():
         bias += 1.0
         task.prepare()
-        bias.copy_(kept)
+        bias.copy_(bias_before)
     assert calls == [1]
 
 

@@ -174,12 +174,12 @@ def test_a_stage_can_begin_a_part_anew(finished, emoji, tmp_path):
         return load_file(out / "ternary" / "weights.safetensors")
 
     before = load_file(finished / "ground" / "weights.safetensors")
-    kept, anew = first_weights([]), first_weights(["scope"])
+    trained_weights, fresh_weights = first_weights([]), first_weights(["scope"])
     name = "scope.fc1.weight"
-    assert torch.allclose(kept[name], before[name], atol=1e-6)
-    assert not torch.allclose(anew[name], before[name], atol=1e-3)
+    assert torch.allclose(trained_weights[name], before[name], atol=1e-6)
+    assert not torch.allclose(fresh_weights[name], before[name], atol=1e-3)
     name = "adapter.output.weight" if "adapter.output.weight" in before else next(iter(before))
-    assert torch.allclose(anew[name], before[name], atol=1e-6)
+    assert torch.allclose(fresh_weights[name], before[name], atol=1e-6)
 
 
 @pytest.mark.training
@@ -248,14 +248,14 @@ def test_a_folder_of_another_model_under_the_same_presets_name_is_refused(
     """The weights have the same shapes, so nothing else would notice."""
     out = tmp_path / "run"
     shutil.copytree(finished, out)
-    known = preset("nano")
-    changed = dataclasses.replace(known, text=dataclasses.replace(known.text, rope_theta=5e5))
+    nano = preset("nano")
+    changed = dataclasses.replace(nano, text=dataclasses.replace(nano.text, rope_theta=5e5))
     monkeypatch.setitem(_PRESETS, "nano", changed)
     with pytest.raises(UserError, match="holds another run"):
         train(RECIPE, emoji, out, silent)
     begun = json.loads((out / "recipe.json").read_text())
-    assert begun.pop("preset") == json.loads(json.dumps(known.to_dict()))
-    monkeypatch.setitem(_PRESETS, "nano", known)
+    assert begun.pop("preset") == json.loads(json.dumps(nano.to_dict()))
+    monkeypatch.setitem(_PRESETS, "nano", nano)
     # A folder of an older version, which does not record its preset, resumes.
     (out / "recipe.json").write_text(json.dumps(begun))
     assert train(RECIPE, emoji, out, silent)

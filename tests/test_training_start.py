@@ -12,15 +12,15 @@ from microvlm.training.warm_start import draw_latents, float_weights
 @pytest.mark.parametrize("zeros", [0.02, 0.31, 0.9])
 def test_latents_round_to_the_trits_and_the_scale_that_were_stored(zeros):
     generator = torch.Generator().manual_seed(0)
-    kept = torch.rand(96, 160, generator=generator) >= zeros
-    trits = kept * (torch.randint(0, 2, kept.shape, generator=generator) * 2 - 1)
+    nonzero = torch.rand(96, 160, generator=generator) >= zeros
+    trits = nonzero * (torch.randint(0, 2, nonzero.shape, generator=generator) * 2 - 1)
     latents = draw_latents(0.037 * trits, torch.Generator().manual_seed(1))
     rounded, scale = ternarize(latents)
     assert torch.equal(rounded, trits.float())
     assert scale.item() == pytest.approx(0.037, rel=1e-5)
     # A latent is not a copy of its trit: magnitudes differ, on both sides of the threshold.
-    assert latents[kept].abs().unique().numel() > 0.9 * kept.sum()
-    assert (latents[~kept] != 0).all()
+    assert latents[nonzero].abs().unique().numel() > 0.9 * nonzero.sum()
+    assert (latents[~nonzero] != 0).all()
 
 
 def test_a_weight_that_is_no_trit_matrix_stays_as_it_is():

@@ -15,11 +15,13 @@ def test_patches_are_flattened_channel_row_column():
     config = tiny_config(FLOAT).vision
     encoder = VisionEncoder(config, linear_factory(32))
     pixels = torch.randn(1, 3, 32, 32)
-    seen = []
-    encoder.patch_embedding.register_forward_hook(lambda module, inputs, output: seen.append(inputs[0]))
+    inputs_seen = []
+    encoder.patch_embedding.register_forward_hook(
+        lambda module, inputs, output: inputs_seen.append(inputs[0])
+    )
     encoder(pixels)
     # Patch 6 of 4 x 4 is row 1, column 2.
-    assert torch.equal(seen[0][0, 6], pixels[0, :, 8:16, 16:24].flatten())
+    assert torch.equal(inputs_seen[0][0, 6], pixels[0, :, 8:16, 16:24].flatten())
 
 
 def test_a_patch_reaches_its_own_position_first(float_model):

@@ -58,20 +58,20 @@ def logits_of(bundle, row):
 @pytest.mark.export
 def test_kept_rows_give_the_logits_of_the_whole_vocabulary_bit_for_bit(two_bundles, stopping_checkpoint):
     whole, cut = two_bundles
-    kept = shrink(stopping_checkpoint, MicroVLMConfig.load(stopping_checkpoint), SIZE).kept
+    kept_tokens = shrink(stopping_checkpoint, MicroVLMConfig.load(stopping_checkpoint), SIZE).kept
     before, after = Processor.from_pretrained(whole), Processor.from_pretrained(cut)
-    merged = [number for number in kept if 260 <= number < STOP]
+    merged = [number for number in kept_tokens if 260 <= number < STOP]
     prompt = "0".join(before.decode([number]) for number in merged) + " 猫"
     old, new = before.prompt_ids(prompt, 0), after.prompt_ids(prompt, 0)
     assert len(merged) == SIZE - 256 - 5
     assert set(merged) < set(old)
-    assert [kept[number] for number in new] == old
+    assert [kept_tokens[number] for number in new] == old
     embeds, logits = logits_of(whole, old)
     cut_embeds, cut_logits = logits_of(cut, new)
     assert np.array_equal(embeds, cut_embeds)
     assert cut_logits.shape[-1] == SIZE
-    assert np.array_equal(logits[..., kept], cut_logits)
-    assert kept[-1] == STOP
+    assert np.array_equal(logits[..., kept_tokens], cut_logits)
+    assert kept_tokens[-1] == STOP
 
 
 def test_texts_of_kept_tokens_are_cut_into_the_same_tokens(nano_folder, tmp_path):
@@ -79,7 +79,7 @@ def test_texts_of_kept_tokens_are_cut_into_the_same_tokens(nano_folder, tmp_path
     smaller = shrink(nano_folder, config, 1000)
     whole = Tokenizer.from_file(str(nano_folder / "tokenizer.json"))
     cut = Tokenizer.from_str(smaller.documents["tokenizer.json"])
-    kept = set(smaller.kept)
+    kept_tokens = set(smaller.kept)
     same = 0
     captions = json.loads((nano_folder / "tokenizer.json").read_text())["model"]["vocab"]
     words = [word.replace("Ġ", " ") for word in captions if word.isascii() or "Ġ" in word]
@@ -88,7 +88,7 @@ def test_texts_of_kept_tokens_are_cut_into_the_same_tokens(nano_folder, tmp_path
         assert cut.decode(new.ids, skip_special_tokens=False) == whole.decode(
             old.ids, skip_special_tokens=False
         )
-        if kept.issuperset(old.ids):
+        if kept_tokens.issuperset(old.ids):
             assert new.tokens == old.tokens
             assert [smaller.kept[number] for number in new.ids] == old.ids
             same += 1
@@ -207,12 +207,12 @@ def test_a_table_that_is_packed_already_keeps_its_bytes(ternary_model, embedding
     from microvlm.exporters.vocabulary.shrink import keep_rows
     from microvlm.model.lowering import lower
 
-    kept = [0, 3, 7, 299]
+    kept_tokens = [0, 3, 7, 299]
     whole = lower(ternary_model, WeightFormat(embedding_bits=embedding_bits))
     cut = lower(ternary_model, WeightFormat(embedding_bits=embedding_bits))
-    keep_rows(cut, kept)
-    assert cut.config.text.vocab_size == len(kept)
+    keep_rows(cut, kept_tokens)
+    assert cut.config.text.vocab_size == len(kept_tokens)
     before, after = whole.embedding.state_dict(), cut.embedding.state_dict()
     assert before.keys() == after.keys()
     for name, tensor in before.items():
-        assert (tensor[kept] == after[name]).all(), name
+        assert (tensor[kept_tokens] == after[name]).all(), name
