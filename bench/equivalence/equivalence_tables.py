@@ -55,8 +55,8 @@ def _agreement_rows(document: dict[str, Any]) -> list[list[str]]:
                 "-",
                 f"{replay['sums'] - replay['sums_differing']:,} of {replay['sums']:,} equal",
             ],
-            ["codes that differ", "-", f"{replay['codes_differing']:,} of {replay['codes']:,}"],
-            ["largest step of a code", "-", str(replay["max_code_step"])],
+            ["int8 activations that differ", "-", f"{replay['codes_differing']:,} of {replay['codes']:,}"],
+            ["largest step of an activation", "-", str(replay["max_code_step"])],
             ["largest distance from a tie", "-", _small(replay["max_tie_distance"])],
         ]
     return rows
