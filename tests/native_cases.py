@@ -30,10 +30,10 @@ def constant_operands(op: OpSpec, rows: int, columns: int, sign: int) -> dict[st
     """Every weight at its limit: trits `sign`, int8 127 * sign, int4 7 * 255 * sign."""
     largest = 7 if op.has_multiplier else op.weight_absmax
     operands = op.pack(np.full((rows, columns), largest * sign, np.int8))
-    named = dict(zip(op.weight_names[:-1], operands, strict=True))
+    operands_by_name = dict(zip(op.weight_names[:-1], operands, strict=True))
     if op.has_multiplier:
-        named["multiplier"] = np.full_like(named["multiplier"], 255)
-    return named
+        operands_by_name["multiplier"] = np.full_like(operands_by_name["multiplier"], 255)
+    return operands_by_name
 
 
 def integer_weights(op: OpSpec, operands: dict[str, np.ndarray], rows: int, columns: int) -> np.ndarray:

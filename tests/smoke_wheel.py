@@ -65,8 +65,8 @@ def main(folder: Path) -> int:
         "torch_imported": "torch" in sys.modules,
     }
     print(json.dumps(document))
-    used = document["kernels"] == f"native {native.active_variant()}"
-    return 0 if used and not wrong and not document["torch_imported"] else 1
+    runs_native = document["kernels"] == f"native {native.active_variant()}"
+    return 0 if runs_native and not wrong and not document["torch_imported"] else 1
 
 
 if __name__ == "__main__":

@@ -193,9 +193,9 @@ def test_facts_are_read_by_generate_from_a_memory_or_its_file(model: LoadedModel
 
 
 def test_the_memory_of_another_model_is_refused(torch_model: LoadedModel) -> None:
-    other = FactMemory(seeded_model(tiny_config(), seed=1), torch_model.processor)
+    other_memory = FactMemory(seeded_model(tiny_config(), seed=1), torch_model.processor)
     with pytest.raises(UserError, match="belongs to another model"):
-        torch_model.generate(RED, memory=other)
+        torch_model.generate(RED, memory=other_memory)
 
 
 @pytest.mark.parametrize("kind", [Chat, FactMemory])

@@ -36,7 +36,7 @@ def frame(header: object, body: bytes = b"", magic: bytes = b"MVLM", version: in
     return struct.pack("<4sIIQ", magic, version, len(text), len(body)) + text + body
 
 
-def read(data: bytes) -> tuple[dict, list[Tensor]]:
+def parse_frame(data: bytes) -> tuple[dict, list[Tensor]]:
     return read_frame(io.BytesIO(data))
 
 
@@ -47,11 +47,11 @@ def frame_bytes(header: dict, *arrays: np.ndarray) -> bytes:
 
 
 def test_a_frame_carries_its_header_and_every_array_bit_for_bit() -> None:
-    header, tensors = read(frame_bytes({"id": 3, "do": "run"}, *ARRAYS))
+    header, tensors = parse_frame(frame_bytes({"id": 3, "do": "run"}, *ARRAYS))
     assert header == {"id": 3, "do": "run"}
     for tensor, array in zip(tensors, ARRAYS, strict=True):
-        received = to_array(tensor)
-        assert (received.dtype, received.shape, received.tobytes()) == (
+        parsed = to_array(tensor)
+        assert (parsed.dtype, parsed.shape, parsed.tobytes()) == (
             array.dtype,
             array.shape,
             array.tobytes(),
@@ -66,10 +66,10 @@ def test_frames_follow_one_another_on_a_stream() -> None:
 
 
 def test_a_frame_cut_anywhere_is_a_lost_connection() -> None:
-    whole = frame_bytes({"id": 1}, ARRAYS[0])
-    for length in range(len(whole)):
+    frame = frame_bytes({"id": 1}, ARRAYS[0])
+    for length in range(len(frame)):
         with pytest.raises(ConnectionLost):
-            read(whole[:length])
+            parse_frame(frame[:length])
 
 
 @pytest.mark.parametrize(
@@ -96,21 +96,21 @@ def test_a_frame_cut_anywhere_is_a_lost_connection() -> None:
 )
 def test_bytes_that_are_no_frame_are_refused_before_the_body_is_read(data: bytes, sentence: str) -> None:
     with pytest.raises(FrameError) as error:
-        read(data)
+        parse_frame(data)
     assert sentence in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_random_damage_never_ends_in_another_error() -> None:
     random = np.random.default_rng(0)
-    whole = bytearray(frame_bytes({"id": 1, "do": "run", "inputs": [None]}, ARRAYS[0]))
+    frame = bytearray(frame_bytes({"id": 1, "do": "run", "inputs": [None]}, ARRAYS[0]))
     ends = {"read": 0, "refused": 0}
     for _ in range(2000):
-        damaged = bytearray(whole)
-        for place in random.integers(0, len(whole), random.integers(1, 4)):
-            damaged[place] = random.integers(0, 256)
+        damaged_frame = bytearray(frame)
+        for place in random.integers(0, len(frame), random.integers(1, 4)):
+            damaged_frame[place] = random.integers(0, 256)
         try:
-            for tensor in read(bytes(damaged))[1]:
+            for tensor in parse_frame(bytes(damaged_frame))[1]:
                 to_array(tensor)
             ends["read"] += 1
         except (ConnectionLost, FrameError):
@@ -125,17 +125,17 @@ def test_the_greeting_is_found_behind_what_a_login_shell_prints() -> None:
 
 
 @pytest.mark.parametrize(
-    ("printed", "error"),
+    ("output", "error"),
     [
         (b"bash: python3: command not found\n", ConnectionLost),
         (b"yes\n" * 50_000, FrameError),
         (b"no end of a line " * 10_000, FrameError),
     ],
 )
-def test_without_a_greeting_what_was_printed_is_in_the_error(printed: bytes, error: type[Exception]) -> None:
+def test_without_a_greeting_what_was_printed_is_in_the_error(output: bytes, error: type[Exception]) -> None:
     with pytest.raises(error) as caught:
-        read_greeting(io.BytesIO(printed))
-    assert caught.value.args[0].startswith(printed[:4])
+        read_greeting(io.BytesIO(output))
+    assert caught.value.args[0].startswith(output[:4])
 
 
 @pytest.mark.parametrize("line", [b"microvlm-worker 2\n", b"microvlm-worker 10\r\n"])

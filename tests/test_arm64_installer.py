@@ -88,7 +88,7 @@ def test_files_are_flushed_before_they_get_their_name_and_the_mark_comes_last(
 ) -> None:
     flushed: set[int] = set()
     bad: list[str] = []
-    named: list[str] = []
+    renamed_files: list[str] = []
     real_fsync, real_replace, real_rename = os.fsync, os.replace, os.rename
 
     def fsync(file: int) -> None:
@@ -102,7 +102,7 @@ def test_files_are_flushed_before_they_get_their_name_and_the_mark_comes_last(
         def moved(source: Path, target: Path) -> None:
             inside = [source, *source.rglob("*")] if source.is_dir() else [source]
             bad.extend(str(path) for path in inside if path.is_file() and path.stat().st_ino not in flushed)
-            named.append(target.name)
+            renamed_files.append(target.name)
             real(source, target)
 
         return moved
@@ -112,13 +112,13 @@ def test_files_are_flushed_before_they_get_their_name_and_the_mark_comes_last(
     monkeypatch.setattr(os, "replace", move(real_replace))
     monkeypatch.setattr(os, "rename", move(real_rename))
     folder = package("a = 1\n")
-    sent = DirectDelivery(root)
-    sent.packages()
-    copied = Path(sent.bundle(bundle))
-    assert {"weights.data", "manifest.json", folder.name} <= set(named)
+    delivery = DirectDelivery(root)
+    delivery.packages()
+    copy_folder = Path(delivery.bundle(bundle))
+    assert {"weights.data", "manifest.json", folder.name} <= set(renamed_files)
     assert bad == []
-    assert sent.requests[-2:] == ["put", "finish"]
-    for marked in (root / folder, copied):
+    assert delivery.requests[-2:] == ["put", "finish"]
+    for marked in (root / folder, copy_folder):
         assert {(marked / MARK).stat().st_ino, marked.stat().st_ino} <= flushed
 
 
@@ -132,19 +132,19 @@ def test_an_unmarked_copy_that_lost_bytes_to_a_power_cut_is_sent_again(root: Pat
 
     with pytest.raises(PowerCut):
         DirectDelivery(root, before=cut).bundle(bundle)
-    copied = next(root.glob("bundles/*/weights.data"))
-    copied.write_bytes(bytes(5000))
+    copy_file = next(root.glob("bundles/*/weights.data"))
+    copy_file.write_bytes(bytes(5000))
     again = DirectDelivery(root)
     again.bundle(bundle)
-    assert copied.read_bytes() == b"w" * 5000
+    assert copy_file.read_bytes() == b"w" * 5000
     assert again.requests.count("put") == 5
     # A marked folder is trusted: nothing is sent, and no large file is read.
     third = DirectDelivery(root)
     third.bundle(bundle)
     assert third.requests == ["look", "missing"]
-    copied.write_bytes(b"w" * 4000)
+    copy_file.write_bytes(b"w" * 4000)
     third.bundle(bundle)
-    assert copied.read_bytes() == b"w" * 5000
+    assert copy_file.read_bytes() == b"w" * 5000
     assert third.requests[-1] == "finish"
 
 
@@ -233,22 +233,22 @@ def test_a_new_bundle_removes_unused_folders_that_no_worker_holds(root: Path, bu
         if path.name != "young":
             age(path)
     holds = [os.open(folder, os.O_RDONLY) for folder in folders if folder.name == "held"]
-    for held in holds:
-        fcntl.flock(held, fcntl.LOCK_SH)
+    for descriptor in holds:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
     # An old partial copy of this bundle is completed.
     partial = root / "bundles" / digest(b"{}")[:16]
     partial.mkdir()
     (partial / ".weights.data.part").write_bytes(b"w" * 3000)
     age(partial)
-    sent = DirectDelivery(root)
-    copied = Path(sent.bundle(bundle))
-    assert sent.requests.count("put") == 3
-    assert copied == partial
+    delivery = DirectDelivery(root)
+    copy_folder = Path(delivery.bundle(bundle))
+    assert delivery.requests.count("put") == 3
+    assert copy_folder == partial
     assert {path.name for path in root.glob("bundles/*")} == {"held", "young", partial.name}
     assert {path.name for path in root.glob("packages/*")} == {"held", "young"}
     assert list(root.glob("wheels/*")) == []
-    for held in holds:
-        os.close(held)
-    (copied / "weights.data").unlink()
+    for descriptor in holds:
+        os.close(descriptor)
+    (copy_folder / "weights.data").unlink()
     DirectDelivery(root).bundle(bundle)
     assert not (root / "bundles" / "held").exists()

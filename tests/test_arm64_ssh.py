@@ -74,10 +74,10 @@ def run(capsys: pytest.CaptureFixture):
     """Arguments -> (status, stdout, stderr)."""
 
     def call(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stopped:
+        with pytest.raises(SystemExit) as exit_info:
             run_click(cli, arguments)
         out, err = capsys.readouterr()
-        return stopped.value.code, out, err
+        return exit_info.value.code, out, err
 
     return call
 
@@ -101,8 +101,8 @@ def test_a_caption_over_ssh_equals_that_of_ort_and_nothing_is_copied_twice(
     assert "copying microvlm to" in first[2]
     assert f"copying {speaking_bundle.name} to" in first[2]
     assert again[2] == ""
-    copied = next(path.parent for path in server.cache.glob("bundles/*/manifest.json"))
-    open_bundle(copied, verify=True)
+    bundle_copy = next(path.parent for path in server.cache.glob("bundles/*/manifest.json"))
+    open_bundle(bundle_copy, verify=True)
     assert list(server.cache.glob("wheels/*")) == []
     # The worker ran from what was copied and not from what is installed here.
     assert {path.name for path in server.cache.glob("packages/*/*")} == {"microvlm", ".whole"}
@@ -130,12 +130,12 @@ def test_chat_and_memory_commands_work_over_ssh_and_read_the_files_of_ort(
 
 def test_info_describes_the_device(server: SshServer, speaking_bundle: Path, run) -> None:
     status, out, _ = run("info", str(speaking_bundle), "--target", server.target, "--json")
-    loaded = json.loads(out)["loaded"]
+    runtime_facts = json.loads(out)["loaded"]
     assert status == 0
-    assert loaded["target"] == server.target
-    assert loaded["device"]["machine"] == os.uname().machine
-    assert loaded["device"]["features"]
-    assert os.uname().machine in loaded["kernels"]
+    assert runtime_facts["target"] == server.target
+    assert runtime_facts["device"]["machine"] == os.uname().machine
+    assert runtime_facts["device"]["features"]
+    assert os.uname().machine in runtime_facts["kernels"]
     status, out, _ = run("info", str(speaking_bundle), "--target", server.target)
     assert status == 0
     assert "features: " in out
@@ -200,13 +200,13 @@ def test_an_interrupted_copy_continues_and_a_damaged_one_is_noticed(
 ) -> None:
     open_remote(server, speaking_bundle)
     folder = next(path.parent for path in fresh_cache.glob("bundles/*/manifest.json"))
-    whole = {path.name: path for path in (folder / "onnx").glob("*.data")}
-    cut, damaged = whole["embedding.data"], whole["decoder_model_merged.data"]
-    content = cut.read_bytes()
-    cut.with_name(f".{cut.name}.part").write_bytes(content[: len(content) // 2])
-    damaged.with_name(f".{damaged.name}.part").write_bytes(b"\xff" * 100)
-    cut.unlink()
-    damaged.unlink()
+    data_files = {path.name: path for path in (folder / "onnx").glob("*.data")}
+    cut_file, damaged_file = data_files["embedding.data"], data_files["decoder_model_merged.data"]
+    content = cut_file.read_bytes()
+    cut_file.with_name(f".{cut_file.name}.part").write_bytes(content[: len(content) // 2])
+    damaged_file.with_name(f".{damaged_file.name}.part").write_bytes(b"\xff" * 100)
+    cut_file.unlink()
+    damaged_file.unlink()
     with pytest.raises(UserError, match="the file's hash changed on the way"):
         open_remote(server, speaking_bundle)
     runtime = open_remote(server, speaking_bundle)
@@ -216,7 +216,7 @@ def test_an_interrupted_copy_continues_and_a_damaged_one_is_noticed(
 
 
 @pytest.mark.parametrize(
-    ("file", "copied"),
+    ("file", "description"),
     [
         ("bundles/*/onnx/embedding.data", "the bundle"),
         ("bundles/*/manifest.json", "the bundle"),
@@ -225,20 +225,20 @@ def test_an_interrupted_copy_continues_and_a_damaged_one_is_noticed(
     ],
 )
 def test_a_copy_whose_bytes_a_power_cut_zeroed_is_sent_again(
-    file: str, copied: str, server: SshServer, speaking_bundle: Path, ort, capfd: pytest.CaptureFixture
+    file: str, description: str, server: SshServer, speaking_bundle: Path, ort, capfd: pytest.CaptureFixture
 ) -> None:
     open_remote(server, speaking_bundle)
-    damaged = next(server.cache.glob(file))
-    content = damaged.read_bytes()
-    damaged.write_bytes(bytes(len(content)))
-    shutil.rmtree(damaged.parent / "__pycache__", ignore_errors=True)
+    damaged_file = next(server.cache.glob(file))
+    content = damaged_file.read_bytes()
+    damaged_file.write_bytes(bytes(len(content)))
+    shutil.rmtree(damaged_file.parent / "__pycache__", ignore_errors=True)
     capfd.readouterr()
     runtime = open_remote(server, speaking_bundle)
-    assert damaged.read_bytes() == content
+    assert damaged_file.read_bytes() == content
     ids = np.array([[5, 60, 7]])
     assert np.array_equal(runtime.embed_tokens(ids), ort.embed_tokens(ids))
     stderr = capfd.readouterr().err
-    assert f"has a damaged copy of {copied}, which is sent again" in stderr
+    assert f"has a damaged copy of {description}, which is sent again" in stderr
     assert "connecting again" not in stderr
 
 
@@ -258,9 +258,9 @@ def test_a_device_that_cannot_use_the_second_copy_is_refused_in_one_sentence(
 def test_a_worker_holds_the_folders_that_it_runs_from(server: SshServer, speaking_bundle: Path) -> None:
     runtime = open_remote(server, speaking_bundle)
     pid = runtime.condition()["pid"]
-    held = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
+    open_paths = {os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()}
     for kind in ("bundles", "packages"):
-        assert any(str(server.cache / kind) in path for path in held)
+        assert any(str(server.cache / kind) in path for path in open_paths)
 
 
 def test_a_full_disk_on_the_device_is_one_sentence(

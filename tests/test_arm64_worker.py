@@ -300,9 +300,9 @@ sys.exit(supervise(work, print))
 """
 
 
-def run_supervised(what: str, end: int) -> tuple[int, str]:
+def run_supervised(action: str, end: int) -> tuple[int, str]:
     completed = subprocess.run(
-        [sys.executable, "-c", SUPERVISED, what, str(int(end))], capture_output=True, text=True
+        [sys.executable, "-c", SUPERVISED, action, str(int(end))], capture_output=True, text=True
     )
     return completed.returncode, completed.stdout.strip()
 

@@ -72,12 +72,12 @@ def test_a_cache_built_token_by_token_gives_the_logits_of_one_prefill(runtimes):
     for runtime in runtimes.values():
         embeds, ones = runtime.embed_tokens(ids), np.ones((1, 5), np.int64)
         mask = np.concatenate([np.zeros((1, 1), np.int64), ones], 1)
-        whole, _ = runtime.decode(embeds, mask, ones.cumsum(1), runtime.empty_slot(1), 5)
+        prefill_logits, _ = runtime.decode(embeds, mask, ones.cumsum(1), runtime.empty_slot(1), 5)
         past, steps = runtime.empty_slot(1), []
         for at in range(5):
             step, past = runtime.decode(embeds[:, at : at + 1], mask[:, : at + 2], np.array([[at + 1]]), past)
             steps.append(step)
-        assert close(whole, np.concatenate(steps, 1))
+        assert close(prefill_logits, np.concatenate(steps, 1))
 
 
 def test_both_backends_write_read_and_forget_alike(runtimes):

@@ -21,13 +21,13 @@ def test_a_decoder_is_timed_beside_the_roofline(tiny_bundle):
     result = CliRunner().invoke(command, arguments)
     assert result.exit_code == 0, result.output
     document = json.loads(result.stdout)
-    measured = document["full"]
-    assert measured["prefill"]["repeats"] == 2
-    assert measured["decode"]["repeats"] == 2 * 3
-    assert measured["prefill_tokens_per_s"] > 0
-    assert measured["weight_bytes_per_token"] == bytes_read_per_token(tiny_bundle)
-    assert measured["tokenizer_anonymous_bytes"] is None, "this bundle has no tokenizer"
-    assert 0 < measured["anonymous_of_model_bytes"] < measured["peak_rss_bytes"]
+    figures = document["full"]
+    assert figures["prefill"]["repeats"] == 2
+    assert figures["decode"]["repeats"] == 2 * 3
+    assert figures["prefill_tokens_per_s"] > 0
+    assert figures["weight_bytes_per_token"] == bytes_read_per_token(tiny_bundle)
+    assert figures["tokenizer_anonymous_bytes"] is None, "this bundle has no tokenizer"
+    assert 0 < figures["anonymous_of_model_bytes"] < figures["peak_rss_bytes"]
     assert document["provenance"]["stream_gb_per_s"]["1"] > 0
     assert [bar["name"] for bar in document["bars"]] == [
         "anonymous_of_model_bytes",
@@ -39,18 +39,18 @@ def test_a_decoder_is_timed_beside_the_roofline(tiny_bundle):
 
 
 def test_speeds_are_demanded_in_proportion_to_the_bandwidth():
-    measured = {
+    figures = {
         "anonymous_of_model_bytes": 60_000_001,
         "decode_tokens_per_s": 60.0,
         "prefill_tokens_per_s": 219.0,
     }
-    memory, decode, prefill = full_bench.bars(measured, 1, 20.0)
+    memory, decode, prefill = full_bench.bars(figures, 1, 20.0)
     assert (decode["at_least"], decode["met"]) == (60.0, True)
     assert (prefill["at_least"], prefill["met"]) == (146.67, True)
     assert memory["met"] is False
-    assert full_bench.bars(measured, 1, 30.0)[2]["met"] is False
-    assert [bar["name"] for bar in full_bench.bars(measured, 2, 20.0)] == ["anonymous_of_model_bytes"]
-    assert full_bench.bars({**measured, "anonymous_of_model_bytes": None}, 2, 20.0)[0]["met"] is None
+    assert full_bench.bars(figures, 1, 30.0)[2]["met"] is False
+    assert [bar["name"] for bar in full_bench.bars(figures, 2, 20.0)] == ["anonymous_of_model_bytes"]
+    assert full_bench.bars({**figures, "anonymous_of_model_bytes": None}, 2, 20.0)[0]["met"] is None
 
 
 @pytest.mark.parametrize("flag", ["--threads", "--rounds", "--new-tokens"])

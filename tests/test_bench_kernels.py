@@ -106,8 +106,8 @@ def test_regimes_hold_what_they_promise(megabytes):
         copies, count = workload.copies_and_graphs(size, "dram", largest_batch)
         assert copies * count * size > 160e6
         assert copies <= workload.MOST_COPIES
-        alone = largest_batch == 8 and size * workload.MOST_COPIES >= workload.DRAM_BYTES
-        assert count == 1 if alone else (count - 1) * copies * size > 100e6
+        is_single_copy = largest_batch == 8 and size * workload.MOST_COPIES >= workload.DRAM_BYTES
+        assert count == 1 if is_single_copy else (count - 1) * copies * size > 100e6
 
 
 def test_many_tokens_have_shorter_graphs_in_the_dram_regime_alone():
@@ -128,8 +128,8 @@ def test_a_place_has_one_table_in_whatever_order_its_batches_were_measured():
             **speeds,
         }
 
-    measured = [row(1, 1), row(2, 1), row(1, 32), row(2, 32)]
-    document = {"rows": measured, "bars": [], "contenders": [], "predicted_cortex_a53": None}
+    rows = [row(1, 1), row(2, 1), row(1, 32), row(2, 32)]
+    document = {"rows": rows, "bars": [], "contenders": [], "predicted_cortex_a53": None}
     facts = {"kernels": "avx2", "stream_gb_per_s": {"1": 12.0}, "mapped_stream_gb_per_s": {"1": 12.0}}
     _, tables, _ = kernel_tables.report({**document, "provenance": facts | {"threads": [1, 2]}})
     speeds = [table for table in tables if table.title.startswith("layer")]
@@ -239,8 +239,8 @@ def test_json_is_one_document_of_the_contract():
     document = json.loads(result.stdout)
     fields = {"k", "n", "batch", "threads", "regime", "contender", "gmac_per_s", "gb_per_s", "roofline_share"}
     assert all(fields <= set(row) for row in document["rows"])
-    measured = {(row["contender"], row["batch"], row["k"], row["n"]) for row in document["rows"]}
-    assert measured == set(itertools.product(names.split(","), (1, 3), (128,), (96,)))
+    cells = {(row["contender"], row["batch"], row["k"], row["n"]) for row in document["rows"]}
+    assert cells == set(itertools.product(names.split(","), (1, 3), (128,), (96,)))
     assert all(row["gmac_per_s"] > 0 and row["p10_ms"] <= row["p90_ms"] for row in document["rows"])
     streams = [document["provenance"][name]["1"] for name in ("stream_gb_per_s", "mapped_stream_gb_per_s")]
     assert min(streams) > 0
@@ -256,7 +256,7 @@ def test_json_is_one_document_of_the_contract():
 
 
 def test_what_a_simulator_says_is_called_a_prediction():
-    measured = {"stream_gb_per_s": {"1": 20.0}, "mapped_stream_gb_per_s": {"1": 15.0}, "kernels": "avx2"}
+    provenance = {"stream_gb_per_s": {"1": 20.0}, "mapped_stream_gb_per_s": {"1": 15.0}, "kernels": "avx2"}
     loop = {
         "op": "TernaryMatMul2x4",
         "packed_rows": 2,
@@ -264,7 +264,7 @@ def test_what_a_simulator_says_is_called_a_prediction():
         "predicted_macs_per_cycle": 3.6,
         "predicted_macs_per_cycle_bound": 4.5,
     }
-    document = {"rows": [], "bars": [], "contenders": [], "provenance": measured}
+    document = {"rows": [], "bars": [], "contenders": [], "provenance": provenance}
     simulated = {"loops": [loop], "unavailable": None}
     _, tables, _ = kernel_tables.report({**document, "predicted_cortex_a53": simulated})
     assert tables[-1].title.startswith("predicted: Cortex-A53")

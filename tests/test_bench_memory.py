@@ -24,22 +24,22 @@ def bench(capsys, speaking_bundle):
     """Flags -> (status, stdout, stderr)."""
 
     def call(*flags: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stopped:
+        with pytest.raises(SystemExit) as exit_info:
             run_click(command, ["memory", str(speaking_bundle), "--repeats", "1", *flags])
         out, err = capsys.readouterr()
-        return stopped.value.code, out, err
+        return exit_info.value.code, out, err
 
     return call
 
 
 def test_the_document_has_every_table_and_an_untrained_model_recalls_nothing(bench, tmp_path):
-    saved = tmp_path / "memory.json"
-    drawn = tmp_path / "plots"
+    report_file = tmp_path / "memory.json"
+    plots_folder = tmp_path / "plots"
     status, out, _ = bench(
-        "--facts", "24", "--edits", "5", "--tune", "0", "-o", str(saved), "--plots", str(drawn)
+        "--facts", "24", "--edits", "5", "--tune", "0", "-o", str(report_file), "--plots", str(plots_folder)
     )
     assert status == 0
-    document = json.loads(saved.read_text())
+    document = json.loads(report_file.read_text())
     assert document["slots"] == 16
     assert [(row["facts"], row["trials"], row["memories"]) for row in document["recall"]] == [
         (2, 12, 1),
@@ -77,7 +77,7 @@ def test_the_document_has_every_table_and_an_untrained_model_recalls_nothing(ben
     for part in ("recall, facts written once", "retention after 5 edits of 8 facts", "in one memory"):
         assert part in out
     names = ["addressing.svg", "recall.svg", "scope_roc.svg", "slot_use.svg"]
-    assert sorted(path.name for path in drawn.iterdir()) == names
+    assert sorted(path.name for path in plots_folder.iterdir()) == names
 
 
 def test_costs_alone_need_no_answers(bench):
@@ -116,9 +116,9 @@ def test_mistakes_are_one_sentence(bench):
 
 
 def test_only_a_full_size_is_held_to_the_bars():
-    measured = {"read_write_share_of_answer": 0.02, "encode_share_of_prefill": 0.08}
-    assert [bar["met"] for bar in bars(preset("full"), measured)] == [False, True]
-    assert [bar["met"] for bar in bars(tiny_config(), measured)] == [None, None]
+    shares = {"read_write_share_of_answer": 0.02, "encode_share_of_prefill": 0.08}
+    assert [bar["met"] for bar in bars(preset("full"), shares)] == [False, True]
+    assert [bar["met"] for bar in bars(tiny_config(), shares)] == [None, None]
 
 
 def test_the_full_size_is_predicted_to_cost_what_the_design_allows():

@@ -49,8 +49,8 @@ def test_neighbours_are_of_four_kinds_and_none_was_written():
     facts = [
         Fact(number, first, rewording, "anna", picture, picture + number, picture) for number in range(5)
     ]
-    both = Fact(0, second, second, "ben", picture, picture, picture)
-    kinds = neighbours([*facts[:2], both], [*facts[2:], facts[2]], "describe the image")
+    duplicate = Fact(0, second, second, "ben", picture, picture, picture)
+    kinds = neighbours([*facts[:2], duplicate], [*facts[2:], facts[2]], "describe the image")
     assert [(question, int(image[0, 0, 0])) for question, image in kinds["other_caption"]] == [
         ("describe the image", 2),
         ("describe the image", 3),
@@ -170,12 +170,12 @@ def learner(speaking_bundle) -> tuple[TorchRuntime, Learner]:
 
 def test_a_widened_decoder_holds_the_stored_values_in_float(learner):
     runtime, taught = learner
-    stored, wide = runtime.model.decoder.layers[0].mlp, taught.model.decoder.layers[0].mlp
-    assert isinstance(wide.up_proj, torch.nn.Linear)
-    assert torch.equal(wide.up_proj.weight, stored.up_proj.integers() * stored.up_proj.scale)
+    packed_mlp, float_mlp = runtime.model.decoder.layers[0].mlp, taught.model.decoder.layers[0].mlp
+    assert isinstance(float_mlp.up_proj, torch.nn.Linear)
+    assert torch.equal(float_mlp.up_proj.weight, packed_mlp.up_proj.integers() * packed_mlp.up_proj.scale)
     x = torch.randn(1, 5, 64, generator=torch.Generator().manual_seed(0))
     # The stored one rounds its activations to int8; nothing else differs.
-    assert (wide(x) - stored(x)).abs().max() < 0.05 * stored(x).abs().max()
+    assert (float_mlp(x) - packed_mlp(x)).abs().max() < 0.05 * packed_mlp(x).abs().max()
     ids = torch.arange(9)
     assert torch.equal(taught.model.embed(ids), runtime.model.embed(ids))
 
@@ -184,15 +184,15 @@ def test_a_fact_is_trained_in_until_it_is_answered_and_then_taken_back(learner, 
     _, taught = learner
     fact = encoded.facts[0]
     start = {name: tensor.clone() for name, tensor in taught.model.decoder.state_dict().items()}
-    done = taught.learn(fact, 1e-3)
-    assert done.right
-    assert done.steps > 0
+    tuning = taught.learn(fact, 1e-3)
+    assert tuning.right
+    assert tuning.steps > 0
     prompts = [(fact.question, fact.written_view)]
-    whole = ModelUnderTest(taught.student.runtime, taught.student.processor, 12)
-    assert whole.answers(prompts, None) == [fact.name]
+    model_under_test = ModelUnderTest(taught.student.runtime, taught.student.processor, 12)
+    assert model_under_test.answers(prompts, None) == [fact.name]
     taught.restore()
     assert all(torch.equal(start[name], now) for name, now in taught.model.decoder.state_dict().items())
-    assert whole.answers(prompts, None) != [fact.name]
+    assert model_under_test.answers(prompts, None) != [fact.name]
 
 
 def test_both_ways_of_telling_a_fact_are_timed_and_scored(model, encoded, speaking_bundle):

@@ -176,8 +176,8 @@ def test_the_gate_names_the_phase_that_changed(tmp_path):
     assert count_baseline.check("nano", KEY, [fewer], tmp_path) == [
         "decode: 4,000,000 simd instead of 5,000,000 (-20.0%)"
     ]
-    other = {**KEY, "compiler": "gcc 12.2.0"}
-    assert count_baseline.check("nano", other, [cost], tmp_path) == [
+    other_key = {**KEY, "compiler": "gcc 12.2.0"}
+    assert count_baseline.check("nano", other_key, [cost], tmp_path) == [
         "the baseline is for another compiler: clang 22.1.8 there, gcc 12.2.0 here"
     ]
     path.unlink()
@@ -212,9 +212,9 @@ def test_a_decoded_token_reads_the_decoder_and_the_whole_table(tiny_bundle):
 def test_the_bytes_of_a_token_are_held_to_their_bars_with_the_cut_table_and_with_the_whole_one(tmp_path):
     (tmp_path / "onnx").mkdir()
     (tmp_path / "onnx" / "embedding.data").write_bytes(bytes(50_000 * 480))
-    counted = Counted((Cost("decode", 1, 0, 96_000_000, 0, 0),), {})
+    counts = Counted((Cost("decode", 1, 0, 96_000_000, 0, 0),), {})
     assert [
-        (bar["value"], bar["at_most"], bar["met"]) for bar in _byte_bars(counted, "full-base3", tmp_path)
+        (bar["value"], bar["at_most"], bar["met"]) for bar in _byte_bars(counts, "full-base3", tmp_path)
     ] == [
         (96_000_000, 99_000_000, True),
         (96_000_000 + (151_936 - 50_000) * 480, 150_000_000, True),

@@ -106,21 +106,21 @@ def test_a_program_that_asks_for_the_time_is_the_same_program_every_time(machine
 
 
 def test_a_count_is_the_same_while_others_open_the_machine(machine):
-    _, alone = count(machine, ["-c", IMPORT])
-    counted = threading.Event()
+    _, undisturbed = count(machine, ["-c", IMPORT])
+    is_counted = threading.Event()
 
     def open_again_and_again():
-        while not counted.wait(0.05):
+        while not is_counted.wait(0.05):
             open_board(package_of_board())
 
-    others = threading.Thread(target=open_again_and_again)
-    others.start()
+    thread = threading.Thread(target=open_again_and_again)
+    thread.start()
     try:
         _, among_others = count(machine, ["-c", IMPORT])
     finally:
-        counted.set()
-        others.join()
-    assert among_others[3] == alone[3]
+        is_counted.set()
+        thread.join()
+    assert among_others[3] == undisturbed[3]
 
 
 def test_an_instruction_that_a_cortex_a53_lacks_is_told(machine):
@@ -172,11 +172,11 @@ def invoke(*arguments):
 
 @pytest.mark.usefixtures("wheel_with_library")
 def test_phases_are_counted_and_gated(tiny_bundle, tmp_path):
-    folder, saved = tmp_path / "baselines", tmp_path / "first.json"
+    folder, report_file = tmp_path / "baselines", tmp_path / "first.json"
     arguments = (str(tiny_bundle), "--baselines", str(folder))
-    first = invoke(*arguments, "--update-baseline", "-o", str(saved))
+    first = invoke(*arguments, "--update-baseline", "-o", str(report_file))
     assert first.exit_code == 0, first.output
-    document = json.loads(saved.read_text())
+    document = json.loads(report_file.read_text())
     cost = {row["phase"]: row for row in document["cost"]}
     assert list(cost) == ["load", *PHASES]
     assert document["counted_on"]["kernels"].startswith("native neon")

@@ -195,10 +195,10 @@ def test_backends_take_turns_in_every_phase_of_every_round(tmp_path: Path) -> No
 
 
 def test_two_models_are_timed_in_turns_and_told_apart(tmp_path: Path, speaking_bundle: Path) -> None:
-    other = tmp_path / "other"
-    shutil.copytree(speaking_bundle, other)
+    other_bundle = tmp_path / "other"
+    shutil.copytree(speaking_bundle, other_bundle)
     quick = ("--repeats", "1", "--warmup", "0", "--new-tokens", "1", "--backend", "ort")
-    status, document, _ = bench(str(speaking_bundle), str(other), *quick)
+    status, document, _ = bench(str(speaking_bundle), str(other_bundle), *quick)
     assert status == 0
     assert [entry["label"] for entry in document["results"]] == [f"{speaking_bundle.name}, ort", "other, ort"]
     assert {entry["against"] for entry in document["ratios"]} == {f"{speaking_bundle.name}, ort"}
@@ -207,11 +207,11 @@ def test_two_models_are_timed_in_turns_and_told_apart(tmp_path: Path, speaking_b
 
 
 def test_a_damaged_bundle_is_one_sentence(tmp_path: Path, speaking_bundle: Path) -> None:
-    damaged = tmp_path / "damaged"
-    shutil.copytree(speaking_bundle, damaged)
-    (damaged / "onnx" / "memory_read.onnx").write_bytes(b"")
+    damaged_bundle = tmp_path / "damaged"
+    shutil.copytree(speaking_bundle, damaged_bundle)
+    (damaged_bundle / "onnx" / "memory_read.onnx").write_bytes(b"")
     with pytest.raises(UserError, match="has 0 bytes"):
-        command.main(["run", str(damaged)], standalone_mode=False)
+        command.main(["run", str(damaged_bundle)], standalone_mode=False)
 
 
 def test_ratios_are_against_the_first_backend_that_ran() -> None:
@@ -234,13 +234,13 @@ def test_anonymous_and_file_backed_memory_are_told_apart(tmp_path: Path) -> None
     mapped.sum()
     after_mapping = provenance.memory_of_this_process()
     # From the kernel, and not from what earlier tests freed to the allocator.
-    held = np.frombuffer(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
-    held += 1
+    array = np.frombuffer(mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), np.uint8)
+    array += 1
     after_holding = provenance.memory_of_this_process()
     assert after_mapping["file_backed_bytes"] - before["file_backed_bytes"] > 0.9 * size
     assert after_holding["anonymous_bytes"] - after_mapping["anonymous_bytes"] > 0.9 * size
     assert after_holding["peak_rss_bytes"] >= after_holding["rss_bytes"]
-    assert held.sum() == size
+    assert array.sum() == size
 
 
 @pytest.fixture
@@ -272,11 +272,11 @@ def test_an_emulated_backend_has_counts_and_predictions_and_no_measured_time(spe
     assert (entry["status"], entry["phases"], entry["decode_tokens_per_s"]) == ("counted", {}, None)
     emulated = entry["emulated"]
     nano = json.loads((count_baseline.FOLDER / "other-cortex-a53.json").read_text())["phases"]
-    counted = {phase: figures["instructions"] for phase, figures in nano.items()}
-    assert emulated["counted_instructions"]["decode"] == counted["decode"]
+    instructions = {phase: figures["instructions"] for phase, figures in nano.items()}
+    assert emulated["counted_instructions"]["decode"] == instructions["decode"]
     assert (
         emulated["counted_instructions"]["memory_write"]
-        == 2 * counted["memory_encode"] + counted["memory_write"]
+        == 2 * instructions["memory_encode"] + instructions["memory_write"]
     )
     assert 0 < emulated["predicted_ms"]["decode"]["low"] <= emulated["predicted_ms"]["decode"]["high"]
     assert "the committed baseline of these graphs" in emulated["counts_from"]

@@ -36,10 +36,10 @@ def test_every_file_is_listed_with_its_bytes_and_hash(tiny_bundle, manifest):
 
 def test_the_manifest_repeats_the_contract(manifest, ternary_model):
     for spec in contract.graphs(ternary_model.config):
-        stored = manifest["graphs"][spec.name]
-        assert stored["file"] == spec.file
+        graph_entry = manifest["graphs"][spec.name]
+        assert graph_entry["file"] == spec.file
         for kind, tensors in (("inputs", spec.inputs), ("outputs", spec.outputs)):
-            assert [(t["name"], t["dtype"], tuple(t["shape"])) for t in stored[kind]] == [
+            assert [(t["name"], t["dtype"], tuple(t["shape"])) for t in graph_entry[kind]] == [
                 (t.name, t.dtype, t.shape) for t in tensors
             ]
 
@@ -49,9 +49,9 @@ def test_the_configuration_is_the_checkpoints(tiny_bundle, ternary_model):
 
 
 def test_the_prior_of_the_memory_is_in_the_bundle(tiny_bundle, ternary_model):
-    stored = load_file(tiny_bundle / "memory_prior.safetensors")
-    assert list(stored) == ["memory_prior"]
-    np.testing.assert_array_equal(stored["memory_prior"], ternary_model.memory_prior.detach().numpy())
+    tensors = load_file(tiny_bundle / "memory_prior.safetensors")
+    assert list(tensors) == ["memory_prior"]
+    np.testing.assert_array_equal(tensors["memory_prior"], ternary_model.memory_prior.detach().numpy())
 
 
 def test_the_lowered_layers_of_the_manifest_rebuild_the_model(manifest, ternary_model):
@@ -81,9 +81,9 @@ def test_bits_per_weight_count_the_bytes_of_each_group(ternary_model, packing, n
         for name, module in lowered.named_modules()
         if name.startswith(("decoder", "memory_encoder")) and hasattr(module, "packed")
     ]
-    stored = sum(module.packed.nbytes + module.scale.nbytes for module in ternary)
+    byte_count = sum(module.packed.nbytes + module.scale.nbytes for module in ternary)
     weights = sum(module.rows * module.columns for module in ternary)
-    assert bits["ternary"] == pytest.approx(8 * stored / weights, abs=1e-4)
+    assert bits["ternary"] == pytest.approx(8 * byte_count / weights, abs=1e-4)
     assert nominal <= bits["ternary"] < nominal * 1.05
     assert bits["embedding"] == pytest.approx(8 + 32 / ternary_model.config.text.hidden_size, abs=1e-4)
     assert 8 < bits["vision"] < 12
@@ -91,5 +91,5 @@ def test_bits_per_weight_count_the_bytes_of_each_group(ternary_model, packing, n
 
 @pytest.mark.parametrize(("bits", "least"), [(32, 32), (16, 16), (8, 8), (4, 4)])
 def test_other_widths_are_counted_as_they_lie_on_disk(ternary_model, bits, least):
-    measured = bits_per_weight(lower(ternary_model, WeightFormat(bits=bits)))["ternary"]
-    assert least <= measured <= least * 1.1 + 1
+    ternary_bits = bits_per_weight(lower(ternary_model, WeightFormat(bits=bits)))["ternary"]
+    assert least <= ternary_bits <= least * 1.1 + 1

@@ -102,10 +102,10 @@ def test_a_mistake_is_a_sentence_and_leaves_nothing(example, picture, tmp_path):
         (("ask", picture.parent), "Is a directory"),
         (("ask", __file__), "cannot identify image file"),
     ):
-        done = example(*arguments)
-        assert done.returncode in (1, 2)
-        assert words in done.stderr
-        assert "Traceback" not in done.stderr
+        process = example(*arguments)
+        assert process.returncode in (1, 2)
+        assert words in process.stderr
+        assert "Traceback" not in process.stderr
     assert list(tmp_path.iterdir()) == []
 
 
@@ -120,12 +120,14 @@ def test_it_reads_pictures_and_text_as_the_package_does(speaking_bundle, picture
 
 def test_the_page_names_every_tensor_and_its_sizes(speaking_bundle, facts):
     page = (speaking_bundle / "README.md").read_text()
-    named = set(re.findall(r"`([\w.]+)`", page))
+    names_on_page = set(re.findall(r"`([\w.]+)`", page))
     config = facts.runtime.config
     for spec in contract.graphs(config):
-        assert spec.name in named
+        assert spec.name in names_on_page
         for tensor in (*spec.inputs, *spec.outputs):
-            assert tensor.name in named or f"{tensor.name.partition('.')[0]}.LAYER.key" in named
+            assert (
+                tensor.name in names_on_page or f"{tensor.name.partition('.')[0]}.LAYER.key" in names_on_page
+            )
     slots, code = config.memory.slots, config.memory.code_size
     for words in (
         f"`memory_mean` [batch, {slots}, {code}]",
@@ -156,9 +158,9 @@ def test_a_page_has_the_numbers_that_the_processor_takes(speaking_bundle, tmp_pa
     write_readme(tmp_path / "bundle", facts.runtime.config, WeightFormat())
     page = (tmp_path / "bundle" / "README.md").read_text().replace("\n", " ")
     assert "minus the mean (0.25, 0.5, 0.75)" in page
-    changed = Processor.from_pretrained(tmp_path / "bundle").pixels(picture)
-    assert np.array_equal(Bundle(tmp_path / "bundle").pixels(picture)[0], changed)
-    assert not np.array_equal(changed, facts.processor.pixels(picture))
+    changed_pixels = Processor.from_pretrained(tmp_path / "bundle").pixels(picture)
+    assert np.array_equal(Bundle(tmp_path / "bundle").pixels(picture)[0], changed_pixels)
+    assert not np.array_equal(changed_pixels, facts.processor.pixels(picture))
     (tmp_path / "bundle" / "generation_config.json").unlink()
     assert Bundle(tmp_path / "bundle").ends == {facts.processor.eos_id}
 
@@ -171,9 +173,9 @@ def test_jpegs_and_turned_pictures_are_levels_off_and_more_than_eight_bits_are_r
     noise = Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8))
     smooth = noise.resize((900, 600), Image.Resampling.BICUBIC)
     smooth.save(tmp_path / "large.jpg", quality=90)
-    turned = Image.Exif()
-    turned[0x112] = 6
-    smooth.save(tmp_path / "turned.png", exif=turned)
+    exif = Image.Exif()
+    exif[0x112] = 6
+    smooth.save(tmp_path / "turned.png", exif=exif)
     for name in ("large.jpg", "turned.png"):
         ours, theirs = bundle.pixels(tmp_path / name)[0], facts.processor.pixels(tmp_path / name)
         assert np.abs(ours - theirs).max() * 127.5 < 6

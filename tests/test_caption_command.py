@@ -28,15 +28,15 @@ def run(capsys):
     """Arguments -> (status, stdout, stderr)."""
 
     def call(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as stopped:
+        with pytest.raises(SystemExit) as exit_info:
             run_click(cli, arguments)
         out, err = capsys.readouterr()
-        return stopped.value.code, out, err
+        return exit_info.value.code, out, err
 
     return call
 
 
-def refused(result: tuple[int, str, str], *parts: str) -> None:
+def assert_refused(result: tuple[int, str, str], *parts: str) -> None:
     status, out, err = result
     assert status == 2
     assert out == ""
@@ -116,43 +116,45 @@ def test_a_heatmap_that_cannot_be_made_is_refused_before_the_model_loads(
     run, picture, speaking_bundle, tmp_path
 ):
     model = ("--model", str(speaking_bundle))
-    refused(
+    assert_refused(
         run("caption", picture, *model, "--attention", str(tmp_path / "a.png"), "--backend", "ort"),
         "--backend torch",
     )
-    refused(run("caption", picture, *model, "--attention", "heat.txt"), ".png")
-    refused(run("caption", picture, *model, "--attention", str(tmp_path / "none" / "a.png")), "folder")
-    refused(run("caption", picture, picture, *model, "--attention", str(tmp_path / "a.png")), "one image")
+    assert_refused(run("caption", picture, *model, "--attention", "heat.txt"), ".png")
+    assert_refused(run("caption", picture, *model, "--attention", str(tmp_path / "none" / "a.png")), "folder")
+    assert_refused(
+        run("caption", picture, picture, *model, "--attention", str(tmp_path / "a.png")), "one image"
+    )
 
 
 def test_each_bad_input_is_one_sentence_and_status_2(run, picture, speaking_bundle, tmp_path):
     model = ("--model", str(speaking_bundle))
     text = tmp_path / "text.png"
     text.write_text("no picture")
-    cut = tmp_path / "cut.jpg"
-    Image.effect_noise((300, 300), 90).save(cut)
-    cut.write_bytes(cut.read_bytes()[:3000])
-    refused(run("caption", *model), "IMAGE")
-    refused(run("caption", str(tmp_path / "none.png"), *model), "does not exist")
-    refused(run("caption", str(text), *model), "not a picture")
-    refused(run("caption", str(cut), *model), "damaged")
-    refused(run("caption", str(tmp_path), *model), "folder")
-    refused(run("caption", picture, *model, "--backend", "tpu"), "unknown backend 'tpu'")
-    refused(run("caption", picture, "--model", str(tmp_path)), "config.json is missing")
-    refused(run("caption", picture, "--model", "no-such-model"), "no-such-model")
-    refused(run("caption", picture, *model, "--max-new-tokens", "0"), "--max-new-tokens")
-    refused(run("caption", picture, *model, "--max-new-tokens", "100000"), "--max-new-tokens")
-    refused(run("caption", picture, *model, "--top-p", "2"), "--top-p")
-    refused(run("caption", picture, *model, "--threads", "0"), "--threads")
-    refused(run("caption", picture, *model, "--memory", str(tmp_path / "none.mem")), "none.mem")
-    refused(run("caption", picture, *model, "--prompt", "a <image>"), "<image>")
-    refused(run("captoin", picture), "captoin")
+    cut_image = tmp_path / "cut.jpg"
+    Image.effect_noise((300, 300), 90).save(cut_image)
+    cut_image.write_bytes(cut_image.read_bytes()[:3000])
+    assert_refused(run("caption", *model), "IMAGE")
+    assert_refused(run("caption", str(tmp_path / "none.png"), *model), "does not exist")
+    assert_refused(run("caption", str(text), *model), "not a picture")
+    assert_refused(run("caption", str(cut_image), *model), "damaged")
+    assert_refused(run("caption", str(tmp_path), *model), "folder")
+    assert_refused(run("caption", picture, *model, "--backend", "tpu"), "unknown backend 'tpu'")
+    assert_refused(run("caption", picture, "--model", str(tmp_path)), "config.json is missing")
+    assert_refused(run("caption", picture, "--model", "no-such-model"), "no-such-model")
+    assert_refused(run("caption", picture, *model, "--max-new-tokens", "0"), "--max-new-tokens")
+    assert_refused(run("caption", picture, *model, "--max-new-tokens", "100000"), "--max-new-tokens")
+    assert_refused(run("caption", picture, *model, "--top-p", "2"), "--top-p")
+    assert_refused(run("caption", picture, *model, "--threads", "0"), "--threads")
+    assert_refused(run("caption", picture, *model, "--memory", str(tmp_path / "none.mem")), "none.mem")
+    assert_refused(run("caption", picture, *model, "--prompt", "a <image>"), "<image>")
+    assert_refused(run("captoin", picture), "captoin")
 
 
 @pytest.mark.linux
 def test_a_full_disk_is_one_sentence(speaking_bundle, picture):
     with open("/dev/full", "w") as full:
-        done = subprocess.run(
+        process = subprocess.run(
             [
                 sys.executable,
                 "-c",
@@ -166,9 +168,9 @@ def test_a_full_disk_is_one_sentence(speaking_bundle, picture):
             stderr=subprocess.PIPE,
             text=True,
         )
-    assert done.returncode == 2
-    assert "no space is left" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert process.returncode == 2
+    assert "no space is left" in process.stderr
+    assert "Traceback" not in process.stderr
 
 
 def test_a_bundle_runs_on_ort_and_a_checkpoint_on_torch(speaking_bundle, speaking_checkpoint):

@@ -22,10 +22,10 @@ def chat(capsys, monkeypatch, speaking_bundle):
 
     def call(lines: str, *flags: str, model: object = speaking_bundle) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
-        with pytest.raises(SystemExit) as stopped:
+        with pytest.raises(SystemExit) as exit_info:
             run_click(cli, ["chat", "--model", str(model), "--max-new-tokens", "3", *flags])
         out, err = capsys.readouterr()
-        return stopped.value.code, out, err
+        return exit_info.value.code, out, err
 
     return call
 
@@ -52,7 +52,7 @@ def test_a_conversation_carries_on_in_its_file_with_another_backend(
 
 
 @pytest.mark.parametrize(
-    ("name", "typed"),
+    ("name", "typed_path"),
     [
         ("my cat.png", r"my\ cat.png"),
         ("my cat.png", "'my cat.png'"),
@@ -68,12 +68,12 @@ def test_a_conversation_carries_on_in_its_file_with_another_backend(
 )
 @pytest.mark.parametrize("question", ["what is this?", "what's this?", "\"what\" is 'this'?"])
 def test_a_path_is_parted_from_its_question_as_a_terminal_writes_it(
-    name, typed, question, picture, tmp_path, monkeypatch
+    name, typed_path, question, picture, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (32, 32), "red").save(tmp_path / name)
-    assert _split_path(f"{typed} {question}") == (name, question)
-    assert _split_path(typed) == (name, "")
+    assert _split_path(f"{typed_path} {question}") == (name, question)
+    assert _split_path(typed_path) == (name, "")
 
 
 def test_a_path_that_is_not_there_is_named_as_it_was_meant(chat):
@@ -147,19 +147,19 @@ def test_caption_reads_a_memory_and_does_not_change_it(chat, picture, tmp_path, 
     trip = tmp_path / "trip.mem"
     chat(f"/image {picture}\n", "--memory", str(trip))
     before = trip.read_bytes()
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as exit_info:
         run_click(
             cli, ["caption", str(picture), "--model", str(speaking_bundle), "--memory", str(trip), "--json"]
         )
-    assert stopped.value.code == 0
+    assert exit_info.value.code == 0
     assert "memory_read" in json.loads(capsys.readouterr().out)["timings_ms"]
     assert trip.read_bytes() == before
 
 
 def info(model: object, capsys, *flags: str) -> str:
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as exit_info:
         run_click(cli, ["info", str(model), *flags])
-    assert stopped.value.code == 0
+    assert exit_info.value.code == 0
     return capsys.readouterr().out
 
 
@@ -172,10 +172,10 @@ def test_info_counts_the_parameters_of_the_model_in_checkpoint_and_bundle(
     expected = sum(parameter.numel() for parameter in ternary_model.parameters())
     assert [document["kind"] for document in described] == ["checkpoint", "bundle"]
     assert [document["parts"]["total"]["parameters"] for document in described] == [expected, expected]
-    latent, stored = (document["parts"] for document in described)
-    assert latent["decoder"]["bits_per_weight"] == 32
-    assert {part: row["parameters"] for part, row in latent.items()} == {
-        part: row["parameters"] for part, row in stored.items()
+    checkpoint_parts, bundle_parts = (document["parts"] for document in described)
+    assert checkpoint_parts["decoder"]["bits_per_weight"] == 32
+    assert {part: row["parameters"] for part, row in checkpoint_parts.items()} == {
+        part: row["parameters"] for part, row in bundle_parts.items()
     }
     assert described[1]["backends"]["ort"].startswith("runs its graphs, quantised layers by ")
 
@@ -190,7 +190,7 @@ def test_info_measures_the_bits_of_the_ternary_weights_on_disk(speaking_bundle, 
 
 
 def test_info_on_nothing_is_one_sentence(capsys):
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as exit_info:
         run_click(cli, ["info", "no-such-model"])
-    assert stopped.value.code == 2
+    assert exit_info.value.code == 2
     assert capsys.readouterr().err.startswith("Error: 'no-such-model' is neither a folder")

@@ -30,16 +30,16 @@ STORAGES = [
 
 
 @pytest.fixture(scope="module")
-def saved(tmp_path_factory, ternary_model):
+def saved_checkpoint(tmp_path_factory, ternary_model):
     folder = tmp_path_factory.mktemp("checkpoint") / "saved"
     ternary_model.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture
-def damaged(saved, tmp_path):
+def damaged_checkpoint(saved_checkpoint, tmp_path):
     """A copy of the saved checkpoint to spoil."""
-    for path in saved.iterdir():
+    for path in saved_checkpoint.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     return tmp_path
 
@@ -85,12 +85,12 @@ def test_float_trained_parts_come_back_too(tmp_path, quantization, bits):
     assert_same_model(load_checkpoint(tmp_path / "saved"), model)
 
 
-def test_only_two_files_are_written_and_nothing_is_left_aside(saved):
-    assert sorted(path.name for path in saved.iterdir()) == ["config.json", "model.safetensors"]
-    assert [path.name for path in saved.parent.iterdir()] == ["saved"]
+def test_only_two_files_are_written_and_nothing_is_left_aside(saved_checkpoint):
+    assert sorted(path.name for path in saved_checkpoint.iterdir()) == ["config.json", "model.safetensors"]
+    assert [path.name for path in saved_checkpoint.parent.iterdir()] == ["saved"]
 
 
-def test_saving_again_replaces_weights_and_keeps_the_tokenizer(saved, tmp_path):
+def test_saving_again_replaces_weights_and_keeps_the_tokenizer(saved_checkpoint, tmp_path):
     first, second = seeded_model(tiny_config(TERNARY), 1), seeded_model(tiny_config(TERNARY), 2)
     first.save_pretrained(tmp_path / "model")
     (tmp_path / "model" / "tokenizer.json").write_text("{}")
@@ -122,7 +122,7 @@ def test_a_place_that_cannot_be_written_is_a_sentence(ternary_model, tmp_path):
 
 
 @pytest.mark.posix
-def test_a_killed_save_over_an_old_checkpoint_keeps_the_old_one_whole(saved, tmp_path):
+def test_a_killed_save_over_an_old_checkpoint_keeps_the_old_one_whole(saved_checkpoint, tmp_path):
     """Killed at the first flush, when weights and configuration of the new one are written and nothing is renamed."""
     target = tmp_path / "model"
     seeded_model(tiny_config(FLOAT), 1).save_pretrained(target)
@@ -134,17 +134,19 @@ model = MicroVLM.from_pretrained(sys.argv[1])
 os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
 model.save_pretrained(sys.argv[2])
 """
-    done = subprocess.run([sys.executable, "-P", "-c", killed, str(saved), str(target)], check=False)
-    assert done.returncode == -signal.SIGKILL
+    process = subprocess.run(
+        [sys.executable, "-P", "-c", killed, str(saved_checkpoint), str(target)], check=False
+    )
+    assert process.returncode == -signal.SIGKILL
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
     assert len(list(tmp_path.iterdir())) == 2
-    load_checkpoint(saved).save_pretrained(target)
-    assert (target / "config.json").read_bytes() == (saved / "config.json").read_bytes()
+    load_checkpoint(saved_checkpoint).save_pretrained(target)
+    assert (target / "config.json").read_bytes() == (saved_checkpoint / "config.json").read_bytes()
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_others_may_read_the_weights_that_the_umask_lets_them_read(saved):
-    assert len({path.stat().st_mode for path in saved.iterdir()}) == 1
+def test_others_may_read_the_weights_that_the_umask_lets_them_read(saved_checkpoint):
+    assert len({path.stat().st_mode for path in saved_checkpoint.iterdir()}) == 1
 
 
 @pytest.mark.posix
@@ -154,83 +156,87 @@ def test_a_full_disk_leaves_nothing_behind(ternary_model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_bundle_in_the_place_of_a_checkpoint_is_told_apart(damaged):
-    (damaged / "model.safetensors").unlink()
-    (damaged / "manifest.json").write_text("{}")
+def test_a_bundle_in_the_place_of_a_checkpoint_is_told_apart(damaged_checkpoint):
+    (damaged_checkpoint / "model.safetensors").unlink()
+    (damaged_checkpoint / "manifest.json").write_text("{}")
     with pytest.raises(UserError, match="exported bundle"):
-        load_checkpoint(damaged)
+        load_checkpoint(damaged_checkpoint)
 
 
-def test_a_loaded_model_trains_on_and_owns_its_memory(saved):
-    before = (saved / "model.safetensors").read_bytes()
-    model = MicroVLM.from_pretrained(saved).train()
+def test_a_loaded_model_trains_on_and_owns_its_memory(saved_checkpoint):
+    before = (saved_checkpoint / "model.safetensors").read_bytes()
+    model = MicroVLM.from_pretrained(saved_checkpoint).train()
     assert all(parameter.requires_grad and not parameter.is_meta for parameter in model.parameters())
     ids = torch.arange(6)[None]
     model(model.embed(ids), torch.ones_like(ids)).sum().backward()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(1.0)
-    assert (saved / "model.safetensors").read_bytes() == before
+    assert (saved_checkpoint / "model.safetensors").read_bytes() == before
 
 
-def test_a_missing_key_is_named(damaged):
-    change_tensors(damaged, lambda tensors: tensors.pop("decoder.norm.weight"))
+def test_a_missing_key_is_named(damaged_checkpoint):
+    change_tensors(damaged_checkpoint, lambda tensors: tensors.pop("decoder.norm.weight"))
     with pytest.raises(UserError, match=r"lacks 'decoder\.norm\.weight'"):
-        load_checkpoint(damaged)
+        load_checkpoint(damaged_checkpoint)
 
 
-def test_an_unexpected_key_is_named(damaged):
-    change_tensors(damaged, lambda tensors: tensors.update(extra=torch.ones(1)))
+def test_an_unexpected_key_is_named(damaged_checkpoint):
+    change_tensors(damaged_checkpoint, lambda tensors: tensors.update(extra=torch.ones(1)))
     with pytest.raises(UserError, match="unexpected 'extra'"):
-        load_checkpoint(damaged)
+        load_checkpoint(damaged_checkpoint)
 
 
-def test_a_reshaped_key_is_named(damaged):
-    change_tensors(damaged, lambda tensors: tensors.update({"decoder.norm.weight": torch.ones(65)}))
+def test_a_reshaped_key_is_named(damaged_checkpoint):
+    change_tensors(
+        damaged_checkpoint, lambda tensors: tensors.update({"decoder.norm.weight": torch.ones(65)})
+    )
     with pytest.raises(UserError, match=r"'decoder\.norm\.weight' is \(65,\)"):
-        load_checkpoint(damaged)
+        load_checkpoint(damaged_checkpoint)
 
 
-def test_integers_in_the_place_of_floats_are_refused(damaged):
-    change_tensors(damaged, lambda tensors: tensors.update({"decoder.norm.weight": torch.ones(64).long()}))
+def test_integers_in_the_place_of_floats_are_refused(damaged_checkpoint):
+    change_tensors(
+        damaged_checkpoint, lambda tensors: tensors.update({"decoder.norm.weight": torch.ones(64).long()})
+    )
     with pytest.raises(UserError, match=r"'decoder\.norm\.weight' is torch\.int64"):
-        load_checkpoint(damaged)
+        load_checkpoint(damaged_checkpoint)
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 7, 500, 200_000])
-def test_a_truncated_file_is_refused(damaged, kept_bytes):
-    weights = damaged / "model.safetensors"
+def test_a_truncated_file_is_refused(damaged_checkpoint, kept_bytes):
+    weights = damaged_checkpoint / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:kept_bytes])
     with pytest.raises(UserError, match="damaged"):
-        load_checkpoint(damaged)
+        load_checkpoint(damaged_checkpoint)
 
 
-def test_pickled_weights_are_never_read(damaged):
-    (damaged / "model.safetensors").unlink()
-    torch.save({}, damaged / "pytorch_model.bin")
+def test_pickled_weights_are_never_read(damaged_checkpoint):
+    (damaged_checkpoint / "model.safetensors").unlink()
+    torch.save({}, damaged_checkpoint / "pytorch_model.bin")
     with pytest.raises(UserError, match=r"model\.safetensors is missing"):
-        load_checkpoint(damaged)
-    torch.save({}, damaged / "model.safetensors")
+        load_checkpoint(damaged_checkpoint)
+    torch.save({}, damaged_checkpoint / "model.safetensors")
     with pytest.raises(UserError, match="not a safetensors file"):
-        load_checkpoint(damaged)
+        load_checkpoint(damaged_checkpoint)
 
 
 @pytest.mark.parametrize(
     "layers", ["{", "[]", '{"decoder": 1}', '{"a.b": {"kind": "int8", "rows": 1, "columns": 1}}']
 )
-def test_a_senseless_list_of_layers_is_refused(damaged, layers):
-    tensors = load_file(damaged / "model.safetensors")
-    save_file(tensors, damaged / "model.safetensors", metadata={"layers": layers})
+def test_a_senseless_list_of_layers_is_refused(damaged_checkpoint, layers):
+    tensors = load_file(damaged_checkpoint / "model.safetensors")
+    save_file(tensors, damaged_checkpoint / "model.safetensors", metadata={"layers": layers})
     with pytest.raises(UserError, match="make no sense"):
-        load_checkpoint(damaged)
+        load_checkpoint(damaged_checkpoint)
 
 
-def test_a_storage_of_a_later_version_says_upgrade(damaged):
-    tensors = load_file(damaged / "model.safetensors")
+def test_a_storage_of_a_later_version_says_upgrade(damaged_checkpoint):
+    tensors = load_file(damaged_checkpoint / "model.safetensors")
     layers = {"decoder.layers.0.mlp.up_proj": {"kind": "ternary9x9", "rows": 96, "columns": 64, "scale": 1}}
-    save_file(tensors, damaged / "model.safetensors", metadata={"layers": json.dumps(layers)})
+    save_file(tensors, damaged_checkpoint / "model.safetensors", metadata={"layers": json.dumps(layers)})
     with pytest.raises(UserError, match=r"ternary9x9.*upgrade"):
-        load_checkpoint(damaged)
+        load_checkpoint(damaged_checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -244,10 +250,10 @@ def test_a_storage_of_a_later_version_says_upgrade(damaged):
         (lambda raw: raw["vision"].update(image_size="big"), "image_size must be a whole number"),
     ],
 )
-def test_a_configuration_that_does_not_fit_is_a_sentence(damaged, change, sentence):
-    change_config(damaged, change)
+def test_a_configuration_that_does_not_fit_is_a_sentence(damaged_checkpoint, change, sentence):
+    change_config(damaged_checkpoint, change)
     with pytest.raises(UserError, match=sentence):
-        load_checkpoint(damaged)
+        load_checkpoint(damaged_checkpoint)
 
 
 @pytest.mark.parametrize("source", ["no-such-checkpoint", "./absent", "/absent/model", "a/b/c"])
@@ -256,14 +262,16 @@ def test_a_source_that_is_nothing_says_what_would_be(source):
         resolve_checkpoint(source)
 
 
-def test_a_hub_id_of_our_format_loads_from_the_hubs_cache(saved, tmp_path, monkeypatch, ternary_model):
+def test_a_hub_id_of_our_format_loads_from_the_hubs_cache(
+    saved_checkpoint, tmp_path, monkeypatch, ternary_model
+):
     constants = pytest.importorskip("huggingface_hub.constants")
     repository = tmp_path / "models--owner--name"
     snapshot = repository / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
     snapshot.mkdir(parents=True)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(snapshot.name)
-    for path in saved.iterdir():
+    for path in saved_checkpoint.iterdir():
         (snapshot / path.name).write_bytes(path.read_bytes())
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))

@@ -36,9 +36,9 @@ def demo(count: int, kind: str) -> int | None:
 
 
 def status_of(*arguments: str) -> int:
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as exit_info:
         run_click(demo, arguments)
-    return stopped.value.code
+    return exit_info.value.code
 
 
 FULL_DISK = "Error: out.bin: no space is left on the disk; free some or write elsewhere."
@@ -82,10 +82,12 @@ def test_a_full_stdout_is_one_sentence_and_status_2():
         "@click.command()\ndef c():\n    print_json(list(range(10000)))\nrun_click(c, [])"
     )
     with open("/dev/full", "w") as full:
-        done = subprocess.run([sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 2
-    assert "no space is left" in done.stderr
-    assert "Traceback" not in done.stderr
+        process = subprocess.run(
+            [sys.executable, "-c", program], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert process.returncode == 2
+    assert "no space is left" in process.stderr
+    assert "Traceback" not in process.stderr
 
 
 WRITER = (
@@ -101,16 +103,16 @@ WRITER = (
 def test_a_reader_that_leaves_is_no_error(lines):
     reading, writing = os.pipe()
     os.close(reading)
-    with os.fdopen(writing, "w") as gone:
-        done = subprocess.run(
-            [sys.executable, "-c", WRITER, str(lines)], stdout=gone, stderr=subprocess.PIPE, text=True
+    with os.fdopen(writing, "w") as broken_pipe:
+        process = subprocess.run(
+            [sys.executable, "-c", WRITER, str(lines)], stdout=broken_pipe, stderr=subprocess.PIPE, text=True
         )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (process.returncode, process.stderr) == (0, "")
 
 
 @pytest.mark.posix
 def test_a_closed_stdout_is_no_error():
-    done = subprocess.run(
+    process = subprocess.run(
         ["sh", "-c", 'exec "$0" -c "$1" 1 >&-', sys.executable, WRITER], stderr=subprocess.PIPE, text=True
     )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (process.returncode, process.stderr) == (0, "")

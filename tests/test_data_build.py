@@ -32,13 +32,13 @@ def packages(drawn_packages):
 
 
 @pytest.fixture(scope="module")
-def built(drawn_build):
+def emoji_build(drawn_build):
     return drawn_build
 
 
 @pytest.fixture(scope="module")
-def emoji(built):
-    return load_emoji(built[0])
+def emoji(emoji_build):
+    return load_emoji(emoji_build[0])
 
 
 def assert_refused(result, *words):
@@ -52,9 +52,9 @@ def assert_refused(result, *words):
         assert word in message
 
 
-def test_flags_components_and_gender_variants_have_no_caption(built, emoji):
+def test_flags_components_and_gender_variants_have_no_caption(emoji_build, emoji):
     assert emoji.hexcodes == [code for code, _ in ROWS]
-    assert built[1]["emoji"] == len(ROWS)
+    assert emoji_build[1]["emoji"] == len(ROWS)
 
 
 def test_a_drawing_is_found_by_character_label_unicode_name_or_joined_words(emoji):
@@ -86,8 +86,8 @@ def test_other_sizes_cover_the_training_vendors_only(packages, tmp_path):
     out = tmp_path / "emoji"
     result = run("emoji", "-o", out, "--packages", packages, "--size", "16")
     assert result.exit_code == 0
-    drawn = {p.stem for p in (out / "rgba16").glob("*.npy")}
-    assert drawn == {s.vendor for s in SOURCES if s.use == "train"}
+    drawn_vendors = {p.stem for p in (out / "rgba16").glob("*.npy")}
+    assert drawn_vendors == {s.vendor for s in SOURCES if s.use == "train"}
     with pytest.raises(DataError, match="no 96 px images of noto"):
         load_emoji(out).images("noto")
     assert [p.name for p in tmp_path.iterdir()] == ["emoji"]
@@ -106,9 +106,9 @@ def test_the_plain_view_is_the_drawing_on_white(emoji):
 
 def test_augmentation_is_fixed_by_its_generator_and_stays_in_range(emoji):
     rgba = torch.from_numpy(np.array(emoji.images("noto")[:40]))
-    first, again, other = (augment_emoji(rgba, torch.Generator().manual_seed(s)) for s in (0, 0, 1))
+    first, again, other_image = (augment_emoji(rgba, torch.Generator().manual_seed(s)) for s in (0, 0, 1))
     assert torch.equal(first, again)
-    assert not torch.equal(first, other)
+    assert not torch.equal(first, other_image)
     assert first.shape == (40, 3, 96, 96)
     assert first.min() >= 0
     assert first.max() <= 1
@@ -158,7 +158,7 @@ def test_the_class_mean_baseline_names_the_vendor_that_draws_alike_and_only_that
     assert result["pixels_24"]["openmoji"] < 0.1
 
 
-def test_the_evaluation_set_is_written_whole_or_not_at_all(built, emoji, monkeypatch, tmp_path):
+def test_the_evaluation_set_is_written_whole_or_not_at_all(emoji_build, emoji, monkeypatch, tmp_path):
     monkeypatch.setattr(evalset, "choose_images", lambda: list(read_scene_objects()))
     out = tmp_path / "evalset"
     summary = evalset.build_evalset(emoji, out, "0")
@@ -184,10 +184,10 @@ def test_a_folder_without_packages_is_refused(tmp_path):
 def test_a_damaged_package_is_refused_and_nothing_is_left(tmp_path):
     root = tmp_path / "node_modules"
     write_packages(root)
-    broken = root / "@iconify-json/twemoji/icons.json"
-    broken.write_text(broken.read_text()[:100])
+    broken_file = root / "@iconify-json/twemoji/icons.json"
+    broken_file.write_text(broken_file.read_text()[:100])
     assert_refused(run("emoji", "-o", tmp_path / "x", "--packages", root), "damaged", "twemoji")
-    broken.unlink()
+    broken_file.unlink()
     assert_refused(run("emoji", "-o", tmp_path / "x", "--packages", root), "missing", "twemoji")
     assert [p.name for p in tmp_path.iterdir()] == ["node_modules"]
 
@@ -195,24 +195,24 @@ def test_a_damaged_package_is_refused_and_nothing_is_left(tmp_path):
 def test_a_drawing_that_is_no_svg_is_named(tmp_path):
     root = tmp_path / "node_modules"
     write_packages(root)
-    broken = root / "@iconify-json/twemoji/icons.json"
-    document = json.loads(broken.read_text())
+    broken_file = root / "@iconify-json/twemoji/icons.json"
+    document = json.loads(broken_file.read_text())
     document["icons"]["lion"]["body"] = "<g>"
-    broken.write_text(json.dumps(document))
+    broken_file.write_text(json.dumps(document))
     assert_refused(
         run("emoji", "-o", tmp_path / "x", "--packages", root, "--vendor", "twemoji"), "lion", "twemoji"
     )
     assert [p.name for p in tmp_path.iterdir()] == ["node_modules"]
 
 
-def test_a_place_that_cannot_be_written_is_named(built, packages, tmp_path, monkeypatch):
+def test_a_place_that_cannot_be_written_is_named(emoji_build, packages, tmp_path, monkeypatch):
     file = tmp_path / "file"
     file.write_text("")
     result = run("emoji", "-o", file / "x", "--packages", packages, "--size", "16")
     assert_refused(result, str(file / "x"), "cannot be written")
     with monkeypatch.context() as patch:
         patch.setattr(evalset, "choose_images", lambda: list(read_scene_objects()))
-        assert_refused(run("evalset", built[0], "-o", file / "x"), str(file / "x"), "cannot be written")
+        assert_refused(run("evalset", emoji_build[0], "-o", file / "x"), str(file / "x"), "cannot be written")
     monkeypatch.setenv("MICROVLM_CACHE", str(file / "cache"))
     fake_npm(tmp_path / "bin", "exit 0")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
@@ -225,9 +225,9 @@ def test_a_foreign_output_folder_is_refused_and_left_alone(packages, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["letter.txt"]
 
 
-def test_a_folder_that_lacks_a_test_emoji_is_refused(built, tmp_path):
-    assert_refused(run("evalset", built[0], "-o", tmp_path / "x"), "lacks the emoji")
-    assert_refused(run("baselines", built[0], "--pixels-only"), "lacks the emoji")
+def test_a_folder_that_lacks_a_test_emoji_is_refused(emoji_build, tmp_path):
+    assert_refused(run("evalset", emoji_build[0], "-o", tmp_path / "x"), "lacks the emoji")
+    assert_refused(run("baselines", emoji_build[0], "--pixels-only"), "lacks the emoji")
 
 
 @pytest.mark.parametrize("command", [("baselines",), ("evalset", "-o", "x")])

@@ -66,8 +66,8 @@ def test_episode_answers_are_the_captions_of_the_images_shown():
     for episode in EVALSET.episodes:
         twin = EVALSET.episodes[episode.twin]
         assert sorted(twin.files) == sorted(episode.files)
-        for question, other in zip(episode.questions, twin.questions, strict=True):
-            assert question.answer == captions[episode.files[question.step]] != other.answer
+        for question, twin_question in zip(episode.questions, twin.questions, strict=True):
+            assert question.answer == captions[episode.files[question.step]] != twin_question.answer
             assert question.distance == len(episode.files) - 1 - question.step
 
 

@@ -63,12 +63,14 @@ def test_answers_agree_with_where_the_objects_stand():
         if scene.relation is None:
             continue
         for question in scene.questions("where"):
-            named, other = sorted(scene.objects, key=lambda o: f"the {o.caption}?" not in question.text)
+            named_object, other_object = sorted(
+                scene.objects, key=lambda o: f"the {o.caption}?" not in question.text
+            )
             truth = {
-                "left": named.x < other.x - 0.2,
-                "right": named.x > other.x + 0.2,
-                "above": named.y < other.y - 0.2,
-                "below": named.y > other.y + 0.2,
+                "left": named_object.x < other_object.x - 0.2,
+                "right": named_object.x > other_object.x + 0.2,
+                "above": named_object.y < other_object.y - 0.2,
+                "below": named_object.y > other_object.y + 0.2,
             }
             assert truth[question.answer]
         for question in scene.questions("what"):

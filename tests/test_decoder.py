@@ -46,12 +46,12 @@ def test_prefill_then_steps_equals_one_forward(float_model, split, visible):
 
 def test_a_later_token_does_not_change_an_earlier_logit(float_model):
     ids = torch.randint(0, 300, (1, 6))
-    changed = ids.clone()
-    changed[0, 4] = (ids[0, 4] + 1) % 300
+    changed_ids = ids.clone()
+    changed_ids[0, 4] = (ids[0, 4] + 1) % 300
     mask = torch.ones_like(ids)
     with torch.no_grad():
         before = float_model(float_model.embed(ids), mask)
-        after = float_model(float_model.embed(changed), mask)
+        after = float_model(float_model.embed(changed_ids), mask)
     assert torch.equal(before[:, :4], after[:, :4])
     assert not torch.equal(before[:, 4:], after[:, 4:])
 
@@ -98,9 +98,9 @@ def test_padding_on_either_side_changes_no_logit_of_a_real_token(float_model, si
     mask = torch.cat([ones, zeros][order], 1)
     with torch.no_grad():
         expected = float_model(float_model.embed(ids), ones, slot, slot_mask)
-        got = float_model(float_model.embed(padded), mask, slot, slot_mask)
-    torch.testing.assert_close(got[mask.bool()], expected[0], rtol=1e-5, atol=1e-5)
-    assert got.isfinite().all()
+        actual = float_model(float_model.embed(padded), mask, slot, slot_mask)
+    torch.testing.assert_close(actual[mask.bool()], expected[0], rtol=1e-5, atol=1e-5)
+    assert actual.isfinite().all()
 
 
 def test_a_row_of_nothing_but_padding_is_finite_with_and_without_gradients(ternary_model):

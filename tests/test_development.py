@@ -24,9 +24,9 @@ SYSTEMS = {"linux", "posix"}
 def sessions() -> dict[str, str]:
     """Name -> description, as nox lists them."""
     command = [sys.executable, "-m", "nox", "-l", "--nocolor"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return dict(re.findall(r"^[*-] (\S+)(?: -> (.*))?$", done.stdout, re.M))
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return dict(re.findall(r"^[*-] (\S+)(?: -> (.*))?$", process.stdout, re.M))
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +45,9 @@ def markers() -> set[str]:
 def sessions_of(command: str) -> list[str]:
     """The sessions that a nox command names: words after -s until the next flag."""
     words = shlex.split(command, comments=True)
-    named = words[words.index("-s") + 1 :] if "-s" in words else []
-    ends = [place for place, word in enumerate(named) if word.startswith("-")]
-    return named[: ends[0]] if ends else named
+    arguments = words[words.index("-s") + 1 :] if "-s" in words else []
+    ends = [place for place, word in enumerate(arguments) if word.startswith("-")]
+    return arguments[: ends[0]] if ends else arguments
 
 
 def test_every_session_has_a_description_of_one_clause(sessions):
@@ -89,9 +89,9 @@ def test_the_workflow_runs_everything_once_and_quick_on_three_systems(workflow, 
 
 def test_the_ci_script_names_real_sessions(sessions):
     (command,) = (line for line in (ROOT / ".ci" / "run").read_text().splitlines() if ".ci/nox" in line)
-    named = sessions_of(command)
-    assert len(named) == 5
-    assert set(named) <= set(sessions)
+    session_names = sessions_of(command)
+    assert len(session_names) == 5
+    assert set(session_names) <= set(sessions)
 
 
 def commands() -> list[str]:
@@ -106,9 +106,9 @@ def test_the_pages_short_commands_run():
     assert short
     for command in short:
         words = [sys.executable, "-P", "-m", *shlex.split(command)]
-        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stdout + done.stderr
-        assert "passed" in done.stdout or "100%" in done.stdout
+        process = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=300)
+        assert process.returncode == 0, process.stdout + process.stderr
+        assert "passed" in process.stdout or "100%" in process.stdout
 
 
 def test_the_pages_long_commands_name_what_exists(sessions):

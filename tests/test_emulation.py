@@ -39,10 +39,10 @@ def write_two(folder: Path) -> None:
 
 
 def test_a_folder_is_built_once(cache: Path) -> None:
-    built: list[Path] = []
-    first = cached_folder("tree", RECIPE, lambda folder: (built.append(folder), write_two(folder))[1])
-    assert cached_folder("tree", RECIPE, built.append) == first
-    assert len(built) == 1
+    build_folders: list[Path] = []
+    first = cached_folder("tree", RECIPE, lambda folder: (build_folders.append(folder), write_two(folder))[1])
+    assert cached_folder("tree", RECIPE, build_folders.append) == first
+    assert len(build_folders) == 1
     assert cached_folder("tree", {"of": "another"}, write_two) != first
     assert [path for path in cache.iterdir() if path.name.startswith(".")] == []
 
@@ -84,15 +84,15 @@ def test_folders_of_dead_builders_are_removed(cache: Path) -> None:
 
 
 def test_a_build_removes_package_folders_that_were_unused_for_long(cache: Path) -> None:
-    used = cached_folder("site", {"of": "used"}, write_two)
+    used_folder = cached_folder("site", {"of": "used"}, write_two)
     unused = cached_folder("site", {"of": "unused"}, write_two)
     sysroot = cached_folder("sysroot", RECIPE, write_two)
-    for folder in (used, unused, sysroot):
+    for folder in (used_folder, unused, sysroot):
         os.utime(folder / "stamp.json", (0, 0))
         os.utime(folder, (0, 0))
     cached_folder("site", {"of": "used"}, lambda _: pytest.fail("built again"))
     cached_folder("site", {"of": "another"}, write_two)
-    assert used.is_dir()
+    assert used_folder.is_dir()
     assert not unused.exists()
     # A CPU's view of a sysroot links into it, so being looked at does not touch it.
     assert sysroot.is_dir()
@@ -144,8 +144,8 @@ def test_ubuntus_arm64_packages_come_from_another_mirror_and_debians_do_not() ->
     stanza = (
         "Types: deb\nURIs: http://security.ubuntu.com/ubuntu/\nSuites: noble-security\nArchitectures: amd64\n"
     )
-    moved = "Types: deb\nURIs: http://ports.ubuntu.com/ubuntu-ports/\nSuites: noble-security\nArchitectures: arm64\n"
-    assert arm64_sources(stanza) == moved
+    ports = "Types: deb\nURIs: http://ports.ubuntu.com/ubuntu-ports/\nSuites: noble-security\nArchitectures: arm64\n"
+    assert arm64_sources(stanza) == ports
     debian = "Types: deb\nURIs: http://deb.debian.org/debian\nSuites: bookworm\n"
     assert arm64_sources(debian) == debian
 

@@ -100,11 +100,11 @@ def test_onnx_runtime_recorded_and_torch_replayed_agree_too(speaking_bundle: Pat
     with reference.listening(Recorder(recording)):
         expected = reference.encode_image(pixels)
     with candidate.listening(Replayer(recording, differences)):
-        got = candidate.encode_image(pixels)
+        actual = candidate.encode_image(pixels)
     assert recording.left == 0
     assert differences.sums > 0
     assert differences.sums_differing == 0
-    assert np.abs(got - expected).max() < 1e-4
+    assert np.abs(actual - expected).max() < 1e-4
 
 
 def test_recording_changes_nothing_that_the_runtime_computes(speaking_bundle: Path) -> None:
@@ -113,10 +113,10 @@ def test_recording_changes_nothing_that_the_runtime_computes(speaking_bundle: Pa
         state = MemoryArrays(*plain.memory_prior())
         key, latent = np.ones((1, 16), np.float32), np.linspace(-1, 1, 48, dtype=np.float32)[None]
         with plain.listening(Recorder(Recording())):
-            recorded = plain.memory_read(key, latent, state)
+            recorded_reading = plain.memory_read(key, latent, state)
         direct = plain.memory_read(key, latent, state)
-        assert recorded.scope == direct.scope
-        for ours, theirs in zip(slot_arrays(recorded.slot), slot_arrays(direct.slot), strict=True):
+        assert recorded_reading.scope == direct.scope
+        for ours, theirs in zip(slot_arrays(recorded_reading.slot), slot_arrays(direct.slot), strict=True):
             assert np.array_equal(ours, theirs)
 
 
@@ -184,9 +184,9 @@ def test_an_activation_next_to_a_tie_is_ambiguous_and_any_other_an_error(
         node = matmul_of(model, "memory_projection.readout.fc1")
         model.graph.initializer.append(numpy_helper.from_array(noise, "noise"))
         position = list(model.graph.node).index(node)
-        added = helper.make_node("Add", [node.input[0], "noise"], ["moved"])
+        add_node = helper.make_node("Add", [node.input[0], "noise"], ["moved"])
         node.input[0] = "moved"
-        model.graph.node.insert(position, added)
+        model.graph.node.insert(position, add_node)
 
     reference = load("torch", speaking_bundle, 1)
     candidate = load("ort", altered(speaking_bundle, tmp_path, "memory_read", move), 1)
@@ -265,12 +265,12 @@ def test_dense_trits_are_opened_up_too(ternary_model: MicroVLM, tmp_path: Path) 
 
 def test_trits_are_one_function_in_any_bytes_and_another_training_is_another(ternary_model: MicroVLM) -> None:
     two_bits = lower(ternary_model, WeightFormat(1.58, "2bit"))
-    for other in (WeightFormat(1.58, "base3"), WeightFormat(8), WeightFormat(4), WeightFormat(16)):
-        assert same_function(two_bits, lower(ternary_model, other)), other
+    for other_format in (WeightFormat(1.58, "base3"), WeightFormat(8), WeightFormat(4), WeightFormat(16)):
+        assert same_function(two_bits, lower(ternary_model, other_format)), other_format
     assert not same_function(two_bits, lower(ternary_model, WeightFormat(embedding_bits=4)))
-    changed = lower(ternary_model, WeightFormat())
-    changed.decoder.norm.weight.data[0] += 1
-    assert not same_function(two_bits, changed)
+    changed_model = lower(ternary_model, WeightFormat())
+    changed_model.decoder.norm.weight.data[0] += 1
+    assert not same_function(two_bits, changed_model)
 
 
 def test_the_document_has_every_field_of_the_contract(speaking_bundle: Path, tmp_path: Path) -> None:
@@ -307,11 +307,11 @@ def test_another_model_is_judged_by_the_answers_it_loses(speaking_bundle: Path, 
         values = numpy_helper.to_array(norm).copy()
         norm.CopyFrom(numpy_helper.from_array(values[::-1].copy(), norm.name))
 
-    other = altered(speaking_bundle, tmp_path, "decoder_model_merged", change_norm)
+    other_bundle = altered(speaking_bundle, tmp_path, "decoder_model_merged", change_norm)
     result = CliRunner().invoke(
         command,
         [
-            *("equivalence", str(speaking_bundle), "--against", str(other), "--images", "1"),
+            *("equivalence", str(speaking_bundle), "--against", str(other_bundle), "--images", "1"),
             *("--candidate", "torch", "--threads", "1", "--new-tokens", "2", "--json"),
         ],
         standalone_mode=False,

@@ -23,10 +23,10 @@ SMALLEST = {
 
 def export(arguments: list, capsys) -> tuple[int, str, str]:
     """Run the command in this process: status, stdout, stderr."""
-    with pytest.raises(SystemExit) as stopped:
+    with pytest.raises(SystemExit) as exit_info:
         run_click(command, [str(argument) for argument in arguments])
     captured = capsys.readouterr()
-    return stopped.value.code, captured.out, captured.err
+    return exit_info.value.code, captured.out, captured.err
 
 
 def assert_one_sentence(result: tuple[int, str, str], words: str) -> None:

@@ -76,7 +76,7 @@ def test_full_runs_in_less_anonymous_memory_than_its_packed_weights(latent, pack
     result = subprocess.run(
         [sys.executable, "-c", _MEASURE, *arguments], capture_output=True, text=True, check=True
     )
-    measured = json.loads(result.stdout)
-    print(f"\n{packing}: {bits:.4f} bits per weight, {packed_bytes / 1e6:.1f} MB packed, {measured}")
-    assert measured["finite"]
-    assert max(measured["loaded"], measured["running"]) < packed_bytes
+    figures = json.loads(result.stdout)
+    print(f"\n{packing}: {bits:.4f} bits per weight, {packed_bytes / 1e6:.1f} MB packed, {figures}")
+    assert figures["finite"]
+    assert max(figures["loaded"], figures["running"]) < packed_bytes

@@ -62,9 +62,9 @@ def test_a_file_has_the_inputs_and_outputs_of_the_contract(name, protos, ternary
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_is_valid_and_carries_the_meaning_of_our_operators(name, protos, tiny_bundle):
     onnx.checker.check_model(str(tiny_bundle / f"onnx/{name}.onnx"))
-    used = {node.op_type for node in protos[name].graph.node if node.domain == DOMAIN}
-    assert used == {function.name for function in protos[name].functions}
-    assert used <= set(OPS)
+    used_operators = {node.op_type for node in protos[name].graph.node if node.domain == DOMAIN}
+    assert used_operators == {function.name for function in protos[name].functions}
+    assert used_operators <= set(OPS)
     assert {node.domain for node in protos[name].graph.node} <= {"", DOMAIN}
 
 
@@ -104,19 +104,19 @@ def test_an_attention_takes_heads_side_by_side_and_its_cache(
 
 
 def test_initializers_are_the_lowered_model_key_for_key(protos, lowered, tiny_bundle):
-    stored = {}
+    initializers = {}
     for name in NAMES:
         graph = onnx.load(tiny_bundle / f"onnx/{name}.onnx").graph
         for tensor in graph.initializer:
             value = onnx.numpy_helper.to_array(tensor)
-            assert tensor.name not in stored or np.array_equal(stored[tensor.name], value)
-            stored[tensor.name] = value
+            assert tensor.name not in initializers or np.array_equal(initializers[tensor.name], value)
+            initializers[tensor.name] = value
     expected_state = lowered.state_dict()
     expected_state.pop("memory_prior")
-    assert set(stored) == set(expected_state)
+    assert set(initializers) == set(expected_state)
     for key, value in expected_state.items():
-        assert stored[key].dtype == value.numpy().dtype
-        np.testing.assert_array_equal(stored[key], value.numpy(), err_msg=key)
+        assert initializers[key].dtype == value.numpy().dtype
+        np.testing.assert_array_equal(initializers[key], value.numpy(), err_msg=key)
 
 
 def test_large_weights_lie_aligned_in_data_files_and_the_tied_table_lies_there_once(protos):
@@ -148,10 +148,10 @@ def test_one_file_serves_every_batch_sequence_and_past(name, batch, sequence, pa
         contract.TOTAL: past + sequence,
     }
     inputs = example_inputs(spec, sizes, seed=3, vocab_size=lowered.config.text.vocab_size)
-    got = sessions[name].run(None, {t.name: v.numpy() for t, v in zip(spec.inputs, inputs, strict=True)})
+    actual = sessions[name].run(None, {t.name: v.numpy() for t, v in zip(spec.inputs, inputs, strict=True)})
     with torch.no_grad():
         expected = call(lowered, spec, inputs)
-    for theirs, ours in zip(got, expected, strict=True):
+    for theirs, ours in zip(actual, expected, strict=True):
         assert theirs.shape == tuple(ours.shape)
         # An int8 activation at a tie may round the other way; the exporter makes the exact comparison.
         np.testing.assert_allclose(theirs, ours.numpy(), atol=0.2)
@@ -195,12 +195,12 @@ def embeddings(config, length: int) -> np.ndarray:
 def test_decoding_step_by_step_gives_the_logits_of_one_prefill(sessions, ternary_model):
     config, session = ternary_model.config, sessions["decoder_model_merged"]
     embeds = embeddings(config, 7)
-    whole = Decoder(session, config, slot_seed=1)
-    at_once = whole(embeds, 1, 7)
+    prefill = Decoder(session, config, slot_seed=1)
+    at_once = prefill(embeds, 1, 7)
     stepwise = Decoder(session, config, slot_seed=1)
     steps = [stepwise(embeds[:, :3], 1, 3), *(stepwise(embeds[:, i : i + 1], 1, 1) for i in range(3, 7))]
     np.testing.assert_allclose(np.concatenate(steps, 1), at_once, atol=1e-4)
-    for step_cache, whole_cache in zip(stepwise.past, whole.past, strict=True):
+    for step_cache, whole_cache in zip(stepwise.past, prefill.past, strict=True):
         np.testing.assert_allclose(step_cache, whole_cache, atol=1e-4)
 
 
@@ -230,7 +230,7 @@ def test_padding_on_the_left_changes_no_answer(sessions, ternary_model):
     """A row padded on the left, in a batch with a longer one, has the logits it has alone."""
     config, session = ternary_model.config, sessions["decoder_model_merged"]
     embeds = embeddings(config, 4)
-    alone = Decoder(session, config)(embeds, 0, 1)
+    single_logits = Decoder(session, config)(embeds, 0, 1)
     text = config.text
     padded = np.concatenate([np.full((1, 3, text.hidden_size), 7, np.float32), embeds], 1)
     batch = np.concatenate([padded, embeddings(config, 7)])
@@ -246,7 +246,7 @@ def test_padding_on_the_left_changes_no_answer(sessions, ternary_model):
         **dict.fromkeys(contract.kv_names("past_key_values", text.num_hidden_layers), slot),
     }
     logits = session.run(["logits"], feeds)[0]
-    np.testing.assert_allclose(logits[0], alone[0], atol=1e-4)
+    np.testing.assert_allclose(logits[0], single_logits[0], atol=1e-4)
 
 
 def test_forgetting_undoes_writing(sessions, ternary_model):

@@ -9,13 +9,13 @@ from microvlm.backends.resolve import exporter_digest
 
 def test_the_digest_changes_with_the_code_that_exports(tmp_path, monkeypatch):
     package = Path(microvlm.__file__).parent
-    copied = tmp_path / "microvlm"
-    copied.mkdir()
+    package_copy = tmp_path / "microvlm"
+    package_copy.mkdir()
     for path in package.glob("*.py"):
-        shutil.copy(path, copied)
+        shutil.copy(path, package_copy)
     for name in ("exporters", "formats", "inputs", "model"):
-        shutil.copytree(package / name, copied / name, ignore=shutil.ignore_patterns("__pycache__"))
-    monkeypatch.setattr(microvlm, "__file__", str(copied / "__init__.py"))
+        shutil.copytree(package / name, package_copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(microvlm, "__file__", str(package_copy / "__init__.py"))
     digests = [exporter_digest()]
     assert digests == [exporter_digest()]
     for name in (
@@ -24,8 +24,8 @@ def test_the_digest_changes_with_the_code_that_exports(tmp_path, monkeypatch):
         "model/memory_modules.py",
         "config.py",
     ):
-        assert (copied / name).is_file()
-        (copied / name).write_text("changed = True\n")
+        assert (package_copy / name).is_file()
+        (package_copy / name).write_text("changed = True\n")
         digests.append(exporter_digest())
     monkeypatch.setattr(microvlm, "__version__", "9.9")
     digests.append(exporter_digest())

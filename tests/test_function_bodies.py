@@ -72,10 +72,10 @@ def assert_same_bits(
     op: OpSpec, value: np.ndarray, weights: dict, attributes: dict, level=LEVELS[-1]
 ) -> None:
     expected = op.reference(value, *weights.values(), **attributes)
-    got = run(one_node_model(op, weights, attributes, value.ndim), value, level)
-    assert got.dtype == np.float32
-    assert got.shape == expected.shape
-    np.testing.assert_array_equal(got.view(np.int32), expected.view(np.int32))
+    actual = run(one_node_model(op, weights, attributes, value.ndim), value, level)
+    assert actual.dtype == np.float32
+    assert actual.shape == expected.shape
+    np.testing.assert_array_equal(actual.view(np.int32), expected.view(np.int32))
 
 
 @pytest.mark.parametrize("level", LEVELS, ids=lambda level: level.name)

@@ -68,14 +68,14 @@ def test_a_stop_token_ends_its_row_and_is_not_in_the_answer(runtime, tiny_proces
     prompt = ready(runtime, tiny_processor)
     free = generate(runtime, prompt, GenerationOptions(max_new_tokens=8))
     stop = free.tokens[0][3]
-    heard: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
     options = GenerationOptions(max_new_tokens=8, stop_tokens=(stop,))
-    stopped = generate(runtime, prompt, options, on_token=lambda row, token: heard.append((row, token)))
+    result = generate(runtime, prompt, options, on_token=lambda row, token: calls.append((row, token)))
     for row, tokens in enumerate(free.tokens):
         expected = tokens[: tokens.index(stop)] if stop in tokens else tokens
-        assert stopped.tokens[row] == expected
-        assert stopped.stopped[row] == (stop in tokens)
-        assert [token for at, token in heard if at == row] == expected
+        assert result.tokens[row] == expected
+        assert result.stopped[row] == (stop in tokens)
+        assert [token for at, token in calls if at == row] == expected
 
 
 def test_teacher_forcing_gives_the_logits_of_free_running(runtime, tiny_processor):
@@ -175,10 +175,10 @@ def test_the_public_generate_takes_pictures_prompts_and_memory(ternary_model, ti
         max_new_tokens=4,
     )
     assert len(answers) == 2
-    alone = ternary_model.generate(
+    single_answer = ternary_model.generate(
         images=[PICTURES[0]], prompts=["what?"], processor=tiny_processor, max_new_tokens=4
     )
-    assert alone == answers[:1]
+    assert single_answer == answers[:1]
     state = ternary_model.memory_reset()
     assert isinstance(state, MemoryState)
     assert len(ternary_model.generate(prompts=["what?"], memory=state, processor=tiny_processor)) == 1

@@ -151,13 +151,13 @@ def test_a_recording_covers_every_quantised_layer_and_replays(graphs, lowered):
     layers = {name for name in named_packed(lowered) if name.startswith(("decoder.", "embedding."))}
     assert set(recording.layers) == layers
     activations = sum(call.activations_q8.size for calls in recording.layers.values() for call in calls)
-    replayed = replay(lowered, spec, inputs, recording, differences)
+    replay_outputs = replay(lowered, spec, inputs, recording, differences)
     assert differences.activations == activations
     assert differences.only_ties
     assert differences.sums > 0
     assert differences.operator_outputs > 0
     assert differences.arithmetic_is_equal
-    for tensor, ours in zip(spec.outputs, replayed, strict=True):
+    for tensor, ours in zip(spec.outputs, replay_outputs, strict=True):
         np.testing.assert_allclose(outputs[tensor.name], ours, atol=1e-4)
     assert sorted(path.name for path in graphs.iterdir() if path.name.startswith(".")) == []
 
@@ -165,19 +165,19 @@ def test_a_recording_covers_every_quantised_layer_and_replays(graphs, lowered):
 def test_a_replay_runs_on_the_recorded_activations_and_not_on_its_own(graphs, lowered):
     set_traced(lowered, False)
     spec, inputs, feeds = example(lowered, DECODER)
-    differences, moved = Differences(), Recording()
+    differences, moved_recording = Differences(), Recording()
     recording, outputs = record(graphs / f"{DECODER}.onnx", feeds, differences, 1)
     for layer, calls in recording.layers.items():
         for layer_call in calls:
-            moved.add(
+            moved_recording.add(
                 layer,
                 layer_call._replace(activations_q8=np.minimum(layer_call.activations_q8, 126) + np.int8(1)),
             )
-    replayed = replay(lowered, spec, inputs, moved, differences)
+    replay_outputs = replay(lowered, spec, inputs, moved_recording, differences)
     assert differences.activations_differing > 0.5 * differences.activations
     assert not differences.only_ties
     assert not differences.arithmetic_is_equal
-    assert np.abs(replayed[0] - outputs["logits"]).max() > 1e-3
+    assert np.abs(replay_outputs[0] - outputs["logits"]).max() > 1e-3
 
 
 def test_a_replay_that_leaves_recorded_calls_diverges(graphs, lowered):
@@ -204,11 +204,11 @@ def test_trits_stored_dense_are_recorded_too(bits, tmp_path):
     recording, outputs = record(tmp_path / "memory_encode.onnx", feeds, differences, 1)
     layers = {name for name in named_packed(lowered) if name.startswith("memory_encoder.")}
     assert set(recording.layers) == layers
-    replayed = replay(lowered, spec, inputs, recording, differences)
+    replay_outputs = replay(lowered, spec, inputs, recording, differences)
     assert differences.only_ties
     assert differences.sums > 0
     assert differences.arithmetic_is_equal
-    for tensor, ours in zip(spec.outputs, replayed, strict=True):
+    for tensor, ours in zip(spec.outputs, replay_outputs, strict=True):
         np.testing.assert_allclose(outputs[tensor.name], ours, atol=1e-4)
 
 
@@ -217,8 +217,8 @@ def test_example_keys_are_the_keys_of_their_latents():
     config = preset("full")
     spec = contract.graph(config, "memory_read")
     inputs = example_inputs(spec, SIZES, seed=1, vocab_size=8)
-    named = {tensor.name: value for tensor, value in zip(spec.inputs, inputs, strict=True)}
-    latent, key = named["memory_code"], named["memory_key"]
+    inputs_by_name = {tensor.name: value for tensor, value in zip(spec.inputs, inputs, strict=True)}
+    latent, key = inputs_by_name["memory_code"], inputs_by_name["memory_key"]
     reference = reference_memory(config.memory.slots, config.memory.code_size)
     torch.testing.assert_close(key, address(latent, torch.linalg.pinv(reference)), atol=1e-5, rtol=0)
     outside = latent.square().sum(-1) - key.square().sum(-1)

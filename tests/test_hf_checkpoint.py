@@ -32,10 +32,11 @@ def test_an_assembled_checkpoint_answers_with_the_decoders_tokenizer(hf_folders,
     base = dataclasses.replace(BASE, prompt=SMOLLM_PROMPT)
     model_in_memory = assemble_checkpoint(root / "vit", decoder, base, tmp_path / "made")
     assert model_in_memory.config.text.vocab_size == 90
-    loaded = MicroVLM.from_pretrained(tmp_path / "made")
+    loaded_model = MicroVLM.from_pretrained(tmp_path / "made")
     picture = Image.new("RGB", (30, 20), "red")
     answers = [
-        model.generate([picture], ["what is this"], max_new_tokens=3) for model in (model_in_memory, loaded)
+        model.generate([picture], ["what is this"], max_new_tokens=3)
+        for model in (model_in_memory, loaded_model)
     ]
     assert answers[0] == answers[1]
     assert len(answers[0]) == 1

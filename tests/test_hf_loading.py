@@ -31,8 +31,8 @@ def test_logits_equal_those_of_transformers(hf_folders, name):
     ids = torch.randint(0, 90, (2, 11))
     with torch.no_grad():
         expected = oracles[name](ids).logits
-        got = model(model.embed(ids), torch.ones_like(ids))
-    torch.testing.assert_close(got, expected, **TOLERANCE)
+        actual = model(model.embed(ids), torch.ones_like(ids))
+    torch.testing.assert_close(actual, expected, **TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["qwen2", "llama"])
@@ -43,13 +43,13 @@ def test_left_padding_gives_the_logits_of_transformers_without_padding(hf_folder
     mask = torch.ones_like(ids)
     mask[1, :4], mask[2, :8] = 0, 0
     with torch.no_grad():
-        got = model(model.embed(ids), mask)
+        actual = model(model.embed(ids), mask)
         for row, start in enumerate((0, 4, 8)):
             expected = oracles[name](ids[row : row + 1, start:]).logits[0]
-            torch.testing.assert_close(got[row, start:], expected, **TOLERANCE)
+            torch.testing.assert_close(actual[row, start:], expected, **TOLERANCE)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         batched = oracles[name](ids, attention_mask=mask, position_ids=positions).logits
-    torch.testing.assert_close(got[mask.bool()], batched[mask.bool()], **TOLERANCE)
+    torch.testing.assert_close(actual[mask.bool()], batched[mask.bool()], **TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ["qwen2", "llama"])

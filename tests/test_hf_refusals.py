@@ -67,9 +67,9 @@ def test_an_architecture_that_would_compute_otherwise_is_refused(
     root, _ = hf_folders
     raw = json.loads((root / name / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(raw | change))
-    read = vision_config if name == "vit" else text_config
+    read_config = vision_config if name == "vit" else text_config
     with pytest.raises(UserError, match=sentence):
-        read(tmp_path)
+        read_config(tmp_path)
 
 
 def test_pickled_missing_and_damaged_weights_are_refused(hf_folders, tmp_path):

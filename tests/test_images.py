@@ -126,7 +126,7 @@ def test_every_exif_orientation_is_turned_upright_once(orientation, suffix, tmp_
     upright = Image.new("RGB", (48, 48), WHITE)
     upright.paste(RED, (0, 0, 24, 24))
     upright.paste(BLUE, (24, 0, 48, 24))
-    stored = {
+    stored_pixels = {
         2: (Image.Transpose.FLIP_LEFT_RIGHT,),
         3: (Image.Transpose.ROTATE_180,),
         4: (Image.Transpose.FLIP_TOP_BOTTOM,),
@@ -136,7 +136,7 @@ def test_every_exif_orientation_is_turned_upright_once(orientation, suffix, tmp_
         8: (Image.Transpose.ROTATE_270,),
     }.get(orientation, ())
     image = upright
-    for turn in stored:
+    for turn in stored_pixels:
         image = image.transpose(turn)
     exif = Image.Exif()
     exif[0x0112] = orientation
@@ -192,8 +192,8 @@ def test_a_12_megapixel_photograph_is_never_held_at_full_size(progressive, most_
     photograph(64, 48).save(tmp_path / "small.jpg")
     photograph(4000, 3000).save(tmp_path / "large.jpg", quality=90, progressive=progressive)
     command = [sys.executable, "-P", "-c", _PEAK, tmp_path / "small.jpg", tmp_path / "large.jpg"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert 0 < int(done.stdout) < most_bytes
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 0 < int(process.stdout) < most_bytes
 
 
 @pytest.mark.parametrize("progressive", [False, True])
@@ -204,11 +204,11 @@ def test_a_photograph_decoded_at_draft_size_is_the_photograph(side, size, progre
     path = tmp_path / "photograph.jpg"
     photograph(*size).save(path, quality=90, progressive=progressive)
     drafted = np.asarray(load_square(path, side), np.float32)
-    whole = Image.open(path).convert("RGB")
+    full_image = Image.open(path).convert("RGB")
     scale = side / max(size)
-    at_once = whole.resize([round(length * scale) for length in size], Image.Resampling.BICUBIC)
-    for other in (fit_square(whole, side), fit_square(at_once, side)):
-        difference = np.abs(drafted - np.asarray(other, np.float32))
+    at_once = full_image.resize([round(length * scale) for length in size], Image.Resampling.BICUBIC)
+    for reference in (fit_square(full_image, side), fit_square(at_once, side)):
+        difference = np.abs(drafted - np.asarray(reference, np.float32))
         assert difference.max() <= 6
         assert difference.mean() <= 1
 
@@ -221,9 +221,9 @@ def test_a_progressive_picture_above_the_limit_names_its_size(tmp_path):
 
 def test_a_picture_above_one_strip_equals_the_same_picture_in_one_piece(monkeypatch):
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (700, 900, 3), dtype=np.uint8))
-    whole = np.asarray(fit_square(image, 96))
+    expected = np.asarray(fit_square(image, 96))
     monkeypatch.setattr("microvlm.inputs.images._STRIP_PIXELS", 5000)
-    assert np.array_equal(np.asarray(fit_square(image, 96)), whole)
+    assert np.array_equal(np.asarray(fit_square(image, 96)), expected)
 
 
 def test_a_20000_pixel_png_is_refused_before_it_is_decoded(tmp_path):
@@ -244,23 +244,23 @@ def damaged_files(folder: Path) -> dict[str, tuple[Path, str]]:
     text.write_text("I am no picture.\n" * 50)
     empty = folder / "empty.png"
     empty.touch()
-    whole = folder / "whole.jpg"
-    Image.effect_noise((300, 200), 80).save(whole)
+    complete_image = folder / "whole.jpg"
+    Image.effect_noise((300, 200), 80).save(complete_image)
     truncated = folder / "truncated.jpg"
-    truncated.write_bytes(whole.read_bytes()[:4000])
+    truncated.write_bytes(complete_image.read_bytes()[:4000])
     noise = folder / "noise.png"
     Image.effect_noise((300, 200), 80).save(noise)
-    cut = folder / "cut.png"
-    cut.write_bytes(noise.read_bytes()[:3000])
+    cut_image = folder / "cut.png"
+    cut_image.write_bytes(noise.read_bytes()[:3000])
     stub = folder / "stub.jpg"
-    stub.write_bytes(whole.read_bytes()[:3])
+    stub.write_bytes(complete_image.read_bytes()[:3])
     svg = folder / "drawing.svg"
     svg.write_text("<svg xmlns='http://www.w3.org/2000/svg'/>")
     return {
         "text": (text, "not a picture"),
         "empty": (empty, "empty"),
         "truncated": (truncated, "damaged"),
-        "cut": (cut, "damaged"),
+        "cut": (cut_image, "damaged"),
         "stub": (stub, "damaged|not a picture"),
         "svg": (svg, "not a picture"),
         "folder": (folder, "is a folder"),

@@ -69,10 +69,10 @@ def test_several_memories_are_solved_at_once_and_rows_of_zeros_add_nothing():
     padded = [
         torch.stack([part, torch.cat([part[:5], torch.zeros_like(part[5:])])]) for part in (keys, latents)
     ]
-    both = batch_solution(mean, *padded, VARIANCE)
+    states = batch_solution(mean, *padded, VARIANCE)
     for place, count in enumerate((12, 5)):
-        alone = batch_solution(mean, keys[:count], latents[:count], VARIANCE)
-        assert distance(MemoryState(*(part[place : place + 1] for part in both)), alone) < 1e-12
+        single_state = batch_solution(mean, keys[:count], latents[:count], VARIANCE)
+        assert distance(MemoryState(*(part[place : place + 1] for part in states)), single_state) < 1e-12
 
 
 def test_the_order_of_writing_does_not_matter():
@@ -87,8 +87,8 @@ def test_a_forgotten_row_was_never_written(forgotten):
     state = write_each(mean, keys, latents)
     key, latent = keys[forgotten : forgotten + 1], latents[forgotten : forgotten + 1]
     state = forget(state, key, latent, VARIANCE)
-    others = [index for index in range(8) if index != forgotten]
-    assert distance(state, write_each(mean, keys, latents, others)) < 1e-9
+    other_rows = [index for index in range(8) if index != forgotten]
+    assert distance(state, write_each(mean, keys, latents, other_rows)) < 1e-9
 
 
 def test_forgetting_everything_is_the_prior_again():
@@ -146,8 +146,8 @@ def test_rows_of_a_batch_are_memories_of_their_own():
     for index in range(3):
         state = write(state, keys[[index, index + 3]], latents[[index, index + 3]], VARIANCE)
     for row, start in enumerate((0, 3)):
-        own = write_each(mean, keys[start : start + 3], latents[start : start + 3])
-        assert distance(MemoryState(*(part[row : row + 1] for part in state)), own) < 1e-12
+        single_state = write_each(mean, keys[start : start + 3], latents[start : start + 3])
+        assert distance(MemoryState(*(part[row : row + 1] for part in state)), single_state) < 1e-12
 
 
 def test_writing_does_not_touch_the_state_it_was_given():
@@ -160,7 +160,7 @@ def test_writing_does_not_touch_the_state_it_was_given():
 
 def test_hundreds_of_operations_at_full_size_drift_little_in_float32():
     """K = 512, C = 896: 200 writes and 60 forgets, the float32 state against the float64 one."""
-    slots, width, count, gone = 512, 896, 200, 60
+    slots, width, count, forgotten_count = 512, 896, 200, 60
     generator = torch.Generator().manual_seed(2)
     pinv = torch.linalg.pinv(reference_memory(slots, width))
     latents = torch.nn.functional.normalize(torch.randn(count, width, generator=generator), dim=-1)
@@ -169,13 +169,15 @@ def test_hundreds_of_operations_at_full_size_drift_little_in_float32():
     state = prior(mean)
     for index in range(count):
         state = write(state, keys[index : index + 1], latents[index : index + 1], VARIANCE)
-    for index in range(gone):
+    for index in range(forgotten_count):
         state = forget(state, keys[index : index + 1], latents[index : index + 1], VARIANCE)
-    exact = batch_solution(mean.double(), keys[gone:].double(), latents[gone:].double(), VARIANCE)
+    exact = batch_solution(
+        mean.double(), keys[forgotten_count:].double(), latents[forgotten_count:].double(), VARIANCE
+    )
     assert (state.mean.double() - exact.mean).abs().max() < 1e-2
     recalled = read(state, keys)
     cosine = torch.nn.functional.cosine_similarity(recalled, latents)
-    assert cosine[gone:].min() > cosine[:gone].max() + 0.1
+    assert cosine[forgotten_count:].min() > cosine[:forgotten_count].max() + 0.1
 
 
 def test_reference_rows_are_orthonormal_fixed_and_fewer_than_the_width():
@@ -273,6 +275,6 @@ def test_agreement_is_the_cosine_outside_of_the_space_of_keys():
     similarity = agreement(query, read_latent, address(query, inverse), address(read_latent, inverse))
     assert similarity.item() == pytest.approx(expected.item(), abs=1e-6)
     # What differs inside of the space of keys alone agrees.
-    moved = latents[:1] + torch.randn(1, 16, dtype=torch.float64) @ reference
-    similarity = agreement(query, moved, address(query, inverse), address(moved, inverse))
+    other_latent = latents[:1] + torch.randn(1, 16, dtype=torch.float64) @ reference
+    similarity = agreement(query, other_latent, address(query, inverse), address(other_latent, inverse))
     assert similarity.item() == pytest.approx(1, abs=1e-6)

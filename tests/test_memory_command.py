@@ -21,10 +21,10 @@ def memory(capsys, speaking_bundle):
 
     def call(command: str, *arguments: object) -> tuple[int, str, str]:
         model = [] if command == "list" or "--model" in arguments else ["--model", speaking_bundle]
-        with pytest.raises(SystemExit) as stopped:
+        with pytest.raises(SystemExit) as exit_info:
             run_click(cli, ["memory", command, *map(str, (*arguments, *model))])
         out, err = capsys.readouterr()
-        return stopped.value.code, out, err
+        return exit_info.value.code, out, err
 
     return call
 
@@ -72,10 +72,12 @@ def test_output_that_cannot_be_encoded_is_escaped_after_the_fact_was_written(
         ["list", trip],
         ["list", trip, "--json"],
     ):
-        done = subprocess.run([*command, *map(os.fsencode, arguments)], env=environment, capture_output=True)
-        assert (done.returncode, done.stderr) == (0, b""), arguments
+        process = subprocess.run(
+            [*command, *map(os.fsencode, arguments)], env=environment, capture_output=True
+        )
+        assert (process.returncode, process.stderr) == (0, b""), arguments
         if "--json" in arguments:
-            assert json.loads(done.stdout)["entries"]
+            assert json.loads(process.stdout)["entries"]
     assert len(read_memory(trip)[0].entries) == 1
 
 
@@ -144,10 +146,10 @@ def test_json_is_one_document_a_command(memory, tmp_path, speaking_checkpoint):
 def test_refusals_are_one_sentence_and_status_2(memory, tmp_path):
     trip = tmp_path / "trip.mem"
     memory("write", "--text", "a red heart", trip)
-    whole = trip.read_bytes()
-    cut, other = tmp_path / "cut.mem", tmp_path / "other.mem"
-    cut.write_bytes(whole[:-1])
-    other.write_bytes(whole)
+    content = trip.read_bytes()
+    cut_file, other_file = tmp_path / "cut.mem", tmp_path / "other.mem"
+    cut_file.write_bytes(content[:-1])
+    other_file.write_bytes(content)
     pipe = tmp_path / "pipe.mem"
     os.mkfifo(pipe)
     for arguments, sentence in (
@@ -156,17 +158,17 @@ def test_refusals_are_one_sentence_and_status_2(memory, tmp_path):
         (("list", pipe), "is a pipe or a device"),
         (("write", "--text", "x", pipe), "is a pipe or a device"),
         (("forget", "--question", "never asked", trip), 'entry 1, asked for by "a red heart": '),
-        (("reset", cut), "damaged"),
-        (("list", cut), "damaged"),
+        (("reset", cut_file), "damaged"),
+        (("list", cut_file), "damaged"),
         (("read", trip), "a question, a picture or both"),
         (("forget", trip), "say what to forget"),
         (("forget", "--entry", 7, trip), "there is no entry 7"),
         (("overwrite", "--text", "x", "--question", "never asked", trip), "nothing was written under that"),
         (("write", "--text", "x", "--image", tmp_path / "none.png", trip), "does not exist"),
         (("write", "--text", "x", tmp_path / "none" / "trip.mem"), "not saved"),
-        (("reset", other, "--model", "nano"), "another model"),
+        (("reset", other_file, "--model", "nano"), "another model"),
     ):
         status, out, err = memory(*arguments)
         assert (status, out, err.count("\n")) == (2, "", 1), arguments
         assert sentence in err
-    assert trip.read_bytes() == whole
+    assert trip.read_bytes() == content

@@ -43,16 +43,17 @@ def memory(runtime) -> EpisodicMemory:
 
 def test_a_memory_comes_back_bit_for_bit_with_its_log(memory, tmp_path):
     save_memory(memory, tmp_path / "trip.mem", PRINT)
-    loaded = load_memory(tmp_path / "trip.mem", PRINT)
-    for saved, read_back in zip(memory.states[0], loaded.states[0], strict=True):
+    loaded_memory = load_memory(tmp_path / "trip.mem", PRINT)
+    for saved, read_back in zip(memory.states[0], loaded_memory.states[0], strict=True):
         assert np.array_equal(saved, read_back)
-    assert loaded.forgotten == memory.forgotten
+    assert loaded_memory.forgotten == memory.forgotten
     plain = [
-        [(e.text, e.time, e.image, e.question, e.picture) for e in each.entries] for each in (memory, loaded)
+        [(e.text, e.time, e.image, e.question, e.picture) for e in episodic.entries]
+        for episodic in (memory, loaded_memory)
     ]
     assert plain[0] == plain[1]
     assert [row[3:] for row in plain[1]] == [(None, ""), ("qué?", "ab" * 32)]
-    for saved, read_back in zip(memory.entries, loaded.entries, strict=True):
+    for saved, read_back in zip(memory.entries, loaded_memory.entries, strict=True):
         assert np.array_equal(saved.key, read_back.key)
         assert np.array_equal(saved.latent, read_back.latent)
 
@@ -63,10 +64,10 @@ def test_an_empty_memory_comes_back(runtime, tmp_path):
 
 
 def test_the_log_rebuilds_the_state(memory, runtime):
-    rebuilt = EpisodicMemory.empty(runtime)
+    rebuilt_memory = EpisodicMemory.empty(runtime)
     for entry in memory.entries:
-        rebuilt.write(runtime, entry)
-    assert np.array_equal(rebuilt.states[0].mean, memory.states[0].mean)
+        rebuilt_memory.write(runtime, entry)
+    assert np.array_equal(rebuilt_memory.states[0].mean, memory.states[0].mean)
 
 
 def test_another_models_memory_is_refused(memory, tmp_path):
@@ -89,18 +90,18 @@ def small_file(tmp_path) -> tuple[Path, bytes]:
 
 
 def test_a_file_cut_at_any_byte_is_refused(small_file):
-    path, whole = small_file
-    assert len(whole) > 600
-    for length in range(len(whole)):
-        path.write_bytes(whole[:length])
+    path, content = small_file
+    assert len(content) > 600
+    for length in range(len(content)):
+        path.write_bytes(content[:length])
         with pytest.raises(UserError, match="damaged"):
             load_memory(path, PRINT)
 
 
 def test_a_file_with_any_altered_byte_is_refused(small_file):
-    path, whole = small_file
-    for at in range(len(whole)):
-        altered = bytearray(whole)
+    path, content = small_file
+    for at in range(len(content)):
+        altered = bytearray(content)
         altered[at] ^= 1 << at % 8
         path.write_bytes(altered)
         with pytest.raises(UserError, match=r"damaged|newer microvlm"):
@@ -108,15 +109,15 @@ def test_a_file_with_any_altered_byte_is_refused(small_file):
 
 
 def test_a_file_with_bytes_behind_it_is_refused(small_file):
-    path, whole = small_file
-    path.write_bytes(whole + b"\0")
+    path, content = small_file
+    path.write_bytes(content + b"\0")
     with pytest.raises(UserError, match="damaged"):
         load_memory(path, PRINT)
 
 
 @pytest.mark.posix
 def test_a_killed_save_keeps_the_old_file(small_file):
-    path, whole = small_file
+    path, content = small_file
     killed = """
 import os, signal, sys
 from microvlm.memory.memory_file import read_memory, save_memory
@@ -125,9 +126,9 @@ memory.entries.clear()
 os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGKILL)
 save_memory(memory, sys.argv[1], fingerprint)
 """
-    done = subprocess.run([sys.executable, "-P", "-c", killed, str(path)], check=False)
-    assert done.returncode == -signal.SIGKILL
-    assert path.read_bytes() == whole
+    process = subprocess.run([sys.executable, "-P", "-c", killed, str(path)], check=False)
+    assert process.returncode == -signal.SIGKILL
+    assert path.read_bytes() == content
     assert len(load_memory(path, PRINT).entries) == 1
 
 
@@ -139,9 +140,9 @@ def test_a_file_of_the_first_format_is_still_read(memory, tmp_path):
     log = [{"text": e.text, "time": e.time, "image": e.image} for e in memory.entries]
     metadata = {"format": "1", "fingerprint": PRINT, "log": json.dumps(log)}
     save_file(tensors, path, metadata | {"sha256": memory_file._digest(tensors, metadata)})
-    loaded = load_memory(path, PRINT)
-    assert np.array_equal(loaded.states[0].covariance, memory.states[0].covariance)
-    assert [entry.memory for entry in loaded.entries] == [0, 0]
+    loaded_memory = load_memory(path, PRINT)
+    assert np.array_equal(loaded_memory.states[0].covariance, memory.states[0].covariance)
+    assert [entry.memory for entry in loaded_memory.entries] == [0, 0]
 
 
 def test_a_newer_format_is_refused(memory, tmp_path):
@@ -222,8 +223,8 @@ def test_a_pipe_and_a_device_are_one_sentence_and_are_left_alone(memory, tmp_pat
         # In another process, which can be stopped when it waits for somebody to write into the pipe.
         program = "import sys; from microvlm.memory.memory_file import read_memory; read_memory(sys.argv[1])"
         command = [sys.executable, "-P", "-c", program, str(path)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-        assert f"UserError: {path} is a pipe or a device" in done.stderr
+        process = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert f"UserError: {path} is a pipe or a device" in process.stderr
     assert sorted(os.listdir(tmp_path)) == ["link.mem", "pipe.mem"]
     assert pipe.is_fifo()
 

@@ -140,9 +140,9 @@ def test_a_chat_keeps_others_from_its_file_and_lets_go_of_it(
     flags = ["--memory", str(tmp_path / "trip.mem"), "--model", str(speaking_bundle)]
 
     def chat() -> int:
-        with pytest.raises(SystemExit) as stopped:
+        with pytest.raises(SystemExit) as exit_info:
             run_click(cli, ["chat", *flags])
-        return stopped.value.code
+        return exit_info.value.code
 
     monkeypatch.setattr(sys, "stdin", io.StringIO())
     assert chat() == 2

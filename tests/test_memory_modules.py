@@ -125,23 +125,23 @@ def test_padding_does_not_change_a_latent(float_model, side):
     order = slice(None, None, -1 if side == "left" else 1)
     masks = [torch.ones(1, 5, dtype=torch.int64), torch.zeros(1, 3, dtype=torch.int64)]
     with torch.no_grad():
-        alone = float_model.memory_encode(float_model.embed(ids), masks[0])[0]
+        unpadded = float_model.memory_encode(float_model.embed(ids), masks[0])[0]
         padded = float_model.memory_encode(
             float_model.embed(torch.cat([ids, padding][order], 1)), torch.cat(masks[order], 1)
         )[0]
-    torch.testing.assert_close(padded, alone, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(padded, unpadded, rtol=1e-5, atol=1e-6)
 
 
 def test_the_encoder_reads_in_both_directions(float_model):
     ids = torch.randint(0, 300, (1, 5))
-    changed = ids.clone()
-    changed[0, -1] = (ids[0, -1] + 1) % 300
+    changed_ids = ids.clone()
+    changed_ids[0, -1] = (ids[0, -1] + 1) % 300
     first_rows = []
     hook = float_model.memory_encoder.norm.register_forward_hook(
         lambda m, i, out: first_rows.append(out[0, 0])
     )
     with torch.no_grad():
-        for tokens in (ids, changed):
+        for tokens in (ids, changed_ids):
             float_model.memory_encode(float_model.embed(tokens), torch.ones_like(ids))
     hook.remove()
     assert not torch.allclose(first_rows[0], first_rows[1])

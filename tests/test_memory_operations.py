@@ -49,9 +49,9 @@ def test_a_forgotten_row_leaves_state_and_log_as_if_never_written(runtime):
     rows = entries(8)
     memory = filled(runtime, rows)
     assert memory.forget(runtime, 3).text == "fact 3"
-    others = filled(runtime, rows[:3] + rows[4:])
-    assert distance(memory, others) < 1e-3
-    assert texts(memory) == texts(others)
+    expected = filled(runtime, rows[:3] + rows[4:])
+    assert distance(memory, expected) < 1e-3
+    assert texts(memory) == texts(expected)
 
 
 def test_overwriting_is_the_new_row_in_the_old_ones_place(runtime):
@@ -84,10 +84,10 @@ def test_a_row_beyond_the_slots_opens_a_state_and_room_is_used_again(runtime):
     memory = filled(runtime, rows)
     assert [entry.memory for entry in memory.entries] == [0] * SLOTS + [1] * SLOTS + [2] * 2
     for number in range(3):
-        alone = EpisodicMemory.empty(runtime)
+        single_memory = EpisodicMemory.empty(runtime)
         for row in rows[number * SLOTS : (number + 1) * SLOTS]:
-            alone.write(runtime, row)
-        assert np.array_equal(memory.states[number].mean, alone.states[0].mean)
+            single_memory.write(runtime, row)
+        assert np.array_equal(memory.states[number].mean, single_memory.states[0].mean)
     memory.forget(runtime, 5)
     assert memory.write(runtime, entries(1, seed=3)[0]).memory == 0
     assert len(memory.states) == 3

@@ -68,11 +68,11 @@ def test_a_prompt_reads_the_state_that_knows_it_row_by_row(ternary_model):
     latents, keys = runtime.memory_encode(*prompt)
     prior = runtime.memory_prior()
     states = [runtime.memory_write(keys[row : row + 1], latents[row : row + 1], prior) for row in (1, 0)]
-    both = read_slot(runtime, prompt, states).reading
+    batch_reading = read_slot(runtime, prompt, states).reading
     for row, state in ((0, states[1]), (1, states[0])):
-        alone = read_slot(runtime, Prompt(*(part[row : row + 1] for part in prompt)), state).reading
-        assert np.allclose(both.latent[row], alone.latent[0], atol=1e-5)
-        assert both.scope[row] == pytest.approx(alone.scope[0], abs=1e-5)
+        single_reading = read_slot(runtime, Prompt(*(part[row : row + 1] for part in prompt)), state).reading
+        assert np.allclose(batch_reading.latent[row], single_reading.latent[0], atol=1e-5)
+        assert batch_reading.scope[row] == pytest.approx(single_reading.scope[0], abs=1e-5)
     assert np.array_equal(
         read_slot(runtime, prompt, states[:1]).reading.latent,
         read_slot(runtime, prompt, states[0]).reading.latent,

@@ -165,14 +165,14 @@ def test_an_unknown_device_is_a_sentence(tmp_path, float_model):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_cuda_gives_the_logits_of_the_cpu(tmp_path, ternary_model):
     ternary_model.save_pretrained(tmp_path / "model")
-    moved = MicroVLM.from_pretrained(tmp_path / "model", device="cuda")
+    cuda_model = MicroVLM.from_pretrained(tmp_path / "model", device="cuda")
     ids = torch.randint(0, 300, (2, 6))
     with torch.no_grad():
         expected = ternary_model(ternary_model.embed(ids), torch.ones_like(ids))
-        got = moved(moved.embed(ids.cuda()), torch.ones_like(ids).cuda()).cpu()
-        lowered = lower(moved, WeightFormat())
+        actual = cuda_model(cuda_model.embed(ids.cuda()), torch.ones_like(ids).cuda()).cpu()
+        lowered = lower(cuda_model, WeightFormat())
         packed = lowered(lowered.embed(ids.cuda()), torch.ones_like(ids).cuda()).cpu()
     # Norms and attention round otherwise on another device; an int8 activation at a tie may then differ by 1.
-    for logits in (got, packed):
+    for logits in (actual, packed):
         assert (logits.argmax(-1) == expected.argmax(-1)).float().mean() > 0.9
         assert (logits - expected).abs().mean() < 0.05

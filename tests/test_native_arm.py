@@ -55,7 +55,9 @@ def program(objects: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="module")
-def counted(objects: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[..., cortex_a53.Count]:
+def count_instructions(
+    objects: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., cortex_a53.Count]:
     need("qemu-aarch64", "cc")
     folder = tmp_path_factory.mktemp("counted")
     one_product = cortex_a53.build_program(
@@ -103,9 +105,11 @@ def test_comparison_fails_for_sums_that_overflow(objects: list[Path], tmp_path: 
     assert text.count("kUnit = 192;") == 1
     header.write_text(text.replace("kUnit = 192;", "kUnit = 256;"))
     overflowing = cortex_a53.build_object(sources / f"{cortex_a53.NEON}.cpp", cortex_a53.ARMV8_0, tmp_path)
-    others = [file for file in objects if file.name != overflowing.name]
-    broken = cortex_a53.build_program(PROGRAM_SOURCE, [*others, overflowing], tmp_path / "broken")
-    result = run(broken, "cortex-a53", "neon")
+    other_objects = [file for file in objects if file.name != overflowing.name]
+    broken_program = cortex_a53.build_program(
+        PROGRAM_SOURCE, [*other_objects, overflowing], tmp_path / "broken"
+    )
+    result = run(broken_program, "cortex-a53", "neon")
     assert result.returncode == 1
     assert "differ: neon, 2x4" in result.stdout
 
@@ -151,22 +155,24 @@ def test_simulated_a53_reaches_the_multiply_adds_per_cycle(
 
 @pytest.mark.parametrize(("op", "most"), [("TernaryMatMul2x4", 0.32), ("TernaryMatMul3x5", 0.50)])
 def test_executed_instructions_per_multiply_add_stay_below_the_bound(
-    counted: Callable[..., cortex_a53.Count], op: str, most: float
+    count_instructions: Callable[..., cortex_a53.Count], op: str, most: float
 ) -> None:
-    result = counted(op)
+    result = count_instructions(op)
     assert result.crypto == 0
     assert result.instructions_per_mac <= most
 
 
-def test_counts_repeat_exactly(counted: Callable[..., cortex_a53.Count]) -> None:
-    assert counted("Int8MatMul") == counted("Int8MatMul")
+def test_counts_repeat_exactly(count_instructions: Callable[..., cortex_a53.Count]) -> None:
+    assert count_instructions("Int8MatMul") == count_instructions("Int8MatMul")
 
 
-def test_count_of_multiplications_equals_the_algorithms(counted: Callable[..., cortex_a53.Count]) -> None:
+def test_count_of_multiplications_equals_the_algorithms(
+    count_instructions: Callable[..., cortex_a53.Count],
+) -> None:
     """Eight multiply-adds an instruction, and K and N that leave nothing over."""
     k, n = SHAPE
-    assert counted("TernaryMatMul2x4").multiply == k * n / 8
-    assert counted("TernaryMatMul2x4", 4).multiply == 4 * k * n / 8
+    assert count_instructions("TernaryMatMul2x4").multiply == k * n / 8
+    assert count_instructions("TernaryMatMul2x4", 4).multiply == 4 * k * n / 8
 
 
 def test_innermost_loop_is_found_in_a_disassembly() -> None:

@@ -152,9 +152,9 @@ def test_gathers_agree_on_every_bit(op, columns):
     attributes = {"columns": columns} if "columns" in op.attributes else {}
     expected = op.reference(ids, *operands, **attributes)
     tensors = {name: torch.from_numpy(weights[name]) for name in op.weight_names}
-    got = torch_ops.call(op, torch.from_numpy(ids), tensors, rows=50, columns=columns)
+    actual = torch_ops.call(op, torch.from_numpy(ids), tensors, rows=50, columns=columns)
     assert expected.shape == (2, 7, columns)
-    assert np.array_equal(got.numpy(), expected)
+    assert np.array_equal(actual.numpy(), expected)
 
 
 def test_every_operator_has_a_fake_that_tells_its_shape():
@@ -176,8 +176,8 @@ def test_the_table_says_its_bits_per_weight():
     ]
     for op in MATMULS:
         rows, columns = 640, 320
-        stored = weights_of(op, rows, columns, per_row=False)
-        byte_count = sum(array.nbytes for name, array in stored.items() if name != "scale")
+        arrays = weights_of(op, rows, columns, per_row=False)
+        byte_count = sum(array.nbytes for name, array in arrays.items() if name != "scale")
         assert byte_count * 8 / (rows * columns) == op.bits_per_weight
 
 
@@ -188,9 +188,9 @@ def test_a_token_that_is_not_finite_is_nan_in_numpy_and_in_torch_and_the_others_
     x = np.random.default_rng(7).normal(size=(4, 40)).astype(np.float32)
     clean = reference(op, x, weights, 9)
     x[1, 0] = x[3, 39] = bad
-    got = reference(op, x, weights, 9)
-    assert np.isnan(got[[1, 3]]).all()
-    assert np.array_equal(got[[0, 2]], clean[[0, 2]])
+    actual = reference(op, x, weights, 9)
+    assert np.isnan(actual[[1, 3]]).all()
+    assert np.array_equal(actual[[0, 2]], clean[[0, 2]])
     layer = packed_linear(op, weights, 9, 40)
     for layer.traced in (False, True):
-        np.testing.assert_array_equal(layer(torch.from_numpy(x)).numpy(), got)
+        np.testing.assert_array_equal(layer(torch.from_numpy(x)).numpy(), actual)

@@ -207,12 +207,12 @@ def test_a_state_that_one_backend_held_is_taken_over_by_another(runtime, ternary
 
 def test_one_question_reads_the_chosen_state_itself_and_several_get_theirs(runtime):
     states = [runtime.memory_prior() for _ in range(2)]
-    (key, latent), (other, other_latent) = rows(2)
+    (key, latent), (other_key, other_latent) = rows(2)
     states = [
         runtime.memory_write(key, latent, states[0]),
-        runtime.memory_write(other, other_latent, states[1]),
+        runtime.memory_write(other_key, other_latent, states[1]),
     ]
-    assert state_for(other, states) is states[1]
-    both = state_for(np.concatenate([other, key]), states)
-    assert np.array_equal(both.mean[0], states[1].mean[0])
-    assert np.array_equal(both.mean[1], states[0].mean[0])
+    assert state_for(other_key, states) is states[1]
+    state = state_for(np.concatenate([other_key, key]), states)
+    assert np.array_equal(state.mean[0], states[1].mean[0])
+    assert np.array_equal(state.mean[1], states[0].mean[0])

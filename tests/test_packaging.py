@@ -34,10 +34,10 @@ MANYLINUX = "manylinux_2_17_x86_64"
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    copied = tmp_path_factory.mktemp("packaging") / "source"
-    shutil.copytree(ROOT, copied, symlinks=True, ignore=shutil.ignore_patterns(*GENERATED))
-    shutil.copytree(ROOT / "training" / "data", copied / "training" / "data", dirs_exist_ok=True)
-    return copied
+    source_copy = tmp_path_factory.mktemp("packaging") / "source"
+    shutil.copytree(ROOT, source_copy, symlinks=True, ignore=shutil.ignore_patterns(*GENERATED))
+    shutil.copytree(ROOT / "training" / "data", source_copy / "training" / "data", dirs_exist_ok=True)
+    return source_copy
 
 
 def hook(source: Path, call: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -62,9 +62,9 @@ def hook(source: Path, call: str, **environment: str) -> subprocess.CompletedPro
 
 def build_wheel(source: Path, out: Path, **environment: str) -> tuple[Path, str]:
     """(wheel, log)."""
-    done = hook(source, f"build_wheel({str(out)!r})", **environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return out / done.stdout.splitlines()[-1], done.stdout
+    process = hook(source, f"build_wheel({str(out)!r})", **environment)
+    assert process.returncode == 0, process.stdout + process.stderr
+    return out / process.stdout.splitlines()[-1], process.stdout
 
 
 def run_installed(wheel: Path, folder: Path, code: str) -> str:
@@ -114,9 +114,9 @@ def test_with_a_compiler_the_wheel_is_for_this_machine_and_its_library_runs(
     assert path == str((folder / LIBRARY).resolve())
     assert variant
     # The same folder again without it: what the first build left there must not get in.
-    bare, _ = build_wheel(source, tmp_path, MICROVLM_BUILD_NATIVE="0")
-    assert bare.name.endswith("-py3-none-any.whl")
-    assert check(bare) == []
+    pure_wheel, _ = build_wheel(source, tmp_path, MICROVLM_BUILD_NATIVE="0")
+    assert pure_wheel.name.endswith("-py3-none-any.whl")
+    assert check(pure_wheel) == []
 
 
 @pytest.mark.build
@@ -131,9 +131,9 @@ def test_a_broken_compiler_is_an_error_where_the_library_is_required(
     source: Path, tmp_path: Path, broken_compiler: str
 ) -> None:
     call = f"build_wheel({str(tmp_path)!r})"
-    done = hook(source, call, CXX=broken_compiler, MICROVLM_BUILD_NATIVE="1")
-    assert done.returncode != 0
-    assert "MICROVLM_BUILD_NATIVE=1, but there is no native library: the build failed" in done.stderr
+    process = hook(source, call, CXX=broken_compiler, MICROVLM_BUILD_NATIVE="1")
+    assert process.returncode != 0
+    assert "MICROVLM_BUILD_NATIVE=1, but there is no native library: the build failed" in process.stderr
     assert list(tmp_path.glob("*.whl")) == []
 
 
@@ -159,9 +159,9 @@ def test_an_editable_install_without_a_build_keeps_the_library_of_the_checkout(
 
 @pytest.mark.build
 def test_the_switch_is_0_or_1(source: Path) -> None:
-    done = hook(source, "get_requires_for_build_wheel()", MICROVLM_BUILD_NATIVE="yes")
-    assert done.returncode != 0
-    assert "MICROVLM_BUILD_NATIVE is 'yes'" in done.stderr
+    process = hook(source, "get_requires_for_build_wheel()", MICROVLM_BUILD_NATIVE="yes")
+    assert process.returncode != 0
+    assert "MICROVLM_BUILD_NATIVE is 'yes'" in process.stderr
 
 
 @pytest.mark.build
@@ -184,9 +184,9 @@ def test_cmake_is_asked_for_only_where_a_compiler_is_and_the_system_has_none(
 
 @pytest.mark.build
 def test_the_source_distribution_has_what_a_build_needs(source: Path, tmp_path: Path) -> None:
-    done = hook(source, f"build_sdist({str(tmp_path)!r})")
-    assert done.returncode == 0, done.stderr
-    with tarfile.open(tmp_path / done.stdout.splitlines()[-1]) as archive:
+    process = hook(source, f"build_sdist({str(tmp_path)!r})")
+    assert process.returncode == 0, process.stderr
+    with tarfile.open(tmp_path / process.stdout.splitlines()[-1]) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     # There the links are the folders that they lead to.
     folder = source / "backends" / "native"

@@ -50,14 +50,14 @@ def test_a_packing_keeps_every_number_from_lowering_to_onnxruntime_and_back(
     assert torch.equal(keys_of(lowered), expected)
 
     save_checkpoint(lowered, tmp_path / "checkpoint")
-    loaded = load_checkpoint(tmp_path / "checkpoint")
-    assert {layer.kind for layer in loaded.decoder.modules() if hasattr(layer, "kind")} == {op.kind}
-    assert torch.equal(keys_of(loaded), expected)
+    loaded_model = load_checkpoint(tmp_path / "checkpoint")
+    assert {layer.kind for layer in loaded_model.decoder.modules() if hasattr(layer, "kind")} == {op.kind}
+    assert torch.equal(keys_of(loaded_model), expected)
 
-    set_traced(loaded, True)
-    spec = contract.graph(loaded.config, GRAPH)
-    save_graph(trace(loaded, spec), spec.name, WeightStore(tmp_path))
-    checks, remark = check_graph(loaded, spec, tmp_path / f"{GRAPH}.onnx", threads=1)
+    set_traced(loaded_model, True)
+    spec = contract.graph(loaded_model.config, GRAPH)
+    save_graph(trace(loaded_model, spec), spec.name, WeightStore(tmp_path))
+    checks, remark = check_graph(loaded_model, spec, tmp_path / f"{GRAPH}.onnx", threads=1)
     assert checks
     assert all(check.passed for check in checks), (checks, remark)
 
@@ -66,17 +66,17 @@ def test_a_packing_keeps_every_number_from_lowering_to_onnxruntime_and_back(
     assert_nodes_hold_the_trits(model, op.name, ternary_model)
 
 
-def assert_nodes_hold_the_trits(model: onnx.ModelProto, op_name: str, trained: MicroVLM) -> None:
+def assert_nodes_hold_the_trits(model: onnx.ModelProto, op_name: str, model_in_torch: MicroVLM) -> None:
     """Every ternary layer of the encoder is a node whose bytes unpack to the trits that were trained."""
     op = next(op for op in MATMUL_BY_KIND.values() if op.name == op_name)
-    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     nodes = [node for node in model.graph.node if node.op_type == op_name]
-    modules = trained.memory_encoder.named_modules(prefix="memory_encoder")
+    modules = model_in_torch.memory_encoder.named_modules(prefix="memory_encoder")
     layers = {name: layer for name, layer in modules if isinstance(layer, TernaryLinear)}
     assert {node.input[1].removesuffix(".packed") for node in nodes} == set(layers)
     for name, layer in layers.items():
         trits, scale = ternarize(layer.weight)
         rows, columns = trits.shape
-        unpacked = op.unpack(stored[f"{name}.packed"], rows=rows, columns=columns)
+        unpacked = op.unpack(arrays[f"{name}.packed"], rows=rows, columns=columns)
         np.testing.assert_array_equal(unpacked, trits.detach().numpy())
-        np.testing.assert_array_equal(stored[f"{name}.scale"], scale.detach().numpy())
+        np.testing.assert_array_equal(arrays[f"{name}.scale"], scale.detach().numpy())

@@ -40,7 +40,7 @@ def folder(tmp_path: Path) -> Path:
 def test_every_console_command_prints_what_the_page_promises(name: str, folder: Path) -> None:
     steps = read_steps(ROOT / name)
     assert len(steps) >= 3
-    done = subprocess.run(
+    process = subprocess.run(
         ["bash", "-s"],
         input=script(steps, MARK),
         cwd=folder,
@@ -48,20 +48,20 @@ def test_every_console_command_prints_what_the_page_promises(name: str, folder: 
         capture_output=True,
         text=True,
     )
-    assert complaints(steps, done.stdout, MARK) == [], done.stderr
+    assert complaints(steps, process.stdout, MARK) == [], process.stderr
 
 
 @pytest.mark.pages
 def test_the_python_example_of_the_readme_prints_a_caption(folder: Path) -> None:
     (example,) = read_blocks(ROOT / "README.md", "python")
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-P", "-c", example],
         cwd=folder,
         env=environment(folder),
         capture_output=True,
         text=True,
     )
-    assert (done.returncode, done.stdout) == (0, "pizza\n"), done.stderr
+    assert (process.returncode, process.stdout) == (0, "pizza\n"), process.stderr
 
 
 @pytest.mark.parametrize(

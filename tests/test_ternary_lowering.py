@@ -43,15 +43,15 @@ def run(model, seed: int = 3) -> list[torch.Tensor]:
 @pytest.mark.parametrize("weights", WIDTHS, ids=str)
 def test_a_ternary_model_computes_the_same_bits_at_every_width(ternary_model, weights):
     lowered = lower(ternary_model, dataclasses.replace(weights, embedding_bits=8))
-    for got, expected in zip(run(lowered), run(ternary_model), strict=True):
-        assert torch.equal(got, expected)
+    for actual, expected in zip(run(lowered), run(ternary_model), strict=True):
+        assert torch.equal(actual, expected)
 
 
 def test_the_traced_operators_compute_the_same_bits(ternary_model):
     lowered = lower(ternary_model, WeightFormat())
     eager = run(lowered)
     set_traced(lowered, True)
-    assert all(torch.equal(got, expected) for got, expected in zip(run(lowered), eager, strict=True))
+    assert all(torch.equal(actual, expected) for actual, expected in zip(run(lowered), eager, strict=True))
 
 
 @pytest.mark.parametrize("first", WIDTHS, ids=str)

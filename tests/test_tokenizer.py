@@ -255,8 +255,8 @@ def test_a_bundle_speaks_by_tables_without_importing_the_library(speaking_bundle
         "assert p.decode(p.text_ids('a red heart, naïve')) == 'a red heart, naïve'; "
         "print(p.tokenizer.description, 'tokenizers' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "mapped tables False"
+    process = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    assert process.stdout.strip() == "mapped tables False"
 
 
 def test_info_says_which_tokenizer_runs(speaking_bundle, tmp_path):
