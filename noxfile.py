@@ -170,7 +170,7 @@ def check_style(session: nox.Session) -> None:
 
 
 def need(session: nox.Session, *packages: str) -> None:
-    """Installs programs that pip does not bring; a machine without apt is told what to install."""
+    """Installs programs that pip does not bring; a machine without apt gets a list to install."""
     session.run("bash", ".ci/apt", *packages, external=True, silent=True)
 
 

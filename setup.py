@@ -33,7 +33,7 @@ SWITCH = "MICROVLM_BUILD_NATIVE"
 
 
 class CannotBuild(Exception):
-    """Why there is no library, in a few words."""
+    """The reason why no library was built, in a few words."""
 
 
 def native_setting() -> bool | None:
@@ -54,7 +54,7 @@ def find_compiler() -> str | None:
 
 
 def find_program(name: str) -> str | None:
-    """On the path, or beside this Python, where a wheel puts it."""
+    """Find a program on the path, or beside this Python, where a wheel puts it."""
     return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
 
 

@@ -1,4 +1,4 @@
-"""What a board is given: the aarch64 wheel, `nano` as a bundle, a picture. `nox -s pi-files -- FOLDER` runs it.
+"""Files for a board: the aarch64 wheel, `nano` as a bundle, a picture. `nox -s pi-files -- FOLDER` runs it.
 
 Needs ziglang, build, auditwheel and microvlm[export] beside it.
 """

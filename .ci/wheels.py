@@ -21,7 +21,7 @@ from microvlm.backends.emulation import EmulatedMachine, open_machine, runtime_r
 
 ROOT = Path(__file__).resolve().parent.parent
 TAG = "manylinux_2_17"
-"""By the oldest glibc that the compiler is told to build for (zig.cmake)."""
+"""The platform tag names the oldest glibc that the compiler builds for (zig.cmake)."""
 PICTURES = ("1f41c.png", "1f0cf.png", "1f191.png")
 CAPTION = "import sys; from microvlm.commands.main import main; sys.argv[0] = 'microvlm'; main()"
 Run = Callable[..., str]
@@ -65,7 +65,7 @@ def emulated_environment(wheel: Path) -> Run:
 
 
 def exercise(run: Run, inputs: Path, bundle: Path) -> dict[str, Any]:
-    """What smoke_wheel.py found, and the captions of some pictures by `microvlm caption`."""
+    """The document of smoke_wheel.py, and the captions of some images by `microvlm caption`."""
     document = json.loads(run(str(ROOT / "tests" / "smoke_wheel.py"), str(inputs)))
     pictures = [str(ROOT / "bench" / "evalset" / "images" / name) for name in PICTURES]
     arguments = ["--model", str(bundle), "--backend", "ort", "--threads", "2", "--json"]
@@ -78,7 +78,7 @@ def python(*arguments: str, program: str = sys.executable, **options: Any) -> st
 
 
 def checked(process: subprocess.CompletedProcess[str]) -> str:
-    """What a program printed; ends this one where that failed, with all that it said."""
+    """The output of a program. Exits with that output where the program failed."""
     if process.returncode:
         raise SystemExit(f"{' '.join(map(str, process.args))}\n{process.stdout}{process.stderr}")
     return process.stdout

@@ -47,7 +47,7 @@ SYSTEMS = {
 }
 """Marker -> whether this system has what the marked test needs, and why it is skipped elsewhere."""
 EXPORT_S = 600.0
-"""How long a process waits for another one's export."""
+"""Seconds that a process waits for the export of another."""
 # These import modules for a device, which is a POSIX system: fcntl, pwd and signals that Windows lacks.
 collect_ignore = (
     [] if os.name == "posix" else ["test_arm64_installer.py", "test_arm64_ssh.py", "test_arm64_worker.py"]

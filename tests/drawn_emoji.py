@@ -74,7 +74,7 @@ def write_packages(root):
 
 
 class Finished(NamedTuple):
-    """How a command ended."""
+    """The exit status and the output of a command."""
 
     exit_code: int
     stdout: str

@@ -20,7 +20,7 @@ MARK = "-- end of an example --"
 
 @pytest.fixture(scope="module")
 def outputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """What each example prints when the page is run as one program, in a folder with the evaluation images."""
+    """The output of each example when the page runs as one program, in a folder with the evaluation images."""
     folder = tmp_path_factory.mktemp("api")
     (folder / "bench").symlink_to(ROOT / "bench")
     program = "".join(f"{code}print({MARK!r})\n" for code, _ in EXAMPLE.findall(PAGE))

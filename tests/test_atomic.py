@@ -31,7 +31,7 @@ def umask():
 
 @pytest.fixture
 def without_exchange(monkeypatch):
-    """As on a system that cannot exchange two names: folders are replaced by two renames."""
+    """Imitate a system that cannot exchange two names, so that two renames replace a folder."""
     monkeypatch.setattr(atomic, "_exchange", lambda path, other_path: False)
 
 

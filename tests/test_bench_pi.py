@@ -275,7 +275,7 @@ def test_heat_clock_and_throttling_are_read(board_files, tmp_path_factory):
 
 @pytest.mark.usefixtures("native_library")
 def test_this_machine_can_be_calibrated(board_files, tmp_path, tiny_bundle):
-    """Where the numbers come from is what counts here: this machine's clock is a Raspberry Pi's, by the files."""
+    """The test checks the source of the numbers: by these files, this machine's clock is a Raspberry Pi's."""
     like = profiles.load_profile("zero2w")
     document = calibrate.calibrate(like, root=board_files, array_bytes=4_000_000, model=str(tiny_bundle))
     path = tmp_path / "mine.json"

@@ -1,4 +1,4 @@
-"""What developers run is real: nox sessions, markers, the workflow of the public host, and CONTRIBUTING's commands."""
+"""The nox sessions, the markers, the public host's workflow and the commands of CONTRIBUTING exist."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_the_workflow_runs_everything_once_and_quick_on_three_systems(workflow, 
         assert {name for step in job["steps"] for name in sessions_of(step.get("run", ""))} <= set(sessions)
     runs = [step["run"] for step in quick["steps"] if "run" in step]
     assert sessions_of(runs[-1].splitlines()[-1]) == ["quick"]
-    # Links are checked out as links only where Git is told so before the checkout.
+    # Links are checked out as links only where Git is configured before the checkout.
     assert [step.get("uses", step.get("run")).split("@")[0] for step in quick["steps"]].index(
         "actions/checkout"
     ) > [step.get("run", "") for step in quick["steps"]].index("git config --global core.symlinks true")

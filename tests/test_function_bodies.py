@@ -173,7 +173,7 @@ def test_gathers_take_ids_of_any_rank_and_repeats(op):
 
 @pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
 def test_nothing_unpacked_is_kept_by_the_loaded_session(op, tmp_path):
-    """What ONNX Runtime holds after all its optimisations is the packed bytes, not constants folded from them."""
+    """After all its optimisations ONNX Runtime holds the packed bytes, not constants folded from them."""
     rows, columns = 640, 512
     weights, attributes = operands(op, rows, columns), attributes_of(op, rows, columns)
     model = one_node_model(op, weights, attributes, 2)
@@ -188,7 +188,7 @@ def test_nothing_unpacked_is_kept_by_the_loaded_session(op, tmp_path):
 
 @pytest.mark.parametrize("op", OPS.values(), ids=lambda op: op.name)
 def test_onnxruntime_runs_the_body_that_is_in_the_file(op):
-    """A body that negates its result negates the node: there is no other implementation behind the name."""
+    """A body that negates its result negates the node: no other implementation stands behind the name."""
     body = function(op)
     last = body.node[-1]
     last.output[0] = "positive"

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 LINKED = ("backends", "bench", "exporters", "training")
 SOURCES = (".py", ".cpp", ".h", ".c")
 MOST_FILES = 16
-"""In one folder: what a reader still takes in at a glance."""
+"""The most files in one folder that a reader takes in at a glance."""
 
 
 def modules() -> dict[str, Path]:

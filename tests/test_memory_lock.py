@@ -1,4 +1,4 @@
-"""One writer at a time: processes that write one memory file at once lose no row, and who waits is told why."""
+"""One writer at a time: processes that write one memory file lose no row, and one that gives up says who holds it."""
 
 from __future__ import annotations
 

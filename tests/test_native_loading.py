@@ -1,4 +1,4 @@
-"""Which code runs: the library's switches, what `ort` says of itself, and whole graphs with and without the library."""
+"""The code that runs: the library's switches, what `ort` reports, and whole graphs with and without the library."""
 
 import subprocess
 import sys

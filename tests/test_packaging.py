@@ -1,4 +1,4 @@
-"""What pip builds from the sources: with a compiler the native library, without one a package that says so."""
+"""pip builds the native library where a compiler exists, and else a package that says why it has none."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def test_facts_encoded_together_have_the_latents_of_each_encoded_alone(float_mod
     runtime = TorchRuntime(float_model)
 
     def alone(question, answer, view):
-        """As a runtime encodes it: one row, so that nothing is padded."""
+        """Encode one row, as a runtime does, so that nothing is padded."""
         ids = np.array([tiny_processor.prompt_ids(question, len(view))])
         pixels = view.numpy() if len(view) else None
         prompt = embed_prompt(runtime, ids, np.ones_like(ids), pixels, tiny_processor.image_id)

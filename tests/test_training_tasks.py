@@ -69,7 +69,7 @@ def tasks() -> dict[str, type[Task]]:
 @pytest.fixture(scope="module", params=STAGES)
 def task(request, inputs, tasks) -> Task:
     def random_features(emoji: EmojiData, vendors: list[str]) -> dict[str, np.ndarray]:
-        """In place of the teacher's, which take its weights and minutes."""
+        """Replace the teacher's features, which need its weights and take minutes."""
         rng = np.random.default_rng(0)
         shape = len(emoji.hexcodes), TEACHER_WIDTH
         return {vendor: rng.random(shape, np.float32).astype(np.float16) for vendor in vendors}

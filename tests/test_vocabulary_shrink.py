@@ -20,13 +20,13 @@ from microvlm.formats.weight_format import WeightFormat
 from microvlm.inputs.processor import Processor
 
 SIZE = 275
-"""Of the tokenizer's 291: 256 bytes, 5 added tokens, 14 of its 30 merges."""
+"""Kept tokens of the tokenizer's 291: 256 bytes, 5 added tokens, 14 of its 30 merges."""
 STOP = 290
 
 
 @pytest.fixture(scope="module")
 def stopping_checkpoint(speaking_checkpoint, tmp_path_factory):
-    """With a token behind all merges that ends an answer, as Qwen has: its id must change."""
+    """A checkpoint whose stop token lies behind all merges, as in Qwen: its id must change."""
     folder = tmp_path_factory.mktemp("stopping") / "checkpoint"
     shutil.copytree(speaking_checkpoint, folder)
     document = json.loads((folder / "tokenizer.json").read_text())
