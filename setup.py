@@ -32,6 +32,28 @@ CMAKE_OLDEST = (3, 20)
 SWITCH = "MICROVLM_BUILD_NATIVE"
 
 
+LINKED = ("exporters", "backends", "bench", "training")
+"""Top-level folders that links in microvlm/ make its sub-packages."""
+
+
+def restore_links() -> None:
+    """Make the links in microvlm/ where Git checked them out as text files, as it does on Windows by default."""
+    for name in LINKED:
+        link = Path("microvlm", name)
+        if link.is_dir():  # the link, or the folder of a source distribution
+            continue
+        link.unlink(missing_ok=True)
+        try:
+            link.symlink_to(Path("..", name), target_is_directory=True)
+        except OSError:
+            if sys.platform != "win32":
+                raise
+            # Symbolic links need a privilege there, junctions do not.
+            import _winapi
+
+            _winapi.CreateJunction(str(Path(name).resolve()), str(link.absolute()))
+
+
 class CannotBuild(Exception):
     """The reason why no library was built, in a few words."""
 
@@ -208,12 +230,7 @@ class BdistWheel(bdist_wheel):
         return "py3", "none", platform
 
 
-if not SOURCE.is_dir():
-    raise SystemExit(
-        "microvlm: the links in microvlm/ are missing from this checkout: run 'git config core.symlinks true' and "
-        "'git checkout -- microvlm', or unpack a source distribution."
-    )
-
+restore_links()
 setup(
     cmdclass={"build": Build, "build_native": BuildNative, "install": Install, "bdist_wheel": BdistWheel},
     setup_requires=build_tools(),

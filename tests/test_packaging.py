@@ -89,6 +89,26 @@ def broken_compiler(tmp_path: Path) -> str:
 
 
 @pytest.mark.build
+def test_a_checkout_without_links_gets_them_back_and_builds_the_same_wheel(
+    source: Path, tmp_path: Path
+) -> None:
+    """Git writes a link as a text file where it may not make links, as on Windows by default."""
+    checkout = shutil.copytree(source, tmp_path / "checkout", symlinks=True)
+    links = [path for path in (checkout / "microvlm").iterdir() if path.is_symlink()]
+    assert sorted(link.name for link in links) == ["backends", "bench", "exporters", "training"]
+    for link in links:
+        target = os.readlink(link)
+        link.unlink()
+        link.write_text(target)
+    wheels = [
+        build_wheel(folder, tmp_path / folder.name, PATH=str(tmp_path))[0] for folder in (source, checkout)
+    ]
+    names = [sorted(zipfile.ZipFile(wheel).namelist()) for wheel in wheels]
+    assert names[0] == names[1]
+    assert check(wheels[1]) == []
+    assert all(link.is_symlink() for link in links)
+
+
 def test_without_a_compiler_the_wheel_is_for_any_machine_and_says_why(source: Path, tmp_path: Path) -> None:
     wheel, log = build_wheel(source, tmp_path, PATH=str(tmp_path))
     assert "no native library: no C++ compiler was found when the package was built" in log
