@@ -100,7 +100,7 @@ def commit() -> dict[str, Any] | None:
         checkout = origin_checkout
     git = ["git", "-C", str(checkout)]
     try:
-        shown = subprocess.run(
+        commit_line = subprocess.run(
             [*git, "show", "-s", "--format=%H %cI"], capture_output=True, text=True, check=True
         )
         changes = subprocess.run(
@@ -108,7 +108,7 @@ def commit() -> dict[str, Any] | None:
         )
     except (OSError, subprocess.CalledProcessError):
         return None
-    name, date = shown.stdout.split()
+    name, date = commit_line.stdout.split()
     return {"hash": name, "date": date, "changed": bool(changes.stdout.strip())}
 
 

@@ -66,9 +66,11 @@ def read_report(document: Document) -> Report:
     """
     kind = document.get("report")
     if not isinstance(kind, str) or kind not in READERS:
-        named = "has no field 'report'" if kind is None else f"has the unknown kind {kind!r:.40} in 'report'"
+        problem = (
+            "has no field 'report'" if kind is None else f"has the unknown kind {kind!r:.40} in 'report'"
+        )
         raise UserError(
-            f"this is not a report of microvlm-bench, or one of another version: it {named} "
+            f"this is not a report of microvlm-bench, or one of another version: it {problem} "
             f"({', '.join(READERS)}); make it again with -o."
         )
     try:

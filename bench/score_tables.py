@@ -32,11 +32,11 @@ def report(document: dict[str, Any]) -> Report:
 
 def _captions(document: dict[str, Any], scores: list[dict[str, Any]], heads: list[str]) -> Rows:
     baselines = document.get("baselines", {})
-    shown = [(field, name) for field, name in BASELINES if field in baselines]
-    rows = [["", *heads, *(f"nearest class mean of {name}" for _, name in shown)]]
+    columns = [(field, name) for field, name in BASELINES if field in baselines]
+    rows = [["", *heads, *(f"nearest class mean of {name}" for _, name in columns)]]
     for field, vendor, name in VENDORS:
         shares = [score[field]["exact_match"] for score in scores]
-        shares += [baselines[baseline][vendor] for baseline, _ in shown]
+        shares += [baselines[baseline][vendor] for baseline, _ in columns]
         rows.append([name, *(f"{share:.3f}" for share in shares)])
     return rows
 

@@ -57,9 +57,9 @@ def _fuse(graph: onnx_ir.Graph, node: onnx_ir.Node) -> None:
     fused = onnx_ir.Node("", "Attention", inputs, attributes, num_outputs=1 if key.past is None else 3)
     graph.insert_before(node, fused)
     _take_over(fused.outputs[0], output)
-    for made, old in zip(fused.outputs[1:], node.inputs[1:3], strict=False):
+    for state, old in zip(fused.outputs[1:], node.inputs[1:3], strict=False):
         assert old is not None
-        _take_over(made, old)
+        _take_over(state, old)
 
 
 def _heads(value: Value | None) -> _Heads | None:
@@ -126,10 +126,15 @@ def _begin_and_end(cut: onnx_ir.Node, width: int) -> tuple[int, int] | None:
 
 def _table(value: Value | None, function: str) -> Value | None:
     """function(unsqueeze(concat(angles, angles))) [B, 1, S, D] -> function(angles) [B, S, D / 2], made once."""
-    made = _made_by(value, function)
-    spread = _made_by(made.inputs[0], "Unsqueeze") if made else None
+    function_node = _made_by(value, function)
+    spread = _made_by(function_node.inputs[0], "Unsqueeze") if function_node else None
     twice = _made_by(spread.inputs[0], "Concat") if spread else None
-    if made is None or twice is None or len(twice.inputs) != 2 or twice.inputs[0] is not twice.inputs[1]:
+    if (
+        function_node is None
+        or twice is None
+        or len(twice.inputs) != 2
+        or twice.inputs[0] is not twice.inputs[1]
+    ):
         return None
     angles = twice.inputs[0]
     assert angles is not None
@@ -137,8 +142,8 @@ def _table(value: Value | None, function: str) -> Value | None:
         if use.node.op_type == function:
             return use.node.outputs[0]
     half = onnx_ir.Node("", function, [angles])
-    assert made.graph is not None
-    made.graph.insert_before(made, half)
+    assert function_node.graph is not None
+    function_node.graph.insert_before(function_node, half)
     half.outputs[0].name = f"{function.lower()}_half"
     return half.outputs[0]
 

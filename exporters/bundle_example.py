@@ -1,10 +1,10 @@
-"""This bundle by ONNX Runtime alone: needs onnxruntime, numpy, pillow and tokenizers, and no microvlm.
+"""Runs this bundle with ONNX Runtime: needs onnxruntime, numpy, pillow and tokenizers, but not microvlm.
 
-    python example.py ask PICTURE [QUESTION]       answers, with the memory of facts.npz where there is one
+    python example.py ask PICTURE [QUESTION]       answers, with the memory of facts.npz if that file exists
     python example.py tell PICTURE QUESTION TEXT   writes a fact into facts.npz
-    python example.py forget PICTURE QUESTION      takes it out again
+    python example.py forget PICTURE QUESTION      removes the fact from facts.npz
 
-Before these, `--kernels FILE` registers the native library of the microvlm package: the same bits, faster.
+The option `--kernels FILE` registers the native library of the microvlm package, which computes the same bits faster.
 """
 
 import argparse
@@ -25,28 +25,28 @@ class Bundle:
         self.folder = Path(folder)
         self.config = json.loads((self.folder / "config.json").read_text())
         self.graphs = json.loads((self.folder / "manifest.json").read_text())["graphs"]
-        self.words = self.config["prompt"]
+        self.texts = self.config["prompt"]
         self.tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
-        self.shown = {**self.config["vision"], **self.optional("preprocessor_config.json")}
+        self.pixel_config = {**self.config["vision"], **self.optional("preprocessor_config.json")}
         generation = self.optional("generation_config.json")
-        ends = generation.get("eos_token_id", [])
-        self.ends = {self.token(self.words["eos_token"]), *(ends if isinstance(ends, list) else [ends])}
-        self.longest = generation.get("max_new_tokens", 32)
+        ids = generation.get("eos_token_id", [])
+        self.stop_ids = {self.token(self.texts["eos_token"]), *(ids if isinstance(ids, list) else [ids])}
+        self.max_new_tokens = generation.get("max_new_tokens", 32)
         self.options = onnxruntime.SessionOptions()
         if kernels:
             self.options.register_custom_ops_library(kernels)
         self.sessions = {}
 
     def run(self, graph, *inputs):
-        """The outputs of a graph, for inputs in the order of the table in README.md."""
-        about = self.graphs[graph]
+        """Run a graph; `inputs` are in the order of the table in README.md."""
+        entry = self.graphs[graph]
         if graph not in self.sessions:
             self.sessions[graph] = onnxruntime.InferenceSession(
-                str(self.folder / about["file"]), self.options, providers=["CPUExecutionProvider"]
+                str(self.folder / entry["file"]), self.options, providers=["CPUExecutionProvider"]
             )
-        names = [each["name"] for each in about["inputs"]]
+        names = [each["name"] for each in entry["inputs"]]
         return self.sessions[graph].run(None, dict(zip(names, inputs, strict=True)))
 
     def optional(self, name):
@@ -56,13 +56,13 @@ class Bundle:
     def token(self, text):
         return self.tokenizer.token_to_id(text)
 
-    def fold(self, text):
-        """Text as the model was trained to read it, without the tokenizer's own signs."""
-        if self.words.get("fold_text"):
+    def normalize(self, text):
+        """Text as the model was trained to read it. Special tokens are rejected."""
+        if self.texts.get("fold_text"):
             text = " ".join(text.lower().split()).rstrip(". ") or text
-        for sign in self.tokenizer.get_added_tokens_decoder().values():
-            if sign.content in text:
-                raise SystemExit(f"leave '{sign.content}' out: it is a sign of the model's own")
+        for special in self.tokenizer.get_added_tokens_decoder().values():
+            if special.content in text:
+                raise SystemExit(f"leave '{special.content}' out: it is a special token of the model")
         return text
 
     def embed(self, text_or_ids):
@@ -71,11 +71,11 @@ class Bundle:
         return self.run("embed_tokens", np.array([text_or_ids], np.int64))[0]
 
     def pixels(self, path):
-        """Upright, on white, scaled to fit and centred; then to the range that the encoder was trained on."""
+        """float32 [1, 3, side, side]: upright, on white, scaled to fit, centred and normalised."""
         side = self.config["vision"]["image_size"]
         image = ImageOps.exif_transpose(Image.open(path))
         if image.mode[0] in "IF":
-            raise SystemExit(f"{path} has more than 8 bits a channel; save it with 8")
+            raise SystemExit(f"{path} has more than 8 bits a channel; save it with 8 bits")
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
         factor = max(1, max(image.size) // (2 * side))  # whole pixels are averaged first
@@ -86,15 +86,15 @@ class Bundle:
             small = small.resize(size, Image.Resampling.BICUBIC, box)
         square = Image.new("RGB", (side, side), "white")
         square.paste(small, ((side - small.width) // 2, (side - small.height) // 2))
-        values = np.asarray(square, np.float32) * np.float32(self.shown.get("rescale_factor", 1 / 255))
-        values = (values - np.float32(self.shown["image_mean"])) / np.float32(self.shown["image_std"])
-        return np.ascontiguousarray(values.transpose(2, 0, 1)[None])
+        values = np.asarray(square, np.float32) * np.float32(self.pixel_config.get("rescale_factor", 1 / 255))
+        mean, deviation = (np.float32(self.pixel_config[name]) for name in ("image_mean", "image_std"))
+        return np.ascontiguousarray(((values - mean) / deviation).transpose(2, 0, 1)[None])
 
     def prompt(self, question, picture=None):
-        """Embeddings [1, S, H] of a question, with the picture's in front where the template has them."""
-        mark = self.words["image_token"]
+        """Embeddings [1, S, H] of a question, with the picture's features in place of the image tokens."""
+        mark = self.texts["image_token"]
         marks = mark * self.config["prefix_tokens"] if picture else ""
-        text = self.words["template"].replace(mark, marks).replace("{prompt}", self.fold(question))
+        text = self.texts["template"].replace(mark, marks).replace("{prompt}", self.normalize(question))
         ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         embeds = self.embed(ids)
         if picture:
@@ -103,28 +103,28 @@ class Bundle:
         return embeds
 
     def encode(self, embeds):
-        """(code [1, C], key [1, K])"""
+        """(latent [1, C], key [1, K]) of a prompt."""
         return self.run("memory_encode", embeds, np.ones(embeds.shape[:2], np.int64))
 
     def answer(self, question, picture=None, memory=None):
-        """(text, probability that the memory answers it); greedy."""
+        """(text, probability that the memory holds the answer); decoding is greedy."""
         text = self.config["text"]
         embeds, scope = self.prompt(question, picture), 0.0
-        self.check_length(embeds.shape[1] + self.longest)
+        self.check_length(embeds.shape[1] + self.max_new_tokens)
         slot_shape = (1, text["num_key_value_heads"], 1, text["head_dim"])
         past = [np.zeros(slot_shape, np.float32)] * (2 * text["num_hidden_layers"])
         if memory:
-            code, key = self.encode(embeds)
-            _, (scope,), _, *past = self.run("memory_read", key, code, *memory)
-        # Column 0 is the memory's slot: seen where the memory is about this question.
-        sees = bool(memory) and scope >= self.config["memory"]["scope_threshold"]
-        mask = np.array([[sees] + [1] * embeds.shape[1]], np.int64)
+            latent, key = self.encode(embeds)
+            _, (scope,), _, *past = self.run("memory_read", key, latent, *memory)
+        # Column 0 is the memory slot, visible only if the memory is in scope for this question.
+        slot_visible = bool(memory) and scope >= self.config["memory"]["scope_threshold"]
+        mask = np.array([[slot_visible] + [1] * embeds.shape[1]], np.int64)
         positions, last = np.arange(1, mask.shape[1])[None], np.array(1)
         ids = []
-        while len(ids) < self.longest:
+        while len(ids) < self.max_new_tokens:
             logits, *past = self.run("decoder_model_merged", embeds, mask, positions, last, *past)
             token = int(logits[0, -1].argmax())
-            if token in self.ends:
+            if token in self.stop_ids:
                 break
             ids.append(token)
             embeds, positions = self.embed([token]), positions[:, -1:] + 1
@@ -134,72 +134,72 @@ class Bundle:
     def check_length(self, positions):
         most = self.config["text"]["max_position_embeddings"] - 1
         if positions > most:
-            raise SystemExit(f"{positions} positions are more than the model's {most}; shorten the text")
+            raise SystemExit(f"{positions} positions exceed the model's {most}; shorten the text")
 
     def empty_memory(self):
-        """The prior's mean, from its safetensors file, and the identity."""
+        """(mean, covariance): the prior, read from its safetensors file, and the identity."""
         content = (self.folder / "memory_prior.safetensors").read_bytes()
         start = 8 + int.from_bytes(content[:8], "little")
-        about = json.loads(content[8:start])["memory_prior"]
-        first, end = about["data_offsets"]
-        mean = np.frombuffer(content[start + first : start + end], np.float32).reshape(about["shape"])
+        entry = json.loads(content[8:start])["memory_prior"]
+        first, end = entry["data_offsets"]
+        mean = np.frombuffer(content[start + first : start + end], np.float32).reshape(entry["shape"])
         return mean[None], np.eye(len(mean), dtype=np.float32)[None]
 
     def row(self, question, picture, text):
-        """(key, code) of a fact: the key of its question, the code of question and answer, without the end's sign."""
-        asked = self.prompt(question, picture)
-        turn = np.concatenate([asked, self.embed(self.fold(text))], 1)
+        """(key, latent) of a fact: key of its question; latent of question and answer, without the stop token."""
+        prompt = self.prompt(question, picture)
+        turn = np.concatenate([prompt, self.embed(self.normalize(text))], 1)
         self.check_length(turn.shape[1])
-        code, _ = self.encode(turn)
-        return self.encode(asked)[1], code
+        latent, _ = self.encode(turn)
+        return self.encode(prompt)[1], latent
 
 
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kernels", help="microvlm's native library")
-    parser.add_argument("what", choices=["ask", "tell", "forget"])
+    parser.add_argument("--kernels", help="path of microvlm's native library")
+    parser.add_argument("action", choices=["ask", "tell", "forget"])
     parser.add_argument("picture")
     parser.add_argument("question", nargs="?")
     parser.add_argument("text", nargs="?")
-    given = parser.parse_args()
-    if (given.what != "ask" and not given.question) or (given.what == "tell" and not given.text):
+    args = parser.parse_args()
+    if (args.action != "ask" and not args.question) or (args.action == "tell" and not args.text):
         parser.error("tell needs a question and a text, forget a question")
-    bundle = Bundle(Path(__file__).parent, given.kernels)
-    question = given.question or bundle.words["caption_prompt"]
+    bundle = Bundle(Path(__file__).parent, args.kernels)
+    question = args.question or bundle.texts["caption_prompt"]
     file = Path("facts.npz")
     facts = {}
     if file.exists():
         with np.load(file) as saved:
             facts = dict(saved)
     memory = (facts["mean"], facts["covariance"]) if facts else bundle.empty_memory()
-    if given.what == "ask":
-        answer, scope = bundle.answer(question, given.picture, memory if facts else None)
+    if args.action == "ask":
+        answer, scope = bundle.answer(question, args.picture, memory if facts else None)
         print(f"{answer}\n(scope {scope:.4f})" if facts else answer)
         return
-    # A state takes as many rows as it has slots. To be forgotten, a row's own key and code are needed.
-    name = f"{bundle.fold(question)}|{Path(given.picture).resolve().as_posix()}"
-    if given.what == "tell":
+    # A state holds as many rows as it has slots. Forgetting a row needs its own key and latent.
+    name = f"{bundle.normalize(question)}|{Path(args.picture).resolve().as_posix()}"
+    if args.action == "tell":
         if f"key {name}" in facts:
-            parser.error("something was told under that question and picture; forget it first")
+            parser.error("a fact is stored under that question and picture; forget it first")
         if sum(each.startswith("key ") for each in facts) == len(memory[1][0]):
-            parser.error("the memory is full; forget something first")
-        key, code = bundle.row(question, given.picture, given.text)
-        facts |= {f"key {name}": key, f"code {name}": code}
+            parser.error("the memory is full; forget a fact first")
+        key, latent = bundle.row(question, args.picture, args.text)
+        facts |= {f"key {name}": key, f"code {name}": latent}
     elif f"key {name}" not in facts:
-        parser.error("nothing was told under that question and picture")
+        parser.error("no fact is stored under that question and picture")
     else:
-        key, code = facts.pop(f"key {name}"), facts.pop(f"code {name}")
-    graph = {"tell": "memory_write", "forget": "memory_forget"}[given.what]
-    facts["mean"], facts["covariance"] = bundle.run(graph, key, code, *memory)
-    aside = file.with_name("." + file.name)
-    np.savez(aside, **facts)
-    os.replace(aside, file)
+        key, latent = facts.pop(f"key {name}"), facts.pop(f"code {name}")
+    graph = {"tell": "memory_write", "forget": "memory_forget"}[args.action]
+    facts["mean"], facts["covariance"] = bundle.run(graph, key, latent, *memory)
+    temporary = file.with_name("." + file.name)
+    np.savez(temporary, **facts)
+    os.replace(temporary, file)
 
 
 if __name__ == "__main__":
     try:
         main()
-    except OSError as error:  # a picture that is none, a folder that can't be written
+    except OSError as error:  # an unreadable picture, or a folder that cannot be written
         raise SystemExit(str(error)) from None

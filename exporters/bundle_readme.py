@@ -1,4 +1,4 @@
-"""Write a bundle's README.md and example.py, for people who run its graphs without this package."""
+"""Write a bundle's README.md and example.py, which show how to run its graphs without this package."""
 
 from __future__ import annotations
 
@@ -18,15 +18,17 @@ from microvlm.inputs.tokenizer_tables import TABLES
 
 README, EXAMPLE = "README.md", "example.py"
 _WITH_TOKENIZER = (
-    "`microvlm caption PICTURE --model FOLDER` runs this folder, and so does [example.py](example.py), which is all of "
-    "this page as a program with numpy, Pillow and tokenizers: it answers, writes a fact, reads it and forgets it."
+    "`microvlm caption PICTURE --model FOLDER` runs this folder. So does [example.py](example.py), which implements "
+    "this page with numpy, Pillow and tokenizers: it answers questions, and writes, reads and forgets facts."
 )
-_WITHOUT_TOKENIZER = "It has no tokenizer, for its checkpoint had none: graphs alone."
+_WITHOUT_TOKENIZER = (
+    "This bundle has no tokenizer, because its checkpoint had none; it holds the graphs alone."
+)
 _FOLDED = (
-    "Questions and facts are first put in lower case, with single blanks and without full stops at the end: the model "
-    "was trained on nothing else."
+    "Convert questions and facts to lower case first, with single blanks and without full stops at the end: the model "
+    "was trained on such text only."
 )
-_VERBATIM = "Questions and facts are taken as they are."
+_VERBATIM = "Questions and facts are used unchanged."
 
 
 def write_readme(folder: Path, config: MicroVLMConfig, weights: WeightFormat) -> None:
@@ -50,10 +52,10 @@ def _page(folder: Path, config: MicroVLMConfig, weights: WeightFormat, has_token
     return f"""\
 # {config.name} as ONNX graphs, {weights.bits:g} bit
 
-{usage} ONNX Runtime {MINIMUM_ONNXRUNTIME} or newer runs it without the microvlm package, in
-any language: operators of the domain `{DOMAIN}` are functions inside the graphs.
+{usage} ONNX Runtime {MINIMUM_ONNXRUNTIME} or newer runs the graphs without the microvlm package,
+in any language: the operators of the domain `{DOMAIN}` are defined as functions inside the graphs.
 
-| file | |
+| file | content |
 |---|---|
 {_files(folder, config)}
 
@@ -63,69 +65,76 @@ any language: operators of the domain `{DOMAIN}` are functions inside the graphs
 
 LAYER is 0 to {text.num_hidden_layers - 1}.
 
-**A picture** is turned upright, laid on white, scaled to fit {side} x {side} (never stretched) and centred on white.
-Scaling is Pillow's bicubic, which averages over what it leaves out (a = -.5), after whole pixels were averaged in
-squares of max(1, longer side // {2 * side}). Then, in float32 and channels first, x * {rescale}, minus the mean
-({mean}), divided by the deviation ({std}). The package has a JPEG decoded at half, a quarter or an eighth where that
-is still twice the side, and turns last: a level or two of 255 in such pictures.
+**Picture.** Rotate the picture upright, lay it on white, scale it to fit {side} x {side} without stretching, and centre
+it on white. To scale, first average squares of f x f whole pixels, f = max(1, longer side // {2 * side}); then resize
+with Pillow's bicubic filter (a = -.5, widened when it reduces). Convert to float32, channels first, and normalise:
+(x * {rescale} - mean) / deviation, with the mean ({mean}) and the deviation ({std}). The microvlm package
+decodes a JPEG at 1/2, 1/4 or 1/8 of its size where that is still twice the side, and rotates last; its pixels then
+differ by one or two levels of 255.
 
-**A prompt** is `{_shown(prompt.template)}`{line_feeds}, with `{mark}` {config.prefix_tokens} times for a picture and
-not at all without one; no other special token is added, nothing is cut. {_FOLDED if prompt.fold_text else _VERBATIM}
-In `inputs_embeds` the rows of `{mark}` are replaced by `image_features`. In a batch, rows are padded on the left.
+**Prompt.** The text is `{_escape_line_feeds(prompt.template)}`{line_feeds}, with `{mark}` {config.prefix_tokens} times
+for a picture and without it otherwise. Add no other special token and truncate nothing.
+{_FOLDED if prompt.fold_text else _VERBATIM}
+Replace the rows of `{mark}` in `inputs_embeds` by `image_features`. Pad the rows of a batch on the left.
 
-**An answer** comes from `decoder_model_merged`, first with the whole prompt, then token by token. Position 0 is the
-memory's slot and always there: text begins at position 1, `past_key_values` are `memory_kv` of `memory_read` or zeros
-(length 1), and `attention_mask` has a column in front for it, 1 where `memory_scope` is at least
-{memory.scope_threshold:g} and 0 otherwise or without a memory. In a padded row positions count its own tokens.
-`num_logits_to_keep` 1 gives the last token's logits. It ends with `{prompt.eos_token}`, or with an `eos_token_id` of
-generation_config.json; {text.max_position_embeddings} positions is the most.
+**Answer.** Run `decoder_model_merged` on the whole prompt, then once for each new token. Position 0 always is the
+memory slot, and the text begins at position 1: `past_key_values` start with length 1, as `memory_kv` from
+`memory_read`, or zeros without a memory. `attention_mask` has a first column for the slot, which is 1 where
+`memory_scope` is at least {memory.scope_threshold:g} and 0 otherwise or without a memory. The positions of a padded row
+count its own tokens only. `num_logits_to_keep` = 1 returns the last token's logits. The answer ends with
+`{prompt.eos_token}` or an `eos_token_id` of generation_config.json. The model has at most
+{text.max_position_embeddings} positions.
 
-**The memory** is a mean [{memory.slots}, {memory.code_size}] and a covariance [{memory.slots}, {memory.slots}]; of an
-empty one they are the prior and the identity. `memory_encode` of a prompt gives its code and its key. *Read* with
-both, then answer with the slot. *Write* with the key of the question's prompt and the code of prompt and answer in
-one row: the answer's own tokens behind the prompt's, without `{prompt.eos_token}`. *Forget* with that very key and
-code, so keep them. A state takes {memory.slots} rows; for more, open another, and read the one where w U w' / w w' is
-least (w: the key, U: the covariance). The noise of an observation, {memory.observation_variance:g}, is inside the
-graphs.
+**Memory.** The state is a mean [{memory.slots}, {memory.code_size}] and a covariance [{memory.slots}, {memory.slots}];
+an empty memory has the prior as its mean and the identity as its covariance. `memory_encode` returns a prompt's latent
+(`memory_code`) and its key.
 
-**Faster, the same bits:** register the native library of the microvlm package for your processor
-(`SessionOptions.register_custom_ops_library`; the path is `microvlm.backends.native.library_path()`). It needs the
-C++ runtime and nothing else.
+- *Read* with the latent and the key of the question's prompt, then answer with the slot.
+- *Write* with the key of the question's prompt, and the latent of prompt and answer as one sequence: the answer's
+  tokens follow the prompt's, without `{prompt.eos_token}`.
+- *Forget* with exactly the key and latent that were written, so keep them.
+
+A state holds {memory.slots} rows. For more facts use several states, and read the one with the smallest w U w' / w w'
+(w: the key, U: the covariance). The graphs include the observation noise, {memory.observation_variance:g}.
+
+**Speed.** The native library of the microvlm package for your processor computes the same bits faster: pass its path,
+`microvlm.backends.native.library_path()`, to `SessionOptions.register_custom_ops_library`. It needs only the C++
+runtime.
 """
 
 
 def _pixel_numbers(folder: Path, config: MicroVLMConfig) -> tuple[str, str, str]:
-    """(mean, deviation, rescale factor) as text: of preprocessor_config.json where it has them, as in the processor."""
+    """(mean, deviation, rescale factor) as text, from preprocessor_config.json if it has them, as in the processor."""
     path = folder / PREPROCESSOR
     document = json.loads(path.read_text()) if path.is_file() else {}
     mean = document.get("image_mean", config.vision.image_mean)
     std = document.get("image_std", config.vision.image_std)
     factor = document.get("rescale_factor", 1 / 255)
-    shown = "(1 / 255)" if factor == 1 / 255 else f"{factor:.9g}"
-    return ", ".join(f"{each:g}" for each in mean), ", ".join(f"{each:g}" for each in std), shown
+    factor_text = "(1 / 255)" if factor == 1 / 255 else f"{factor:.9g}"
+    return ", ".join(f"{each:g}" for each in mean), ", ".join(f"{each:g}" for each in std), factor_text
 
 
 def _files(folder: Path, config: MicroVLMConfig) -> str:
     rows = (
-        ("onnx", "`onnx/*.onnx`, `*.data`", "the graphs below, and their weights, which stay mapped"),
-        ("config.json", "`config.json`", "sizes, template, threshold"),
+        ("onnx", "`onnx/*.onnx`, `*.data`", "the graphs below and their weights (memory-mapped)"),
+        ("config.json", "`config.json`", "model sizes, prompt template, scope threshold"),
         (
             MANIFEST,
             f"`{MANIFEST}`",
-            "every graph's inputs and outputs; every file's sha256, but this page's and the program's",
+            "inputs and outputs of every graph; sha256 of every file except this page and example.py",
         ),
-        (TOKENIZER, "`tokenizer*.json`", "the tokenizer, for the library `tokenizers`"),
-        (TABLES, f"`{TABLES}`", "the same for microvlm on a device; not needed otherwise"),
-        (GENERATION, f"`{GENERATION}`", "what ends an answer, and its longest"),
+        (TOKENIZER, "`tokenizer*.json`", "the tokenizer, in the format of the library `tokenizers`"),
+        (TABLES, f"`{TABLES}`", "the same tokenizer as mapped tables, used by microvlm only"),
+        (GENERATION, f"`{GENERATION}`", "stop tokens, and the largest number of tokens of an answer"),
         (
             PREPROCESSOR,
             f"`{PREPROCESSOR}`",
-            "numbers of a picture; that it is fitted, its `size` does not say",
+            "mean, deviation and scale of pixels; its `size` does not say that pictures are fitted",
         ),
         (
             "memory_prior.safetensors",
             "`memory_prior.safetensors`",
-            f"`memory_prior` float32 [{config.memory.slots}, {config.memory.code_size}]: the empty memory's mean",
+            f"`memory_prior` float32 [{config.memory.slots}, {config.memory.code_size}]: mean of the empty memory",
         ),
     )
     return "\n".join(f"| {name} | {words} |" for file, name, words in rows if (folder / file).exists())
@@ -140,7 +149,7 @@ def _graphs(config: MicroVLMConfig) -> str:
 
 def _tensors(specs: tuple[TensorSpec, ...]) -> str:
     """Markdown such as `memory_code` [batch, 192]; the layers' keys and values appear once, with LAYER in the name."""
-    shown = []
+    tensors = []
     for spec in specs:
         prefix, _, rest = spec.name.partition(".")
         if rest and rest != "0.key":
@@ -148,9 +157,9 @@ def _tensors(specs: tuple[TensorSpec, ...]) -> str:
         name = f"{prefix}.LAYER.key`, `.value" if rest else spec.name
         shape = ", ".join(map(str, spec.shape))
         dtype = "" if spec.dtype == "float32" else f" {spec.dtype}"
-        shown.append(f"`{name}`{dtype} [{shape}]")
-    return "; ".join(shown)
+        tensors.append(f"`{name}`{dtype} [{shape}]")
+    return "; ".join(tensors)
 
 
-def _shown(template: str) -> str:
+def _escape_line_feeds(template: str) -> str:
     return template.replace("\n", "\\n")

@@ -94,9 +94,9 @@ def export(
         report.notes += _remarks(model, weights)
         smaller = shrink(directory, model.config, vocabulary) if vocabulary is not None else None
         if smaller:
-            keep_rows(model, smaller.kept)
+            keep_rows(model, smaller.old_ids)
             report.notes.append(
-                f"The vocabulary was cut to {len(smaller.kept)} of {smaller.old_size} tokens."
+                f"The vocabulary was cut to {len(smaller.old_ids)} of {smaller.old_size} tokens."
             )
         lowered = lower(model, weights)
         del model
@@ -136,12 +136,12 @@ def _write_graphs(lowered: MicroVLM, folder: Path, report: ExportReport, threads
     onnx_folder = folder / "onnx"
     onnx_folder.mkdir()
     store = WeightStore(onnx_folder)
-    written = {"memory_prior"}
+    weights_in_graphs = {"memory_prior"}
     for spec in contract.graphs(lowered.config):
         began = time.perf_counter()
         set_traced(lowered, True)
         proto = save_graph(trace(lowered, spec), spec.name, store)
-        written |= {tensor.name for tensor in proto.graph.initializer}
+        weights_in_graphs |= {tensor.name for tensor in proto.graph.initializer}
         ops = Counter(node.op_type for node in proto.graph.node)
         report.ternary_nodes += sum(ops[op.name] for op in OPS.values() if op.is_ternary)
         seconds = time.perf_counter() - began
@@ -152,8 +152,10 @@ def _write_graphs(lowered: MicroVLM, folder: Path, report: ExportReport, threads
             report.notes.append(remark)
             log(remark)
     # A backend rebuilds the model from the graphs' weights, so each weight must be in a graph under its own name.
-    if written != set(lowered.state_dict()):
-        raise RuntimeError(f"weights and graphs differ in {sorted(written ^ set(lowered.state_dict()))[:5]}")
+    if weights_in_graphs != set(lowered.state_dict()):
+        raise RuntimeError(
+            f"weights and graphs differ in {sorted(weights_in_graphs ^ set(lowered.state_dict()))[:5]}"
+        )
 
 
 def _copy_processor(

@@ -114,7 +114,7 @@ def replay(
     """
     with listening(model, Replayer(recording, differences)):
         outputs = _run_eager(model, spec, inputs)
-    if recording.left:
+    if recording.unused_calls:
         layer = next(layer for layer, calls in recording.layers.items() if calls)
         raise Diverged(f"{layer} was called more often in the recorded run")
     return outputs

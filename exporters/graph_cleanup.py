@@ -49,7 +49,7 @@ def _reads(node: onnx_ir.Node, weights: set[str]) -> bool:
 
 def _spell_constants_as_nodes(graph: onnx_ir.Graph, weights: set[str]) -> None:
     """One Constant node for each distinct value that is not a weight, before the first node."""
-    seen: dict[tuple, onnx_ir.Value] = {}
+    constants_by_value: dict[tuple, onnx_ir.Value] = {}
     names = [name for name in graph.initializers if name not in weights]
     constants = [graph.initializers[name] for name in names]
     nodes = [node for node in graph if node.op_type == "Constant" and node.domain == ""]
@@ -57,13 +57,13 @@ def _spell_constants_as_nodes(graph: onnx_ir.Graph, weights: set[str]) -> None:
         tensor = onnx_ir.convenience.get_const_tensor(old)
         assert tensor is not None
         key = (tensor.dtype, tuple(tensor.shape), tensor.tobytes())
-        if key not in seen:
+        if key not in constants_by_value:
             copy = onnx_ir.Tensor(tensor.numpy(), dtype=tensor.dtype)
             node = onnx_ir.node("Constant", [], {"value": copy})
-            node.outputs[0].name = f"constant_{len(seen)}"
+            node.outputs[0].name = f"constant_{len(constants_by_value)}"
             graph.insert_before(graph[0], node)
-            seen[key] = node.outputs[0]
-        old.replace_all_uses_with(seen[key], replace_graph_outputs=True)
+            constants_by_value[key] = node.outputs[0]
+        old.replace_all_uses_with(constants_by_value[key], replace_graph_outputs=True)
     for name in names:
         del graph.initializers[name]
 

@@ -191,8 +191,9 @@ def _check(value: onnx_ir.Value, tensor: TensorSpec, graph: str) -> None:
         )
     traced = None if value.shape is None else list(value.shape)
     fits = traced is not None and len(traced) == len(tensor.shape)
-    for got, wanted in zip(traced or [], tensor.shape, strict=False):
-        fits = fits and (got == wanted if isinstance(wanted, int) else not isinstance(got, int))
+    for traced_size, contract_size in zip(traced or [], tensor.shape, strict=False):
+        is_equal = traced_size == contract_size
+        fits = fits and (is_equal if isinstance(contract_size, int) else not isinstance(traced_size, int))
     if not fits:
         raise RuntimeError(f"{graph}: {tensor.name} was traced as {traced}, the contract says {tensor.shape}")
 

@@ -163,10 +163,12 @@ def _os_errors_about(path: str | Path) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        named = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes | Path) else None
-        if named and (
-            named in (Path(path), Path(os.path.realpath(path)))
-            or any(_TEMPORARY_NAME.fullmatch(part) for part in named.parts)
+        reported_path = (
+            Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes | Path) else None
+        )
+        if reported_path and (
+            reported_path in (Path(path), Path(os.path.realpath(path)))
+            or any(_TEMPORARY_NAME.fullmatch(part) for part in reported_path.parts)
         ):
             error.filename = None
         raise UserError(f"{path} cannot be written: {describe_os_error(error)}") from error
@@ -271,21 +273,21 @@ def _publish(folder: Path, target: Path, replace: Callable[[Path], bool] | None,
 def _keep_others(old: Path, new: Path) -> None:
     """Put hard links into `new`, or copies where the file system has none, of the files of `old` that `new` lacks."""
     for name in sorted(os.listdir(old)):
-        source, kept = old / name, new / name
+        source, copy = old / name, new / name
         if source.is_dir() and not source.is_symlink():
-            if not os.path.lexists(kept):
-                kept.mkdir()
-                shutil.copystat(source, kept)
-            if kept.is_dir():
-                _keep_others(source, kept)
-        elif not os.path.lexists(kept):
+            if not os.path.lexists(copy):
+                copy.mkdir()
+                shutil.copystat(source, copy)
+            if copy.is_dir():
+                _keep_others(source, copy)
+        elif not os.path.lexists(copy):
             try:
-                os.link(source, kept, follow_symlinks=False)
+                os.link(source, copy, follow_symlinks=False)
             except OSError:
-                shutil.copy2(source, kept, follow_symlinks=False)
+                shutil.copy2(source, copy, follow_symlinks=False)
 
 
-def _exchange(one: Path, other: Path) -> bool:
+def _exchange(path: Path, other_path: Path) -> bool:
     """Exchange two names in one step. False where that is refused; two renames then work, or say why not."""
     if sys.platform != "linux":
         return False
@@ -294,7 +296,7 @@ def _exchange(one: Path, other: Path) -> bool:
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
     if renameat2 is None:
         return False
-    return renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0
+    return renameat2(_AT_FDCWD, os.fsencode(path), _AT_FDCWD, os.fsencode(other_path), _RENAME_EXCHANGE) == 0
 
 
 def _swap(folder: Path, target: Path) -> None:

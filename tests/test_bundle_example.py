@@ -72,7 +72,7 @@ def test_a_fact_is_told_asked_for_and_forgotten_with_the_packages_bits(example, 
     facts.forget(0)
     state = np.load(tmp_path / "facts.npz")
     assert np.array_equal(state["mean"], facts.memory.states[0].mean)
-    assert "nothing was told" in example("forget", picture, "whose is this?").stderr
+    assert "no fact is stored" in example("forget", picture, "whose is this?").stderr
 
 
 def test_without_a_memory_it_says_what_the_package_says(example, picture, speaking_bundle):
@@ -94,7 +94,7 @@ def test_a_mistake_is_a_sentence_and_leaves_nothing(example, picture, tmp_path):
         (("tell", picture), "tell needs a question and a text"),
         (("tell", picture, "whose?"), "tell needs a question and a text"),
         (("forget", picture), "forget a question"),
-        (("forget", picture, "whose?"), "nothing was told"),
+        (("forget", picture, "whose?"), "no fact is stored"),
         (("sing", picture), "invalid choice"),
         (("ask", picture, "whose <image>?"), "leave '<image>' out"),
         (("tell", picture, "whose?", "anna <|end|>"), "leave '<|end|>' out"),
@@ -113,9 +113,9 @@ def test_it_reads_pictures_and_text_as_the_package_does(speaking_bundle, picture
     bundle, processor = Bundle(speaking_bundle), facts.processor
     assert np.array_equal(bundle.pixels(picture)[0], processor.pixels(picture))
     text = "  Whose  is THIS? ..."
-    assert bundle.fold(text) == processor.normalize_text(text) == text
-    bundle.words = {**bundle.words, "fold_text": True}
-    assert bundle.fold(text) == "whose is this?"
+    assert bundle.normalize(text) == processor.normalize_text(text) == text
+    bundle.texts = {**bundle.texts, "fold_text": True}
+    assert bundle.normalize(text) == "whose is this?"
 
 
 def test_the_page_names_every_tensor_and_its_sizes(speaking_bundle, facts):
@@ -157,12 +157,12 @@ def test_a_page_has_the_numbers_that_the_processor_takes(speaking_bundle, tmp_pa
     path.write_text(json.dumps({**json.loads(path.read_text()), "image_mean": [0.25, 0.5, 0.75]}))
     write_readme(tmp_path / "bundle", facts.runtime.config, WeightFormat())
     page = (tmp_path / "bundle" / "README.md").read_text().replace("\n", " ")
-    assert "minus the mean (0.25, 0.5, 0.75)" in page
+    assert "with the mean (0.25, 0.5, 0.75)" in page
     changed_pixels = Processor.from_pretrained(tmp_path / "bundle").pixels(picture)
     assert np.array_equal(Bundle(tmp_path / "bundle").pixels(picture)[0], changed_pixels)
     assert not np.array_equal(changed_pixels, facts.processor.pixels(picture))
     (tmp_path / "bundle" / "generation_config.json").unlink()
-    assert Bundle(tmp_path / "bundle").ends == {facts.processor.eos_id}
+    assert Bundle(tmp_path / "bundle").stop_ids == {facts.processor.eos_id}
 
 
 def test_jpegs_and_turned_pictures_are_levels_off_and_more_than_eight_bits_are_refused(

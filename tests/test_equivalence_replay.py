@@ -101,7 +101,7 @@ def test_onnx_runtime_recorded_and_torch_replayed_agree_too(speaking_bundle: Pat
         expected = reference.encode_image(pixels)
     with candidate.listening(Replayer(recording, differences)):
         actual = candidate.encode_image(pixels)
-    assert recording.left == 0
+    assert recording.unused_calls == 0
     assert differences.sums > 0
     assert differences.sums_differing == 0
     assert np.abs(actual - expected).max() < 1e-4
@@ -256,7 +256,7 @@ def test_dense_trits_are_opened_up_too(ternary_model: MicroVLM, tmp_path: Path) 
 
     feeds = {"inputs_embeds": embeds, "attention_mask": mask}
     outputs = probed.run(run, feeds, Replayer(recording, differences))
-    assert recording.left == 0
+    assert recording.unused_calls == 0
     assert differences.sums > 0
     assert differences.sums_differing == 0
     assert differences.activations_differing <= 1

@@ -140,7 +140,7 @@ def test_a_replay_that_asks_for_more_than_was_recorded_diverges() -> None:
     call = RecordedCall(np.zeros((1, 4), np.int8), np.zeros((1, 2), np.float32))
     recording.add("layer", call)
     assert recording.take("layer", (1, 4)) == call
-    assert recording.left == 0
+    assert recording.unused_calls == 0
     with pytest.raises(Diverged):
         recording.take("layer", (1, 4))
     recording.add("layer", call)

@@ -316,12 +316,12 @@ def test_the_real_qwen_tokenizer_cut_to_50_000_keeps_its_tokens(qwen_json, tmp_p
 
     (tmp_path / "tokenizer.json").write_bytes(qwen_json)
     smaller = shrink(tmp_path, preset("full"), 50_000)
-    assert len(smaller.kept) == 50_000
+    assert len(smaller.old_ids) == 50_000
     whole, cut = (
         Tokenizer.from_str(qwen_json.decode()),
         Tokenizer.from_str(smaller.documents["tokenizer.json"]),
     )
-    kept_tokens, same = set(smaller.kept), 0
+    kept_tokens, same = set(smaller.old_ids), 0
     prose = [
         line for path in Path(__file__).parent.parent.glob("*.md") for line in path.read_text().splitlines()
     ]
@@ -329,7 +329,7 @@ def test_the_real_qwen_tokenizer_cut_to_50_000_keeps_its_tokens(qwen_json, tmp_p
         old, new = whole.encode(text), cut.encode(text)
         if kept_tokens.issuperset(old.ids):
             assert new.tokens == old.tokens
-            assert [smaller.kept[number] for number in new.ids] == old.ids
+            assert [smaller.old_ids[number] for number in new.ids] == old.ids
             same += 1
     assert same > 400
     (tmp_path / "cut").mkdir()

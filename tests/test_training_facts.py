@@ -70,7 +70,7 @@ def test_a_batch_of_facts_has_two_views_of_one_drawing_and_a_fact_in_every_memor
         assert batch.views.shape == (2 * len(batch.pictured), 3, 96, 96)
         assert not torch.equal(batch.views[0], batch.views[len(batch.pictured)])
         for group in range(batch.group.max() + 1):
-            assert batch.written[batch.group == group].any()
+            assert batch.is_written[batch.group == group].any()
 
 
 def test_a_large_batch_is_several_sets_whose_facts_share_no_memory(drawn_build):
@@ -84,8 +84,8 @@ def test_a_large_batch_is_several_sets_whose_facts_share_no_memory(drawn_build):
     assert both.pictured == first.pictured + second.pictured
     assert both.text_only == first.text_only + second.text_only
     split, later, groups = len(first.pictured), len(second.pictured), first.group.max() + 1
-    first_arrays, second_arrays = (first.group, first.written), (second.group + groups, second.written)
-    for whole, before, behind in zip((both.group, both.written), first_arrays, second_arrays, strict=True):
+    first_arrays, second_arrays = (first.group, first.is_written), (second.group + groups, second.is_written)
+    for whole, before, behind in zip((both.group, both.is_written), first_arrays, second_arrays, strict=True):
         parts = before[:split], behind[:later], before[split:], behind[later:]
         assert (whole == np.concatenate(parts)).all()
 
@@ -97,7 +97,7 @@ def test_another_memory_lacks_a_question_unless_it_holds_the_same_one():
     other, absent = other_memory(batch)
     assert other.tolist() == [1, 1, 0]
     assert absent.tolist() == [False, True, False]
-    assert other_memory(batch._replace(written=np.array([True, True, False])))[1].tolist() == [
+    assert other_memory(batch._replace(is_written=np.array([True, True, False])))[1].tolist() == [
         True,
         True,
         False,
@@ -200,10 +200,10 @@ def test_the_heads_name_the_value_of_a_read_and_tell_drawings_apart(drawn_build)
         10 * torch.nn.functional.normalize(head.weight[rows], dim=1).detach()
         for head in (heads.answer, heads.read_out)
     )
-    loss, share = heads.named(before, after, values)
+    loss, share = heads.naming_loss(before, after, values)
     assert share == 1
     assert loss < 2
-    unlike, rolled_share = heads.named(before, after.roll(1, 0), values)
+    unlike, rolled_share = heads.naming_loss(before, after.roll(1, 0), values)
     assert rolled_share == 0
     assert unlike > loss
     emoji = load_emoji(drawn_build[0])

@@ -140,14 +140,14 @@ def test_facts_without_pictures_are_the_facts_of_a_batch_with_them(emoji):
     bare = sampler.sample_facts(np.random.default_rng(3))
     assert bare.facts == whole.facts
     assert np.array_equal(bare.group, whole.group)
-    assert np.array_equal(bare.written, whole.written)
+    assert np.array_equal(bare.is_written, whole.is_written)
     assert len(whole.views) == 2 * len(whole.pictured)
 
 
 def test_only_written_facts_are_answered_and_only_the_memory_parts_learn(task):
     rng = np.random.default_rng(0)
     facts = task.fact_sampler.sample_facts(rng)
-    assert not facts.written.all()
+    assert not facts.is_written.all()
     prefixes = task.cache.views(np.array([fact.object for fact in facts.pictured]), rng)
     answered: list[int] = []
 
@@ -158,7 +158,7 @@ def test_only_written_facts_are_answered_and_only_the_memory_parts_learn(task):
 
     heads = task.module.facts
     losses = fact_losses(task.model, heads, facts, prefixes, task.rows, cross_entropy, teach_unknown=False)
-    assert sum(answered) == facts.written.sum()
+    assert sum(answered) == facts.is_written.sum()
     assert losses.metrics["facts"] == pytest.approx(1.0)
     reached = [parameter for _, parameter in task.model.named_parameters() if parameter.requires_grad]
     frozen = [parameter for _, parameter in task.model.named_parameters() if not parameter.requires_grad]

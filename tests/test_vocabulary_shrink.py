@@ -58,7 +58,7 @@ def logits_of(bundle, row):
 @pytest.mark.export
 def test_kept_rows_give_the_logits_of_the_whole_vocabulary_bit_for_bit(two_bundles, stopping_checkpoint):
     whole, cut = two_bundles
-    kept_tokens = shrink(stopping_checkpoint, MicroVLMConfig.load(stopping_checkpoint), SIZE).kept
+    kept_tokens = shrink(stopping_checkpoint, MicroVLMConfig.load(stopping_checkpoint), SIZE).old_ids
     before, after = Processor.from_pretrained(whole), Processor.from_pretrained(cut)
     merged = [number for number in kept_tokens if 260 <= number < STOP]
     prompt = "0".join(before.decode([number]) for number in merged) + " 猫"
@@ -79,7 +79,7 @@ def test_texts_of_kept_tokens_are_cut_into_the_same_tokens(nano_folder, tmp_path
     smaller = shrink(nano_folder, config, 1000)
     whole = Tokenizer.from_file(str(nano_folder / "tokenizer.json"))
     cut = Tokenizer.from_str(smaller.documents["tokenizer.json"])
-    kept_tokens = set(smaller.kept)
+    kept_tokens = set(smaller.old_ids)
     same = 0
     captions = json.loads((nano_folder / "tokenizer.json").read_text())["model"]["vocab"]
     words = [word.replace("Ġ", " ") for word in captions if word.isascii() or "Ġ" in word]
@@ -90,7 +90,7 @@ def test_texts_of_kept_tokens_are_cut_into_the_same_tokens(nano_folder, tmp_path
         )
         if kept_tokens.issuperset(old.ids):
             assert new.tokens == old.tokens
-            assert [smaller.kept[number] for number in new.ids] == old.ids
+            assert [smaller.old_ids[number] for number in new.ids] == old.ids
             same += 1
     assert 500 < same < len(words) + 500
 
@@ -190,7 +190,7 @@ def test_tokens_that_any_file_speaks_of_are_kept_and_renumbered(speaking_checkpo
     smaller = shrink(folder, MicroVLMConfig.load(folder), 280)
     cut = Tokenizer.from_str(smaller.documents["tokenizer.json"])
     bos, tool = cut.token_to_id("<bos>"), cut.token_to_id("<tool>")
-    assert (smaller.kept[bos], smaller.kept[tool]) == (290, 291)
+    assert (smaller.old_ids[bos], smaller.old_ids[tool]) == (290, 291)
     assert cut.token_to_id("<unspoken>") is None
     assert cut.encode("a").ids[0] == bos
     assert json.loads(smaller.documents["generation_config.json"]) == {

@@ -17,10 +17,10 @@ SCENE_KINDS = {"what": 0.4, "where": 0.36, "how many": 0.14, "which colour": 0.1
 PRECISIONS = ("no", "bf16")
 
 
-def _check_precision(where: str, precision: str) -> None:
+def _check_precision(place: str, precision: str) -> None:
     if precision not in PRECISIONS:
         raise UserError(
-            f"{where}: unknown mixed_precision '{precision}'; use one of {', '.join(PRECISIONS)}."
+            f"{place}: unknown mixed_precision '{precision}'; use one of {', '.join(PRECISIONS)}."
         )
 
 

@@ -191,14 +191,14 @@ def _save_weights(task: Task, folder: Path) -> None:
 
 def _claim(out: Path, first_stage: str, run: dict[str, Any], model: MicroVLMConfig) -> None:
     """Write the run's recipe and its preset's model into the folder, or refuse a folder that belongs to another run."""
-    wanted = json.loads(json.dumps({**run, "preset": model.to_dict()}))
+    description = json.loads(json.dumps({**run, "preset": model.to_dict()}))
     path = out / "recipe.json"
     if path.is_file():
         # Folders of older versions do not record their preset.
-        if {"preset": wanted["preset"]} | json.loads(path.read_text()) != wanted:
+        if {"preset": description["preset"]} | json.loads(path.read_text()) != description:
             raise UserError(f"{out} holds another run ({path}): choose another --output or delete it.")
         return
     if out.exists() and any(out.iterdir()) and not (out / first_stage).exists():
         raise UserError(f"{out} exists and is not a training folder: choose another --output.")
     out.mkdir(parents=True, exist_ok=True)
-    write_file(path, json.dumps(wanted, indent=2) + "\n")
+    write_file(path, json.dumps(description, indent=2) + "\n")

@@ -50,8 +50,8 @@ def build_optimizers(task: Task, stage: StageConfig, device: torch.device) -> li
     muon, adam = [], []
     for group in task.parameter_groups():
         hidden = [p for p in group["params"] if stage.muon_factor > 0 and id(p) in blocks]
-        kept = {id(p) for p in hidden}
-        rest = [p for p in group["params"] if id(p) not in kept]
+        hidden_ids = {id(p) for p in hidden}
+        rest = [p for p in group["params"] if id(p) not in hidden_ids]
         muon += [{"params": hidden, "lr": stage.muon_factor * group["lr"]}] if hidden else []
         adam += [{"params": rest, "lr": group["lr"]}] if rest else []
     optimizers: list[torch.optim.Optimizer] = [
@@ -108,9 +108,9 @@ class StageTrainer:
         # Autocast is entered in `precise`: an Accelerator's own cannot change from one stage of a process to the next.
         self.accelerator = Accelerator(mixed_precision="no")
         self.device = self.accelerator.device
-        built = build_optimizers(task, stage, self.device)
-        self.optimizer_names = [type(optimizer).__name__ for optimizer in built]
-        self.optimizers = [self.accelerator.prepare(optimizer) for optimizer in built]
+        optimizers = build_optimizers(task, stage, self.device)
+        self.optimizer_names = [type(optimizer).__name__ for optimizer in optimizers]
+        self.optimizers = [self.accelerator.prepare(optimizer) for optimizer in optimizers]
         self.schedulers = [
             self.accelerator.prepare(torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(stage)))
             for optimizer in self.optimizers
@@ -160,21 +160,21 @@ class StepLog:
         self.sums: dict[str, Tensor] = {}
         self.began = time.perf_counter()
 
-    def add(self, done: int, metrics: dict[str, Any], rate: Callable[[], float]) -> None:
-        """Add the metrics of step `done`, counted from 1. `rate` gives the learning rate."""
+    def add(self, step: int, metrics: dict[str, Any], rate: Callable[[], float]) -> None:
+        """Add the metrics of step `step`, counted from 1. `rate` gives the learning rate."""
         for key, value in metrics.items():
             self.sums[key] = self.sums.get(key, 0.0) + torch.as_tensor(value).detach()
-        if done % self.every == 0:
-            self._write(done, rate())
+        if step % self.every == 0:
+            self._write(step, rate())
 
-    def _write(self, done: int, rate: float) -> None:
+    def _write(self, step: int, rate: float) -> None:
         seconds = (time.perf_counter() - self.began) / self.every
         row: dict[str, Any] = {key: round(float(value) / self.every, 5) for key, value in self.sums.items()}
-        row |= {"stage": self.stage.name, "step": done, "lr": rate, "step_s": round(seconds, 4)}
+        row |= {"stage": self.stage.name, "step": step, "lr": rate, "step_s": round(seconds, 4)}
         with self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
         values = "  ".join(f"{k} {v:.4g}" for k, v in row.items() if k not in ("stage", "step"))
-        self.log(f"{self.stage.name} {done}/{self.stage.steps}  {values}")
+        self.log(f"{self.stage.name} {step}/{self.stage.steps}  {values}")
         self.sums, self.began = {}, time.perf_counter()
 
 
@@ -203,14 +203,14 @@ def run_stage(
     with trainer.precise():
         task.prepare()
     steps = StepLog(folder / "log.jsonl", stage, recipe.log_every, log)
-    for done, batch in enumerate(trainer.batches(recipe.seed, index, start, workers), start + 1):
+    for step, batch in enumerate(trainer.batches(recipe.seed, index, start, workers), start + 1):
         metrics = trainer.step(batch)
         if accelerator.is_main_process:
-            steps.add(done, metrics, lambda: trainer.schedulers[0].get_last_lr()[0])
-        stopping = stop_after is not None and done - start >= stop_after
-        if done % recipe.save_every == 0 or done == stage.steps or stopping:
-            _save(accelerator, folder, done)
-        if stopping and done < stage.steps:
+            steps.add(step, metrics, lambda: trainer.schedulers[0].get_last_lr()[0])
+        stopping = stop_after is not None and step - start >= stop_after
+        if step % recipe.save_every == 0 or step == stage.steps or stopping:
+            _save(accelerator, folder, step)
+        if stopping and step < stage.steps:
             return False
     return True
 
@@ -220,12 +220,12 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _save(accelerator: Accelerator, folder: Path, done: int) -> None:
+def _save(accelerator: Accelerator, folder: Path, step: int) -> None:
     """Save into the state folder that does not hold the last complete state, then record it; a crash leaves one."""
     name = STATES[_progress(folder).get("state") == STATES[0]]
     accelerator.save_state(str(folder / name))
     if accelerator.is_main_process:
-        write_file(folder / PROGRESS, json.dumps({"state": name, "step": done}))
+        write_file(folder / PROGRESS, json.dumps({"state": name, "step": step}))
 
 
 def _progress(folder: Path) -> dict[str, Any]:

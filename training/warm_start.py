@@ -86,14 +86,14 @@ def draw_latents(weight: Tensor, generator: torch.Generator) -> Tensor:
     sigma = (torch.pi / 2) ** 0.5
     border = torch.special.erf(torch.tensor(0.5 / sigma / 2**0.5)).item()
     uniform = torch.rand(weight.shape, generator=generator, dtype=torch.float64)
-    kept = trits != 0
-    place = torch.where(kept, border + (1 - border) * uniform, border * uniform)
+    is_nonzero = trits != 0
+    place = torch.where(is_nonzero, border + (1 - border) * uniform, border * uniform)
     magnitude = sigma * 2**0.5 * torch.special.erfinv(place.clamp(max=1 - 1e-6))
-    above = (magnitude[kept] - 0.5).clamp(min=MARGIN)
-    below = magnitude[~kept].clamp(max=0.5 - MARGIN)
+    above = (magnitude[is_nonzero] - 0.5).clamp(min=MARGIN)
+    below = magnitude[~is_nonzero].clamp(max=0.5 - MARGIN)
     stretch = (weight.numel() - below.sum() - 0.5 * above.numel()) / above.sum()
     signs = torch.where(torch.rand(below.shape, generator=generator) < 0.5, -1.0, 1.0)
     latent = torch.empty_like(magnitude)
-    latent[kept] = trits[kept] * (0.5 + stretch * above)
-    latent[~kept] = signs * below
+    latent[is_nonzero] = trits[is_nonzero] * (0.5 + stretch * above)
+    latent[~is_nonzero] = signs * below
     return (g * latent).float()

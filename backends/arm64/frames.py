@@ -126,15 +126,15 @@ def read_greeting(stream: IO[bytes]) -> bytes:
 def read_exactly(stream: IO[bytes], count: int) -> bytearray:
     """Read `count` bytes from an unbuffered stream. Raises ConnectionLost where it ends earlier."""
     data = bytearray(count)
-    view, done = memoryview(data), 0
-    while done < count:
+    view, offset = memoryview(data), 0
+    while offset < count:
         try:
-            count_read = stream.readinto(view[done:])  # type: ignore[attr-defined]
+            count_read = stream.readinto(view[offset:])  # type: ignore[attr-defined]
         except (OSError, ValueError):
             count_read = 0
         if not count_read:
             raise ConnectionLost
-        done += count_read
+        offset += count_read
     return data
 
 

@@ -31,7 +31,7 @@ class GraphRun:
     request: dict[str, Any]
     """`graph`, and input and output names where the graph was opened by `open_graph`."""
     inputs: list[Tensor | RunOutput]
-    kept: list[bool]
+    stays_on_device: list[bool]
     """Whether each output stays on the device."""
     owners: set[int] = field(default_factory=set)
     """Indices of outputs that a DeviceArray refers to."""
@@ -100,14 +100,16 @@ class RemoteGraphs:
         self._opened_epoch = 0
         self._next = 1
 
-    def run(self, request: dict[str, Any], inputs: Sequence[Any], kept: Sequence[bool]) -> list[Any]:
+    def run(
+        self, request: dict[str, Any], inputs: Sequence[Any], stays_on_device: Sequence[bool]
+    ) -> list[Any]:
         """Run one graph -> a DeviceArray for each kept output, a numpy array for every other output."""
-        run = GraphRun(request, [_input(value) for value in inputs], list(kept))
+        run = GraphRun(request, [_input(value) for value in inputs], list(stays_on_device))
         shapes, arrays = self._retry(lambda: self._perform(run), run.inputs)
         received = iter(arrays)
         return [
             DeviceArray(self, run, index, shapes[str(run.numbers[index])]) if stays else next(received)
-            for index, stays in enumerate(run.kept)
+            for index, stays in enumerate(run.stays_on_device)
         ]
 
     def open_graph(self, graph: str, model: bytes, folder: str) -> None:
@@ -152,7 +154,7 @@ class RemoteGraphs:
                 lambda: self.link.call({**request, "value": run.numbers[index]}), [output]
             )
             run.fetched[index] = tensors[0]
-            if all(index in run.fetched for index, stays in enumerate(run.kept) if stays):
+            if all(index in run.fetched for index, stays in enumerate(run.stays_on_device) if stays):
                 # The inputs of this run are not needed any more.
                 run.inputs = []
         array = to_array(run.fetched[index])
@@ -230,10 +232,10 @@ class RemoteGraphs:
     def _perform(self, run: GraphRun) -> tuple[dict[str, list[int]], list[np.ndarray]]:
         numbers, tensors = self._arguments(run.inputs)
         run.epoch, run.numbers = self.link.epoch, {}
-        for index, stays in enumerate(run.kept):
+        for index, stays in enumerate(run.stays_on_device):
             if stays:
                 run.numbers[index], self._next = self._next, self._next + 1
-        keep = [run.numbers.get(index) for index in range(len(run.kept))]
+        keep = [run.numbers.get(index) for index in range(len(run.stays_on_device))]
         header, results = self.link.call(
             {"do": "run", "inputs": numbers, "keep": keep, **run.request}, tensors
         )

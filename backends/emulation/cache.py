@@ -85,6 +85,6 @@ def _remove_unused(parent: Path) -> None:
     for kind in PRUNED:
         for path in parent.glob(f"{kind}-*"):
             with contextlib.suppress(OSError):  # another process may be at it too
-                used = [each.stat().st_mtime for each in (path, path / STAMP) if each.exists()]
-                if max(used) < oldest:
+                times_of_use = [each.stat().st_mtime for each in (path, path / STAMP) if each.exists()]
+                if max(times_of_use) < oldest:
                     shutil.rmtree(path, ignore_errors=True)

@@ -19,11 +19,11 @@ class StderrProgress:
     def __init__(self) -> None:
         self._step = ""
 
-    def __call__(self, step: str, done: float) -> None:
+    def __call__(self, step: str, share: float) -> None:
         if sys.stderr.isatty():
-            cells = round(BAR_CELLS * done)
-            end = "\n" if done >= 1 else ""
-            sys.stderr.write(f"\r{step:<44} [{'#' * cells:<{BAR_CELLS}}] {100 * done:3.0f} %{end}")
+            cells = round(BAR_CELLS * share)
+            end = "\n" if share >= 1 else ""
+            sys.stderr.write(f"\r{step:<44} [{'#' * cells:<{BAR_CELLS}}] {100 * share:3.0f} %{end}")
             sys.stderr.flush()
         elif step != self._step:
             note(f"{step} ...")

@@ -46,9 +46,9 @@ def absence() -> str:
     """The reason, in a few words, for a missing library; empty where there is one or MICROVLM_NATIVE is set."""
     if os.environ.get(SWITCH, ""):
         return ""
-    built = Path(__file__).with_name(LIBRARY)
-    if built.is_file():
-        return _load_problem(built.resolve())
+    path = Path(__file__).with_name(LIBRARY)
+    if path.is_file():
+        return _load_problem(path.resolve())
     path = Path(__file__).with_name(REASON)
     return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
 

@@ -112,7 +112,7 @@ def play(
     `follow`: the answers of a recorded run, to be repeated.
     """
     trace = EpisodeTrace()
-    state, written = runtime.memory_prior(), []
+    state, rows = runtime.memory_prior(), []
     for image, caption, question in zip(script.images, script.captions, script.questions, strict=True):
         ids = processor.prompt_ids(script.caption_prompt, 1) + processor.text_ids(caption)
         input_ids = np.asarray([ids], np.int64)
@@ -123,13 +123,13 @@ def play(
         latent, _ = runtime.memory_encode(fact.inputs_embeds, fact.attention_mask)
         _, key = runtime.memory_encode(prompt.inputs_embeds, prompt.attention_mask)
         state = runtime.memory_write(key, latent, state)
-        written.append((key, latent))
+        rows.append((key, latent))
         trace.latents.append(latent)
         trace.states.append(state)
     for index, question in enumerate(script.questions):
         tokens = None if follow is None else follow[index].choices
         _ask(runtime, processor, question, limit, state, trace, tokens)
-    for key, latent in written[:forgets]:
+    for key, latent in rows[:forgets]:
         state = runtime.memory_forget(key, latent, state)
         trace.forgotten.append(state)
     return trace

@@ -113,7 +113,7 @@ def _bar_rows(bars: list[dict[str, Any]]) -> list[list[str]]:
                 f"{bar['best_peer']}, {bar['best_peer_threads']} thr.",
                 _speedup(bar),
                 _number(bar["required_speedup"]),
-                f"{bar['roofline_share']:.0%}{_wanted(bar['required_roofline_share'])}",
+                f"{bar['roofline_share']:.0%}{_required_share(bar['required_roofline_share'])}",
                 f"{bar['mapped_stream_share']:.0%}",
                 _verdict(bar),
             ]
@@ -134,7 +134,7 @@ def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def _wanted(value: float | None) -> str:
+def _required_share(value: float | None) -> str:
     return "" if value is None else f" (bar {value:.0%})"
 
 

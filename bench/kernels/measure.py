@@ -65,24 +65,24 @@ class Measurement:
             for shape, regime in product(self._plan.shapes, sorted(self._plan.regimes, key=REGIMES.index)):
                 for batches in batches_by_graphs(self._plan.batches, regime):
                     with tempfile.TemporaryDirectory(dir=folder) as files:
-                        written = {
+                        materials = {
                             contender.name: _write(contender, shape, regime, max(batches), Path(files))
                             for contender in self._running(regime)
                         }
-                        yield from self._by_threads(shape, regime, batches, written, libraries)
+                        yield from self._by_threads(shape, regime, batches, materials, libraries)
 
     def _by_threads(
         self,
         shape: Shape,
         regime: str,
         batches: Sequence[int],
-        written: dict[str, _Material],
+        materials: dict[str, _Material],
         libraries: Libraries,
     ) -> Iterator[Cell]:
         for threads in self._plan.threads:
             tokens = ", ".join(map(str, batches))
             self._progress(f"{shape.name}, {regime}, batch {tokens}, {threads} thread{'s' * (threads > 1)}")
-            runners = self._runners(shape, regime, threads, written, libraries)
+            runners = self._runners(shape, regime, threads, materials, libraries)
             for batch in batches:
                 yield self._timed(shape, regime, threads, batch, runners)
 
@@ -104,12 +104,12 @@ class Measurement:
         ]
 
     def _runners(
-        self, shape: Shape, regime: str, threads: int, written: dict[str, _Material], libraries: Libraries
+        self, shape: Shape, regime: str, threads: int, materials: dict[str, _Material], libraries: Libraries
     ) -> list[Runner]:
         """One runner for each contender and setting. One that cannot load or is wrong is left out from then on."""
         runners = []
         for contender in self._running(regime):
-            material = written[contender.name]
+            material = materials[contender.name]
             try:
                 opened = [
                     Runner(contender, setting, threads, material.graphs, libraries)
@@ -138,11 +138,11 @@ def _write(contender: Contender, shape: Shape, regime: str, largest_batch: int, 
     each = kernel_graphs.bytes_of(operands)
     copies, count = (1, 1) if contender.is_slow else copies_and_graphs(each, regime, largest_batch)
     stem = contender.name.replace(":", "-")
-    written = [
+    weight_copies = [
         kernel_graphs.write_graph(folder / f"{stem}-{number}.onnx", contender.format, shape, operands, copies)
         for number in range(count)
     ]
-    return _Material(operands, written)
+    return _Material(operands, weight_copies)
 
 
 def _problem(

@@ -80,8 +80,8 @@ class Shape:
     @property
     def results(self) -> tuple[Linear, ...]:
         """Linears that no other reads: the outputs of a graph. The last one depends on the longest chain."""
-        read = {linear.source for linear in self.linears}
-        return tuple(linear for linear in self.linears if linear.name not in read)
+        sources = {linear.source for linear in self.linears}
+        return tuple(linear for linear in self.linears if linear.name not in sources)
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def timings(runtime: Runtime, repeats: int, seed: int = 0) -> dict[str, list[flo
     prompt, value = random_prompt(runtime, seed), random_prompt(runtime, seed + 1)
     latent, key = runtime.memory_encode(*prompt)
     fact, _ = runtime.memory_encode(*value)
-    held = hold(runtime, runtime.memory_prior())
+    held_memory = hold(runtime, runtime.memory_prior())
     off = read_slot(runtime, prompt, None)
     mask = np.concatenate([off.slot_mask[:, None], prompt.attention_mask, np.ones((1, 1), np.int64)], 1)
     position = positions_of(prompt.attention_mask)[:, -1:] + 1
@@ -42,9 +42,9 @@ def timings(runtime: Runtime, repeats: int, seed: int = 0) -> dict[str, list[flo
     actions = {
         "encode": lambda: runtime.memory_encode(*prompt),
         "prefill": lambda: prefill(runtime, prompt, off),
-        "read": lambda: runtime.memory_read(key, latent, held.state),
-        "write": lambda: held.write(key, fact),
-        "forget": lambda: held.forget(key, fact),
+        "read": lambda: runtime.memory_read(key, latent, held_memory.state),
+        "write": lambda: held_memory.write(key, fact),
+        "forget": lambda: held_memory.forget(key, fact),
         "decode_token": lambda: runtime.decode(runtime.embed_tokens(token), mask, position, past),
     }
     times: dict[str, list[float]] = {name: [] for name in actions}
@@ -119,18 +119,18 @@ def predicted(config: MicroVLMConfig) -> dict[str, Any]:
     )
     token = text.num_hidden_layers * (layer + scores(1, length + ANSWER_TOKENS // 2)) + head
     # w M and U w', then two outer products; the reading also passes the scope detector, the readout and W_M.
-    written = 2 * memory.slots * (memory.code_size + memory.slots)
+    write_macs = 2 * memory.slots * (memory.code_size + memory.slots)
     outputs = config.memory_kv_outputs + 2 * 64 + 2 * memory.readout_size
-    read = memory.slots * memory.code_size + memory.code_size * outputs
+    read_macs = memory.slots * memory.code_size + memory.code_size * outputs
     return {
         "name": config.name,
         "slots": memory.slots,
         "code_size": memory.code_size,
         "predicted_encode_macs": encoded,
         "predicted_prefill_macs": prefilled,
-        "predicted_read_macs": read,
-        "predicted_write_macs": written,
+        "predicted_read_macs": read_macs,
+        "predicted_write_macs": write_macs,
         "predicted_token_macs": token,
-        "predicted_read_write_share_of_answer": (read + written) / (ANSWER_TOKENS * token),
+        "predicted_read_write_share_of_answer": (read_macs + write_macs) / (ANSWER_TOKENS * token),
         "predicted_encode_share_of_prefill": encoded / prefilled,
     }

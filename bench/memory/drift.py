@@ -98,13 +98,13 @@ def distance(state: MemoryArrays, exact: MemoryArrays) -> float:
     return max(float(np.abs(part[0] - true).max()) for part, true in zip(state, exact, strict=True))
 
 
-def _apply(held: HeldMemory, old: Entry | None, new: Entry | None) -> None:
+def _apply(held_memory: HeldMemory, old: Entry | None, new: Entry | None) -> None:
     if old is None and new is not None:
-        held.write(*new.row)
+        held_memory.write(*new.row)
     elif old is not None and new is None:
-        held.forget(*old.row)
+        held_memory.forget(*old.row)
     elif old is not None and new is not None:
-        held.overwrite(*old.row, *new.row)
+        held_memory.overwrite(*old.row, *new.row)
 
 
 def _fresh(rng: np.random.Generator, pool: int, live: list[int]) -> int:

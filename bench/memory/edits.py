@@ -23,25 +23,28 @@ CROWDED_MEMORIES = 4
 """Most memories that are filled with K/2 facts."""
 
 
-def edit(model: ModelUnderTest, encoded: Encoded, count: int, written: int) -> dict[str, Any]:
+def edit(model: ModelUnderTest, encoded: Encoded, count: int, written_count: int) -> dict[str, Any]:
     """`count` facts, each written alone.
 
     `efficacy`: right for the question and picture of the writing; `paraphrase`: for another wording and view;
     `neighbourhood`: the share of neighbours whose answer is the one without a memory, the mean over the kinds in
-    `neighbours`. `crowded` has the last again, of memories with `written` facts each.
+    `neighbours`. `crowded` has the last again, of memories with `written_count` facts each.
     """
     right, reworded = 0, 0
     memories: list[Tallies] = []
     for index, fact in enumerate(encoded.facts[:count]):
-        states = _written(model, encoded, [index])
+        states = _remember(model, encoded, [index])
         queries: list[Query] = [(fact.question, fact.written_view), (fact.paraphrase, fact.query_view)]
         same, other = model.answers(queries, states)
         right += same == fact.name
         reworded += other == fact.name
-        memories.append(_kept(model, encoded, states, [index], ONE_SHOT_CASES))
-    starts = range(0, len(encoded.facts) - written + 1, written)[:CROWDED_MEMORIES]
-    parts = [list(range(start, start + written)) for start in starts]
-    crowded = [_kept(model, encoded, _written(model, encoded, part), part, CROWDED_CASES) for part in parts]
+        memories.append(_compare_answers(model, encoded, states, [index], ONE_SHOT_CASES))
+    starts = range(0, len(encoded.facts) - written_count + 1, written_count)[:CROWDED_MEMORIES]
+    parts = [list(range(start, start + written_count)) for start in starts]
+    crowded = [
+        _compare_answers(model, encoded, _remember(model, encoded, part), part, CROWDED_CASES)
+        for part in parts
+    ]
     return {
         "facts": count,
         "efficacy": right / count,
@@ -49,7 +52,7 @@ def edit(model: ModelUnderTest, encoded: Encoded, count: int, written: int) -> d
         "paraphrase": reworded / count,
         "paraphrase_ci95": wilson(reworded, count),
         **_summary(memories),
-        "crowded": {"facts_written": written, "memories": len(parts), **_summary(crowded)},
+        "crowded": {"facts_written": written_count, "memories": len(parts), **_summary(crowded)},
     }
 
 
@@ -64,7 +67,7 @@ def neighbours(
     not written.
     """
     objects = {fact.object for fact in written}
-    taken = {(fact.object, fact.question) for fact in written}
+    written_questions = {(fact.object, fact.question) for fact in written}
     alike = list({fact.object: fact for fact in others if fact.object not in objects}.values())
     # Without those that look like a written one, and evenly over the rest.
     rest = alike[most:] or alike
@@ -74,7 +77,7 @@ def neighbours(
         (question, fact.query_view)
         for fact in written
         for question in questions
-        if (fact.object, question) not in taken
+        if (fact.object, question) not in written_questions
     ]
     return {
         "other_caption": [(caption_prompt, fact.query_view) for fact in unknown],
@@ -99,11 +102,13 @@ class Tally(NamedTuple):
 Tallies = dict[str, Tally]
 
 
-def _written(model: ModelUnderTest, encoded: Encoded, rows: list[int]) -> Memories:
+def _remember(model: ModelUnderTest, encoded: Encoded, rows: list[int]) -> Memories:
     return model.remember(encoded.keys[rows], encoded.values[rows]).states
 
 
-def _kept(model: ModelUnderTest, encoded: Encoded, states: Memories, rows: list[int], most: int) -> Tallies:
+def _compare_answers(
+    model: ModelUnderTest, encoded: Encoded, states: Memories, rows: list[int], most: int
+) -> Tallies:
     """Answers to every neighbour without a memory, with it, and with it and the gate open, compared."""
     prompt = model.runtime.config.prompt.caption_prompt
     kinds = neighbours([encoded.facts[row] for row in rows], nearest_others(encoded, rows), prompt, most)
@@ -112,19 +117,19 @@ def _kept(model: ModelUnderTest, encoded: Encoded, states: Memories, rows: list[
         before, after = model.answers(queries, None), model.answers(queries, states)
         with model.gate_open():
             ungated = model.answers(queries, states)
-        kept, forced = (
+        kept_count, forced = (
             sum(a == b for a, b in zip(answers, before, strict=True)) for answers in (after, ungated)
         )
-        tallies[kind] = Tally(len(queries), kept, forced)
+        tallies[kind] = Tally(len(queries), kept_count, forced)
     return tallies
 
 
 def nearest_others(encoded: Encoded, rows: list[int]) -> list[Fact]:
     """The facts about other objects than those of `rows`, most alike first: by the best cosine of question latents."""
-    written = {encoded.facts[row].object for row in rows}
+    written_objects = {encoded.facts[row].object for row in rows}
     likeness = (encoded.query_latents @ encoded.latents[rows].T).max(1)
     order = np.argsort(-likeness, kind="stable")
-    return [encoded.facts[row] for row in order if encoded.facts[row].object not in written]
+    return [encoded.facts[row] for row in order if encoded.facts[row].object not in written_objects]
 
 
 def _summary(memories: list[Tallies]) -> dict[str, Any]:
@@ -137,11 +142,11 @@ def _summary(memories: list[Tallies]) -> dict[str, Any]:
         return float((rows[:, :, column].sum(0) / rows[:, :, 0].sum(0)).mean())
 
     kinds = {}
-    for name, (cases, kept, forced) in zip(names, table.sum(0).tolist(), strict=True):
+    for name, (cases, kept_count, forced) in zip(names, table.sum(0).tolist(), strict=True):
         kinds[name] = {
             "cases": cases,
-            "kept": kept / cases,
-            "ci95": wilson(kept, cases),
+            "kept": kept_count / cases,
+            "ci95": wilson(kept_count, cases),
             "kept_without_gate": forced / cases,
         }
     interval = bootstrap(share, table)

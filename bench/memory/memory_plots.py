@@ -29,14 +29,14 @@ def plots(document: dict[str, Any]) -> dict[str, str]:
 
 def write_plots(document: dict[str, Any], folder: Path) -> list[Path]:
     """Draws into `folder`, which is created; several models get a folder each."""
-    written = []
+    paths = []
     for part in document.get("subjects", [document]):
         destination = folder / part["label"] if "subjects" in document else folder
         for name, drawing in plots(part).items():
             destination.mkdir(parents=True, exist_ok=True)
             (destination / name).write_text(drawing, encoding="utf-8")
-            written.append(destination / name)
-    return written
+            paths.append(destination / name)
+    return paths
 
 
 def recall_curve(document: dict[str, Any]) -> str:

@@ -29,11 +29,11 @@ def report(document: dict[str, Any]) -> Report:
         tables.append(Table(name, f"{title}: {part['label']}" if several else title, _recall(part["recall"])))
     if scored:
         near, crowded = "after one fact", "beside many facts"
-        kept = "neighbours whose answer stays {}, by kind"
+        title = "neighbours whose answer stays {}, by kind"
         tables += [
             Table("edits", "edits, forgetting, scope", _columns(scored, _figures)),
-            Table("neighbours", kept.format(near), _columns(scored, _neighbours)),
-            Table("neighbours-crowded", kept.format(crowded), _columns(scored, _crowded)),
+            Table("neighbours", title.format(near), _columns(scored, _neighbours)),
+            Table("neighbours-crowded", title.format(crowded), _columns(scored, _crowded)),
         ]
         remarks.append(f"a guess among the names is right in {scored[0]['chance']:.3f} of the cases")
     tuned = [part for part in scored if "tuning" in part]

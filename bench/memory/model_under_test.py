@@ -75,10 +75,10 @@ class ModelUnderTest:
             for entry in entries:
                 memory.write(self.runtime, entry)
             return memory
-        held = hold(self.runtime, memory.states[0])
+        held_memory = hold(self.runtime, memory.states[0])
         for entry in entries:
-            held.write(*entry.row)
-        return EpisodicMemory([held.snapshot()], entries)
+            held_memory.write(*entry.row)
+        return EpisodicMemory([held_memory.snapshot()], entries)
 
     @contextmanager
     def gate_open(self) -> Iterator[None]:

@@ -25,9 +25,9 @@ class Encoded:
 
     def __init__(self, model: ModelUnderTest, facts: Sequence[Fact]):
         self.facts = facts
-        written = [(fact.question, fact.written_view) for fact in facts]
-        self.latents, self.keys = model.encode(written)
-        self.values = model.encode_values(written, [fact.name for fact in facts])
+        questions = [(fact.question, fact.written_view) for fact in facts]
+        self.latents, self.keys = model.encode(questions)
+        self.values = model.encode_values(questions, [fact.name for fact in facts])
         self.queries: list[Query] = [(fact.question, fact.query_view) for fact in facts]
         self.query_latents, _ = model.encode(self.queries)
         self.names = [fact.name for fact in facts]
@@ -101,12 +101,12 @@ def forget(model: ModelUnderTest, encoded: Encoded, count: int) -> dict[str, Any
         facts = encoded.facts[part]
         attack: list[Query] = [(facts[index].paraphrase, facts[index].query_view) for index in removed]
         attack_answers = model.answers(attack, memory.states)
-        known = [i for i in range(count) if i % 4 and before[i] == names[i]]
+        known_rows = [i for i in range(count) if i % 4 and before[i] == names[i]]
         tally["gone"] += len(removed)
         tally["forgotten"] += sum(after[i] == names[i] for i in removed)
         tally["attack"] += right_answers(attack_answers, [names[i] for i in removed])
-        tally["known"] += len(known)
-        tally["retained"] += sum(after[i] == names[i] for i in known)
+        tally["known"] += len(known_rows)
+        tally["retained"] += sum(after[i] == names[i] for i in known_rows)
     table: dict[str, Any] = {"facts_forgotten": tally["gone"], "facts_known": tally["known"]}
     for name, of in (("forgotten", "gone"), ("attack", "gone"), ("retained", "known")):
         table[name] = tally[name] / tally[of] if tally[of] else None
@@ -148,13 +148,13 @@ def gate(model: ModelUnderTest, encoded: Encoded, count: int) -> dict[str, Any]:
     alarms, hits) at every threshold, from (0, 0) to (1, 1); `residual_*` are of the residual as a score.
     """
     states = model.remember(encoded.keys[:count], encoded.values[:count]).states
-    taken = {(fact.object, fact.question) for fact in encoded.facts[:count]}
+    written_questions = {(fact.object, fact.question) for fact in encoded.facts[:count]}
     questions = [question for question, _ in QUESTIONS]
     another: list[Query] = [
         (question, fact.query_view)
         for fact in encoded.facts[:count]
         for question in questions
-        if (fact.object, question) not in taken
+        if (fact.object, question) not in written_questions
     ]
     groups = {
         "known": encoded.queries[:count],
@@ -164,14 +164,14 @@ def gate(model: ModelUnderTest, encoded: Encoded, count: int) -> dict[str, Any]:
     scores = {name: _scope_scores(model, queries, states) for name, queries in groups.items()}
     table: dict[str, Any] = {"kinds": {}}
     for row, name in enumerate(("", "residual_")):
-        known = scores["known"][row]
-        unknown = np.concatenate([scores[kind][row] for kind in NEGATIVES])
-        table[f"{name}auroc"], table[f"{name}eer"] = equal_error_rate(known, unknown)
-        table[f"{name}roc"] = roc(known, unknown)
-    known, unknown = scores["known"][0], np.concatenate([scores[kind][0] for kind in NEGATIVES])
-    table["auroc_ci95"], table["eer_ci95"] = _resampled(known, unknown)
+        known_scores = scores["known"][row]
+        unknown_scores = np.concatenate([scores[kind][row] for kind in NEGATIVES])
+        table[f"{name}auroc"], table[f"{name}eer"] = equal_error_rate(known_scores, unknown_scores)
+        table[f"{name}roc"] = roc(known_scores, unknown_scores)
+    known_scores, unknown_scores = scores["known"][0], np.concatenate([scores[kind][0] for kind in NEGATIVES])
+    table["auroc_ci95"], table["eer_ci95"] = _resampled(known_scores, unknown_scores)
     for kind in NEGATIVES:
-        auroc, eer = equal_error_rate(known, scores[kind][0])
+        auroc, eer = equal_error_rate(known_scores, scores[kind][0])
         table["kinds"][kind] = {"questions": len(groups[kind]), "auroc": auroc, "eer": eer}
     return table
 
@@ -188,12 +188,14 @@ def _scope_scores(
 
 
 def _resampled(
-    known: np.ndarray, unknown: np.ndarray, draws: int = 500
+    known_scores: np.ndarray, unknown_scores: np.ndarray, draws: int = 500
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """95 % intervals of area and equal error rate, both groups resampled."""
     rng = np.random.default_rng(0)
     scores = [
-        equal_error_rate(rng.choice(known, len(known)), rng.choice(unknown, len(unknown)))
+        equal_error_rate(
+            rng.choice(known_scores, len(known_scores)), rng.choice(unknown_scores, len(unknown_scores))
+        )
         for _ in range(draws)
     ]
     low, high = np.percentile(scores, (2.5, 97.5), axis=0)

@@ -158,12 +158,12 @@ def _write_ms(model: ModelUnderTest, fact: Fact, repeats: int = 5) -> float:
     """Milliseconds from an embedded prompt to a written row: encode the question, encode the turn, write."""
     runtime, prompt = model.runtime, model.prompt([(fact.question, fact.written_view)])
     turn = model.with_answers(prompt, [fact.name])
-    held = hold(runtime, runtime.memory_prior())
+    held_memory = hold(runtime, runtime.memory_prior())
 
     def write() -> None:
         _, key = runtime.memory_encode(*prompt)
         latent, _ = runtime.memory_encode(*turn)
-        held.write(key, latent)
+        held_memory.write(key, latent)
 
     write()
     return median([clock(write) for _ in range(repeats)])

@@ -153,9 +153,9 @@ def _equivalence(bundle: Path, cpu: str, progress: Progress) -> dict[str, Any]:
                 new_tokens=NEW_TOKENS,
             )
             document, _ = run(options, progress)
-        kept = {name: document[name] for name in ("verdict", "reasons", "samples")}
+        summary = {name: document[name] for name in ("verdict", "reasons", "samples")}
         replay = {name: document["replay"].get(name) for name in ("sums", "sums_differing")}
-        (folder / "equivalence.json").write_text(json.dumps({"against": "ort", **kept, **replay}))
+        (folder / "equivalence.json").write_text(json.dumps({"against": "ort", **summary, **replay}))
 
     workload = [IMAGES, SCENES, EPISODE_STEPS, NEW_TOKENS]
     recipe = {**_recipe(cpu), "bundle": describe_model(bundle)["sha256"], "workload": workload}

@@ -71,10 +71,10 @@ def predict(
 
 def bars(predicted: Sequence[Predicted]) -> list[dict[str, Any]]:
     """The requirements on the full size on a Zero 2 W, and whether the predictions meet them."""
-    named = {time.phase: time for time in predicted}
+    times_by_phase = {time.phase: time for time in predicted}
     table = []
     for phase, end, at_most in BARS:
-        time = named[phase]
+        time = times_by_phase[phase]
         seconds = (time.at_low_ms if end == "low" else time.at_high_ms) / 1e3
         table.append(
             {

@@ -74,8 +74,8 @@ def load_profile(source: str) -> Profile:
         values = {name: float(entry["value"]) for name, entry in numbers.items()}
         bases = {name: str(entry["basis"]) for name, entry in numbers.items()}
         sources = {name: str(entry["source"]) for name, entry in numbers.items()}
-        known = (document["name"], document["cpu"], bool(document["calibrated"]))
-        profile = Profile(*known, values, bases, sources)
+        identity = (document["name"], document["cpu"], bool(document["calibrated"]))
+        profile = Profile(*identity, values, bases, sources)
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a profile of a board: {error} is missing or wrong.") from None
     wrong = next((name for name in NUMBERS if not (values[name] > 0 and sources[name])), None)

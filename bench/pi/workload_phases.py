@@ -58,14 +58,14 @@ class Work:
         self._prefix = runtime.encode_image(self._pixels)
         length = self._prefix.shape[1] + scenario.prompt_tokens
         self._embeds = np.concatenate([self._prefix, runtime.embed_tokens(self._ids)], 1)
-        self._seen = np.ones((1, length), np.int64)
+        self._mask = np.ones((1, length), np.int64)
         self._state = runtime.memory_prior()
-        self._latent, self._key = runtime.memory_encode(self._embeds, self._seen)
+        self._latent, self._key = runtime.memory_encode(self._embeds, self._mask)
         self._logits, self._past = self._prefill()
         self._actions: dict[str, Callable[[], Any]] = {
             "vision": lambda: runtime.encode_image(self._pixels),
             "prefill": self._prefill,
-            "memory_encode": lambda: runtime.memory_encode(self._embeds, self._seen),
+            "memory_encode": lambda: runtime.memory_encode(self._embeds, self._mask),
             "memory_read": self._read,
             "memory_write": lambda: runtime.memory_write(self._key, self._latent, self._state),
             "memory_forget": lambda: runtime.memory_forget(self._key, self._latent, self._state),

@@ -61,7 +61,7 @@ class PhaseRunner:
             max_new_tokens=workload.new_tokens, stop_tokens=processor.stop_tokens
         )
         for index in range(len(workload.images)):
-            self._state = self._written(index)
+            self._state = self._write_fact(index)
         self._phases: dict[str, Callable[[int], float]] = {
             "vision": self._vision,
             "memory_write": self._memory_write,
@@ -81,7 +81,7 @@ class PhaseRunner:
         pixels = self.processor.pixels(Path(file))[None]
         return embed_prompt(self.runtime, turn, np.ones_like(turn), pixels, self.processor.image_id)
 
-    def _written(self, index: int) -> Any:
+    def _write_fact(self, index: int) -> Any:
         latent, _ = self.runtime.memory_encode(*self._facts[index])
         _, key = self.runtime.memory_encode(*self._question)
         return self.runtime.memory_write(key, latent, self._state)
@@ -90,7 +90,7 @@ class PhaseRunner:
         return clock(lambda: self.runtime.encode_image(self._pixels[index]))
 
     def _memory_write(self, index: int) -> float:
-        return clock(lambda: self._written(index))
+        return clock(lambda: self._write_fact(index))
 
     def _memory_read(self, index: int) -> float:
         return clock(lambda: read_slot(self.runtime, self._question, self._state))

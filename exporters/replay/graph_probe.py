@@ -123,13 +123,13 @@ def probe(path: Path) -> ProbedGraph:
     del graph.node[:]
     graph.node.extend(nodes)
     own_outputs = [value.name for value in graph.output]
-    known = {*own_outputs, *(value.name for value in graph.input)}
+    existing_names = {*own_outputs, *(value.name for value in graph.input)}
     graph.input.append(helper.make_tensor_value_info(REPLAY, TensorProto.BOOL, []))
     extra: list[str] = []
     for layer in layers:
         graph.input.append(helper.make_tensor_value_info(layer.replacement, TensorProto.INT8, None))
         extra += layer.outputs
-    extra = [name for name in dict.fromkeys(extra) if name not in known]
+    extra = [name for name in dict.fromkeys(extra) if name not in existing_names]
     graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in extra)
     return ProbedGraph(model, tuple(layers), (*own_outputs, *extra), path.parent)
 
@@ -162,13 +162,13 @@ def _dense_layers(graph: onnx.GraphProto) -> dict[str, ProbedLayer]:
 
 
 def _open_dense(node: onnx.NodeProto, layer: ProbedLayer) -> list[onnx.NodeProto]:
-    wide, used = f"{PREFIX}.{layer.name}.wide", f"{PREFIX}.{layer.name}.used"
+    wide, activations = f"{PREFIX}.{layer.name}.wide", f"{PREFIX}.{layer.name}.used"
     product = onnx.NodeProto()
     product.CopyFrom(node)
-    product.input[0] = used
+    product.input[0] = activations
     return [
         helper.make_node("Cast", [layer.replacement], [wide], to=TensorProto.FLOAT),
-        helper.make_node("Where", [REPLAY, wide, node.input[0]], [used]),
+        helper.make_node("Where", [REPLAY, wide, node.input[0]], [activations]),
         product,
     ]
 
@@ -207,7 +207,7 @@ def _open_operator(node: onnx.NodeProto, layer: ProbedLayer) -> list[onnx.NodePr
     summing.name, summing.output[0] = layer.sums, layer.sums
     del summing.input[:]
     summing.input.extend([own("used"), *weights, own("ones")])
-    one = helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0])
+    unit_value = helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0])
     return [
         make("Abs", [x], own("magnitude")),
         make("ReduceMax", [own("magnitude"), shared("last")], own("raw_absmax"), keepdims=1),
@@ -219,7 +219,7 @@ def _open_operator(node: onnx.NodeProto, layer: ProbedLayer) -> list[onnx.NodePr
         make("Cast", [layer.replacement], own("wide"), to=TensorProto.FLOAT),
         make("Where", [REPLAY, own("wide"), own("own_activations")], own("used")),
         make("Shape", [scale], own("scale_shape")),
-        make("ConstantOfShape", [own("scale_shape")], own("ones"), value=one),
+        make("ConstantOfShape", [own("scale_shape")], own("ones"), value=unit_value),
         summing,
         make("Div", [own("absmax"), shared("limit")], own("activation_scale")),
         make("Mul", [own("activation_scale"), scale], own("factor")),

@@ -54,7 +54,7 @@ class Recording:
         return call
 
     @property
-    def left(self) -> int:
+    def unused_calls(self) -> int:
         """Calls that were not taken."""
         return sum(map(len, self.layers.values()))
 

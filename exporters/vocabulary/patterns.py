@@ -33,13 +33,13 @@ class Inexpressible(Exception):
 
 def translate(pattern: str, ascii_flags: dict[str, int]) -> str:
     """The pattern for the replaced text. `ascii_flags`: classes of the 128 that stay. Raises Inexpressible."""
-    written, place, in_set = [], 0, False
+    translated, place, in_set = [], 0, False
     while place < len(pattern):
         token = _TOKEN.match(pattern, place)
         kind = token.lastgroup if token else None
         if token is None or (in_set and kind in ("set", "group", "not_space")):
             if in_set and token is not None and kind == "group" and token[0] in "()|":
-                written.append(re.escape(token[0]))
+                translated.append(re.escape(token[0]))
                 place = token.end()
                 continue
             raise Inexpressible(f"its pattern has '{pattern[place : place + 8]}'")
@@ -53,9 +53,9 @@ def translate(pattern: str, ascii_flags: dict[str, int]) -> str:
             in_set = kind == "set"
         elif in_set and kind == "count":
             text = re.escape(text)
-        written.append(text)
+        translated.append(text)
         place = token.end()
-    return "".join(written)
+    return "".join(translated)
 
 
 def _members(flag: int, ascii_flags: dict[str, int]) -> str:

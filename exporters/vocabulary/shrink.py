@@ -29,16 +29,16 @@ from microvlm.model.microvlm import MicroVLM
 
 @dataclass(frozen=True)
 class SmallerVocabulary:
-    """`kept[new id]` is the old id, ascending. `documents`: the rewritten files by name."""
+    """`old_ids[new id]` is the old id, ascending. `documents`: the rewritten files by name."""
 
-    kept: list[int]
+    old_ids: list[int]
     old_size: int
     merges: int
     documents: dict[str, str]
 
     def describe(self) -> dict[str, int]:
         """Returns the manifest's entry: tokens kept, tokens before, merges kept."""
-        return {"tokens": len(self.kept), "of": self.old_size, "merges": self.merges}
+        return {"tokens": len(self.old_ids), "of": self.old_size, "merges": self.merges}
 
 
 def shrink(directory: Path, config: MicroVLMConfig, size: int) -> SmallerVocabulary:
@@ -52,31 +52,31 @@ def shrink(directory: Path, config: MicroVLMConfig, size: int) -> SmallerVocabul
         raise UserError(f"--vocabulary needs {TOKENIZER} in {directory}, which is missing.")
     try:
         require_plain_bpe(raw["model"])
-        kept = _choose(raw, _needed(files, config), config.text.vocab_size, size)
-        documents = _rewrite(files, {old: new for new, old in enumerate(kept)})
+        old_ids = _choose(raw, _needed(files, config), config.text.vocab_size, size)
+        documents = _rewrite(files, {old: new for new, old in enumerate(old_ids)})
     except Inexpressible as reason:
         raise UserError(f"--vocabulary {size} is for byte-level BPE: {reason}.") from None
     except (KeyError, TypeError, ValueError, AttributeError):
         raise UserError(f"{directory / TOKENIZER} is damaged: copy the checkpoint again.") from None
     merges = len(json.loads(documents[TOKENIZER])["model"]["merges"])
-    return SmallerVocabulary(kept, config.text.vocab_size, merges, documents)
+    return SmallerVocabulary(old_ids, config.text.vocab_size, merges, documents)
 
 
-def keep_rows(model: MicroVLM, kept: list[int]) -> None:
-    """Leave `model` with the rows `kept` of its embedding and tied head, in this order."""
-    rows = torch.tensor(kept)
+def keep_rows(model: MicroVLM, old_ids: list[int]) -> None:
+    """Leave `model` with the rows `old_ids` of its embedding and tied head, in this order."""
+    rows = torch.tensor(old_ids)
     old: nn.Module = model.embedding
     if isinstance(old, PackedEmbedding):
         table = old.table
         names = [name for name in ("packed", "scale", "multiplier") if hasattr(table, name)]
         tensors = {name: getattr(table, name)[rows] for name in names}
-        smaller = PackedLinear(table.kind, len(kept), table.columns, tensors, table.bias)
+        smaller = PackedLinear(table.kind, len(old_ids), table.columns, tensors, table.bias)
         model.set_submodule("embedding", PackedEmbedding(smaller))
     elif isinstance(old, HalfEmbedding):
         model.set_submodule("embedding", HalfEmbedding(old.weight[rows]))
     elif isinstance(old, TiedEmbedding):
         old.weight = nn.Parameter(old.weight.detach()[rows], requires_grad=old.weight.requires_grad)
-    text = dataclasses.replace(model.config.text, vocab_size=len(kept))
+    text = dataclasses.replace(model.config.text, vocab_size=len(old_ids))
     model.config = dataclasses.replace(model.config, text=text)
 
 
@@ -89,30 +89,34 @@ def _needed(files: dict[str, Any], config: MicroVLMConfig) -> set[int]:
     for key, value in settings.items():
         if key.endswith("_token"):
             spoken.append(value["content"] if isinstance(value, dict) else str(value))
-    named = {number for content, number in added.items() if any(content in text for text in spoken)}
+    prompt_tokens = {number for content, number in added.items() if any(content in text for text in spoken)}
     listed = {number for _, ids in _token_ids(files[GENERATION] or {}) for number in ids}
-    return named | listed | {n for entry in _template_tokens(raw.get("post_processor")) for n in entry["ids"]}
+    return (
+        prompt_tokens
+        | listed
+        | {n for entry in _template_tokens(raw.get("post_processor")) for n in entry["ids"]}
+    )
 
 
 def _choose(raw: dict[str, Any], needed: set[int], old_size: int, size: int) -> list[int]:
     vocab = raw["model"]["vocab"]
     if size >= old_size:
         raise UserError(f"--vocabulary {size} is not fewer than the {old_size} tokens that the model has.")
-    kept = {vocab[letter] for letter in byte_of_letter()} | needed
-    if size < len(kept):
+    kept_ids = {vocab[letter] for letter in byte_of_letter()} | needed
+    if size < len(kept_ids):
         raise UserError(
-            f"--vocabulary {size} is too few: the bytes and the tokens of the prompt take {len(kept)}."
+            f"--vocabulary {size} is too few: the bytes and the tokens of the prompt take {len(kept_ids)}."
         )
     for left, right in merge_list(raw["model"]):
-        if vocab[left] in kept and vocab[right] in kept:
-            if len(kept) == size:
+        if vocab[left] in kept_ids and vocab[right] in kept_ids:
+            if len(kept_ids) == size:
                 break
-            kept.add(vocab[left + right])
-    if max(kept) >= old_size:
+            kept_ids.add(vocab[left + right])
+    if max(kept_ids) >= old_size:
         raise UserError(
-            f"the tokenizer has a token {max(kept)} and the model {old_size} rows: they belong to different models."
+            f"the tokenizer has a token {max(kept_ids)} and the model {old_size} rows: they belong to different models."
         )
-    return sorted(kept)
+    return sorted(kept_ids)
 
 
 def _rewrite(files: dict[str, Any], new_id: dict[int, int]) -> dict[str, str]:

@@ -179,12 +179,12 @@ def _vocabulary(model: dict[str, Any], added: list[dict[str, Any]]) -> dict[str,
 def _merges(model: dict[str, Any]) -> dict[str, np.ndarray]:
     vocab = model["vocab"]
     # Of a pair that is listed twice the library keeps the later turn.
-    found = {
+    merges = {
         vocab[left] << 32 | vocab[right]: (rank, vocab[left + right])
         for rank, (left, right) in enumerate(merge_list(model))
     }
-    pairs = np.array(sorted(found), np.uint64)
-    values = np.array([found[int(pair)] for pair in pairs], np.uint32).reshape(-1, 2)
+    pairs = np.array(sorted(merges), np.uint64)
+    values = np.array([merges[int(pair)] for pair in pairs], np.uint32).reshape(-1, 2)
     return {
         "merge_pairs": pairs,
         "merge_ranks": values[:, 0].copy(),

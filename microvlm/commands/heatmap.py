@@ -113,8 +113,8 @@ def _overlay(picture: Image.Image, weights: np.ndarray) -> Image.Image:
 
 def _fit(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
     """Cut text to the width of a panel."""
-    shown = text
-    while len(text) > 1 and font.getlength(shown) > PANEL_PX:
+    label = text
+    while len(text) > 1 and font.getlength(label) > PANEL_PX:
         text = text[:-1]
-        shown = text.rstrip() + "…"
-    return shown
+        label = text.rstrip() + "…"
+    return label

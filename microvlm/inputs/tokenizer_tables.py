@@ -93,8 +93,10 @@ class TableTokenizer:
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        known = (number for number in ids if 0 <= number < self.vocab_size and number not in self._special)
-        return b"".join(self._token(number) for number in known).decode("utf-8", "replace")
+        ordinary_ids = (
+            number for number in ids if 0 <= number < self.vocab_size and number not in self._special
+        )
+        return b"".join(self._token(number) for number in ordinary_ids).decode("utf-8", "replace")
 
     def token_to_id(self, token: str) -> int | None:
         return self.added_tokens.get(token)

@@ -62,7 +62,7 @@ class Chat:
         self.runtime, self.processor = runtime_and_processor(model, processor)
         self.options = complete_options(self.processor, options)
         self.memory = memory or EpisodicMemory.empty(self.runtime)
-        self._shown = _pictures(self.memory)
+        self._shown_pictures = _pictures(self.memory)
 
     def ask(
         self,
@@ -106,7 +106,7 @@ class Chat:
     def reset(self) -> None:
         """Empty the memory and forget which images were shown."""
         self.memory = EpisodicMemory.empty(self.runtime)
-        self._shown = set()
+        self._shown_pictures = set()
 
     def save(self, path: str | Path) -> None:
         """Save the memory to a file. See `save_memory`."""
@@ -115,13 +115,13 @@ class Chat:
     def load(self, path: str | Path) -> None:
         """Replace the memory by a file's. See `load_memory`."""
         self.memory = load_memory(path, self.runtime.fingerprint)
-        self._shown = _pictures(self.memory)
+        self._shown_pictures = _pictures(self.memory)
 
     def _is_new(self, query: Query, new_image: bool | None) -> bool:
         if query.pixels is None:
             return False
-        is_new = query.picture not in self._shown if new_image is None else new_image
-        self._shown.add(query.picture)
+        is_new = query.picture not in self._shown_pictures if new_image is None else new_image
+        self._shown_pictures.add(query.picture)
         return is_new
 
     def _write(self, prompt: Prompt, query: Query, log_text: str, tokens: list[int], new_image: bool) -> None:

@@ -137,8 +137,8 @@ class ScopeDetector(nn.Module):
         """
         residual = (read - query).square().sum(-1).add(1e-12).sqrt()
         length = read.square().sum(-1).add(1e-12).sqrt()
-        known, empty = (part.clamp(min=1e-6).log() for part in (variance, fill))
-        scalars = torch.stack([4 * agreement, 4 * residual, 4 * length, known, empty], -1)
+        log_variance, log_fill = (part.clamp(min=1e-6).log() for part in (variance, fill))
+        scalars = torch.stack([4 * agreement, 4 * residual, 4 * length, log_variance, log_fill], -1)
         # The components of a unit vector are small: all features are brought to the same size.
         features = torch.cat([query.shape[-1] * query * read, scalars], -1)
         logit = self.fc2(F.gelu(self.fc1(features)))

@@ -154,5 +154,5 @@ def keep_last(hidden: Tensor, count: Tensor) -> Tensor:
 
 @keep_last.register_fake
 def _fake_keep_last(hidden: Tensor, count: Tensor) -> Tensor:
-    kept = torch.library.get_ctx().new_dynamic_size()
-    return hidden.new_empty((hidden.shape[0], kept, hidden.shape[2]))
+    kept_tokens = torch.library.get_ctx().new_dynamic_size()
+    return hidden.new_empty((hidden.shape[0], kept_tokens, hidden.shape[2]))

@@ -23,8 +23,8 @@ class DrawingSampler:
         present = np.stack([emoji.present(vendor) for vendor in self.vendors], 1) * rate
         self.cumulative = np.cumsum(present / np.maximum(present.sum(1, keepdims=True), 1e-9), 1)
         self.drawn = present.sum(1) > 0
-        self.seen_rows = np.flatnonzero(emoji.seen & self.drawn)
-        unseen = np.flatnonzero(~emoji.seen & self.drawn)
+        self.seen_rows = np.flatnonzero(emoji.is_seen & self.drawn)
+        unseen = np.flatnonzero(~emoji.is_seen & self.drawn)
         # A small data folder may have no unseen emoji.
         self.other_rows = unseen if len(unseen) else self.seen_rows
         self.seen_share = seen_share
@@ -32,9 +32,9 @@ class DrawingSampler:
     def rows(self, count: int, generator: torch.Generator) -> np.ndarray:
         """int64 [count]: random emoji rows."""
         uniform = torch.rand(count, 2, generator=generator).numpy()
-        seen = self.seen_rows[(uniform[:, 1] * len(self.seen_rows)).astype(int)]
-        other = self.other_rows[(uniform[:, 1] * len(self.other_rows)).astype(int)]
-        return np.where(uniform[:, 0] < self.seen_share, seen, other)
+        seen_choice = self.seen_rows[(uniform[:, 1] * len(self.seen_rows)).astype(int)]
+        other_choice = self.other_rows[(uniform[:, 1] * len(self.other_rows)).astype(int)]
+        return np.where(uniform[:, 0] < self.seen_share, seen_choice, other_choice)
 
     def vendors_of(self, rows: np.ndarray, generator: torch.Generator) -> np.ndarray:
         """int64 [B]: a random vendor (index) for each row, among those that drew it."""

@@ -41,7 +41,7 @@ class FactBatch(NamedTuple):
     """float32 [2 * len(pictured), 3, S, S]: the views that are written, then the views that are asked about."""
     group: np.ndarray
     """int64 [F]: the memory that each fact belongs to."""
-    written: np.ndarray
+    is_written: np.ndarray
     """bool [F]; questions are asked about the unwritten facts too."""
 
     @property
@@ -95,10 +95,10 @@ class FactSampler:
         about = np.unique([fact.object for fact in (*pictured, *text_only)], return_inverse=True)[1]
         memories = min(int(rng.choice(MEMORY_COUNTS)), about.max() + 1)
         group = rng.permutation(np.arange(about.max() + 1) % memories)[about]
-        written = rng.random(len(about)) >= UNWRITTEN_SHARE
+        is_written = rng.random(len(about)) >= UNWRITTEN_SHARE
         # No memory is empty.
-        written[[np.flatnonzero(group == number)[0] for number in range(memories)]] = True
-        return FactBatch(pictured, text_only, torch.empty(0, 3, 0, 0), group, written)
+        is_written[[np.flatnonzero(group == number)[0] for number in range(memories)]] = True
+        return FactBatch(pictured, text_only, torch.empty(0, 3, 0, 0), group, is_written)
 
     def _objects(
         self, rng: np.random.Generator, pictured_count: int, text_count: int
@@ -131,19 +131,19 @@ def _concatenate(sets: list[FactBatch]) -> FactBatch:
     """Several sets as one batch; no memory holds facts of two sets."""
     if len(sets) == 1:
         return sets[0]
-    first_memory = np.cumsum([0, *(one.group.max() + 1 for one in sets)])
-    splits = [len(one.pictured) for one in sets]
-    groups = [one.group + first for one, first in zip(sets, first_memory, strict=False)]
-    group, written = (
+    first_memory = np.cumsum([0, *(batch.group.max() + 1 for batch in sets)])
+    splits = [len(batch.pictured) for batch in sets]
+    groups = [batch.group + first for batch, first in zip(sets, first_memory, strict=False)]
+    group, is_written = (
         np.concatenate(
             [part[:split] for part, split in zip(parts, splits, strict=True)]
             + [part[split:] for part, split in zip(parts, splits, strict=True)]
         )
-        for parts in (groups, [one.written for one in sets])
+        for parts in (groups, [batch.is_written for batch in sets])
     )
-    pictured = [fact for one in sets for fact in one.pictured]
-    text_only = [fact for one in sets for fact in one.text_only]
-    return FactBatch(pictured, text_only, sets[0].views, group, written)
+    pictured = [fact for batch in sets for fact in batch.pictured]
+    text_only = [fact for batch in sets for fact in batch.text_only]
+    return FactBatch(pictured, text_only, sets[0].views, group, is_written)
 
 
 def _sample_rows(rng: np.random.Generator, rows: np.ndarray, count: int, runs: bool) -> np.ndarray:

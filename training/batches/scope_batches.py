@@ -36,9 +36,9 @@ class MemoryDraw(NamedTuple):
 
     episode: bool
     """Whether the memory holds an episode; facts otherwise."""
-    written: np.ndarray
+    written_rows: np.ndarray
     """Facts, or pictures in their order."""
-    known: np.ndarray
+    known_rows: np.ndarray
     """Questions that the memory answers: of facts, or places of an episode."""
     unknown: np.ndarray
     """Questions of the same kind that it does not answer."""
@@ -65,12 +65,12 @@ def _sample_facts(rng: np.random.Generator, bank: BankIndex, count: int) -> Memo
     start = int(rng.integers(total))
     facts = (start + np.arange(2 * count)) % total if rng.random() < 0.5 else rng.permutation(total)
     facts = rng.permutation(facts[: 2 * count].copy())
-    written, others = facts[:count], facts[count:]
-    others = others[~np.isin(bank.names[others], bank.names[written])][:MAX_QUESTIONS]
-    known = written[:MAX_QUESTIONS]
-    alike = bank.nearest[known, rng.integers(bank.nearest.shape[1], size=len(known))]
-    unknown = np.concatenate([others, alike[~np.isin(bank.names[alike], bank.names[written])]])
-    return MemoryDraw(False, written, known, unknown, _sample_strangers(rng, bank, len(unknown)))
+    written_rows, others = facts[:count], facts[count:]
+    others = others[~np.isin(bank.names[others], bank.names[written_rows])][:MAX_QUESTIONS]
+    known_rows = written_rows[:MAX_QUESTIONS]
+    alike = bank.nearest[known_rows, rng.integers(bank.nearest.shape[1], size=len(known_rows))]
+    unknown = np.concatenate([others, alike[~np.isin(bank.names[alike], bank.names[written_rows])]])
+    return MemoryDraw(False, written_rows, known_rows, unknown, _sample_strangers(rng, bank, len(unknown)))
 
 
 def _sample_episode(rng: np.random.Generator, bank: BankIndex, count: int) -> MemoryDraw:

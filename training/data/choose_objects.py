@@ -48,7 +48,7 @@ def choose_scene_objects(emoji: EmojiData) -> list[str]:
     """The lines of scene_objects.txt, in Unicode order: hexcode, caption, hidden grounds."""
     drawn = np.stack([emoji.present(v) for v in VENDORS])
     plain = np.array([c.isalpha() and len(c) <= LONGEST for c in emoji.captions])
-    candidates = emoji.seen & plain & np.isin(emoji.groups, GROUPS) & drawn.all(0)
+    candidates = emoji.is_seen & plain & np.isin(emoji.groups, GROUPS) & drawn.all(0)
     rows = np.flatnonzero(candidates)
     drawn = drawn[:, rows]
     pixels = np.stack([small_pixels(emoji, v, rows) for v in VENDORS])

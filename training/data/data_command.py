@@ -24,16 +24,16 @@ class _Progress:
         self.bar: Any = None
         self.label = ""
 
-    def __call__(self, label: str, done: int, total: int) -> None:
+    def __call__(self, label: str, finished_count: int, total: int) -> None:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
             if label != self.label:
                 self.bar = tqdm(total=total, desc=label, file=sys.stderr)
             self.bar.update(1)
-            if done == total:
+            if finished_count == total:
                 self.bar.close()
-        elif done == total:
+        elif finished_count == total:
             click.echo(f"{label}: {total} drawings", err=True)
         self.label = label
 

@@ -78,9 +78,9 @@ def install_packages(versions: dict[str, str], name: str) -> Path:
         manifest = {"name": "microvlm-emoji", "version": "0.0.0", "private": True, "dependencies": versions}
         (temporary / "package.json").write_text(json.dumps(manifest))
         command = [npm, "install", "--ignore-scripts", "--no-audit", "--no-fund", "--no-update-notifier"]
-        done = subprocess.run(command, cwd=temporary, capture_output=True, text=True, check=False)
-        if done.returncode:
-            reason = (done.stderr.strip().splitlines() or ["no message"])[0]
+        process = subprocess.run(command, cwd=temporary, capture_output=True, text=True, check=False)
+        if process.returncode:
+            reason = (process.stderr.strip().splitlines() or ["no message"])[0]
             raise DataError(f"npm could not install the packages of the drawings: {reason}")
     return final / "node_modules"
 

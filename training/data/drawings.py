@@ -69,7 +69,7 @@ class Drawings:
         """
         trained = self.trained
         stems = [_stem(name) for name in self.names]
-        trained_stems = {stem for stem, used in zip(stems, trained, strict=True) if used}
+        trained_stems = {stem for stem, is_trained in zip(stems, trained, strict=True) if is_trained}
         return ~trained & np.array([stem not in trained_stems for stem in stems])
 
 
@@ -108,13 +108,13 @@ def build_drawings(packages: Path | None, out: Path, progress: Progress) -> dict
     names: list[str] = []
     parts: list[np.ndarray] = []
     counts: dict[str, int] = {}
-    taken: set[bytes] = set()
+    keys: set[bytes] = set()
     for source in DRAWING_SOURCES:
         icons = IconSet(source, root)
-        kept = [name for name in sorted(icons.icons) if not _VARIANT.search(name)]
-        pixels = render_vendor(icons, list(kept), SIZE, progress)
-        own = [i for i, drawing in enumerate(pixels) if _is_new(drawing, taken)]
-        names += [f"{source.vendor}/{kept[i]}" for i in own]
+        icon_names = [name for name in sorted(icons.icons) if not _VARIANT.search(name)]
+        pixels = render_vendor(icons, list(icon_names), SIZE, progress)
+        own = [i for i, drawing in enumerate(pixels) if _is_new(drawing, keys)]
+        names += [f"{source.vendor}/{icon_names[i]}" for i in own]
         parts.append(pixels[own])
         counts[source.vendor] = len(own)
     out.mkdir(parents=True, exist_ok=True)
@@ -125,13 +125,13 @@ def build_drawings(packages: Path | None, out: Path, progress: Progress) -> dict
     return {"output": str(target), "drawings": len(names), "sets": counts}
 
 
-def _is_new(drawing: np.ndarray, taken: set[bytes]) -> bool:
-    """Whether a drawing, uint8 [S, S, 4], covers enough pixels and resembles no earlier one (`taken`) when small."""
+def _is_new(drawing: np.ndarray, keys: set[bytes]) -> bool:
+    """Whether a drawing, uint8 [S, S, 4], covers enough pixels and resembles no earlier one (`keys`) when small."""
     if (drawing[..., 3] > 127).mean() < _LEAST_INK:
         return False
     side = drawing.shape[0] // 8
     small = drawing[: 8 * side, : 8 * side].reshape(8, side, 8, side, 4).mean((1, 3))
     key = (small // 16).astype(np.uint8).tobytes()
-    new = key not in taken
-    taken.add(key)
+    new = key not in keys
+    keys.add(key)
     return new

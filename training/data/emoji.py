@@ -56,15 +56,17 @@ def captioned(root: Path) -> list[Emoji]:
     folder = root / LABELS_PACKAGE[0]
     rows = read_json(folder / "en" / "data.json")
     meta = read_json(folder / "meta" / "groups.json")
-    kept = []
+    ranked_emoji = []
     for row in rows:
         group = meta["groups"].get(str(row.get("group")), "component")
         code = row["hexcode"]
         if group in SKIPPED_GROUPS or "gender" in row or ("-200D-" in code and _GENDERED.search(code)):
             continue
         caption = _ascii(row["label"]).lower()
-        kept.append((row["order"], Emoji(code, caption, group, meta["subgroups"][str(row["subgroup"])])))
-    emoji = [e for _, e in sorted(kept, key=lambda pair: pair[0])]
+        ranked_emoji.append(
+            (row["order"], Emoji(code, caption, group, meta["subgroups"][str(row["subgroup"])]))
+        )
+    emoji = [e for _, e in sorted(ranked_emoji, key=lambda pair: pair[0])]
     if len({e.caption for e in emoji}) != len(emoji):
         raise DataError("The label package gives one caption to two emoji: use the pinned version.")
     return emoji
@@ -141,7 +143,7 @@ class EmojiData:
     _present: dict[str, Any] = field(repr=False)
 
     @property
-    def seen(self) -> np.ndarray:
+    def is_seen(self) -> np.ndarray:
         """bool [N]: the fixed test emoji. Their captions are trained on, with the TRAIN vendors' drawings."""
         return np.array([s == "seen" for s in self.splits])
 

@@ -144,11 +144,11 @@ def sample_facts(
             row = last.object
         details = RELATIONS[relation]
         wordings = details.image_questions if pictured else details.text_questions
-        named = row < len(captions)
-        if not named:
+        has_caption = row < len(captions)
+        if not has_caption:
             wordings = tuple(wording for wording in wordings if "{noun}" not in wording)
         write_question, read_question = (_wording(rng, wordings) for _ in range(2))
-        if named:
+        if has_caption:
             write_question = write_question.format(noun=captions[row])
             read_question = read_question.format(noun=captions[row])
         facts.append(Fact(row, relation, write_question, read_question, str(rng.choice(details.values))))

@@ -137,10 +137,10 @@ def _choose_objects(rng: np.random.Generator, count: int, test: bool, ground: in
     while True:
         chosen = [int(rng.choice(np.flatnonzero(visible)))]
         while len(chosen) < count:
-            left = np.flatnonzero(allowed[chosen].all(0))
-            if not len(left):
+            candidates = np.flatnonzero(allowed[chosen].all(0))
+            if not len(candidates):
                 break
-            chosen.append(int(rng.choice(left)))
+            chosen.append(int(rng.choice(candidates)))
         if len(chosen) == count:
             return chosen
 

@@ -61,9 +61,9 @@ def affine_map(scale: Tensor, angle: Tensor, shear: Tensor, dx: Tensor, dy: Tens
 def plain_emoji(rgba: Tensor, size: int | None = None) -> Tensor:
     """The evaluation view, on white at scale 0.9: uint8 [B, H, W, 4] -> [B, 3, size, size]."""
     pre = premultiply(rgba)
-    one = torch.ones(len(pre), device=pre.device)
-    zero = torch.zeros_like(one)
-    placed = place(pre, affine_map(one * PLAIN_SCALE, zero, zero, zero, zero, one), size or rgba.shape[1])
+    unit = torch.ones(len(pre), device=pre.device)
+    zero = torch.zeros_like(unit)
+    placed = place(pre, affine_map(unit * PLAIN_SCALE, zero, zero, zero, zero, unit), size or rgba.shape[1])
     return (placed[:, :3] + 1 - placed[:, 3:]).clamp_(0, 1)
 
 

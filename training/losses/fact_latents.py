@@ -65,14 +65,14 @@ def write_memories(module: MicroVLM, key: Tensor, value: Tensor, batch: FactBatc
 
     Uses the batch ridge solution, which equals writing the facts one after another.
     """
-    written = np.flatnonzero(batch.written)
-    group = batch.group[written]
+    written_rows = np.flatnonzero(batch.is_written)
+    group = batch.group[written_rows]
     counts = np.bincount(group, minlength=batch.group.max() + 1)
     # The place of each fact among those of its memory.
     order = np.argsort(group, kind="stable")
     place = np.empty_like(order)
     place[order] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
-    rows, group, place = (torch.from_numpy(part).to(key.device) for part in (written, group, place))
+    rows, group, place = (torch.from_numpy(part).to(key.device) for part in (written_rows, group, place))
     keys, values = (
         part.new_zeros(len(counts), int(counts.max()), part.shape[1]).index_put((group, place), part[rows])
         for part in (key, value)

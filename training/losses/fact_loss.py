@@ -59,7 +59,7 @@ class FactHeads(nn.Module):
         self.drawing = nn.Linear(2 * model.config.vision.hidden_size, DRAWING_WIDTH)
         self.index = {value: number for number, value in enumerate(VALUES)}
 
-    def named(self, reading: Tensor, read_out: Tensor, values: list[str]) -> tuple[Tensor, Tensor]:
+    def naming_loss(self, reading: Tensor, read_out: Tensor, values: list[str]) -> tuple[Tensor, Tensor]:
         """Name the answer in read latents [n, C], before the readout (`reading`) and after it (`read_out`).
 
         Returns the sum of both cross-entropies and the share of right names after the readout.
@@ -96,7 +96,7 @@ def fact_losses(
     from it.
     """
     write_key, value, value_key, query, query_key = encode_facts(module, batch, prefixes, rows)
-    known = torch.from_numpy(batch.written).to(write_key.device)
+    is_known = torch.from_numpy(batch.is_written).to(write_key.device)
     with full_precision(write_key.device.type):
         state = write_memories(module, write_key, value, batch)
         own = torch.from_numpy(batch.group).to(write_key.device)
@@ -108,9 +108,11 @@ def fact_losses(
         value_rest = outside_key_space(module, value, value_key)
         matched = info_nce(query_rest, value_rest, same)
         spread, scattered = frame_potential(write_key), frame_potential(value_rest)
-        written_values = [batch.facts[row].value for row in np.flatnonzero(batch.written)]
+        written_values = [batch.facts[row].value for row in np.flatnonzero(batch.is_written)]
         read_out = module.memory_projection.read_out(reading)
-        named, named_right = heads.named(reading[known], read_out[known], written_values)
+        naming_loss, naming_accuracy = heads.naming_loss(
+            reading[is_known], read_out[is_known], written_values
+        )
     read_views = prefixes[len(batch.pictured) :]
     answers = _answer_losses(module, batch, read_views, slot, rows, cross_entropy, teach_unknown)
     nearest = (F.normalize(query_key, dim=-1) @ F.normalize(write_key, dim=-1).T).argmax(1)
@@ -118,16 +120,16 @@ def fact_losses(
         "facts": answers,
         "keys": keyed,
         "matched": matched,
-        "named_facts": named,
-        "found": named_right,
+        "named_facts": naming_loss,
+        "found": naming_accuracy,
         "gate": gate,
         "nearest": (nearest == torch.arange(len(nearest), device=nearest.device)).float().mean(),
         "spread": spread,
         "scattered": scattered,
-        "opened": (scope[known] >= 0.5).float().mean(),
-        "closed": (scope[~known] < 0.5).float().mean(),
+        "opened": (scope[is_known] >= 0.5).float().mean(),
+        "closed": (scope[~is_known] < 0.5).float().mean(),
     }
-    loss = answers + KEY_WEIGHT * keyed + MATCH_WEIGHT * matched + NAME_WEIGHT * named
+    loss = answers + KEY_WEIGHT * keyed + MATCH_WEIGHT * matched + NAME_WEIGHT * naming_loss
     loss = loss + SPREAD_WEIGHT * (spread + scattered)
     return FactLosses(loss, gate, state, metrics)
 
@@ -143,7 +145,7 @@ def _answer_losses(
 ) -> Tensor:
     """Cross-entropy of the answers: written values, and "unknown" with the slot masked for the other questions."""
     total: Tensor = module.memory_prior.new_zeros(())
-    answered = np.ones_like(batch.written) if teach_unknown else batch.written
+    answered = np.ones_like(batch.is_written) if teach_unknown else batch.is_written
     start = 0
     for facts, views in ((batch.pictured, read_views), (batch.text_only, None)):
         chosen = np.flatnonzero(answered[start : start + len(facts)])
@@ -151,17 +153,17 @@ def _answer_losses(
         start += len(facts)
         if not len(chosen):
             continue
-        written = batch.written[part]
+        has_answer_rows = batch.is_written[part]
         samples = [
-            (facts[row].read_question, facts[row].value if known else UNKNOWN)
-            for row, known in zip(chosen, written, strict=True)
+            (facts[row].read_question, facts[row].value if has_answer else UNKNOWN)
+            for row, has_answer in zip(chosen, has_answer_rows, strict=True)
         ]
         embeds, mask, labels = rows.embedded(
             module, samples, None if views is None else views[torch.from_numpy(chosen)]
         )
         places = torch.from_numpy(part)
         own_slot = [(k[places], v[places]) for k, v in slot]
-        slot_visible = torch.from_numpy(written).to(total.device).long()
+        slot_visible = torch.from_numpy(has_answer_rows).to(total.device).long()
         loss = cross_entropy(module, embeds, mask, labels, own_slot, slot_visible)
         total = total + loss * (len(chosen) / answered.sum())
     return total
@@ -174,15 +176,15 @@ def _scope_loss(
 
     A question is unknown to its own memory if its fact was not written, and to another memory that lacks it.
     """
-    known = torch.from_numpy(batch.written).to(query.device)
-    unknown = scope[~known]
+    is_known = torch.from_numpy(batch.is_written).to(query.device)
+    unknown = scope[~is_known]
     groups = len(state.mean)
     if groups > 1:
         other, absent = other_memory(batch)
         rows, own = (torch.from_numpy(part).to(query.device) for part in (np.flatnonzero(absent), other))
         others = (part[own[rows]] for part in state)
         unknown = torch.cat([unknown, module.memory_read(query_key[rows], query[rows], *others)[1]])
-    return 0.5 * (binary_loss(scope[known], 1.0) + binary_loss(unknown, 0.0))
+    return 0.5 * (binary_loss(scope[is_known], 1.0) + binary_loss(unknown, 0.0))
 
 
 def other_memory(batch: FactBatch) -> tuple[np.ndarray, np.ndarray]:
@@ -191,7 +193,7 @@ def other_memory(batch: FactBatch) -> tuple[np.ndarray, np.ndarray]:
     Two sets of facts can contain the same question; within one set no two memories do.
     """
     other = (batch.group + 1) % (batch.group.max() + 1)
-    in_other = (batch.group == other[:, None]) & batch.written
+    in_other = (batch.group == other[:, None]) & batch.is_written
     return other, ~(_same_questions(batch) & in_other).any(1)
 
 

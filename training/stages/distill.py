@@ -59,7 +59,7 @@ class DistillTask(Task):
         emoji = self.emoji
         self.sampler = DrawingSampler(emoji, self.recipe.vendor_weights)
         self.label_of = np.full(len(emoji.hexcodes), -100)
-        self.label_of[np.flatnonzero(emoji.seen)] = np.arange(emoji.seen.sum())
+        self.label_of[np.flatnonzero(emoji.is_seen)] = np.arange(emoji.is_seen.sum())
         cached = teacher_features(emoji, self.sampler.vendors)
         stacked = torch.from_numpy(np.stack([cached[vendor] for vendor in self.sampler.vendors])).float()
         # Centred: pooled features after a ReLU all have about the same direction.
@@ -67,7 +67,7 @@ class DistillTask(Task):
         centre = stacked.sum((0, 1)) / drawn.sum()
         self.features = F.normalize((stacked - centre) * drawn, dim=-1)
         self.means = F.normalize(self.features.sum(0), dim=-1)
-        self.module = Student(self.config, int(emoji.seen.sum()))
+        self.module = Student(self.config, int(emoji.is_seen.sum()))
 
     def parameter_groups(self) -> list[dict]:
         return [{"params": list(self.module.parameters()), "lr": self.stage.learning_rate}]
@@ -92,7 +92,7 @@ class DistillTask(Task):
         own = self.features[torch.from_numpy(vendors), torch.from_numpy(rows)].to(device)
         mean = self.means[torch.from_numpy(rows)].to(device)
         distil = 2 - (guess * own).sum(-1).mean() - (guess * mean).sum(-1).mean()
-        known = labels >= 0
-        accuracy = (logits.argmax(-1) == labels)[known].float().mean()
+        is_labelled = labels >= 0
+        accuracy = (logits.argmax(-1) == labels)[is_labelled].float().mean()
         loss = classify + 2.0 * distil
         return loss, {"ce": classify, "distil": distil, "accuracy": accuracy}

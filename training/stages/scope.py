@@ -88,21 +88,21 @@ class ScopeTask(WholeModelTask):
     def loss(self, module: MicroVLM, batch: list[MemoryDraw]) -> tuple[Tensor, dict[str, Tensor]]:
         with full_precision(module.memory_prior.device.type):
             scopes = [self._read(module, memory) for memory in batch]
-        known, unknown = (torch.cat(parts) for parts in zip(*scopes, strict=True))
-        loss = 0.5 * (binary_loss(known, 1.0) + binary_loss(unknown, 0.0))
-        opened, closed = (known >= 0.5).float().mean(), (unknown < 0.5).float().mean()
+        known_scopes, unknown = (torch.cat(parts) for parts in zip(*scopes, strict=True))
+        loss = 0.5 * (binary_loss(known_scopes, 1.0) + binary_loss(unknown, 0.0))
+        opened, closed = (known_scopes >= 0.5).float().mean(), (unknown < 0.5).float().mean()
         return loss, {"opened": opened, "closed": closed}
 
     def _read(self, module: MicroVLM, memory: MemoryDraw) -> tuple[Tensor, Tensor]:
         """Write one memory and ask it: the scope detector's outputs for known and for unknown questions."""
         bank = self.bank
-        written, known, unknown, strangers = (torch.from_numpy(part) for part in memory[1:])
+        written_rows, known_rows, unknown, strangers = (torch.from_numpy(part) for part in memory[1:])
         if memory.episode:
             latents, keys = bank.places
-            write_keys, values = keys[: len(written)], bank.pictures[written]
+            write_keys, values = keys[: len(written_rows)], bank.pictures[written_rows]
         else:
             latents, keys = bank.facts.query, bank.facts.query_key
-            write_keys, values = bank.facts.write_key[written], bank.facts.value[written]
+            write_keys, values = bank.facts.write_key[written_rows], bank.facts.value[written_rows]
         variance = self.config.memory.observation_variance
         state = batch_solution(module.memory_prior.float(), write_keys, values, variance)
 
@@ -110,7 +110,7 @@ class ScopeTask(WholeModelTask):
             shared = (part.expand(len(latent), -1, -1) for part in state)
             return module.memory_read(key, latent, *shared)[1]
 
-        known_scope = scope(latents[known], keys[known])
+        known_scope = scope(latents[known_rows], keys[known_rows])
         latent, key = (
             torch.cat([part[unknown], other[strangers]])
             for part, other in zip((latents, keys), bank.strangers, strict=True)
@@ -136,9 +136,11 @@ class ScopeTask(WholeModelTask):
                 views = prefixes[len(batch.pictured) :]
                 prompts = [(CAPTION_PROMPTS[n % len(CAPTION_PROMPTS)], "") for n in range(len(views))]
                 strangers.append(encode_texts(module, self.rows, prompts, views))
-                named = [n for n, fact in enumerate(batch.pictured) if fact.object < len(captions)]
-                written = [(CAPTION_PROMPTS[0], captions[batch.pictured[n].object]) for n in named]
-                pictures.append(encode_texts(module, self.rows, written, views[named])[0])
+                captioned = [n for n, fact in enumerate(batch.pictured) if fact.object < len(captions)]
+                captions_written = [
+                    (CAPTION_PROMPTS[0], captions[batch.pictured[n].object]) for n in captioned
+                ]
+                pictures.append(encode_texts(module, self.rows, captions_written, views[captioned])[0])
                 strangers.append(self._encode_scene_questions(rng, generator, len(views) // 2))
         fact_latents = FactLatents(*(torch.cat(part) for part in zip(*facts, strict=True)))
         latents, keys = (torch.cat(part) for part in zip(*strangers, strict=True))

@@ -59,9 +59,9 @@ class VLMTask(WholeModelTask):
     def __init__(self, inputs: StageInputs):
         super().__init__(inputs)
         emoji, stage = self.emoji, self.stage
-        self.module = ModelWithHeads(self.model, int(emoji.seen.sum()))
+        self.module = ModelWithHeads(self.model, int(emoji.is_seen.sum()))
         self.label_of = np.full(len(emoji.hexcodes), IGNORED)
-        self.label_of[np.flatnonzero(emoji.seen)] = np.arange(emoji.seen.sum())
+        self.label_of[np.flatnonzero(emoji.is_seen)] = np.arange(emoji.is_seen.sum())
         self.object_labels = self.label_of[[emoji.index(hexcode) for hexcode, _ in read_scene_objects()]]
         self.sampler = VLMBatchSampler(
             emoji, self.recipe, stage, self.label_of, self.config.vision.image_size
@@ -150,9 +150,9 @@ class VLMTask(WholeModelTask):
         if self.stage.naming_weight:
             scenes = [scene for scene, _ in batch.scene_questions]
             over_scenes = prefixes[self.counts.captions : self.counts.direct]
-            named = prefix_naming_loss(model, over_scenes, scenes, self.name_tokens)
-            loss = loss + self.stage.naming_weight * named
-            metrics["named"] = named
+            naming_loss = prefix_naming_loss(model, over_scenes, scenes, self.name_tokens)
+            loss = loss + self.stage.naming_weight * naming_loss
+            metrics["named"] = naming_loss
         if tap is not None:
             lookups = question_lookups(
                 self.rows, batch.scene_questions, self.counts.captions, self.name_tokens, self.config

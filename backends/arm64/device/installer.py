@@ -154,9 +154,9 @@ class Installer:
         """Become the worker, with `path` for modules, and lock the folders `used` for its life. Does not return."""
         for folder in request["used"]:
             with contextlib.suppress(OSError):  # a file system without locks
-                held = os.open(self._below(folder), os.O_RDONLY)
-                fcntl.flock(held, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                os.set_inheritable(held, True)
+                descriptor = os.open(self._below(folder), os.O_RDONLY)
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                os.set_inheritable(descriptor, True)
         path = os.pathsep.join(str(self._below(folder)) for folder in request["path"])
         environment = {**os.environ, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", **request["environment"]}
         os.execve(sys.executable, [sys.executable, *request["arguments"]], environment)
@@ -237,10 +237,10 @@ def _part(path: Path) -> Path:
 
 
 def _sentence(error: OSError) -> str:
-    where = f" ({error.filename})" if error.filename else ""
+    filename_note = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"no space is left on the device's disk{where}: free some."
-    return f"the device could not do it: {error.strerror or error}{where}."
+        return f"no space is left on the device's disk{filename_note}: free some."
+    return f"the device could not do it: {error.strerror or error}{filename_note}."
 
 
 def main() -> None:

@@ -112,7 +112,7 @@ class Delivery:
         """Send the `files` {name: (bytes, sha256)} that are missing -> was the folder marked as complete before?"""
         answer = self._request("missing", folder=folder, files=files)
         missing = answer["missing"]
-        total, done = sum(files[name][0] for name in missing), 0
+        total, sent_bytes = sum(files[name][0] for name in missing), 0
         for name in sorted(missing, key=lambda name: (name == MANIFEST, name)):
             path = source / name
             size, digest = files[name]
@@ -130,8 +130,8 @@ class Delivery:
                         )
                     self._piece(folder, name, piece, offset, digest if last else "")
                     offset += len(piece)
-                    done += len(piece)
-                    self._report(f"copying {label} to {self._place}", min(1.0, done / max(1, total)))
+                    sent_bytes += len(piece)
+                    self._report(f"copying {label} to {self._place}", min(1.0, sent_bytes / max(1, total)))
                     if last:
                         break
         return answer["marked"]

@@ -101,8 +101,10 @@ def _library(machine: str) -> tuple[bytes | None, str]:
     )
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.split("\n")[0]
     recipe = {"machine": machine, "sources": digest.hexdigest(), "compiler": version}
-    built = cached_folder("library", recipe, lambda out: compile_library(folder, out, machine, compiler))
-    return (built / native.LIBRARY).read_bytes(), ""
+    library_folder = cached_folder(
+        "library", recipe, lambda out: compile_library(folder, out, machine, compiler)
+    )
+    return (library_folder / native.LIBRARY).read_bytes(), ""
 
 
 def _cannot_compile(machine: str) -> str:

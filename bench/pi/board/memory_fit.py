@@ -109,11 +109,15 @@ def complaints(models: Sequence[FittedModel], runs: Sequence[Mapping[str, Any]])
         if run["oom"]
     ]
     for run in (run for run in runs if run["model"] in bounded):
-        what, where = f"{run['program']} of {run['model']}", f"in {run['ram_bytes'] >> 20} MiB"
+        description, board_size = f"{run['program']} of {run['model']}", f"in {run['ram_bytes'] >> 20} MiB"
         if run["program"] == "caption" and run["peak_rss_bytes"] > PEAK_BYTES:
-            sentences.append(f"{what} peaks at {run['peak_rss_bytes']} bytes, over {PEAK_BYTES}, {where}")
+            sentences.append(
+                f"{description} peaks at {run['peak_rss_bytes']} bytes, over {PEAK_BYTES}, {board_size}"
+            )
         if run["available_bytes"] < LEFT_BYTES:
-            sentences.append(f"{what} leaves {run['available_bytes']} bytes, under {LEFT_BYTES}, {where}")
+            sentences.append(
+                f"{description} leaves {run['available_bytes']} bytes, under {LEFT_BYTES}, {board_size}"
+            )
     return sentences
 
 

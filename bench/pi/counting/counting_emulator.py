@@ -87,10 +87,12 @@ def count(
     """
     emulator = require_emulator()
     command = replace(machine, emulator=emulator).command(*arguments)
-    built = build_libraries()
+    libraries = build_libraries()
     # The clock is for QEMU, not for the program that it runs.
-    command[1:1] = ["-plugin", str(built / f"{PLUGIN}.so"), "-U", "LD_PRELOAD"]
-    environment = machine.environment({**QUIET, "LD_PRELOAD": str(built / f"{CLOCK}.so"), **(extra or {})})
+    command[1:1] = ["-plugin", str(libraries / f"{PLUGIN}.so"), "-U", "LD_PRELOAD"]
+    environment = machine.environment(
+        {**QUIET, "LD_PRELOAD": str(libraries / f"{CLOCK}.so"), **(extra or {})}
+    )
     process = subprocess.run(
         [*fixed_addresses(), *command],
         env=environment,

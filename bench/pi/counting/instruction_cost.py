@@ -55,11 +55,11 @@ def count_bundle(machine: EmulatedMachine, package: Package, bundle: Path, scena
     costs = [
         _cost(
             phase,
-            [regions[number] for number in where["regions"]],
-            where["repeats"],
+            [regions[number] for number in location["regions"]],
+            location["repeats"],
             weight_bytes(bundle, phase),
         )
-        for phase, where in ran.pop("regions").items()
+        for phase, location in ran.pop("regions").items()
     ]
     return Counted(tuple(costs), {**ran, "cpu": machine.cpu, "compiler": package.compiler})
 
