@@ -1,10 +1,19 @@
 """Starting from a checkpoint: latent weights that round to its trits; and the optimiser for CPUs without bfloat16."""
 
+import signal
+import subprocess
+import sys
+
 import pytest
 import torch
+from conftest import files_below
 
+from microvlm.errors import UserError
 from microvlm.model.linear import ternarize
+from microvlm.presets import preset
+from microvlm.training import trainer
 from microvlm.training.muon import Float32Muon, orthogonalise
+from microvlm.training.tokenizer_training import save_tokenizer, train_tokenizer
 from microvlm.training.training_loop import usable_precision
 from microvlm.training.warm_start import draw_latents, float_weights
 
@@ -88,3 +97,37 @@ def test_bf16_is_used_only_where_the_machine_computes_in_it(monkeypatch):
         assert usable_precision("bf16", lines.append) == used
         assert usable_precision("no", lines.append) == "no"
     assert lines == ["this CPU has no bfloat16 arithmetic: training in float32"]
+
+
+_KILLED_CLAIM = """
+import os, signal, sys
+from pathlib import Path
+from microvlm.presets import preset
+from microvlm.training import trainer
+os.replace = lambda old, new: os.kill(os.getpid(), signal.SIGKILL)
+trainer._claim(Path(sys.argv[1]), "caption", {"recipe": {}}, preset("nano"))
+"""
+
+
+@pytest.mark.posix
+def test_a_start_that_was_killed_while_it_wrote_its_recipe_can_be_repeated(tmp_path):
+    process = subprocess.run([sys.executable, "-P", "-c", _KILLED_CLAIM, str(tmp_path)], check=False)
+    assert process.returncode == -signal.SIGKILL
+    assert [path.name.split("-")[0] for path in tmp_path.iterdir()] == [".recipe.json.new"]
+    trainer._claim(tmp_path, "caption", {"recipe": {}}, preset("nano"))
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
+    (tmp_path / "recipe.json").rename(tmp_path / "notes.txt")
+    with pytest.raises(UserError, match="not a training folder"):
+        trainer._claim(tmp_path, "caption", {"recipe": {}}, preset("nano"))
+
+
+@pytest.mark.posix
+def test_a_tokenizer_that_cannot_be_written_whole_stays_as_it_was(tmp_path):
+    tokenizer = train_tokenizer(["a red heart"], 300)
+    save_tokenizer(tokenizer, preset("nano"), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert (tmp_path / "tokenizer.json").read_bytes() == before["tokenizer.json"]
+    with files_below(1000), pytest.raises(UserError, match=r"tokenizer\.json cannot be written"):
+        save_tokenizer(tokenizer, preset("nano"), tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from microvlm.atomic import write_file
 from microvlm.config import MicroVLMConfig
 from microvlm.memory.ordinal_questions import ORDINALS, ordinal_question
 from microvlm.training.batches.sample_texts import CAPTION_PROMPTS
@@ -58,7 +59,7 @@ def save_tokenizer(tokenizer: Tokenizer, config: MicroVLMConfig, directory: Path
     """Write tokenizer.json, tokenizer_config.json, generation_config.json and preprocessor_config.json."""
     directory.mkdir(parents=True, exist_ok=True)
     prompt, vision = config.prompt, config.vision
-    tokenizer.save(str(directory / "tokenizer.json"))
+    write_file(directory / "tokenizer.json", tokenizer.to_str(pretty=True))
     token_id = {name: tokenizer.token_to_id(name) for name in (prompt.eos_token, prompt.pad_token)}
     _write(
         directory / "tokenizer_config.json",
@@ -97,4 +98,4 @@ def save_tokenizer(tokenizer: Tokenizer, config: MicroVLMConfig, directory: Path
 
 
 def _write(path: Path, document: dict) -> None:
-    path.write_text(json.dumps(document, indent=2) + "\n")
+    write_file(path, json.dumps(document, indent=2) + "\n")

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from microvlm.atomic import new_file, write_file
+from microvlm.atomic import new_file, remove_leftovers, write_file
 from microvlm.config import MicroVLMConfig, QuantizationConfig
 from microvlm.errors import UserError
 from microvlm.formats.weight_format import WeightFormat
@@ -198,6 +198,7 @@ def _claim(out: Path, first_stage: str, run: dict[str, Any], model: MicroVLMConf
         if {"preset": description["preset"]} | json.loads(path.read_text()) != description:
             raise UserError(f"{out} holds another run ({path}): choose another --output or delete it.")
         return
+    remove_leftovers(out)  # of a start that was killed before it had its recipe written
     if out.exists() and any(out.iterdir()) and not (out / first_stage).exists():
         raise UserError(f"{out} exists and is not a training folder: choose another --output.")
     out.mkdir(parents=True, exist_ok=True)
