@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from microvlm.atomic import write_file
 from microvlm.bench.report import report_of_file
 from microvlm.bench.tables import Report, Rows, bullets, piped
 from microvlm.errors import UserError
@@ -63,19 +64,19 @@ def rewrite(pages: Sequence[Path], check: bool = False) -> list[Difference]:
     """
     differences = []
     for page in pages:
-        text = page.read_text(encoding="utf-8")
+        text = page.read_bytes().decode()  # keeps the page's line ends
         rendered, changed = render_page(text, page)
         differences += changed
         if changed and not check:
-            page.write_text(rendered, encoding="utf-8")
+            write_file(page, rendered)
     return differences
 
 
 def render_page(text: str, page: Path) -> tuple[str, list[Difference]]:
-    """The text with every block rendered, and the blocks that changed. Raises UserError."""
+    """The text with every block rendered, in its own line ends, and the blocks that changed. Raises UserError."""
     lines: list[str] = []
     differences = []
-    rest = list(enumerate(text.splitlines(), 1))
+    rest = list(enumerate(text.split("\n"), 1))
     fence = ""
     while rest:
         number, line = rest.pop(0)
@@ -86,15 +87,17 @@ def render_page(text: str, page: Path) -> tuple[str, list[Difference]]:
         begin = None if fence else _BEGIN.fullmatch(line.strip())
         if begin is None:
             continue
-        body = _body(rest, f"{page}:{number}")
+        body, end = _body(rest, f"{page}:{number}")
+        return_character = "\r" if line.endswith("\r") else ""
         try:
-            rendered = render_block(begin[1], page.parent).splitlines()
+            markdown = render_block(begin[1], page.parent).removesuffix("\n")
         except UserError as error:
             raise UserError(f"{page}:{number}: {error}") from None
+        rendered = [row + return_character for row in markdown.split("\n")] if markdown else []
         if body != rendered:
             differences.append(Difference(page, number, begin[1]))
-        lines += [*rendered, END]
-    return "\n".join(lines) + ("\n" if text.endswith("\n") else ""), differences
+        lines += [*rendered, end]
+    return "\n".join(lines), differences
 
 
 def render_block(block: str, folder: Path) -> str:
@@ -122,13 +125,13 @@ def render_block(block: str, folder: Path) -> str:
     return prose[section]
 
 
-def _body(rest: list[tuple[int, str]], place: str) -> list[str]:
-    """The lines up to the block's end, which are taken from `rest` with it. Raises UserError where there is none."""
+def _body(rest: list[tuple[int, str]], place: str) -> tuple[list[str], str]:
+    """The lines up to the block's end, and that line; takes them from `rest`. Raises UserError without an end."""
     body: list[str] = []
     while rest:
         _, line = rest.pop(0)
         if line.strip() == END:
-            return body
+            return body, line
         if _BEGIN.fullmatch(line.strip()):
             break
         body.append(line)

@@ -8,10 +8,12 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from conftest import files_below
 from PIL import Image
 
 from microvlm.bench.memory.memory_plots import plots, write_plots
 from microvlm.bench.svg_plots import Axis, Line, bars, chart, heatmap
+from microvlm.errors import UserError
 
 SVG = "{http://www.w3.org/2000/svg}"
 UNIT = Axis("share", 0.0, 1.0, (0.0, 0.5, 1.0))
@@ -56,6 +58,15 @@ def test_a_documents_four_drawings_are_written_and_say_what_they_show(tmp_path):
     assert len(write_plots(several, tmp_path)) == 8
     assert (tmp_path / "b" / "recall.svg").is_file()
     assert plots({"costs": {}}) == {}
+
+
+@pytest.mark.posix
+def test_a_plot_that_cannot_be_written_whole_stays_as_it_was(tmp_path):
+    (path, *_) = write_plots(document(), tmp_path)
+    before = path.read_bytes()
+    with files_below(1000), pytest.raises(UserError, match=r"recall\.svg cannot be written"):
+        write_plots(document(), tmp_path)
+    assert path.read_bytes() == before
 
 
 def test_a_curve_passes_through_its_points_inside_of_its_band():

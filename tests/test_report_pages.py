@@ -109,6 +109,32 @@ def test_a_block_inside_of_a_code_fence_is_an_example(docs: Path) -> None:
     assert render(text, docs) == text
 
 
+def test_a_page_keeps_its_line_ends_and_unusual_characters(docs: Path) -> None:
+    block = '<!-- report results/run-nano.json section=phases columns="phase; ort" rows="prefill; load" -->'
+    page = docs / "page.md"
+    for line_end in ("\n", "\r\n"):
+        before, after = f"a\fb\u2028c\x85d{line_end}{line_end}{block}{line_end}", f"<!-- end -->{line_end}e"
+        page.write_bytes(f"{before}old{line_end}{after}".encode())
+        assert check(page)[0] == 1
+        assert command.main(["report", "--pages", str(page)], standalone_mode=False) == 0
+        text = page.read_bytes().decode()
+        assert text.startswith(before + "| phase | ort |" + line_end)
+        assert text.endswith(line_end + after)
+        assert text.count("\r") == (text.count("\n") if line_end == "\r\n" else 0)
+        assert check(page)[0] == 0
+
+
+def test_a_page_that_cannot_be_written_whole_stays_as_it_was(docs: Path) -> None:
+    from conftest import files_below
+
+    page = docs / "results.md"
+    before = page.read_bytes().replace(b"| prefill | ", b"| prefill | 9")
+    page.write_bytes(before)
+    with files_below(1000), pytest.raises(UserError, match=r"results\.md cannot be written"):
+        command.main(["report", "--pages", str(page)], standalone_mode=False)
+    assert page.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("block", "sentence"),
     [

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from microvlm.atomic import write_file
 from microvlm.bench.svg_plots import Axis, Line, bars, chart, heatmap
 
 _SHARES = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
@@ -34,7 +35,7 @@ def write_plots(document: dict[str, Any], folder: Path) -> list[Path]:
         destination = folder / part["label"] if "subjects" in document else folder
         for name, drawing in plots(part).items():
             destination.mkdir(parents=True, exist_ok=True)
-            (destination / name).write_text(drawing, encoding="utf-8")
+            write_file(destination / name, drawing)
             paths.append(destination / name)
     return paths
 
