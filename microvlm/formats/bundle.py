@@ -85,9 +85,9 @@ def sha256(path: Path) -> str:
 
 
 def list_files(folder: Path) -> dict[str, FileEntry]:
-    """An entry for every file below `folder`, sorted by path. Raises OSError."""
+    """An entry for every file below `folder`, by its path with slashes, sorted. Raises OSError."""
     return {
-        str(path.relative_to(folder)): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
