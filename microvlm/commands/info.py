@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from microvlm.commands.options import backend_option, open_model, target_option
 from microvlm.commands.stored_tensors import StoredTensor, parameters_of, read_bundle, read_checkpoint
-from microvlm.config import MicroVLMConfig
 from microvlm.console import print_json
 from microvlm.errors import UserError
-from microvlm.runtime import ReportsKernels, ReportsThreads, RunsElsewhere
+
+if TYPE_CHECKING:
+    from microvlm.config import MicroVLMConfig
 
 PARTS = {
     "vision": ("vision",),
@@ -53,6 +54,7 @@ def info(model: str, backend: str | None, target: str | None, as_json: bool) -> 
 
 def describe_model(source: str | Path) -> dict[str, Any]:
     """The document of `microvlm info --json`. Raises UserError for a bad model."""
+    from microvlm.config import MicroVLMConfig
     from microvlm.formats.bundle import is_bundle
 
     directory = _directory(source)
@@ -79,6 +81,8 @@ def describe_model(source: str | Path) -> dict[str, Any]:
 
 def describe_loaded(runtime: Any) -> dict[str, Any]:
     """The code and the machine that run a loaded runtime; null where the runtime does not know."""
+    from microvlm.runtime import ReportsKernels, ReportsThreads, RunsElsewhere
+
     elsewhere = runtime if isinstance(runtime, RunsElsewhere) else None
     return {
         "kernels": runtime.kernels if isinstance(runtime, ReportsKernels) else None,

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from microvlm.commands.escaping import printable
 from microvlm.commands.options import check_sampling, generation_options, model_options, open_model
 from microvlm.console import note, print_json
 from microvlm.errors import UserError
+from microvlm.escaping import printable
 
 if TYPE_CHECKING:
     from microvlm.memory.episodic import Entry

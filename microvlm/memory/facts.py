@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from microvlm.commands.escaping import printable
 from microvlm.errors import UserError
+from microvlm.escaping import printable
 from microvlm.generation import GenerationOptions, Prompt, check_length, embed_prompt, generate
 from microvlm.inputs.images import ImageSource
 from microvlm.inputs.processor import Processor
