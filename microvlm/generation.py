@@ -7,7 +7,7 @@ slot; column 0 of every attention mask says whether a row sees it. Text starts a
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from numbers import Integral, Real
@@ -44,8 +44,9 @@ class GenerationOptions:
     """Draw among the most probable tokens that together have at least this probability (nucleus sampling)."""
     seed: int = 0
     """Every row has its own random generator with this seed, so an answer does not depend on its batch."""
-    stop_tokens: tuple[int, ...] = ()
-    """Token ids that end an answer."""
+    stop_tokens: tuple[int, ...] | None = None
+    """Token ids that end an answer. () is none; None is the model's, where a model's processor completes the options
+    (`LoadedModel`, `Chat`, `FactMemory`), and none in the decode loop, which knows no processor."""
 
     def __post_init__(self) -> None:
         for name, types, kind in _OPTION_TYPES:
@@ -258,7 +259,7 @@ def speak(
                 choose(row) if not stopped else 0
                 for choose, row, stopped in zip(choosers, logits[:, -1], result.stopped, strict=True)
             ]
-            _append(result, chosen, options.stop_tokens, on_token)
+            _append(result, chosen, options.stop_tokens or (), on_token)
             if all(result.stopped) or result.steps + 1 == options.max_new_tokens:
                 return result
             # Finished rows continue with token 0 until the last row ends; their output is discarded.
@@ -342,7 +343,7 @@ def nucleus(logits: np.ndarray, temperature: float, top_p: float) -> tuple[np.nd
 
 
 def _append(
-    result: GenerationResult, chosen: list[int], stop_tokens: tuple[int, ...], on_token: OnToken | None
+    result: GenerationResult, chosen: list[int], stop_tokens: Sequence[int], on_token: OnToken | None
 ) -> None:
     for row, token in enumerate(chosen):
         if result.stopped[row]:

@@ -145,6 +145,7 @@ def load(
     """
     from microvlm.backends import load as load_runtime
 
+    _check_path("source", source)
     name = backend or ("ort-arm64" if target is not None else default_backend(source))
     runtime = load_runtime(name, os.fspath(source), threads, **({} if target is None else {"target": target}))
     return LoadedModel(runtime, Processor.from_pretrained(runtime.directory))
@@ -175,6 +176,8 @@ def export(
     """
     from microvlm.formats.weight_format import WeightFormat
 
+    _check_path("source", source)
+    _check_path("output", output)
     weights = WeightFormat(bits, packing, embedding_bits)
     try:
         from microvlm.exporters.bundle_writer import CheckFailed
@@ -188,18 +191,26 @@ def export(
     return Path(output)
 
 
+def _check_path(name: str, value: object) -> None:
+    if not isinstance(value, str | os.PathLike):
+        raise UserError(f"{name}= is {value!r}; give a folder or a name, as text or as a path.")
+
+
 def complete_options(
     processor: Processor, options: GenerationOptions | None = None, **changes: Any
 ) -> GenerationOptions:
-    """`options` with those `changes` that are not None; length and stop tokens default to the processor's."""
+    """`options` with those `changes` that are not None; length and stop tokens default to the processor's.
+
+    Stop tokens of None are the processor's; an empty tuple stays empty. Raises UserError for another type.
+    """
     if options is None:
         options = GenerationOptions(max_new_tokens=processor.max_new_tokens)
     elif not isinstance(options, GenerationOptions):
         raise UserError(f"options= takes a GenerationOptions, not {type(options).__name__}.")
     changes = {name: value for name, value in changes.items() if value is not None}
-    return dataclasses.replace(
-        options, **{"stop_tokens": options.stop_tokens or processor.stop_tokens, **changes}
-    )
+    if options.stop_tokens is None:
+        changes.setdefault("stop_tokens", processor.stop_tokens)
+    return dataclasses.replace(options, **changes)
 
 
 def runtime_and_processor(

@@ -57,7 +57,7 @@ class Chat:
     ):
         """`model` is what `microvlm.load` or `MicroVLM.from_pretrained` returned, or a runtime with its `processor`.
 
-        `options` without stop tokens gets the processor's. Raises UserError for anything else.
+        Stop tokens of None in `options` are the processor's. Raises UserError for anything else.
         """
         self.runtime, self.processor = runtime_and_processor(model, processor)
         self.options = complete_options(self.processor, options)

@@ -129,7 +129,7 @@ class GraphServer:
         """Run the decode loop; every token is sent as soon as it is chosen."""
         embeds, mask, slot_mask, *slot = self._inputs(request["inputs"], tensors)
         options = GenerationOptions(
-            **{**request["options"], "stop_tokens": tuple(request["options"]["stop_tokens"])}
+            **{**request["options"], "stop_tokens": tuple(request["options"]["stop_tokens"] or ())}
         )
         result = speak(
             self._runtime,
