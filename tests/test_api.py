@@ -50,6 +50,16 @@ def test_importing_microvlm_imports_no_package() -> None:
     assert heavy & set(loaded_after("import microvlm; dir(microvlm)")) == set()
 
 
+@pytest.mark.parametrize("module", ["microvlm.cli", "microvlm.exporters.export_command"])
+def test_a_command_line_starts_and_shows_its_help_without_numpy(module: str) -> None:
+    help_page = (
+        f"import sys, contextlib, io\nfrom {module} import main\nsys.argv = ['command', '--help']\n"
+        "with contextlib.suppress(SystemExit), contextlib.redirect_stdout(io.StringIO()): main()"
+    )
+    for program in (f"import {module}", help_page):
+        assert {"numpy", "torch", "PIL", "tokenizers"} & set(loaded_after(program)) == set()
+
+
 def test_everything_but_the_torch_module_is_imported_without_torch() -> None:
     names = set(microvlm.__all__) - {"MicroVLM"}
     packages = loaded_after(f"from microvlm import {', '.join(sorted(names))}")
@@ -159,6 +169,21 @@ def test_keywords_replace_values_of_the_options(torch_model: LoadedModel) -> Non
     assert torch_model.generate(RED, options=options, seed=2) != torch_model.generate(RED, options=options)
 
 
+def test_stop_tokens_are_the_models_unless_options_give_others_or_none(
+    torch_model: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unstopped = GenerationOptions(max_new_tokens=4, stop_tokens=())
+    answer = torch_model.generate(RED, options=unstopped)
+    assert answer
+    every_token = tuple(range(torch_model.config.text.vocab_size))
+    monkeypatch.setattr(Processor, "stop_tokens", every_token)
+    assert torch_model.generate(RED, options=GenerationOptions(max_new_tokens=4)) == ""
+    assert torch_model.generate(RED, max_new_tokens=4) == ""
+    assert torch_model.generate(RED, options=unstopped) == answer
+    assert Chat(torch_model, options=unstopped).ask("what?", RED).tokens != []
+    assert FactMemory(torch_model).read("what?", RED, unstopped).answer != ""
+
+
 def test_a_temperature_next_to_zero_takes_the_most_probable_token() -> None:
     logits = np.array([-3.0, 20.0, 19.0], np.float32)
     assert Chooser(GenerationOptions(temperature=1e-320))(logits) == 1
@@ -220,6 +245,28 @@ def test_export_gives_a_bundle_that_loads(speaking_checkpoint: Path, tmp_path: P
         microvlm.export(speaking_checkpoint, tmp_path / "other", bits=3)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"bits": "1.58"}, r"--bits '1\.58' is not offered; choose one of 32, 16"),
+        ({"bits": None}, "--bits None is not offered"),
+        ({"bits": True}, "--bits 1 is not offered"),
+        ({"embedding_bits": "8"}, "--embedding-bits '8' is not offered"),
+        ({"packing": 2}, "--packing 2 is not offered; choose 2bit or base3"),
+        ({"packing": ["2bit"]}, "is not offered; choose 2bit or base3"),
+        ({"source": 5}, "source= is 5; give a folder"),
+        ({"output": None}, "output= is None; give a folder"),
+    ],
+)
+def test_export_refuses_values_of_other_types_in_one_sentence(
+    arguments: dict, sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        microvlm.export(**{"source": "nano", "output": tmp_path / "bundle", **arguments})
+
+
 def test_load_refuses_a_model_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(UserError):
         microvlm.load(tmp_path / "missing")
+    with pytest.raises(UserError, match="source= is 5; give a folder"):
+        microvlm.load(5)

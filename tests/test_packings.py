@@ -15,8 +15,8 @@ from microvlm.exporters import contract
 from microvlm.exporters.external_data import WeightStore, save_graph
 from microvlm.exporters.graph_check import check_graph
 from microvlm.exporters.tracing import trace
-from microvlm.formats.op_table import MATMUL_BY_KIND
-from microvlm.formats.weight_format import PACKINGS, WeightFormat
+from microvlm.formats.op_table import MATMUL_BY_KIND, MATMUL_BY_PACKING
+from microvlm.formats.weight_format import PACKING_HELP, WeightFormat
 from microvlm.model.checkpoint import load_checkpoint, save_checkpoint
 from microvlm.model.linear import TernaryLinear, ternarize
 from microvlm.model.lowering import lower, set_traced
@@ -34,14 +34,14 @@ def keys_of(model: MicroVLM) -> torch.Tensor:
         return model.memory_encode(embeddings, torch.ones(2, 5, dtype=torch.int64))[1]
 
 
-@pytest.mark.parametrize("packing", PACKINGS)
+@pytest.mark.parametrize("packing", MATMUL_BY_PACKING)
 @pytest.mark.export
 def test_a_packing_keeps_every_number_from_lowering_to_onnxruntime_and_back(
     packing: str, ternary_model: MicroVLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(native.SWITCH, "0")
     assert native.library_path() is None
-    op = MATMUL_BY_KIND[PACKINGS[packing]]
+    op = MATMUL_BY_PACKING[packing]
     expected = keys_of(ternary_model)
 
     lowered = lower(ternary_model, WeightFormat(packing=packing))
@@ -80,3 +80,7 @@ def assert_nodes_hold_the_trits(model: onnx.ModelProto, op_name: str, model_in_t
         unpacked = op.unpack(arrays[f"{name}.packed"], rows=rows, columns=columns)
         np.testing.assert_array_equal(unpacked, trits.detach().numpy())
         np.testing.assert_array_equal(arrays[f"{name}.scale"], scale.detach().numpy())
+
+
+def test_the_help_of_the_flag_names_every_packing() -> None:
+    assert f"Bytes of ternary weights: {' or '.join(MATMUL_BY_PACKING)}." == PACKING_HELP

@@ -21,14 +21,18 @@ MATMUL_BY_KIND: dict[str, OpSpec] = {}
 """Storage kind -> its matrix product."""
 LOOKUP_BY_KIND: dict[str, OpSpec] = {}
 """Storage kind -> its table lookup, where there is one."""
+MATMUL_BY_PACKING: dict[str, OpSpec] = {}
+"""Value of --packing -> its ternary matrix product."""
 
 
 def add_row(op: OpSpec) -> OpSpec:
-    """Add one operator to the table. Raises ValueError when its name, or its kind's role, is taken."""
+    """Add one operator to the table. Raises ValueError when its name, packing name, or its kind's role, is taken."""
     by_kind = LOOKUP_BY_KIND if op.is_lookup else MATMUL_BY_KIND
-    if op.name in OPS or op.kind in by_kind:
+    if op.name in OPS or op.kind in by_kind or op.packing_name in MATMUL_BY_PACKING:
         raise ValueError(f"the table has {op.name}, or another operator of {op.kind}, already")
     OPS[op.name] = by_kind[op.kind] = op
+    if op.packing_name is not None:
+        MATMUL_BY_PACKING[op.packing_name] = op
     return op
 
 

@@ -1,16 +1,18 @@
-"""Supported bit widths and packings of a bundle's weights. Imports no torch, so bad flags fail fast."""
+"""Supported bit widths and packings of a bundle's weights. Imports no torch, so bad flags fail fast.
+
+Importing it loads no numpy either: the table of packings is read when a `WeightFormat` is made.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 
 from microvlm.errors import UserError
-from microvlm.formats.op_table import OPS
 
 BITS = (32, 16, 8, 4, 1.58)
-PACKINGS = {op.packing_name: op.kind for op in OPS.values() if op.packing_name}
-"""Values of --packing -> storage kinds of `op_table`."""
-PACKING_HELP = f"Bytes of ternary weights: {' or '.join(PACKINGS)}."
+PACKING_HELP = "Bytes of ternary weights: 2bit or base3."
+"""Help of --packing. A test compares it with the table."""
 EMBEDDING_BITS = (32, 16, 8, 4)
 
 
@@ -26,9 +28,18 @@ class WeightFormat:
     embedding_bits: int = 8
 
     def __post_init__(self) -> None:
-        if self.bits not in BITS:
-            raise UserError(f"--bits {self.bits:g} is not offered; choose one of 32, 16, 8, 4, 1.58.")
-        if self.packing not in PACKINGS:
-            raise UserError(f"--packing {self.packing} is not offered; choose {' or '.join(PACKINGS)}.")
-        if self.embedding_bits not in EMBEDDING_BITS:
-            raise UserError(f"--embedding-bits {self.embedding_bits} is not offered; choose 16, 8 or 4.")
+        if not _is_one_of(self.bits, BITS):
+            bits = f"{self.bits:g}" if isinstance(self.bits, Real) else repr(self.bits)
+            raise UserError(f"--bits {bits} is not offered; choose one of 32, 16, 8, 4, 1.58.")
+        if not _is_one_of(self.embedding_bits, EMBEDDING_BITS):
+            raise UserError(f"--embedding-bits {self.embedding_bits!r} is not offered; choose 16, 8 or 4.")
+        from microvlm.formats.op_table import MATMUL_BY_PACKING
+
+        if not isinstance(self.packing, str) or self.packing not in MATMUL_BY_PACKING:
+            raise UserError(
+                f"--packing {self.packing} is not offered; choose {' or '.join(MATMUL_BY_PACKING)}."
+            )
+
+
+def _is_one_of(value: object, widths: tuple[float, ...]) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and value in widths

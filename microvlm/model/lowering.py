@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from microvlm.errors import UserError
 from microvlm.formats.op_spec import OpSpec
-from microvlm.formats.op_table import MATMUL_BY_KIND
-from microvlm.formats.weight_format import PACKINGS, WeightFormat
+from microvlm.formats.op_table import MATMUL_BY_KIND, MATMUL_BY_PACKING
+from microvlm.formats.weight_format import WeightFormat
 from microvlm.model.embedding import HalfEmbedding, PackedEmbedding, TiedEmbedding
 from microvlm.model.linear import (
     DenseTritLinear,
@@ -116,7 +116,7 @@ def store_trits(trits: Tensor, scale: Tensor, bias: Tensor | None, weights: Weig
     scale = scale.clone()
     if weights.bits >= 16:
         return DenseTritLinear(trits, scale, bias, torch.float16 if weights.bits == 16 else torch.float32)
-    op = INTEGER_BY_BITS.get(weights.bits, MATMUL_BY_KIND[PACKINGS[weights.packing]])
+    op = INTEGER_BY_BITS.get(weights.bits, MATMUL_BY_PACKING[weights.packing])
     _refuse_long_rows(op, columns)
     operands = op.pack(trits.to(torch.int8).cpu().numpy())
     scale = scale if op.is_ternary else scale.expand(rows).contiguous()
