@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from microvlm.config import MicroVLMConfig
+from microvlm.config import CONFIG, MicroVLMConfig
 from microvlm.exporters import contract
 from microvlm.exporters.bundle_manifest import MINIMUM_ONNXRUNTIME
 from microvlm.exporters.contract import TensorSpec
@@ -117,7 +117,7 @@ def _pixel_numbers(folder: Path, config: MicroVLMConfig) -> tuple[str, str, str]
 def _files(folder: Path, config: MicroVLMConfig) -> str:
     rows = (
         ("onnx", "`onnx/*.onnx`, `*.data`", "the graphs below and their weights (memory-mapped)"),
-        ("config.json", "`config.json`", "model sizes, prompt template, scope threshold"),
+        (CONFIG, f"`{CONFIG}`", "model sizes, prompt template, scope threshold"),
         (
             MANIFEST,
             f"`{MANIFEST}`",

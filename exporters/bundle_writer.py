@@ -24,6 +24,7 @@ from microvlm.exporters.vocabulary.shrink import SmallerVocabulary, keep_rows, s
 from microvlm.exporters.vocabulary.table_builder import write_tables
 from microvlm.formats.op_table import OPS
 from microvlm.formats.weight_format import WeightFormat
+from microvlm.inputs.tokenizer_tables import TOKENIZER
 from microvlm.model.checkpoint import PROCESSOR_FILES, load_checkpoint, resolve_checkpoint
 from microvlm.model.lowering import lower, set_traced, ternary_trained
 from microvlm.model.microvlm import MicroVLM
@@ -166,13 +167,11 @@ def _copy_processor(
             (folder / name).write_bytes((source / name).read_bytes())
     for name, document in (smaller.documents if smaller else {}).items():
         (folder / name).write_text(document)
-    if not (source / "tokenizer.json").is_file():
-        report.notes.append(
-            "The checkpoint has no tokenizer.json: the bundle runs graphs, and reads no text."
-        )
+    if not (source / TOKENIZER).is_file():
+        report.notes.append(f"The checkpoint has no {TOKENIZER}: the bundle runs graphs, and reads no text.")
         log(report.notes[-1])
         return
-    reason = write_tables(folder / "tokenizer.json", folder)
+    reason = write_tables(folder / TOKENIZER, folder)
     if reason:
         report.notes.append(f"The tokenizer runs by its library, in more memory than by tables: {reason}.")
         log(report.notes[-1])

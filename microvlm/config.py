@@ -11,6 +11,8 @@ from typing import Any
 
 from microvlm.errors import UserError
 
+CONFIG = "config.json"
+"""The configuration's file in a checkpoint and in a bundle."""
 CONFIG_FORMAT = 1
 
 
@@ -201,7 +203,7 @@ class MicroVLMConfig:
 
     def save(self, directory: Path) -> None:
         """Write config.json into a directory."""
-        (directory / "config.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        (directory / CONFIG).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any]) -> MicroVLMConfig:
@@ -231,7 +233,7 @@ class MicroVLMConfig:
     @classmethod
     def load(cls, directory: Path) -> MicroVLMConfig:
         """Load a directory's config.json. Raises UserError when it is missing or is not valid."""
-        path = Path(directory) / "config.json"
+        path = Path(directory) / CONFIG
         try:
             return cls.from_dict(json.loads(path.read_text()))
         except FileNotFoundError:

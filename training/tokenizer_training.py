@@ -10,6 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from microvlm.atomic import write_file
 from microvlm.config import MicroVLMConfig
+from microvlm.inputs.tokenizer_tables import TOKENIZER
 from microvlm.memory.ordinal_questions import ORDINALS, ordinal_question
 from microvlm.training.batches.sample_texts import CAPTION_PROMPTS
 from microvlm.training.data.emoji import EmojiData
@@ -59,7 +60,7 @@ def save_tokenizer(tokenizer: Tokenizer, config: MicroVLMConfig, directory: Path
     """Write tokenizer.json, tokenizer_config.json, generation_config.json and preprocessor_config.json."""
     directory.mkdir(parents=True, exist_ok=True)
     prompt, vision = config.prompt, config.vision
-    write_file(directory / "tokenizer.json", tokenizer.to_str(pretty=True))
+    write_file(directory / TOKENIZER, tokenizer.to_str(pretty=True))
     token_id = {name: tokenizer.token_to_id(name) for name in (prompt.eos_token, prompt.pad_token)}
     _write(
         directory / "tokenizer_config.json",

@@ -16,6 +16,7 @@ from microvlm.bench.speed.speed_bench import bytes_read_per_token
 from microvlm.bench.stats import median, summarise
 from microvlm.errors import UserError
 from microvlm.formats.bundle import open_bundle
+from microvlm.inputs.tokenizer_tables import TOKENIZER
 
 PROMPT_TOKENS = 64
 BAR_GB_PER_S = 15.0
@@ -45,7 +46,7 @@ def run(
             roofline.sample(threads)
             timed.append(worker.ask(do="round", new_tokens=new_tokens))
         memory = worker.ask(do="memory")
-        has_tokenizer = (bundle / "tokenizer.json").is_file()
+        has_tokenizer = (bundle / TOKENIZER).is_file()
         tokenizer = (
             worker.ask(do="tokenizer", model=str(bundle)) if has_tokenizer else {"anonymous_bytes": None}
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from microvlm.formats.op_spec import ABSMAX_FLOOR, Q8_MAX
+from microvlm.formats.op_spec import ABSMAX_FLOOR, Q8_MAX, Q8_MIN
 from microvlm.runtime import LayerCall
 
 TIE_DISTANCE = 1e-3
@@ -55,7 +55,7 @@ class Differences:
         activations are equal.
         """
         unrounded = _in_steps(x)
-        own = np.clip(np.rint(unrounded), -128, 127).astype(np.int8)
+        own = np.clip(np.rint(unrounded), Q8_MIN, Q8_MAX).astype(np.int8)
         self.activations += own.size
         differs = own != recorded
         if differs.any():

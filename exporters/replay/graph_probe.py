@@ -26,7 +26,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from microvlm.exporters.replay.model_session import open_session
-from microvlm.formats.op_spec import quantize_activations
+from microvlm.formats.op_spec import ABSMAX_FLOOR, Q8_MAX, Q8_MIN, quantize_activations
 from microvlm.formats.op_table import DOMAIN, OPS
 from microvlm.runtime import LayerCall, LayerListener
 
@@ -180,9 +180,9 @@ def _constants() -> list[onnx.NodeProto]:
 
     axes = helper.make_tensor("last", TensorProto.INT64, [1], [-1])
     return [
-        scalar("limit", 127.0),
-        scalar("lowest", -128.0),
-        scalar("floor", 1e-5),
+        scalar("limit", float(Q8_MAX)),
+        scalar("lowest", float(Q8_MIN)),
+        scalar("floor", float(ABSMAX_FLOOR)),
         helper.make_node("Constant", [], [f"{PREFIX}.last"], value=axes),
     ]
 

@@ -147,8 +147,10 @@ def _directory(source: str | Path) -> Path:
         return path
     from importlib import resources
 
+    from microvlm.config import CONFIG
+
     bundled = Path(str(resources.files("microvlm").joinpath("checkpoints", str(source))))
-    if "/" not in str(source) and (bundled / "config.json").is_file():
+    if "/" not in str(source) and (bundled / CONFIG).is_file():
         return bundled
     raise UserError(f"'{source}' is neither a folder with a checkpoint or a bundle nor a bundled model.")
 

@@ -23,7 +23,7 @@ import numpy as np
 from microvlm.formats import packing
 
 ABSMAX_FLOOR = np.float32(1e-5)
-Q8_MAX = np.float32(127)
+Q8_MIN, Q8_MAX = np.float32(-128), np.float32(127)
 MAX_COLUMNS = 65536
 """Most inputs of a row: the native kernels keep every intermediate sum inside int32 up to here."""
 
@@ -147,7 +147,7 @@ def quantize_activations(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     finite = np.isfinite(x).all(-1, keepdims=True)
     x = np.where(finite, x, np.float32(0))
     absmax = np.maximum(np.abs(x).max(-1, keepdims=True), ABSMAX_FLOOR).astype(np.float32)
-    activations_q8 = np.clip(np.rint(x * (Q8_MAX / absmax)), -128, 127).astype(np.int8)
+    activations_q8 = np.clip(np.rint(x * (Q8_MAX / absmax)), Q8_MIN, Q8_MAX).astype(np.int8)
     return activations_q8, np.where(finite, absmax / Q8_MAX, np.float32(np.nan))
 
 

@@ -19,22 +19,23 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from microvlm.atomic import new_folder, recover
-from microvlm.config import MicroVLMConfig
+from microvlm.config import CONFIG, MicroVLMConfig
 from microvlm.errors import UserError
 from microvlm.formats.bundle import is_bundle
 from microvlm.formats.op_table import MATMUL_BY_KIND
+from microvlm.inputs.processor import GENERATION, PREPROCESSOR, TOKENIZER, TOKENIZER_CONFIG
 from microvlm.model.embedding import HalfEmbedding, PackedEmbedding, TiedEmbedding
 from microvlm.model.linear import DenseTritLinear, HalfLinear, PackedLinear
 from microvlm.model.microvlm import MicroVLM
 
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
+WEIGHTS = "model.safetensors"
 BUNDLED = ("nano",)
 DENSE_DTYPES = {"dense-float16": torch.float16, "dense-float32": torch.float32}
 PROCESSOR_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "preprocessor_config.json",
-    "generation_config.json",
+    TOKENIZER,
+    TOKENIZER_CONFIG,
+    PREPROCESSOR,
+    GENERATION,
 )
 
 

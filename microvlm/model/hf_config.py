@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from microvlm.config import TextConfig, VisionConfig
+from microvlm.config import CONFIG, TextConfig, VisionConfig
 from microvlm.errors import UserError
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -97,7 +97,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _read_config(directory: Path) -> tuple[dict[str, Any], Path]:
-    path = directory / "config.json"
+    path = directory / CONFIG
     return read_json(path), path
 
 

@@ -27,9 +27,13 @@ TRAINED_ABSMAX = {"ternary": TERNARY_2X4.weight_absmax, "int8": INT8_MATMUL.weig
 """Kind of a training layer -> largest magnitude of its integer weights."""
 
 
+TERNARY_SCALE_FLOOR = 1e-5
+"""Least scale of a ternary matrix: a matrix of zeros has a scale to divide by."""
+
+
 def ternarize(weight: Tensor) -> tuple[Tensor, Tensor]:
     """float [N, K] -> (trits as floats [N, K], g [1]): g = mean |W| (>= 1e-5), trits = clip(round(W / g), -1, 1)."""
-    scale = weight.detach().abs().mean().clamp(min=1e-5).reshape(1)
+    scale = weight.detach().abs().mean().clamp(min=TERNARY_SCALE_FLOOR).reshape(1)
     return torch.clamp(torch.round(weight / scale), -1.0, 1.0), scale
 
 

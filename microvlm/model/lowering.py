@@ -15,6 +15,7 @@ from microvlm.formats.op_table import MATMUL_BY_KIND, MATMUL_BY_PACKING
 from microvlm.formats.weight_format import WeightFormat
 from microvlm.model.embedding import HalfEmbedding, PackedEmbedding, TiedEmbedding
 from microvlm.model.linear import (
+    TERNARY_SCALE_FLOOR,
     DenseTritLinear,
     HalfLinear,
     Int8Linear,
@@ -127,7 +128,7 @@ def _least_squares_trits(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Trits of `ternarize`, with the scale refitted: argmin_g |W - g T|^2 = <W, T> / <T, T>."""
     trits, _ = ternarize(weight)
     scale = (weight * trits).sum() / trits.square().sum().clamp(min=1.0)
-    return trits, scale.clamp(min=1e-5).reshape(1)
+    return trits, scale.clamp(min=TERNARY_SCALE_FLOOR).reshape(1)
 
 
 def quantize_linear(op: OpSpec, weight: Tensor, bias: Tensor | None) -> PackedLinear:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from microvlm.formats.op_spec import ABSMAX_FLOOR, OpSpec
+from microvlm.formats.op_spec import ABSMAX_FLOOR, Q8_MAX, Q8_MIN, OpSpec
 from microvlm.formats.op_table import OPS
 from microvlm.formats.packing import GROUP, TernaryLayout
 
@@ -26,8 +26,8 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     absmax = x.abs().amax(-1, keepdim=True).clamp(min=float(ABSMAX_FLOOR))
     # A tensor over a tensor: torch computes `127.0 / absmax` as a product with a rounded reciprocal, and CUDA does so
     # for `absmax / 127.0`, each a last bit away from the division that the table and ONNX Runtime perform.
-    limit = torch.full_like(absmax, 127.0)
-    activations_q8 = torch.clamp(torch.round(x * (limit / absmax)), -128.0, 127.0)
+    limit = torch.full_like(absmax, float(Q8_MAX))
+    activations_q8 = torch.clamp(torch.round(x * (limit / absmax)), float(Q8_MIN), float(Q8_MAX))
     return activations_q8, absmax / limit
 
 
