@@ -51,15 +51,6 @@ def memory_of_this_process() -> dict[str, int | None]:
     return figures
 
 
-def reset_peak_rss() -> bool:
-    """Reset VmHWM to the present size. False where the system does not allow it."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
-
-
 def provenance(model: dict[str, Any], threads: int | None) -> dict[str, Any]:
     """Machine, versions, commit and date of a measurement. `model` is the result of `describe_model`."""
     return {

@@ -79,10 +79,6 @@ class Count:
     multiply: int
     crypto: int
 
-    @property
-    def instructions_per_mac(self) -> float:
-        return self.total / (self.k * self.n * self.tokens)
-
 
 def missing(*tools: str) -> str:
     """Empty, or a sentence that names what is not here."""
@@ -218,17 +214,3 @@ def count(plugin: Path, program: Path, op: str, k: int, n: int, tokens: int, var
     assert line is not None, text
     total, simd, multiply, crypto = map(int, line.groups())
     return Count(op, k, n, tokens, total, simd, multiply, crypto)
-
-
-def executed_instructions(
-    products: Sequence[tuple[str, int, int, int]],
-) -> tuple[list[Count] | None, str]:
-    """Counts of products (op, K, N, tokens) on an emulated Cortex-A53, or None and why not."""
-    reason = missing(f"{CROSS}g++", "cc", "qemu-aarch64")
-    if reason:
-        return None, reason
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        program = build_program(PROGRAMS / "one_product.cpp", build_objects(folder), folder / "one_product")
-        plugin = build_counter(folder)
-        return [count(plugin, program, *product) for product in products], ""

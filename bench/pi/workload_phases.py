@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from microvlm.config import MicroVLMConfig
 from microvlm.errors import UserError
 from microvlm.runtime import MemoryReading, Past, Runtime
 
@@ -100,11 +99,6 @@ class Work:
             logits, past = self._runtime.decode(
                 embeds, _mask(length + step), np.array([[length + step]]), past, 1
             )
-
-
-def prompt_length(config: MicroVLMConfig, scenario: Scenario) -> int:
-    """Positions of a prefill: the image's prefix and the text."""
-    return config.prefix_tokens + scenario.prompt_tokens
 
 
 def _mask(length: int) -> np.ndarray:

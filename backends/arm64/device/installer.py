@@ -138,7 +138,7 @@ class Installer:
         return {}
 
     def exists(self, request: dict[str, Any], _: list) -> dict[str, Any]:
-        """Is `folder` unpacked, with all of its files? Counts as a use."""
+        """Tell whether `folder` is unpacked with all of its files, and mark it as used now."""
         folder = self._below(request["folder"])
         exists = _is_whole(folder)
         if exists:
