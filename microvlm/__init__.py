@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from microvlm.errors import UserError
-    from microvlm.generation import GenerationOptions
     from microvlm.inputs.processor import Processor
     from microvlm.loaded_model import LoadedModel, export, load
     from microvlm.memory.conversation import Chat
     from microvlm.memory.facts import FactMemory
     from microvlm.model.microvlm import MicroVLM
+    from microvlm.sampling import GenerationOptions
 
 __all__ = [
     "Chat",
@@ -37,7 +37,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "Chat": "memory.conversation",
     "FactMemory": "memory.facts",
-    "GenerationOptions": "generation",
+    "GenerationOptions": "sampling",
     "LoadedModel": "loaded_model",
     "MicroVLM": "model.microvlm",
     "Processor": "inputs.processor",

@@ -15,9 +15,9 @@ from PIL import Image
 
 import microvlm
 from microvlm import Chat, FactMemory, GenerationOptions, LoadedModel, UserError
-from microvlm.generation import Chooser
 from microvlm.inputs.processor import Processor
 from microvlm.model.microvlm import MicroVLM
+from microvlm.sampling import Chooser
 
 RED, BLUE = (np.full((20, 30, 3), colour, np.uint8) for colour in ((200, 0, 0), (0, 0, 200)))
 

@@ -109,7 +109,7 @@ def test_everything_for_a_device_imports_without_torch_transformers_and_onnx():
     program = """
     import importlib
     for name in (
-        "config generation runtime state_choice formats.packing formats.op_table formats.onnx_weights "
+        "config generation sampling runtime state_choice formats.packing formats.op_table formats.onnx_weights "
         "inputs.processor inputs.images memory.conversation memory.facts memory.memory_file "
         "commands.main loaded_model exporters.contract "
         "backends backends.base backends.ort backends.torch_eager backends.resolve backends.arm64 "

@@ -22,9 +22,9 @@ from microvlm.errors import UserError
 
 if TYPE_CHECKING:
     from microvlm.backends import LoadedRuntime
-    from microvlm.generation import GenerationOptions
     from microvlm.inputs.processor import Processor
     from microvlm.runtime import Memories
+    from microvlm.sampling import GenerationOptions
 
 
 @click.command()

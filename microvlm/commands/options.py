@@ -10,8 +10,8 @@ import click
 
 if TYPE_CHECKING:
     from microvlm.backends import LoadedRuntime
-    from microvlm.generation import GenerationOptions
     from microvlm.inputs.processor import Processor
+    from microvlm.sampling import GenerationOptions
 
 
 backend_option = click.option(
@@ -76,7 +76,7 @@ def check_sampling(
     max_new_tokens: int | None, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
 ) -> None:
     """Raise UserError for values that no model accepts, before a model is loaded."""
-    from microvlm.generation import GenerationOptions
+    from microvlm.sampling import GenerationOptions
 
     GenerationOptions(1 if max_new_tokens is None else max_new_tokens, temperature, top_p, seed)
 
