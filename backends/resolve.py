@@ -11,10 +11,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from microvlm.atomic import remove_leftovers
 from microvlm.console import note
 from microvlm.errors import UserError
 from microvlm.formats.bundle import MANIFEST, is_bundle, is_intact, sha256
+from microvlm.temporary_folder import remove_leftovers
 
 if TYPE_CHECKING:
     from microvlm.formats.weight_format import WeightFormat

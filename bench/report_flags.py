@@ -34,10 +34,10 @@ class ReportOutput:
         else:
             click.echo(report.text(document))
         if self.markdown is not None:
-            write_file(self.markdown, report.markdown(document))
+            write_file(self.markdown, report.markdown(document), fallback=True)
         if self.json_file is not None:
             text = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False)
-            write_file(self.json_file, text + "\n")
+            write_file(self.json_file, text + "\n", fallback=True)
 
 
 def report_flags(function: Callable[..., Any]) -> Callable[..., Any]:

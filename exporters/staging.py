@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from microvlm.atomic import new_folder, recover
+from microvlm.atomic_folder import new_folder
 from microvlm.errors import UserError
 from microvlm.formats.bundle import is_bundle
+from microvlm.temporary_folder import recover
 
 _HEADROOM_BYTES = 4 << 20
 """Graphs, manifest and tokenizer beside the weights."""

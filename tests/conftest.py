@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -152,6 +153,42 @@ def files_below(limit: int) -> Iterator[None]:
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
+
+
+@contextmanager
+def mounted(target: Path, *options: str) -> Iterator[None]:
+    """Within, what `options` of mount(8) name is mounted at `target`. Skips the test where that is not allowed."""
+    command = ["mount", *options, str(target)]
+    if (
+        os.name == "nt"
+        or os.geteuid() != 0
+        or subprocess.run(command, capture_output=True, check=False).returncode
+    ):
+        pytest.skip("nothing of this kind can be mounted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", str(target)], check=True)
+
+
+@pytest.fixture
+def public_folder() -> Iterator[Path]:
+    """A folder of root's that every user may read."""
+    if os.name == "nt" or os.geteuid() != 0:
+        pytest.skip("needs root to become another user")
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+@contextmanager
+def another_user() -> Iterator[None]:
+    """Within, this process, which is root's, has the rights of nobody."""
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 @pytest.fixture(scope="session")

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from microvlm import atomic
-from microvlm.atomic import new_file, new_folder, recover, remove_leftovers, write_file
+from microvlm import atomic_folder, temporary_folder
+from microvlm.atomic import new_file, write_file
+from microvlm.atomic_folder import new_files, new_folder
 from microvlm.errors import UserError
+from microvlm.temporary_folder import recover, remove_leftovers
 
 pytestmark = pytest.mark.posix
 
@@ -32,7 +34,7 @@ def umask():
 @pytest.fixture
 def without_exchange(monkeypatch):
     """Imitate a system that cannot exchange two names, so that two renames replace a folder."""
-    monkeypatch.setattr(atomic, "_exchange", lambda path, other_path: False)
+    monkeypatch.setattr(atomic_folder, "_exchange", lambda path, other_path: False)
 
 
 def fill(folder: Path, content: bytes) -> None:
@@ -132,13 +134,13 @@ _KILL_EVERYWHERE = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from microvlm import atomic
+from microvlm import atomic, atomic_folder, temporary_folder
 from test_atomic import NEW, OLD, contents, replace_folder
 
 folder, kind, has_old = Path(sys.argv[2]), sys.argv[3], sys.argv[4] == "old"
 target = folder / "target"
 if kind == "two renames":
-    atomic._exchange = lambda one, other: False
+    atomic_folder._exchange = lambda one, other: False
 write = atomic.write_file if kind == "file" else replace_folder
 
 def read():
@@ -162,7 +164,7 @@ def die_at(number):
 
 outcomes, nameless, number = set(), 0, 0
 while True:
-    atomic.remove_leftovers(folder)
+    temporary_folder.remove_leftovers(folder)
     if kind == "file":
         target.unlink(missing_ok=True)
     else:
@@ -180,7 +182,7 @@ while True:
     assert killed or status == 0, status
     if has_old and not os.path.lexists(target):
         nameless += 1
-        atomic.recover(target)
+        temporary_folder.recover(target)
     outcome = read()
     assert outcome in ((OLD, NEW) if has_old else (None, NEW)), (number, outcome)
     outcomes.add(outcome)
@@ -219,7 +221,7 @@ def test_killed_before_any_call_the_target_is_old_or_new_and_the_next_writer_cle
 
 _WRITE_AND_WAIT = """
 import pathlib, sys, time
-from microvlm.atomic import new_folder
+from microvlm.atomic_folder import new_files, new_folder
 with new_folder(pathlib.Path(sys.argv[1])) as temporary:
     (temporary / "half").write_text("half")
     print("writing", flush=True)
@@ -249,7 +251,7 @@ def test_without_locks_a_temporary_folder_is_abandoned_after_a_day(tmp_path, mon
     def refuse(descriptor, operation):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(atomic.fcntl, "flock", refuse)
+    monkeypatch.setattr(temporary_folder.fcntl, "flock", refuse)
     leftover = tmp_path / ".file.new-0123abcd"
     leftover.mkdir()
     write_file(tmp_path / "file", NEW)
@@ -274,7 +276,7 @@ def test_links_of_our_temporary_names_are_not_followed(tmp_path, monkeypatch):
     precious = tmp_path / "precious"
     replace_folder(precious, OLD)
     names = iter(["00000000", "11111111", "22222222"])
-    monkeypatch.setattr(atomic.secrets, "token_hex", lambda size: next(names))
+    monkeypatch.setattr(temporary_folder.secrets, "token_hex", lambda size: next(names))
     (tmp_path / ".file.new-00000000").symlink_to(precious)
     (tmp_path / ".file.new-11111111").symlink_to(tmp_path / "nowhere")
     write_file(tmp_path / "file", NEW)
@@ -451,3 +453,191 @@ def test_a_reader_does_not_bring_back_a_folder_that_was_deleted(tmp_path):
     (leftover / "bundle.replaced").mkdir(parents=True)
     recover(tmp_path / "bundle")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_name_of_any_length_is_replaced_and_recovered(tmp_path, without_exchange):
+    file, folder = tmp_path / ("f" * 255), tmp_path / ("ü" * 127)
+    for content in (OLD, NEW):
+        write_file(file, content)
+        replace_folder(folder, content)
+        assert file.read_bytes() == content
+        assert contents(folder) == {content}
+    label = temporary_folder.label(folder.name)
+    leftover = tmp_path / f".{label}.new-00000000"
+    fill_new(leftover / folder.name, OLD)
+    folder.rename(leftover / f"{label}.replaced")
+    recover(folder)
+    assert contents(folder) == {OLD}
+    assert sorted(os.listdir(tmp_path)) == [file.name, folder.name]
+
+
+def fill_new(folder: Path, content: bytes) -> None:
+    folder.mkdir(parents=True)
+    fill(folder, content)
+
+
+def test_a_report_is_written_in_place_where_the_folder_forbids_a_rename(public_folder):
+    from conftest import another_user
+
+    report = public_folder / "report.json"
+    report.write_bytes(OLD)
+    report.chmod(0o666)
+    with another_user():
+        with pytest.raises(UserError, match=r"report\.json cannot be written: Permission denied"):
+            write_file(report, NEW)
+        write_file(report, NEW, fallback=True)
+        with pytest.raises(UserError, match=r"absent cannot be written: Permission denied"):
+            write_file(public_folder / "absent", NEW, fallback=True)
+    assert report.read_bytes() == NEW
+    assert os.listdir(public_folder) == ["report.json"]
+
+
+def test_a_report_that_is_mounted_by_itself_is_written_in_place(tmp_path):
+    from conftest import mounted
+
+    source, report = tmp_path / "source", tmp_path / "report.json"
+    source.write_bytes(OLD)
+    report.touch()
+    with mounted(report, "--bind", str(source)):
+        with pytest.raises(UserError, match="cannot be written: Device or resource busy"):
+            write_file(report, NEW)
+        write_file(report, NEW, fallback=True)
+        assert sorted(os.listdir(tmp_path)) == ["report.json", "source"]
+    assert source.read_bytes() == NEW
+
+
+@pytest.mark.parametrize("kind", ["tmpfs", "bind"])
+def test_a_folder_with_a_mount_in_it_is_not_replaced_and_the_mounted_files_stay(tmp_path, kind):
+    from conftest import mounted
+
+    target, other = tmp_path / "with blank", tmp_path / "other"
+    replace_folder(target, OLD)
+    (target / "data").mkdir()
+    other.mkdir()
+    options = ("-t", "tmpfs", "tmpfs") if kind == "tmpfs" else ("--bind", str(other))
+    with mounted(target / "data", *options):
+        (target / "data" / "precious").write_text("precious")
+        with pytest.raises(UserError, match="something is mounted in it; unmount that"):
+            replace_folder(target, NEW)
+        assert (target / "data" / "precious").read_text() == "precious"
+        assert (target / FILES[0]).read_bytes() == OLD
+    assert sorted(os.listdir(tmp_path)) == ["other", "with blank"]
+
+
+def test_a_leftover_with_a_mount_in_it_is_not_removed(tmp_path):
+    from conftest import mounted
+
+    leftover = tmp_path / ".file.new-00000000"
+    (leftover / "data").mkdir(parents=True)
+    with mounted(leftover / "data", "-t", "tmpfs", "tmpfs"):
+        (leftover / "data" / "precious").touch()
+        write_file(tmp_path / "file", NEW)
+        assert (leftover / "data" / "precious").exists()
+    write_file(tmp_path / "file", NEW)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+# As _KILL_EVERYWHERE, for two files in a folder that holds another's: old, new, or marked as incomplete.
+_KILL_BETWEEN_FILES = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_atomic import NEW, OLD, INCOMPLETE, NAMES, replace_files
+
+target = Path(sys.argv[2]) / "target"
+target.mkdir()
+(target / "foreign").write_text("foreign")
+before = os.stat(target / "foreign")
+
+def die_at(number):
+    def count(event, arguments):
+        nonlocal number
+        if event.startswith(("os.", "open", "fcntl.", "shutil.", "flush")) and event != "os.kill":
+            number -= 1
+            if number < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+    fsync = os.fsync
+    os.fsync = lambda descriptor: (count("flush", ()), fsync(descriptor))
+    sys.addaudithook(count)
+
+outcomes, number, killed = set(), 0, True
+while killed:
+    replace_files(target, OLD)
+    process = os.fork()
+    if process == 0:
+        die_at(number)
+        replace_files(target, NEW)
+        os._exit(0)
+    status = os.waitpid(process, 0)[1]
+    killed = os.WIFSIGNALED(status)
+    assert killed or status == 0, status
+    marked = (target / INCOMPLETE).exists()
+    found = {(target / name).read_bytes() for name in NAMES}
+    assert marked or len(found) == 1, number
+    outcomes.add("marked" if len(found) == 2 else "old" if found == {OLD} else "new")
+    replace_files(target, NEW)
+    assert sorted(os.listdir(target)) == sorted([*NAMES, "foreign"]), (number, os.listdir(target))
+    number += 1
+after = os.stat(target / "foreign")
+assert (after.st_ino, after.st_ctime_ns, after.st_nlink) == (before.st_ino, before.st_ctime_ns, 1)
+assert os.listdir(target.parent) == ["target"]
+print(number, *sorted(outcomes))
+"""
+INCOMPLETE, NAMES = atomic_folder.INCOMPLETE, ("config.json", "weights")
+
+
+def replace_files(target: Path, content: bytes) -> None:
+    with new_files(target, {*NAMES, INCOMPLETE}) as temporary:
+        for name in NAMES:
+            (temporary / name).write_bytes(content)
+
+
+def test_killed_between_files_of_a_shared_folder_they_are_old_or_new_or_marked(tmp_path):
+    command = [sys.executable, "-P", "-c", _KILL_BETWEEN_FILES, str(Path(__file__).parent), tmp_path]
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert process.returncode == 0, process.stderr
+    kills, *outcomes = process.stdout.split()
+    assert int(kills) > 10
+    assert outcomes == ["marked", "new", "old"]
+
+
+def test_a_folder_of_our_files_alone_is_replaced_as_a_whole(tmp_path):
+    target = tmp_path / "folder"
+    replace_files(target, OLD)
+    before = target.stat()
+    replace_files(target, NEW)
+    assert target.stat().st_ino != before.st_ino
+    (target / "foreign").touch()
+    before = target.stat()
+    replace_files(target, OLD)
+    assert target.stat().st_ino == before.st_ino
+    assert {(target / name).read_bytes() for name in NAMES} == {OLD}
+
+
+def test_a_file_that_appears_in_the_moment_of_the_swap_is_kept(tmp_path, monkeypatch):
+    target = tmp_path / "folder"
+    replace_files(target, OLD)
+    exchange = atomic_folder._exchange
+
+    def exchange_late(folder, other):
+        (target / "late").write_text("late")
+        return exchange(folder, other)
+
+    monkeypatch.setattr(atomic_folder, "_exchange", exchange_late)
+    replace_files(target, NEW)
+    (target / "late").rename(tmp_path / "late")
+    monkeypatch.setattr(atomic_folder, "_exchange", lambda folder, other: (target / "later").touch())
+    replace_files(target, OLD)
+    assert (tmp_path / "late").read_text() == "late"
+    assert sorted(os.listdir(target)) == sorted([*NAMES, "later"])
+    assert {(target / name).read_bytes() for name in NAMES} == {OLD}
+
+
+def test_what_stands_in_a_files_way_stops_the_replacement_before_it_starts(tmp_path):
+    replace_files(tmp_path, OLD)
+    (tmp_path / "weights").unlink()
+    (tmp_path / "weights").mkdir()
+    with pytest.raises(UserError, match="weights: Is a directory"):
+        replace_files(tmp_path, NEW)
+    assert (tmp_path / "config.json").read_bytes() == OLD
+    assert sorted(os.listdir(tmp_path)) == sorted(NAMES)

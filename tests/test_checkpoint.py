@@ -1,13 +1,14 @@
 """Checkpoints: what is saved comes back bit for bit, and every damaged file is one sentence."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import FLOAT, TERNARY, files_below, seeded_model, tiny_config
+from conftest import FLOAT, TERNARY, another_user, files_below, mounted, seeded_model, tiny_config
 from safetensors.torch import load_file, save_file
 from test_ternary_lowering import run
 
@@ -143,6 +144,101 @@ model.save_pretrained(sys.argv[2])
     load_checkpoint(saved_checkpoint).save_pretrained(target)
     assert (target / "config.json").read_bytes() == (saved_checkpoint / "config.json").read_bytes()
     assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.posix
+def test_a_model_is_saved_into_the_working_directory(tmp_path, monkeypatch):
+    first, second = seeded_model(tiny_config(TERNARY), 1), seeded_model(tiny_config(TERNARY), 2)
+    monkeypatch.chdir(tmp_path)
+    for model in (first, second):  # into the empty folder, and over the first
+        model.save_pretrained(".")
+        assert os.path.samestat(os.stat("."), tmp_path.stat())
+        assert torch.equal(load_checkpoint(".").decoder.norm.weight, model.decoder.norm.weight)
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "model.safetensors"]
+
+
+def test_a_file_that_another_process_puts_into_the_folder_meanwhile_is_kept(ternary_model, tmp_path):
+    target = tmp_path / "model"
+    ternary_model.save_pretrained(target)
+
+    def write_log(_folder):
+        (target / "log.txt").write_text("log")
+
+    save_checkpoint(ternary_model, target, write_log)
+    assert (target / "log.txt").read_text() == "log"
+    load_checkpoint(target)
+    assert os.listdir(tmp_path) == ["model"]
+
+
+def test_files_on_a_file_system_that_is_mounted_below_the_checkpoint_are_kept(ternary_model, tmp_path):
+    ternary_model.save_pretrained(tmp_path / "model")
+    data = tmp_path / "model" / "data"
+    data.mkdir()
+    with mounted(data, "-t", "tmpfs", "tmpfs"):
+        (data / "precious").touch()
+        ternary_model.save_pretrained(tmp_path / "model")
+        assert (data / "precious").exists()
+    load_checkpoint(tmp_path / "model")
+
+
+def test_a_checkpoint_in_an_overlay_is_replaced(ternary_model, tmp_path):
+    ternary_model.save_pretrained(tmp_path / "lower" / "model")
+    writable, merged = tmp_path / "writable", tmp_path / "merged"
+    for folder in (writable, merged):
+        folder.mkdir()
+    model = seeded_model(tiny_config(TERNARY), 5)
+    with mounted(writable, "-t", "tmpfs", "tmpfs"):
+        (writable / "upper").mkdir()
+        (writable / "work").mkdir()
+        folders = f"lowerdir={tmp_path / 'lower'},upperdir={writable / 'upper'},workdir={writable / 'work'}"
+        with mounted(merged, "-t", "overlay", "overlay", "-o", folders):
+            model.save_pretrained(merged / "model")
+            loaded = load_checkpoint(merged / "model")
+            assert torch.equal(loaded.decoder.norm.weight, model.decoder.norm.weight)
+            assert os.listdir(merged) == ["model"]
+
+
+def test_a_file_that_cannot_be_read_does_not_stand_in_the_way(ternary_model, public_folder):
+    target = public_folder / "model"
+    ternary_model.save_pretrained(target)
+    target.chmod(0o777)
+    (target / "secret").touch(0o600)
+    for names in (["secret"], []):  # also where only the folder above is another's
+        with another_user():
+            ternary_model.save_pretrained(target)
+        assert sorted(os.listdir(target)) == ["config.json", "model.safetensors", *names]
+        (target / "secret").unlink(missing_ok=True)
+
+
+@pytest.mark.posix
+def test_a_checkpoint_whose_replacement_was_cut_off_is_refused_until_it_is_saved_again(
+    saved_checkpoint, tmp_path
+):
+    target = tmp_path / "model"
+    seeded_model(tiny_config(FLOAT), 1).save_pretrained(target)
+    (target / "notes.txt").write_text("mine")
+    killed = """
+import os, signal, sys
+from pathlib import Path
+from microvlm import MicroVLM
+model = MicroVLM.from_pretrained(sys.argv[1])
+replace = os.replace
+def replace_configuration_only(source, target):
+    if Path(target).name != "config.json":
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, target)
+os.replace = replace_configuration_only
+model.save_pretrained(sys.argv[2])
+"""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", killed, str(saved_checkpoint), str(target)], check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    with pytest.raises(UserError, match="was only partly replaced: save it again"):
+        load_checkpoint(target)
+    load_checkpoint(saved_checkpoint).save_pretrained(target)
+    load_checkpoint(target)
+    assert sorted(os.listdir(target)) == ["config.json", "model.safetensors", "notes.txt"]
 
 
 def test_others_may_read_the_weights_that_the_umask_lets_them_read(saved_checkpoint):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from microvlm.atomic import new_file, remove_leftovers, write_file
+from microvlm.atomic import new_file, write_file
 from microvlm.config import MicroVLMConfig, QuantizationConfig
 from microvlm.errors import UserError
 from microvlm.formats.weight_format import WeightFormat
@@ -24,6 +24,7 @@ from microvlm.model.checkpoint import load_strictly, read_tensors, save_checkpoi
 from microvlm.model.lowering import lower
 from microvlm.model.microvlm import MicroVLM
 from microvlm.presets import preset
+from microvlm.temporary_folder import remove_leftovers
 from microvlm.training.batches.sample_texts import TextRows
 from microvlm.training.data.emoji import EmojiData
 from microvlm.training.recipe import Recipe, StageConfig

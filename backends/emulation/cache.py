@@ -16,9 +16,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from microvlm.atomic import new_folder, remove_leftovers
+from microvlm.atomic_folder import new_folder
 from microvlm.backends.resolve import cache_directory
 from microvlm.errors import UserError
+from microvlm.temporary_folder import remove_leftovers
 
 STAMP = "stamp.json"
 CACHE_FORMAT = 1

@@ -9,7 +9,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from microvlm.atomic import new_folder
+from microvlm.atomic_folder import new_folder
 from microvlm.backends.resolve import cache_directory
 from microvlm.errors import UserError
 

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import click
 
-from microvlm.atomic import temporary_folder
 from microvlm.backends.resolve import cache_directory, exporter_digest
 from microvlm.bench.full.qwen_tokenizer import qwen_tokenizer
 from microvlm.bench.speed.speed_bench import bytes_read_per_token
@@ -23,6 +22,7 @@ from microvlm.errors import UserError
 from microvlm.formats.bundle import is_intact
 from microvlm.formats.weight_format import PACKING_HELP, WeightFormat
 from microvlm.presets import preset
+from microvlm.temporary_folder import temporary_folder
 
 PRESET = "full"
 EMBEDDING_BITS = 4

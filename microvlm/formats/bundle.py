@@ -11,8 +11,8 @@ import json
 from pathlib import Path
 from typing import Any, TypedDict
 
-from microvlm.atomic import recover
 from microvlm.errors import UserError
+from microvlm.temporary_folder import recover
 
 MANIFEST = "manifest.json"
 BUNDLE_FORMAT = 2

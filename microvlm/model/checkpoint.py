@@ -18,15 +18,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from microvlm.atomic import new_folder, recover
+from microvlm.atomic_folder import INCOMPLETE, new_files
 from microvlm.config import CONFIG, MicroVLMConfig
 from microvlm.errors import UserError
 from microvlm.formats.bundle import is_bundle
 from microvlm.formats.op_table import MATMUL_BY_KIND
 from microvlm.inputs.processor import GENERATION, PREPROCESSOR, TOKENIZER, TOKENIZER_CONFIG
+from microvlm.inputs.tokenizer_tables import TABLES
 from microvlm.model.embedding import HalfEmbedding, PackedEmbedding, TiedEmbedding
 from microvlm.model.linear import DenseTritLinear, HalfLinear, PackedLinear
 from microvlm.model.microvlm import MicroVLM
+from microvlm.temporary_folder import recover
 
 WEIGHTS = "model.safetensors"
 BUNDLED = ("nano",)
@@ -37,12 +39,19 @@ PROCESSOR_FILES = (
     PREPROCESSOR,
     GENERATION,
 )
+CHECKPOINT_FILES = frozenset({CONFIG, WEIGHTS, "training.json", INCOMPLETE, TABLES, *PROCESSOR_FILES})
+"""Names of the files that a checkpoint may have; a folder with others in it is never replaced as a whole."""
 
 
 def resolve_checkpoint(source: str | Path) -> Path:
-    """The directory of a checkpoint, given as that, a bundled name, or a hub id to download. Raises UserError."""
+    """The directory of a checkpoint, given as that, a bundled name, or a hub id to download.
+
+    Raises UserError, also for a checkpoint whose replacement was cut off between two files.
+    """
     path = Path(source)
     recover(path)
+    if (path / INCOMPLETE).exists():
+        raise UserError(f"{path} was only partly replaced: save it again.")
     if path.is_dir():
         return path
     if str(source) in BUNDLED:
@@ -90,15 +99,16 @@ def save_checkpoint(model: MicroVLM, directory: Path, complete: Callable[[Path],
     """Write `model` (with latent weights or lowered) as the checkpoint `directory`, new or in place of an old one.
 
     Tokenizer and preprocessor are copied from where the model was loaded, if it was; `complete` may write further files
-    into the folder that it is given. All files change together, at the end; other files of an old checkpoint are kept.
+    into the folder that it is given. All files change at the end: together where the folder holds nothing but files of
+    a checkpoint (`new_files`). Other files are not touched.
 
     Raises UserError when the folder cannot be written, or holds another model's config.json.
     """
     directory = Path(os.path.abspath(directory))
     recover(directory)
-    if (directory / CONFIG).exists():
+    if (directory / CONFIG).exists() and not (directory / INCOMPLETE).exists():
         MicroVLMConfig.load(directory)  # refuses to replace what is not ours
-    with new_folder(directory, replace=lambda _: True, keep_others=True) as folder:
+    with new_files(directory, CHECKPOINT_FILES) as folder:
         layers = describe_lowered(model)
         metadata = {"format": "pt", **({"layers": json.dumps(layers)} if layers else {})}
         write_tensors(model.state_dict(), folder / WEIGHTS, metadata)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from microvlm.atomic import new_folder
+from microvlm.atomic_folder import new_folder
 from microvlm.backends.resolve import cache_directory
 from microvlm.errors import UserError
 

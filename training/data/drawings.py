@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from microvlm.atomic import new_folder
+from microvlm.atomic_folder import new_folder
 from microvlm.training.data.drawing_sources import DataError, IconSet, Source, install_packages
 from microvlm.training.data.render import Progress, render_vendor
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from microvlm.atomic import new_folder
+from microvlm.atomic_folder import new_folder
 from microvlm.training.data.drawing_sources import TEST_VENDOR, DataError
 from microvlm.training.data.emoji import EmojiData, read_test_emoji
 from microvlm.training.data.episode_texts import Episode, sample_episode

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from microvlm.atomic import new_folder
+from microvlm.atomic_folder import new_folder
 from microvlm.training.data.drawing_sources import TEST_VENDOR, DataError
 from microvlm.training.data.emoji import EmojiData
 from microvlm.training.data.evalset import save_images

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from microvlm.atomic import new_folder
+from microvlm.atomic_folder import new_folder
 from microvlm.training.data import emoji as table
 from microvlm.training.data.drawing_sources import SOURCES, TRAIN_VENDORS, DataError, IconSet
 
