@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from conftest import another_user
 
 from microvlm.bench import provenance, report
 from microvlm.bench.bench_command import command
+from microvlm.bench.report_flags import ReportOutput
 from microvlm.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -44,6 +46,17 @@ def test_a_saved_report_becomes_markdown(tmp_path: Path) -> None:
     result = CliRunner().invoke(command, ["report", str(tmp_path / "run.json")], standalone_mode=False)
     assert "| b | 2 | 5 |" in result.stdout
     assert "- ort skipped: no ort." in result.stdout
+
+
+def test_a_report_and_its_markdown_go_into_files_that_cannot_be_replaced(public_folder: Path) -> None:
+    paths = [public_folder / name for name in ("report.json", "report.md")]
+    for path in paths:
+        path.touch()
+        path.chmod(0o666)
+    with another_user():
+        ReportOutput(as_json=False, markdown=paths[1], json_file=paths[0]).deliver(RUN)
+    assert json.loads(paths[0].read_text()) == RUN
+    assert "| b | 2 | 5 |" in paths[1].read_text()
 
 
 @pytest.mark.parametrize(
