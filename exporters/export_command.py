@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 @click.option(
     "--vocabulary",
     type=int,
-    help="Keep at most so many tokens: bytes, the first merges, what the prompt needs. All by default.",
+    help="Keep at most this many tokens: bytes, the first merges, what the prompt needs. All by default.",
 )
 @click.option(
     "--threads", default=0, show_default=True, help="ONNX Runtime threads of the checks; 0 is its choice."

@@ -11,7 +11,7 @@ import sys
 import pytest
 from PIL import Image
 
-from microvlm.commands.chat import _split_path
+from microvlm.commands.chat import ChatLoop, _split_path
 from microvlm.commands.main import cli
 from microvlm.console import run_click
 
@@ -74,6 +74,22 @@ def test_a_path_is_parted_from_its_question_as_a_terminal_writes_it(
     Image.new("RGB", (32, 32), "red").save(tmp_path / name)
     assert _split_path(f"{typed_path} {question}") == (name, question)
     assert _split_path(typed_path) == (name, "")
+
+
+def test_a_question_for_an_earlier_image_goes_to_the_memory_and_not_to_the_image_in_view(monkeypatch):
+    questions = []
+    loop = ChatLoop(None, None)
+    monkeypatch.setattr(
+        loop, "_ask", lambda question, image, is_new=False: questions.append((question, image))
+    )
+    loop.image = "rose.png"
+    for line in ("what is this?", "What was in the first image?", "what was in the eleventh image?"):
+        loop.handle(line)
+    assert questions == [
+        ("what is this?", "rose.png"),
+        ("What was in the first image?", None),
+        ("what was in the eleventh image?", None),
+    ]
 
 
 def test_a_path_that_is_not_there_is_named_as_it_was_meant(chat):

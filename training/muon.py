@@ -43,7 +43,7 @@ class Float32Muon(torch.optim.Optimizer):
             if "momentum_buffer" not in self.state[weight]:
                 self.state[weight]["momentum_buffer"] = torch.zeros_like(weight)
         averages = [self.state[weight]["momentum_buffer"] for weight in weights]
-        grads = [weight.grad for weight in weights]
+        grads = [weight.grad for weight in weights if weight.grad is not None]
         torch._foreach_lerp_(averages, grads, 1 - momentum)
         return orthogonalise(torch.stack(torch._foreach_lerp(grads, averages, momentum))).unbind()
 

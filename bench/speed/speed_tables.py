@@ -111,7 +111,7 @@ def _memory_rows(ran: Sequence[dict[str, Any]]) -> Rows:
     for label, field in (
         ("peak RSS, MB", "peak_rss_bytes"),
         ("anonymous, MB", "anonymous_bytes"),
-        ("of it the model's, MB", "anonymous_of_model_bytes"),
+        ("of which the model's, MB", "anonymous_of_model_bytes"),
         ("file-backed, MB", "file_backed_bytes"),
         ("PSS, MB", "pss_bytes"),
     ):

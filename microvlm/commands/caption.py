@@ -60,6 +60,8 @@ def caption(
     from microvlm.inputs.images import check_file
 
     check_sampling(max_new_tokens, temperature, top_p, seed)
+    if prompt is not None and not prompt.strip():
+        raise UserError("--prompt is empty: write a question, or leave it out for a caption.")
     for image in images:
         check_file(image)
     if attention is not None:

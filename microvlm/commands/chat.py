@@ -22,6 +22,7 @@ from microvlm.commands.options import (
 )
 from microvlm.console import BAD_INPUT, note
 from microvlm.errors import UserError
+from microvlm.memory.ordinal_questions import is_ordinal_question
 
 if TYPE_CHECKING:
     from microvlm.memory.conversation import Chat
@@ -32,7 +33,8 @@ HELP = """\
 /memory                 what was written into the memory
 /reset                  empty the memory and put the picture away
 /quit                   leave
-Anything else is a question about the picture in view, or for the memory when there is none."""
+Anything else is a question about the picture in view, or for the memory when there is none or when the question is
+"what was in the first image?" (second, third, ...)."""
 
 _BYTE_ORDER_MARK = "\ufeff"
 """Some editors and shells, mainly on Windows, put it before the first line of UTF-8 text."""
@@ -127,7 +129,7 @@ class ChatLoop:
         elif command.startswith("/"):
             raise UserError(f"unknown command {command}; /help lists them.")
         elif line:
-            self._ask(line, self.image)
+            self._ask(line, None if is_ordinal_question(line) else self.image)
         return False
 
     def _show(self, rest: str) -> None:

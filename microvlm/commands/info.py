@@ -107,7 +107,7 @@ def format_description(description: dict[str, Any]) -> str:
     ternary = description["ternary_linears"]
     if ternary["parameters"]:
         lines.append(
-            f"{'of it ternary':<13}{ternary['parameters']:>13,}{ternary['bytes']:>14,}"
+            f"{'of which ternary':<13}{ternary['parameters']:>13,}{ternary['bytes']:>14,}"
             f"{ternary['bits_per_weight']:>13.2f}"
         )
     lines += ["", "predicted sizes, MB (vision, adapter, W_M at 8 bits; norms and biases as stored)"]

@@ -93,7 +93,7 @@ def forget(
 ) -> None:
     """Forget one fact: --entry, or the newest that was written under these words of --question and --image."""
     if (entry is None) == (not question and image is None):
-        raise UserError("say what to forget: either --entry or --question and --image.")
+        raise UserError("say what to forget: --entry, or --question and, if the fact has one, --image.")
     with _change(file, image, model) as facts:
         index = facts.find(question, image) if entry is None else entry - 1
         entry_before = facts.forget(index)

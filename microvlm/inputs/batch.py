@@ -55,6 +55,8 @@ def _texts(prompts: Prompts) -> list[str]:
         raise UserError("prompts= takes one text or a list of texts.")
     if not texts:
         raise UserError("prompts= is an empty list: give at least one text.")
+    if not all(text.strip() for text in texts):
+        raise UserError("a prompt is empty: write a question, or leave prompts= out.")
     return list(texts)
 
 

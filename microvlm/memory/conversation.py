@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from microvlm.errors import UserError
 from microvlm.generation import GenerationOptions, Prompt, Timings, embed_prompt, generate
 from microvlm.inputs.images import ImageSource
 from microvlm.inputs.processor import Processor
@@ -78,6 +79,8 @@ class Chat:
         `on_text` gets the answer piece by piece. `label` names the image in the log. An answer that came from the
         memory alone is not written again. Raises UserError, and then nothing was written.
         """
+        if not question.strip():
+            raise UserError("the question is empty: ask something.")
         timings = Timings()
         with timings.phase("preprocess"):
             query = Query.build(self.processor, question, image)

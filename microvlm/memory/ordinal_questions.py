@@ -30,3 +30,9 @@ def ordinal_question(step: int) -> str:
     Raises IndexError beyond the last ordinal.
     """
     return f"what was in the {ORDINALS[step]} image?"
+
+
+def is_ordinal_question(question: str) -> bool:
+    """Whether a question asks for an image by its place: such a question is about the memory, not the image in view."""
+    words = question.strip().lower()
+    return any(words == ordinal_question(step) for step in range(len(ORDINALS)))

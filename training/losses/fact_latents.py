@@ -72,9 +72,9 @@ def write_memories(module: MicroVLM, key: Tensor, value: Tensor, batch: FactBatc
     order = np.argsort(group, kind="stable")
     place = np.empty_like(order)
     place[order] = np.arange(len(order)) - np.repeat(np.cumsum(counts) - counts, counts)
-    rows, group, place = (torch.from_numpy(part).to(key.device) for part in (written_rows, group, place))
+    rows, memory, slot = (torch.from_numpy(part).to(key.device) for part in (written_rows, group, place))
     keys, values = (
-        part.new_zeros(len(counts), int(counts.max()), part.shape[1]).index_put((group, place), part[rows])
+        part.new_zeros(len(counts), int(counts.max()), part.shape[1]).index_put((memory, slot), part[rows])
         for part in (key, value)
     )
     prior = module.memory_prior_state().mean[0].float()

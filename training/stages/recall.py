@@ -69,7 +69,8 @@ class RecallTask(WholeModelTask):
     def __init__(self, inputs: StageInputs):
         super().__init__(inputs)
         stage = self.stage
-        self.module = ModelWithFactHeads(self.model)
+        self.with_heads = ModelWithFactHeads(self.model)
+        self.module = self.with_heads
         self.cross_entropy = answer_loss(stage.label_smoothing)
         counts = {kind: round(stage.batch_size * share) for kind, share in stage.mixture.items()}
         if not counts.get("fact"):
@@ -98,7 +99,7 @@ class RecallTask(WholeModelTask):
         return [self.model.memory_encoder, self.model.memory_projection]
 
     def parameter_groups(self) -> list[dict]:
-        modules = [*self._trained_parts(), self.module.facts.answer, self.module.facts.read_out]
+        modules = [*self._trained_parts(), self.with_heads.facts.answer, self.with_heads.facts.read_out]
         parameters = [parameter for module in modules for parameter in module.parameters()]
         return [{"params": parameters, "lr": self.stage.learning_rate}]
 

@@ -59,7 +59,8 @@ class VLMTask(WholeModelTask):
     def __init__(self, inputs: StageInputs):
         super().__init__(inputs)
         emoji, stage = self.emoji, self.stage
-        self.module = ModelWithHeads(self.model, int(emoji.is_seen.sum()))
+        self.with_heads = ModelWithHeads(self.model, int(emoji.is_seen.sum()))
+        self.module = self.with_heads
         self.label_of = np.full(len(emoji.hexcodes), IGNORED)
         self.label_of[np.flatnonzero(emoji.is_seen)] = np.arange(emoji.is_seen.sum())
         self.object_labels = self.label_of[[emoji.index(hexcode) for hexcode, _ in read_scene_objects()]]
@@ -90,7 +91,7 @@ class VLMTask(WholeModelTask):
         if set(tensors) == set(self.model.state_dict()):
             super().continue_from(tensors, source)
             return
-        for part, module in (("vision.", self.model.vision), ("classify.", self.module.classify)):
+        for part, module in (("vision.", self.model.vision), ("classify.", self.with_heads.classify)):
             own = {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)}
             load_strictly(module, own, source)
 
