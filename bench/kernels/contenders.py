@@ -65,15 +65,15 @@ def variants_of(contender: Contender, variants: Sequence[str]) -> list[Contender
 
 def choose(available: Sequence[Contender], names: Sequence[str], have_library: bool) -> list[Contender]:
     """The contenders of `available` with these names, or all but the scalar reference. Raises UserError."""
-    names = [contender.name for contender in available]
+    available_names = [contender.name for contender in available]
     for name in names:
-        if name in names:
+        if name in available_names:
             continue
         if not have_library and name.startswith("ours-"):
             raise UserError(
                 f"--contender {name} needs the native library: install the package where a C++ compiler is."
             )
-        raise UserError(f"--contender {name} is unknown here; choose among {', '.join(names)}.")
+        raise UserError(f"--contender {name} is unknown here; choose among {', '.join(available_names)}.")
     if not names:
         return [contender for contender in available if contender.variant != REFERENCE_VARIANT]
     return [contender for contender in available if contender.name in names]
