@@ -3,6 +3,7 @@
 
 #include <sched.h>
 
+#include <atomic>
 #include <limits>
 
 #include "avx2.h"
@@ -140,7 +141,13 @@ int64_t processors() {
 // Many tokens: every task fills its own tables, which costs as much as 90 rows, so a task has at least about 56 packed
 // rows.
 int64_t max_tasks(int64_t tokens, int64_t packed_rows) {
-  static const int64_t at_once = processors();
+  // Not a guarded static: its guard needs the C++ runtime, which the library does without.
+  static std::atomic<int64_t> cached{0};
+  int64_t at_once = cached.load(std::memory_order_relaxed);
+  if (at_once == 0) {
+    at_once = processors();
+    cached.store(at_once, std::memory_order_relaxed);
+  }
   return avx2::tokens_of_tables(tokens) == 0 ? at_once : avx2::smaller(at_once, packed_rows / 56);
 }
 
