@@ -235,6 +235,7 @@ def test_a_memory_is_built_from_every_kind_of_model(
         kind("nano")
 
 
+@pytest.mark.export
 def test_export_gives_a_bundle_that_loads(speaking_checkpoint: Path, tmp_path: Path) -> None:
     bundle = microvlm.export(speaking_checkpoint, tmp_path / "bundle", packing="base3")
     assert bundle == tmp_path / "bundle"

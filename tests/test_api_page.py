@@ -35,6 +35,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return result.stdout.split(f"{MARK}\n")[:-1]
 
 
+@pytest.mark.pages
 def test_every_example_prints_what_the_page_shows(outputs: list[str]) -> None:
     page_outputs = [text for _, text in EXAMPLE.findall(PAGE)]
     assert all(page_outputs), "an example has no output"
