@@ -77,7 +77,7 @@ def slow(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Ruff and mypy"""
-    session.install("ruff", "mypy", "click", "numpy", "nox", *CONSTRAINTS)
+    session.install("ruff", "mypy", "click", "numpy", "msgspec", "nox", *CONSTRAINTS)
     check_style(session)
 
 

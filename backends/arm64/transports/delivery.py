@@ -22,7 +22,7 @@ from microvlm.console import note
 from microvlm.errors import UserError
 from microvlm.formats.bundle import MANIFEST, open_bundle, sha256
 
-WORKER_PACKAGES = ("numpy", "onnxruntime", "click", "safetensors")
+WORKER_PACKAGES = ("numpy", "onnxruntime", "click", "safetensors", "msgspec")
 """Requirements of microvlm that the worker imports."""
 PIECE_BYTES = 1 << 20
 
