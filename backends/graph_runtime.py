@@ -24,8 +24,8 @@ class GraphRuntime(ABC):
         manifest = open_bundle(directory, verify)
         self.directory = directory
         self.config = MicroVLMConfig.load(directory)
-        self.fingerprint: str = manifest.get("fingerprint", "")
-        self._graphs = manifest["graphs"]
+        self.fingerprint = manifest.fingerprint
+        self._graphs = manifest.graphs
 
     @property
     def graphs(self) -> list[str]:
@@ -34,12 +34,12 @@ class GraphRuntime(ABC):
 
     def graph_path(self, graph: str) -> Path:
         """The ONNX file of a graph."""
-        return self.directory / self._graphs[graph]["file"]
+        return self.directory / self._graphs[graph].file
 
     def tensor_names(self, graph: str) -> tuple[list[str], list[str]]:
         """Names of a graph's inputs and outputs, in contract order."""
         spec = self._graphs[graph]
-        inputs, outputs = ([tensor["name"] for tensor in side] for side in (spec["inputs"], spec["outputs"]))
+        inputs, outputs = ([tensor.name for tensor in side] for side in (spec.inputs, spec.outputs))
         return inputs, outputs
 
     def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:

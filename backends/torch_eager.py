@@ -56,8 +56,8 @@ def load_bundle(directory: Path, verify: bool | None = None) -> MicroVLM:
 
     manifest = open_bundle(directory, verify)
     model = MicroVLM(MicroVLMConfig.load(directory))
-    build_lowered(model, manifest["lowered"])
-    tensors = _initializers(directory, [entry["file"] for entry in manifest["graphs"].values()])
+    build_lowered(model, manifest.lowered)
+    tensors = _initializers(directory, [entry.file for entry in manifest.graphs.values()])
     load_strictly(model, tensors, str(directory))
     model.directory = directory
     return _unpacked(model)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import microvlm
-from microvlm.formats.bundle import MANIFEST
+from microvlm.formats.bundle import MANIFEST, read_manifest
 from microvlm.runtime import ReportsKernels, Runtime
 
 PACKAGES = ("microvlm", "numpy", "onnxruntime", "torch", "tokenizers", "pillow")
@@ -139,7 +139,7 @@ def describe_model(folder: Path) -> dict[str, Any]:
     """
     manifest = folder / MANIFEST
     if manifest.is_file():
-        listed = json.loads(manifest.read_text())["files"]
+        listed = read_manifest(folder).files
         files = sorted([manifest, *(folder / name for name in listed)])
     else:
         files = sorted(path for path in folder.rglob("*") if path.is_file())

@@ -8,9 +8,9 @@ and biases, the memory's prior and pseudo-inverse).
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import onnx
 import torch
@@ -18,7 +18,14 @@ from torch import nn
 
 from microvlm import __version__
 from microvlm.exporters import contract
-from microvlm.formats.bundle import BUNDLE_FORMAT, GraphEntry, Manifest, list_files, save_manifest
+from microvlm.formats.bundle import (
+    BUNDLE_FORMAT,
+    GraphEntry,
+    Manifest,
+    TensorEntry,
+    list_files,
+    save_manifest,
+)
 from microvlm.formats.op_table import DOMAIN, DOMAIN_VERSION
 from microvlm.formats.weight_format import WeightFormat
 from microvlm.model.checkpoint import describe_lowered
@@ -75,31 +82,37 @@ def write_manifest(
     `vocabulary` says how the vocabulary was cut, None if it was not; `training` is the checkpoint's training.json.
     """
     graphs = {
-        spec.name: cast(GraphEntry, {"file": spec.file, **asdict(spec)})
+        spec.name: GraphEntry(
+            spec.file, spec.name, spec.method, _tensor_entries(spec.inputs), _tensor_entries(spec.outputs)
+        )
         for spec in contract.graphs(lowered.config)
     }
-    manifest: Manifest = {
-        "format": BUNDLE_FORMAT,
-        "name": lowered.config.name,
-        "fingerprint": fingerprint_of(lowered),
-        "bits": weights.bits,
-        "packing": weights.packing,
-        "embedding_bits": weights.embedding_bits,
-        "bits_per_weight": measured_bits,
-        "versions": _versions(),
-        "graphs": graphs,
-        "lowered": describe_lowered(lowered),
-        "files": list_files(folder),
-        "vocabulary": vocabulary,
-        "training": training,
-    }
+    manifest = Manifest(
+        format=BUNDLE_FORMAT,
+        name=lowered.config.name,
+        fingerprint=fingerprint_of(lowered),
+        bits=weights.bits,
+        packing=weights.packing,
+        embedding_bits=weights.embedding_bits,
+        bits_per_weight=measured_bits,
+        versions=_versions(),
+        graphs=graphs,
+        lowered=describe_lowered(lowered),
+        files=list_files(folder),
+        vocabulary=vocabulary,
+        training=training,
+    )
     save_manifest(folder, manifest)
+
+
+def _tensor_entries(specs: Sequence[contract.TensorSpec]) -> tuple[TensorEntry, ...]:
+    return tuple(TensorEntry(spec.name, spec.dtype, spec.shape) for spec in specs)
 
 
 def _versions() -> dict[str, Any]:
     return {
         "microvlm": __version__,
-        "torch": torch.__version__,
+        "torch": str(torch.__version__),
         "onnx": onnx.__version__,
         "opset": contract.OPSET,
         DOMAIN: DOMAIN_VERSION,

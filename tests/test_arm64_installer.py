@@ -20,6 +20,7 @@ from microvlm.backends.arm64.transports import delivery
 from microvlm.backends.arm64.transports.delivery import Delivery
 from microvlm.backends.arm64.transports.device_package import DevicePackage
 from microvlm.errors import UserError
+from microvlm.formats.bundle import FileEntry, Manifest
 
 Hook = Callable[[str], None]
 
@@ -64,8 +65,9 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder.mkdir()
     (folder / "weights.data").write_bytes(b"w" * 5000)
     (folder / "manifest.json").write_text("{}")
-    entry = {"bytes": 5000, "sha256": digest(b"w" * 5000)}
-    monkeypatch.setattr(delivery, "open_bundle", lambda _: {"files": {"weights.data": entry}})
+    entry = FileEntry(5000, digest(b"w" * 5000))
+    manifest = Manifest(format=2, graphs={}, lowered={}, files={"weights.data": entry})
+    monkeypatch.setattr(delivery, "open_bundle", lambda _: manifest)
     monkeypatch.setattr(delivery, "PIECE_BYTES", 1000)
     return folder
 

@@ -127,12 +127,15 @@ def test_the_checkpoint_and_the_bundle_compute_the_same_on_torch(runtimes, speak
 
 def test_the_wire_reader_finds_what_onnx_finds(speaking_bundle):
     onnx = pytest.importorskip("onnx")
-    for entry in open_bundle(speaking_bundle)["graphs"].values():
-        path = speaking_bundle / entry["file"]
+    for entry in open_bundle(speaking_bundle).graphs.values():
+        path = speaking_bundle / entry.file
         expected = {
             t.name: tuple(t.dims) for t in onnx.load(str(path), load_external_data=False).graph.initializer
         }
         assert {t.name: t.shape for t in read_initializers(path)} == expected
+
+
+ENTRY = {"bytes": 1, "sha256": "0" * 64}
 
 
 def remove(path: Path) -> None:
@@ -182,7 +185,7 @@ def test_small_files_of_a_large_bundle_are_hashed_and_its_weights_on_request(cop
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_a_graph_that_is_no_graph_is_named_even_without_hashes(backend, copy):
-    path = copy / open_bundle(copy)["graphs"]["vision_encoder"]["file"]
+    path = copy / open_bundle(copy).graphs["vision_encoder"].file
     path.write_bytes(b"\x99" * path.stat().st_size)
     with pytest.raises(UserError) as error:
         load(backend, copy, verify=False).encode_image(np.zeros((1, 3, 32, 32), np.float32))
@@ -194,12 +197,21 @@ def test_a_graph_that_is_no_graph_is_named_even_without_hashes(backend, copy):
     [
         (lambda manifest: manifest.update(format=99), "newer microvlm"),
         (lambda manifest: manifest.update(format=1), "older microvlm"),
-        (lambda manifest: manifest.pop("files"), "is damaged"),
-        (lambda manifest: manifest["files"].update({"../outside": {"bytes": 1, "sha256": ""}}), "is damaged"),
-        (lambda manifest: manifest["files"].pop("onnx/vision_encoder.onnx"), "is damaged"),
-        (lambda manifest: manifest.update(graphs={"vision_encoder": 5}), "is damaged"),
-        (lambda manifest: manifest["graphs"]["embed_tokens"].pop("inputs"), "is damaged"),
-        (lambda manifest: manifest.update(lowered={"scope.fc1": {}}), "is damaged"),
+        (lambda manifest: manifest.pop("files"), "'files' is missing"),
+        (
+            lambda manifest: manifest["files"].update({"../x": ENTRY}),
+            "'../x' in 'files' is no path",
+        ),
+        (
+            lambda manifest: manifest["files"].pop("onnx/vision_encoder.onnx"),
+            "lacks 'onnx/vision_encoder.onnx'",
+        ),
+        (
+            lambda manifest: manifest.update(graphs={"vision_encoder": 5}),
+            "must be an object, not a whole number",
+        ),
+        (lambda manifest: manifest["graphs"]["embed_tokens"].pop("inputs"), r"inputs' is missing"),
+        (lambda manifest: manifest.update(lowered={"scope.fc1": {}}), r"kind' is missing"),
     ],
 )
 def test_a_manifest_that_cannot_be_trusted_is_refused(change, sentence, copy):
@@ -212,7 +224,7 @@ def test_a_manifest_that_cannot_be_trusted_is_refused(change, sentence, copy):
 
 def test_a_cut_or_missing_manifest_is_refused(copy):
     truncate(copy / "manifest.json")
-    with pytest.raises(UserError, match=r"manifest.json is damaged"):
+    with pytest.raises(UserError, match=r"manifest.json is not valid JSON: copy or export the bundle again"):
         load("ort", copy)
     (copy / "manifest.json").unlink()
     with pytest.raises(UserError, match=r"manifest.json is missing"):

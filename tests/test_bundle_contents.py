@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 from microvlm.config import MicroVLMConfig
 from microvlm.exporters import contract
 from microvlm.exporters.bundle_manifest import bits_per_weight
-from microvlm.formats.bundle import sha256
+from microvlm.formats.bundle import read_manifest, sha256
 from microvlm.formats.weight_format import WeightFormat
 from microvlm.model.checkpoint import build_lowered
 from microvlm.model.lowering import lower
@@ -54,9 +54,9 @@ def test_the_prior_of_the_memory_is_in_the_bundle(tiny_bundle, ternary_model):
     np.testing.assert_array_equal(tensors["memory_prior"], ternary_model.memory_prior.detach().numpy())
 
 
-def test_the_lowered_layers_of_the_manifest_rebuild_the_model(manifest, ternary_model):
+def test_the_lowered_layers_of_the_manifest_rebuild_the_model(tiny_bundle, ternary_model):
     empty = MicroVLM(ternary_model.config)
-    build_lowered(empty, manifest["lowered"])
+    build_lowered(empty, read_manifest(tiny_bundle).lowered)
     expected_state = lower(ternary_model, WeightFormat()).state_dict()
     assert {key: value.shape for key, value in empty.state_dict().items()} == {
         key: value.shape for key, value in expected_state.items()

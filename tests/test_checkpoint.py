@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -318,12 +319,19 @@ def test_pickled_weights_are_never_read(damaged_checkpoint):
 
 
 @pytest.mark.parametrize(
-    "layers", ["{", "[]", '{"decoder": 1}', '{"a.b": {"kind": "int8", "rows": 1, "columns": 1}}']
+    ("layers", "sentence"),
+    [
+        ("{", "metadata 'layers' is not valid JSON"),
+        ("[]", "metadata 'layers': the document must be an object"),
+        ('{"decoder": 1}', "must be an object, not a whole number"),
+        ('{"decoder": {"kind": "int8", "rows": -1, "columns": 1}}', "rows' must be a whole number >= 1"),
+        ('{"a.b": {"kind": "int8", "rows": 1, "columns": 1}}', "make no sense"),
+    ],
 )
-def test_a_senseless_list_of_layers_is_refused(damaged_checkpoint, layers):
+def test_a_senseless_list_of_layers_is_refused(damaged_checkpoint, layers, sentence):
     tensors = load_file(damaged_checkpoint / "model.safetensors")
     save_file(tensors, damaged_checkpoint / "model.safetensors", metadata={"layers": layers})
-    with pytest.raises(UserError, match="make no sense"):
+    with pytest.raises(UserError, match=re.escape(sentence)):
         load_checkpoint(damaged_checkpoint)
 
 

@@ -8,7 +8,6 @@ change.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from microvlm.errors import UserError
+from microvlm.formats.lowered_layer import LAYERS, parse_layers
 from microvlm.formats.op_table import MATMUL_BY_KIND
 from microvlm.model.checkpoint import WEIGHTS, read_tensors, resolve_checkpoint
 from microvlm.model.linear import TernaryLinear
@@ -36,13 +36,13 @@ def float_weights(source: str) -> dict[str, Tensor]:
     """A checkpoint's tensors under a float model's names, float32. Raises UserError for a kind without float values."""
     path = resolve_checkpoint(source) / WEIGHTS
     tensors, metadata = read_tensors(path)
-    for name, layer in json.loads(metadata.get("layers", "{}")).items():
+    for name, layer in parse_layers(metadata.get(LAYERS, "{}"), path).items():
         packed, scale = tensors.pop(f"{name}.packed", None), tensors.pop(f"{name}.scale", None)
-        op = MATMUL_BY_KIND.get(layer["kind"])
+        op = MATMUL_BY_KIND.get(layer.kind)
         if packed is None or scale is None or op is None or op.has_multiplier:
-            raise UserError(f"{path} stores {name} as {layer['kind']}, which no stage can start from.")
+            raise UserError(f"{path} stores {name} as {layer.kind}, which no stage can start from.")
         rows = scale.numpy()[:, None] if scale.numel() > 1 else scale.numpy()
-        integers = op.unpack(packed.numpy(), rows=layer["rows"], columns=layer["columns"])
+        integers = op.unpack(packed.numpy(), rows=layer.rows, columns=layer.columns)
         weight = torch.from_numpy(integers.astype(np.float32) * rows)
         tensors[("embedding" if name.startswith("embedding.") else name) + ".weight"] = weight
     return {name: tensor.float() for name, tensor in tensors.items()}

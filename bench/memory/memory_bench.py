@@ -175,7 +175,7 @@ def precision(runtime: LoadedRuntime) -> dict[str, Any]:
     """Bits of the decoder's linears and of the token table, as stored: of a bundle by its manifest."""
     if is_bundle(runtime.directory):
         manifest = read_manifest(runtime.directory)
-        return {name: manifest.get(key) for name, key in _PRECISION.items()}
+        return {name: getattr(manifest, key) for name, key in _PRECISION.items()}
     widths = runtime.config.quantization
     return {"decoder_bits": widths.decoder_bits, "embedding_bits": widths.embedding_bits, "packing": None}
 

@@ -13,11 +13,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from microvlm.atomic import write_file
 from microvlm.backends.emulation.sysroot import system_name
 from microvlm.bench.pi.counting.instruction_cost import Cost, Counted
 from microvlm.config import CONFIG
-from microvlm.formats.bundle import MANIFEST
+from microvlm.formats.bundle import read_manifest
 
 FOLDER = Path(__file__).parent / "baselines"
 TOLERANCE = 0.005
@@ -45,7 +47,7 @@ def key_of(counted: Counted, bundle: Path) -> dict[str, str]:
 
 def graphs_hash(bundle: Path) -> str:
     """One hash of what the bundle's graphs compute: sizes, widths and graphs of its manifest, and no weight."""
-    manifest = json.loads((bundle / MANIFEST).read_text())
+    manifest = msgspec.to_builtins(read_manifest(bundle))
     config = json.loads((bundle / CONFIG).read_text())
     described = {name: manifest[name] for name in ("bits", "packing", "embedding_bits", "graphs")}
     parts = {name: value for name, value in config.items() if isinstance(value, dict) and name != "prompt"}

@@ -19,6 +19,7 @@ from microvlm.errors import UserError
 
 if TYPE_CHECKING:
     from microvlm.config import MicroVLMConfig
+    from microvlm.formats.lowered_layer import LoweredLayer
 
 PARTS = {
     "vision": ("vision",),
@@ -156,7 +157,7 @@ def _directory(source: str | Path) -> Path:
 
 
 def _measure(
-    tensors: Iterable[StoredTensor], layers: dict[str, dict], prefixes: tuple[str, ...]
+    tensors: Iterable[StoredTensor], layers: dict[str, LoweredLayer], prefixes: tuple[str, ...]
 ) -> dict[str, Any]:
     chosen = [tensor for tensor in tensors if tensor.name.partition(".")[0] in prefixes]
     return _row(sum(parameters_of(t, layers) for t in chosen), sum(t.nbytes for t in chosen))
@@ -166,15 +167,15 @@ def _row(parameters: int, nbytes: int) -> dict[str, Any]:
     return {"parameters": parameters, "bytes": nbytes, "bits_per_weight": 8 * nbytes / max(1, parameters)}
 
 
-def _ternary(tensors: Iterable[StoredTensor], layers: dict[str, dict]) -> dict[str, Any]:
+def _ternary(tensors: Iterable[StoredTensor], layers: dict[str, LoweredLayer]) -> dict[str, Any]:
     """Parameters and bytes of the ternary layers alone, with their scales."""
-    trits = {name for name, layer in layers.items() if str(layer["kind"]).startswith("ternary")}
+    trits = {name for name, layer in layers.items() if layer.kind.startswith("ternary")}
     chosen = [t for t in tensors if t.name.rpartition(".")[0] in trits and not t.name.endswith(".bias")]
     return _row(sum(parameters_of(t, layers) for t in chosen), sum(t.nbytes for t in chosen))
 
 
 def _predict(
-    tensors: Iterable[StoredTensor], layers: dict[str, dict], config: MicroVLMConfig
+    tensors: Iterable[StoredTensor], layers: dict[str, LoweredLayer], config: MicroVLMConfig
 ) -> dict[str, dict[str, float]]:
     """Predicted MB of the model at other widths, from its parameters."""
     embedding = config.text.vocab_size * config.text.hidden_size

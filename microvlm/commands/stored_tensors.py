@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from microvlm.errors import UserError
+from microvlm.formats.lowered_layer import LAYERS, LoweredLayer, parse_layers
 
 _COMPUTED = ("memory_encoder.pseudo_inverse",)
 """Stored but computed from a formula: it has bytes and no parameters."""
@@ -20,13 +21,13 @@ class StoredTensor(NamedTuple):
     nbytes: int
 
 
-def parameters_of(tensor: StoredTensor, layers: dict[str, dict]) -> int:
+def parameters_of(tensor: StoredTensor, layers: dict[str, LoweredLayer]) -> int:
     """Number of weights that a tensor stores: 0 for scales, multipliers and computed tensors."""
     owner, _, leaf = tensor.name.rpartition(".")
     if tensor.name in _COMPUTED:
         return 0
     if owner in layers and leaf in ("packed", "weight"):
-        return layers[owner]["rows"] * layers[owner]["columns"]
+        return layers[owner].rows * layers[owner].columns
     if owner in layers and leaf in ("scale", "multiplier"):
         return 0
     count = 1
@@ -35,28 +36,26 @@ def parameters_of(tensor: StoredTensor, layers: dict[str, dict]) -> int:
     return count
 
 
-def read_bundle(directory: Path) -> tuple[list[StoredTensor], dict[str, dict]]:
+def read_bundle(directory: Path) -> tuple[list[StoredTensor], dict[str, LoweredLayer]]:
     """The tensors of a bundle's graphs and its lowered layers. Raises UserError for a bad bundle."""
     from microvlm.formats.bundle import open_bundle
     from microvlm.formats.onnx_weights import read_initializers
 
     manifest = open_bundle(directory)
     tensors: dict[str, StoredTensor] = {}
-    for graph in manifest["graphs"].values():
-        for tensor in read_initializers(directory / graph["file"]):
+    for graph in manifest.graphs.values():
+        for tensor in read_initializers(directory / graph.file):
             # A tensor that two graphs share is stored once.
             tensors[tensor.name] = StoredTensor(tensor.name, tensor.shape, tensor.nbytes)
     prior, _ = _read_safetensors(directory / "memory_prior.safetensors")
-    return [*tensors.values(), *prior], manifest["lowered"]
+    return [*tensors.values(), *prior], manifest.lowered
 
 
-def read_checkpoint(directory: Path) -> tuple[list[StoredTensor], dict[str, dict]]:
+def read_checkpoint(directory: Path) -> tuple[list[StoredTensor], dict[str, LoweredLayer]]:
     """The tensors of model.safetensors and its packed layers. Raises UserError for a bad file."""
-    tensors, metadata = _read_safetensors(directory / "model.safetensors")
-    try:
-        return tensors, json.loads(metadata.get("layers", "{}"))
-    except ValueError:
-        raise UserError(f"{directory / 'model.safetensors'} is damaged: copy the checkpoint again.") from None
+    path = directory / "model.safetensors"
+    tensors, metadata = _read_safetensors(path)
+    return tensors, parse_layers(metadata.get(LAYERS, "{}"), path)
 
 
 def _read_safetensors(path: Path) -> tuple[list[StoredTensor], dict[str, str]]:

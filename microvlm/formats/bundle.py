@@ -9,9 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
 
 from microvlm.errors import UserError
+from microvlm.formats import documents
+from microvlm.formats.documents import Count, Sha256, quote
+from microvlm.formats.lowered_layer import LoweredLayer
 from microvlm.temporary_folder import recover
 
 MANIFEST = "manifest.json"
@@ -20,56 +26,85 @@ BUNDLE_FORMAT = 2
 HASH_BELOW_BYTES = 64_000_000
 """Every file of a smaller bundle is hashed on loading; of a larger one the small files only, unless asked for all."""
 SMALL_FILE_BYTES = 4_000_000
+_REMEDY = "copy or export the bundle again"
 
 
-class FileEntry(TypedDict):
+Word = Annotated[str, Meta(min_length=1, max_length=200)]
+Bits = Annotated[int, Meta(ge=1, le=64)] | Annotated[float, Meta(gt=0, le=64)]
+Dimension = Annotated[int, Meta(ge=0, le=2**31 - 1)] | Word
+
+
+class FileEntry(msgspec.Struct, frozen=True):
     """One file of a bundle. The manifest's key is its path relative to the bundle, with `/`."""
 
-    bytes: int
-    sha256: str
+    bytes: Count
+    sha256: Sha256
 
 
-class TensorEntry(TypedDict):
+class TensorEntry(msgspec.Struct, frozen=True):
     """An input or output of a graph. A dimension is a length or the name of a free one."""
 
-    name: str
-    dtype: str
-    shape: list[int | str]
+    name: Word
+    dtype: Word
+    shape: tuple[Dimension, ...]
 
 
-class GraphEntry(TypedDict):
+class GraphEntry(msgspec.Struct, frozen=True):
     """One ONNX file, `file` of the bundle."""
 
     file: str
-    name: str
-    method: str
+    name: Word
+    method: Word
     """The function of `MicroVLM` that the graph holds."""
-    inputs: list[TensorEntry]
-    outputs: list[TensorEntry]
+    inputs: tuple[TensorEntry, ...]
+    outputs: tuple[TensorEntry, ...]
 
 
-class Manifest(TypedDict):
-    """The document in manifest.json."""
+class Manifest(msgspec.Struct, frozen=True, kw_only=True):
+    """The document in manifest.json. Keys that this version does not know are skipped."""
 
     format: int
-    name: str
-    fingerprint: str
+    name: str = ""
+    fingerprint: Annotated[str, Meta(max_length=200)] = ""
     """Hash of the model's weights; a memory file belongs to one fingerprint."""
-    bits: float
-    packing: str
-    embedding_bits: int
-    bits_per_weight: dict[str, float | None]
+    bits: Bits | None = None
+    packing: Word | None = None
+    embedding_bits: Bits | None = None
+    bits_per_weight: dict[str, float | None] = {}
     """Bits on disk by group of weights; None for a group without weights."""
-    versions: dict[str, Any]
+    versions: dict[str, Any] = {}
     graphs: dict[str, GraphEntry]
-    lowered: dict[str, dict[str, Any]]
-    """Lowered layers: `kind`, `rows`, `columns` and what else it takes to build them empty."""
+    lowered: dict[str, LoweredLayer]
+    """Lowered layers by their names in the model."""
     files: dict[str, FileEntry]
     """Every file but the manifest itself and what was written after it (README.md, example.py)."""
-    vocabulary: dict[str, Any] | None
+    vocabulary: dict[str, int] | None = None
     """Sizes of a vocabulary that was reduced; None for a whole one."""
-    training: Any
+    training: Any = None
     """The checkpoint's training.json, None if it had none."""
+
+    def __post_init__(self) -> None:
+        for name in self.files:
+            if not _is_safe_name(name):
+                raise ValueError(f"{quote(name)} in 'files' is no path of a file inside the bundle")
+        for name, graph in self.graphs.items():
+            if graph.file not in self.files:
+                raise ValueError(f"'files' lacks {quote(graph.file)}, the graph {quote(name)}")
+
+
+class _Format(msgspec.Struct, frozen=True):
+    format: int
+
+
+def _is_safe_name(name: str) -> bool:
+    """Whether `name` is a relative path with slashes that stays inside its folder on every system."""
+    parts = name.split("/")
+    return (
+        len(name) <= 250
+        and name.isprintable()
+        and not any(letter in name for letter in '\\:*?"<>|')
+        and all(part.strip(" .") for part in parts)
+    )
 
 
 def is_bundle(directory: str | Path) -> bool:
@@ -87,7 +122,7 @@ def sha256(path: Path) -> str:
 def list_files(folder: Path) -> dict[str, FileEntry]:
     """An entry for every file below `folder`, by its path with slashes, sorted. Raises OSError."""
     return {
-        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256(path)}
+        path.relative_to(folder).as_posix(): FileEntry(path.stat().st_size, sha256(path))
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
@@ -95,7 +130,7 @@ def list_files(folder: Path) -> dict[str, FileEntry]:
 
 def save_manifest(folder: Path, manifest: Manifest) -> None:
     """Write FOLDER/manifest.json. Raises OSError."""
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    (folder / MANIFEST).write_text(json.dumps(msgspec.to_builtins(manifest), indent=1) + "\n")
 
 
 def open_bundle(directory: str | Path, verify: bool | None = None) -> Manifest:
@@ -107,23 +142,23 @@ def open_bundle(directory: str | Path, verify: bool | None = None) -> Manifest:
     """
     folder = Path(directory)
     manifest = read_manifest(folder)
-    files = manifest["files"]
+    files = manifest.files
     for name, entry in files.items():
         path = folder / name
         if not path.is_file():
             raise UserError(f"{path} is missing from the bundle: copy or export it again.")
         size = path.stat().st_size
-        if size != entry["bytes"]:
+        if size != entry.bytes:
             raise UserError(
-                f"{path} has {size} bytes instead of {entry['bytes']}: copy or export the bundle again."
+                f"{path} has {size} bytes instead of {entry.bytes}: copy or export the bundle again."
             )
     verify_all = verify or (
-        verify is None and sum(entry["bytes"] for entry in files.values()) < HASH_BELOW_BYTES
+        verify is None and sum(entry.bytes for entry in files.values()) < HASH_BELOW_BYTES
     )
     for name, entry in files.items():
         # Graphs, tokenizer and the memory's prior are read whole anyway; only a large bundle's weights are spared.
-        hashed = verify_all or (verify is None and entry["bytes"] < SMALL_FILE_BYTES)
-        if hashed and sha256(folder / name) != entry["sha256"]:
+        hashed = verify_all or (verify is None and entry.bytes < SMALL_FILE_BYTES)
+        if hashed and sha256(folder / name) != entry.sha256:
             raise UserError(
                 f"{folder / name} was altered: its hash is not the manifest's; copy or export it again."
             )
@@ -144,28 +179,15 @@ def read_manifest(folder: Path) -> Manifest:
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give a bundle, as microvlm-export makes it.")
     try:
-        manifest = json.loads(path.read_text())
+        content = documents.read_file(path)
     except FileNotFoundError:
         raise UserError(
             f"{path} is missing: {folder} is not a bundle, or an incomplete one; export it again."
         ) from None
-    except (OSError, ValueError):
-        raise UserError(f"{path} is damaged: copy or export the bundle again.") from None
-    try:
-        if manifest["format"] > BUNDLE_FORMAT:
-            raise UserError(f"{path} was written by a newer microvlm; upgrade the package.")
-        if manifest["format"] < BUNDLE_FORMAT:
-            raise UserError(f"{path} was written by an older microvlm; export the bundle again.")
-        for name, entry in manifest["files"].items():
-            if Path(name).is_absolute() or ".." in Path(name).parts:
-                raise ValueError(name)
-            int(entry["bytes"]), str(entry["sha256"])
-        for graph in manifest["graphs"].values():
-            if graph["file"] not in manifest["files"]:
-                raise KeyError(graph["file"])
-            [tensor["name"] for tensor in [*graph["inputs"], *graph["outputs"]]]
-        for layer in manifest["lowered"].values():
-            str(layer["kind"]), int(layer["rows"]), int(layer["columns"])
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise UserError(f"{path} is damaged: copy or export the bundle again.") from None
-    return manifest
+    # First of all, because a newer format may have any other structure.
+    version = documents.parse(content, _Format, path, _REMEDY).format
+    if version > BUNDLE_FORMAT:
+        raise UserError(f"{path} was written by a newer microvlm; upgrade the package.")
+    if version < BUNDLE_FORMAT:
+        raise UserError(f"{path} was written by an older microvlm; export the bundle again.")
+    return documents.parse(content, Manifest, path, _REMEDY)

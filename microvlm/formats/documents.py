@@ -132,20 +132,20 @@ def _invalid(error: msgspec.ValidationError, origin: object, remedy: str) -> Use
         what = "is missing" if "missing" in problem.partition("`")[0] else "is not known to this version"
         return UserError(f"{origin}: {name} {what}: {remedy}.")
     subject = quote(key) if key else "the document"
-    match = re.fullmatch(r"Expected (.*), got (.*)", problem)
+    match = re.fullmatch(r"Expected (.*?)(?:, got (.*))?", problem, re.DOTALL)
     if match:
-        expected, got = (
-            re.sub(r"`(.*?)`", lambda word: _TYPE_WORDS.get(word[1], word[1]), side)
-            for side in match.groups()
-        )
-        return UserError(
-            f"{origin}: {subject} must be {expected.replace(' | ', ' or ')}, not {got}: {remedy}."
-        )
-    match = re.fullmatch(r"Expected (.*)", problem, re.DOTALL)
-    if match:
-        expected = re.sub(r"`(.*?)`", lambda word: _TYPE_WORDS.get(word[1], word[1]), match[1])
-        return UserError(f"{origin}: {subject} must be {expected}: {remedy}.")
+        expected, actual = (re.sub(r"`(.*?)`", _type_words, side or "") for side in match.groups())
+        contrast = f", not {actual}" if actual else ""
+        return UserError(f"{origin}: {subject} must be {expected}{contrast}: {remedy}.")
     return UserError(f"{origin}: {subject}: {printable(problem[:1].lower() + problem[1:])}: {remedy}.")
+
+
+def _type_words(names: re.Match[str]) -> str:
+    """What msgspec calls `int | str`, in words."""
+    kinds = names[1].split(" | ")
+    return " or ".join(
+        _TYPE_WORDS.get(kind, kind) for kind in kinds if not (kind == "int" and "float" in kinds)
+    )
 
 
 def _is_finite(value: Any) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 
+import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -22,6 +23,7 @@ from microvlm.atomic_folder import INCOMPLETE, new_files
 from microvlm.config import CONFIG, MicroVLMConfig
 from microvlm.errors import UserError
 from microvlm.formats.bundle import is_bundle
+from microvlm.formats.lowered_layer import LAYERS, LoweredLayer, parse_layers
 from microvlm.formats.op_table import MATMUL_BY_KIND
 from microvlm.inputs.processor import GENERATION, PREPROCESSOR, TOKENIZER, TOKENIZER_CONFIG
 from microvlm.inputs.tokenizer_tables import TABLES
@@ -88,8 +90,8 @@ def load_checkpoint(source: str | Path) -> MicroVLM:
     # Shapes alone, because every value comes from the file: half a billion random numbers would be thrown away.
     with torch.device("meta"):
         model = MicroVLM(config)
-        if "layers" in metadata:
-            _build_described(model, metadata["layers"], directory / WEIGHTS)
+        if LAYERS in metadata:
+            _build_described(model, metadata[LAYERS], directory / WEIGHTS)
     load_strictly(model, tensors, str(directory / WEIGHTS), assign=True)
     model.directory = directory
     return model.eval()
@@ -110,7 +112,7 @@ def save_checkpoint(model: MicroVLM, directory: Path, complete: Callable[[Path],
         MicroVLMConfig.load(directory)  # refuses to replace what is not ours
     with new_files(directory, CHECKPOINT_FILES) as folder:
         layers = describe_lowered(model)
-        metadata = {"format": "pt", **({"layers": json.dumps(layers)} if layers else {})}
+        metadata = {"format": "pt", **({LAYERS: json.dumps(msgspec.to_builtins(layers))} if layers else {})}
         write_tensors(model.state_dict(), folder / WEIGHTS, metadata)
         model.config.save(folder)
         if model.directory is not None:
@@ -183,42 +185,43 @@ def load_strictly(model: nn.Module, tensors: dict[str, Tensor], origin: str, ass
     model.load_state_dict(tensors, assign=assign)
 
 
-def describe_lowered(model: MicroVLM) -> dict[str, dict]:
+def describe_lowered(model: MicroVLM) -> dict[str, LoweredLayer]:
     """Describes every lowered layer for `build_lowered`, by name: kind, rows, columns and, if it has them, scale length
     and bias."""
-    layers: dict[str, dict] = {}
+    layers: dict[str, LoweredLayer] = {}
     config = model.config
     for name, module in model.named_modules():
         if isinstance(module, PackedLinear | DenseTritLinear):
             kind = (
                 module.kind if module.kind != "dense" else f"dense-{str(module.weight.dtype).split('.')[-1]}"
             )
-            layers[name] = {
-                "kind": kind,
-                "rows": module.rows,
-                "columns": module.columns,
-                "scale": module.scale.numel(),
-                "bias": module.bias is not None,
-            }
+            layers[name] = LoweredLayer(
+                kind=kind,
+                rows=module.rows,
+                columns=module.columns,
+                scale=module.scale.numel(),
+                bias=module.bias is not None,
+            )
         elif isinstance(module, HalfLinear):
-            shape = {"rows": module.rows, "columns": module.columns}
-            layers[name] = {"kind": "half", **shape, "bias": module.bias is not None}
+            layers[name] = LoweredLayer(
+                kind="half", rows=module.rows, columns=module.columns, bias=module.bias is not None
+            )
         elif isinstance(module, HalfEmbedding):
-            layers[name] = {"kind": "half-embedding", **_shape_of(module.weight)}
+            layers[name] = _table("half-embedding", module.weight)
         elif (
             isinstance(module, TiedEmbedding)
             and module.bits == 32
             and config.quantization.embedding_bits != 32
         ):
-            layers[name] = {"kind": "float-embedding", **_shape_of(module.weight)}
+            layers[name] = _table("float-embedding", module.weight)
     return layers
 
 
-def _shape_of(weight: Tensor) -> dict[str, int]:
-    return {"rows": weight.shape[0], "columns": weight.shape[1]}
+def _table(kind: str, weight: Tensor) -> LoweredLayer:
+    return LoweredLayer(kind=kind, rows=weight.shape[0], columns=weight.shape[1])
 
 
-def build_lowered(model: MicroVLM, layers: dict[str, dict]) -> None:
+def build_lowered(model: MicroVLM, layers: Mapping[str, LoweredLayer]) -> None:
     """Put the empty lowered layers that `describe_lowered` listed into `model`, ready for a strict load."""
     for name, layer in layers.items():
         parent, _, leaf = name.rpartition(".")
@@ -231,15 +234,16 @@ def build_lowered(model: MicroVLM, layers: dict[str, dict]) -> None:
 
 def _build_described(model: MicroVLM, description: str, path: Path) -> None:
     """`build_lowered` from the metadata of the file at `path`. Raises UserError for a damaged description."""
+    layers = parse_layers(description, path)
     try:
-        build_lowered(model, json.loads(description))
+        build_lowered(model, layers)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
         raise UserError(f"{path} lists layers that make no sense: copy the checkpoint again.") from None
 
 
-def _empty_layer(layer: dict) -> nn.Module:
-    kind, rows, columns = layer["kind"], layer["rows"], layer["columns"]
-    bias = torch.zeros(rows) if layer.get("bias") else None
+def _empty_layer(layer: LoweredLayer) -> nn.Module:
+    kind, rows, columns = layer.kind, layer.rows, layer.columns
+    bias = torch.zeros(rows) if layer.bias else None
     if kind == "float-embedding":
         # Plain weights, without the straight-through rounding that the configuration trained with.
         embedding = TiedEmbedding(0, 0, bits=32)
@@ -249,12 +253,12 @@ def _empty_layer(layer: dict) -> nn.Module:
         return HalfEmbedding(torch.zeros(rows, columns))
     if kind == "half":
         return HalfLinear(torch.zeros(rows, columns), bias)
-    scale = torch.zeros(layer["scale"])
+    scales = layer.scale or 1
     if kind in DENSE_DTYPES:
-        return DenseTritLinear(torch.zeros(rows, columns), scale, bias, DENSE_DTYPES[kind])
+        return DenseTritLinear(torch.zeros(rows, columns), torch.zeros(scales), bias, DENSE_DTYPES[kind])
     if kind not in MATMUL_BY_KIND:
         raise UserError(f"layers are stored as '{kind}', which this version does not know; upgrade microvlm.")
-    types = MATMUL_BY_KIND[kind].weight_types(rows, columns, scales=layer["scale"])
+    types = MATMUL_BY_KIND[kind].weight_types(rows, columns, scales=scales)
     tensors = {
         name: torch.zeros(shape, dtype=getattr(torch, dtype)) for name, (shape, dtype) in types.items()
     }

@@ -65,7 +65,7 @@ class Delivery:
         folder = f"bundles/{digest[:16]}"
         if BUNDLE in self._damaged:
             self._request("remove", folder=folder)
-        files = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest["files"].items()}
+        files = {name: (entry.bytes, entry.sha256) for name, entry in manifest.files.items()}
         files[MANIFEST] = (len(manifest_bytes), digest)
         if not self._send_files(folder, bundle, files, bundle.name):
             self._request("finish", folder=folder)
