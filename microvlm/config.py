@@ -5,71 +5,118 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
+from functools import cache
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_type_hints
+
+import msgspec
+from msgspec import Meta
 
 from microvlm.errors import UserError
+from microvlm.formats import documents
 
 CONFIG = "config.json"
 """The configuration's file in a checkpoint and in a bundle."""
 CONFIG_FORMAT = 1
+MAX_BYTES = 1_000_000
+"""Size of the largest config.json that is read."""
 
 
-def _require(condition: bool, sentence: str) -> None:
+# Limits are far above every model that this package could run, and far below what would exhaust a machine in names,
+# shapes and positions alone: a configuration is read before the weights that it must fit.
+Width = Annotated[int, Meta(ge=1, le=262_144)]
+Layers = Annotated[int, Meta(ge=1, le=1024)]
+Heads = Annotated[int, Meta(ge=1, le=4096)]
+Side = Annotated[int, Meta(ge=1, le=2048)]
+Positions = Annotated[int, Meta(ge=1, le=2**24)]
+Epsilon = Annotated[float, Meta(ge=1e-30, le=1)]
+Share = Annotated[float, Meta(ge=0, le=1)]
+Base = Annotated[float, Meta(ge=1, le=1e12)]
+Variance = Annotated[float, Meta(ge=1e-12, le=1e6)]
+Mean = Annotated[float, Meta(ge=-1e6, le=1e6)]
+Deviation = Annotated[float, Meta(ge=1e-6, le=1e6)]
+Bits = int | float
+"""1.58, or a whole number, which is saved as one."""
+Label = Annotated[str, Meta(max_length=200)]
+Token = Annotated[str, Meta(min_length=1, max_length=200)]
+Phrase = Annotated[str, Meta(max_length=20_000)]
+
+MAX_PATCHES = 65_536
+_REMEDY = "correct it, or copy the model again"
+
+
+class _Format(msgspec.Struct, frozen=True):
+    format: int
+
+
+class BadConfiguration(UserError, ValueError):
+    """A value that a part of a configuration refuses. `args[0]` says what is wrong, without a full stop.
+
+    As a ValueError it becomes a sentence with the file's and the part's name where a file is read.
+    """
+
+    def __str__(self) -> str:
+        return f"bad configuration: {self.args[0]}."
+
+
+def _require(condition: bool, problem: str) -> None:
     if not condition:
-        raise UserError(f"bad configuration: {sentence}.")
+        raise BadConfiguration(problem)
 
 
-_KINDS: dict[str, tuple[type | tuple[type, ...], str]] = {
-    "int": (int, "a whole number"),
-    "float": ((int, float), "a number"),
-    "str": (str, "text"),
-    "bool": (bool, "true or false"),
-}
+@cache
+def _record_of(part: type) -> type[msgspec.Struct]:
+    """A record with the fields of a dataclass, which checks their types and ranges and nothing else."""
+    hints = get_type_hints(part, include_extras=True)
+    return msgspec.defstruct(
+        part.__name__, [(item.name, hints[item.name]) for item in dataclasses.fields(part)]
+    )
 
 
 def _check_fields(part: Any) -> None:
-    """Raise UserError unless every field has its type and every number is positive (or 0 where that has a meaning)."""
-    for item in dataclasses.fields(part):
-        value = getattr(part, item.name)
-        if item.type not in _KINDS:
-            continue
-        kind, words = _KINDS[str(item.type)]
-        fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-        _require(fits, f"{item.name} must be {words}, not {value!r}")
-        if item.type in ("int", "float"):
-            may_be_zero = item.name in ("prefix_tokens", "scope_threshold", "readout_size")
-            _require(
-                value > 0 or (may_be_zero and value == 0), f"{item.name} must be positive, not {value!r}"
-            )
+    """Hold every field against its annotated type and range; a list becomes a tuple. Raises UserError.
+
+    Reading a file has checked them before. A part that a program builds is checked here.
+    """
+    values = {item.name: _plain(getattr(part, item.name)) for item in dataclasses.fields(part)}
+    kind: type = type(part)
+    record = documents.convert(values, _record_of(kind), "bad configuration", "change it")
+    for name in values:
+        object.__setattr__(part, name, getattr(record, name))
+
+
+def _plain(value: Any) -> Any:
+    """The value with Python's own floats: numpy's are a kind of them that msgspec does not take."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    return float(value) if isinstance(value, float) else value
 
 
 @dataclass(frozen=True)
 class VisionConfig:
     """Sizes of a ViT or DeiT encoder (Touvron et al. 2021, arXiv 2012.12877)."""
 
-    image_size: int = 224
+    image_size: Side = 224
     """Side of the square input, pixels."""
-    patch_size: int = 16
-    hidden_size: int = 192
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 3
-    intermediate_size: int = 768
-    layer_norm_eps: float = 1e-12
+    patch_size: Side = 16
+    hidden_size: Width = 192
+    num_hidden_layers: Layers = 12
+    num_attention_heads: Heads = 3
+    intermediate_size: Width = 768
+    layer_norm_eps: Epsilon = 1e-12
     distillation_token: bool = False
     """Whether the encoder has DeiT's distillation token beside [CLS]."""
-    image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    image_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    image_mean: tuple[Mean, Mean, Mean] = (0.5, 0.5, 0.5)
+    image_std: tuple[Deviation, Deviation, Deviation] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
         _check_fields(self)
-        for name in ("image_mean", "image_std"):
-            _require(len(getattr(self, name)) == 3, f"{name} must have three numbers, one a channel")
-        _require(self.image_size % self.patch_size == 0, "image_size must be a multiple of patch_size")
+        _require(self.image_size % self.patch_size == 0, "'image_size' must be a multiple of 'patch_size'")
+        _require(self.num_patches <= MAX_PATCHES, f"there are more than {MAX_PATCHES:,} patches in an image")
         _require(
             self.hidden_size % self.num_attention_heads == 0,
-            "vision hidden_size must be a multiple of num_attention_heads",
+            "'hidden_size' must be a multiple of 'num_attention_heads'",
         )
 
     @property
@@ -85,28 +132,28 @@ class VisionConfig:
 class TextConfig:
     """Sizes of a Qwen2 or Llama causal decoder."""
 
-    vocab_size: int = 151_936
-    hidden_size: int = 896
-    num_hidden_layers: int = 24
-    num_attention_heads: int = 14
-    num_key_value_heads: int = 2
-    head_dim: int = 64
-    intermediate_size: int = 4864
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 1_000_000.0
+    vocab_size: Positions = 151_936
+    hidden_size: Width = 896
+    num_hidden_layers: Layers = 24
+    num_attention_heads: Heads = 14
+    num_key_value_heads: Heads = 2
+    head_dim: Width = 64
+    intermediate_size: Width = 4864
+    rms_norm_eps: Epsilon = 1e-6
+    rope_theta: Base = 1_000_000.0
     attention_bias: bool = True
     """Whether q, k and v have biases: true for Qwen2, false for Llama."""
     sub_norm: bool = False
     """Whether o_proj and down_proj have an RMSNorm before them (SubLN), added when a decoder becomes ternary."""
-    max_position_embeddings: int = 32_768
+    max_position_embeddings: Positions = 32_768
 
     def __post_init__(self) -> None:
         _check_fields(self)
         _require(
             self.num_attention_heads % self.num_key_value_heads == 0,
-            "num_attention_heads must be a multiple of num_key_value_heads",
+            "'num_attention_heads' must be a multiple of 'num_key_value_heads'",
         )
-        _require(self.head_dim % 2 == 0, "head_dim must be even for rotary embeddings")
+        _require(self.head_dim % 2 == 0, "'head_dim' must be even for rotary embeddings")
 
     @property
     def kv_width(self) -> int:
@@ -117,38 +164,39 @@ class TextConfig:
 class MemoryConfig:
     """Sizes of Larimar's episodic memory (Das et al. 2024, arXiv 2403.11901) and of the encoder of its latents."""
 
-    slots: int = 512
+    slots: Width = 512
     """K, the rows of the memory."""
-    code_size: int = 896
+    code_size: Width = 896
     """C, the width of a latent. K must be less than C, else a reading equals its query whatever was written."""
-    encoder_layers: int = 2
-    observation_variance: float = 0.01
+    encoder_layers: Layers = 2
+    observation_variance: Variance = 0.01
     """s2, the variance of the Kalman write."""
-    scope_threshold: float = 0.5
+    scope_threshold: Share = 0.5
     """The decoder sees a reading when the scope detector's probability is at least this."""
-    readout_size: int = 0
+    readout_size: Annotated[int, Meta(ge=0, le=262_144)] = 0
     """Hidden width of the layers that correct a reading before W_M; 0 for none, as in the paper."""
 
     def __post_init__(self) -> None:
         _check_fields(self)
-        _require(self.slots < self.code_size, "memory slots must be fewer than code_size")
+        _require(self.slots < self.code_size, "'slots' must be fewer than 'code_size'")
 
 
 @dataclass(frozen=True)
 class QuantizationConfig:
     """The widths that the weights were trained for. An export may store trits at another width."""
 
-    decoder_bits: float = 32
+    decoder_bits: Bits = 32
     """Linear layers of the decoder and the memory encoder: 32, or 1.58 for ternary."""
-    vision_bits: int = 32
+    vision_bits: Bits = 32
     """Linear layers of vision encoder, adapter, W_M and scope detector: 32 or 8."""
-    embedding_bits: int = 32
+    embedding_bits: Bits = 32
     """The token embedding, which is the output head too: 32 or 8."""
 
     def __post_init__(self) -> None:
-        _require(self.decoder_bits in (32, 1.58), "decoder_bits must be 32 or 1.58")
-        _require(self.vision_bits in (32, 8), "vision_bits must be 32 or 8")
-        _require(self.embedding_bits in (32, 8), "embedding_bits must be 32 or 8")
+        _check_fields(self)
+        _require(self.decoder_bits in (32, 1.58), "'decoder_bits' must be 32 or 1.58")
+        _require(self.vision_bits in (32, 8), "'vision_bits' must be 32 or 8")
+        _require(self.embedding_bits in (32, 8), "'embedding_bits' must be 32 or 8")
 
     @property
     def is_ternary(self) -> bool:
@@ -159,12 +207,12 @@ class QuantizationConfig:
 class PromptConfig:
     """The template and the special tokens that turn images and a question into one token sequence."""
 
-    template: str = "<image>{prompt}<|assistant|>"
+    template: Phrase = "<image>{prompt}<|assistant|>"
     """`<image>` stands for the prefix tokens of all images, `{prompt}` for the question."""
-    image_token: str = "<image>"
-    eos_token: str = "<|end|>"
-    pad_token: str = "<|pad|>"
-    caption_prompt: str = "describe the image"
+    image_token: Token = "<image>"
+    eos_token: Token = "<|end|>"
+    pad_token: Token = "<|pad|>"
+    caption_prompt: Phrase = "describe the image"
     """The prompt that describes an image when the user gives none."""
     fold_text: bool = False
     """Whether questions and facts are converted to lower case with single blanks and no final full stops
@@ -178,17 +226,18 @@ class PromptConfig:
 class MicroVLMConfig:
     """The configuration of a whole model. `name` is only a label."""
 
-    name: str = "custom"
+    name: Label = "custom"
     vision: VisionConfig = field(default_factory=VisionConfig)
     text: TextConfig = field(default_factory=TextConfig)
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
-    prefix_tokens: int = 0
+    prefix_tokens: Annotated[int, Meta(ge=0, le=16_384)] = 0
     """k, the embeddings of one image; 0 takes clamp(ceil(patches / 8), 8, 64)."""
 
     def __post_init__(self) -> None:
         _check_fields(self)
+        _require(self.name.isprintable(), "'name' has characters that cannot be printed")
         if self.prefix_tokens == 0:
             object.__setattr__(self, "prefix_tokens", min(64, max(8, ceil(self.vision.num_patches / 8))))
 
@@ -206,46 +255,55 @@ class MicroVLMConfig:
         (directory / CONFIG).write_text(json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
-    def from_dict(cls, raw: dict[str, Any]) -> MicroVLMConfig:
-        """Build from config.json's content. Raises UserError for another model type, a newer format and bad values."""
-        raw = dict(raw) if isinstance(raw, dict) else {}
-        if raw.pop("model_type", None) != "microvlm":
-            raise UserError("config.json is not a MicroVLM configuration (its model_type is not 'microvlm').")
-        file_format = raw.pop("format", 0)
-        if not isinstance(file_format, int) or file_format > CONFIG_FORMAT:
-            raise UserError("config.json was written by a newer microvlm; upgrade the package.")
-        parts = {
-            "vision": VisionConfig,
-            "text": TextConfig,
-            "memory": MemoryConfig,
-            "quantization": QuantizationConfig,
-            "prompt": PromptConfig,
-        }
-        try:
-            for key, part in parts.items():
-                section = raw.get(key, {})
-                _require(isinstance(section, dict), f"'{key}' must be an object, not {section!r}")
-                raw[key] = part(**_tuples(section))
-            return cls(**raw)
-        except TypeError as error:
-            raise UserError(f"config.json has a key this version does not know: {error}.") from error
+    def from_dict(cls, raw: dict[str, Any], origin: object = CONFIG) -> MicroVLMConfig:
+        """Build from config.json's content, which `origin` names in errors.
+
+        Raises UserError for another model type, a newer format, an unknown key and a value of a wrong type or range.
+        """
+        values = dict(raw) if isinstance(raw, dict) else {}
+        if values.pop("model_type", None) != "microvlm":
+            raise UserError(
+                f"{origin} is not a MicroVLM configuration (its model_type is not 'microvlm'): give another model."
+            )
+        version = documents.convert({"format": values.pop("format", 0)}, _Format, origin, _REMEDY)
+        if version.format > CONFIG_FORMAT:
+            raise UserError(f"{origin} was written by a newer microvlm; upgrade the package.")
+        _refuse_unknown_keys(values, cls, origin)
+        return documents.convert(values, cls, origin, _REMEDY)
 
     @classmethod
     def load(cls, directory: Path) -> MicroVLMConfig:
         """Load a directory's config.json. Raises UserError when it is missing or is not valid."""
         path = Path(directory) / CONFIG
         try:
-            return cls.from_dict(json.loads(path.read_text()))
+            raw = documents.load(path, dict[str, Any], _REMEDY, limit=MAX_BYTES)
         except FileNotFoundError:
             raise UserError(
                 f"{path} is missing: {directory} is not a MicroVLM checkpoint or bundle."
             ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            raise UserError(f"{path} is not valid JSON: copy the checkpoint again.") from None
+        return cls.from_dict(raw, path)
 
 
-def _tuples(raw: dict[str, Any]) -> dict[str, Any]:
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in raw.items()}
+def _refuse_unknown_keys(values: dict[str, Any], part: type, origin: object, prefix: str = "") -> None:
+    """Raise UserError for a key that no field has: it would change what the model computes."""
+    fields = {item.name: item.type for item in dataclasses.fields(part)}
+    for key, value in values.items():
+        if key not in fields:
+            name = documents.quote(f"{prefix}{key}")
+            raise UserError(
+                f"{origin}: {name} is not known to this version: upgrade microvlm, or remove the key."
+            )
+        if isinstance(value, dict) and key in _PARTS:
+            _refuse_unknown_keys(value, _PARTS[key], origin, f"{key}.")
+
+
+_PARTS: dict[str, type] = {
+    "vision": VisionConfig,
+    "text": TextConfig,
+    "memory": MemoryConfig,
+    "quantization": QuantizationConfig,
+    "prompt": PromptConfig,
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -349,9 +349,12 @@ def test_a_storage_of_a_later_version_says_upgrade(damaged_checkpoint):
         (lambda raw: raw.update(model_type="qwen2"), "not a MicroVLM"),
         (lambda raw: raw.update(format=99), "newer microvlm"),
         (lambda raw: raw["text"].update(flux=1), "flux"),
-        (lambda raw: raw["memory"].update(slots=48), "fewer than code_size"),
+        (lambda raw: raw["memory"].update(slots=48), "fewer than 'code_size'"),
         (lambda raw: raw["text"].update(num_key_value_heads=0), "num_key_value_heads"),
-        (lambda raw: raw["vision"].update(image_size="big"), "image_size must be a whole number"),
+        (
+            lambda raw: raw["vision"].update(image_size="big"),
+            "'vision.image_size' must be a whole number, not text",
+        ),
     ],
 )
 def test_a_configuration_that_does_not_fit_is_a_sentence(damaged_checkpoint, change, sentence):

@@ -125,6 +125,10 @@ def quote(value: object) -> str:
 def _invalid(error: msgspec.ValidationError, origin: object, remedy: str) -> UserError:
     """The sentence for an error of msgspec, whose text is "PROBLEM - at `$.PATH`"."""
     problem, _, place = str(error).partition(" - at `")
+    if isinstance(
+        error.__cause__, UserError
+    ):  # of a record that programs build too, and that has its own sentence
+        problem = str(error.__cause__.args[0])
     key = place.removesuffix("`").removeprefix("$").removeprefix(".")
     match = re.fullmatch(r"Object (?:missing required|contains unknown) field `(.*)`", problem, re.DOTALL)
     if match:
