@@ -223,7 +223,7 @@ def test_a_progressive_picture_above_the_limit_names_its_size(tmp_path):
 def test_a_picture_above_one_strip_equals_the_same_picture_in_one_piece(monkeypatch):
     image = Image.fromarray(np.random.default_rng(1).integers(0, 256, (700, 900, 3), dtype=np.uint8))
     expected = np.asarray(fit_square(image, 96))
-    monkeypatch.setattr("microvlm.inputs.images._STRIP_PIXELS", 5000)
+    monkeypatch.setattr("microvlm.inputs.image_modes._STRIP_PIXELS", 5000)
     assert np.array_equal(np.asarray(fit_square(image, 96)), expected)
 
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import io
 import os
+import stat
+import struct
 import warnings
 from collections.abc import Callable
-from pathlib import Path
-from typing import BinaryIO, TypeAlias, cast
+from typing import BinaryIO, TypeAlias
 
 import numpy as np
 from PIL import (
@@ -27,6 +28,8 @@ from PIL import (
 )
 
 from microvlm.errors import UserError
+from microvlm.escaping import printable
+from microvlm.inputs.image_modes import UnreadableImage, shrink_to_rgb
 
 # An explicit list, because Pillow would run external programs for some other formats.
 _PLUGINS = (
@@ -49,8 +52,8 @@ ImageSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Image.Image
 RGB [H, W, 3] or RGBA [H, W, 4]."""
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
+_ICON_MAGIC = b"\0\0\1\0"
 _ORIENTATION = 0x0112
-_STRIP_PIXELS = 1 << 20
 _TURNS = {
     2: (Image.Transpose.FLIP_LEFT_RIGHT,),
     3: (Image.Transpose.ROTATE_180,),
@@ -80,14 +83,14 @@ def load_square(source: ImageSource, side: int) -> Image.Image:
         return _decode("the Pillow image", lambda: fit_square(source, side))
     if isinstance(source, str | os.PathLike):
         check_file(source)
-        return _load_file(str(source), Path(source), side)
+        return _load_file(printable(str(source)), lambda: _open_path(source), side)
     content = source if isinstance(source, bytes) else source.read()
-    name = str(getattr(source, "name", "the image"))
+    name = printable(str(getattr(source, "name", "the image")))
     if not isinstance(content, bytes):
         raise UserError(f"{name} is open as text; open image files in binary mode ('rb').")
     if not content:
         raise UserError(f"{name} is empty (0 bytes); a file that was read before needs seek(0).")
-    return _load_file(name, io.BytesIO(content), side)
+    return _load_file(name, lambda: io.BytesIO(content), side)
 
 
 def _from_array(array: np.ndarray) -> Image.Image:
@@ -100,11 +103,11 @@ def _from_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(array)
 
 
-def _load_file(name: str, file: Path | io.BytesIO, side: int) -> Image.Image:
+def _load_file(name: str, open_file: Callable[[], BinaryIO], side: int) -> Image.Image:
     def load() -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with _open(file) as image:
+            with open_file() as file, _open_image(file) as image:
                 if "progression" in image.info:
                     # libjpeg holds all its coefficients at full size, 3 to 6 bytes a pixel, at any decoded size.
                     _check_size(name, image)
@@ -119,6 +122,8 @@ def _decode(name: str, load: Callable[[], Image.Image]) -> Image.Image:
     """Run `load`, whose errors become one sentence about the image `name`."""
     try:
         return load()
+    except UnreadableImage as error:
+        raise UserError(f"{name} {error.reason}") from None
     except UserError:
         raise
     except Image.UnidentifiedImageError:
@@ -134,14 +139,15 @@ def fit_square(image: Image.Image, side: int, extent: tuple[float, float] | None
     """Turn the first frame upright, scale it to fit and centre it on white -> RGB, side x side.
 
     `extent`: the exact width and height in pixels of an image whose last row and column are fractions of a pixel.
+
+    Raises UnreadableImage for an image without pixels and as `shrink_to_rgb` does.
     """
     if not (image.width and image.height):
-        raise UserError("the image has no pixels; give another one.")
-    # Pillow turns a TIFF while it decodes it, and then removes the tag: read the tag after decoding.
-    image.load()
-    orientation = _orientation(image)
+        raise UnreadableImage("has no pixels; give another one.")
     factor = max(1, max(image.size) // (2 * side))
-    small = _shrink_to_rgb(image, factor)
+    small = shrink_to_rgb(image, factor)
+    # Pillow turns a TIFF while it decodes it, and then removes the tag: read the tag after decoding.
+    orientation = _orientation(image)
     whole = extent or image.size
     scale = side / max(whole)
     # Size and box come from the exact size: the reduced image is rounded up, and would be stretched by a pixel.
@@ -160,43 +166,62 @@ def fit_square(image: Image.Image, side: int, extent: tuple[float, float] | None
 
 def check_file(source: str | os.PathLike[str]) -> None:
     """Raise UserError unless `source` is a regular file that is not empty. Decodes nothing."""
-    name, path = str(source), Path(source)
-    if path.is_dir():
-        raise UserError(f"{name} is a folder; give a picture file.")
-    if not path.exists():
-        raise UserError(f"{name} does not exist; give a picture file.")
-    if not path.is_file():
-        raise UserError(f"{name} is not a regular file; give a picture file.")
+    name = printable(str(source))
     try:
-        empty = path.stat().st_size == 0
+        status = os.stat(source)
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a null character
+        raise UserError(f"{name} does not exist; give a picture file.") from None
     except OSError as error:
         raise UserError(f"{name} cannot be read ({error.strerror}).") from None
-    if empty:
+    if stat.S_ISDIR(status.st_mode):
+        raise UserError(f"{name} is a folder; give a picture file.")
+    if not stat.S_ISREG(status.st_mode):
+        raise UserError(f"{name} is not a regular file; give a picture file.")
+    if status.st_size == 0:
         raise UserError(f"{name} is empty (0 bytes); copy it again.")
 
 
-def _open(file: Path | io.BytesIO) -> Image.Image:
-    if _is_jpeg(file):
+def _open_path(path: str | os.PathLike[str]) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except PermissionError:
+        raise UnreadableImage("may not be read by this user; change its permissions.") from None
+
+
+def _open_image(file: BinaryIO) -> Image.Image:
+    """Open an image. Not by its path: Pillow would map the file, and map some turned TIFFs with the wrong width."""
+    magic = file.read(4)
+    if magic == _ICON_MAGIC:
+        _check_icon(file)
+    file.seek(0)
+    if magic.startswith(_JPEG_MAGIC):
         # Image.open checks the full size, which a reduced decoding never holds.
-        return JpegImagePlugin.JpegImageFile(str(file) if isinstance(file, Path) else file)
+        return JpegImagePlugin.JpegImageFile(file)
     return Image.open(file, formats=FORMATS)
 
 
-def _is_jpeg(file: Path | io.BytesIO) -> bool:
-    if isinstance(file, io.BytesIO):
-        return file.getbuffer()[:3] == _JPEG_MAGIC
-    try:
-        with file.open("rb") as stream:
-            return stream.read(3) == _JPEG_MAGIC
-    except PermissionError:
-        raise UserError(f"{file} may not be read by this user; change its permissions.") from None
+def _check_icon(file: BinaryIO) -> None:
+    """Raise DecompressionBombError if an image of an icon, after its magic number, has more pixels than are held.
+
+    Pillow decodes an icon when it opens it, and reads the size in the icon's table, which need not be the image's.
+    """
+    (count,) = struct.unpack("<H", file.read(2).ljust(2, b"\0"))
+    for entry in [file.read(16) for _ in range(count)]:
+        if len(entry) < 16:
+            return
+        file.seek(struct.unpack("<I", entry[12:])[0])
+        header = file.read(24).ljust(24, b"\0")
+        is_png = header.startswith(b"\x89PNG")
+        width, height = struct.unpack(">II", header[16:]) if is_png else struct.unpack("<ii", header[4:12])
+        if abs(width * height) > (MAX_DECODED_PIXELS if is_png else 2 * MAX_DECODED_PIXELS):
+            raise Image.DecompressionBombError
 
 
 def _reduce_while_decoding(image: Image.Image, side: int) -> tuple[float, float] | None:
     """Let libjpeg decode at 1/2, 1/4 or 1/8 of the size, at least twice the side -> the exact decoded size.
 
     A photograph of 12 megapixels then takes 2 MB instead of 48. The scaled inverse transform is a box filter over the
-    pixels that `_shrink_to_rgb` would average: a value differs by at most 6 of 255, and by 1 on average.
+    pixels that `shrink_to_rgb` would average: a value differs by at most 6 of 255, and by 1 on average.
     """
     if isinstance(image, JpegImagePlugin.JpegImageFile):
         scale = 2 * side / max(image.size)
@@ -219,46 +244,3 @@ def _orientation(image: Image.Image) -> int:
         return int(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # damaged metadata of a good image: keep the stored orientation
         return 1
-
-
-def _shrink_to_rgb(image: Image.Image, factor: int) -> Image.Image:
-    """Reduce by an integer factor with a box filter, in strips: only the stored form exists at full size."""
-    is_deep = image.mode in ("I", "F") or image.mode.startswith("I;16")
-    span = cast("tuple[float, float]", image.getextrema()) if is_deep else None
-    if factor == 1 and image.width * image.height <= _STRIP_PIXELS:
-        return _to_rgb(image, span)
-    rows = max(1, _STRIP_PIXELS // image.width // factor) * factor
-    small = Image.new("RGB", (-(-image.width // factor), -(-image.height // factor)))
-    for top in range(0, image.height, rows):
-        strip = image.crop((0, top, image.width, min(image.height, top + rows)))
-        strip.info = image.info
-        small.paste(_to_rgb(strip, span).reduce(factor), (0, top // factor))
-    return small
-
-
-def _to_rgb(image: Image.Image, span: tuple[float, float] | None) -> Image.Image:
-    """Convert any mode to RGB: transparent parts become white, deep greys are scaled by the whole image's `span`."""
-    if span is not None:
-        return _deep_grey(np.asarray(image), span, image.info.get("transparency"))
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("RGB")
-    return image.convert("RGB")
-
-
-def _deep_grey(values: np.ndarray, span: tuple[float, float], transparent: object) -> Image.Image:
-    """Scale deep grey values to 8 bits: 16-bit by its range, others by the narrowest of 0..1, 0..255, 0..65535 or
-    their own span. Pixels with the value `transparent` become white.
-    """
-    low, high = float(span[0]), float(span[1])
-    if values.dtype.itemsize == 2:
-        low, high = 0.0, 65535.0
-    elif low >= 0 and high <= 65535:
-        is_unit = values.dtype.kind == "f" and high <= 1
-        low, high = 0.0, 1.0 if is_unit else 255.0 if high <= 255 else 65535.0
-    scaled = (np.nan_to_num(values.astype(np.float32)) - low) * (255.0 / max(high - low, 1e-12))
-    bytes8 = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
-    if isinstance(transparent, int):
-        bytes8[values == transparent] = 255
-    return Image.fromarray(bytes8).convert("RGB")
