@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 from microvlm.errors import UserError
 from microvlm.formats.lowered_layer import LAYERS, LoweredLayer, parse_layers
+from microvlm.formats.safetensors_header import read_header
 
 _COMPUTED = ("memory_encoder.pseudo_inverse",)
 """Stored but computed from a formula: it has bytes and no parameters."""
@@ -59,17 +59,10 @@ def read_checkpoint(directory: Path) -> tuple[list[StoredTensor], dict[str, Lowe
 
 
 def _read_safetensors(path: Path) -> tuple[list[StoredTensor], dict[str, str]]:
-    """Names, shapes and bytes from the header of a safetensors file: its length in 8 bytes, then JSON."""
+    """Names, shapes and bytes from the header of a safetensors file, and its metadata."""
     try:
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        metadata = header.pop("__metadata__", {})
-        ends = {name: entry["data_offsets"] for name, entry in header.items()}
-        tensors = [
-            StoredTensor(n, tuple(header[n]["shape"]), end - start) for n, (start, end) in ends.items()
-        ]
+        header = read_header(path, "copy the checkpoint again")
     except FileNotFoundError:
         raise UserError(f"{path} is missing: copy the checkpoint again.") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, MemoryError):
-        raise UserError(f"{path} is damaged or not a safetensors file: copy the checkpoint again.") from None
-    return tensors, metadata
+    stored = [StoredTensor(name, tensor.shape, tensor.nbytes) for name, tensor in header.tensors.items()]
+    return stored, header.metadata

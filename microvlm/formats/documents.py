@@ -11,8 +11,10 @@ import math
 import os
 import re
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 import msgspec
 from msgspec import Meta
@@ -91,29 +93,41 @@ def load(path: str | Path, kind: type[T], remedy: str, limit: int = MAX_DOCUMENT
 def read_file(path: str | Path, limit: int = MAX_DOCUMENT_BYTES) -> bytes:
     """The content of a regular file of at most `limit` bytes.
 
-    Raises FileNotFoundError, and UserError for a pipe, a device, a folder, a larger file and other errors of the file
-    system. A pipe is not waited for.
+    Raises FileNotFoundError, and UserError as `open_regular` does and for a larger file.
+    """
+    with open_regular(path) as file:
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise UserError(f"{path} has more than {limit:,} bytes, too many for what it is; give another file.")
+    return content
+
+
+@contextmanager
+def open_regular(path: str | Path) -> Iterator[BinaryIO]:
+    """Open a regular file for reading bytes.
+
+    Raises FileNotFoundError, and UserError for a pipe, a device, a folder and other errors of the file system, inside
+    the block too. A pipe is not waited for.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        try:
-            mode = os.fstat(descriptor).st_mode
-            if not stat.S_ISREG(mode):
-                kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
-                raise UserError(f"{path} is {kind}, no regular file; give another name.")
-            with open(descriptor, "rb", closefd=False) as file:
-                content = file.read(limit + 1)
-        finally:
-            os.close(descriptor)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise UserError(describe_os_error(error)) from None
     except ValueError:  # a name with a null character
         raise UserError(f"{printable(str(path))!r} is not the name of a file.") from None
-    if len(content) > limit:
-        raise UserError(f"{path} has more than {limit:,} bytes, too many for what it is; give another file.")
-    return content
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            kind = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device"
+            raise UserError(f"{path} is {kind}, no regular file; give another name.")
+        with open(descriptor, "rb", closefd=False) as file:
+            yield file
+    except OSError as error:
+        raise UserError(describe_os_error(error)) from None
+    finally:
+        os.close(descriptor)
 
 
 def quote(value: object) -> str:

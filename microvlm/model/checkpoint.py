@@ -25,6 +25,7 @@ from microvlm.errors import UserError
 from microvlm.formats.bundle import is_bundle
 from microvlm.formats.lowered_layer import LAYERS, LoweredLayer, parse_layers
 from microvlm.formats.op_table import MATMUL_BY_KIND
+from microvlm.formats.safetensors_header import read_header
 from microvlm.inputs.processor import GENERATION, PREPROCESSOR, TOKENIZER, TOKENIZER_CONFIG
 from microvlm.inputs.tokenizer_tables import TABLES
 from microvlm.model.embedding import HalfEmbedding, PackedEmbedding, TiedEmbedding
@@ -147,8 +148,9 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str,
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(every tensor of a safetensors file by name, its metadata). Raises UserError when it is missing or damaged."""
     try:
+        header = read_header(path, "copy the checkpoint again")
         with safe_open(str(path), framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            return {key: file.get_tensor(key) for key in header.tensors}, header.metadata
     except FileNotFoundError:
         raise UserError(f"{path} is missing: copy the checkpoint again.") from None
     except (SafetensorError, OSError):
