@@ -57,6 +57,7 @@ def test_a_right_document_becomes_a_record():
         ("[]", "a.json: the document must be an object, not a list"),
         ('{"part": {"size": 1}, "x\\u001b[31m": 1}', "a.json: 'x\\x1b[31m' is not known to this version"),
         ('{"part": {"size": 1}, "' + "y" * 5000 + '": 1}', "a.json: '" + "y" * 60 + "…' is not known"),
+        ('{"part": {"size": 1}, "sha256": 3}', "a.json: 'sha256' must be text or null, not a whole number"),
         ('{"part": {"size": 1}, "sha256": "ff"}', "a.json: 'sha256' must be text"),
         ('{"part": {"size": 1}, "mean": [1, 2]}', "a.json: 'mean' must be a list of length 3"),
         ('{"part": {"size": 1}, "mean": [1, 2, 1e999]}', "a.json: 'mean[2]': number out of range"),

@@ -4,28 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+import pickle
 import random
 import shutil
 import subprocess
 import sys
+import time
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer
 
 from microvlm.errors import UserError
-from microvlm.exporters.vocabulary.table_builder import probe_texts, write_tables
+from microvlm.exporters.vocabulary.table_builder import character_classes, probe_texts, write_tables
 from microvlm.inputs.processor import Processor
 from microvlm.inputs.tokenizer import LibraryTokenizer, load_tokenizer
+from microvlm.inputs.tokenizer_child import ChildTokenizer
+from microvlm.inputs.tokenizer_patterns import LLAMA3_PATTERN, QWEN2_PATTERN, ascii_members
+from microvlm.inputs.tokenizer_pieces import LETTER, NUMBER, NUMERIC, SPACE
 from microvlm.inputs.tokenizer_tables import TABLES, TableTokenizer
 from microvlm.model.checkpoint import resolve_checkpoint
 
-QWEN2_PATTERN = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-LLAMA3_PATTERN = QWEN2_PATTERN.replace(r"\p{N}|", r"\p{N}{1,3}|")
 PLAIN_BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
 GPT2_BYTE_LEVEL = {**PLAIN_BYTE_LEVEL, "use_regex": True}
 
@@ -175,7 +179,8 @@ def test_what_tables_cannot_express_is_left_to_the_library(change, reason, nano_
     assert reason in write_tables(tmp_path / "tokenizer.json", tmp_path)
     assert not (tmp_path / TABLES).exists()
     used = load_tokenizer(tmp_path)
-    assert isinstance(used, LibraryTokenizer)
+    expressions = (change.get("pre_tokenizer") or {}).get("pretokenizers", [{}])[0].get("pattern")
+    assert isinstance(used, ChildTokenizer if expressions else LibraryTokenizer)
     assert "library" in used.description
 
 
@@ -203,7 +208,7 @@ def test_a_token_that_takes_the_space_around_it_is_left_to_the_library(nano_json
 
 def test_tables_that_differ_from_the_library_are_not_kept(nano_json, tmp_path, monkeypatch):
     """Were a pattern translated wrongly, the comparison at export would see it."""
-    monkeypatch.setattr("microvlm.exporters.vocabulary.table_builder.GPT2_PATTERN", r"\p{L}|\p{N}|\s")
+    monkeypatch.setattr("microvlm.exporters.vocabulary.table_builder.GPT2_PATTERN", LLAMA3_PATTERN)
     (tmp_path / "tokenizer.json").write_bytes(nano_json)
     assert "other ids than the library" in write_tables(tmp_path / "tokenizer.json", tmp_path)
     assert not (tmp_path / TABLES).exists()
@@ -215,6 +220,156 @@ def test_tables_of_another_tokenizer_are_not_used(nano_json, tmp_path):
     used = load_tokenizer(tmp_path)
     assert isinstance(used, LibraryTokenizer)
     assert "another tokenizer.json" in used.description
+
+
+def test_the_classes_of_ascii_are_those_of_the_library():
+    starts, flags = character_classes()
+    of_library = [int(flags[np.searchsorted(starts, point, "right") - 1]) for point in range(128)]
+    for flag in (LETTER, NUMBER, SPACE, NUMERIC):
+        assert ascii_members(flag) == "".join(chr(p) for p in range(128) if of_library[p] & flag)
+
+
+def rewrite(path: Path, change: Callable[[dict, dict], None]) -> None:
+    """Change the tensors and the metadata of a table file."""
+    with safe_open(path, "numpy") as file:
+        facts = json.loads(file.metadata()["tokenizer"])
+    tensors = load_file(path)
+    change(tensors, facts)
+    save_file(tensors, path, metadata={"tokenizer": json.dumps(facts)})
+
+
+def put(name: str, place: int, value: int) -> Callable[[dict, dict], None]:
+    def change(tensors: dict, facts: dict) -> None:
+        tensors[name][place] = value
+
+    return change
+
+
+def cut(name: str) -> Callable[[dict, dict], None]:
+    def change(tensors: dict, facts: dict) -> None:
+        tensors[name] = tensors[name][:-1].copy()
+
+    return change
+
+
+def fact(name: str, value: object) -> Callable[[dict, dict], None]:
+    return lambda tensors, facts: facts.update({name: value})
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        *((cut(name), "lengths") for name in ("merge_pairs", "merge_ranks", "merge_results", "byte_tokens")),
+        *((cut(name), "ends of the tokens") for name in ("token_ends", "token_bytes")),
+        (put("token_ends", 5, 2**31), "ends of the tokens"),
+        (put("token_ends", 0, 1), "ends of the tokens"),
+        (put("byte_tokens", 97, 70_000), "an id is not one of a token"),
+        (put("merge_results", 3, 2**32 - 1), "an id is not one of a token"),
+        (put("merge_pairs", 0, 2**63), "merges are not in order"),
+        (put("merge_pairs", -1, 2**63), "a merge is not of two tokens"),
+        (put("merge_pairs", 0, 2**32 - 1), "a merge is not of two tokens"),
+        (cut("class_starts"), "runs of code points"),
+        (put("class_starts", 0, 3), "runs of code points"),
+        (put("class_starts", -1, 0x110000), "a class of code points"),
+        (put("class_flags", 3, 32), "a class of code points"),
+        (lambda tensors, facts: tensors.pop("token_ends"), "'token_ends' is missing"),
+        (lambda tensors, facts: tensors.update(sorted_tokens=np.array([9_999], np.uint32)), "an id is not"),
+        (lambda tensors, facts: tensors.update(merge_ranks=tensors["merge_pairs"]), "merge_ranks.dtype"),
+        (fact("patterns", "a" * 3000), "'patterns' must be a list, not text"),
+        (fact("normalizer", "NFD"), "normalizer"),
+        (fact("source_bytes", None), "'source_bytes' must be a whole number, not null"),
+        (fact("added_tokens", [{"id": 9_999, "content": "x", "special": True, "normalized": False}]), "an id"),
+        (fact("added_tokens", [{"id": 1, "content": "", "special": True, "normalized": False}]), "content"),
+    ],
+)  # fmt: skip
+def test_tables_that_do_not_fit_together_are_one_sentence(change, reason, nano_json, tmp_path):
+    save_tables(nano_json, tmp_path)
+    rewrite(tmp_path / TABLES, change)
+    with pytest.raises(UserError, match=reason) as caught:
+        load_tokenizer(tmp_path)
+    assert str(caught.value).startswith(str(tmp_path / TABLES))
+    assert "copy or export the bundle again" in str(caught.value)
+
+
+EXPONENTIAL = r"(?:[a-z]+[a-z]+)+#"
+"""The library's matcher stops after ten million steps at one place."""
+CUBIC = r"[a-z]*[a-z]*[a-z]*#"
+"""Below ten million steps at each of several hundred places."""
+
+
+def test_tables_with_an_unknown_pattern_are_not_run(nano_json, tmp_path):
+    tables = save_tables(nano_json, tmp_path)
+    rewrite(tmp_path / TABLES, fact("patterns", [EXPONENTIAL]))
+    used = load_tokenizer(tmp_path)
+    assert isinstance(used, LibraryTokenizer)
+    assert "patterns that are not known" in used.description
+    assert used.encode("a" * 100) == tables.encode("a" * 100)
+
+
+def with_pattern(pattern: str, nano_json: bytes, folder: Path) -> Path:
+    pre_tokenizer = in_sequence(split_step(pattern), PLAIN_BYTE_LEVEL)
+    document = {**json.loads(nano_json), "pre_tokenizer": pre_tokenizer}
+    (folder / "tokenizer.json").write_text(json.dumps(document))
+    return folder
+
+
+def test_a_tokenizer_with_an_unknown_pattern_works_in_a_process_of_its_own(nano_json, tmp_path):
+    used = load_tokenizer(with_pattern(CUBIC, nano_json, tmp_path))
+    library = LibraryTokenizer.from_file(tmp_path / "tokenizer.json")
+    for text in ("a red heart", "naïve #1 🙂", ""):
+        assert used.encode(text) == library.encode(text)
+        assert used.decode(library.encode(text)) == text
+    assert used.added_tokens == library.added_tokens
+    assert (used.vocab_size, used.identity) == (library.vocab_size, library.identity)
+    assert used.token_to_id("<image>") == library.token_to_id("<image>")
+    copy = pickle.loads(pickle.dumps(used))
+    assert copy.encode("a red heart") == library.encode("a red heart")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "reason"),
+    [(EXPONENTIAL, "the tokenizers library fails on this text"), (CUBIC, "patterns took more than 1 s")],
+)
+def test_a_pattern_that_takes_too_long_is_one_sentence_and_the_next_text_is_read(
+    pattern, reason, nano_json, tmp_path, monkeypatch, capfd
+):
+    used = load_tokenizer(with_pattern(pattern, nano_json, tmp_path))
+    monkeypatch.setattr("microvlm.inputs.tokenizer_child.CALL_S", 1)
+    start = time.perf_counter()
+    with pytest.raises(UserError, match=rf"tokenizer\.json: .*{reason}"):
+        used.encode("a" * 380 + "!#" * 20)
+    assert time.perf_counter() - start < 10
+    monkeypatch.undo()
+    assert used.decode(used.encode("a red heart")) == "a red heart"
+    assert capfd.readouterr().err == ""
+
+
+def test_a_file_that_stops_the_library_is_one_sentence(nano_json, tmp_path, capfd):
+    """The library panics where such a prefix is longer than a token."""
+    document = json.loads(nano_json)
+    document["model"]["continuing_subword_prefix"] = "x" * 50
+    (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match=r"tokenizer\.json is damaged"):
+        load_tokenizer(tmp_path)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "not valid JSON"),
+        ('{"model": ' + "[" * 100_000, "nested too deeply|not valid JSON"),
+        ("{}", "'model' is missing"),
+        ('{"model": {"type": 3}}', "'type' must be text or null"),
+        ('{"model": {}, "added_tokens": [{"id": -1, "content": "x"}]}', "added_tokens\\[0\\].id"),
+        ('{"model": {}, "pre_tokenizer": {"type": "Sequence", "pretokenizers": 3}}', "pretokenizers"),
+        ('{"model": {"type": "BPE"}}', "is damaged"),
+    ],
+)  # fmt: skip
+def test_a_wrong_tokenizer_json_is_one_sentence(content, reason, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match=reason):
+        load_tokenizer(tmp_path)
 
 
 @pytest.mark.parametrize("keep", [0, 7, 100, 2000, 40_000, -1])

@@ -154,7 +154,7 @@ def test_a_checkpoint_without_a_byte_level_tokenizer_is_one_sentence(
         ({"model": {**document["model"], "type": "Unigram"}}, "is Unigram and not BPE"),
         ({"model": {**document["model"], "byte_fallback": True}}, "byte_fallback"),
         ({"post_processor": {"type": "BertProcessing"}}, "BertProcessing"),
-        ({"model": 3}, "damaged"),
+        ({"model": 3}, "(its model): the document must be an object, not a whole number"),
     ):
         path.write_text(json.dumps({**document, **change}))
         assert_one_sentence(run_export([other, "-o", tmp_path / "b", "--vocabulary", "280"], capsys), words)

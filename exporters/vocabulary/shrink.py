@@ -19,9 +19,12 @@ from torch import nn
 
 from microvlm.config import MicroVLMConfig
 from microvlm.errors import UserError
-from microvlm.exporters.vocabulary.patterns import Inexpressible
-from microvlm.exporters.vocabulary.table_builder import byte_of_letter, merge_list, require_plain_bpe
+from microvlm.exporters.vocabulary.table_builder import byte_of_letter, require_all_bytes, require_plain_bpe
+from microvlm.formats import documents
 from microvlm.inputs.processor import GENERATION, TOKENIZER, TOKENIZER_CONFIG
+from microvlm.inputs.tokenizer import read_tokenizer
+from microvlm.inputs.tokenizer_document import merge_pairs, parse_tokenizer
+from microvlm.inputs.tokenizer_patterns import Inexpressible
 from microvlm.model.embedding import HalfEmbedding, PackedEmbedding, TiedEmbedding
 from microvlm.model.linear import PackedLinear
 from microvlm.model.microvlm import MicroVLM
@@ -51,15 +54,22 @@ def shrink(directory: Path, config: MicroVLMConfig, size: int) -> SmallerVocabul
     if raw is None:
         raise UserError(f"--vocabulary needs {TOKENIZER} in {directory}, which is missing.")
     try:
-        require_plain_bpe(raw["model"])
+        _require_bytes_and_merges(directory / TOKENIZER)
         old_ids = _choose(raw, _needed(files, config), config.text.vocab_size, size)
         documents = _rewrite(files, {old: new for new, old in enumerate(old_ids)})
     except Inexpressible as reason:
         raise UserError(f"--vocabulary {size} is for byte-level BPE: {reason}.") from None
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
         raise UserError(f"{directory / TOKENIZER} is damaged: copy the checkpoint again.") from None
     merges = len(json.loads(documents[TOKENIZER])["model"]["merges"])
     return SmallerVocabulary(old_ids, config.text.vocab_size, merges, documents)
+
+
+def _require_bytes_and_merges(path: Path) -> None:
+    """Raise Inexpressible unless the tokenizer is a plain byte-level BPE, and UserError for a damaged file."""
+    document = parse_tokenizer(read_tokenizer(path), path)
+    require_plain_bpe(document.options(path))
+    require_all_bytes(document.bpe(path).vocab)
 
 
 def keep_rows(model: MicroVLM, old_ids: list[int]) -> None:
@@ -107,7 +117,7 @@ def _choose(raw: dict[str, Any], needed: set[int], old_size: int, size: int) -> 
         raise UserError(
             f"--vocabulary {size} is too few: the bytes and the tokens of the prompt take {len(kept_ids)}."
         )
-    for left, right in merge_list(raw["model"]):
+    for left, right in merge_pairs(raw["model"]["merges"]):
         if vocab[left] in kept_ids and vocab[right] in kept_ids:
             if len(kept_ids) == size:
                 break
@@ -127,7 +137,7 @@ def _rewrite(files: dict[str, Any], new_id: dict[int, int]) -> dict[str, str]:
     as_text = bool(model["merges"]) and isinstance(model["merges"][0], str)
     merges = [
         f"{left} {right}" if as_text else [left, right]
-        for left, right in merge_list(model)
+        for left, right in merge_pairs(model["merges"])
         if left in vocab and right in vocab and left + right in vocab
     ]
     added = [
@@ -184,13 +194,8 @@ def _template_tokens(processor: dict[str, Any] | None) -> Iterator[dict[str, Any
 
 
 def _read(path: Path) -> Any:
-    """A JSON object, or None where there is no file."""
+    """A JSON object, whose unknown keys are kept, or None where there is no file. Raises UserError."""
     try:
-        document = json.loads(path.read_text())
+        return documents.load(path, dict[str, Any], "copy the checkpoint again")
     except FileNotFoundError:
         return None
-    except ValueError:
-        document = None
-    if not isinstance(document, dict):
-        raise UserError(f"{path} is damaged: copy the checkpoint again.")
-    return document

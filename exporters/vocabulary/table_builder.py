@@ -16,11 +16,29 @@ from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
-from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers import Regex, normalizers, pre_tokenizers
 
-from microvlm.exporters.vocabulary.patterns import GPT2_PATTERN, Inexpressible, translate
+from microvlm.errors import UserError
+from microvlm.formats.documents import quote
+from microvlm.inputs.tokenizer import LibraryTokenizer, read_tokenizer
+from microvlm.inputs.tokenizer_document import (
+    AddedToken,
+    BpeModel,
+    ModelOptions,
+    Step,
+    merge_pairs,
+    parse_tokenizer,
+)
+from microvlm.inputs.tokenizer_patterns import (
+    DIGIT,
+    DIGITS,
+    GPT2_PATTERN,
+    KNOWN_PATTERNS,
+    Inexpressible,
+    translate,
+)
 from microvlm.inputs.tokenizer_pieces import COMPOSES, LETTER, NUMBER, NUMERIC, SPACE
-from microvlm.inputs.tokenizer_tables import TABLES, TABLES_FORMAT, TableTokenizer
+from microvlm.inputs.tokenizer_tables import TABLES, TABLES_FORMAT, TOKENIZER, TableTokenizer
 
 PROBES = 400
 _ASSIGNED = (*range(0xD800), *range(0xE000, 0x40000), *range(0xE0000, 0xE0200))
@@ -31,35 +49,36 @@ _CHUNK = 4096
 
 def write_tables(tokenizer_json: Path, folder: Path) -> str | None:
     """Write FOLDER/tokenizer_tables.safetensors. Returns None, or why this tokenizer needs the library."""
-    document = tokenizer_json.read_bytes()
     try:
-        library = Tokenizer.from_str(document.decode())
-        content = build_tables(document)
+        content = build_tables(read_tokenizer(tokenizer_json))
+        # After the patterns were found to be known ones, so that the library may run them here.
+        library = LibraryTokenizer.from_file(tokenizer_json)
     except Inexpressible as reason:
         return str(reason)
-    except Exception:  # tokenizers raises plain Exception for a file that it cannot read either
+    except (UserError, LookupError, ValueError):
         return "tokenizer.json is damaged"
     path = folder / TABLES
     path.write_bytes(content)
     tables = TableTokenizer.open(path)
     for text in probe_texts(PROBES, list(tables.added_tokens)):
-        if tables.encode(text) != library.encode(text, add_special_tokens=False).ids:
+        if tables.encode(text) != library.encode(text):
             path.unlink()
             return "the tables give other ids than the library for some text"
     return None
 
 
 def build_tables(document: bytes) -> bytes:
-    """The file's bytes from tokenizer.json's. Raises Inexpressible."""
-    raw = json.loads(document)
-    model = raw["model"]
-    require_plain_bpe(model)
-    normalizer = _normalizer(raw.get("normalizer"))
-    patterns = [translate(pattern, class_of_ascii()) for pattern in _patterns(raw.get("pre_tokenizer"))]
-    decoder = raw.get("decoder") or {}
-    if decoder.get("type") != "ByteLevel":
-        raise Inexpressible(f"its decoder is {decoder.get('type')}")
-    added = [_added_token(token, normalizer) for token in raw.get("added_tokens", [])]
+    """The file's bytes from tokenizer.json's. Raises Inexpressible, UserError, LookupError and ValueError."""
+    raw = parse_tokenizer(document, TOKENIZER)
+    require_plain_bpe(raw.options(TOKENIZER))
+    model = raw.bpe(TOKENIZER)
+    require_all_bytes(model.vocab)
+    normalizer = _normalizer(raw.normalizer)
+    patterns = [_translate(pattern) for pattern in _patterns(raw.pre_tokenizer)]
+    decoder = raw.decoder.type if raw.decoder is not None else None
+    if decoder != "ByteLevel":
+        raise Inexpressible(f"its decoder is {decoder}")
+    added = [_added_token(token, normalizer) for token in raw.added_tokens]
     starts, flags = character_classes()
     tensors = {
         **_vocabulary(model, added),
@@ -85,76 +104,72 @@ def byte_of_letter() -> dict[str, int]:
     return {chr(b): b for b in visible} | {chr(256 + place): b for place, b in enumerate(hidden)}
 
 
-def merge_list(model: dict[str, Any]) -> list[tuple[str, str]]:
-    """Pairs in rank order: older files write them as one string."""
-    split = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
-    return [(left, right) for left, right in split]
-
-
-def require_plain_bpe(model: dict[str, Any]) -> None:
-    """Raises Inexpressible unless `model` of a tokenizer.json is a byte-level BPE without options."""
-    if model.get("type") != "BPE":
-        raise Inexpressible(f"its model is {model.get('type')} and not BPE")
-    for key in (
-        "dropout",
-        "unk_token",
-        "continuing_subword_prefix",
-        "end_of_word_suffix",
-        "byte_fallback",
-    ):
-        if model.get(key):
+def require_plain_bpe(options: ModelOptions) -> None:
+    """Raises Inexpressible unless a model is a byte-level BPE without options."""
+    if options.type != "BPE":
+        raise Inexpressible(f"its model is {options.type} and not BPE")
+    for key in ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "byte_fallback"):
+        if getattr(options, key):
             raise Inexpressible(f"its model uses {key}")
-    if any(letter not in model["vocab"] for letter in byte_of_letter()):
+
+
+def require_all_bytes(vocab: dict[str, int]) -> None:
+    """Raises Inexpressible for a vocabulary that lacks a byte."""
+    if any(letter not in vocab for letter in byte_of_letter()):
         raise Inexpressible("its vocabulary lacks some byte")
 
 
-def _normalizer(raw: dict[str, Any] | None) -> str | None:
-    if raw is None:
+def _normalizer(step: Step | None) -> str | None:
+    if step is None:
         return None
-    if raw["type"] == "Sequence":
-        parts = raw["normalizers"]
-        if len(parts) <= 1:
-            return _normalizer(parts[0] if parts else None)
-    if raw["type"] != "NFC":
-        raise Inexpressible(f"its normalizer is {raw['type']}")
+    if step.type == "Sequence" and len(step.normalizers) <= 1:
+        return _normalizer(step.normalizers[0] if step.normalizers else None)
+    if step.type != "NFC":
+        raise Inexpressible(f"its normalizer is {step.type}")
     return "NFC"
 
 
-def _patterns(raw: dict[str, Any] | None) -> Iterator[str]:
+def _translate(pattern: str) -> str:
+    translated = translate(pattern)
+    if pattern not in KNOWN_PATTERNS:
+        raise Inexpressible(f"its pattern {quote(pattern)} is not a known one, and might take unlimited time")
+    return translated
+
+
+def _patterns(pre_tokenizer: Step | None) -> Iterator[str]:
     """The patterns of a pre-tokenizer that ends with ByteLevel, each isolating its matches."""
-    steps = (raw["pretokenizers"] if raw["type"] == "Sequence" else [raw]) if raw else []
-    if not steps or steps[-1]["type"] != "ByteLevel":
+    steps = pre_tokenizer.parts() if pre_tokenizer is not None else ()
+    if not steps or steps[-1].type != "ByteLevel":
         raise Inexpressible("its pre-tokenizer does not end with ByteLevel")
     for step in steps:
-        kind = step["type"]
-        if kind == "ByteLevel":
-            if step.get("add_prefix_space") or step is not steps[-1]:
+        if step.type == "ByteLevel":
+            if step.add_prefix_space or step is not steps[-1]:
                 raise Inexpressible("its ByteLevel step adds a space or is followed by another")
-            if step.get("use_regex", True):
+            if step.use_regex:
                 yield GPT2_PATTERN
-        elif kind == "Digits":
-            yield r"\p{Numeric}" if step["individual_digits"] else r"\p{Numeric}+"
-        elif kind == "Split":
-            if step["behavior"] != "Isolated" or step["invert"] or "Regex" not in step["pattern"]:
+        elif step.type == "Digits":
+            yield DIGIT if step.individual_digits else DIGITS
+        elif step.type == "Split":
+            if step.behavior != "Isolated" or step.invert or not step.expression:
                 raise Inexpressible(
                     "its Split step does something else than isolate the matches of a pattern"
                 )
-            yield step["pattern"]["Regex"]
+            yield step.expression
         else:
-            raise Inexpressible(f"its pre-tokenizer has a {kind} step")
+            raise Inexpressible(f"its pre-tokenizer has a {step.type} step")
 
 
-def _added_token(raw: dict[str, Any], normalizer: str | None) -> dict[str, Any]:
-    if raw["lstrip"] or raw["rstrip"] or raw["single_word"]:
-        raise Inexpressible(f"its token '{raw['content']}' takes the space around it, or stands only alone")
-    if raw["normalized"] and normalizer and not raw["content"].isascii():
-        raise Inexpressible(f"its token '{raw['content']}' is itself normalised")
-    return {key: raw[key] for key in ("id", "content", "special", "normalized")}
+def _added_token(token: AddedToken, normalizer: str | None) -> dict[str, Any]:
+    if token.lstrip or token.rstrip or token.single_word:
+        raise Inexpressible(f"its token '{token.content}' takes the space around it, or stands only alone")
+    if token.normalized and normalizer and not token.content.isascii():
+        raise Inexpressible(f"its token '{token.content}' is itself normalised")
+    return {key: getattr(token, key) for key in ("id", "content", "special", "normalized")}
 
 
-def _vocabulary(model: dict[str, Any], added: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+def _vocabulary(model: BpeModel, added: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     to_byte = byte_of_letter()
-    number_of = {**model["vocab"], **{token["content"]: token["id"] for token in added}}
+    number_of = {**model.vocab, **{token["content"]: token["id"] for token in added}}
     contents = {number: token for token, number in number_of.items()}
     if len(contents) != len(number_of) or max(contents) != len(contents) - 1:
         raise Inexpressible("its ids have gaps or are given twice")
@@ -165,23 +180,23 @@ def _vocabulary(model: dict[str, Any], added: list[dict[str, Any]]) -> dict[str,
     ]
     tensors: dict[str, np.ndarray] = {
         "byte_tokens": np.array(
-            [model["vocab"][c] for c, _ in sorted(to_byte.items(), key=lambda x: x[1])], np.uint32
+            [model.vocab[c] for c, _ in sorted(to_byte.items(), key=lambda x: x[1])], np.uint32
         ),
         "token_ends": np.concatenate([[0], np.cumsum([len(text) for text in texts])]).astype(np.uint32),
         "token_bytes": np.frombuffer(b"".join(texts), np.uint8),
     }
-    if model.get("ignore_merges"):
-        words = sorted(model["vocab"].values(), key=lambda number: texts[number])
+    if model.ignore_merges:
+        words = sorted(model.vocab.values(), key=lambda number: texts[number])
         tensors["sorted_tokens"] = np.array(words, np.uint32)
     return tensors
 
 
-def _merges(model: dict[str, Any]) -> dict[str, np.ndarray]:
-    vocab = model["vocab"]
+def _merges(model: BpeModel) -> dict[str, np.ndarray]:
+    vocab = model.vocab
     # Of a pair that is listed twice the library keeps the later turn.
     merges = {
         vocab[left] << 32 | vocab[right]: (rank, vocab[left + right])
-        for rank, (left, right) in enumerate(merge_list(model))
+        for rank, (left, right) in enumerate(merge_pairs(model.merges))
     }
     pairs = np.array(sorted(merges), np.uint64)
     values = np.array([merges[int(pair)] for pair in pairs], np.uint32).reshape(-1, 2)
@@ -227,11 +242,6 @@ def _composing() -> set[str]:
     ordered = normalizers.NFC().normalize_str("\n".join(between)).split("\n")
     active.update(t for t, before, after in zip(trials, between, ordered, strict=True) if before != after)
     return active
-
-
-def class_of_ascii() -> dict[str, int]:
-    starts, flags = character_classes()
-    return {chr(n): int(flags[np.searchsorted(starts, n, "right") - 1]) for n in range(128)}
 
 
 _SCRIPTS = (

@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from microvlm.errors import UserError
+from microvlm.formats import documents
+from microvlm.inputs.tokenizer_document import MAX_TOKENIZER_BYTES, parse_tokenizer
+from microvlm.inputs.tokenizer_patterns import KNOWN_PATTERNS
 from microvlm.inputs.tokenizer_tables import TABLES, TOKENIZER, TableTokenizer
 
 if TYPE_CHECKING:
@@ -65,15 +68,18 @@ class LibraryTokenizer:
 
     @classmethod
     def from_file(cls, path: Path, remark: str = "") -> LibraryTokenizer:
-        """Load a tokenizer.json. Raises UserError when it is missing or damaged."""
+        """Load a tokenizer.json of a trusted source. Raises UserError when it is missing or damaged."""
+        return cls._from_bytes(read_tokenizer(path), path, remark)
+
+    @classmethod
+    def _from_bytes(cls, document: bytes, path: Path, remark: str) -> LibraryTokenizer:
         from tokenizers import Tokenizer
 
-        if not path.is_file():
-            raise UserError(f"{path} is missing: copy the checkpoint or bundle again.")
-        document = path.read_bytes()
         try:
             return cls(Tokenizer.from_str(document.decode()), document, remark)
-        except Exception:  # tokenizers raises plain Exception
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException:  # the library raises plain Exception, and panics of Rust as BaseException
             raise UserError(f"{path} is damaged: copy the checkpoint or bundle again.") from None
 
     @property
@@ -104,12 +110,43 @@ class LibraryTokenizer:
 def load_tokenizer(directory: Path) -> TextTokenizer:
     """Load the tokenizer of a checkpoint or bundle. Raises UserError for a missing or damaged file.
 
-    Tables that were built from another tokenizer.json than the one beside them (by its size) are not used.
+    Tables that were built from another tokenizer.json than the one beside them (by its size), and tables with patterns
+    that are not known, are not used. A tokenizer.json with unknown patterns runs in a process of its own.
     """
     path = directory / TOKENIZER
+    remark = f"no {TABLES} here"
     if (directory / TABLES).is_file():
         tables = TableTokenizer.open(directory / TABLES)
-        if path.is_file() and path.stat().st_size == tables.source_bytes:
+        if not path.is_file() or path.stat().st_size != tables.source_bytes:
+            remark = f"{TABLES} belongs to another {TOKENIZER}"
+        elif not tables.has_known_patterns:
+            remark = f"{TABLES} has patterns that are not known"
+        else:
             return tables
-        return LibraryTokenizer.from_file(path, f"{TABLES} belongs to another {TOKENIZER}")
-    return LibraryTokenizer.from_file(path, f"no {TABLES} here")
+    document = read_tokenizer(path)
+    reason = _reason_for_a_child(document, path)
+    if reason:
+        from microvlm.inputs.tokenizer_child import ChildTokenizer
+
+        return ChildTokenizer(document, path, reason)
+    return LibraryTokenizer._from_bytes(document, path, remark)
+
+
+def read_tokenizer(path: Path) -> bytes:
+    """The bytes of a tokenizer.json. Raises UserError."""
+    try:
+        return documents.read_file(path, MAX_TOKENIZER_BYTES)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: copy the checkpoint or bundle again.") from None
+
+
+def _reason_for_a_child(document: bytes, path: Path) -> str:
+    """Why the library must not run a tokenizer.json in this process; empty if it may. Raises UserError."""
+    content = parse_tokenizer(document, path)
+    if not KNOWN_PATTERNS.issuperset(content.expressions()):
+        return "its patterns are not known"
+    options = content.options(path)
+    # The library panics where such a prefix is longer than a token.
+    if options.continuing_subword_prefix or options.end_of_word_suffix:
+        return "its tokens have prefixes or suffixes"
+    return ""

@@ -19,6 +19,7 @@ STAND_IN_BASE = 0xE000
 """A character with class flags f (below 16) is replaced by the private code point STAND_IN_BASE + f."""
 CASE_VARIANTS = ("\u017f", "\u212a")
 """Long s and the Kelvin sign are not replaced, because (?i:s) and (?i:k) match them."""
+CLASS_FLAGS = LETTER | NUMBER | SPACE | NUMERIC | COMPOSES
 _CLASS_MASK = LETTER | NUMBER | SPACE | NUMERIC
 
 

@@ -18,24 +18,99 @@ Metadata `tokenizer` is JSON: `format`, `source_sha256` and `source_bytes` of th
 
 from __future__ import annotations
 
-import json
 import mmap
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from heapq import heapify, heappop, heappush
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
+from msgspec import Struct, field
 
 from microvlm.errors import UserError
-from microvlm.inputs.tokenizer_pieces import PieceSplitter
+from microvlm.formats import documents
+from microvlm.inputs.tokenizer_document import TokenId, TokenText
+from microvlm.inputs.tokenizer_patterns import translated_patterns
+from microvlm.inputs.tokenizer_pieces import CLASS_FLAGS, PieceSplitter
 
 TOKENIZER = "tokenizer.json"
 TABLES = "tokenizer_tables.safetensors"
 TABLES_FORMAT = 1
-_CASTS: dict[str, Literal["Q", "I", "B"]] = {"U64": "Q", "U32": "I", "U8": "B"}
+_REMEDY = "copy or export the bundle again"
+_CODE_POINTS = 0x110000
+
+
+class _Format(Struct, frozen=True):
+    format: documents.Count
+
+
+class TableToken(Struct, frozen=True):
+    """An added token: see `TableTokenizer.added_tokens`."""
+
+    id: TokenId
+    content: TokenText
+    special: bool
+    normalized: bool
+
+
+class TableFacts(Struct, frozen=True):
+    """The metadata of the tables."""
+
+    source_sha256: documents.Sha256
+    source_bytes: documents.Count
+    added_tokens: tuple[TableToken, ...]
+    patterns: tuple[str, ...]
+    normalizer: Literal["NFC"] | None
+
+
+class _Tensor(Struct, frozen=True):
+    shape: tuple[documents.Count]
+    data_offsets: tuple[documents.Count, documents.Count]
+
+
+class _Bytes(_Tensor, frozen=True):
+    dtype: Literal["U8"]
+
+
+class _Words(_Tensor, frozen=True):
+    dtype: Literal["U32"]
+
+
+class _Pairs(_Tensor, frozen=True):
+    dtype: Literal["U64"]
+
+
+class _Metadata(Struct, frozen=True):
+    tokenizer: str
+
+
+class _Header(Struct, frozen=True):
+    metadata: _Metadata = field(name="__metadata__")
+    merge_pairs: _Pairs
+    merge_ranks: _Words
+    merge_results: _Words
+    byte_tokens: _Words
+    token_ends: _Words
+    token_bytes: _Bytes
+    class_starts: _Words
+    class_flags: _Bytes
+    sorted_tokens: _Words | None = None
+
+
+class Tables(NamedTuple):
+    """Views of the mapped tensors that the module's docstring lists."""
+
+    merge_pairs: memoryview
+    merge_ranks: memoryview
+    merge_results: memoryview
+    byte_tokens: memoryview
+    token_ends: memoryview
+    token_bytes: memoryview
+    class_starts: memoryview
+    class_flags: memoryview
+    sorted_tokens: memoryview | None
 
 
 class TableTokenizer:
@@ -43,40 +118,40 @@ class TableTokenizer:
 
     description = "mapped tables"
 
-    def __init__(self, path: Path, arrays: dict[str, memoryview], facts: dict[str, Any]):
-        """`arrays` are the tensors and `facts` the metadata that the module's docstring lists."""
+    def __init__(self, path: Path, tables: Tables, facts: TableFacts):
+        """Raises ValueError for tables whose lengths, offsets or ids do not agree."""
         self._path = path
-        self.identity: str = facts["source_sha256"]
-        self.source_bytes: int = facts["source_bytes"]
-        self._pairs = arrays["merge_pairs"]
-        self._ranks, self._results = arrays["merge_ranks"], arrays["merge_results"]
-        self._byte_tokens = arrays["byte_tokens"].tolist()
-        self._ends, self._bytes = arrays["token_ends"], arrays["token_bytes"]
-        self._sorted = arrays.get("sorted_tokens")
+        self.identity: str = facts.source_sha256
+        self.source_bytes: int = facts.source_bytes
+        _check_tables(tables, facts)
+        self._pairs = tables.merge_pairs
+        self._ranks, self._results = tables.merge_ranks, tables.merge_results
+        self._byte_tokens = tables.byte_tokens.tolist()
+        self._ends, self._bytes = tables.token_ends, tables.token_bytes
+        self._sorted = tables.sorted_tokens
         self.vocab_size = len(self._ends) - 1
-        added = facts["added_tokens"]
-        self.added_tokens: dict[str, int] = {token["content"]: token["id"] for token in added}
-        self._special = frozenset(token["id"] for token in added if token["special"])
-        self._raw_added = _alternation(t["content"] for t in added if not t["normalized"])
-        self._normalised_added = _alternation(t["content"] for t in added if t["normalized"])
-        starts, flags = (np.asarray(arrays[name]) for name in ("class_starts", "class_flags"))
-        self._splitter = PieceSplitter(starts, flags, facts["patterns"], facts["normalizer"])
+        added = facts.added_tokens
+        self.added_tokens: dict[str, int] = {token.content: token.id for token in added}
+        self._special = frozenset(token.id for token in added if token.special)
+        self._raw_added = _alternation(t.content for t in added if not t.normalized)
+        self._normalised_added = _alternation(t.content for t in added if t.normalized)
+        starts, flags = np.asarray(tables.class_starts), np.asarray(tables.class_flags)
+        self.has_known_patterns = translated_patterns().issuperset(facts.patterns)
+        """Whether `encode` may be called: an unknown pattern might take unlimited time."""
+        patterns = facts.patterns if self.has_known_patterns else ()
+        self._splitter = PieceSplitter(starts, flags, patterns, facts.normalizer)
 
     @classmethod
     def open(cls, path: Path) -> TableTokenizer:
         """Map the tables of a file. Raises UserError for a damaged file or a newer format."""
         try:
-            arrays, metadata = _map_safetensors(path)
-            facts = json.loads(metadata["tokenizer"])
-            if facts["format"] > TABLES_FORMAT:
+            tables, metadata = _map_tables(path)
+            if documents.parse(metadata, _Format, path, _REMEDY).format > TABLES_FORMAT:
                 raise UserError(f"{path} was written by a newer microvlm; upgrade the package.")
-            tables = cls(path, arrays, facts)
-            sizes = {len(tables._pairs), len(tables._ranks), len(tables._results)}
-            if len(sizes) != 1 or len(tables._byte_tokens) != 256 or tables._ends[-1] != len(tables._bytes):
-                raise ValueError("lengths do not agree")
-        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, re.error):
-            raise UserError(f"{path} is damaged: copy or export the bundle again.") from None
-        return tables
+            return cls(path, tables, documents.parse(metadata, TableFacts, path, _REMEDY))
+        except (OSError, ValueError) as error:
+            reason = str(error) if type(error) is ValueError else "it cannot be read"
+            raise UserError(f"{path} is damaged: {_REMEDY} ({reason}).") from None
 
     def encode(self, text: str) -> list[int]:
         ids: list[int] = []
@@ -152,7 +227,38 @@ class TableTokenizer:
         return [(self._ranks[place], left, self._results[place], first, second)]
 
 
-def _alternation(contents: Any) -> re.Pattern[str] | None:
+def _check_tables(tables: Tables, facts: TableFacts) -> None:
+    """Raise ValueError unless every length, offset and id fits, so that no look-up can fail later."""
+    pairs, results = np.asarray(tables.merge_pairs), np.asarray(tables.merge_results)
+    ends, starts = np.asarray(tables.token_ends), np.asarray(tables.class_starts)
+    tokens = len(ends) - 1
+    other_ids = [np.asarray(tables.byte_tokens), results, *_optional(tables.sorted_tokens)]
+    added_ids = [token.id for token in facts.added_tokens]
+    if len({len(pairs), len(tables.merge_ranks), len(results)}) != 1 or len(tables.byte_tokens) != 256:
+        raise ValueError("lengths do not agree")
+    if tokens < 1 or ends[0] != 0 or not _ascends(ends, or_equal=True) or ends[-1] != len(tables.token_bytes):
+        raise ValueError("the ends of the tokens do not fit their bytes")
+    if any(len(ids) and int(ids.max()) >= tokens for ids in other_ids) or max(added_ids, default=0) >= tokens:
+        raise ValueError("an id is not one of a token")
+    if not _ascends(pairs):
+        raise ValueError("the merges are not in order")
+    if len(pairs) and (int(pairs[-1] >> 32) >= tokens or int((pairs & 0xFFFFFFFF).max()) >= tokens):
+        raise ValueError("a merge is not of two tokens")
+    if len(tables.class_flags) != len(starts) or not len(starts) or starts[0] != 0 or not _ascends(starts):
+        raise ValueError("the runs of code points are not in order")
+    if starts[-1] >= _CODE_POINTS or int(np.asarray(tables.class_flags).max()) > CLASS_FLAGS:
+        raise ValueError("a class of code points is unknown")
+
+
+def _optional(values: memoryview | None) -> list[np.ndarray]:
+    return [] if values is None else [np.asarray(values)]
+
+
+def _ascends(values: np.ndarray, or_equal: bool = False) -> bool:
+    return bool((values[1:] >= values[:-1]).all() if or_equal else (values[1:] > values[:-1]).all())
+
+
+def _alternation(contents: Iterable[str]) -> re.Pattern[str] | None:
     """A pattern that matches any of the texts, the longest first like the library; None without texts."""
     ordered = sorted(contents, key=len, reverse=True)
     return re.compile("(" + "|".join(map(re.escape, ordered)) + ")") if ordered else None
@@ -164,17 +270,31 @@ def _split(pattern: re.Pattern[str] | None, text: str) -> list[tuple[bool, str]]
     return [(index % 2 == 1, part) for index, part in enumerate(parts) if part]
 
 
-def _map_safetensors(path: Path) -> tuple[dict[str, memoryview], dict[str, str]]:
-    """Map a safetensors file -> (views of its tensors, metadata). Raises ValueError and others when damaged."""
+def _map_tables(path: Path) -> tuple[Tables, str]:
+    """Map a safetensors file -> (views of its tensors, metadata). Raises ValueError, UserError and OSError."""
     with path.open("rb") as file:
         whole = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     start = 8 + int.from_bytes(whole[:8], "little")
-    header = json.loads(bytes(whole[8:start]))
-    metadata = header.pop("__metadata__")
-    arrays = {}
-    for name, entry in header.items():
-        first, last = entry["data_offsets"]
-        if not 0 <= first <= last <= len(whole) - start:
-            raise ValueError(name)
-        arrays[name] = whole[start + first : start + last].cast(_CASTS[entry["dtype"]])
-    return arrays, metadata
+    if start > len(whole):
+        raise ValueError("its header is cut")
+    header = documents.parse(bytes(whole[8:start]), _Header, path, _REMEDY)
+
+    def view(tensor: _Tensor, code: Literal["Q", "I", "B"]) -> memoryview:
+        first, last = tensor.data_offsets
+        size = {"Q": 8, "I": 4, "B": 1}[code]
+        if last > len(whole) - start or last - first != size * tensor.shape[0]:
+            raise ValueError("a tensor lies outside the file")
+        return whole[start + first : start + last].cast(code)
+
+    tables = Tables(
+        view(header.merge_pairs, "Q"),
+        view(header.merge_ranks, "I"),
+        view(header.merge_results, "I"),
+        view(header.byte_tokens, "I"),
+        view(header.token_ends, "I"),
+        view(header.token_bytes, "B"),
+        view(header.class_starts, "I"),
+        view(header.class_flags, "B"),
+        None if header.sorted_tokens is None else view(header.sorted_tokens, "I"),
+    )
+    return tables, header.metadata.tokenizer
