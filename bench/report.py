@@ -1,91 +1,111 @@
-"""Saved JSON documents as tables: each names its kind in its field `report`. Reads JSON, measures nothing."""
+"""Saved reports as tables: each names its kind in its field `report`. Measures nothing.
+
+A document of every kind is parsed into a record of its own before anything is rendered, so that a file that is no
+report, or a damaged one, or one of another version, is one sentence with the name of the field.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import msgspec
 
 from microvlm.bench import score_tables
 from microvlm.bench.equivalence import equivalence_tables
+from microvlm.bench.equivalence.equivalence_records import EquivalenceReport
 from microvlm.bench.full import full_tables
+from microvlm.bench.full.full_records import FullReport, SizesReport
 from microvlm.bench.kernels import kernel_tables
+from microvlm.bench.kernels.kernel_records import KernelReport
 from microvlm.bench.memory import memory_tables
+from microvlm.bench.memory.memory_records import Part, SeveralParts
 from microvlm.bench.pi import count_tables, pi_tables
+from microvlm.bench.pi.pi_records import CountReport, FitReport, PiReport
+from microvlm.bench.records import Commit, Provenance
+from microvlm.bench.score_records import ScoreReport
 from microvlm.bench.speed import speed_tables
+from microvlm.bench.speed.speed_records import SpeedReport
 from microvlm.bench.tables import Report
 from microvlm.errors import UserError
+from microvlm.formats import documents
 
 Document = dict[str, Any]
+LARGEST_REPORT = 8_000_000
+"""Bytes of a file: a report of a full-size memory has 200 KB."""
+REMEDY = "the report is damaged or of another version; make it again with -o"
 
-READERS: dict[str, Callable[[Document], Report]] = {
-    "run": speed_tables.report,
-    "equivalence": equivalence_tables.report,
-    "kernels": kernel_tables.report,
-    "full": full_tables.report,
-    "sizes": full_tables.sizes_report,
-    "memory": memory_tables.report,
-    "pi": pi_tables.report,
-    "score": score_tables.report,
-    "fit": pi_tables.fit_report,
-    "counts": count_tables.report,
+
+class Reader(NamedTuple):
+    """How a kind of report is read: the record that it must be, and the function that renders this record."""
+
+    record: type[Any]
+    render: Callable[[Any], Report]
+
+
+READERS: dict[str, Reader] = {
+    "run": Reader(SpeedReport, speed_tables.report),
+    "equivalence": Reader(EquivalenceReport, equivalence_tables.report),
+    "kernels": Reader(KernelReport, kernel_tables.report),
+    "full": Reader(FullReport, full_tables.report),
+    "sizes": Reader(SizesReport, full_tables.sizes_report),
+    "memory": Reader(Part, memory_tables.report),
+    "pi": Reader(PiReport, pi_tables.report),
+    "score": Reader(ScoreReport, score_tables.report),
+    "fit": Reader(FitReport, pi_tables.fit_report),
+    "counts": Reader(CountReport, count_tables.report),
 }
-"""Function that renders a document, by kind. `microvlm-bench KIND` writes documents, `microvlm-score` those of kind
-`score`; `counts` is a baseline of `pi`."""
-_OF_ANOTHER_SHAPE = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError)
+"""By kind. `microvlm-bench KIND` writes documents, `microvlm-score` those of kind `score`; `counts` is a baseline of
+`pi`."""
+_SEVERAL_MODELS = Reader(SeveralParts, memory_tables.report)
+"""A document of kind `memory` with `subjects`."""
 
 
-def load_document(path: Path) -> Document:
-    """Raises UserError for a file that is missing, or no JSON object."""
-    try:
-        document = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist: save a report with -o first.") from None
-    except (ValueError, RecursionError):
-        raise UserError(f"{path} is not JSON: give a file that -o wrote.") from None
-    if not isinstance(document, dict):
-        raise UserError(f"{path} is not a report of microvlm-bench: give a file that -o wrote.")
-    return document
+class _Head(msgspec.Struct, frozen=True):
+    """What tells the kind of a document."""
+
+    report: Any = None
+    subjects: msgspec.Raw = msgspec.Raw(b"null")
 
 
 def report_of_file(path: Path) -> Report:
-    """Raises UserError, which names the file."""
-    document = load_document(path)
+    """The tables of a saved report. Raises UserError, which names the file."""
     try:
-        return read_report(document)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        content = documents.read_file(path, LARGEST_REPORT)
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist: save a report with -o first.") from None
+    return parse_report(content, str(path))
 
 
 def read_report(document: Document) -> Report:
+    """The tables of a document that this process made. Raises UserError as `parse_report` does."""
+    return parse_report(json.dumps(document, allow_nan=False).encode(), "this document")
+
+
+def parse_report(content: bytes, origin: str) -> Report:
     """The tables of a document; its last remark says where it was measured.
 
-    Raises UserError for a document without a known `report` field (versions before that field did not write it), or
-    one that lacks a figure of its kind.
+    Raises UserError for a document without a known `report` field (versions before that field did not write it), and
+    for one that lacks a figure of its kind or has one of another type.
     """
-    kind = document.get("report")
+    head = documents.parse(content, _Head, origin, REMEDY)
+    kind = head.report
     if not isinstance(kind, str) or kind not in READERS:
-        problem = (
-            "has no field 'report'" if kind is None else f"has the unknown kind {kind!r:.40} in 'report'"
-        )
+        problem = "has no field 'report', as reports of older versions"
+        if kind is not None:
+            problem = f"is of the kind {documents.quote(kind)}, perhaps of a newer version"
         raise UserError(
-            f"this is not a report of microvlm-bench, or one of another version: it {problem} "
-            f"({', '.join(READERS)}); make it again with -o."
-        )
-    try:
-        report = READERS[kind](document)
-        if kind != "counts":  # which is of no machine: its own remark says where it comes from
-            report = report._replace(remarks=[*report.remarks, provenance_line(document["provenance"])])
-        # A figure of another type is found here, and not when somebody prints it.
-        report.text()
-        report.markdown()
-    except _OF_ANOTHER_SHAPE as error:
-        raise UserError(
-            f"this '{kind}' report is damaged or of another version ({type(error).__name__}: {error!s:.80}); "
+            f"{origin} is not a report that this version knows: it {problem}; the kinds are {', '.join(READERS)}: "
             "make it again with -o."
-        ) from None
-    return report
+        )
+    reader = _SEVERAL_MODELS if kind == "memory" and bytes(head.subjects) != b"null" else READERS[kind]
+    record = documents.parse(content, reader.record, f"{origin} (a '{kind}' report)", REMEDY)
+    report = reader.render(record)
+    if kind != "counts":  # which is of no machine: its own remark says where it comes from
+        report = report._replace(remarks=[*report.remarks, provenance_line(record.provenance)])
+    return report.printable()
 
 
 def text(document: Document) -> str:
@@ -98,24 +118,24 @@ def markdown(document: Document) -> str:
     return read_report(document).markdown()
 
 
-def provenance_line(facts: dict[str, Any]) -> str:
+def provenance_line(facts: Provenance) -> str:
     """Machine, versions, commit and date, on one line; what a document does not know is left out."""
-    threads = facts.get("threads") or "default"
+    threads = facts.threads or "default"
     if isinstance(threads, list):
         threads = ", ".join(map(str, threads))
     parts = [
-        facts["cpu"],
-        f"{facts['cores']} cores, threads: {threads}" if facts.get("cores") else "",
-        f"load {facts['load_average'][0]}" if facts.get("load_average") else "",
-        facts.get("os"),
-        f"Python {facts['python']}" if facts.get("python") else "",
-        *(f"{name} {version}" for name, version in facts["versions"].items() if version),
+        facts.cpu,
+        f"{facts.cores} cores, threads: {threads}" if facts.cores else "",
+        f"load {facts.load_average[0]}" if facts.load_average else "",
+        facts.os,
+        f"Python {facts.python}" if facts.python else "",
+        *(f"{name} {version}" for name, version in facts.versions.items() if version),
     ]
-    return f"{', '.join(part for part in parts if part)}; {_commit(facts.get('commit'))}{facts['date_utc']}"
+    return f"{', '.join(part for part in parts if part)}; {_commit(facts.commit)}{facts.date_utc}"
 
 
-def _commit(commit: dict[str, Any] | None) -> str:
-    if not commit:
+def _commit(commit: Commit | None) -> str:
+    if commit is None:
         return ""
-    changed = " with changes" if commit["changed"] else ""
-    return f"commit {commit['hash'][:10]}{changed} of {commit['date'][:10]}, measured "
+    changed = " with changes" if commit.changed else ""
+    return f"commit {commit.hash[:10]}{changed} of {commit.date[:10]}, measured "

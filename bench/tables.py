@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from microvlm.escaping import printable
+
 Rows = Sequence[Sequence[str]]
 """The first row is the head."""
 TEXT_COLUMNS = ("source",)
 """Heads of columns of words, which are aligned left; numbers are aligned right."""
+
+LONGEST_CELL = 500
+"""Characters of a cell that are shown: text pads every cell of a column to its longest."""
 
 
 class Table(NamedTuple):
@@ -26,6 +31,14 @@ class Report(NamedTuple):
     tables: Sequence[Table]
     remarks: Sequence[str]
 
+    def printable(self) -> Report:
+        """The same without control characters, and with long cells cut: a document may hold any text."""
+        tables = [
+            Table(table.name, printable(table.title), [[_cell(cell) for cell in row] for row in table.rows])
+            for table in self.tables
+        ]
+        return Report(printable(self.head), tables, list(map(printable, self.remarks)))
+
     def text(self) -> str:
         """Renders for a terminal: columns padded with spaces."""
         parts = [self.head, *(f"{table.title}\n{padded(table.rows)}" for table in self.tables)]
@@ -34,6 +47,11 @@ class Report(NamedTuple):
     def markdown(self) -> str:
         parts = [f"**{self.head}**", *(f"### {table.title}\n\n{piped(table.rows)}" for table in self.tables)]
         return "\n\n".join(part for part in [*parts, bullets(self.remarks)] if part) + "\n"
+
+
+def _cell(text: str) -> str:
+    shown = printable(text)
+    return shown if len(shown) <= LONGEST_CELL else f"{shown[: LONGEST_CELL - 1]}…"
 
 
 def padded(rows: Rows) -> str:

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from microvlm.backends import native
 from microvlm.bench import report
 from microvlm.bench.bench_command import command
-from microvlm.bench.kernels import contenders, kernel_graphs, kernel_tables, workload
+from microvlm.bench.kernels import contenders, kernel_graphs, workload
 from microvlm.bench.kernels.contender_formats import NBits, pack_blocks, unpack_blocks
 from microvlm.bench.kernels.contenders import FUNCTION, OURS, PEERS, Contender
 from microvlm.bench.kernels.kernel_document import bar_for, compare, rows
@@ -27,6 +27,15 @@ from microvlm.bench.roofline import StreamingRoofline, share
 from microvlm.errors import UserError
 
 EVERY = [*OURS, FUNCTION, *PEERS]
+FACTS = {
+    "cpu": "c",
+    "date_utc": "d",
+    "versions": {},
+    "threads": [1, 2],
+    "kernels": "avx2",
+    "stream_gb_per_s": {"1": 12.0},
+    "mapped_stream_gb_per_s": {"1": 12.0},
+}
 SMALL = ["--shape", "128x96", "--batch", "1,3", "--threads", "1", "--quick", "--regime", "hot"]
 
 
@@ -130,8 +139,7 @@ def test_a_place_has_one_table_in_whatever_order_its_batches_were_measured():
 
     rows = [row(1, 1), row(2, 1), row(1, 32), row(2, 32)]
     document = {"rows": rows, "bars": [], "contenders": [], "predicted_cortex_a53": None}
-    facts = {"kernels": "avx2", "stream_gb_per_s": {"1": 12.0}, "mapped_stream_gb_per_s": {"1": 12.0}}
-    _, tables, _ = kernel_tables.report({**document, "provenance": facts | {"threads": [1, 2]}})
+    _, tables, _ = report.read_report({"report": "kernels", **document, "provenance": FACTS})
     speeds = [table for table in tables if table.title.startswith("layer")]
     assert [table.title.split(":")[0] for table in speeds] == [
         "layer, dram, 1 thread",
@@ -256,7 +264,6 @@ def test_json_is_one_document_of_the_contract():
 
 
 def test_what_a_simulator_says_is_called_a_prediction():
-    provenance = {"stream_gb_per_s": {"1": 20.0}, "mapped_stream_gb_per_s": {"1": 15.0}, "kernels": "avx2"}
     loop = {
         "op": "TernaryMatMul2x4",
         "packed_rows": 2,
@@ -264,13 +271,13 @@ def test_what_a_simulator_says_is_called_a_prediction():
         "predicted_macs_per_cycle": 3.6,
         "predicted_macs_per_cycle_bound": 4.5,
     }
-    document = {"rows": [], "bars": [], "contenders": [], "provenance": provenance}
+    document = {"report": "kernels", "rows": [], "bars": [], "contenders": [], "provenance": FACTS}
     simulated = {"loops": [loop], "unavailable": None}
-    _, tables, _ = kernel_tables.report({**document, "predicted_cortex_a53": simulated})
+    _, tables, _ = report.read_report({**document, "predicted_cortex_a53": simulated})
     assert tables[-1].title.startswith("predicted: Cortex-A53")
     assert tables[-1].rows[1] == ["TernaryMatMul2x4, 2 packed rows x 1 tokens", "3.60", "4.50"]
     absent = {"loops": [], "unavailable": "Not found: llvm-mca."}
-    _, tables, remarks = kernel_tables.report({**document, "predicted_cortex_a53": absent})
+    _, tables, remarks = report.read_report({**document, "predicted_cortex_a53": absent})
     assert tables == []
     assert "no estimate for the Cortex-A53: Not found: llvm-mca." in remarks
 

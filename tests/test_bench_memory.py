@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from conftest import tiny_config
 
+from microvlm.bench import report
 from microvlm.bench.bench_command import command
-from microvlm.bench.memory import memory_tables
 from microvlm.bench.memory.costs import bars, predicted
 from microvlm.bench.memory.fact_sets import NAMES, another_view, deal
 from microvlm.bench.memory.memory_bench import fact_counts
@@ -95,7 +95,7 @@ def test_several_backends_are_put_side_by_side(bench):
     assert status == 0
     assert [entry["backend"] for entry in document["subjects"]] == ["ort", "torch"]
     assert all(entry["precision"]["decoder_bits"] == 1.58 for entry in document["subjects"])
-    head, tables, _ = memory_tables.report(document)
+    head, tables, _ = report.read_report(document)
     assert " on ort: 16 slots; " in head
     labels = [entry["label"] for entry in document["subjects"]]
     (times,) = [table.rows for table in tables if table.name == "latency"]

@@ -9,14 +9,15 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from document_mutations import check_mutations
 
 from microvlm.backends.arm64.transports import device_package
+from microvlm.bench import report
 from microvlm.bench.bench_command import command
 from microvlm.bench.equivalence import equivalence_bench
 from microvlm.bench.pi import (
     calibrate,
     count_baseline,
-    pi_tables,
     predict,
     profiles,
     published_results,
@@ -30,6 +31,7 @@ from microvlm.bench.pi.pi_bench import _byte_bars, bundle_name
 from microvlm.bench.pi.workload_phases import PHASES, Scenario
 from microvlm.errors import UserError
 
+PROVENANCE = {"cpu": "c", "date_utc": "d", "versions": {}, "model": {"name": "nano"}}
 NUMBERS = {
     "cores": 4.0,
     "clock_hz": 1e9,
@@ -40,8 +42,8 @@ NUMBERS = {
     "storage_bytes_per_s": 20e6,
     "ram_bytes": 512e6,
 }
-BASES, SOURCES = dict.fromkeys(NUMBERS, "assumed"), dict.fromkeys(NUMBERS, "a test")
-BOARD = profiles.Profile("a board", "cortex-a53", False, NUMBERS, BASES, SOURCES)
+ENTRIES = {name: profiles.Number(value, "assumed", "a test") for name, value in NUMBERS.items()}
+BOARD = profiles.Profile("a board", "cortex-a53", False, profiles.Numbers(**ENTRIES))
 COSTS = (
     Cost("load", 500_000_000, 0, 0, 0, 0),
     Cost("vision", 300_000_000, 0, 8_000_000, 200_000_000, 0),
@@ -82,8 +84,9 @@ def test_every_number_of_every_board_has_a_source():
         profile = profiles.load_profile(name)
         assert not profile.calibrated, name
         assert profile["bandwidth_low_bytes_per_s"] < profile["bandwidth_high_bytes_per_s"]
-        assert all(len(profile.sources[number]) > 5 for number in profiles.NUMBERS)
-        assert "measured" not in profile.bases.values(), "nobody calibrated"
+        entries = [profile.entry(number) for number in profiles.NUMBERS]
+        assert all(len(entry.source) > 5 for entry in entries)
+        assert "measured" not in [entry.basis for entry in entries], "nobody calibrated"
     zero = profiles.load_profile("zero2w")
     assert (zero["bandwidth_low_bytes_per_s"], zero["bandwidth_high_bytes_per_s"]) == (0.8e9, 1.3e9)
 
@@ -92,16 +95,17 @@ def test_every_number_of_every_board_has_a_source():
 def test_the_table_says_which_numbers_are_assumed_and_where_the_others_come_from(name):
     profile = profiles.load_profile(name)
     document = {
+        "report": "pi",
         "target": "emulated",
         "profile": profile.document(),
         "model": published_results.fit_document(),
-        "provenance": {"model": {"name": "nano"}},
+        "provenance": PROVENANCE,
     }
-    tables = {table.title: table.rows for table in pi_tables.report(document).tables}
+    tables = {table.title: table.rows for table in report.read_report(document).tables}
     board = tables[f"{profile.name}, as the predictions take it"]
     assert board[0] == ["number", "value", "it is", "source"]
     assert [(row[0], row[2], row[3]) for row in board[1:]] == [
-        (number, profile.bases[number], profile.sources[number]) for number in profiles.NUMBERS
+        (number, profile.entry(number).basis, profile.entry(number).source) for number in profiles.NUMBERS
     ]
     assert any(row[2] == "assumed" for row in board)
     assert all(row[-1] for row in tables["the model behind the predictions"]), "an anchor without a source"
@@ -109,15 +113,16 @@ def test_the_table_says_which_numbers_are_assumed_and_where_the_others_come_from
 
 def test_counts_of_another_core_than_the_boards_are_pointed_out():
     document = {
+        "report": "pi",
         "target": "emulated:cortex-a53",
         "model": published_results.fit_document(),
-        "provenance": {"model": {"name": "nano"}},
+        "provenance": PROVENANCE,
         "cost": [],
         "counted_on": {"cpu": "cortex-a53"},
     }
-    for name, remarks in (("zero2w", 1), ("pi5", 2)):
+    for name, remarks in (("zero2w", 2), ("pi5", 3)):
         document["profile"] = profiles.load_profile(name).document()
-        assert len(pi_tables.report(document).remarks) == remarks
+        assert len(report.read_report(document).remarks) == remarks
 
 
 def test_a_number_that_does_not_say_what_it_rests_on_is_refused(tmp_path):
@@ -126,7 +131,8 @@ def test_a_number_that_does_not_say_what_it_rests_on_is_refused(tmp_path):
     path = tmp_path / "board.json"
     path.write_text(json.dumps(document))
     with pytest.raises(
-        UserError, match="scalar_ipc is 'known'; a number is published, fitted, assumed or measured"
+        UserError,
+        match=r"'numbers\.scalar_ipc': its basis is 'known'; a number is published, fitted, assumed or measured",
     ):
         profiles.load_profile(str(path))
 
@@ -145,9 +151,12 @@ def test_the_model_gives_its_anchors_back_and_says_how_wrong_it_is_elsewhere():
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("{}", "numbers"),
-        ("nothing", "Expecting value"),
-        ('{"name": "x", "cpu": "y", "calibrated": false, "numbers": {"cores": 4}}', "cores|missing or wrong"),
+        ("{}", "'name' is missing"),
+        ("nothing", "is not valid JSON"),
+        (
+            '{"name": "x", "cpu": "y", "calibrated": false, "numbers": {"cores": 4}}',
+            "'numbers.cores' must be an",
+        ),
     ],
 )
 def test_a_bad_profile_is_refused(tmp_path, text, sentence):
@@ -159,7 +168,42 @@ def test_a_bad_profile_is_refused(tmp_path, text, sentence):
         profiles.load_profile("pi9")
 
 
-KEY = {"graphs": "g", "cpu": "cortex-a53", "compiler": "clang 22.1.8"}
+@pytest.mark.parametrize("name", profiles.profile_names())
+def test_every_changed_profile_is_a_profile_or_one_sentence(name, tmp_path):
+    path = tmp_path / "board.json"
+
+    def read(content):
+        path.write_bytes(content)
+        profile = profiles.load_profile(str(path))
+        predict.predict(COSTS, profile, Scenario(15, 50), 200_000_000)
+
+    assert check_mutations(profiles.load_profile(name).document(), read) > 400
+
+
+def test_every_changed_baseline_is_a_baseline_or_one_sentence(tmp_path):
+    path = tmp_path / "nano-cortex-a53.json"
+    document = json.loads((count_baseline.FOLDER / path.name).read_text())
+    key = document["key"]
+    cost = Cost("decode", 10_000_000, 5_000_000, 0, 0, 0)
+
+    def read(content):
+        path.write_bytes(content)
+        sentences = count_baseline.check("nano", key, [cost], tmp_path)
+        assert all(sentence.isprintable() for sentence in sentences)
+        count_baseline.load(path)
+
+    assert check_mutations(document, read) > 400
+
+
+KEY = {
+    "graphs": "g",
+    "cpu": "cortex-a53",
+    "compiler": "clang 22.1.8",
+    "onnxruntime": "1.32.0",
+    "numpy": "2.4.6",
+    "python": "3.11",
+    "system": "debian 12",
+}
 
 
 def test_the_gate_names_the_phase_that_changed(tmp_path):
@@ -178,7 +222,7 @@ def test_the_gate_names_the_phase_that_changed(tmp_path):
     ]
     other_key = {**KEY, "compiler": "gcc 12.2.0"}
     assert count_baseline.check("nano", other_key, [cost], tmp_path) == [
-        "the baseline is for another compiler: clang 22.1.8 there, gcc 12.2.0 here"
+        "the baseline is for another compiler: 'clang 22.1.8' there, 'gcc 12.2.0' here"
     ]
     path.unlink()
     assert "there is no baseline for nano" in count_baseline.check("nano", KEY, [cost], tmp_path)[0]
@@ -288,9 +332,9 @@ def test_this_machine_can_be_calibrated(board_files, tmp_path, tiny_bundle):
     assert mine["bandwidth_low_bytes_per_s"] == pytest.approx(
         min(document["stream_gb_per_s"].values()) * 1e9, rel=1e-2
     )
-    assert mine.bases["kernel_ipc"] == mine.bases["clock_hz"] == "measured"
-    assert mine.bases["storage_bytes_per_s"] == "assumed"
-    assert mine.sources["storage_bytes_per_s"].startswith("Raspberry Pi Zero 2 W: ")
+    assert mine.entry("kernel_ipc").basis == mine.entry("clock_hz").basis == "measured"
+    assert mine.entry("storage_bytes_per_s").basis == "assumed"
+    assert mine.entry("storage_bytes_per_s").source.startswith("Raspberry Pi Zero 2 W: ")
     timed = {(row["op"], row["tokens"]) for row in document["operators"]}
     assert timed == {(op, tokens) for op in calibrate.OPERATORS for tokens in (1, 32)}
     slowest = calibrate.kernel_ipc(document["operators"], 1e9)
@@ -337,7 +381,7 @@ def test_replay_reaches_through_the_link_to_a_device(speaking_bundle, monkeypatc
         (["--part", "speed"], "--part speed is unknown"),
         (["--images", "0"], "--images is 0"),
         (["--answer-tokens", "0"], "--answer-tokens is 0"),
-        (["--profile", "pi9"], "--profile pi9 is neither a file nor a board"),
+        (["--profile", "pi9"], "--profile 'pi9' is neither a file nor a board"),
         (["--target", "moon"], "--target"),
         (["--gate", "--update-baseline"], "exclude each other"),
     ],

@@ -7,6 +7,7 @@ import subprocess
 import tomllib
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from microvlm.bench.pi.board import emulated_board
@@ -23,6 +24,7 @@ from microvlm.bench.pi.board.memory_fit import (
     full_size_model,
     summarise,
 )
+from microvlm.bench.pi.pi_records import Fit
 from microvlm.bench.pi.pi_tables import fit_table
 from microvlm.errors import UserError
 
@@ -179,7 +181,7 @@ def test_the_summary_is_that_of_the_tightest_run_and_an_oom_is_the_tightest() ->
     assert summarise([roomy, tight])["available_bytes"] == 200
     summary = summarise([roomy, tight, dead])
     assert (summary["available_bytes"], summary["oom"], len(summary["runs"])) == (250, True, 3)
-    rows = fit_table(summary).rows
+    rows = fit_table(msgspec.convert(summary, Fit)).rows
     assert [row[-1] for row in rows] == ["out of memory", "no", "no", "yes"]
 
 

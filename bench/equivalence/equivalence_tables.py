@@ -1,69 +1,58 @@
-"""The document of `microvlm-bench equivalence` as tables. Reads JSON, measures nothing."""
+"""The report of `microvlm-bench equivalence` as tables. Measures nothing."""
 
 from __future__ import annotations
 
-from typing import Any
-
+from microvlm.bench.equivalence.equivalence_records import EquivalenceReport
 from microvlm.bench.tables import Report, Table
 
 
-def report(document: dict[str, Any]) -> Report:
-    reference, candidate = document["reference"], document["candidate"]
+def report(document: EquivalenceReport) -> Report:
+    reference, candidate = document.reference, document.candidate
     head = (
-        f"{document['verdict']}: {candidate['model']} on {candidate['backend']} against "
-        f"{reference['model']} on {reference['backend']} - {document['question']}"
+        f"{document.verdict}: {candidate.model} on {candidate.backend} against "
+        f"{reference.model} on {reference.backend} - {document.question}"
     )
     rows = [["", "free-running", "replayed"], *_agreement_rows(document)]
     accuracy = [["answers right", "samples", "reference", "candidate"]]
     accuracy += [
-        [kind, str(row["samples"]), f"{row['reference']:.3f}", f"{row['candidate']:.3f}"]
-        for kind, row in document["accuracy"].items()
+        [kind, str(row.samples), f"{row.reference:.3f}", f"{row.candidate:.3f}"]
+        for kind, row in document.accuracy.items()
     ]
-    remarks = list(document["reasons"])
-    if document["replay"].get("unavailable"):
-        remarks.append(document["replay"]["unavailable"])
-    if "kernels" in candidate:
-        remarks.append(
-            f"quantised layers: reference {reference['kernels']}, candidate {candidate['kernels']}"
-        )
+    remarks = list(document.reasons)
+    if document.replay.unavailable:
+        remarks.append(document.replay.unavailable)
+    if candidate.kernels is not None:
+        remarks.append(f"quantised layers: reference {reference.kernels}, candidate {candidate.kernels}")
     tables = [Table("agreement", "agreement", rows), Table("accuracy", "exact match", accuracy)]
     return Report(head, tables, remarks)
 
 
-def _agreement_rows(document: dict[str, Any]) -> list[list[str]]:
-    replay = document["replay"]
-    samples = document["samples"]
+def _agreement_rows(document: EquivalenceReport) -> list[list[str]]:
+    replay = document.replay
+    kl = " / ".join(_small(value) for value in (document.kl_mean, document.kl_p99, document.kl_max))
     rows = [
         [
-            f"greedy answers equal, of {samples}",
-            _share(document["greedy_match"]),
-            _share(replay["greedy_match"]),
+            f"greedy answers equal, of {document.samples}",
+            _share(document.greedy_match),
+            _share(replay.greedy_match),
         ],
         [
             "logits, largest difference",
-            _small(document["logits_max_abs_diff"]),
-            _small(replay["logits_max_abs_diff"]),
+            _small(document.logits_max_abs_diff),
+            _small(replay.logits_max_abs_diff),
         ],
-        [f"top-1 agreement, {document['positions']} positions", _share(document["top1_agreement"]), "-"],
-        ["KL mean / p99 / max, nats", _kl(document), "-"],
-        ["memory drift, 20 steps", _small(document["memory_drift"]), _small(replay.get("memory_drift"))],
+        [f"top-1 agreement, {document.positions} positions", _share(document.top1_agreement), "-"],
+        ["KL mean / p99 / max, nats", kl, "-"],
+        ["memory drift, 20 steps", _small(document.memory_drift), _small(replay.memory_drift)],
     ]
-    if replay["codes"] is not None:
+    if replay.codes is not None:
         rows += [
-            [
-                "integer sums",
-                "-",
-                f"{replay['sums'] - replay['sums_differing']:,} of {replay['sums']:,} equal",
-            ],
-            ["int8 activations that differ", "-", f"{replay['codes_differing']:,} of {replay['codes']:,}"],
-            ["largest step of an activation", "-", str(replay["max_code_step"])],
-            ["largest distance from a tie", "-", _small(replay["max_tie_distance"])],
+            ["integer sums", "-", f"{replay.sums_equal} equal"],
+            ["int8 activations that differ", "-", replay.differing_codes],
+            ["largest step of an activation", "-", str(replay.max_code_step)],
+            ["largest distance from a tie", "-", _small(replay.max_tie_distance)],
         ]
     return rows
-
-
-def _kl(document: dict[str, Any]) -> str:
-    return " / ".join(_small(document[name]) for name in ("kl_mean", "kl_p99", "kl_max"))
 
 
 def _share(value: float | None) -> str:

@@ -79,8 +79,8 @@ def calibrate(
     numbers = {
         name: {
             "value": like[name],
-            "basis": like.bases[name],
-            "source": f"{like.name}: {like.sources[name]}",
+            "basis": like.entry(name).basis,
+            "source": f"{like.name}: {like.entry(name).source}",
         }
         for name in NUMBERS
     }
@@ -142,10 +142,10 @@ def scalar_ipc(
     model: str, kernel_ipc_of_core: float, clock_hz: float, cpu: str = "cortex-a53"
 ) -> float | None:
     """Instructions a cycle outside of the kernels; None where no baseline counts this model."""
-    path = count_baseline.path_of(Path(model).name.split("-")[0], {"cpu": cpu})
-    if not path.is_file():
+    baseline = count_baseline.load(count_baseline.path_of(Path(model).name.split("-")[0], cpu))
+    counted = None if baseline is None else baseline.phases.get("decode")
+    if counted is None:
         return None
-    counted = json.loads(path.read_text())["phases"]["decode"]
     from microvlm.backends.arm64.device.graph_server import DeviceOrtRuntime, DeviceSettings
 
     work = Work(DeviceOrtRuntime(resolve_bundle(model), DeviceSettings(threads=1)), Scenario())
@@ -154,9 +154,9 @@ def scalar_ipc(
         began = time.perf_counter()
         work.run("decode")
         times.append((time.perf_counter() - began) / work.repeats_in("decode"))
-    kernels = (counted["instructions"] - counted["others"]) / (clock_hz * kernel_ipc_of_core)
+    kernels = (counted.instructions - counted.others) / (clock_hz * kernel_ipc_of_core)
     rest = median(times) - kernels
-    return counted["others"] / (clock_hz * rest) if rest > 0 else None
+    return counted.others / (clock_hz * rest) if rest > 0 else None
 
 
 def write(document: dict[str, Any], path: Path) -> None:

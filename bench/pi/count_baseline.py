@@ -18,8 +18,12 @@ import msgspec
 from microvlm.atomic import write_file
 from microvlm.backends.emulation.sysroot import system_name
 from microvlm.bench.pi.counting.instruction_cost import Cost, Counted
+from microvlm.bench.pi.pi_records import CountReport, PhaseCounts
 from microvlm.config import CONFIG
+from microvlm.errors import UserError
+from microvlm.formats import documents
 from microvlm.formats.bundle import read_manifest
+from microvlm.formats.documents import quote
 
 FOLDER = Path(__file__).parent / "baselines"
 TOLERANCE = 0.005
@@ -27,6 +31,7 @@ TOLERANCE = 0.005
 NOISE = 10_000
 """Instructions: a phase of a million may differ by this much on another machine, where paths are longer or shorter and
 the C library finds its memory elsewhere."""
+REMEDY = "export the model again"
 UNGATED = ("load",)
 """Importing modules and opening files: not the model's, and different when a file is read for the first time."""
 
@@ -48,30 +53,36 @@ def key_of(counted: Counted, bundle: Path) -> dict[str, str]:
 def graphs_hash(bundle: Path) -> str:
     """One hash of what the bundle's graphs compute: sizes, widths and graphs of its manifest, and no weight."""
     manifest = msgspec.to_builtins(read_manifest(bundle))
-    config = json.loads((bundle / CONFIG).read_text())
+    config = documents.load(bundle / CONFIG, dict[str, Any], REMEDY)
     described = {name: manifest[name] for name in ("bits", "packing", "embedding_bits", "graphs")}
     parts = {name: value for name, value in config.items() if isinstance(value, dict) and name != "prompt"}
     text = json.dumps([described, parts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def of_graphs(bundle: Path, cpu: str) -> dict[str, Any] | None:
+def of_graphs(bundle: Path, cpu: str) -> CountReport | None:
     """The committed baseline whose graphs are the bundle's, whatever the model's name and weights; None without one."""
     graphs = graphs_hash(bundle)
-    for path in sorted(FOLDER.glob(f"*-{cpu}.json")):
-        baseline = json.loads(path.read_text())
-        if baseline["key"]["graphs"] == graphs:
-            return baseline
-    return None
+    paths = sorted(path for path in FOLDER.glob("*.json") if path.stem.endswith(f"-{cpu}"))
+    baselines = [baseline for path in paths if (baseline := load(path)) is not None]
+    return next((baseline for baseline in baselines if baseline.key.graphs == graphs), None)
 
 
-def path_of(name: str, key: dict[str, str], folder: Path = FOLDER) -> Path:
+def load(path: Path) -> CountReport | None:
+    """A baseline; None where there is no file. Raises UserError for one that is damaged."""
+    try:
+        return documents.load(path, CountReport, "make it again with --update-baseline")
+    except FileNotFoundError:
+        return None
+
+
+def path_of(name: str, cpu: str, folder: Path = FOLDER) -> Path:
     """One file for a model and a CPU: a new key replaces the old one."""
-    return folder / f"{re.sub(r'[^a-z0-9.-]', '-', name.lower())}-{key['cpu']}.json"
+    return folder / re.sub(r"[^a-z0-9.-]", "-", f"{name}-{cpu}.json".lower())
 
 
 def write(name: str, key: dict[str, str], costs: Sequence[Cost], folder: Path = FOLDER) -> Path:
-    path = path_of(name, key, folder)
+    path = path_of(name, key["cpu"], folder)
     phases = {
         cost.phase: {
             "instructions": cost.instructions,
@@ -88,31 +99,35 @@ def write(name: str, key: dict[str, str], costs: Sequence[Cost], folder: Path = 
 
 def check(name: str, key: dict[str, str], costs: Sequence[Cost], folder: Path = FOLDER) -> list[str]:
     """One sentence for every phase that changed, or for every part of the key that differs; empty if none did."""
-    path = path_of(name, key, folder)
+    path = path_of(name, key["cpu"], folder)
     try:
-        baseline = json.loads(path.read_text())
-    except OSError:
+        baseline = load(path)
+    except UserError as error:
+        return [str(error)]
+    if baseline is None:
         return [f"there is no baseline for {name} on {key['cpu']} ({path.name})"]
-    except ValueError:
-        return [f"{path.name} is not JSON"]
-    differing = [part for part in key if baseline["key"].get(part) != key[part]]
+    recorded = msgspec.structs.asdict(baseline.key)
+    differing = [part for part in key if recorded[part] != key[part]]
     if differing:
         return [
-            f"the baseline is for another {part}: {baseline['key'].get(part)} there, {key[part]} here"
+            f"the baseline is for another {part}: {quote(recorded[part])} there, {quote(key[part])} here"
             for part in differing
         ]
-    return [sentence for cost in costs for sentence in _changes(cost, baseline["phases"])]
+    return [sentence for cost in costs for sentence in _changes(cost, baseline.phases)]
 
 
-def _changes(cost: Cost, phases: dict[str, Any]) -> list[str]:
+def _changes(cost: Cost, phases: dict[str, PhaseCounts]) -> list[str]:
     if cost.phase in UNGATED:
         return []
     if cost.phase not in phases:
         return [f"{cost.phase} is not in the baseline"]
     sentences = []
-    for figure in ("instructions", "simd"):
-        before, now = phases[cost.phase][figure], getattr(cost, figure)
-        change = now / before - 1
-        if abs(change) > TOLERANCE and abs(now - before) > NOISE:
-            sentences.append(f"{cost.phase}: {now:,} {figure} instead of {before:,} ({change:+.1%})")
+    counted = phases[cost.phase]
+    for figure, before, now in (
+        ("instructions", counted.instructions, cost.instructions),
+        ("simd", counted.simd, cost.simd),
+    ):
+        if abs(now - before) > max(TOLERANCE * before, NOISE):
+            change = f"{now / before - 1:+.1%}" if before else "none were counted"
+            sentences.append(f"{cost.phase}: {now:,} {figure} instead of {before:,} ({change})")
     return sentences

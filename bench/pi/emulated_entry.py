@@ -10,7 +10,9 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from microvlm.backends.arm64.transports.device_package import package_for
 from microvlm.backends.emulation import runtime_requirements
@@ -22,8 +24,11 @@ from microvlm.bench.pi.workload_phases import Scenario
 from microvlm.bench.provenance import describe_model
 from microvlm.bench.temporary_environment import environment
 from microvlm.errors import UserError
+from microvlm.formats import documents
+from microvlm.formats.documents import Count
 
 Progress = Callable[[str], None]
+T = TypeVar("T")
 BACKEND = "ort-arm64"
 COMPOSITION = {
     "load": (("load", 1),),
@@ -37,6 +42,25 @@ COMPOSITION = {
 decodes an image file, which is not counted."""
 IMAGES, SCENES, EPISODE_STEPS, NEW_TOKENS = 1, 1, 4, 8
 """Samples of the equivalence check: enough to run every graph; `microvlm-bench pi` and `equivalence` compare more."""
+
+
+class _Ran(msgspec.Struct, frozen=True):
+    compiler: str
+    onnxruntime: str
+
+
+class _CachedCounts(msgspec.Struct, frozen=True):
+    ran: _Ran
+    costs: list[Cost]
+
+
+class _CachedEquivalence(msgspec.Struct, frozen=True):
+    against: str
+    verdict: str
+    reasons: list[str]
+    samples: Count
+    sums: Count | None
+    sums_differing: Count | None
 
 
 def emulated_entry(bundle: Path, cpu: str, progress: Progress = lambda _: None) -> dict[str, Any]:
@@ -105,16 +129,15 @@ def _costs(bundle: Path, cpu: str, progress: Progress) -> tuple[list[Cost], str]
         costs = [
             Cost(
                 phase,
-                figures["instructions"],
-                figures["simd"],
+                figures.instructions,
+                figures.simd,
                 instruction_cost.weight_bytes(bundle, phase),
-                figures["instructions"] - figures["others"],
+                figures.instructions - figures.others,
                 0,
             )
-            for phase, figures in baseline["phases"].items()
+            for phase, figures in baseline.phases.items()
         ]
-        key = baseline["key"]
-        made_with = f"{key['compiler']}, onnxruntime {key['onnxruntime']}"
+        made_with = f"{baseline.key.compiler}, onnxruntime {baseline.key.onnxruntime}"
         return costs, f"the committed baseline of these graphs ({made_with})"
     counting_emulator.require_emulator()
     emulated_package.require_library()
@@ -128,10 +151,9 @@ def _costs(bundle: Path, cpu: str, progress: Progress) -> tuple[list[Cost], str]
         (folder / "counts.json").write_text(json.dumps(document))
 
     recipe = {**_recipe(cpu), "graphs": count_baseline.graphs_hash(bundle)}
-    counted = json.loads((cached_folder("counts", recipe, count) / "counts.json").read_text())
-    ran = counted["ran"]
-    costs = [Cost(**cost) for cost in counted["costs"]]
-    return costs, f"counted on this machine ({ran['compiler']}, onnxruntime {ran['onnxruntime']})"
+    counted = _cached(cached_folder("counts", recipe, count) / "counts.json", _CachedCounts)
+    ran = counted.ran
+    return counted.costs, f"counted on this machine ({ran.compiler}, onnxruntime {ran.onnxruntime})"
 
 
 def _equivalence(bundle: Path, cpu: str, progress: Progress) -> dict[str, Any]:
@@ -159,7 +181,13 @@ def _equivalence(bundle: Path, cpu: str, progress: Progress) -> dict[str, Any]:
 
     workload = [IMAGES, SCENES, EPISODE_STEPS, NEW_TOKENS]
     recipe = {**_recipe(cpu), "bundle": describe_model(bundle)["sha256"], "workload": workload}
-    return json.loads((cached_folder("equivalence", recipe, compare) / "equivalence.json").read_text())
+    cached = cached_folder("equivalence", recipe, compare) / "equivalence.json"
+    checked: dict[str, Any] = msgspec.to_builtins(_cached(cached, _CachedEquivalence))
+    return checked
+
+
+def _cached(path: Path, kind: type[T]) -> T:
+    return documents.load(path, kind, f"delete {path.parent}")
 
 
 def _recipe(cpu: str) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import re
 import shutil
 import signal
@@ -17,13 +16,14 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from microvlm.backends.emulation import DEFAULT_CPU, EmulatedMachine, open_machine, runtime_requirements
 from microvlm.backends.emulation.cache import cached_folder
 from microvlm.bench.kernels import cortex_a53
 from microvlm.bench.pi.counting.emulated_package import Package
 from microvlm.errors import UserError
+from microvlm.formats import documents
 
 COUNTING_EMULATOR = "qemu-aarch64"
 """The static one loads no plugin."""
@@ -43,6 +43,8 @@ QUIET = {
     "MALLOC_TRIM_THRESHOLD_": "1000000000",
     "MALLOC_TOP_PAD_": "67108864",
 }
+
+T = TypeVar("T")
 
 
 class IllegalInstruction(Exception):
@@ -79,11 +81,16 @@ def require_emulator() -> str:
 
 
 def count(
-    machine: EmulatedMachine, arguments: Sequence[str], extra: dict[str, str] | None = None
-) -> tuple[Any, dict[int, Region]]:
-    """Run the emulated Python with `arguments` -> the JSON document that it prints, and the counts by region.
+    machine: EmulatedMachine,
+    arguments: Sequence[str],
+    kind: type[T],
+    extra: dict[str, str] | None = None,
+) -> tuple[T, dict[int, Region]]:
+    """Run the emulated Python with `arguments` -> the JSON document, of type `kind`, in the last line that it prints,
+    and the counts by region.
 
-    Raises UserError where QEMU or a C compiler is missing or the program failed, IllegalInstruction for a SIGILL.
+    Raises UserError where QEMU or a C compiler is missing, the program failed or printed something else, and
+    IllegalInstruction for a SIGILL.
     """
     emulator = require_emulator()
     command = replace(machine, emulator=emulator).command(*arguments)
@@ -109,7 +116,9 @@ def count(
         raise UserError(
             f"the emulated program ended with status {process.returncode}: {lines[-1] if lines else ''}"
         )
-    return json.loads(process.stdout.splitlines()[-1]), parse_counts(process.stderr)
+    *_, last = ["", *process.stdout.splitlines()]
+    document = documents.parse(last, kind, "what the emulated program printed", "run it again")
+    return document, parse_counts(process.stderr)
 
 
 @functools.cache

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
 
 from microvlm.backends.emulation import EmulatedMachine
 from microvlm.bench.pi.counting.counting_emulator import Region, count
@@ -13,11 +16,31 @@ from microvlm.bench.pi.counting.emulated_package import Package
 from microvlm.bench.pi.workload_phases import GRAPHS, Scenario
 from microvlm.bench.stats import median
 from microvlm.errors import UserError
+from microvlm.formats.documents import Count, Size
 
 EMBEDDING = "embedding.data"
 """The table that `embed_tokens` takes rows of and the tied head reads whole."""
 
 FIGURES = ("total", "simd", "library", "crypto")
+
+
+class MarkedPhase(msgspec.Struct, frozen=True):
+    """The regions in which a phase ran, and how often it ran in each."""
+
+    regions: Annotated[list[Count], Meta(min_length=1)]
+    repeats: Size
+
+
+class CountedModel(msgspec.Struct, frozen=True):
+    """What `counted_model` prints."""
+
+    regions: dict[str, MarkedPhase]
+    kernels: str
+    finite: bool
+    machine: str
+    python: str
+    onnxruntime: str
+    numpy: str
 
 
 @dataclass(frozen=True)
@@ -49,19 +72,25 @@ def count_bundle(machine: EmulatedMachine, package: Package, bundle: Path, scena
     """Load and every phase on one thread. Raises UserError; IllegalInstruction for a SIGILL."""
     options = json.dumps(asdict(scenario))
     arguments = ["-m", "microvlm.bench.pi.counting.counted_model", str(bundle.resolve()), options]
-    ran, regions = count(machine, arguments)
-    if not ran["finite"]:
+    ran, regions = count(machine, arguments, CountedModel)
+    if not ran.finite:
         raise UserError(f"{bundle.name} on the emulated {machine.cpu} gives logits that are not numbers.")
+    missing = {number for marked in ran.regions.values() for number in marked.regions} - set(regions)
+    if missing:
+        raise UserError(
+            f"the emulated {machine.cpu} printed no counts of {len(missing)} regions: run it again."
+        )
     costs = [
         _cost(
             phase,
-            [regions[number] for number in location["regions"]],
-            location["repeats"],
+            [regions[number] for number in marked.regions],
+            marked.repeats,
             weight_bytes(bundle, phase),
         )
-        for phase, location in ran.pop("regions").items()
+        for phase, marked in ran.regions.items()
     ]
-    return Counted(tuple(costs), {**ran, "cpu": machine.cpu, "compiler": package.compiler})
+    versions = {name: value for name, value in msgspec.structs.asdict(ran).items() if name != "regions"}
+    return Counted(tuple(costs), {**versions, "cpu": machine.cpu, "compiler": package.compiler})
 
 
 def weight_bytes(bundle: Path, phase: str) -> int:

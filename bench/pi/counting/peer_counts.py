@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 
 from microvlm.backends.emulation import EmulatedMachine
@@ -27,6 +28,7 @@ from microvlm.bench.pi import count_baseline
 from microvlm.bench.pi.counting.counting_emulator import count
 from microvlm.bench.stats import median
 from microvlm.errors import UserError
+from microvlm.formats.documents import Count
 from microvlm.formats.op_table import DOMAIN, INT4_MATMUL
 
 if TYPE_CHECKING:
@@ -37,6 +39,12 @@ WIDTH = 896
 VOCABULARY = 50_000
 REST_OF = "full"
 """The baseline whose decode gives the rest."""
+
+
+class CountedGraphs(msgspec.Struct, frozen=True):
+    """What `counted_graphs` prints: the regions in which the layer and the head ran."""
+
+    regions: tuple[list[Count], list[Count]]
 
 
 @dataclass(frozen=True)
@@ -132,12 +140,14 @@ def bars(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def rest_instructions(cpu: str, folder: Path = count_baseline.FOLDER) -> int:
     """Instructions of a full-size token outside the native library. Raises UserError without the baseline."""
-    path = folder / f"{REST_OF}-{cpu}.json"
-    if not path.is_file():
-        raise UserError(
-            f"{path} is missing: microvlm-bench pi full --target emulated:{cpu} --update-baseline."
-        )
-    return int(json.loads(path.read_text())["phases"]["decode"]["others"])
+    path = count_baseline.path_of(REST_OF, cpu, folder)
+    baseline = count_baseline.load(path)
+    remedy = f"microvlm-bench pi full --target emulated:{cpu} --update-baseline"
+    if baseline is None:
+        raise UserError(f"{path} is missing: {remedy}.")
+    if "decode" not in baseline.phases:
+        raise UserError(f"{path} has no counts of 'decode': {remedy}.")
+    return baseline.phases["decode"].others
 
 
 def _count(machine: EmulatedMachine, contender: Contender, folder: Path) -> tuple[int, int, int]:
@@ -157,6 +167,10 @@ def _count(machine: EmulatedMachine, contender: Contender, folder: Path) -> tupl
         "native": contender.native,
         "entries": contender.session_entries,
     }
-    answer, regions = count(machine, ["-m", "microvlm.bench.pi.counting.counted_graphs", json.dumps(request)])
-    layer, head = (round(median([regions[number].total for number in graph])) for graph in answer["regions"])
+    arguments = ["-m", "microvlm.bench.pi.counting.counted_graphs", json.dumps(request)]
+    answer, regions = count(machine, arguments, CountedGraphs)
+    counts = [[regions[number].total for number in graph if number in regions] for graph in answer.regions]
+    if not all(counts):
+        raise UserError(f"the emulated {machine.cpu} printed no counts of {contender.name}: run it again.")
+    layer, head = (round(median(totals)) for totals in counts)
     return layer, head, LAYERS * graphs[0].weight_bytes + graphs[1].weight_bytes
