@@ -1,0 +1,644 @@
+"""Kinds of mutated files, and what a user would do with a file of each kind.
+
+A kind writes mutant number I into its scratch folder and uses it. A use returns when the file is right, raises
+`Refused` or UserError with the sentence that the user sees, and anything else is a defect.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, ClassVar
+
+import mutations
+import numpy as np
+
+Mutate = Callable[[Random, bytes], bytes]
+
+
+class Refused(Exception):
+    """A command ended with status 2; the text is what it printed on stderr."""
+
+
+class Defect(Exception):
+    """What was done with a mutant is neither right nor a refusal."""
+
+
+class Kind(ABC):
+    """One kind of file. `seeds` is a folder with right files, see `seed_files`; `scratch` is the kind's own."""
+
+    name: ClassVar[str]
+
+    def __init__(self, seeds: Path, scratch: Path):
+        self.seeds, self.scratch = seeds, scratch
+        self.prepare()
+
+    def prepare(self) -> None:  # noqa: B027 - a kind without files has nothing to read
+        """Read the right files."""
+
+    @abstractmethod
+    def write(self, rng: Random) -> None:
+        """Write a mutant into the scratch folder."""
+
+    @abstractmethod
+    def use(self) -> None:
+        """Use the mutant as a user would."""
+
+
+def run_command(command: Any, arguments: Sequence[str], stdin: bytes = b"") -> str:
+    """Run a click command in this process -> its stdout. Raises Refused for status 2, Defect for another status."""
+    from microvlm import console
+
+    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors="backslashreplace") for _ in range(2))
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _stdin(stdin):
+        status = console._status(command, arguments)
+    out.flush()
+    err.flush()
+    text = err.buffer.getvalue().decode()  # type: ignore[attr-defined]
+    if status == 2:
+        raise Refused(text)
+    if status != 0:
+        raise Defect(f"status {status}: {text}")
+    return out.buffer.getvalue().decode()  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def _stdin(content: bytes):
+    import sys
+
+    saved, sys.stdin = sys.stdin, io.TextIOWrapper(io.BytesIO(content), "utf-8", errors="surrogateescape")
+    try:
+        yield
+    finally:
+        sys.stdin = saved
+
+
+class Picture(Kind):
+    """A picture file of one format."""
+
+    suffix: ClassVar[str]
+
+    def prepare(self) -> None:
+        folder = self.seeds / "pictures"
+        self.originals = [path.read_bytes() for path in sorted(folder.glob(f"*.{self.suffix}"))]
+        self.path = self.scratch / f"mutant.{self.suffix}"
+
+    def write(self, rng: Random) -> None:
+        self.path.write_bytes(mutations.mutate_bytes(rng, rng.choice(self.originals)))
+
+    def use(self) -> None:
+        from microvlm.inputs.images import load_square
+
+        image = load_square(self.path, 96)
+        if image.size != (96, 96) or image.mode != "RGB":
+            raise Defect(f"{image.size} {image.mode}")
+
+
+PICTURES = [
+    type(f"{suffix.title()}Picture", (Picture,), {"name": f"picture-{suffix}", "suffix": suffix})
+    for suffix in ("png", "jpg", "gif", "webp", "bmp", "tif", "ppm", "ico")
+]
+
+
+class BundleFile(Kind):
+    """One file of a bundle, whose hash in the manifest is right again."""
+
+    file: ClassVar[str]
+    mutate: ClassVar[Mutate]
+    backend: ClassVar[str] = "ort"
+
+    def prepare(self) -> None:
+        self.folder = self.scratch / "bundle"
+        shutil.copytree(self.seeds / "bundle", self.folder)
+        self.original = (self.folder / self.file).read_bytes()
+        self.manifest = json.loads((self.folder / "manifest.json").read_text())
+
+    def write(self, rng: Random) -> None:
+        content = type(self).mutate(rng, self.original)
+        (self.folder / self.file).write_bytes(content)
+        entry = self.manifest["files"][self.file]
+        entry["bytes"], entry["sha256"] = len(content), hashlib.sha256(content).hexdigest()
+        (self.folder / "manifest.json").write_text(json.dumps(self.manifest))
+
+    def use(self) -> None:
+        import microvlm
+
+        model = microvlm.load(self.folder, backend=self.backend)
+        model.generate(np.zeros((8, 8, 3), np.uint8), "what is this?", max_new_tokens=3)
+        facts = microvlm.FactMemory(model)
+        facts.write("blue", "what colour is it?")
+        facts.read("what colour is it?")
+
+
+def bundle_kind(name: str, file: str, mutate: Mutate, backend: str = "ort") -> type[Kind]:
+    """The kind of one file of a bundle on one backend."""
+    values = {"name": name, "file": file, "mutate": staticmethod(mutate), "backend": backend}
+    return type("".join(part.title() for part in name.split("-")), (BundleFile,), values)
+
+
+JSON = mutations.mutate_json_or_bytes
+BUNDLES = [
+    bundle_kind("bundle-config", "config.json", JSON),
+    bundle_kind("bundle-config-torch", "config.json", JSON, "torch"),
+    bundle_kind("bundle-preprocessor", "preprocessor_config.json", JSON),
+    bundle_kind("bundle-generation", "generation_config.json", JSON),
+    bundle_kind("bundle-tokenizer-config", "tokenizer_config.json", JSON),
+    bundle_kind("bundle-tokenizer-tables", "tokenizer_tables.safetensors", mutations.mutate_safetensors),
+    bundle_kind("bundle-prior", "memory_prior.safetensors", mutations.mutate_safetensors),
+    bundle_kind("bundle-prior-torch", "memory_prior.safetensors", mutations.mutate_safetensors, "torch"),
+    bundle_kind("bundle-weights", "onnx/decoder_model_merged.data", mutations.mutate_bytes),
+    bundle_kind("bundle-weights-torch", "onnx/decoder_model_merged.data", mutations.mutate_bytes, "torch"),
+    bundle_kind("bundle-graph", "onnx/embed_tokens.onnx", mutations.mutate_bytes),
+    bundle_kind("bundle-graph-torch", "onnx/decoder_model_merged.onnx", mutations.mutate_bytes, "torch"),
+]
+
+
+class BundleTokenizer(BundleFile):
+    """tokenizer.json of a bundle without tables, which the tokenizers library reads."""
+
+    name = "bundle-tokenizer"
+    file = "tokenizer.json"
+    mutate = staticmethod(JSON)
+
+    def prepare(self) -> None:
+        super().prepare()
+        (self.folder / "tokenizer_tables.safetensors").unlink()
+        del self.manifest["files"]["tokenizer_tables.safetensors"]
+
+
+class BundleManifest(BundleFile):
+    """manifest.json itself."""
+
+    name = "bundle-manifest"
+    file = "manifest.json"
+
+    def write(self, rng: Random) -> None:
+        (self.folder / self.file).write_bytes(JSON(rng, self.original))
+
+
+class BundleByte(BundleFile):
+    """Any changed byte of any listed file, with the hashes of before: refused, always."""
+
+    name = "bundle-altered"
+    file = "config.json"
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.files = sorted(self.manifest["files"])
+        self.restore = lambda: None
+
+    def write(self, rng: Random) -> None:
+        self.restore()
+        path = self.folder / rng.choice(self.files)
+        original = path.read_bytes()
+        self.restore = lambda: path.write_bytes(original)
+        content = original
+        while content == original:
+            content = mutations.mutate_bytes(rng, original)
+        path.write_bytes(content)
+
+    def use(self) -> None:
+        super().use()
+        raise Defect("an altered file was taken for a right one")
+
+
+class CheckpointFile(Kind):
+    """One file of a checkpoint, loaded by PyTorch."""
+
+    file: ClassVar[str]
+    mutate: ClassVar[Mutate]
+
+    def prepare(self) -> None:
+        self.folder = self.scratch / "checkpoint"
+        shutil.copytree(self.seeds / "checkpoint", self.folder)
+        self.original = (self.folder / self.file).read_bytes()
+
+    def write(self, rng: Random) -> None:
+        (self.folder / self.file).write_bytes(type(self).mutate(rng, self.original))
+
+    def use(self) -> None:
+        import microvlm
+
+        model = microvlm.load(self.folder, backend="torch")
+        model.generate(np.zeros((8, 8, 3), np.uint8), "what is this?", max_new_tokens=3)
+
+
+class CheckpointConfig(CheckpointFile):
+    """config.json of a checkpoint."""
+
+    name = "checkpoint-config"
+    file = "config.json"
+    mutate = staticmethod(JSON)
+
+
+class CheckpointWeights(CheckpointFile):
+    """model.safetensors of a checkpoint: header, lengths, offsets, metadata and values."""
+
+    name = "checkpoint-weights"
+    file = "model.safetensors"
+    mutate = staticmethod(mutations.mutate_safetensors)
+
+
+class CheckpointDescription(Kind):
+    """`microvlm info` of a checkpoint or a bundle with one wrong file."""
+
+    name = "info"
+
+    def prepare(self) -> None:
+        self.folders = [self.scratch / "checkpoint", self.scratch / "bundle"]
+        for folder in self.folders:
+            shutil.copytree(self.seeds / folder.name, folder)
+        self.path, self.original = self.folders[0] / "config.json", b""
+
+    def write(self, rng: Random) -> None:
+        if self.original:
+            self.path.write_bytes(self.original)
+        self.folder = rng.choice(self.folders)
+        files = [path for path in sorted(self.folder.rglob("*")) if path.suffix in (".json", ".safetensors")]
+        self.path = rng.choice(files)
+        self.original = self.path.read_bytes()
+        mutate = JSON if self.path.suffix == ".json" else mutations.mutate_safetensors
+        self.path.write_bytes(mutate(rng, self.original))
+
+    def use(self) -> None:
+        from microvlm.commands.info import info
+
+        run_command(info, [str(self.folder)])
+
+
+class HuggingFaceConfig(Kind):
+    """config.json of an encoder or a decoder of another program."""
+
+    name = "huggingface-config"
+
+    def prepare(self) -> None:
+        folder = self.seeds / "huggingface"
+        self.originals = {path.name: (path / "config.json").read_bytes() for path in sorted(folder.iterdir())}
+        self.preprocessor = (folder / "vision" / "preprocessor_config.json").read_bytes()
+
+    def write(self, rng: Random) -> None:
+        self.part = rng.choice(sorted(self.originals))
+        content, preprocessor = self.originals[self.part], self.preprocessor
+        if self.part == "vision" and rng.random() < 0.5:
+            preprocessor = JSON(rng, preprocessor)
+        else:
+            content = JSON(rng, content)
+        (self.scratch / "config.json").write_bytes(content)
+        (self.scratch / "preprocessor_config.json").write_bytes(preprocessor)
+
+    def use(self) -> None:
+        from microvlm.model import hf_config
+
+        read = hf_config.vision_config if self.part == "vision" else hf_config.text_config
+        read(self.scratch)
+
+
+class MemoryFile(Kind):
+    """A memory file with any changed bytes: refused, or without its torn last record."""
+
+    name = "memory"
+
+    def prepare(self) -> None:
+        self.originals = [path.read_bytes() for path in sorted((self.seeds / "memory").glob("*.mem"))]
+        self.path = self.scratch / "facts.mem"
+        self.model = _ort_model(self.seeds / "bundle")
+
+    def write(self, rng: Random) -> None:
+        self.path.write_bytes(mutations.mutate_bytes(rng, rng.choice(self.originals)))
+
+    def use(self) -> None:
+        import microvlm
+        from microvlm.commands.memory import memory
+
+        run_command(memory, ["list", str(self.path)])
+        facts = microvlm.FactMemory(self.model)
+        facts.load(self.path)
+        facts.read("who is it?")
+        facts.write("a new fact", "what is new?")
+        facts.forget(0)
+        facts.save(self.path)
+        again = microvlm.FactMemory(self.model)
+        again.load(self.path)
+        if [entry.text for entry in again.entries] != [entry.text for entry in facts.entries]:
+            raise Defect("the saved facts are other ones")
+
+
+class Recipe(Kind):
+    """A training recipe."""
+
+    name = "recipe"
+
+    def prepare(self) -> None:
+        self.original = (self.seeds / "recipe.json").read_bytes()
+        self.path = self.scratch / "recipe.json"
+
+    def write(self, rng: Random) -> None:
+        self.path.write_bytes(JSON(rng, self.original))
+
+    def use(self) -> None:
+        from microvlm.training.recipe import load_recipe
+
+        recipe = load_recipe(str(self.path))
+        for stage in recipe.stages:
+            if Path(stage.name).name != stage.name:
+                raise Defect(f"a stage would write into {stage.name!r}")
+
+
+class BoardProfile(Kind):
+    """A profile of a board."""
+
+    name = "profile"
+
+    def prepare(self) -> None:
+        self.originals = [path.read_bytes() for path in sorted((self.seeds / "profiles").glob("*.json"))]
+        self.path = self.scratch / "profile.json"
+
+    def write(self, rng: Random) -> None:
+        self.path.write_bytes(JSON(rng, rng.choice(self.originals)))
+
+    def use(self) -> None:
+        from microvlm.bench.pi.profiles import load_profile
+
+        load_profile(str(self.path))
+
+
+class BenchReport(Kind):
+    """A saved report of a benchmark."""
+
+    name = "report"
+
+    def prepare(self) -> None:
+        self.originals = [path.read_bytes() for path in sorted((self.seeds / "reports").glob("*.json"))]
+        self.path = self.scratch / "report.json"
+
+    def write(self, rng: Random) -> None:
+        self.path.write_bytes(JSON(rng, rng.choice(self.originals)))
+
+    def use(self) -> None:
+        from microvlm.bench.report import report_of_file
+
+        report_of_file(self.path).markdown()
+
+
+class Frame(Kind):
+    """A frame between a host and a device."""
+
+    name = "frame"
+
+    def prepare(self) -> None:
+        from microvlm.backends.arm64.frames import Tensor, write_frame
+
+        stream = io.BytesIO()
+        array = np.arange(6, dtype=np.float32)
+        write_frame(stream, {"id": 3, "ok": True}, (Tensor("float32", (2, 3), array.tobytes()),))
+        self.original = stream.getvalue()
+
+    def write(self, rng: Random) -> None:
+        start = self.original.index(b"{")
+        end = self.original.index(b"}") + 1
+        header = self.original[start:end]
+        if rng.random() < 0.5:
+            changed = JSON(rng, header)
+            prefix = self.original[:start].replace(
+                len(header).to_bytes(4, "little"), len(changed).to_bytes(4, "little"), 1
+            )
+            self.content = prefix + changed + self.original[end:]
+        else:
+            self.content = mutations.mutate_bytes(rng, self.original)
+
+    def use(self) -> None:
+        from microvlm.backends.arm64.frame_arrays import to_array
+        from microvlm.backends.arm64.frames import ConnectionLost, FrameError, read_frame
+
+        try:
+            _, tensors = read_frame(io.BytesIO(self.content))
+        except (FrameError, ConnectionLost) as error:
+            raise Refused(str(error) or "the connection was lost.") from None
+        for tensor in tensors:
+            to_array(tensor)
+
+
+class ChatLines(Kind):
+    """What somebody types or pipes into `microvlm chat`."""
+
+    name = "chat-input"
+    LINES = (
+        "what is this?",
+        "/image picture.png what is this?",
+        "/image 'pic ture.png' what's this?",
+        "/memory",
+        "/reset",
+        "/help",
+        "/save chat.mem",
+        "picture.png",
+    )
+
+    def prepare(self) -> None:
+        shutil.copy(next((self.seeds / "pictures").glob("*.png")), self.scratch / "picture.png")
+
+    def write(self, rng: Random) -> None:
+        lines = [rng.choice(self.LINES).encode() for _ in range(3)]
+        lines = [mutations.mutate_bytes(rng, line) if rng.random() < 0.7 else line for line in lines]
+        self.lines = b"\n".join(lines) + b"\n"
+
+    def use(self) -> None:
+        import os
+
+        from microvlm.commands.chat import chat
+
+        here = Path.cwd()
+        os.chdir(self.scratch)
+        try:
+            run_command(chat, ["--model", str(self.seeds / "bundle"), "--backend", "ort"], self.lines)
+        finally:
+            os.chdir(here)
+
+
+class Operator(Kind):
+    """A graph of one operator of `ai.microvlm` with any shapes, dtypes and attributes."""
+
+    name = "operator"
+
+    def write(self, rng: Random) -> None:
+        from onnx import TensorProto, helper, numpy_helper
+
+        from microvlm.formats.op_table import DOMAIN, OPS
+
+        op = OPS[rng.choice(sorted(OPS))]
+        shapes = {"N": 8, "K": 32, "V": 8, "H": 32}
+        self.feeds: dict[str, np.ndarray] = {}
+        inputs, constants = [], []
+        for operand in op.inputs:
+            dtype = np.dtype(operand.dtype)
+            shape = _operand_shape(rng, op, operand.name, shapes)
+            if rng.random() < 0.05:
+                dtype = np.dtype(rng.choice(("float32", "uint8", "int64", "float64", "int8")))
+            array = np.asarray(rng.choices(range(16), k=int(np.prod(shape))), dtype).reshape(shape)
+            if operand is not op.inputs[0] and rng.random() < 0.6:
+                constants.append(numpy_helper.from_array(array, operand.name))
+            else:
+                self.feeds[operand.name] = array
+                kind = helper.np_dtype_to_tensor_dtype(dtype)
+                inputs.append(helper.make_tensor_value_info(operand.name, kind, None))
+        attributes = {
+            name: rng.choice((8, 8, 8, 32, 32, 7, 0, -1, 2**31, 2**62, 5)) for name in op.attributes
+        }
+        if rng.random() < 0.05:
+            attributes.clear()
+        names = [operand.name for operand in op.inputs]
+        if rng.random() < 0.03:
+            names.pop()
+        node = helper.make_node(op.name, names, ["y"], domain=DOMAIN, **attributes)
+        output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
+        graph = helper.make_graph([node], "g", inputs, [output], constants)
+        opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, 1)]
+        self.model = helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
+
+    def use(self) -> None:
+        import onnxruntime
+
+        from microvlm.backends import native
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        options.intra_op_num_threads = 1
+        options.register_custom_ops_library(str(native.library_path()))
+        try:
+            session = onnxruntime.InferenceSession(self.model, options, providers=["CPUExecutionProvider"])
+            feeds = {each.name: self.feeds[each.name] for each in session.get_inputs()}
+            session.run(None, feeds)
+        except Exception as error:  # the runtime's own kinds; a defect here is a signal
+            raise Refused(str(error).split("\n")[0]) from None
+
+
+def _operand_shape(rng: Random, op: Any, name: str, sizes: dict[str, int]) -> tuple[int, ...]:
+    rows, columns = sizes["N"], sizes["K"]
+    shape: tuple[int, ...]
+    if name in ("x", "input_ids"):
+        shape = rng.choice(((2, columns), (columns,), (1, 2, columns), (0, columns)))
+        shape = shape if name == "x" else shape[:-1] or (3,)
+    elif name == "packed":
+        shape = (-(-rows // op.rows_per_byte), columns // (op.columns_per_byte or 1))
+    elif name == "multiplier":
+        shape = (rows, columns // 32)
+    else:
+        shape = (rng.choice((rows, rows, 1)),)
+    if rng.random() < 0.4:
+        changed = list(shape)
+        edit = rng.randrange(4)
+        if edit == 0 or not changed:
+            changed.append(rng.choice((0, 1, 2)))
+        elif edit == 1:
+            changed.pop()
+        else:
+            changed[rng.randrange(len(changed))] = rng.choice((0, 1, 7, 31, 33, 64, 1000))
+        shape = tuple(changed)
+    return shape
+
+
+class ExampleFacts(Kind):
+    """facts.npz of a bundle's own example.py."""
+
+    name = "example-facts"
+
+    def prepare(self) -> None:
+        self.original = (self.seeds / "facts.npz").read_bytes()
+        self.path = self.scratch / "facts.npz"
+
+    def write(self, rng: Random) -> None:
+        self.path.write_bytes(mutations.mutate_bytes(rng, self.original))
+
+    def use(self) -> None:
+        import os
+        import runpy
+        import sys
+
+        out, err = io.StringIO(), io.StringIO()
+        arguments, here = sys.argv, Path.cwd()
+        picture = next((self.seeds / "pictures").glob("*.png"))
+        sys.argv = ["example.py", "ask", str(picture), "what is this?"]
+        os.chdir(self.scratch)
+        try:
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                runpy.run_path(str(self.seeds / "bundle" / "example.py"), run_name="__main__")
+        except SystemExit as end:
+            if end.code not in (None, 0):
+                text = end.code if isinstance(end.code, str) else err.getvalue()
+                raise Refused(text) from None
+        finally:
+            sys.argv = arguments
+            os.chdir(here)
+
+
+class NativeLibrary(Kind):
+    """A damaged native library."""
+
+    name = "native-library"
+
+    def prepare(self) -> None:
+        from microvlm.backends import native
+
+        path = native.library_path()
+        assert path is not None
+        self.original = path.read_bytes()
+
+    def write(self, rng: Random) -> None:
+        content = self.original
+        if rng.random() < 0.5:
+            head = mutations.mutate_bytes(rng, content[:4096])
+            content = head + content[4096:]
+        else:
+            content = mutations.mutate_bytes(rng, content)
+        # A name of its own: the loader knows a library by its path.
+        self.path = self.scratch / f"{rng.randrange(10**9)}.so"
+        self.path.write_bytes(content)
+
+    def use(self) -> None:
+        import os
+
+        from microvlm.backends import native
+
+        os.environ[native.SWITCH] = str(self.path)
+        try:
+            native.library()
+        finally:
+            del os.environ[native.SWITCH]
+            self.path.unlink()
+
+
+def _ort_model(bundle: Path) -> Any:
+    import microvlm
+
+    return microvlm.load(bundle, backend="ort")
+
+
+KINDS: dict[str, type[Kind]] = {
+    kind.name: kind
+    for kind in (
+        *PICTURES,
+        *BUNDLES,
+        BundleTokenizer,
+        BundleManifest,
+        BundleByte,
+        CheckpointConfig,
+        CheckpointWeights,
+        CheckpointDescription,
+        HuggingFaceConfig,
+        MemoryFile,
+        Recipe,
+        BoardProfile,
+        BenchReport,
+        Frame,
+        ChatLines,
+        Operator,
+        ExampleFacts,
+        NativeLibrary,
+    )
+}
