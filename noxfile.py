@@ -46,7 +46,7 @@ UTF8 = {"PYTHONUTF8": "1"}
 
 built_wheels: list[Path] = []
 
-nox.options.sessions = ["lint", "build", "equivalence", "tests", "pi"]
+nox.options.sessions = ["lint", "build", "equivalence", "fuzz", "tests", "pi"]
 nox.options.reuse_existing_virtualenvs = True
 
 
@@ -99,6 +99,20 @@ def equivalence(session: nox.Session) -> None:
     bundle = f"{session.create_tmp()}/{MODEL}"
     run(session, "microvlm-export", MODEL, "-o", bundle, "--bits", "1.58", "--force")
     run(session, "python", ".ci/equivalence.py", bundle, *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def fuzz(session: nox.Session) -> None:
+    """Mutated files of every kind: right or refused; `-- --count 3000` takes an hour"""
+    need(session, *COMPILER)
+    install(session, "dev")
+    bundle = f"{session.create_tmp()}/{MODEL}"
+    run(session, "microvlm-export", MODEL, "-o", bundle, "--bits", "1.58", "--force")
+    run(session, "python", "-P", "tests/fuzz", "--bundle", bundle, *session.posargs or ["--count", "60"])
+    # Wheels of atheris exist for some versions of Python only.
+    guided = ("python", "-m", "pip", "install", "-q", "--only-binary", "atheris", "atheris", *CONSTRAINTS)
+    session.run(*(str(SHARED / "bin" / guided[0]), *guided[1:]), success_codes=[0, 1], silent=True)
+    run(session, "python", "-P", "tests/fuzz/guided.py", bundle)
 
 
 @nox.session
