@@ -35,21 +35,44 @@ class Kind(ABC):
     """One kind of file. `seeds` is a folder with right files, see `seed_files`; `scratch` is the kind's own."""
 
     name: ClassVar[str]
+    mutate: ClassVar[Mutate] = staticmethod(mutations.mutate_bytes)
+    originals: Sequence[bytes] = ()
+    """Right contents of the file."""
 
     def __init__(self, seeds: Path, scratch: Path):
         self.seeds, self.scratch = seeds, scratch
         self.prepare()
 
-    def prepare(self) -> None:  # noqa: B027 - a kind without files has nothing to read
+    @abstractmethod
+    def prepare(self) -> None:
         """Read the right files."""
 
-    @abstractmethod
     def write(self, rng: Random) -> None:
         """Write a mutant into the scratch folder."""
+        self.put(type(self).mutate(rng, rng.choice(self.originals)))
+
+    @abstractmethod
+    def put(self, content: bytes) -> None:
+        """Write this content of the file into the scratch folder."""
 
     @abstractmethod
     def use(self) -> None:
         """Use the mutant as a user would."""
+
+
+class OneFile(Kind):
+    """A file that is read by itself; `folder` and `pattern` name the right ones among the seeds."""
+
+    folder: ClassVar[str] = "."
+    pattern: ClassVar[str]
+
+    def prepare(self) -> None:
+        paths = sorted((self.seeds / self.folder).glob(self.pattern))
+        self.originals = [path.read_bytes() for path in paths]
+        self.path = self.scratch / f"mutant{paths[0].suffix}"
+
+    def put(self, content: bytes) -> None:
+        self.path.write_bytes(content)
 
 
 def run_command(command: Any, arguments: Sequence[str], stdin: bytes = b"") -> str:
@@ -80,18 +103,10 @@ def _stdin(content: bytes):
         sys.stdin = saved
 
 
-class Picture(Kind):
+class Picture(OneFile):
     """A picture file of one format."""
 
-    suffix: ClassVar[str]
-
-    def prepare(self) -> None:
-        folder = self.seeds / "pictures"
-        self.originals = [path.read_bytes() for path in sorted(folder.glob(f"*.{self.suffix}"))]
-        self.path = self.scratch / f"mutant.{self.suffix}"
-
-    def write(self, rng: Random) -> None:
-        self.path.write_bytes(mutations.mutate_bytes(rng, rng.choice(self.originals)))
+    folder = "pictures"
 
     def use(self) -> None:
         from microvlm.inputs.images import load_square
@@ -102,7 +117,7 @@ class Picture(Kind):
 
 
 PICTURES = [
-    type(f"{suffix.title()}Picture", (Picture,), {"name": f"picture-{suffix}", "suffix": suffix})
+    type(f"{suffix.title()}Picture", (Picture,), {"name": f"picture-{suffix}", "pattern": f"*.{suffix}"})
     for suffix in ("png", "jpg", "gif", "webp", "bmp", "tif", "ppm", "ico")
 ]
 
@@ -111,17 +126,15 @@ class BundleFile(Kind):
     """One file of a bundle, whose hash in the manifest is right again."""
 
     file: ClassVar[str]
-    mutate: ClassVar[Mutate]
     backend: ClassVar[str] = "ort"
 
     def prepare(self) -> None:
         self.folder = self.scratch / "bundle"
         shutil.copytree(self.seeds / "bundle", self.folder)
-        self.original = (self.folder / self.file).read_bytes()
+        self.originals = [(self.folder / self.file).read_bytes()]
         self.manifest = json.loads((self.folder / "manifest.json").read_text())
 
-    def write(self, rng: Random) -> None:
-        content = type(self).mutate(rng, self.original)
+    def put(self, content: bytes) -> None:
         (self.folder / self.file).write_bytes(content)
         entry = self.manifest["files"][self.file]
         entry["bytes"], entry["sha256"] = len(content), hashlib.sha256(content).hexdigest()
@@ -178,9 +191,10 @@ class BundleManifest(BundleFile):
 
     name = "bundle-manifest"
     file = "manifest.json"
+    mutate = staticmethod(JSON)
 
-    def write(self, rng: Random) -> None:
-        (self.folder / self.file).write_bytes(JSON(rng, self.original))
+    def put(self, content: bytes) -> None:
+        (self.folder / self.file).write_bytes(content)
 
 
 class BundleByte(BundleFile):
@@ -213,15 +227,14 @@ class CheckpointFile(Kind):
     """One file of a checkpoint, loaded by PyTorch."""
 
     file: ClassVar[str]
-    mutate: ClassVar[Mutate]
 
     def prepare(self) -> None:
         self.folder = self.scratch / "checkpoint"
         shutil.copytree(self.seeds / "checkpoint", self.folder)
-        self.original = (self.folder / self.file).read_bytes()
+        self.originals = [(self.folder / self.file).read_bytes()]
 
-    def write(self, rng: Random) -> None:
-        (self.folder / self.file).write_bytes(type(self).mutate(rng, self.original))
+    def put(self, content: bytes) -> None:
+        (self.folder / self.file).write_bytes(content)
 
     def use(self) -> None:
         import microvlm
@@ -246,7 +259,7 @@ class CheckpointWeights(CheckpointFile):
     mutate = staticmethod(mutations.mutate_safetensors)
 
 
-class CheckpointDescription(Kind):
+class Description(Kind):
     """`microvlm info` of a checkpoint or a bundle with one wrong file."""
 
     name = "info"
@@ -255,17 +268,20 @@ class CheckpointDescription(Kind):
         self.folders = [self.scratch / "checkpoint", self.scratch / "bundle"]
         for folder in self.folders:
             shutil.copytree(self.seeds / folder.name, folder)
-        self.path, self.original = self.folders[0] / "config.json", b""
+        self.restore = lambda: None
 
     def write(self, rng: Random) -> None:
-        if self.original:
-            self.path.write_bytes(self.original)
+        self.restore()
         self.folder = rng.choice(self.folders)
         files = [path for path in sorted(self.folder.rglob("*")) if path.suffix in (".json", ".safetensors")]
         self.path = rng.choice(files)
-        self.original = self.path.read_bytes()
+        original = self.path.read_bytes()
+        self.restore = lambda: self.path.write_bytes(original)
         mutate = JSON if self.path.suffix == ".json" else mutations.mutate_safetensors
-        self.path.write_bytes(mutate(rng, self.original))
+        self.put(mutate(rng, original))
+
+    def put(self, content: bytes) -> None:
+        self.path.write_bytes(content)
 
     def use(self) -> None:
         from microvlm.commands.info import info
@@ -280,18 +296,21 @@ class HuggingFaceConfig(Kind):
 
     def prepare(self) -> None:
         folder = self.seeds / "huggingface"
-        self.originals = {path.name: (path / "config.json").read_bytes() for path in sorted(folder.iterdir())}
+        self.configs = {path.name: (path / "config.json").read_bytes() for path in sorted(folder.iterdir())}
         self.preprocessor = (folder / "vision" / "preprocessor_config.json").read_bytes()
 
     def write(self, rng: Random) -> None:
-        self.part = rng.choice(sorted(self.originals))
-        content, preprocessor = self.originals[self.part], self.preprocessor
+        self.part = rng.choice(sorted(self.configs))
+        content, preprocessor = self.configs[self.part], self.preprocessor
         if self.part == "vision" and rng.random() < 0.5:
             preprocessor = JSON(rng, preprocessor)
         else:
             content = JSON(rng, content)
-        (self.scratch / "config.json").write_bytes(content)
+        self.put(content)
         (self.scratch / "preprocessor_config.json").write_bytes(preprocessor)
+
+    def put(self, content: bytes) -> None:
+        (self.scratch / "config.json").write_bytes(content)
 
     def use(self) -> None:
         from microvlm.model import hf_config
@@ -300,18 +319,16 @@ class HuggingFaceConfig(Kind):
         read(self.scratch)
 
 
-class MemoryFile(Kind):
+class MemoryFile(OneFile):
     """A memory file with any changed bytes: refused, or without its torn last record."""
 
     name = "memory"
+    folder = "memory"
+    pattern = "*.mem"
 
     def prepare(self) -> None:
-        self.originals = [path.read_bytes() for path in sorted((self.seeds / "memory").glob("*.mem"))]
-        self.path = self.scratch / "facts.mem"
+        super().prepare()
         self.model = _ort_model(self.seeds / "bundle")
-
-    def write(self, rng: Random) -> None:
-        self.path.write_bytes(mutations.mutate_bytes(rng, rng.choice(self.originals)))
 
     def use(self) -> None:
         import microvlm
@@ -330,17 +347,12 @@ class MemoryFile(Kind):
             raise Defect("the saved facts are other ones")
 
 
-class Recipe(Kind):
+class Recipe(OneFile):
     """A training recipe."""
 
     name = "recipe"
-
-    def prepare(self) -> None:
-        self.original = (self.seeds / "recipe.json").read_bytes()
-        self.path = self.scratch / "recipe.json"
-
-    def write(self, rng: Random) -> None:
-        self.path.write_bytes(JSON(rng, self.original))
+    pattern = "recipe.json"
+    mutate = staticmethod(JSON)
 
     def use(self) -> None:
         from microvlm.training.recipe import load_recipe
@@ -351,17 +363,13 @@ class Recipe(Kind):
                 raise Defect(f"a stage would write into {stage.name!r}")
 
 
-class BoardProfile(Kind):
+class BoardProfile(OneFile):
     """A profile of a board."""
 
     name = "profile"
-
-    def prepare(self) -> None:
-        self.originals = [path.read_bytes() for path in sorted((self.seeds / "profiles").glob("*.json"))]
-        self.path = self.scratch / "profile.json"
-
-    def write(self, rng: Random) -> None:
-        self.path.write_bytes(JSON(rng, rng.choice(self.originals)))
+    folder = "profiles"
+    pattern = "*.json"
+    mutate = staticmethod(JSON)
 
     def use(self) -> None:
         from microvlm.bench.pi.profiles import load_profile
@@ -369,17 +377,13 @@ class BoardProfile(Kind):
         load_profile(str(self.path))
 
 
-class BenchReport(Kind):
+class BenchReport(OneFile):
     """A saved report of a benchmark."""
 
     name = "report"
-
-    def prepare(self) -> None:
-        self.originals = [path.read_bytes() for path in sorted((self.seeds / "reports").glob("*.json"))]
-        self.path = self.scratch / "report.json"
-
-    def write(self, rng: Random) -> None:
-        self.path.write_bytes(JSON(rng, rng.choice(self.originals)))
+    folder = "reports"
+    pattern = "*.json"
+    mutate = staticmethod(JSON)
 
     def use(self) -> None:
         from microvlm.bench.report import report_of_file
@@ -399,6 +403,7 @@ class Frame(Kind):
         array = np.arange(6, dtype=np.float32)
         write_frame(stream, {"id": 3, "ok": True}, (Tensor("float32", (2, 3), array.tobytes()),))
         self.original = stream.getvalue()
+        self.originals = [self.original]
 
     def write(self, rng: Random) -> None:
         start = self.original.index(b"{")
@@ -409,9 +414,12 @@ class Frame(Kind):
             prefix = self.original[:start].replace(
                 len(header).to_bytes(4, "little"), len(changed).to_bytes(4, "little"), 1
             )
-            self.content = prefix + changed + self.original[end:]
+            self.put(prefix + changed + self.original[end:])
         else:
-            self.content = mutations.mutate_bytes(rng, self.original)
+            super().write(rng)
+
+    def put(self, content: bytes) -> None:
+        self.content = content
 
     def use(self) -> None:
         from microvlm.backends.arm64.frame_arrays import to_array
@@ -446,7 +454,10 @@ class ChatLines(Kind):
     def write(self, rng: Random) -> None:
         lines = [rng.choice(self.LINES).encode() for _ in range(3)]
         lines = [mutations.mutate_bytes(rng, line) if rng.random() < 0.7 else line for line in lines]
-        self.lines = b"\n".join(lines) + b"\n"
+        self.put(b"\n".join(lines) + b"\n")
+
+    def put(self, content: bytes) -> None:
+        self.lines = content
 
     def use(self) -> None:
         import os
@@ -466,6 +477,9 @@ class Operator(Kind):
 
     name = "operator"
 
+    def prepare(self) -> None:
+        self.feeds: dict[str, np.ndarray] = {}
+
     def write(self, rng: Random) -> None:
         from onnx import TensorProto, helper, numpy_helper
 
@@ -473,7 +487,7 @@ class Operator(Kind):
 
         op = OPS[rng.choice(sorted(OPS))]
         shapes = {"N": 8, "K": 32, "V": 8, "H": 32}
-        self.feeds: dict[str, np.ndarray] = {}
+        self.feeds = {}
         inputs, constants = [], []
         for operand in op.inputs:
             dtype = np.dtype(operand.dtype)
@@ -499,7 +513,10 @@ class Operator(Kind):
         output = helper.make_tensor_value_info("y", TensorProto.FLOAT, None)
         graph = helper.make_graph([node], "g", inputs, [output], constants)
         opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, 1)]
-        self.model = helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString()
+        self.put(helper.make_model(graph, opset_imports=opsets, ir_version=9).SerializeToString())
+
+    def put(self, content: bytes) -> None:
+        self.model = content
 
     def use(self) -> None:
         import onnxruntime
@@ -543,17 +560,15 @@ def _operand_shape(rng: Random, op: Any, name: str, sizes: dict[str, int]) -> tu
     return shape
 
 
-class ExampleFacts(Kind):
+class ExampleFacts(OneFile):
     """facts.npz of a bundle's own example.py."""
 
     name = "example-facts"
+    pattern = "facts.npz"
 
     def prepare(self) -> None:
-        self.original = (self.seeds / "facts.npz").read_bytes()
+        super().prepare()
         self.path = self.scratch / "facts.npz"
-
-    def write(self, rng: Random) -> None:
-        self.path.write_bytes(mutations.mutate_bytes(rng, self.original))
 
     def use(self) -> None:
         import os
@@ -587,17 +602,13 @@ class NativeLibrary(Kind):
 
         path = native.library_path()
         assert path is not None
-        self.original = path.read_bytes()
+        self.originals = [path.read_bytes()]
+        self.path, self.number = self.scratch, 0
 
-    def write(self, rng: Random) -> None:
-        content = self.original
-        if rng.random() < 0.5:
-            head = mutations.mutate_bytes(rng, content[:4096])
-            content = head + content[4096:]
-        else:
-            content = mutations.mutate_bytes(rng, content)
+    def put(self, content: bytes) -> None:
         # A name of its own: the loader knows a library by its path.
-        self.path = self.scratch / f"{rng.randrange(10**9)}.so"
+        self.number += 1
+        self.path = self.scratch / f"{self.number}.so"
         self.path.write_bytes(content)
 
     def use(self) -> None:
@@ -629,7 +640,7 @@ KINDS: dict[str, type[Kind]] = {
         BundleByte,
         CheckpointConfig,
         CheckpointWeights,
-        CheckpointDescription,
+        Description,
         HuggingFaceConfig,
         MemoryFile,
         Recipe,
