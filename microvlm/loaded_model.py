@@ -232,16 +232,17 @@ def runtime_and_processor(
 def _states(memory: Any, runtime: LoadedRuntime) -> Memories | None:
     """The states of whatever `generate` takes as memory. Raises UserError, also for another model's memory."""
     from microvlm.memory.episodic import EpisodicMemory
-    from microvlm.memory.memory_file import load_memory
+    from microvlm.memory.memory_file import open_memory
 
     if memory is None or isinstance(memory, MemoryArrays):
         return memory
     if isinstance(memory, list) and memory and all(isinstance(state, MemoryArrays) for state in memory):
         return memory
     if isinstance(memory, EpisodicMemory):
+        memory.write_pending(runtime)
         return memory.states
     if isinstance(memory, str | os.PathLike):
-        return load_memory(Path(memory), runtime.fingerprint).states
+        return open_memory(Path(memory), runtime).states
     if isinstance(getattr(memory, "memory", None), EpisodicMemory):
         if memory.runtime.fingerprint != runtime.fingerprint:
             raise UserError("memory= belongs to another model; give a memory of this one.")

@@ -14,10 +14,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from microvlm.errors import UserError
-from microvlm.memory import memory_file
 from microvlm.memory.conversation import Chat
 from microvlm.memory.episodic import Entry, EpisodicMemory
 from microvlm.memory.memory_file import load_memory, save_memory
+from microvlm.memory.memory_reader import digest_of
 from microvlm.model.torch_runtime import TorchRuntime
 from microvlm.runtime import MemoryArrays
 
@@ -139,7 +139,7 @@ def test_a_file_of_the_first_format_is_still_read(memory, tmp_path):
     tensors |= {name: tensors[name][0] for name in ("memory_mean", "memory_cov")}
     log = [{"text": e.text, "time": e.time, "image": e.image} for e in memory.entries]
     metadata = {"format": "1", "fingerprint": PRINT, "log": json.dumps(log)}
-    save_file(tensors, path, metadata | {"sha256": memory_file._digest(tensors, metadata)})
+    save_file(tensors, path, metadata | {"sha256": digest_of(tensors, metadata).hex()})
     loaded_memory = load_memory(path, PRINT)
     assert np.array_equal(loaded_memory.states[0].covariance, memory.states[0].covariance)
     assert [entry.memory for entry in loaded_memory.entries] == [0, 0]
@@ -148,7 +148,7 @@ def test_a_file_of_the_first_format_is_still_read(memory, tmp_path):
 def test_a_newer_format_is_refused(memory, tmp_path):
     path = tmp_path / "trip.mem"
     save_memory(memory, path, PRINT)
-    save_file(load_file(path), path, metadata={"format": "3", "fingerprint": PRINT})
+    save_file(load_file(path), path, metadata={"format": "4", "fingerprint": PRINT})
     with pytest.raises(UserError, match="newer microvlm"):
         load_memory(path, PRINT)
 

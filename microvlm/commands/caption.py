@@ -83,9 +83,9 @@ def caption(
 
 def read_memory(path: str | None, runtime: LoadedRuntime) -> Memories | None:
     """The states of a memory file, or None without one. Raises UserError for a missing or damaged file."""
-    from microvlm.memory.memory_file import load_memory
+    from microvlm.memory.memory_file import open_memory
 
-    return None if path is None else load_memory(path, runtime.fingerprint).states
+    return None if path is None else open_memory(path, runtime).states
 
 
 def caption_one(

@@ -152,12 +152,12 @@ def list_entries(file: str, as_json: bool) -> None:
             {
                 "fingerprint": fingerprint,
                 "slots": content.slots,
-                "memories": len(content.states),
+                "memories": content.state_count,
                 "entries": entries,
             }
         )
         return
-    for line in describe(content.entries, content.slots, len(content.states)):
+    for line in describe(content.entries, content.slots, content.state_count):
         click.echo(line)
 
 
@@ -201,7 +201,7 @@ def _open(file: str, image: str | None, model: dict[str, Any], may_be_new: bool 
     from microvlm.memory.memory_file import read_memory
 
     if not (may_be_new and not Path(file).exists()):
-        read_memory(file)
+        read_memory(file, say=lambda _: None)  # which is said when the facts are loaded
     if image is not None:
         check_file(image)
     runtime, processor, _ = open_model(**model)

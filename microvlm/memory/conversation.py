@@ -19,7 +19,7 @@ from microvlm.inputs.images import ImageSource
 from microvlm.inputs.processor import Processor
 from microvlm.loaded_model import complete_options, runtime_and_processor
 from microvlm.memory.episodic import Entry, EpisodicMemory
-from microvlm.memory.memory_file import load_memory, save_memory
+from microvlm.memory.memory_file import open_memory, store_memory
 from microvlm.memory.ordinal_questions import ORDINALS, ordinal_question
 from microvlm.memory.query import Query
 from microvlm.runtime import Runtime
@@ -63,6 +63,7 @@ class Chat:
         self.runtime, self.processor = runtime_and_processor(model, processor)
         self.options = complete_options(self.processor, options)
         self.memory = memory or EpisodicMemory.empty(self.runtime)
+        self.memory.write_pending(self.runtime)
         self._shown_pictures = _pictures(self.memory)
 
     def ask(
@@ -112,12 +113,12 @@ class Chat:
         self._shown_pictures = set()
 
     def save(self, path: str | Path) -> None:
-        """Save the memory to a file. See `save_memory`."""
-        save_memory(self.memory, path, self.runtime.fingerprint)
+        """Bring a file up to date. See `store_memory`."""
+        store_memory(self.memory, path, self.runtime.fingerprint)
 
     def load(self, path: str | Path) -> None:
-        """Replace the memory by a file's. See `load_memory`."""
-        self.memory = load_memory(path, self.runtime.fingerprint)
+        """Replace the memory by a file's. See `open_memory`."""
+        self.memory = open_memory(path, self.runtime)
         self._shown_pictures = _pictures(self.memory)
 
     def _is_new(self, query: Query, new_image: bool | None) -> bool:
@@ -128,7 +129,7 @@ class Chat:
         return is_new
 
     def _write(self, prompt: Prompt, query: Query, log_text: str, tokens: list[int], new_image: bool) -> None:
-        place = sum(entry.image for entry in self.memory.entries)
+        place = self.memory.image_count
         by_place = new_image and place < len(ORDINALS)
         cue, cue_prompt = query, prompt
         if by_place:

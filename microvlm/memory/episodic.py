@@ -2,7 +2,9 @@
 
 Works on keys and latents with any `Runtime`, in the backend's own buffers where it has them; knows no text, image or
 file. One state takes as many rows as it has slots; the next row opens another state, and `state_choice` picks the state
-that answers a key.
+that answers a key. A full state no longer changes, and gives its buffers back.
+
+A memory from a file may have rows that its states lack (`pending`): the runtime that will read it writes them.
 """
 
 from __future__ import annotations
@@ -14,11 +16,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from microvlm.errors import UserError
 from microvlm.memory.in_place import HeldMemory, hold
 from microvlm.runtime import MemoryArrays, Runtime
 
+MAX_TEXT = 1_000_000
+"""Characters of a row's text, and of its question."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One row of the memory, as it was written."""
 
@@ -49,14 +55,24 @@ class EpisodicMemory:
     """States, batch 1 each, and the log of the rows in them, oldest first."""
 
     def __init__(
-        self, states: Sequence[MemoryArrays], entries: list[Entry], forgotten: list[int] | None = None
+        self,
+        states: Sequence[MemoryArrays | None],
+        entries: list[Entry],
+        forgotten: list[int] | None = None,
+        pending: Sequence[int] = (),
     ):
-        self._states: list[MemoryArrays | HeldMemory] = list(states)
+        """`pending` are the rows, oldest first, that are not in their states yet; a state of None starts empty."""
+        self._states: list[MemoryArrays | HeldMemory | None] = list(states)
         self._holder: Runtime | None = None
+        self._counts = _RowCounts()
         self.entries = entries
         self.forgotten = [0] * len(states) if forgotten is None else forgotten
         """Per state, how many rows were forgotten since it was built. A state is rebuilt after K of them, because
         each row that a full memory forgets adds rounding errors."""
+        self.pending = list(pending)
+        self.stored: object = None
+        """What `memory_file` remembers of the file that has this memory but for rows written since; None where that
+        file must be written anew."""
 
     @classmethod
     def empty(cls, runtime: Runtime) -> EpisodicMemory:
@@ -65,36 +81,92 @@ class EpisodicMemory:
 
     @property
     def states(self) -> list[MemoryArrays]:
-        """The current states, not copies: a later operation may change the arrays."""
-        return [state if isinstance(state, MemoryArrays) else state.state for state in self._states]
+        """The current states, not copies: a later operation may change the arrays.
+
+        Raises RuntimeError while rows are pending.
+        """
+        if self.pending:
+            raise RuntimeError("rows are pending: call write_pending with the model's runtime first")
+        return [self.state(number) for number in range(len(self._states))]
+
+    @property
+    def state_count(self) -> int:
+        """The number of states."""
+        return len(self._states)
 
     @property
     def slots(self) -> int:
         """K, the rows that one state takes."""
-        return self.states[0].mean.shape[1]
+        return self.state(0).mean.shape[1]
+
+    @property
+    def width(self) -> int:
+        """C, the numbers of a latent."""
+        return self.state(0).mean.shape[2]
+
+    @property
+    def image_count(self) -> int:
+        """The number of rows that are images of a conversation."""
+        return self._current_counts().images
+
+    def state(self, number: int) -> MemoryArrays:
+        """State `number` without its pending rows. Raises RuntimeError for a state that has no other rows."""
+        state = self._states[number]
+        if state is None:
+            raise RuntimeError(f"state {number} has only pending rows")
+        return _arrays(state)
+
+    def is_full(self, number: int) -> bool:
+        """Whether state `number` has as many rows as slots."""
+        return self._current_counts().rows.get(number, 0) >= self.slots
+
+    def write_pending(self, runtime: Runtime) -> None:
+        """Write the rows that the states lack, in the order in which they were logged."""
+        pending, self.pending = self.pending, []
+        done = 0
+        try:
+            for index in pending:
+                entry = self.entries[index]
+                self._held(runtime, entry.memory).write(*entry.row)
+                done += 1
+        finally:
+            self.pending = pending[done:]
+        for number in {self.entries[index].memory for index in pending}:
+            self._release_if_full(number)
 
     def write(self, runtime: Runtime, entry: Entry) -> Entry:
-        """Write one row into the first state that has room -> the entry as it was logged."""
+        """Write one row into the first state that has room -> the entry as it was logged. Raises UserError."""
+        check_entry(entry)
+        self.write_pending(runtime)
         entry = dataclasses.replace(entry, memory=self._state_with_room(runtime))
         self._held(runtime, entry.memory).write(*entry.row)
+        counts = self._current_counts()
         self.entries.append(entry)
+        counts.add(entry, self.entries)
+        self._release_if_full(entry.memory)
         return entry
 
     def forget(self, runtime: Runtime, index: int) -> Entry:
         """Remove row `index` from the log and from its state, as if it had never been written. Raises IndexError."""
         entry = self.entries[index]
+        self.write_pending(runtime)
+        self.stored = None
         self._held(runtime, entry.memory).forget(*entry.row)
         del self.entries[index]
         self._count_forgotten(runtime, entry.memory)
         return entry
 
     def overwrite(self, runtime: Runtime, index: int, entry: Entry) -> Entry:
-        """Replace row `index` by `entry`, in the same state and at the same place of the log."""
+        """Replace row `index` by `entry`, in the same state and at the same place of the log. Raises UserError."""
+        check_entry(entry)
         old = self.entries[index]
+        self.write_pending(runtime)
+        self.stored = None
         entry = dataclasses.replace(entry, memory=old.memory)
         self._held(runtime, old.memory).overwrite(*old.row, *entry.row)
         self.entries[index] = entry
         self._count_forgotten(runtime, entry.memory)
+        self._release_if_full(entry.memory)
         return entry
 
     def rebuild(self, runtime: Runtime) -> float:
@@ -102,9 +174,12 @@ class EpisodicMemory:
 
         Returns the drift: the largest change of a mean.
         """
+        self.write_pending(runtime)
+        self.stored = None
         before = [state.mean.copy() for state in self.states]
         for number in range(len(before)):
             self._rebuild_state(runtime, number)
+            self._release_if_full(number)
         return max(float(np.abs(old - new.mean).max()) for old, new in zip(before, self.states, strict=True))
 
     def find(
@@ -139,13 +214,21 @@ class EpisodicMemory:
 
     def _state_with_room(self, runtime: Runtime) -> int:
         """Index of the first state with fewer rows than slots. Adds a state when all are full."""
-        rows = np.bincount([entry.memory for entry in self.entries], minlength=len(self._states))
-        free = np.flatnonzero(rows < self.slots)
-        if len(free):
-            return int(free[0])
-        self._states.append(runtime.memory_prior())
-        self.forgotten.append(0)
-        return len(self._states) - 1
+        number = next((n for n in range(len(self._states)) if not self.is_full(n)), len(self._states))
+        if number == len(self._states):
+            self._states.append(runtime.memory_prior())
+            self.forgotten.append(0)
+        return number
+
+    def _current_counts(self) -> _RowCounts:
+        if not self._counts.are_of(self.entries):
+            self._counts = _RowCounts.of(self.entries)
+        return self._counts
+
+    def _release_if_full(self, number: int) -> None:
+        """Keep the present arrays of a full state, and not the buffers in which a backend would change them."""
+        if self.is_full(number):
+            self._states[number] = MemoryArrays(*self.state(number))
 
     def _count_forgotten(self, runtime: Runtime, number: int) -> None:
         self.forgotten[number] += 1
@@ -161,9 +244,54 @@ class EpisodicMemory:
     def _held(self, runtime: Runtime, number: int) -> HeldMemory:
         """State `number` as a mutable memory of `runtime`, which takes over states that another runtime held."""
         if self._holder is not runtime:
-            self._states = [MemoryArrays(*state) for state in self.states]
+            self._states = [
+                None if state is None else MemoryArrays(*_arrays(state)) for state in self._states
+            ]
             self._holder = runtime
         state = self._states[number]
+        if state is None:
+            state = self._states[number] = runtime.memory_prior()
         if isinstance(state, MemoryArrays):
             state = self._states[number] = hold(runtime, state)
         return state
+
+
+class _RowCounts:
+    """Rows by state and images of a log, counted once and kept up to date, so that a turn does not read the log."""
+
+    def __init__(self) -> None:
+        self.rows: dict[int, int] = {}
+        self.images = 0
+        self._length = 0
+        self._last: Entry | None = None
+
+    @classmethod
+    def of(cls, entries: list[Entry]) -> _RowCounts:
+        counts = cls()
+        for entry in entries:
+            counts.add(entry, entries)
+        return counts
+
+    def add(self, entry: Entry, entries: list[Entry]) -> None:
+        """Count `entry`; `entries` is the log that ends with all that is counted."""
+        self.rows[entry.memory] = self.rows.get(entry.memory, 0) + 1
+        self.images += entry.image
+        self._length, self._last = len(entries), entries[-1]
+
+    def are_of(self, entries: list[Entry]) -> bool:
+        """Whether these are the counts of a log, as far as its length and its last entry say."""
+        return self._length == len(entries) and self._last is (entries[-1] if entries else None)
+
+
+def check_entry(entry: Entry) -> None:
+    """Raise UserError for a row that no memory can hold: numbers that are not finite, or a text without measure."""
+    if not (np.isfinite(entry.key).all() and np.isfinite(entry.latent).all()):
+        raise UserError(
+            "the model made numbers of this that are not finite, so nothing was written; get the model again."
+        )
+    if max(len(entry.text), len(entry.question or "")) > MAX_TEXT:
+        raise UserError(f"the text has more than {MAX_TEXT:,} characters; nothing was written: shorten it.")
+
+
+def _arrays(state: MemoryArrays | HeldMemory) -> MemoryArrays:
+    return state if isinstance(state, MemoryArrays) else state.state

@@ -21,7 +21,7 @@ from microvlm.inputs.processor import Processor
 from microvlm.loaded_model import complete_options, runtime_and_processor
 from microvlm.memory.conversation import with_answer
 from microvlm.memory.episodic import Entry, EpisodicMemory
-from microvlm.memory.memory_file import load_memory, save_memory
+from microvlm.memory.memory_file import open_memory, store_memory
 from microvlm.memory.query import Query
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class FactMemory:
         """`model` is what `microvlm.load` or `MicroVLM.from_pretrained` returned, or a runtime with its `processor`."""
         self.runtime, self.processor = runtime_and_processor(model, processor)
         self.memory = memory or EpisodicMemory.empty(self.runtime)
+        self.memory.write_pending(self.runtime)
 
     @property
     def entries(self) -> list[Entry]:
@@ -150,12 +151,12 @@ class FactMemory:
         return self.memory.rebuild(self.runtime)
 
     def save(self, path: str | Path) -> None:
-        """Save the facts to a file. See `save_memory`."""
-        save_memory(self.memory, path, self.runtime.fingerprint)
+        """Bring a file up to date. See `store_memory`."""
+        store_memory(self.memory, path, self.runtime.fingerprint)
 
     def load(self, path: str | Path) -> None:
-        """Replace the facts by a file's. See `load_memory`."""
-        self.memory = load_memory(path, self.runtime.fingerprint)
+        """Replace the facts by a file's. See `open_memory`."""
+        self.memory = open_memory(path, self.runtime)
 
     def _query(self, question: str, image: ImageSource | None) -> Query:
         if image is None and not question:

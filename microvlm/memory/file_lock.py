@@ -1,6 +1,6 @@
-"""One writer at a time: a lock file beside a file that every save replaces. Knows no memory.
+"""One writer at a time: a lock file beside a file that may be replaced. Knows no memory.
 
-The file itself cannot carry the lock, because each save puts another file in its place. The lock ends with the process
+The file itself cannot carry the lock, because a save may put another file in its place. The lock ends with the process
 that holds it. A symbolic link to a file has the file's lock.
 """
 

@@ -1,34 +1,54 @@
-"""Memory files: an episodic memory as safetensors with JSON metadata. Imports no torch.
+"""Memory files: an episodic memory as safetensors, to which later rows are appended. Imports no torch.
 
-Tensors, float32: `memory_mean` [S, K, C] and `memory_cov` [S, K, K] of S states; `log_keys` [N, K] and `log_codes`
-[N, C], the keys and latents of the N rows in them, oldest first.
+A file begins with one blob (`tensor_blob`). Tensors, float32: `memory_mean` [S, K, C] and `memory_cov` [S, K, K] of S
+states; `log_keys` [N, K] and `log_codes` [N, C], the keys and latents of the N rows in them, oldest first. Metadata:
+`format`; `fingerprint` of the model; `log`, a JSON list with an object a row (`log_rows`); `forgotten`, a JSON list of
+the number of rows forgotten in each state since it was built; `sha256` of all this.
 
-Metadata: `format`; `fingerprint` of the model; `log`, a JSON list with an object a row (`text`, `time`, `image`,
-`memory`, which is the row's state, and where known `question` and `picture`, the sha256 of the pixels that the row's
-key encodes); `forgotten`, a JSON list of the number of rows forgotten in each state since it was built; `sha256` of
-all this. Format 1, which is still read, had one state, no dimension S and no `forgotten`.
+Records follow (`record_chain`), each a blob of the rows written since: `log_keys`, `log_codes` and `log`; and, of the
+states that these rows filled, `memory_mean`, `memory_cov` and `states`, a JSON list of their indices. A state that is
+not full is made of its rows when a model opens the file. So a row costs its own bytes and, once in K rows, a state of
+as many bytes as K rows. Everything but a new row writes the whole file anew, without what was forgotten.
+
+This is format 3. Format 2 had no records; format 1 had one state, no dimension S and no `forgotten`. Both are read.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from operator import is_not
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save
 
-from microvlm.atomic import real_file, write_file
-from microvlm.console import describe_os_error
+from microvlm.atomic import os_errors_about, real_file, write_file
+from microvlm.console import note
 from microvlm.errors import UserError
+from microvlm.memory.appended_file import ENDING_BYTES, AppendedFile
 from microvlm.memory.episodic import Entry, EpisodicMemory
+from microvlm.memory.log_rows import encode_rows
+from microvlm.memory.memory_reader import MEMORY_FORMAT, check_numbers, digest_of, read_content
+from microvlm.memory.tensor_blob import encode
 from microvlm.runtime import MemoryArrays
 
-MEMORY_FORMAT = 2
-_TENSORS = ("memory_mean", "memory_cov", "log_keys", "log_codes")
-_METADATA = ("format", "fingerprint", "log", "forgotten")
+if TYPE_CHECKING:
+    from microvlm.backends.base import LoadedRuntime
+
+_LOOKS, _BETWEEN_LOOKS_S = 4, 0.05
+"""A reader that meets a torn record looks again, because a living writer may be at it."""
+
+
+class _Stored(NamedTuple):
+    """What `EpisodicMemory.stored` is."""
+
+    file: AppendedFile
+    fingerprint: str
+    entries: list[Entry]
+    """The rows in the file."""
 
 
 def save_memory(memory: EpisodicMemory, path: str | Path, fingerprint: str) -> None:
@@ -36,30 +56,37 @@ def save_memory(memory: EpisodicMemory, path: str | Path, fingerprint: str) -> N
 
     `fingerprint` is the model's, 16 hexadecimal digits. Permissions of an old file stay.
     """
-    if not fingerprint:
-        raise UserError("this bundle has no fingerprint, so no memory can belong to it; export it again.")
-    entries = memory.entries
-    slots, width = memory.states[0].mean.shape[1:]
-    tensors = {
-        "memory_mean": np.concatenate([state.mean for state in memory.states]),
-        "memory_cov": np.concatenate([state.covariance for state in memory.states]),
-        "log_keys": np.stack([e.key for e in entries]) if entries else np.zeros((0, slots)),
-        "log_codes": np.stack([e.latent for e in entries]) if entries else np.zeros((0, width)),
-    }
-    tensors = {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}
-    log = json.dumps([_log_row(entry) for entry in entries])
-    forgotten = json.dumps(memory.forgotten)
-    metadata = {"format": str(MEMORY_FORMAT), "fingerprint": fingerprint, "log": log, "forgotten": forgotten}
-    content = save(tensors, {**metadata, "sha256": _digest(tensors, metadata)})
-    real_file(path)  # refuses a device, which `write_file` would write to
-    try:
+    with _saving(path, fingerprint):
+        entries = list(memory.entries)
+        tensors = _row_tensors(memory, entries) | _state_tensors(memory.states)
+        metadata = {
+            "format": str(MEMORY_FORMAT),
+            "fingerprint": fingerprint,
+            "log": encode_rows(entries),
+            "forgotten": json.dumps(memory.forgotten),
+        }
+        digest = digest_of(tensors, metadata)
+        content = encode(tensors, {**metadata, "sha256": digest.hex()})
+        real_file(path)  # refuses a device, which `write_file` would write to
         write_file(path, content)
-    except UserError as error:
-        raise UserError(f"the memory was not saved: {error}") from None
+        file = AppendedFile.at(path, len(content), digest, content[-ENDING_BYTES:])
+    memory.stored = _Stored(file, fingerprint, entries)
+
+
+def store_memory(memory: EpisodicMemory, path: str | Path, fingerprint: str) -> None:
+    """Bring the memory file at `path` up to date. Raises UserError, and then the file is as before.
+
+    New rows are appended to the file that the memory was loaded from or stored in, if it is as it was then. Otherwise,
+    and after anything else than new rows, the file is replaced as by `save_memory`.
+    """
+    with _saving(path, fingerprint):
+        has_appended = _append_rows(memory, path, fingerprint)
+    if not has_appended:
+        save_memory(memory, path, fingerprint)
 
 
 def load_memory(path: str | Path, fingerprint: str) -> EpisodicMemory:
-    """The memory in a file of the model with `fingerprint`.
+    """The memory in a file of the model with `fingerprint`; some of its rows may be pending.
 
     Raises UserError for a missing, damaged or newer file, and for another model's.
     """
@@ -71,75 +98,111 @@ def load_memory(path: str | Path, fingerprint: str) -> EpisodicMemory:
     return memory
 
 
-def read_memory(path: str | Path) -> tuple[EpisodicMemory, str]:
-    """(the memory in a file, the fingerprint of the model that wrote it).
+def open_memory(path: str | Path, runtime: LoadedRuntime) -> EpisodicMemory:
+    """The memory in a file of the model that `runtime` runs, with all rows in its states.
 
-    Raises UserError for a missing, damaged or newer file.
+    Raises UserError as `load_memory`, and for states of other sizes than the model's.
     """
-    tensors, metadata = _read(Path(path))
-    mean, covariance = tensors["memory_mean"], tensors["memory_cov"]
-    if metadata["format"] == "1":
-        mean, covariance = mean[None], covariance[None]
-    states = [MemoryArrays(mean[i : i + 1], covariance[i : i + 1]) for i in range(len(mean))]
-    rows = zip(json.loads(metadata["log"]), tensors["log_keys"], tensors["log_codes"], strict=True)
-    entries = [
-        Entry(
-            row["text"],
-            key,
-            latent,
-            row["time"],
-            row["image"],
-            row.get("memory", 0),
-            row.get("question"),
-            row.get("picture", ""),
-        )
-        for row, key, latent in rows
-    ]
-    forgotten = json.loads(metadata.get("forgotten", "[0]"))
-    return EpisodicMemory(states, entries, forgotten), metadata["fingerprint"]
-
-
-def _log_row(entry: Entry) -> dict[str, Any]:
-    row = {"text": entry.text, "time": entry.time, "image": entry.image, "memory": entry.memory}
-    return row if entry.question is None else {**row, "question": entry.question, "picture": entry.picture}
-
-
-def _read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Tensors and metadata of a file whose hash is right. Raises UserError."""
-    damaged = UserError(f"{path} is damaged or no memory file; use a copy of it, or another file.")
-    try:
-        # safetensors reports errors of the file system without their numbers, so they have to be met before.
-        with real_file(path).open("rb"):
-            pass
-        with safe_open(str(path), framework="np") as file:
-            metadata = file.metadata() or {}
-            file_format = metadata.get("format", "")
-            if not (file_format.isascii() and file_format.isdigit() and len(file_format) < 9):
-                raise damaged
-            if int(file_format) > MEMORY_FORMAT:
-                raise UserError(f"{path} was written by a newer microvlm; upgrade the package.")
-            if {*file.keys()} != {*_TENSORS}:
-                raise damaged
-            tensors = {name: file.get_tensor(name) for name in _TENSORS}
-    except FileNotFoundError:
+    memory = load_memory(path, runtime.fingerprint)
+    slots, width = runtime.config.memory.slots, runtime.config.memory.code_size
+    if (memory.slots, memory.width) != (slots, width):
         raise UserError(
-            f"{path} does not exist; give a memory file, as microvlm chat --memory or memory write makes it."
-        ) from None
+            f"{path} is damaged: its states are {memory.slots} x {memory.width} and the model's {slots} x {width}; "
+            "use a copy of it, or another file."
+        )
+    memory.write_pending(runtime)
+    return memory
+
+
+def read_memory(path: str | Path, say: Callable[[str], None] = note) -> tuple[EpisodicMemory, str]:
+    """(the memory in a file, the fingerprint of the model that wrote it); some of its rows may be pending.
+
+    `say` gets one sentence when the last record is torn and left out. Raises UserError for a missing, damaged or newer
+    file.
+    """
+    content = read_content(Path(path))
+    for _ in range(_LOOKS - 1):
+        if not content.is_torn:
+            break
+        time.sleep(_BETWEEN_LOOKS_S)
+        content = read_content(Path(path))
+    memory, fingerprint, file, is_torn = content
+    if is_torn:
+        count = len(memory.entries)
+        entries = "1 entry is" if count == 1 else f"{count} entries are"
+        say(f"{path}: what was written last is lost, because its writer was cut off; {entries} whole")
+    if file is not None:
+        memory.stored = _Stored(file, fingerprint, list(memory.entries))
+    return memory, fingerprint
+
+
+def _append_rows(memory: EpisodicMemory, path: str | Path, fingerprint: str) -> bool:
+    """Append the rows that the file lacks -> whether that was possible. Raises UserError and ValueError."""
+    stored = memory.stored
+    if not isinstance(stored, _Stored) or stored.fingerprint != fingerprint:
+        return False
+    count = len(stored.entries)
+    if len(memory.entries) < count or any(map(is_not, stored.entries, memory.entries)):
+        return False
+    entries = memory.entries[count:]
+    content = _record(memory, entries) if entries else None
+    with os_errors_about(path):
+        file = stored.file.append(path, content)
+    if file is None:
+        return False
+    stored.entries.extend(entries)
+    memory.stored = stored._replace(file=file)
+    return True
+
+
+def _record(memory: EpisodicMemory, entries: Sequence[Entry]) -> bytes:
+    """The blob of new rows and of the states that they filled. Raises ValueError for numbers that no memory has."""
+    numbers = sorted({entry.memory for entry in entries})
+    for state in map(memory.state, numbers):
+        # A state on another machine is not fetched for this; it is checked when it is full.
+        check_numbers(*(part for part in state if isinstance(part, np.ndarray)))
+    full = [number for number in numbers if memory.is_full(number)]
+    tensors, metadata = _row_tensors(memory, entries), {"log": encode_rows(entries)}
+    if full:
+        tensors |= _state_tensors([memory.state(number) for number in full])
+        metadata["states"] = json.dumps(full)
+    return encode(tensors, metadata)
+
+
+def _state_tensors(states: Iterable[MemoryArrays]) -> dict[str, np.ndarray]:
+    """The stacked states, float32. Raises ValueError for numbers that no memory has."""
+    means, covariances = zip(*states, strict=True)
+    tensors = {
+        "memory_mean": np.concatenate(means, dtype=np.float32, casting="same_kind"),
+        "memory_cov": np.concatenate(covariances, dtype=np.float32, casting="same_kind"),
+    }
+    check_numbers(*tensors.values())
+    return tensors
+
+
+def _row_tensors(memory: EpisodicMemory, entries: Sequence[Entry]) -> dict[str, np.ndarray]:
+    """Keys and latents of rows, float32. Raises ValueError for numbers that no memory has."""
+    tensors = {
+        "log_keys": np.array([entry.key for entry in entries], np.float32).reshape(-1, memory.slots),
+        "log_codes": np.array([entry.latent for entry in entries], np.float32).reshape(-1, memory.width),
+    }
+    check_numbers(*tensors.values())
+    return tensors
+
+
+@contextmanager
+def _saving(path: str | Path, fingerprint: str) -> Iterator[None]:
+    """Turn what keeps a memory from its file into one sentence."""
+    if not fingerprint:
+        raise UserError("this bundle has no fingerprint, so no memory can belong to it; export it again.")
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"the memory was not saved: {error}") from None
     except OSError as error:
-        raise UserError(describe_os_error(error)) from None
-    except SafetensorError:
-        raise damaged from None
-    hashed = {key: metadata[key] for key in _METADATA if key in metadata}
-    if _digest(tensors, hashed) != metadata.get("sha256"):
-        raise damaged
-    return tensors, hashed
-
-
-def _digest(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> str:
-    """One sha256 over names, dtypes, shapes and bytes of the tensors, and the metadata."""
-    digest = hashlib.sha256()
-    for name in _TENSORS:
-        digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode())
-        digest.update(tensors[name].tobytes())
-    digest.update(json.dumps(metadata, sort_keys=True).encode())
-    return digest.hexdigest()
+        raise UserError(f"the memory was not saved: {path} cannot be written: {error.strerror}.") from None
+    except ValueError:
+        raise UserError(
+            f"the memory was not saved: it has numbers that are not finite, so {path} is as before; "
+            "get the model again, or 'memory rebuild' the file."
+        ) from None

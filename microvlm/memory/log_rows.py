@@ -1,0 +1,87 @@
+"""The log of a memory file: a JSON list with an object for each row, of stated types and ranges."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from microvlm.formats import documents
+from microvlm.memory.episodic import MAX_TEXT, Entry
+
+_REMEDY = "use a copy of the file, or another one"
+_LATEST = 253_402_300_799
+"""The last second of the year 9999: dates behind it cannot be printed everywhere."""
+_ESCAPE = re.compile(
+    r"\\(?:u(?P<high>[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}|u(?P<lone>[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
+
+Text = Annotated[str, Meta(max_length=MAX_TEXT)]
+
+
+class LogRow(msgspec.Struct, frozen=True):
+    """One row of the log, without key and latent; the names are those of `Entry`."""
+
+    text: Text
+    time: Annotated[float, Meta(ge=0, le=_LATEST)]
+    image: bool
+    memory: Annotated[int, Meta(ge=0)] = 0
+    question: Text | None = None
+    picture: Annotated[str, Meta(pattern="^([0-9a-f]{64})?$")] = ""
+
+
+def encode_rows(entries: Sequence[Entry]) -> str:
+    """The log of some entries, as ASCII. A byte of a file's name that is no text becomes its escape."""
+    return json.dumps([_row(entry) for entry in entries])
+
+
+def parse_rows(log: str, origin: object) -> list[LogRow]:
+    """The rows of a log. Raises UserError, which names `origin` and the key that is wrong."""
+    return documents.parse(
+        _without_lone_surrogates(log), list[LogRow], f"{origin} is damaged: its log", _REMEDY
+    )
+
+
+def entries_of(rows: Sequence[LogRow], keys: np.ndarray, latents: np.ndarray) -> list[Entry]:
+    """Rows with their keys [N, K] and latents [N, C], as views. Raises ValueError for other numbers of them."""
+    return [
+        Entry(row.text, key, latent, row.time, row.image, row.memory, row.question, row.picture)
+        for row, key, latent in zip(rows, keys, latents, strict=True)
+    ]
+
+
+def parse_numbers(numbers: str, origin: object) -> list[int]:
+    """A list of whole numbers from 0. Raises UserError as `parse_rows`."""
+    return documents.parse(
+        numbers, list[Annotated[int, Meta(ge=0)]], f"{origin} is damaged: a list in it", _REMEDY
+    )
+
+
+def _row(entry: Entry) -> dict[str, Any]:
+    row = {
+        "text": _encodable(entry.text),
+        "time": entry.time,
+        "image": entry.image,
+        "memory": entry.memory,
+    }
+    if entry.question is None:
+        return row
+    return {**row, "question": _encodable(entry.question), "picture": entry.picture}
+
+
+def _encodable(text: str) -> str:
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _without_lone_surrogates(log: str) -> str:
+    r"""A JSON text in which an escape of half a character, such as \udcff, is the text that shows it.
+
+    Older files have them, of bytes in names of pictures.
+    """
+    return _ESCAPE.sub(lambda match: rf"\\u{match['lone']}" if match["lone"] else match[0], log)
