@@ -16,12 +16,14 @@ from microvlm.exporters.external_data import WeightStore, save_graph
 from microvlm.exporters.graph_check import check_graph
 from microvlm.exporters.tracing import trace
 from microvlm.formats.op_table import MATMUL_BY_KIND, MATMUL_BY_PACKING
+from microvlm.formats.packed_bytes import is_packed
 from microvlm.formats.weight_format import PACKING_HELP, WeightFormat
 from microvlm.model.checkpoint import load_checkpoint, save_checkpoint
 from microvlm.model.linear import TernaryLinear, ternarize
 from microvlm.model.lowering import lower, set_traced
 from microvlm.model.microvlm import MicroVLM
 
+ALL_BYTES = np.arange(256, dtype=np.uint8)
 GRAPH = "memory_encode"
 """The smallest graph with ternary products."""
 
@@ -84,3 +86,15 @@ def assert_nodes_hold_the_trits(model: onnx.ModelProto, op_name: str, model_in_t
 
 def test_the_help_of_the_flag_names_every_packing() -> None:
     assert f"Bytes of ternary weights: {' or '.join(MATMUL_BY_PACKING)}." == PACKING_HELP
+
+
+@pytest.mark.parametrize("kind", MATMUL_BY_KIND)
+def test_the_bytes_that_a_packing_writes_are_told_from_others(kind: str) -> None:
+    op = MATMUL_BY_KIND[kind]
+    integers = np.random.default_rng(0).integers(-1, 2, (40 * op.rows_per_byte, 64), dtype=np.int8)
+    packed = op.pack(integers)[0]
+    assert is_packed(op, packed)
+    written = [is_packed(op, byte) for byte in ALL_BYTES]
+    expected = {"ternary2x4": 3**4, "ternary3x5": 3**5, "int8": 255, "int4": 15 * 15}
+    assert sum(written) == expected.get(kind, sum(written)) > 0
+    assert not all(written) or kind not in expected

@@ -16,6 +16,10 @@ from microvlm.formats.documents import Size
 LAYERS = "layers"
 """Key of the layers in the metadata of a checkpoint's weights; the value is JSON."""
 
+HALF, HALF_EMBEDDING, FLOAT_EMBEDDING = "half", "half-embedding", "float-embedding"
+DENSE_KINDS = ("dense-float16", "dense-float32")
+"""Kinds without an operator of the table: float16, float32 that is not trained further, and trits in a float dtype."""
+
 
 class LoweredLayer(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
     """What it takes to build one lowered layer empty."""

@@ -28,6 +28,12 @@ ELEMENT_BYTES = {
 """Bytes of an element by dtype. Dtypes narrower than a byte are not supported."""
 
 
+_INTEGERS = {
+    "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "U16": "uint16", "I32": "int32", "U32": "uint32",
+    "I64": "int64", "U64": "uint64",
+}  # fmt: skip
+
+
 class _Entry(msgspec.Struct, frozen=True):
     dtype: Annotated[str, Meta(max_length=20)]
     shape: Annotated[tuple[Count, ...], Meta(max_length=16)]
@@ -44,8 +50,9 @@ class TensorHeader(NamedTuple):
     nbytes: int
 
     @property
-    def is_float(self) -> bool:
-        return self.dtype.startswith(("F", "BF"))
+    def kind(self) -> str:
+        """The tensor's kind as `weight_shapes.TensorType` has it."""
+        return _INTEGERS.get(self.dtype, "complex64" if self.dtype == "C64" else "float")
 
 
 class SafetensorsHeader(NamedTuple):
@@ -79,11 +86,11 @@ def read_header(path: str | Path, remedy: str) -> SafetensorsHeader:
         start, stop = entry.data_offsets
         if tensors[name].start != end or stop - start != tensors[name].nbytes:
             raise UserError(
-                f"{path}: the bytes of {quote(name)} are not those of its dtype and shape: {remedy}."
+                f"{path} is damaged, the bytes of {quote(name)} are not those of its dtype and shape: {remedy}."
             )
         end += tensors[name].nbytes
     if end != size:
-        raise UserError(f"{path} has {size:,} bytes, and {end:,} by its header: {remedy}.")
+        raise UserError(f"{path} is damaged, it has {size:,} bytes and {end:,} by its header: {remedy}.")
     return SafetensorsHeader(tensors, metadata)
 
 

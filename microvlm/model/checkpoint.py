@@ -23,9 +23,12 @@ from microvlm.atomic_folder import INCOMPLETE, new_files
 from microvlm.config import CONFIG, MicroVLMConfig
 from microvlm.errors import UserError
 from microvlm.formats.bundle import is_bundle
+from microvlm.formats.documents import quote
 from microvlm.formats.lowered_layer import LAYERS, LoweredLayer, parse_layers
 from microvlm.formats.op_table import MATMUL_BY_KIND
-from microvlm.formats.safetensors_header import read_header
+from microvlm.formats.packed_bytes import is_packed
+from microvlm.formats.safetensors_header import SafetensorsHeader, read_header
+from microvlm.formats.weight_shapes import FLOAT, TensorType, compare_types, stored_types
 from microvlm.inputs.processor import GENERATION, PREPROCESSOR, TOKENIZER, TOKENIZER_CONFIG
 from microvlm.inputs.tokenizer_tables import TABLES
 from microvlm.model.embedding import HalfEmbedding, PackedEmbedding, TiedEmbedding
@@ -87,13 +90,18 @@ def load_checkpoint(source: str | Path) -> MicroVLM:
         raise UserError(
             f"{directory} is an exported bundle: run it, or give the checkpoint it was made from."
         )
-    tensors, metadata = read_tensors(directory / WEIGHTS)
+    path = directory / WEIGHTS
+    header = _read_header(path)
+    layers = parse_layers(header.metadata.get(LAYERS, "{}"), path)
+    # Before a module is built: its sizes are the configuration's alone.
+    compare_types(stored_types(config, layers, path), header_types(header), path)
+    tensors, _ = read_tensors(path)
+    check_packed(tensors, layers, path)
     # Shapes alone, because every value comes from the file: half a billion random numbers would be thrown away.
     with torch.device("meta"):
         model = MicroVLM(config)
-        if LAYERS in metadata:
-            _build_described(model, metadata[LAYERS], directory / WEIGHTS)
-    load_strictly(model, tensors, str(directory / WEIGHTS), assign=True)
+        build_lowered(model, layers)
+    load_strictly(model, tensors, str(path), assign=True)
     model.directory = directory
     return model.eval()
 
@@ -147,14 +155,42 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str,
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(every tensor of a safetensors file by name, its metadata). Raises UserError when it is missing or damaged."""
+    header = _read_header(path)
     try:
-        header = read_header(path, "copy the checkpoint again")
         with safe_open(str(path), framework="pt") as file:
             return {key: file.get_tensor(key) for key in header.tensors}, header.metadata
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: copy the checkpoint again.") from None
     except (SafetensorError, OSError):
         raise UserError(f"{path} is damaged or not a safetensors file: copy the checkpoint again.") from None
+
+
+def _read_header(path: Path) -> SafetensorsHeader:
+    try:
+        return read_header(path, "copy the checkpoint again")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: copy the checkpoint again.") from None
+
+
+def header_types(header: SafetensorsHeader) -> dict[str, TensorType]:
+    """The tensors of a file, as `compare_types` takes them."""
+    return {name: TensorType(tensor.shape, tensor.kind) for name, tensor in header.tensors.items()}
+
+
+def check_packed(tensors: Mapping[str, Tensor], layers: Mapping[str, LoweredLayer], origin: object) -> None:
+    """Raise UserError for a lowered layer with bytes that no packing writes, or values of trits that are none."""
+    for name, layer in layers.items():
+        op = MATMUL_BY_KIND.get(layer.kind)
+        if op is not None:
+            right = is_packed(op, tensors[f"{name}.packed"].numpy())
+        elif layer.kind in DENSE_DTYPES:
+            weight = tensors[f"{name}.weight"]
+            right = bool(((weight == 0) | (weight.abs() == 1)).all())
+        else:
+            continue
+        if not right:
+            raise UserError(
+                f"{origin} is damaged: {quote(name)} has weights that its storage, {layer.kind}, does not have; "
+                "copy the checkpoint again."
+            )
 
 
 def load_strictly(model: nn.Module, tensors: dict[str, Tensor], origin: str, assign: bool = False) -> None:
@@ -165,26 +201,21 @@ def load_strictly(model: nn.Module, tensors: dict[str, Tensor], origin: str, ass
     Raises UserError naming a key that is missing, unexpected, or of another shape or kind.
     """
     state = model.state_dict()
-    missing, unexpected = sorted(set(state) - set(tensors)), sorted(set(tensors) - set(state))
-    if missing:
-        raise UserError(
-            f"{origin} lacks '{missing[0]}' ({len(missing)} missing keys): it is another model's file."
-        )
-    if unexpected:
-        raise UserError(
-            f"{origin} has an unexpected '{unexpected[0]}' ({len(unexpected)} such keys): it is another model's file."
-        )
-    for key, value in state.items():
-        if tensors[key].shape != value.shape:
-            raise UserError(
-                f"'{key}' is {tuple(tensors[key].shape)} in {origin} and {tuple(value.shape)} in the configuration."
-            )
-        if tensors[key].is_floating_point() != value.is_floating_point():
-            raise UserError(f"'{key}' is {tensors[key].dtype} in {origin} and should be {value.dtype}.")
+    compare_types(_torch_types(state), _torch_types(tensors), origin)
     if assign:
         # Copies, because what safetensors returns is not aligned, and a matrix product may round by alignment.
         tensors = {key: tensors[key].to(value.dtype, copy=True) for key, value in state.items()}
     model.load_state_dict(tensors, assign=assign)
+
+
+def _torch_types(tensors: Mapping[str, Tensor]) -> dict[str, TensorType]:
+    return {
+        name: TensorType(
+            tuple(tensor.shape),
+            FLOAT if tensor.is_floating_point() else str(tensor.dtype).removeprefix("torch."),
+        )
+        for name, tensor in tensors.items()
+    }
 
 
 def describe_lowered(model: MicroVLM) -> dict[str, LoweredLayer]:
@@ -232,15 +263,6 @@ def build_lowered(model: MicroVLM, layers: Mapping[str, LoweredLayer]) -> None:
             model.set_submodule("embedding", PackedEmbedding(module))
         else:
             setattr(model.get_submodule(parent), leaf, module)
-
-
-def _build_described(model: MicroVLM, description: str, path: Path) -> None:
-    """`build_lowered` from the metadata of the file at `path`. Raises UserError for a damaged description."""
-    layers = parse_layers(description, path)
-    try:
-        build_lowered(model, layers)
-    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError):
-        raise UserError(f"{path} lists layers that make no sense: copy the checkpoint again.") from None
 
 
 def _empty_layer(layer: LoweredLayer) -> nn.Module:
