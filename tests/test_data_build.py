@@ -10,12 +10,13 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("resvg_py")
 
+from document_mutations import check_mutations  # noqa: E402
 from drawn_emoji import ROWS, colour, run, write_packages  # noqa: E402
 
 from microvlm.errors import UserError  # noqa: E402
 from microvlm.training.data import baselines, evalset  # noqa: E402
-from microvlm.training.data.drawing_sources import SOURCES, DataError  # noqa: E402
-from microvlm.training.data.emoji import load_emoji  # noqa: E402
+from microvlm.training.data.drawing_sources import SOURCES, DataError, IconSet  # noqa: E402
+from microvlm.training.data.emoji import load_emoji, open_pixels  # noqa: E402
 from microvlm.training.data.scene_drawing import compose_scenes  # noqa: E402
 from microvlm.training.data.scenes import (  # noqa: E402
     GROUNDS,
@@ -192,6 +193,60 @@ def test_a_damaged_package_is_refused_and_nothing_is_left(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["node_modules"]
 
 
+def test_every_changed_table_of_emoji_is_a_table_or_one_sentence(emoji_build, tmp_path):
+    document = json.loads((emoji_build[0] / "emoji.json").read_text())
+    count = 9
+    document["emoji"] = document["emoji"][:count]
+    document["present"] = {vendor: drawn[:count] for vendor, drawn in document["present"].items()}
+
+    def read(content):
+        (tmp_path / "emoji.json").write_bytes(content)
+        emoji = load_emoji(tmp_path)
+        assert len(emoji.is_seen) == len(emoji.held_out) == len(emoji.captions) == count
+        assert emoji.present("noto").shape == (count,)
+
+    assert check_mutations(document, read) > 300
+
+
+def test_every_changed_package_is_a_package_or_one_sentence(tmp_path):
+    root = tmp_path / "node_modules"
+    write_packages(root)
+    source = next(source for source in SOURCES if source.vendor == "twemoji")
+    path = root / source.package / "icons.json"
+    document = json.loads(path.read_text())
+    icons = list(document["icons"])[:2]
+    document["icons"] = {name: document["icons"][name] for name in icons}
+    document["aliases"] = {
+        "other": {"parent": icons[0], "rotate": 1, "hFlip": True},
+        "third": {"parent": "other"},
+    }
+
+    def read(content):
+        path.write_bytes(content)
+        drawings = IconSet(source, root)
+        for name in [*drawings.icons, *drawings.aliases]:
+            drawings.svg(name)
+
+    assert check_mutations(document, read) > 100
+    document["aliases"]["other"]["parent"] = "third"
+    with pytest.raises(DataError, match="'other' is an alias of itself"):
+        read(json.dumps(document).encode())
+
+
+def test_drawings_of_another_size_or_kind_are_refused(emoji_build, tmp_path):
+    emoji = load_emoji(emoji_build[0])
+    count = len(emoji.captions)
+    path = tmp_path / "noto.npy"
+    for array in (np.zeros((count, 16, 16, 4)), np.zeros((count + 1, 16, 16, 4), np.uint8)):
+        np.save(path, array)
+        with pytest.raises(DataError, match="does not hold"):
+            open_pixels(path, count, 16, "build it again")
+    for content in (b"", b"\x93NUMPY\x01\x00\xff\xff{", b"PK\x03\x04", b"x" * 200, path.read_bytes()[:200]):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=r"cannot be read|does not hold"):
+            open_pixels(path, count, 16, "build it again")
+
+
 def test_a_drawing_that_is_no_svg_is_named(tmp_path):
     root = tmp_path / "node_modules"
     write_packages(root)
@@ -234,7 +289,7 @@ def test_a_folder_that_lacks_a_test_emoji_is_refused(emoji_build, tmp_path):
 def test_a_folder_that_holds_no_emoji_is_refused(tmp_path, command):
     assert_refused(run(command[0], tmp_path, *command[1:]), "emoji.json")
     (tmp_path / "emoji.json").write_text("[]")
-    assert_refused(run(command[0], tmp_path, *command[1:]), "format")
+    assert_refused(run(command[0], tmp_path, *command[1:]), "emoji.json: the document must be an object")
 
 
 def fake_npm(folder, script):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from typing import Literal
 
 import msgspec
 import pytest
@@ -28,6 +29,7 @@ class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     sha256: Sha256 | None = None
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     free: dict[str, object] | None = None
+    side: Literal["left", "right"] = "left"
 
 
 def sentence(content: bytes | str) -> str:
@@ -54,6 +56,8 @@ def test_a_right_document_becomes_a_record():
         ('{"part": {"size": ' + "9" * 5000 + "}}", "a.json: 'part.size': integer value out of range"),
         ('{"part": {}}', "a.json: 'part.size' is missing"),
         ("{}", "a.json: 'part' is missing"),
+        ('{"part": {"size": 1}, "side": "up"}', "a.json: 'side' has the unknown value 'up'"),
+        ('{"part": {"size": 1}, "side": "' + "z" * 5000 + '"}', "a.json: 'side' has the unknown value 'zzz"),
         ("[]", "a.json: the document must be an object, not a list"),
         ('{"part": {"size": 1}, "x\\u001b[31m": 1}', "a.json: 'x\\x1b[31m' is not known to this version"),
         ('{"part": {"size": 1}, "' + "y" * 5000 + '": 1}', "a.json: '" + "y" * 60 + "…' is not known"),

@@ -8,12 +8,12 @@ pytest.importorskip("resvg_py")
 
 from drawn_emoji import run, write_json
 
+from microvlm.errors import UserError
 from microvlm.inputs.processor import Processor
 from microvlm.presets import preset
 from microvlm.training.batches.drawing_sampler import DrawingSampler
 from microvlm.training.batches.fact_batches import FactSampler
 from microvlm.training.batches.sample_texts import TextRows
-from microvlm.training.data.drawing_sources import DataError
 from microvlm.training.data.drawings import DRAWING_SOURCES, Drawings, build_drawings, load_drawings
 from microvlm.training.data.emoji import load_emoji
 from microvlm.training.data.fact_texts import sample_facts
@@ -78,13 +78,13 @@ def test_a_failed_build_names_the_reason_and_leaves_nothing(drawn, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("broken", [None, "{", '{"format": "another"}'])
+@pytest.mark.parametrize("broken", [None, "{", '{"format": "another", "names": ["a/b"]}'])
 def test_a_folder_without_usable_drawings_is_refused(drawn, tmp_path, broken):
     if broken is not None:
         (tmp_path / "drawings").mkdir()
         (tmp_path / "drawings/drawings.json").write_text(broken)
         (tmp_path / "drawings/rgba96.npy").write_bytes((drawn[0] / "drawings/rgba96.npy").read_bytes())
-    with pytest.raises(DataError, match=r"microvlm-data drawings|cannot be read|not in the format"):
+    with pytest.raises(UserError, match=r"microvlm-data drawings|not valid JSON|not in the format"):
         load_drawings(tmp_path)
 
 

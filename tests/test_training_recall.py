@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from types import SimpleNamespace
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -115,7 +116,7 @@ def test_objects_of_other_drawings_follow_the_emoji(task):
 
 
 def test_a_stage_without_facts_is_one_sentence(task, emoji):
-    stage = dataclasses.replace(STAGE, mixture={"episode": 1.0})
+    stage = msgspec.structs.replace(STAGE, mixture={"episode": 1.0})
     with pytest.raises(UserError, match="no facts to recall"):
         RecallTask(StageInputs(task.config, task.rows, RECIPE, stage, emoji))
 

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import shutil
 
+import msgspec
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -109,7 +110,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(finished, emoji,
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.training
 def test_batches_drawn_by_workers_train_the_same_weights(finished, emoji, tmp_path):
-    recipe = dataclasses.replace(RECIPE, stages=(FLOAT_STAGE, TERNARY_STAGE))
+    recipe = msgspec.structs.replace(RECIPE, stages=(FLOAT_STAGE, TERNARY_STAGE))
     assert train(recipe, emoji, tmp_path / "run", silent, workers=2)
     for stage in ("ground", "ternary"):
         with_workers, without = (
@@ -127,11 +128,13 @@ def test_a_stage_can_have_a_precision_of_its_own(finished, emoji, tmp_path, monk
     monkeypatch.setattr(
         ScopeTask, "loss", lambda *args: autocast.append(torch.is_autocast_enabled("cpu")) or loss(*args)
     )
-    first, second, last = (dataclasses.replace(SCOPE_STAGE, name=name, steps=1) for name in ("a", "b", "c"))
-    stages = (RECALL_STAGE, first, dataclasses.replace(second, mixed_precision="bf16"), last)
+    first, second, last = (
+        msgspec.structs.replace(SCOPE_STAGE, name=name, steps=1) for name in ("a", "b", "c")
+    )
+    stages = (RECALL_STAGE, first, msgspec.structs.replace(second, mixed_precision="bf16"), last)
     out = tmp_path / "run"
     shutil.copytree(finished / "recall", out / "recall")
-    assert train(dataclasses.replace(RECIPE, stages=stages), emoji, out, silent)
+    assert train(msgspec.structs.replace(RECIPE, stages=stages), emoji, out, silent)
     assert autocast == [False, True, False]
     runs = json.loads((out / "checkpoint" / "training.json").read_text())["runs"]
     assert [runs[name][0]["precision"] for name in "abc"] == ["no", "bf16", "no"]
@@ -139,8 +142,8 @@ def test_a_stage_can_have_a_precision_of_its_own(finished, emoji, tmp_path, monk
 
 def test_an_unknown_precision_is_refused():
     for broken in (
-        lambda: dataclasses.replace(RECIPE, mixed_precision="half"),
-        lambda: dataclasses.replace(SCOPE_STAGE, mixed_precision="half"),
+        lambda: msgspec.structs.replace(RECIPE, mixed_precision="half"),
+        lambda: msgspec.structs.replace(SCOPE_STAGE, mixed_precision="half"),
     ):
         with pytest.raises(UserError, match="mixed_precision 'half'; use one of no, bf16"):
             broken()
@@ -169,8 +172,11 @@ def test_a_stage_can_begin_a_part_anew(finished, emoji, tmp_path):
     def first_weights(fresh: list[str]) -> dict:
         out = tmp_path / ("fresh" if fresh else "kept")
         shutil.copytree(finished / "ground", out / "ground")
-        stages = (FLOAT_STAGE, dataclasses.replace(TERNARY_STAGE, fresh=fresh, steps=1, learning_rate=1e-9))
-        train(dataclasses.replace(RECIPE, stages=stages), emoji, out, silent)
+        stages = (
+            FLOAT_STAGE,
+            msgspec.structs.replace(TERNARY_STAGE, fresh=fresh, steps=1, learning_rate=1e-9),
+        )
+        train(msgspec.structs.replace(RECIPE, stages=stages), emoji, out, silent)
         return load_file(out / "ternary" / "weights.safetensors")
 
     before = load_file(finished / "ground" / "weights.safetensors")

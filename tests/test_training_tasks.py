@@ -5,6 +5,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -123,7 +124,7 @@ def test_every_task_is_tested_here(tasks):
 
 
 def test_an_unknown_task_is_refused_before_anything_is_written(emoji, tmp_path):
-    recipe = dataclasses.replace(RECIPE, stages=(StageConfig("last", "polish", 1, 1, 1e-3),))
+    recipe = msgspec.structs.replace(RECIPE, stages=(StageConfig("last", "polish", 1, 1, 1e-3),))
     with pytest.raises(
         UserError, match="stage 'last': unknown task 'polish'; use one of distill, vlm, recall, scope"
     ):
@@ -133,7 +134,7 @@ def test_an_unknown_task_is_refused_before_anything_is_written(emoji, tmp_path):
 
 @pytest.mark.parametrize("mixture", [{"fact": 1.0}, {"caption": 1.0}, {"episode": 1.0}])
 def test_a_vlm_stage_without_captions_or_episodes_is_one_sentence(inputs, mixture):
-    stage = dataclasses.replace(STAGES["vlm"], mixture=mixture)
+    stage = msgspec.structs.replace(STAGES["vlm"], mixture=mixture)
     with pytest.raises(UserError, match="a vlm stage needs both kinds"):
         VLMTask(dataclasses.replace(inputs, stage=stage))
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import microvlm
+from microvlm.formats import documents
 
 RUNS = "runs.jsonl"
 
@@ -46,10 +47,15 @@ def record_run(folder: Path, step: int, precision: str, optimizers: Sequence[str
 
 
 def recorded_runs(out: Path, stages: Iterable[str]) -> dict[str, list[dict[str, Any]]]:
-    """Stage -> the lines of its runs.jsonl, for the stages that have one."""
+    """Stage -> the lines of its runs.jsonl, for the stages that have one. Raises UserError for a damaged line."""
     files = {stage: out / stage / RUNS for stage in stages}
-    return {
-        stage: [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-        for stage, file in files.items()
-        if file.is_file()
-    }
+    return {stage: _rows(file) for stage, file in files.items() if file.is_file()}
+
+
+def _rows(file: Path) -> list[dict[str, Any]]:
+    remedy = "delete this line and run the same command again"
+    lines = documents.read_file(file).splitlines()
+    return [
+        documents.parse(line, dict[str, Any], f"line {number} of {file}", remedy)
+        for number, line in enumerate(lines, 1)
+    ]

@@ -18,6 +18,8 @@ from tokenizers import Tokenizer
 from microvlm.atomic import new_file, write_file
 from microvlm.config import MicroVLMConfig, QuantizationConfig
 from microvlm.errors import UserError
+from microvlm.formats import documents
+from microvlm.formats.documents import quote
 from microvlm.formats.weight_format import WeightFormat
 from microvlm.inputs.processor import Processor
 from microvlm.model.checkpoint import load_strictly, read_tensors, save_checkpoint, write_tensors
@@ -70,7 +72,7 @@ def train(
 
     Raises UserError for an unknown task, a start that does not fit, and an `out` that belongs to another run.
     """
-    _check_tasks(recipe)
+    _check_stages(recipe)
     skipped = _stages_before(recipe, start, start_stage)
     if start is not None:
         # Checked before anything is written: a start that does not fit must not claim the folder.
@@ -143,11 +145,22 @@ def load_stage(recipe: Recipe, stage: StageConfig, folder: Path, float_control: 
     return model.eval()
 
 
-def _check_tasks(recipe: Recipe) -> None:
+def _check_stages(recipe: Recipe) -> None:
+    """Raises UserError for a stage that no task can train, before anything is written or computed."""
     for stage in recipe.stages:
         if stage.task not in TASKS:
             raise UserError(
-                f"stage '{stage.name}': unknown task '{stage.task}'; use one of {', '.join(TASKS)}."
+                f"stage '{stage.name}': unknown task {quote(stage.task)}; use one of {', '.join(TASKS)}."
+            )
+        TASKS[stage.task].check(stage)
+    with torch.device("meta"):
+        parts = dict.fromkeys(name.split(".")[0] for name in MicroVLM(preset(recipe.preset)).state_dict())
+    for stage in recipe.stages:
+        unknown = [part for part in stage.fresh if part not in parts]
+        if unknown:
+            raise UserError(
+                f"stage '{stage.name}': the model has no part {quote(unknown[0])} to begin anew; it has "
+                f"{', '.join(parts)}."
             )
 
 
@@ -196,7 +209,8 @@ def _claim(out: Path, first_stage: str, run: dict[str, Any], model: MicroVLMConf
     path = out / "recipe.json"
     if path.is_file():
         # Folders of older versions do not record their preset.
-        if {"preset": description["preset"]} | json.loads(path.read_text()) != description:
+        recorded = documents.load(path, dict[str, Any], f"delete {out}, or choose another --output")
+        if {"preset": description["preset"]} | recorded != description:
             raise UserError(f"{out} holds another run ({path}): choose another --output or delete it.")
         return
     remove_leftovers(out)  # of a start that was killed before it had its recipe written

@@ -11,14 +11,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
 import torch
 from accelerate import Accelerator
+from msgspec import Meta
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from microvlm.atomic import write_file
+from microvlm.errors import UserError
+from microvlm.formats import documents
+from microvlm.formats.documents import Count
 from microvlm.model.linear import weights_rounded_once
 from microvlm.training.muon import Float32Muon
 from microvlm.training.recipe import Recipe, StageConfig
@@ -196,7 +201,7 @@ def run_stage(
     precision = usable_precision(stage.mixed_precision or recipe.mixed_precision, log)
     trainer = StageTrainer(task, stage, precision)
     accelerator = trainer.accelerator
-    start = _resume(accelerator, folder)
+    start = _resume(accelerator, folder, stage.steps)
     log(f"{stage.name}: {stage.steps} steps" + (f", of which {start} are done" if start else ""))
     if accelerator.is_main_process:
         record_run(folder, start, precision, trainer.optimizer_names)
@@ -222,23 +227,39 @@ def _unchanged(batch: Any) -> Any:
 
 def _save(accelerator: Accelerator, folder: Path, step: int) -> None:
     """Save into the state folder that does not hold the last complete state, then record it; a crash leaves one."""
-    name = STATES[_progress(folder).get("state") == STATES[0]]
+    saved = _progress(folder)
+    name = STATES[saved is not None and saved.state == STATES[0]]
     accelerator.save_state(str(folder / name))
     if accelerator.is_main_process:
         write_file(folder / PROGRESS, json.dumps({"state": name, "step": step}))
 
 
-def _progress(folder: Path) -> dict[str, Any]:
-    """The last complete state and its step; empty before the first."""
-    path = folder / PROGRESS
-    return json.loads(path.read_text()) if path.is_file() else {}
+class Progress(msgspec.Struct, frozen=True):
+    """A stage's last complete state: its folder, one of STATES, and the number of steps that are done."""
+
+    state: Annotated[str, Meta(pattern=r"^state[01]\Z")]
+    step: Count
 
 
-def _resume(accelerator: Accelerator, folder: Path) -> int:
+def _progress(folder: Path) -> Progress | None:
+    """None before the first state. Raises UserError for a damaged file."""
+    try:
+        return documents.load(
+            folder / PROGRESS, Progress, f"delete {folder} to train this stage from its start"
+        )
+    except FileNotFoundError:
+        return None
+
+
+def _resume(accelerator: Accelerator, folder: Path, steps: int) -> int:
     """Load the last complete state; returns the number of steps that are done."""
     folder.mkdir(parents=True, exist_ok=True)
     saved = _progress(folder)
-    if not saved:
+    if saved is None:
         return 0
-    accelerator.load_state(str(folder / saved["state"]))
-    return int(saved["step"])
+    if saved.step > steps:
+        raise UserError(
+            f"{folder / PROGRESS} is of {saved.step} steps and the stage has {steps}: delete {folder}."
+        )
+    accelerator.load_state(str(folder / saved.state))
+    return saved.step

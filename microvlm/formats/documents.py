@@ -155,6 +155,9 @@ def _invalid(error: msgspec.ValidationError, origin: object, remedy: str) -> Use
         expected, actual = (re.sub(r"`(.*?)`", _type_words, side or "") for side in match.groups())
         contrast = f", not {actual}" if actual else ""
         return UserError(f"{origin}: {subject} must be {expected}{contrast}: {remedy}.")
+    match = re.fullmatch(r"Invalid enum value '?(.*?)'?", problem, re.DOTALL)
+    if match:
+        return UserError(f"{origin}: {subject} has the unknown value {quote(match[1])}: {remedy}.")
     return UserError(f"{origin}: {subject}: {printable(problem[:1].lower() + problem[1:])}: {remedy}.")
 
 

@@ -29,6 +29,9 @@ OTHER_PROMPT_SHARE = 0.2
 FACT_STRENGTH = 0.8
 """Augmentation of the views of facts: turned by up to 20 degrees, on any ground."""
 
+SAMPLE_KINDS = ("caption", "scene", "episode", "fact", "crowd")
+"""Kinds of a `mixture`, in the order of the fields of BatchCounts."""
+
 
 class BatchCounts(NamedTuple):
     """Samples of each kind in a batch. Pictures stand in this order: captions, scenes, episodes, facts, grids."""
@@ -52,8 +55,7 @@ class BatchCounts(NamedTuple):
 
     @classmethod
     def of(cls, stage: StageConfig) -> BatchCounts:
-        counts = {kind: round(stage.batch_size * share) for kind, share in stage.mixture.items()}
-        return cls(*(counts.get(kind, 0) for kind in ("caption", "scene", "episode", "fact", "crowd")))
+        return cls(*map(stage.count_of, SAMPLE_KINDS))
 
 
 class Distractors(NamedTuple):

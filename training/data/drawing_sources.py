@@ -5,16 +5,28 @@ Knows nothing about captions, splits or pixels.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, TypeVar
+
+import msgspec
+from msgspec import Meta
 
 from microvlm.atomic_folder import new_folder
 from microvlm.backends.resolve import cache_directory
 from microvlm.errors import UserError
+from microvlm.formats import documents
+from microvlm.formats.documents import quote
+
+T = TypeVar("T")
+LARGEST_PACKAGE_FILE = 256_000_000
+"""Bytes; the icons of the largest set have 40 MB."""
+MOST_ALIASES = 16
+"""Longest chain of aliases that leads to a drawing."""
 
 
 class DataError(UserError):
@@ -60,17 +72,21 @@ STRESS_VENDOR = "openmoji"
 LABELS_PACKAGE = ("emojibase-data", "17.0.0")
 
 
+class _Package(msgspec.Struct, frozen=True):
+    """npm's package.json."""
+
+    dependencies: dict[str, str]
+
+
 def install_packages(versions: dict[str, str], name: str) -> Path:
     """Install packages (name -> version) with npm once, as `name` in the cache; returns their node_modules folder.
 
     Install scripts do not run. Raises DataError if npm is missing or fails, UserError if the cache cannot be written.
     """
     final = cache_directory() / name
-    try:
-        if json.loads((final / "package.json").read_text())["dependencies"] == versions:
+    with contextlib.suppress(FileNotFoundError, UserError):  # none yet, or a damaged one: installed again
+        if documents.load(final / "package.json", _Package, "install again").dependencies == versions:
             return final / "node_modules"
-    except (OSError, ValueError, KeyError):
-        pass
     npm = shutil.which("npm")
     if npm is None:
         raise DataError("npm was not found: install Node.js, or pass an existing folder with --packages.")
@@ -96,14 +112,46 @@ def find_packages(packages: Path | None) -> Path:
     return root
 
 
-def read_json(path: Path) -> Any:
-    """Parse one package file. Raises DataError, naming the file, if it is missing or broken."""
+def read_json(path: Path, kind: type[T]) -> T:
+    """Parse one package file -> a value of type `kind`. Raises DataError, naming the file, if it is missing or bad."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return documents.load(path, kind, "install the packages again", LARGEST_PACKAGE_FILE)
     except FileNotFoundError:
         raise DataError(f"The emoji packages are incomplete: {path} is missing.") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"The emoji packages are damaged: {path} cannot be read ({error}).") from None
+    except UserError as error:
+        raise DataError(f"The emoji packages are damaged: {error}") from None
+
+
+Coordinate = Annotated[int, Meta(ge=-100_000, le=100_000)] | Annotated[float, Meta(ge=-1e5, le=1e5)]
+Length = Annotated[int, Meta(ge=1, le=100_000)] | Annotated[float, Meta(gt=0, le=1e5)]
+
+
+class Icon(msgspec.Struct, frozen=True):
+    """One drawing: what is within its svg element, and its place where it is not the set's."""
+
+    body: str
+    left: Coordinate = 0
+    top: Coordinate = 0
+    width: Length | None = None
+    height: Length | None = None
+
+
+class Alias(msgspec.Struct, frozen=True):
+    """Another name of a drawing, which may be mirrored or turned by quarters."""
+
+    parent: str
+    rotate: Annotated[int, Meta(ge=-3, le=3)] = 0
+    hFlip: bool = False
+    vFlip: bool = False
+
+
+class IconFile(msgspec.Struct, frozen=True):
+    """A package's icons.json."""
+
+    icons: dict[str, Icon]
+    aliases: dict[str, Alias] = {}
+    width: Length = 16
+    height: Length = 16
 
 
 class IconSet:
@@ -114,30 +162,32 @@ class IconSet:
 
     def __init__(self, source: Source, root: Path):
         folder = root / source.package
-        data = read_json(folder / "icons.json")
+        file = read_json(folder / "icons.json", IconFile)
         self.source = source
-        self.icons: dict[str, dict[str, Any]] = data["icons"]
-        self.aliases: dict[str, dict[str, Any]] = data.get("aliases", {})
-        self.width, self.height = data.get("width", 16), data.get("height", 16)
+        self.icons, self.aliases = file.icons, file.aliases
+        self.width, self.height = file.width, file.height
         chars = folder / "chars.json"
-        self.chars: dict[str, str] = read_json(chars) if chars.exists() else {}
+        self.chars: dict[str, str] = read_json(chars, dict[str, str]) if chars.exists() else {}
 
     def __contains__(self, name: str) -> bool:
         return name in self.icons or name in self.aliases
 
     def svg(self, name: str) -> str:
-        """The SVG document of an icon or alias; an alias may mirror or turn its parent."""
+        """The SVG document of an icon or alias; an alias may mirror or turn its parent. Raises DataError."""
         turns, mirror, flip = 0, False, False
-        while name in self.aliases:
-            alias = self.aliases[name]
-            turns += alias.get("rotate", 0)
-            mirror ^= bool(alias.get("hFlip"))
-            flip ^= bool(alias.get("vFlip"))
-            name = alias["parent"]
-        icon = self.icons[name]
-        left, top = icon.get("left", 0), icon.get("top", 0)
-        width, height = icon.get("width", self.width), icon.get("height", self.height)
-        body = icon["body"]
+        icon, steps = self._drawing(name), 0
+        while isinstance(icon, Alias):
+            turns += icon.rotate
+            mirror ^= icon.hFlip
+            flip ^= icon.vFlip
+            icon, steps = self._drawing(icon.parent), steps + 1
+            if steps > MOST_ALIASES:
+                raise DataError(
+                    f"The emoji packages are damaged: {self.source.vendor} {quote(name)} is an alias of itself."
+                )
+        left, top = icon.left, icon.top
+        width, height = icon.width or self.width, icon.height or self.height
+        body = icon.body
         if turns or mirror or flip:
             cx, cy = left + width / 2, top + height / 2
             scale = f"scale({-1 if mirror else 1} {-1 if flip else 1})"
@@ -147,3 +197,9 @@ class IconSet:
             '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
             f'width="{width}" height="{height}" viewBox="{left} {top} {width} {height}">{body}</svg>'
         )
+
+    def _drawing(self, name: str) -> Icon | Alias:
+        drawing = self.aliases.get(name) or self.icons.get(name)
+        if drawing is None:
+            raise DataError(f"The emoji packages are damaged: {self.source.vendor} has no {quote(name)}.")
+        return drawing

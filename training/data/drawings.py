@@ -10,11 +10,16 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 
 from microvlm.atomic_folder import new_folder
+from microvlm.formats import documents
 from microvlm.training.data.drawing_sources import DataError, IconSet, Source, install_packages
+from microvlm.training.data.emoji import Text, open_pixels
 from microvlm.training.data.render import Progress, render_vendor
 
 DRAWING_SOURCES = (
@@ -45,6 +50,13 @@ _VARIANT = re.compile(
 )
 _LEAST_INK = 0.04
 """Minimum share of the pixels that a drawing covers."""
+
+
+class _DrawingsTable(msgspec.Struct, frozen=True):
+    """drawings.json: the names of the drawings in their order."""
+
+    format: str
+    names: Annotated[list[Text], Meta(min_length=1, max_length=1_000_000)]
 
 
 @dataclass(frozen=True)
@@ -81,19 +93,16 @@ def _stem(name: str) -> str:
 
 
 def load_drawings(folder: str | Path) -> Drawings:
-    """Open what `microvlm-data drawings` wrote into an emoji folder. Raises DataError if it is missing."""
+    """Open what `microvlm-data drawings` wrote into an emoji folder. Raises UserError if it is missing or damaged."""
     path = Path(folder) / "drawings"
+    remedy = "delete it and build it again with microvlm-data drawings"
     try:
-        document = json.loads((path / "drawings.json").read_text(encoding="utf-8"))
-        pixels = np.load(path / "rgba96.npy", mmap_mode="r")
+        document = documents.load(path / "drawings.json", _DrawingsTable, remedy)
     except FileNotFoundError:
         raise DataError(f"{folder} has no drawings: run microvlm-data drawings -o {folder}.") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} cannot be read ({error}).") from None
-    names = document.get("names", []) if isinstance(document, dict) else []
-    if not names or document.get("format") != DRAWINGS_FORMAT or len(names) != len(pixels):
-        raise DataError(f"{path} is not in the format {DRAWINGS_FORMAT}: delete it and build it again.")
-    return Drawings(names, pixels)
+    if document.format != DRAWINGS_FORMAT:
+        raise DataError(f"{path} is not in the format {DRAWINGS_FORMAT}: {remedy}.")
+    return Drawings(document.names, open_pixels(path / "rgba96.npy", len(document.names), SIZE, remedy))
 
 
 def build_drawings(packages: Path | None, out: Path, progress: Progress) -> dict:

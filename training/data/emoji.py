@@ -9,13 +9,19 @@ import hashlib
 import json
 import re
 import unicodedata
+import zipfile
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 
+from microvlm.escaping import printable
+from microvlm.formats import documents
+from microvlm.formats.documents import quote
 from microvlm.training.data.drawing_sources import LABELS_PACKAGE, DataError, IconSet, read_json
 
 CORE_VENDORS = ("noto", "twemoji", "fluent-emoji", "fluent-emoji-flat", "openmoji", "emojione")
@@ -26,6 +32,51 @@ EMOJI_FORMAT = "microvlm-emoji-1"
 
 # A joined sequence with an explicit man or woman is a gender variant of the neutral one.
 _GENDERED = re.compile(r"1F468|1F469")
+
+Text = Annotated[str, Meta(max_length=1000)]
+VendorName = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,63}\Z")]
+"""Name of a set of drawings, which is a file's name too."""
+
+
+class _Head(msgspec.Struct, frozen=True):
+    format: str = ""
+
+
+class _EmojiRow(msgspec.Struct, frozen=True):
+    hexcode: Annotated[str, Meta(pattern=r"^[0-9A-Fa-f]{2,6}(-[0-9A-Fa-f]{2,6})*\Z")]
+    caption: Text
+    group: Text
+    subgroup: Text
+    core: bool
+    split: Literal["seen", "held_out", "extra"]
+
+
+class _EmojiTable(msgspec.Struct, frozen=True):
+    """A folder's emoji.json."""
+
+    emoji: Annotated[list[_EmojiRow], Meta(min_length=1, max_length=100_000)]
+    present: dict[VendorName, list[bool]]
+
+    def __post_init__(self) -> None:
+        wrong = [vendor for vendor, drawn in self.present.items() if len(drawn) != len(self.emoji)]
+        if wrong:
+            raise ValueError(f"present.{wrong[0]} must have one value for each of {len(self.emoji)} emoji")
+
+
+class _Label(msgspec.Struct, frozen=True):
+    """An emoji in the package of labels."""
+
+    hexcode: str
+    label: Text
+    order: int | None = None
+    group: int | None = None
+    subgroup: int | None = None
+    gender: Any = msgspec.UNSET
+
+
+class _Groups(msgspec.Struct, frozen=True):
+    groups: dict[str, Text]
+    subgroups: dict[str, Text]
 
 
 @dataclass(frozen=True)
@@ -54,18 +105,21 @@ def captioned(root: Path) -> list[Emoji]:
     and gender variants. Captions are lower-case ASCII and unique.
     """
     folder = root / LABELS_PACKAGE[0]
-    rows = read_json(folder / "en" / "data.json")
-    meta = read_json(folder / "meta" / "groups.json")
+    rows = read_json(folder / "en" / "data.json", list[_Label])
+    meta = read_json(folder / "meta" / "groups.json", _Groups)
     ranked_emoji = []
     for row in rows:
-        group = meta["groups"].get(str(row.get("group")), "component")
-        code = row["hexcode"]
-        if group in SKIPPED_GROUPS or "gender" in row or ("-200D-" in code and _GENDERED.search(code)):
+        group = meta.groups.get(str(row.group), "component")
+        code = row.hexcode
+        has_gender = row.gender is not msgspec.UNSET
+        if group in SKIPPED_GROUPS or has_gender or ("-200D-" in code and _GENDERED.search(code)):
             continue
-        caption = _ascii(row["label"]).lower()
-        ranked_emoji.append(
-            (row["order"], Emoji(code, caption, group, meta["subgroups"][str(row["subgroup"])]))
-        )
+        subgroup = meta.subgroups.get(str(row.subgroup))
+        if row.order is None or subgroup is None:
+            raise DataError(
+                f"The emoji packages are damaged: {quote(row.label)} has no place among the others."
+            )
+        ranked_emoji.append((row.order, Emoji(code, _ascii(row.label).lower(), group, subgroup)))
     emoji = [e for _, e in sorted(ranked_emoji, key=lambda pair: pair[0])]
     if len({e.caption for e in emoji}) != len(emoji):
         raise DataError("The label package gives one caption to two emoji: use the pinned version.")
@@ -78,7 +132,7 @@ def match_names(emoji: list[Emoji], sets: dict[str, IconSet], root: Path) -> dic
     If a set has a table of characters, the table decides. Otherwise the name is the slug of the label or of the Unicode
     name, or the name that another set's table gives to the same character.
     """
-    unicode_names = read_json(root / LABELS_PACKAGE[0] / "meta" / "unicode-names.json")
+    unicode_names = read_json(root / LABELS_PACKAGE[0] / "meta" / "unicode-names.json", dict[str, str])
     # Misleading names, found by looking at every drawing; null stands for "not drawn".
     by_hand: dict[str, dict[str, str | None]] = json.loads(_packaged("names.json"))
     matched: dict[str, list[str | None]] = {}
@@ -157,10 +211,12 @@ class EmojiData:
         path = self.folder / f"rgba{size}" / f"{vendor}.npy"
         if not path.is_file():
             raise DataError(f"{self.folder} has no {size} px images of {vendor}: run microvlm-data emoji.")
-        return np.load(path, mmap_mode="r")
+        return open_pixels(path, len(self.hexcodes), size, "delete the folder and run microvlm-data emoji")
 
     def present(self, vendor: str) -> np.ndarray:
-        """bool [N]: which emoji the vendor drew."""
+        """bool [N]: which emoji the vendor drew. Raises DataError for a vendor that the folder does not list."""
+        if vendor not in self._present:
+            raise DataError(f"{self.folder} lists no drawings of {vendor}: run microvlm-data emoji.")
         return np.array(self._present[vendor], dtype=bool)
 
     def index(self, hexcode: str) -> int:
@@ -172,26 +228,37 @@ class EmojiData:
 
 
 def load_emoji(folder: str | Path) -> EmojiData:
-    """Open the folder that `microvlm-data emoji -o FOLDER` wrote. Raises DataError if it cannot be used."""
+    """Open the folder that `microvlm-data emoji -o FOLDER` wrote. Raises UserError if it cannot be used."""
     folder = Path(folder)
+    path = folder / "emoji.json"
+    remedy = "delete the folder and build it again with microvlm-data emoji"
     try:
-        table = json.loads((folder / "emoji.json").read_text(encoding="utf-8"))
+        content = documents.read_file(path)
     except FileNotFoundError:
         raise DataError(f"{folder} holds no emoji.json: run microvlm-data emoji -o {folder}.") from None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{folder}/emoji.json cannot be read ({error}).") from None
-    if not isinstance(table, dict) or table.get("format") != EMOJI_FORMAT:
-        raise DataError(f"{folder}/emoji.json is not in the format {EMOJI_FORMAT}.")
-    rows = table["emoji"]
-    columns = {key: [r[key] for r in rows] for key in ("hexcode", "caption", "group", "subgroup", "split")}
+    if documents.parse(content, _Head, path, remedy).format != EMOJI_FORMAT:
+        raise DataError(f"{path} is not in the format {EMOJI_FORMAT}: {remedy}.")
+    table = documents.parse(content, _EmojiTable, path, remedy)
     return EmojiData(
         folder=folder,
-        hexcodes=columns["hexcode"],
-        captions=columns["caption"],
-        groups=columns["group"],
-        subgroups=columns["subgroup"],
-        splits=columns["split"],
-        core=np.array([r["core"] for r in rows], dtype=bool),
-        vendors=list(table["present"]),
-        _present=table["present"],
+        hexcodes=[row.hexcode for row in table.emoji],
+        captions=[row.caption for row in table.emoji],
+        groups=[row.group for row in table.emoji],
+        subgroups=[row.subgroup for row in table.emoji],
+        splits=[row.split for row in table.emoji],
+        core=np.array([row.core for row in table.emoji], dtype=bool),
+        vendors=list(table.present),
+        _present=table.present,
     )
+
+
+def open_pixels(path: Path, count: int, size: int, remedy: str) -> np.ndarray:
+    """The drawings in a .npy file, uint8 [count, size, size, 4], memory-mapped. Raises DataError for another array."""
+    try:
+        pixels = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError, OverflowError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} cannot be read ({printable(str(error))}): {remedy}.") from None
+    shape = (count, size, size, 4)
+    if not isinstance(pixels, np.ndarray) or pixels.shape != shape or pixels.dtype != np.uint8:
+        raise DataError(f"{path} does not hold {count} drawings of {size} pixels: {remedy}.")
+    return pixels

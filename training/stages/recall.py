@@ -25,6 +25,7 @@ from microvlm.training.data.drawings import load_drawings
 from microvlm.training.losses.episode_loss import episode_losses
 from microvlm.training.losses.fact_loss import FactHeads, fact_losses
 from microvlm.training.losses.loss_terms import answer_loss
+from microvlm.training.recipe import StageConfig
 from microvlm.training.stages.task import StageInputs, WholeModelTask
 
 STRENGTH = 0.8
@@ -66,16 +67,15 @@ class ModelWithFactHeads(nn.Module):
 class RecallTask(WholeModelTask):
     """The losses of facts and episodes, on the memory encoder, the readout and W_M."""
 
+    mixture_kinds = ("fact", "episode")
+
     def __init__(self, inputs: StageInputs):
         super().__init__(inputs)
         stage = self.stage
         self.with_heads = ModelWithFactHeads(self.model)
         self.module = self.with_heads
         self.cross_entropy = answer_loss(stage.label_smoothing)
-        counts = {kind: round(stage.batch_size * share) for kind, share in stage.mixture.items()}
-        if not counts.get("fact"):
-            raise UserError(f"stage '{stage.name}' has no facts to recall: give its mixture a share of fact.")
-        self.episodes = counts.get("episode", 0)
+        self.episodes = stage.count_of("episode")
         self.sampler = DrawingSampler(self.emoji, self.recipe.vendor_weights, seen_share=1.0)
         drawings = None
         if stage.drawing_share:
@@ -84,7 +84,7 @@ class RecallTask(WholeModelTask):
         self.fact_sampler = FactSampler(
             self.emoji,
             self.sampler,
-            counts["fact"],
+            stage.count_of("fact"),
             STRENGTH,
             drawings=drawings,
             drawing_share=stage.drawing_share,
@@ -94,6 +94,12 @@ class RecallTask(WholeModelTask):
         self.model.requires_grad_(False)
         for part in self._trained_parts():
             part.requires_grad_(True)
+
+    @classmethod
+    def check(cls, stage: StageConfig) -> None:
+        super().check(stage)
+        if not stage.count_of("fact"):
+            raise UserError(f"stage '{stage.name}' has no facts to recall: give its mixture a share of fact.")
 
     def _trained_parts(self) -> list[nn.Module]:
         return [self.model.memory_encoder, self.model.memory_projection]

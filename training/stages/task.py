@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from microvlm.config import MicroVLMConfig
 from microvlm.errors import UserError
+from microvlm.formats.documents import quote
 from microvlm.model.checkpoint import load_strictly
 from microvlm.model.microvlm import MicroVLM
 from microvlm.training.batches.sample_texts import TextRows
@@ -38,12 +39,26 @@ class Task(ABC):
     the batches of an unbroken one, and worker processes may draw ahead.
     """
 
+    mixture_kinds: ClassVar[tuple[str, ...]] = ()
+    """Kinds of samples that the `mixture` of such a stage may name."""
     module: nn.Module
     """Everything that is saved and resumed within the stage."""
 
     def __init__(self, inputs: StageInputs):
+        self.check(inputs.stage)
         self.config, self.rows, self.stage = inputs.config, inputs.rows, inputs.stage
         self.recipe, self.emoji = inputs.recipe, inputs.emoji
+
+    @classmethod
+    def check(cls, stage: StageConfig) -> None:
+        """Raises UserError for a stage that this task cannot train. A run checks all stages before it writes."""
+        unknown = [kind for kind in stage.mixture if kind not in cls.mixture_kinds]
+        if unknown:
+            kinds = ", ".join(cls.mixture_kinds) or "no kinds at all"
+            raise UserError(
+                f"stage '{stage.name}': its mixture names {quote(unknown[0])}; for a {stage.task} stage it may name "
+                f"{kinds}."
+            )
 
     @abstractmethod
     def parameter_groups(self) -> list[dict]:

@@ -20,7 +20,7 @@ from microvlm.model.torch_ops import full_precision
 from microvlm.model.vision import normalise
 from microvlm.training.batches.emoji_grids import patch_labels, scene_labels
 from microvlm.training.batches.sample_texts import IGNORED
-from microvlm.training.batches.vlm_batches import VLMBatch, VLMBatchSampler
+from microvlm.training.batches.vlm_batches import SAMPLE_KINDS, BatchCounts, VLMBatch, VLMBatchSampler
 from microvlm.training.data.scenes import read_scene_objects
 from microvlm.training.losses.attention_guidance import AttentionTap
 from microvlm.training.losses.episode_loss import episode_losses
@@ -33,6 +33,7 @@ from microvlm.training.losses.picture_losses import (
     question_lookups,
     recognition_loss,
 )
+from microvlm.training.recipe import StageConfig
 from microvlm.training.stages.task import StageInputs, WholeModelTask
 
 SCOPE_WEIGHT = 0.1
@@ -56,6 +57,8 @@ class VLMTask(WholeModelTask):
     encoder learns, recognition losses on patches and pictures of seen emoji.
     """
 
+    mixture_kinds = SAMPLE_KINDS
+
     def __init__(self, inputs: StageInputs):
         super().__init__(inputs)
         emoji, stage = self.emoji, self.stage
@@ -68,14 +71,19 @@ class VLMTask(WholeModelTask):
             emoji, self.recipe, stage, self.label_of, self.config.vision.image_size
         )
         self.counts = self.sampler.counts
-        if not self.counts.direct or not self.counts.episodes:
+        self.name_tokens = name_tokens(self.rows.processor)
+        self.cross_entropy = answer_loss(stage.label_smoothing)
+        self.model.vision.requires_grad_(stage.vision_learning_rate > 0)
+
+    @classmethod
+    def check(cls, stage: StageConfig) -> None:
+        super().check(stage)
+        counts = BatchCounts.of(stage)
+        if not counts.direct or not counts.episodes:
             raise UserError(
                 f"stage '{stage.name}': its mixture gives a batch of {stage.batch_size} no caption or scene, or no "
                 "episode: a vlm stage needs both kinds."
             )
-        self.name_tokens = name_tokens(self.rows.processor)
-        self.cross_entropy = answer_loss(stage.label_smoothing)
-        self.model.vision.requires_grad_(stage.vision_learning_rate > 0)
 
     def parameter_groups(self) -> list[dict]:
         vision = [p for p in self.model.vision.parameters() if p.requires_grad]
