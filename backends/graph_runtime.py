@@ -9,21 +9,27 @@ from typing import Any
 
 import numpy as np
 
-from microvlm.config import MicroVLMConfig
-from microvlm.formats.bundle import open_bundle
+from microvlm.config import CONFIG, MicroVLMConfig
+from microvlm.errors import UserError
+from microvlm.formats.bundle import BundleFiles
 from microvlm.runtime import MemoryArrays, MemoryReading
 
 MEMORY_PRIOR = "memory_prior"
+_PRIOR_FILE = f"{MEMORY_PRIOR}.safetensors"
+_PRIOR_HEADER_BYTES = 65_536
 
 
 class GraphRuntime(ABC):
     """Everything of a `LoadedRuntime` but `run_graph`."""
 
-    def __init__(self, directory: Path, verify: bool | None = None):
-        """`verify`: see `open_bundle`. Raises UserError for a bad bundle."""
-        manifest = open_bundle(directory, verify)
-        self.directory = directory
-        self.config = MicroVLMConfig.load(directory)
+    def __init__(self, bundle: Path | BundleFiles, verify: bool | None = None):
+        """A folder is opened with `verify`, for which see `BundleFiles`. Raises UserError for a bad bundle."""
+        self.files = bundle if isinstance(bundle, BundleFiles) else BundleFiles(bundle, verify)
+        manifest = self.files.manifest
+        self.directory = self.files.folder
+        self.config = MicroVLMConfig.load(self.directory)
+        self.files.require_unchanged([CONFIG])
+        self.files.keep_open(_PRIOR_FILE)
         self.fingerprint = manifest.fingerprint
         self._graphs = manifest.graphs
 
@@ -67,9 +73,22 @@ class GraphRuntime(ABC):
         return [zeros] * (2 * text.num_hidden_layers)
 
     def memory_prior(self) -> MemoryArrays:
-        from safetensors.numpy import load_file
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
 
-        mean = load_file(self.directory / f"{MEMORY_PRIOR}.safetensors")[MEMORY_PRIOR]
+        path = self.directory / _PRIOR_FILE
+        shape = (self.config.memory.slots, self.config.memory.code_size)
+        try:
+            mean = load(self.files.read(_PRIOR_FILE, _PRIOR_HEADER_BYTES + 4 * shape[0] * shape[1]))[
+                MEMORY_PRIOR
+            ]
+        except (SafetensorError, KeyError, TypeError, ValueError):
+            raise UserError(f"{path} is damaged: copy or export the bundle again.") from None
+        if mean.shape != shape or mean.dtype != np.float32:
+            raise UserError(
+                f"{path} holds {mean.dtype} {list(mean.shape)} where config.json says float32 "
+                f"{list(shape)}: they belong to different models."
+            )
         return MemoryArrays(mean[None].astype(np.float32), np.eye(len(mean), dtype=np.float32)[None])
 
     def memory_encode(

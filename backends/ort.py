@@ -21,6 +21,7 @@ from microvlm.backends.ort_memory import OrtMemory
 from microvlm.backends.resolve import resolve_bundle
 from microvlm.errors import UserError
 from microvlm.exporters.replay.model_session import open_session
+from microvlm.formats.bundle import BundleFiles
 from microvlm.runtime import MemoryArrays
 
 FUNCTION_BODIES = "function bodies in the graphs"
@@ -46,7 +47,7 @@ class OrtBackend(Backend):
         native: bool | None = None,
         **options: Any,
     ) -> LoadedRuntime:
-        """`allow_spinning`: idle threads poll for work instead of sleeping. `verify`: see `open_bundle`.
+        """`allow_spinning`: idle threads poll for work instead of sleeping. `verify`: see `BundleFiles`.
 
         `native`: True for the native library, False for the graphs' own functions, None for the library if there is
         one. Raises UserError for True without one.
@@ -61,13 +62,13 @@ class OrtRuntime(InstrumentedGraphRuntime):
 
     def __init__(
         self,
-        directory: Path,
+        bundle: Path | BundleFiles,
         threads: int | None = None,
         allow_spinning: bool = False,
         verify: bool | None = None,
         native: bool | None = None,
     ):
-        super().__init__(directory, verify)
+        super().__init__(bundle, verify)
         self.threads = threads or usable_cores()
         self.allow_spinning = allow_spinning
         self._library = None if native is False else native_library.library_path()
@@ -122,6 +123,7 @@ class OrtRuntime(InstrumentedGraphRuntime):
     def open_model(self, name: str, model: bytes, folder: str = "onnx") -> None:
         """See `InstrumentedGraphRuntime`."""
         self._models[name] = open_session(model, self.directory / folder, self.session_options())
+        self.files.require_unchanged(name for names in self.files.data_files.values() for name in names)
 
     def run_model(self, name: str, feeds: dict[str, Any], outputs: Sequence[str]) -> dict[str, Any]:
         """See `InstrumentedGraphRuntime`."""
@@ -131,6 +133,7 @@ class OrtRuntime(InstrumentedGraphRuntime):
 
     def _guard(self, graph: str, action: Callable[[Any], Any]) -> Any:
         session = self.session(graph)
+        self.files.require_held_unchanged(self._graphs[graph].file)
         try:
             return action(session)
         except Exception as error:  # pybind kinds without a common base of their own
@@ -141,16 +144,19 @@ class OrtRuntime(InstrumentedGraphRuntime):
     def _open_session(self, graph: str) -> Any:
         import onnxruntime
 
-        path = self.graph_path(graph)
+        path, file = self.graph_path(graph), self._graphs[graph].file
         try:
-            return onnxruntime.InferenceSession(
+            session = onnxruntime.InferenceSession(
                 str(path), self.session_options(), providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # as above
+            self.files.require_unchanged((file, *self.files.data_files[file]))
             raise UserError(
                 f"ONNX Runtime {onnxruntime.__version__} cannot load {path} ({_first_line(error)}): "
                 "export it again or upgrade onnxruntime."
             ) from error
+        self.files.hold(file)
+        return session
 
 
 def run_values(

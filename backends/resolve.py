@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from microvlm.console import note
 from microvlm.errors import UserError
-from microvlm.formats.bundle import MANIFEST, is_bundle, is_intact, sha256
+from microvlm.formats.bundle import is_bundle, is_intact
+from microvlm.formats.manifest import MANIFEST, sha256
 from microvlm.temporary_folder import remove_leftovers
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from microvlm.backends.base import Backend, LoadedRuntime
 from microvlm.config import MicroVLMConfig
 from microvlm.errors import UserError
-from microvlm.formats.bundle import is_bundle, open_bundle
+from microvlm.formats.bundle import BundleFiles, is_bundle
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,10 +54,12 @@ def load_bundle(directory: Path, verify: bool | None = None) -> MicroVLM:
     from microvlm.model.checkpoint import build_lowered, load_strictly
     from microvlm.model.microvlm import MicroVLM
 
-    manifest = open_bundle(directory, verify)
+    files = BundleFiles(directory, verify)
+    manifest = files.manifest
     model = MicroVLM(MicroVLMConfig.load(directory))
     build_lowered(model, manifest.lowered)
     tensors = _initializers(directory, [entry.file for entry in manifest.graphs.values()])
+    files.require_unchanged(manifest.files)
     load_strictly(model, tensors, str(directory))
     model.directory = directory
     return _unpacked(model)

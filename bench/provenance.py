@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import microvlm
-from microvlm.formats.bundle import MANIFEST, read_manifest
+from microvlm.formats.manifest import MANIFEST, read_manifest
 from microvlm.runtime import ReportsKernels, Runtime
 
 PACKAGES = ("microvlm", "numpy", "onnxruntime", "torch", "tokenizers", "pillow")

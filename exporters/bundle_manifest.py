@@ -18,7 +18,7 @@ from torch import nn
 
 from microvlm import __version__
 from microvlm.exporters import contract
-from microvlm.formats.bundle import (
+from microvlm.formats.manifest import (
     BUNDLE_FORMAT,
     GraphEntry,
     Manifest,

@@ -9,7 +9,7 @@ from microvlm.config import CONFIG, MicroVLMConfig
 from microvlm.exporters import contract
 from microvlm.exporters.bundle_manifest import MINIMUM_ONNXRUNTIME
 from microvlm.exporters.contract import TensorSpec
-from microvlm.formats.bundle import MANIFEST
+from microvlm.formats.manifest import MANIFEST
 from microvlm.formats.op_table import DOMAIN
 from microvlm.formats.weight_format import WeightFormat
 from microvlm.inputs.processor import GENERATION, PREPROCESSOR
@@ -34,7 +34,7 @@ _VERBATIM = "Questions and facts are used unchanged."
 def write_readme(folder: Path, config: MicroVLMConfig, weights: WeightFormat) -> None:
     """Write FOLDER/README.md with the numbers of this model, and FOLDER/example.py if it has a tokenizer.
 
-    Called after the manifest was written, which lists neither: users may change both and the bundle stays intact.
+    Called before the manifest is written, which lists both.
     """
     has_tokenizer = (folder / TOKENIZER).is_file()
     page = _page(folder, config, weights, has_tokenizer)
@@ -121,7 +121,7 @@ def _files(folder: Path, config: MicroVLMConfig) -> str:
         (
             MANIFEST,
             f"`{MANIFEST}`",
-            "inputs and outputs of every graph; sha256 of every file except this page and example.py",
+            "inputs and outputs of every graph; sha256 of every other file",
         ),
         (TOKENIZER, "`tokenizer*.json`", "the tokenizer, in the format of the library `tokenizers`"),
         (TABLES, f"`{TABLES}`", "the same tokenizer as mapped tables, used by microvlm only"),
@@ -137,7 +137,9 @@ def _files(folder: Path, config: MicroVLMConfig) -> str:
             f"`memory_prior` float32 [{config.memory.slots}, {config.memory.code_size}]: mean of the empty memory",
         ),
     )
-    return "\n".join(f"| {name} | {words} |" for file, name, words in rows if (folder / file).exists())
+    return "\n".join(
+        f"| {name} | {words} |" for file, name, words in rows if file == MANIFEST or (folder / file).exists()
+    )
 
 
 def _graphs(config: MicroVLMConfig) -> str:

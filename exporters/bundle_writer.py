@@ -112,8 +112,8 @@ def export(
         _copy_processor(directory, stage.path, smaller, report, log)
         report.bits_per_weight = bits_per_weight(lowered)
         vocabulary_cut = smaller.describe() if smaller else None
-        write_manifest(stage.path, lowered, weights, report.bits_per_weight, vocabulary_cut, provenance)
         write_readme(stage.path, lowered.config, weights)
+        write_manifest(stage.path, lowered, weights, report.bits_per_weight, vocabulary_cut, provenance)
         report.total_bytes = sum(path.stat().st_size for path in stage.path.rglob("*") if path.is_file())
     return report
 

@@ -148,7 +148,7 @@ def load(
     _check_path("source", source)
     name = backend or ("ort-arm64" if target is not None else default_backend(source))
     runtime = load_runtime(name, os.fspath(source), threads, **({} if target is None else {"target": target}))
-    return LoadedModel(runtime, Processor.from_pretrained(runtime.directory))
+    return LoadedModel(runtime, load_processor(runtime))
 
 
 def default_backend(source: str | os.PathLike[str]) -> str:
@@ -226,7 +226,18 @@ def runtime_and_processor(
             f"give a model, as microvlm.load or MicroVLM.from_pretrained returns it, not {type(model).__name__}."
         )
     runtime = cast("LoadedRuntime", model)
-    return runtime, processor or Processor.from_pretrained(runtime.directory)
+    return runtime, processor or load_processor(runtime)
+
+
+def load_processor(runtime: LoadedRuntime) -> Processor:
+    """The processor of a runtime's model. Raises UserError where a bundle's files are not those that were checked."""
+    from microvlm.formats.bundle import FILES_READ_BY_NAME, BundleFiles
+
+    processor = Processor.from_pretrained(runtime.directory)
+    files = getattr(runtime, "files", None)
+    if isinstance(files, BundleFiles):
+        files.require_unchanged(FILES_READ_BY_NAME)
+    return processor
 
 
 def _states(memory: Any, runtime: LoadedRuntime) -> Memories | None:

@@ -20,7 +20,7 @@ from microvlm.backends.arm64.transports import delivery
 from microvlm.backends.arm64.transports.delivery import Delivery
 from microvlm.backends.arm64.transports.device_package import DevicePackage
 from microvlm.errors import UserError
-from microvlm.formats.bundle import FileEntry, Manifest
+from microvlm.formats.manifest import FileEntry, Manifest
 
 Hook = Callable[[str], None]
 

@@ -30,7 +30,7 @@ from microvlm.exporters.replay.differences import Differences
 from microvlm.exporters.replay.graph_probe import is_quantized_matmul, probe
 from microvlm.exporters.replay.recording import Recorder, Recording, Replayer
 from microvlm.exporters.tracing import trace
-from microvlm.formats.bundle import sha256
+from microvlm.formats.manifest import sha256
 from microvlm.formats.weight_format import WeightFormat
 from microvlm.inputs.processor import Processor
 from microvlm.model.lowering import lower, named_packed, set_traced

@@ -9,7 +9,7 @@ from conftest import files_below
 
 from microvlm.errors import UserError
 from microvlm.exporters.staging import staged
-from microvlm.formats.bundle import MANIFEST
+from microvlm.formats.manifest import MANIFEST
 
 
 def fill(stage, text: str = "new") -> None:

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microvlm.errors import UserError
-from microvlm.formats.bundle import (
+from microvlm.formats.lowered_layer import LoweredLayer
+from microvlm.formats.manifest import (
     BUNDLE_FORMAT,
     FileEntry,
     GraphEntry,
@@ -23,7 +24,6 @@ from microvlm.formats.bundle import (
     read_manifest,
     save_manifest,
 )
-from microvlm.formats.lowered_layer import LoweredLayer
 
 ENTRY = {"bytes": 5, "sha256": "0" * 64}
 DOCUMENT: dict[str, Any] = {

@@ -23,7 +23,8 @@ from microvlm.bench.memory.scores import Encoded, addressing, forget, gate, reca
 from microvlm.bench.provenance import describe_model, kernels_of, provenance
 from microvlm.bench.speed.harness import Progress
 from microvlm.errors import UserError
-from microvlm.formats.bundle import is_bundle, read_manifest
+from microvlm.formats.bundle import is_bundle
+from microvlm.formats.manifest import read_manifest
 from microvlm.inputs.processor import Processor
 from microvlm.presets import preset
 

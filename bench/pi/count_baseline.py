@@ -22,8 +22,8 @@ from microvlm.bench.pi.pi_records import CountReport, PhaseCounts
 from microvlm.config import CONFIG
 from microvlm.errors import UserError
 from microvlm.formats import documents
-from microvlm.formats.bundle import read_manifest
 from microvlm.formats.documents import quote
+from microvlm.formats.manifest import read_manifest
 
 FOLDER = Path(__file__).parent / "baselines"
 TOLERANCE = 0.005

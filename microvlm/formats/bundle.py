@@ -1,110 +1,46 @@
-"""The format of a bundle: a folder with ONNX graphs and a manifest, which lists every file with its size and hash.
+"""The files of a bundle: checked when the bundle is opened, and held to that state when one is read or mapped later.
 
-The exporter writes manifests and the backends read them, both by what this module holds. Imports neither numpy nor
-torch.
+A bundle's weights are mapped, never copied, and a graph is loaded when it is first used. So a file's identity (inode,
+size, times of change) is noted before it is hashed, and compared again after it was read or mapped. A file that was
+changed or replaced in between is refused; one that is written to while it is mapped is refused before its next use.
+Imports neither numpy nor torch.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-from pathlib import Path
-from typing import Annotated, Any
+import os
+import stat
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
-import msgspec
-from msgspec import Meta
-
+from microvlm.console import describe_os_error
 from microvlm.errors import UserError
-from microvlm.formats import documents
-from microvlm.formats.documents import Count, Sha256, quote
-from microvlm.formats.lowered_layer import LoweredLayer
+from microvlm.formats.documents import quote
+from microvlm.formats.manifest import MANIFEST, FileEntry, Manifest, read_manifest
+from microvlm.formats.onnx_weights import external_locations
 from microvlm.temporary_folder import recover
 
-MANIFEST = "manifest.json"
-BUNDLE_FORMAT = 2
-"""Since 2, `memory_read` takes the covariance too."""
 HASH_BELOW_BYTES = 64_000_000
 """Every file of a smaller bundle is hashed on loading; of a larger one the small files only, unless asked for all."""
 SMALL_FILE_BYTES = 4_000_000
+MAX_GRAPH_BYTES = 256_000_000
+"""Weights lie outside of the graphs: the largest graph at full size has 300 KB."""
+FILES_READ_BY_NAME = (
+    "config.json",
+    "generation_config.json",
+    "memory_prior.safetensors",
+    "preprocessor_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer_tables.safetensors",
+)
+"""What loading a bundle reads beside its graphs; none of these may be there without being listed."""
+_READ_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _REMEDY = "copy or export the bundle again"
-
-
-Word = Annotated[str, Meta(min_length=1, max_length=200)]
-Bits = Annotated[int, Meta(ge=1, le=64)] | Annotated[float, Meta(gt=0, le=64)]
-Dimension = Annotated[int, Meta(ge=0, le=2**31 - 1)] | Word
-
-
-class FileEntry(msgspec.Struct, frozen=True):
-    """One file of a bundle. The manifest's key is its path relative to the bundle, with `/`."""
-
-    bytes: Count
-    sha256: Sha256
-
-
-class TensorEntry(msgspec.Struct, frozen=True):
-    """An input or output of a graph. A dimension is a length or the name of a free one."""
-
-    name: Word
-    dtype: Word
-    shape: tuple[Dimension, ...]
-
-
-class GraphEntry(msgspec.Struct, frozen=True):
-    """One ONNX file, `file` of the bundle."""
-
-    file: str
-    name: Word
-    method: Word
-    """The function of `MicroVLM` that the graph holds."""
-    inputs: tuple[TensorEntry, ...]
-    outputs: tuple[TensorEntry, ...]
-
-
-class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """The document in manifest.json. Keys that this version does not know are skipped."""
-
-    format: int
-    name: str = ""
-    fingerprint: Annotated[str, Meta(max_length=200)] = ""
-    """Hash of the model's weights; a memory file belongs to one fingerprint."""
-    bits: Bits | None = None
-    packing: Word | None = None
-    embedding_bits: Bits | None = None
-    bits_per_weight: dict[str, float | None] = {}
-    """Bits on disk by group of weights; None for a group without weights."""
-    versions: dict[str, Any] = {}
-    graphs: dict[str, GraphEntry]
-    lowered: dict[str, LoweredLayer]
-    """Lowered layers by their names in the model."""
-    files: dict[str, FileEntry]
-    """Every file but the manifest itself and what was written after it (README.md, example.py)."""
-    vocabulary: dict[str, int] | None = None
-    """Sizes of a vocabulary that was reduced; None for a whole one."""
-    training: Any = None
-    """The checkpoint's training.json, None if it had none."""
-
-    def __post_init__(self) -> None:
-        for name in self.files:
-            if not _is_safe_name(name):
-                raise ValueError(f"{quote(name)} in 'files' is no path of a file inside the bundle")
-        for name, graph in self.graphs.items():
-            if graph.file not in self.files:
-                raise ValueError(f"'files' lacks {quote(graph.file)}, the graph {quote(name)}")
-
-
-class _Format(msgspec.Struct, frozen=True):
-    format: int
-
-
-def _is_safe_name(name: str) -> bool:
-    """Whether `name` is a relative path with slashes that stays inside its folder on every system."""
-    parts = name.split("/")
-    return (
-        len(name) <= 250
-        and name.isprintable()
-        and not any(letter in name for letter in '\\:*?"<>|')
-        and all(part.strip(" .") for part in parts)
-    )
 
 
 def is_bundle(directory: str | Path) -> bool:
@@ -113,56 +49,12 @@ def is_bundle(directory: str | Path) -> bool:
     return (Path(directory) / MANIFEST).is_file()
 
 
-def sha256(path: Path) -> str:
-    """The hash of a file's content in hexadecimal. Raises OSError."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def list_files(folder: Path) -> dict[str, FileEntry]:
-    """An entry for every file below `folder`, by its path with slashes, sorted. Raises OSError."""
-    return {
-        path.relative_to(folder).as_posix(): FileEntry(path.stat().st_size, sha256(path))
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
-def save_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write FOLDER/manifest.json. Raises OSError."""
-    (folder / MANIFEST).write_text(json.dumps(msgspec.to_builtins(manifest), indent=1) + "\n")
-
-
 def open_bundle(directory: str | Path, verify: bool | None = None) -> Manifest:
-    """Read the manifest and check the bundle's files: all are there with the right sizes and, with `verify`, hashes.
-
-    `verify` None checks every hash of a bundle below `HASH_BELOW_BYTES`, and those of small files in a larger one.
+    """Read the manifest and check the bundle's files: see `BundleFiles`, which this is for one look.
 
     Raises UserError naming the file that is wrong.
     """
-    folder = Path(directory)
-    manifest = read_manifest(folder)
-    files = manifest.files
-    for name, entry in files.items():
-        path = folder / name
-        if not path.is_file():
-            raise UserError(f"{path} is missing from the bundle: copy or export it again.")
-        size = path.stat().st_size
-        if size != entry.bytes:
-            raise UserError(
-                f"{path} has {size} bytes instead of {entry.bytes}: copy or export the bundle again."
-            )
-    verify_all = verify or (
-        verify is None and sum(entry.bytes for entry in files.values()) < HASH_BELOW_BYTES
-    )
-    for name, entry in files.items():
-        # Graphs, tokenizer and the memory's prior are read whole anyway; only a large bundle's weights are spared.
-        hashed = verify_all or (verify is None and entry.bytes < SMALL_FILE_BYTES)
-        if hashed and sha256(folder / name) != entry.sha256:
-            raise UserError(
-                f"{folder / name} was altered: its hash is not the manifest's; copy or export it again."
-            )
-    return manifest
+    return BundleFiles(directory, verify).manifest
 
 
 def is_intact(directory: str | Path) -> bool:
@@ -173,21 +65,215 @@ def is_intact(directory: str | Path) -> bool:
         return False
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read FOLDER/manifest.json and check its structure, but no file that it lists. Raises UserError."""
-    path = folder / MANIFEST
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; give a bundle, as microvlm-export makes it.")
+class Identity(NamedTuple):
+    """Facts of the file system about a file, which differ when another file has its name or its content was written."""
+
+    device: int
+    inode: int
+    nbytes: int
+    modified_ns: int
+    changed_ns: int
+
+
+class BundleFiles:
+    """The checked files of a bundle.
+
+    All that the manifest lists are there as regular files of the right sizes and, with `verify`, hashes; every data
+    file that a graph refers to is among them, and nothing that loading reads by its name is beside them. `verify` None
+    checks every hash of a bundle below `HASH_BELOW_BYTES`, and those of graphs and small files in a larger one. Other
+    files in the folder are not looked at.
+
+    Raises UserError naming the file that is wrong.
+    """
+
+    def __init__(self, directory: str | Path, verify: bool | None = None):
+        self.folder = Path(directory)
+        self.manifest = read_manifest(self.folder)
+        files = self.manifest.files
+        for name in FILES_READ_BY_NAME:
+            if name not in files and os.path.lexists(self._path(name)):
+                raise UserError(
+                    f"{self._path(name)} is not in the bundle's {MANIFEST}: remove it, or export the bundle again."
+                )
+        self._held: dict[str, int] = {}
+        self._close = weakref.finalize(self, _close_all, self._held)
+        self._identities: dict[str, Identity] = {}
+        self.data_files: dict[str, tuple[str, ...]] = {}
+        """Graph -> the data files that it refers to, by their names in the manifest."""
+        graphs = {graph.file for graph in self.manifest.graphs.values()}
+        verify_all = verify or (
+            verify is None and sum(entry.bytes for entry in files.values()) < HASH_BELOW_BYTES
+        )
+        for name, entry in files.items():
+            # Tokenizer and the memory's prior are read whole anyway; only a large bundle's weights are spared.
+            hashed = verify_all or (verify is None and (entry.bytes < SMALL_FILE_BYTES or name in graphs))
+            if name in graphs:
+                self.data_files[name] = self._check_graph(name, entry, hashed)
+            else:
+                self._check(name, entry, hashed)
+
+    def read(self, name: str, limit: int) -> bytes:
+        """The content of a listed file, as it was checked. Raises UserError, also for more than `limit` bytes."""
+        self._limit(name, limit)
+        if name in self._held:
+            with _errors_about(self._path(name)):
+                content = _content(self._held[name], limit)
+            self._require_held(name)
+            return content
+        with _opened(self._path(name)) as descriptor:
+            content = _content(descriptor, limit)
+            self._require(name, os.fstat(descriptor))
+        return content
+
+    def keep_open(self, name: str) -> None:
+        """Keep a descriptor of a listed file, so that it can be read when the bundle was replaced. Raises UserError.
+
+        Skips a name that is not listed or is kept already.
+        """
+        if name in self._identities and name not in self._held:
+            with _opened(self._path(name)) as descriptor:
+                self._require(name, os.fstat(descriptor))
+                self._held[name] = os.dup(descriptor)
+
+    def require_unchanged(self, names: Iterable[str]) -> None:
+        """Called after files were read by their paths: raise UserError unless those paths lead to what was checked.
+
+        Names that are not listed are skipped.
+        """
+        for name in names:
+            if name in self._identities:
+                with _errors_about(self._path(name)):
+                    self._require(name, os.stat(self._path(name)))
+
+    def hold(self, graph_file: str) -> None:
+        """Called after a graph was loaded by its path: raise UserError unless that led to what was checked.
+
+        Keeps descriptors of the data files, which are mapped now, for `require_held_unchanged`.
+        """
+        self.require_unchanged((graph_file, *self.data_files[graph_file]))
+        for name in self.data_files[graph_file]:
+            self.keep_open(name)
+
+    def require_held_unchanged(self, graph_file: str) -> None:
+        """Raise UserError if a mapped data file of this graph was written to or cut.
+
+        A cut file would end the process by a signal when it is read. A mapped file may have lost its name meanwhile.
+        """
+        for name in self.data_files[graph_file]:
+            self._require_held(name)
+
+    def _check(self, name: str, entry: FileEntry, hashed: bool) -> None:
+        if not hashed:
+            with _errors_about(self._path(name)):
+                self._note(name, entry, os.stat(self._path(name)))
+            return
+        with _opened(self._path(name)) as descriptor:
+            self._note(name, entry, os.fstat(descriptor))
+            if entry.bytes < SMALL_FILE_BYTES:
+                digest = hashlib.sha256(_content(descriptor, entry.bytes)).hexdigest()
+            else:
+                with open(descriptor, "rb", buffering=0, closefd=False) as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != entry.sha256:
+            raise self._altered(name)
+
+    def _check_graph(self, name: str, entry: FileEntry, hashed: bool) -> tuple[str, ...]:
+        """Check a graph -> its data files. Raises UserError for one that the manifest does not list."""
+        with _opened(self._path(name)) as descriptor:
+            self._note(name, entry, os.fstat(descriptor))
+            self._limit(name, MAX_GRAPH_BYTES)
+            content = _content(descriptor, entry.bytes)
+        if hashed and hashlib.sha256(content).hexdigest() != entry.sha256:
+            raise self._altered(name)
+        data_files = []
+        for location in sorted(external_locations(content, Path(self._path(name)))):
+            data_file = (PurePosixPath(name).parent / location).as_posix()
+            if ".." in PurePosixPath(location).parts or data_file not in self.manifest.files:
+                raise UserError(
+                    f"{self._path(name)} refers to the file {quote(location)}, which the bundle's {MANIFEST} does not "
+                    "list: export the bundle again."
+                )
+            data_files.append(data_file)
+        return tuple(data_files)
+
+    def _note(self, name: str, entry: FileEntry, status: os.stat_result) -> None:
+        """Note a file's identity, before it is hashed."""
+        if not stat.S_ISREG(status.st_mode):
+            raise UserError(f"{self._path(name)} is no regular file: {_REMEDY}.")
+        if status.st_size != entry.bytes:
+            raise UserError(
+                f"{self._path(name)} has {status.st_size} bytes instead of {entry.bytes}: {_REMEDY}."
+            )
+        self._identities[name] = _identity(status)
+
+    def _limit(self, name: str, limit: int) -> None:
+        if self.manifest.files[name].bytes > limit:
+            raise UserError(
+                f"{self._path(name)} has more than {limit:,} bytes, too many for what it is: {_REMEDY}."
+            )
+
+    def _require(self, name: str, status: os.stat_result) -> None:
+        if _identity(status) != self._identities[name]:
+            raise self._changed(name)
+
+    def _require_held(self, name: str) -> None:
+        status, identity = os.fstat(self._held[name]), self._identities[name]
+        if status.st_mtime_ns != identity.modified_ns or status.st_size != identity.nbytes:
+            raise self._changed(name)
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.folder, name)
+
+    def _altered(self, name: str) -> UserError:
+        return UserError(
+            f"{self._path(name)} was altered: its hash is not the manifest's; copy or export it again."
+        )
+
+    def _changed(self, name: str) -> UserError:
+        return UserError(
+            f"{self._path(name)} was changed or replaced after the bundle was opened: load the bundle again."
+        )
+
+
+def _identity(status: os.stat_result) -> Identity:
+    return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[int]:
+    """A descriptor of a file. A pipe in its place is not waited for."""
+    with _errors_about(path):
+        descriptor = os.open(path, _READ_FLAGS)
+        try:
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+
+def _content(descriptor: int, count: int) -> bytes:
+    """The first `count` bytes of a file, or all if it has less."""
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    content = os.read(descriptor, count)
+    while 0 < len(content) < count:
+        more = os.read(descriptor, count - len(content))
+        if not more:
+            break
+        content += more
+    return content
+
+
+def _close_all(descriptors: dict[str, int]) -> None:
+    for descriptor in descriptors.values():
+        os.close(descriptor)
+
+
+@contextmanager
+def _errors_about(path: str) -> Iterator[None]:
+    """Turn errors of the file system into a UserError."""
     try:
-        content = documents.read_file(path)
+        yield
     except FileNotFoundError:
-        raise UserError(
-            f"{path} is missing: {folder} is not a bundle, or an incomplete one; export it again."
-        ) from None
-    # First of all, because a newer format may have any other structure.
-    version = documents.parse(content, _Format, path, _REMEDY).format
-    if version > BUNDLE_FORMAT:
-        raise UserError(f"{path} was written by a newer microvlm; upgrade the package.")
-    if version < BUNDLE_FORMAT:
-        raise UserError(f"{path} was written by an older microvlm; export the bundle again.")
-    return documents.parse(content, Manifest, path, _REMEDY)
+        raise UserError(f"{path} is missing from the bundle: copy or export it again.") from None
+    except OSError as error:
+        error.filename = path
+        raise UserError(describe_os_error(error)) from None

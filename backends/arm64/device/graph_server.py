@@ -6,7 +6,7 @@ Importing this module imports ONNX Runtime.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from microvlm.backends.arm64.frame_arrays import to_array, to_tensor
 from microvlm.backends.arm64.frames import Tensor
 from microvlm.backends.ort import OrtRuntime
 from microvlm.errors import UserError
-from microvlm.formats.bundle import open_bundle
+from microvlm.formats.bundle import BundleFiles
 from microvlm.generation import GenerationOptions, MemorySlot, Prompt, Timings, speak
 
 
@@ -35,16 +35,14 @@ class DeviceSettings:
     native: bool | None = None
     """See `OrtBackend.load`."""
     verify: bool | None = None
-    """See `open_bundle`."""
+    """See `BundleFiles`."""
 
 
 class DeviceOrtRuntime(OrtRuntime):
     """An OrtRuntime with a device's settings. Weights stay mapped from the bundle's files."""
 
-    def __init__(self, directory: Path, settings: DeviceSettings):
-        super().__init__(
-            directory, settings.threads, settings.allow_spinning, settings.verify, settings.native
-        )
+    def __init__(self, bundle: Path | BundleFiles, settings: DeviceSettings):
+        super().__init__(bundle, settings.threads, settings.allow_spinning, settings.verify, settings.native)
         self._arena = settings.arena
 
     def session_options(self) -> Any:
@@ -62,10 +60,10 @@ class GraphServer:
         """Open the bundle. Raises DamagedCopyError where it is not as it was exported."""
         device_settings = DeviceSettings(**settings)
         try:
-            open_bundle(bundle, device_settings.verify)
+            files = BundleFiles(bundle, device_settings.verify)
         except UserError as error:
             raise DamagedCopyError(str(error), BUNDLE) from None
-        self._runtime = DeviceOrtRuntime(bundle, replace(device_settings, verify=False))
+        self._runtime = DeviceOrtRuntime(files, device_settings)
         self._send = send
         self._values: dict[int, Any] = {}
 

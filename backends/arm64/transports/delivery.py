@@ -20,7 +20,8 @@ from microvlm.backends.emulation.progress import Progress
 from microvlm.backends.emulation.sites import ensure_wheels, package_requirements, runtime_requirements
 from microvlm.console import note
 from microvlm.errors import UserError
-from microvlm.formats.bundle import MANIFEST, open_bundle, sha256
+from microvlm.formats.bundle import open_bundle
+from microvlm.formats.manifest import MANIFEST, sha256
 
 WORKER_PACKAGES = ("numpy", "onnxruntime", "click", "safetensors", "msgspec")
 """Requirements of microvlm that the worker imports."""
