@@ -19,7 +19,6 @@ KINDS = (
         "bundle-config",
         "bundle-prior",
         "bundle-tokenizer-tables",
-        "info",
         "memory",
         "frame",
     ),
