@@ -329,22 +329,113 @@ class MemoryFile(OneFile):
     def prepare(self) -> None:
         super().prepare()
         self.model = _ort_model(self.seeds / "bundle")
+        self.right = [self._texts(path) for path in sorted((self.seeds / self.folder).glob(self.pattern))]
 
     def use(self) -> None:
+        self._edit()
+        if not any(self.loaded == texts[: len(self.loaded)] for texts in self.right):
+            raise Defect(f"a changed file was taken for a right one: {self.loaded}")
+
+    def _edit(self) -> None:
+        """List, load, read, write, forget and save as the commands do, and compare what was saved."""
         import microvlm
         from microvlm.commands.memory import memory
 
         run_command(memory, ["list", str(self.path)])
+        self.loaded = self._texts(self.path)
         facts = microvlm.FactMemory(self.model)
         facts.load(self.path)
         facts.read("who is it?")
         facts.write("a new fact", "what is new?")
+        facts.save(self.path)
         facts.forget(0)
         facts.save(self.path)
-        again = microvlm.FactMemory(self.model)
-        again.load(self.path)
-        if [entry.text for entry in again.entries] != [entry.text for entry in facts.entries]:
+        if self._texts(self.path) != [entry.text for entry in facts.entries]:
             raise Defect("the saved facts are other ones")
+
+    def _texts(self, path: Path) -> list[str]:
+        import microvlm
+
+        facts = microvlm.FactMemory(self.model)
+        facts.load(path)
+        return [entry.text for entry in facts.entries]
+
+
+class HashedMemory(MemoryFile):
+    """A memory file with wrong rows, states or metadata, and right hashes."""
+
+    name = "memory-hashed"
+
+    def write(self, rng: Random) -> None:
+        from microvlm.memory.memory_reader import digest_of
+        from microvlm.memory.record_chain import record
+        from microvlm.memory.tensor_blob import encode
+
+        blobs = _blobs(rng.choice(self.originals))
+        tensors, metadata = rng.choice(blobs)
+        for _ in range(rng.choice((1, 1, 2))):
+            if rng.random() < 0.6:
+                key = rng.choice([*metadata, "log"])
+                value = metadata.get(key, "0")
+                metadata[key] = _text(JSON(rng, value.encode())) if value[:1] in "[{" else _text_value(rng)
+            else:
+                name = rng.choice(sorted(tensors))
+                tensors[name] = _mutate_array(rng, tensors[name])
+        (tensors, metadata), *later = blobs
+        digest = digest_of(tensors, metadata)
+        content = encode(tensors, {**metadata, "sha256": digest.hex()})
+        for tensors, metadata in later:
+            appended, digest = record(encode(tensors, metadata), digest)
+            content += appended
+        self.put(content)
+
+    def use(self) -> None:
+        self._edit()
+
+
+def _blobs(content: bytes) -> list[tuple[dict[str, np.ndarray], dict[str, str]]]:
+    """Tensors and metadata of a memory file's first part and of its records."""
+    from microvlm.memory.record_chain import RecordReader
+    from microvlm.memory.tensor_blob import metadata_of, read_header, read_tensors
+
+    file = io.BytesIO(content)
+    header = read_header(file, len(content))
+    base = read_tensors(file, header, len(content) - file.tell())
+    digest = metadata_of(header)["sha256"]
+    blobs = [(dict(base.tensors), {k: v for k, v in base.metadata.items() if k != "sha256"})]
+    for each in RecordReader(file, base.size, len(content), bytes.fromhex(digest)):
+        part = io.BytesIO(each)
+        header = read_header(part, len(each))
+        blob = read_tensors(part, header, len(each) - part.tell())
+        blobs.append((dict(blob.tensors), dict(blob.metadata)))
+    return blobs
+
+
+def _text(content: bytes) -> str:
+    return content.decode("utf-8", "replace")
+
+
+def _text_value(rng: Random) -> str:
+    return str(mutations.any_value(rng)).encode("utf-8", "replace").decode()
+
+
+def _mutate_array(rng: Random, array: np.ndarray) -> np.ndarray:
+    edit = rng.randrange(6)
+    if edit == 0:
+        return array[: len(array) // 2]
+    if edit == 1:
+        return np.concatenate([array, array, array])
+    if edit == 2:
+        return array[..., : array.shape[-1] // 2]
+    if edit == 3:
+        return array[None] if rng.random() < 0.5 else array.reshape(-1)
+    if edit == 4:
+        return array * np.float32(rng.choice((0.0, -1.0, 1e20, 1e38)))
+    changed = array.copy()
+    if changed.size:
+        number = rng.choice((np.nan, np.inf, -np.inf, 1e38, -1.0, 0.0))
+        changed.reshape(-1)[rng.randrange(changed.size)] = number
+    return changed
 
 
 class Recipe(OneFile):
@@ -643,6 +734,7 @@ KINDS: dict[str, type[Kind]] = {
         Description,
         HuggingFaceConfig,
         MemoryFile,
+        HashedMemory,
         Recipe,
         BoardProfile,
         BenchReport,

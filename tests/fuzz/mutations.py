@@ -53,8 +53,14 @@ def mutate_bytes(rng: Random, content: bytes) -> bytes:
 
 
 def mutate_json(rng: Random, content: bytes) -> bytes:
-    """Change one to three places of a JSON document: a value, a key, an element more or less, or the nesting."""
-    document = json.loads(content)
+    """Change one to three places of a JSON document: a value, a key, an element more or less, or the nesting.
+
+    Content that is no JSON any more is mutated as bytes.
+    """
+    try:
+        document = json.loads(content)
+    except (ValueError, RecursionError):
+        return mutate_bytes(rng, content)
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         places = list(_places(document))
         if not places:

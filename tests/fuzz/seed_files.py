@@ -103,13 +103,20 @@ def _pictures(folder: Path) -> None:
 
 def _memories(folder: Path, bundle: Path) -> None:
     import microvlm
+    from microvlm.memory.memory_file import store_memory
+
+    def store(name: str) -> None:
+        store_memory(facts.memory, folder / name, facts.runtime.fingerprint)
 
     folder.mkdir()
     facts = microvlm.FactMemory(microvlm.load(bundle, backend="ort"))
     facts.save(folder / "empty.mem")
     facts.write("anna", "who is it?")
+    store("two.mem")
     facts.write("blue", "what colour is it?", np.zeros((8, 8, 3), np.uint8), "black.png")
     facts.write("seven o'clock", "when?")
-    facts.save(folder / "three.mem")
+    store("two.mem")  # one record behind the first part
+    facts.write("eight o'clock", "when?")
+    store("two.mem")  # and another
     facts.forget(1)
-    facts.save(folder / "two.mem")
+    facts.save(folder / "forgotten.mem")
