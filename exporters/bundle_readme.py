@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from microvlm.config import CONFIG, MicroVLMConfig
@@ -12,7 +11,7 @@ from microvlm.exporters.contract import TensorSpec
 from microvlm.formats.manifest import MANIFEST
 from microvlm.formats.op_table import DOMAIN
 from microvlm.formats.weight_format import WeightFormat
-from microvlm.inputs.processor import GENERATION, PREPROCESSOR
+from microvlm.inputs.processor_files import GENERATION, PREPROCESSOR, check_documents, read_documents
 from microvlm.inputs.tokenizer import TOKENIZER
 from microvlm.inputs.tokenizer_tables import TABLES
 
@@ -105,12 +104,8 @@ runtime.
 
 def _pixel_numbers(folder: Path, config: MicroVLMConfig) -> tuple[str, str, str]:
     """(mean, deviation, rescale factor) as text, from preprocessor_config.json if it has them, as in the processor."""
-    path = folder / PREPROCESSOR
-    document = json.loads(path.read_text()) if path.is_file() else {}
-    mean = document.get("image_mean", config.vision.image_mean)
-    std = document.get("image_std", config.vision.image_std)
-    factor = document.get("rescale_factor", 1 / 255)
-    factor_text = "(1 / 255)" if factor == 1 / 255 else f"{factor:.9g}"
+    rescale, mean, std = check_documents(read_documents(folder), config, folder).statistics
+    factor_text = "(1 / 255)" if rescale == 1 / 255 else f"{rescale:.9g}"
     return ", ".join(f"{each:g}" for each in mean), ", ".join(f"{each:g}" for each in std), factor_text
 
 

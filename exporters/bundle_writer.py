@@ -24,6 +24,7 @@ from microvlm.exporters.vocabulary.shrink import SmallerVocabulary, keep_rows, s
 from microvlm.exporters.vocabulary.table_builder import write_tables
 from microvlm.formats.op_table import OPS
 from microvlm.formats.weight_format import WeightFormat
+from microvlm.inputs.processor_files import check_documents, read_documents
 from microvlm.inputs.tokenizer_tables import TOKENIZER
 from microvlm.model.checkpoint import PROCESSOR_FILES, load_checkpoint, resolve_checkpoint
 from microvlm.model.lowering import lower, set_traced, ternary_trained
@@ -92,6 +93,7 @@ def export(
     report = ExportReport(bundle=str(output), bits=weights.bits, packing=weights.packing)
     with staged(output, force) as stage:
         model = load_checkpoint(directory)
+        check_documents(read_documents(directory), model.config, directory)
         report.notes += _remarks(model, weights)
         smaller = shrink(directory, model.config, vocabulary) if vocabulary is not None else None
         if smaller:

@@ -3,12 +3,14 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny_config
 from hf_models import BASE, TOLERANCE, save_livened, transformers, vit_options
 from safetensors.torch import load_file, save_file
 
+from microvlm.errors import UserError
 from microvlm.model.hf_config import text_config, vision_config
 from microvlm.model.hf_loading import assemble
 
@@ -113,6 +115,34 @@ def test_the_preprocessor_says_how_pixels_are_normalised(hf_folders, tmp_path):
     assert vision_config(tmp_path).image_std == (1.0, 2.0, 3.0)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_normalize": False}))
     assert vision_config(tmp_path).image_std == (1.0, 1.0, 1.0)
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": null, "image_std": 0.25, "size": 256}')
+    assert vision_config(tmp_path).image_mean == (0.5, 0.5, 0.5)
+    assert vision_config(tmp_path).image_std == (0.25, 0.25, 0.25)
+
+
+def test_a_preprocessors_factor_is_computed_into_mean_and_deviation(hf_folders, tmp_path):
+    root, _ = hf_folders
+    (tmp_path / "config.json").write_text((root / "vit" / "config.json").read_text())
+    levels = np.arange(256)
+    for keys, scale in (({"rescale_factor": 1 / 127.5}, 1 / 127.5), ({"do_rescale": False}, 1.0)):
+        document = {"image_mean": [1.0, 1.5, 2.0], "image_std": [1.0, 0.5, 0.25], **keys}
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(document))
+        config = vision_config(tmp_path)
+        for mean, std, own_mean, own_std in zip(
+            config.image_mean, config.image_std, document["image_mean"], document["image_std"], strict=True
+        ):
+            assert np.allclose((levels / 255 - mean) / std, (levels * scale - own_mean) / own_std, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "document", ['{"image_std": 0}', '{"image_mean": ["a"]}', "[1]", '{"do_normalize": 1}']
+)
+def test_a_damaged_preprocessor_of_an_encoder_is_one_sentence(document, hf_folders, tmp_path):
+    root, _ = hf_folders
+    (tmp_path / "config.json").write_text((root / "vit" / "config.json").read_text())
+    (tmp_path / "preprocessor_config.json").write_text(document)
+    with pytest.raises(UserError, match=r"preprocessor_config\.json"):
+        vision_config(tmp_path)
 
 
 def test_a_classifier_and_the_names_of_transformers_5_load_too(hf_folders, tmp_path):

@@ -14,6 +14,7 @@ from PIL import Image
 from microvlm.config import PromptConfig
 from microvlm.errors import UserError
 from microvlm.inputs.processor import Processor, pad_left
+from microvlm.inputs.processor_files import Preprocessor
 
 
 def test_each_image_becomes_its_prefix_tokens_at_the_place_of_the_image_token(tiny_processor):
@@ -118,6 +119,136 @@ def test_stop_tokens_hold_the_generation_config_and_the_end_token(tiny_processor
     assert processor.max_new_tokens == 5
 
 
+def with_document(processor, name, **keys):
+    """A processor whose file `name` has `keys` changed, and further keys that Hugging Face writes."""
+    document = {**processor._files.raw[name], **keys, "transformers_version": "5.0", "device": {"a": [None]}}
+    return Processor(processor.tokenizer, processor.config, {name: document})
+
+
+LEVELS = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("keys", "scale", "mean", "std"),
+    [
+        ({}, 1 / 255, 0.5, 0.5),
+        ({"rescale_factor": 1 / 127.5}, 1 / 127.5, 0.5, 0.5),
+        ({"do_rescale": False, "rescale_factor": 7.0}, 1.0, 0.5, 0.5),
+        ({"do_normalize": False, "image_mean": [1, 2, 3]}, 1 / 255, 0.0, 1.0),
+        ({"do_rescale": False, "do_normalize": False}, 1.0, 0.0, 1.0),
+        ({"image_mean": [0.1, 0.2, 0.3], "image_std": [1, 2, 3]}, 1 / 255, (0.1, 0.2, 0.3), (1, 2, 3)),
+        ({"image_mean": 0.25, "image_std": 2}, 1 / 255, 0.25, 2),
+        ({"do_center_crop": True, "crop_size": 32, "size": [32, 32]}, 1 / 255, 0.5, 0.5),
+        ({"do_center_crop": False, "crop_size": 7, "size": {"shortest_edge": 32}}, 1 / 255, 0.5, 0.5),
+        ({"image_processor_type": "DeiTImageProcessorFast", "do_convert_rgb": True}, 1 / 255, 0.5, 0.5),
+        (dict.fromkeys(Preprocessor.__struct_fields__), 1 / 255, 0.5, 0.5),
+    ],
+    ids=str,
+)
+def test_a_preprocessors_numbers_are_computed(keys, scale, mean, std, tiny_processor):
+    pixels = with_document(tiny_processor, "preprocessor_config.json", **keys).pixels(LEVELS)
+    expected = (LEVELS * scale - np.broadcast_to(mean, 3)) / np.broadcast_to(std, 3)  # in float64
+    assert pixels.dtype == np.float32
+    assert np.abs(pixels - expected.transpose(2, 0, 1)).max() <= 2e-6 * max(1, np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"rescale_factor": 1 / 127.5, "image_mean": [1.0, 1.0, 1.0], "image_std": [1.0, 1.0, 1.0]},
+        {"do_rescale": False, "image_mean": [123.0, 116.5, 103.25], "image_std": [58.0, 57.0, 57.5]},
+        {"do_normalize": False},
+        {"do_rescale": False, "do_normalize": False},
+    ],
+    ids=str,
+)
+def test_rescaling_and_normalising_equal_a_vit_processors(keys, tiny_processor):
+    """Exactly without rescaling; else to the last bits, because the product is rounded elsewhere."""
+    vit = pytest.importorskip("transformers.models.vit.image_processing_pil_vit")
+    options = {**tiny_processor._files.raw["preprocessor_config.json"], **keys}
+    theirs = np.asarray(vit.ViTImageProcessorPil(**options)(Image.fromarray(LEVELS))["pixel_values"][0])
+    ours = with_document(tiny_processor, "preprocessor_config.json", **keys).pixels(LEVELS)
+    assert theirs.shape == ours.shape
+    if options["do_rescale"] is False:
+        assert np.array_equal(ours, theirs)
+    assert np.abs(ours - theirs).max() <= 3e-7
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"resample": 2}, "'resample' is 2, which is not computed here; set it to 3"),
+        ({"do_resize": False}, "'do_resize' is false"),
+        ({"do_convert_rgb": False}, "'do_convert_rgb' is false"),
+        ({"image_processor_type": "Pix2StructImageProcessor"}, "'image_processor_type' is 'Pix2Struct"),
+        ({"feature_extractor_type": "EfficientNetFeatureExtractor"}, "'feature_extractor_type' is 'Eff"),
+        ({"size": 64}, "'size' is '64', which does not fit config.json"),
+        ({"size": {"height": 32, "width": 64}}, "'size' is .* which does not fit config.json"),
+        ({"size": {}}, "'size' is .* which does not fit config.json"),
+        ({"do_center_crop": True, "crop_size": 24}, "'crop_size' is '24', which does not fit config.json"),
+        ({"image_std": [0.5, 0, 0.5]}, "pixels are not numbers"),
+        ({"image_std": 1e-300}, "pixels are not numbers"),
+        ({"image_mean": 1e300}, "pixels are not numbers"),
+        ({"rescale_factor": 1e300}, "pixels are not numbers"),
+        ({"rescale_factor": 0}, "'rescale_factor' must be"),
+        ({"rescale_factor": float("nan")}, "number that is not finite"),
+        ({"image_mean": [0.5, 0.5]}, "'image_mean' must be"),
+        ({"image_mean": [0.5, "a" * 5000, 0.5]}, "'image_mean"),
+        ({"do_rescale": "yes"}, "'do_rescale' must be true or false or null, not text"),
+        ({"resample": True}, "'resample' must be"),
+        ({"size": 10**30}, "'size' must be"),
+    ],
+    ids=lambda value: str(value)[:60],
+)
+def test_what_a_preprocessor_asks_for_and_is_not_computed_is_refused(keys, sentence, tiny_processor):
+    with pytest.raises(UserError, match=sentence) as error:
+        with_document(tiny_processor, "preprocessor_config.json", **keys)
+    assert str(error.value).startswith("preprocessor_config.json")
+    assert len(str(error.value)) < 400
+
+
+def test_nulls_of_a_generation_config_are_its_defaults(tiny_processor):
+    name = "generation_config.json"
+    processor = with_document(tiny_processor, name, eos_token_id=None, max_new_tokens=None, pad_token_id=None)
+    assert processor.stop_tokens == (processor.eos_id,)
+    assert processor.max_new_tokens == 32
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"eos_token_id": 300}, "'eos_token_id' has 300, and the model has 300 tokens"),
+        ({"eos_token_id": [1, 2**31]}, "'eos_token_id"),
+        ({"eos_token_id": -1}, "'eos_token_id"),
+        ({"eos_token_id": "1"}, "'eos_token_id' must be"),
+        ({"max_new_tokens": 0}, "'max_new_tokens' must be"),
+        ({"max_new_tokens": 256}, "'max_new_tokens' is 256, and the model has 256 positions"),
+        ({"max_new_tokens": 1.5}, "'max_new_tokens' must be"),
+    ],
+    ids=str,
+)
+def test_a_generation_config_of_another_model_is_refused(keys, sentence, tiny_processor):
+    with pytest.raises(UserError, match=sentence):
+        with_document(tiny_processor, "generation_config.json", **keys)
+
+
+@pytest.mark.parametrize(
+    "name", ["preprocessor_config.json", "generation_config.json", "tokenizer_config.json"]
+)
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"null", b"\xff{", b'{"a":' * 100_000, b'{"size": NaN}', b'{"a": 1' + b"0" * 5000]
+)
+def test_a_damaged_document_is_one_sentence_with_its_path(name, content, tiny_processor, tmp_path):
+    tiny_processor.save(tmp_path)
+    tiny_processor.config.save(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError) as error:
+        Processor.from_pretrained(tmp_path)
+    assert str(error.value).startswith(str(tmp_path / name))
+    assert "\n" not in str(error.value)
+
+
 def break_tokenizer(folder):
     (folder / "tokenizer.json").write_text("{}")
 
@@ -143,7 +274,7 @@ def drop_config(folder):
     ("damage", "sentence"),
     [
         (break_tokenizer, "tokenizer.json is damaged"),
-        (break_preprocessor, "preprocessor_config.json is damaged"),
+        (break_preprocessor, "preprocessor_config.json: the document must be an object"),
         (resize_preprocessor, "does not fit config.json"),
         (drop_tokenizer, "tokenizer.json is missing"),
         (drop_config, "config.json is missing"),

@@ -15,15 +15,30 @@ import numpy as np
 from microvlm.config import MicroVLMConfig
 from microvlm.errors import UserError
 from microvlm.inputs.images import ImageSource, load_square
+from microvlm.inputs.processor_files import (
+    DEFAULT_NEW_TOKENS,
+    GENERATION,
+    PREPROCESSOR,
+    TOKENIZER_CONFIG,
+    check_documents,
+    default_documents,
+    read_documents,
+)
 from microvlm.inputs.tokenizer import TOKENIZER, LibraryTokenizer, TextTokenizer, load_tokenizer
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-__all__ = ["TOKENIZER", "Inputs", "Processor", "TextStream", "pad_left"]
-PREPROCESSOR = "preprocessor_config.json"
-GENERATION = "generation_config.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"
+__all__ = [
+    "GENERATION",
+    "PREPROCESSOR",
+    "TOKENIZER",
+    "TOKENIZER_CONFIG",
+    "Inputs",
+    "Processor",
+    "TextStream",
+    "pad_left",
+]
 MAX_CHARACTERS_PER_TOKEN = 64
 """Far above the average of any text. Longer texts are refused before a tokenizer spends 100 bytes per character."""
 
@@ -47,10 +62,13 @@ class Processor:
         tokenizer: TextTokenizer | Tokenizer,
         config: MicroVLMConfig,
         documents: dict[str, dict[str, Any]] | None = None,
+        folder: Path | None = None,
     ):
         """`documents`: the JSON files beside the tokenizer, by file name. Missing ones are derived from `config`.
+        `folder`: where they were read, for errors.
 
-        Raises UserError when the tokenizer lacks a token of the template or has more tokens than the model.
+        Raises UserError when the tokenizer lacks a token of the template or has more tokens than the model, and for
+        documents that are damaged, belong to another model or ask for what is not computed here.
         """
         self.tokenizer: TextTokenizer = _as_text_tokenizer(tokenizer)
         self.config = config
@@ -63,8 +81,8 @@ class Processor:
                 f"{config.text.vocab_size}: they belong to different models."
             )
         self._special_tokens = sorted(self.tokenizer.added_tokens)
-        self._documents = {**self._default_documents(), **(documents or {})}
-        self._read_preprocessor(self._documents[PREPROCESSOR])
+        defaults = default_documents(config, self.eos_id, self.pad_id)
+        self._files = check_documents({**defaults, **(documents or {})}, config, folder)
 
     @classmethod
     def from_pretrained(cls, directory: str | Path) -> Processor:
@@ -72,34 +90,30 @@ class Processor:
         folder = Path(directory)
         config = MicroVLMConfig.load(folder)
         tokenizer = load_tokenizer(folder)
-        names = (PREPROCESSOR, GENERATION, TOKENIZER_CONFIG)
-        documents = {name: _read_json(folder / name) for name in names if (folder / name).exists()}
-        return cls(tokenizer, config, documents)
+        return cls(tokenizer, config, read_documents(folder), folder)
 
     def save(self, directory: str | Path) -> None:
         """Write tokenizer.json and the three JSON files beside it."""
         folder = Path(directory)
         folder.mkdir(parents=True, exist_ok=True)
         self.tokenizer.save(folder)
-        for name, document in self._documents.items():
+        for name, document in self._files.raw.items():
             (folder / name).write_text(json.dumps(document, indent=2) + "\n")
 
     @property
     def stop_tokens(self) -> tuple[int, ...]:
         """Ids that end an answer: those of generation_config.json and the template's end token."""
-        eos = self._documents[GENERATION].get("eos_token_id", self.eos_id)
-        return tuple(dict.fromkeys([*(eos if isinstance(eos, list) else [eos]), self.eos_id]))
+        return tuple(dict.fromkeys([*self._files.generation.stop_tokens, self.eos_id]))
 
     @property
     def max_new_tokens(self) -> int:
         """The default length of an answer, from generation_config.json."""
-        return int(self._documents[GENERATION].get("max_new_tokens", 32))
+        return self._files.generation.max_new_tokens or DEFAULT_NEW_TOKENS
 
     def pixels(self, image: ImageSource) -> np.ndarray:
         """Load, scale and normalise an image -> float32 [3, side, side]. Raises UserError for a bad one."""
         square = load_square(image, self.config.vision.image_size)
-        values = np.asarray(square, np.float32).transpose(2, 0, 1) * np.float32(self._rescale)
-        return (values - self._mean) / self._std
+        return self._files.statistics.normalize(np.asarray(square).transpose(2, 0, 1))
 
     def normalize_text(self, text: str) -> str:
         """Text as the model reads it: lower case, single blanks and no final full stops if `fold_text` is set, else
@@ -177,47 +191,6 @@ class Processor:
             raise UserError(f"the tokenizer lacks '{token}' of config.json: they belong to different models.")
         return number
 
-    def _default_documents(self) -> dict[str, dict[str, Any]]:
-        vision, prompt = self.config.vision, self.config.prompt
-        side = vision.image_size
-        return {
-            PREPROCESSOR: {
-                "image_processor_type": "ViTImageProcessor",
-                "do_resize": True,
-                "size": {"height": side, "width": side},
-                "resample": 3,
-                "do_rescale": True,
-                "rescale_factor": 1 / 255,
-                "do_normalize": True,
-                "image_mean": list(vision.image_mean),
-                "image_std": list(vision.image_std),
-            },
-            GENERATION: {"eos_token_id": self.eos_id, "pad_token_id": self.pad_id, "do_sample": False},
-            TOKENIZER_CONFIG: {
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "eos_token": prompt.eos_token,
-                "pad_token": prompt.pad_token,
-            },
-        }
-
-    def _read_preprocessor(self, document: dict[str, Any]) -> None:
-        side = self.config.vision.image_size
-        try:
-            size = document.get("size", side)
-            sides = set(size.values()) if isinstance(size, dict) else {size}
-            self._rescale = float(document.get("rescale_factor", 1 / 255))
-            self._mean, self._std = (
-                np.asarray(document.get(key, default), np.float32).reshape(3, 1, 1)
-                for key, default in (
-                    ("image_mean", self.config.vision.image_mean),
-                    ("image_std", self.config.vision.image_std),
-                )
-            )
-        except (TypeError, ValueError, AttributeError):
-            raise UserError(f"{PREPROCESSOR} is damaged: copy the checkpoint or bundle again.") from None
-        if sides != {side} or not (self._std > 0).all():
-            raise UserError(f"{PREPROCESSOR} does not fit config.json: they belong to different models.")
-
 
 class TextStream:
     """Converts token ids to text one at a time. Tokens can end inside a character: incomplete ones are held back."""
@@ -257,13 +230,3 @@ def _as_text_tokenizer(tokenizer: TextTokenizer | Tokenizer) -> TextTokenizer:
     """Wrap a tokenizer of the `tokenizers` library. Recognised by a method, because a device may lack the library."""
     is_library = hasattr(tokenizer, "get_added_tokens_decoder")
     return LibraryTokenizer(cast("Tokenizer", tokenizer)) if is_library else cast(TextTokenizer, tokenizer)
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_text())
-    except (ValueError, OSError):
-        document = None
-    if not isinstance(document, dict):
-        raise UserError(f"{path} is damaged: copy the checkpoint or bundle again.")
-    return document

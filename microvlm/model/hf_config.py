@@ -11,6 +11,7 @@ from typing import Any
 
 from microvlm.config import CONFIG, TextConfig, VisionConfig
 from microvlm.errors import UserError
+from microvlm.inputs.processor_files import PREPROCESSOR, read_statistics
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -139,11 +140,7 @@ def _rope_theta(raw: dict[str, Any], path: Path) -> float:
 
 def _normalisation(directory: Path, default: tuple) -> tuple[tuple, tuple]:
     """Mean and standard deviation from preprocessor_config.json, or the family's default."""
-    path = directory / "preprocessor_config.json"
-    if not path.is_file():
+    try:
+        return read_statistics(directory / PREPROCESSOR, *default)
+    except FileNotFoundError:
         return default
-    raw = read_json(path)
-    if raw.get("do_normalize") is False:
-        return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    mean, std = (raw.get(key, own) for key, own in zip(("image_mean", "image_std"), default, strict=True))
-    return tuple(map(float, mean)), tuple(map(float, std))
