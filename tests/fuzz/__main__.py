@@ -47,6 +47,8 @@ def main(
     from kinds import KINDS
     from seed_files import write_seeds
 
+    from microvlm.bench.report import text
+
     for name in names:
         if name not in KINDS:
             raise click.UsageError(f"there is no kind '{name}': {', '.join(KINDS)}.")
@@ -67,8 +69,8 @@ def main(
                 print(f"{name} seed {seed} from {start}: {len(mutants)} mutants, {len(bad)} bad", flush=True)
                 for each in bad:
                     print(f"  {each['number']} {each['outcome']}: {each['text'][-1500:]}", flush=True)
-    document = _document(results, seed, first)
-    print(_table(document))
+    document = _document(results, seed, first, bundle)
+    print(text(document))
     if output is not None:
         output.write_text(json.dumps(document, indent=1) + "\n")
     sys.exit(1 if any(row[outcome] for row in document["kinds"].values() for outcome in OUTCOMES[2:]) else 0)
@@ -123,7 +125,7 @@ def _lines(child: subprocess.Popen) -> Iterator[bytes]:
         yield from whole
 
 
-def _document(results: dict[str, list[dict]], seed: int, first: int) -> dict:
+def _document(results: dict[str, list[dict]], seed: int, first: int, bundle: Path) -> dict:
     kinds = {}
     for name, mutants in results.items():
         counts = Counter(each["outcome"] for each in mutants)
@@ -134,16 +136,17 @@ def _document(results: dict[str, list[dict]], seed: int, first: int) -> dict:
             "slowest_s": max((each["seconds"] for each in used), default=0.0),
             "largest_mb": max((each["megabytes"] for each in used), default=0.0),
         }
-    return {"seed": seed, "first": first, "kinds": kinds}
+    from microvlm.bench.provenance import describe_model, provenance
 
-
-def _table(document: dict) -> str:
-    heads = ("mutants", *OUTCOMES, "slowest_s", "largest_mb")
-    lines = [f"{'kind':<26}" + "".join(f"{head:>11}" for head in heads)]
-    rows = document["kinds"]
-    lines += [f"{name:<26}" + "".join(f"{row[head]:>11}" for head in heads) for name, row in rows.items()]
-    total = [sum(row[head] for row in rows.values()) for head in heads[: 1 + len(OUTCOMES)]]
-    return "\n".join([*lines, f"{'all':<26}" + "".join(f"{number:>11}" for number in total)])
+    return {
+        "report": "mutations",
+        "seed": seed,
+        "first": first,
+        "seconds_allowed": MAX_SECONDS,
+        "megabytes_allowed": MAX_MEGABYTES,
+        "kinds": kinds,
+        "provenance": provenance(describe_model(bundle), 1),
+    }
 
 
 if __name__ == "__main__":
