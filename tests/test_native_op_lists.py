@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
 import pytest
 
+from microvlm.backends import native
 from microvlm.formats import packing
-from microvlm.formats.op_spec import ABSMAX_FLOOR, MAX_COLUMNS
+from microvlm.formats.op_spec import ABSMAX_FLOOR, MAX_COLUMNS, Operand, OpSpec
 from microvlm.formats.op_table import DOMAIN, MATMUL_BY_KIND, OPS
 
 ROOT = Path(__file__).parent.parent
 NATIVE = ROOT / "backends" / "native"
 GLUE = NATIVE / "glue" / "ort_op.cpp"
-MAKE_OP = re.compile(
-    r'make_op\("(\w+)",\s*(kFloat|kInt64),\s*(true|false),\s*(?:"(\w+)"|nullptr),\s*Product::(\w+)\)'
+DECLARATIONS = NATIVE / "declarations.h"
+TYPES = {"kFloat": "float32", "kInt64": "int64", "kUint8": "uint8"}
+ROW = re.compile(
+    r'\{"(\w+)", Product::(\w+), (true|false), (?:"(\w+)"|nullptr), (k\w+),\n'
+    r"     \{(\{.*?\}\})\}\},\n",
+    re.S,
 )
-FIRST_TYPES = {"kFloat": "float32", "kInt64": "int64"}
+OPERAND = re.compile(r'\{"(\w+)", (\w+), \{([\w, ]+)\}\}')
+INTERFACES = {2: "b3c65f55ef353e8ee886f9c89437ed0e5cc167a6414aefec05147670d52f669e"}
+"""Number of an interface -> SHA-256 of the operators' declarations and of the C exports."""
 
 
 def enumerator(kind: str) -> str:
@@ -25,39 +33,58 @@ def enumerator(kind: str) -> str:
     return "k" + kind.capitalize()
 
 
+def sizes_of(op: OpSpec, operand: Operand) -> tuple[str, ...]:
+    """The `Size` of each dimension of an operand, from the table's text such as "[N, G = Kp / 32]"."""
+    text = operand.shape.translate(str.maketrans({"V": "N", "H": "K"}))
+    sizes = {
+        "...": "kLeading",
+        "K": "kColumns",
+        "N": "kRows",
+        f"R = ceil(N / {op.rows_per_byte})": "kPackedRows",
+        "S": "kOneOrRows",
+        f"G = Kp / {op.group}": "kGroups",
+        f"Kp / {op.columns_per_byte}": "kGroupBytes",
+    }
+    names = tuple(sizes[part] for part in text.strip("[]").split(", "))
+    # One scale broadcasts in every product's function body: kernels take it where the table stores one a row, too.
+    return ("kOneOrRows",) if operand.name == "scale" and not op.is_lookup else names
+
+
 def test_the_glue_declares_every_operator_as_the_table_does() -> None:
+    rows = ROW.findall(DECLARATIONS.read_text())
     declared = {
-        name: (FIRST_TYPES[first_type], has_multiplier == "true", (attribute,) if attribute else (), product)
-        for name, first_type, has_multiplier, attribute, product in MAKE_OP.findall(GLUE.read_text())
+        name: (product, gathers == "true", (attribute,) if attribute else (), attribute_size, operands)
+        for name, product, gathers, attribute, attribute_size, operands in rows
     }
-    assert declared == {
-        op.name: (op.inputs[0].dtype, op.has_multiplier, op.attributes, enumerator(op.kind))
-        for op in OPS.values()
-    }
-
-
-def test_the_glue_reads_operands_in_the_order_of_the_table() -> None:
-    """The glue takes packed, then a multiplier where there is one, then scale, and no other operand."""
+    attribute_sizes = {(): "kNone", ("rows",): "kRows", ("columns",): "kColumns"}
+    assert list(declared) == list(OPS)
     for op in OPS.values():
-        assert op.weight_names == ("packed", *(["multiplier"] if op.has_multiplier else []), "scale")
-        assert {operand.name: operand.dtype for operand in op.inputs[1:]} == {
-            "packed": "uint8",
-            "scale": "float32",
-            **({"multiplier": "uint8"} if op.has_multiplier else {}),
-        }
-        assert len(op.attributes) <= 1
+        product, gathers, attributes, attribute_size, operands = declared[op.name]
+        assert (product, gathers, attributes) == (enumerator(op.kind), op.is_lookup, op.attributes)
+        assert attribute_size == attribute_sizes[op.attributes]
+        assert [
+            (name, TYPES[type_name], tuple(sizes.split(", ")))
+            for name, type_name, sizes in OPERAND.findall(operands)
+        ] == [(operand.name, operand.dtype, sizes_of(op, operand)) for operand in op.inputs]
+
+
+def test_a_changed_declaration_or_export_has_another_number() -> None:
+    """A library of another version is told by its number: count `kInterface` and `INTERFACE` up, note the hash."""
+    exports = NATIVE / "c_api.cpp"
+    (number,) = re.findall(r"kInterface = (\d+);", exports.read_text())
+    assert int(number) == native.INTERFACE
+    prototypes = re.findall(r"^MICROVLM_EXPORT .*?\) \{", exports.read_text(), re.M | re.S)
+    text = [row.group() for row in ROW.finditer(DECLARATIONS.read_text())] + prototypes
+    words = " ".join("".join(text).split())
+    assert hashlib.sha256(words.encode()).hexdigest() == INTERFACES[native.INTERFACE]
 
 
 def test_the_glue_registers_the_domain_of_the_table() -> None:
     assert re.findall(r'<kCreateCustomOpDomain>\(api, "([^"]+)"', GLUE.read_text()) == [DOMAIN]
 
 
-@pytest.mark.parametrize(
-    "source",
-    [NATIVE / "c_api.cpp", ROOT / "bench" / "pi" / "counting" / "sources" / "one_product.cpp"],
-    ids=lambda path: path.name,
-)
-def test_a_list_of_products_has_the_names_of_the_table_in_the_order_of_the_enumeration(source: Path) -> None:
+def test_the_counted_products_have_the_names_of_the_table_in_the_order_of_the_enumeration() -> None:
+    source = ROOT / "bench" / "pi" / "counting" / "sources" / "one_product.cpp"
     (listed,) = re.findall(r"kNames\[\] = \{([^}]+)\}", source.read_text())
     (enumeration,) = re.findall(r"enum class Product \{([^}]+)\}", (NATIVE / "operators.h").read_text())
     products = {enumerator(op.kind): op.name for op in MATMUL_BY_KIND.values()}

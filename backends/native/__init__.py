@@ -11,29 +11,47 @@ import functools
 import os
 from pathlib import Path
 
+from microvlm.backends.native.library_file import library_problem
 from microvlm.errors import UserError
+from microvlm.formats.documents import quote
 
 LIBRARY = "libmicrovlm_ops.so"
 SWITCH = "MICROVLM_NATIVE"
 REASON = "not_built.txt"
 """The file that a build without the library leaves in its place: one line with the reason."""
+INTERFACE = 2
+"""The number in `c_api.cpp` of the exports and operators that this version calls."""
 
 
 def library_path() -> Path | None:
-    """The library to use; None where this package has none or MICROVLM_NATIVE=0. Raises UserError."""
+    """The library to use, checked and loaded; None where this package has none or MICROVLM_NATIVE=0.
+
+    Raises UserError when MICROVLM_NATIVE names something else than a library of this version for this machine.
+    """
     switch = os.environ.get(SWITCH, "")
     if switch == "0":
         return None
     if switch not in ("", "1"):
-        path = Path(switch)
-        if not path.is_file():
+        if not os.path.isfile(switch):
             raise UserError(
-                f"{SWITCH}={switch} is neither 0 nor a library: give 0, 1 or the path of {LIBRARY}."
+                f"{SWITCH}={quote(switch)} is neither 0 nor a library: give 0, 1 or the path of {LIBRARY}."
             )
-        return path.resolve()
-    path = Path(__file__).with_name(LIBRARY)
-    if path.is_file() and (switch == "1" or not _load_problem(path.resolve())):
-        return path.resolve()
+        path = Path(switch).resolve()
+        problem = _load_problem(path)
+        if problem:
+            raise UserError(
+                f"the native library {quote(path)} cannot be loaded ({problem}): set {SWITCH} to 0, 1 or the path of "
+                f"this version's {LIBRARY}."
+            )
+        return path
+    path = Path(__file__).with_name(LIBRARY).resolve()
+    problem = _load_problem(path) if path.is_file() else ""
+    if path.is_file() and not problem:
+        return path
+    if switch == "1" and problem:
+        raise UserError(
+            f"the native library {path} cannot be loaded ({problem}): install microvlm again for this machine."
+        )
     if switch == "1":
         raise UserError(
             f"{SWITCH}=1, but this package was installed without {LIBRARY}: install a wheel that has it, or install "
@@ -58,7 +76,9 @@ def library() -> ctypes.CDLL:
     path = library_path()
     if path is None:
         raise UserError(f"there is no native library here ({LIBRARY} is missing or {SWITCH}=0).")
-    return _open(path)
+    loaded, _ = _load(path, *_version_of(path))
+    assert loaded is not None  # library_path checked it
+    return loaded
 
 
 def variants() -> list[str]:
@@ -76,25 +96,38 @@ def active_variant() -> str:
     return name.decode()
 
 
-@functools.cache
 def _load_problem(path: Path) -> str:
-    """Why this system cannot load the library (older C library, another machine); empty where it can."""
+    """Why the library cannot be used (damaged, for another machine), in a few words; empty where it can."""
+    return _load(path, *_version_of(path))[1]
+
+
+def _version_of(path: Path) -> tuple[int, int, int]:
+    """What changes when a file is replaced; zeros where it cannot be read."""
     try:
-        ctypes.CDLL(str(path))
-    except OSError as error:
-        return str(error)
-    return ""
+        status = path.stat()
+    except OSError:
+        return 0, 0, 0
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @functools.cache
-def _open(path: Path) -> ctypes.CDLL:
+def _load(path: Path, *_version: int) -> tuple[ctypes.CDLL | None, str]:
+    """-> (the library or None, why not)."""
+    problem = library_problem(path)
+    if problem:
+        return None, problem
     try:
-        opened = ctypes.CDLL(str(path))
+        loaded = ctypes.CDLL(str(path))
+        loaded.microvlm_interface.restype = ctypes.c_int64
+        if loaded.microvlm_interface() != INTERFACE:
+            return None, "another version of MicroVLM built it"
+        loaded.microvlm_variant_count.restype = ctypes.c_int64
+        loaded.microvlm_variant_name.restype = ctypes.c_char_p
+        loaded.microvlm_variant_name.argtypes = [ctypes.c_int64]
+        loaded.microvlm_active_variant.restype = ctypes.c_char_p
+        loaded.microvlm_active_variant.argtypes = [ctypes.POINTER(ctypes.c_char_p)]
     except OSError as error:
-        raise UserError(f"the native library {path} cannot be loaded ({error}).") from error
-    opened.microvlm_variant_count.restype = ctypes.c_int64
-    opened.microvlm_variant_name.restype = ctypes.c_char_p
-    opened.microvlm_variant_name.argtypes = [ctypes.c_int64]
-    opened.microvlm_active_variant.restype = ctypes.c_char_p
-    opened.microvlm_active_variant.argtypes = [ctypes.POINTER(ctypes.c_char_p)]
-    return opened
+        return None, str(error)
+    except AttributeError:
+        return None, "another version of MicroVLM built it"
+    return loaded, ""

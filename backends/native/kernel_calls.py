@@ -1,7 +1,7 @@
 """Calls the kernels of one variant directly, over numpy arrays: for tests and for benchmarks without ONNX Runtime.
 
-Operands must have the dtypes and sizes given here: only their pointers reach the library, so it cannot check them.
-Functions raise ValueError for an unknown variant or operator and for a width without exact 32-bit sums.
+The dtype of every array is checked here and its length in the library, before anything of it is read. Functions raise
+ValueError for arrays that do not fit the operator, an unknown variant or operator, and too wide an x for exact sums.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ def multiply(
 
     `op` is the operator's name; `packed`, `multiplier` and `scale` are its operands, C-contiguous.
     """
-    y = np.empty((len(x), rows), np.float32) if out is None else out
-    arguments = (x, len(x), x.shape[1], packed, multiplier, scale, len(scale), rows, y)
-    _call("microvlm_multiply", variant, op, *arguments)
+    tokens, columns = x.shape
+    y = np.empty((tokens, _length(rows)), np.float32) if out is None else out
+    operands = (*_array(packed, np.uint8), *_array(multiplier, np.uint8), *_array(scale, np.float32))
+    arguments = (*_array(x, np.float32), *operands, *_array(y, np.float32))
+    _call("microvlm_multiply", variant, op, tokens, rows, columns, *arguments)
     return y
 
 
@@ -42,18 +44,20 @@ def multiply_q8(
     multiplier: np.ndarray | None = None,
 ) -> np.ndarray:
     """Compute the integer half of a product: int8 activations_q8 [M, K] -> exact int32 sums [M, N]."""
-    sums = np.empty((len(activations_q8), rows), np.int32)
     tokens, columns = activations_q8.shape
-    arguments = (activations_q8, tokens, columns, packed, multiplier, rows, sums)
-    _call("microvlm_multiply_q8", variant, op, *arguments)
+    sums = np.empty((tokens, _length(rows)), np.int32)
+    operands = (*_array(packed, np.uint8), *_array(multiplier, np.uint8))
+    arguments = (*_array(activations_q8, np.int8), *operands, *_array(sums, np.int32))
+    _call("microvlm_multiply_q8", variant, op, tokens, rows, columns, *arguments)
     return sums
 
 
 def quantize(variant: str, x: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """Quantise one token: float32 [K] -> (activations_q8 int8 [K], activation_scale float32 [], their sum)."""
-    activations_q8, activation_scale = np.empty(len(x), np.int8), np.empty((), np.float32)
+    activations_q8, activation_scale = np.empty(x.size, np.int8), np.empty((), np.float32)
     total = np.empty((), np.int32)
-    _call("microvlm_quantize", variant, x, len(x), activations_q8, activation_scale, total)
+    arrays = (*_array(x, np.float32), *_array(activations_q8, np.int8))
+    _call("microvlm_quantize", variant, *arrays, _pointer(activation_scale), _pointer(total))
     return activations_q8, activation_scale, int(total)
 
 
@@ -61,8 +65,9 @@ def dequantize(
     variant: str, packed: np.ndarray, scale: float, columns: int, multiplier: np.ndarray | None = None
 ) -> np.ndarray:
     """Expand one row of an int8 table, or of an int4 table where `multiplier` is given -> float32 [columns]."""
-    y = np.empty(columns, np.float32)
-    _call("microvlm_dequantize", variant, packed, multiplier, columns, ctypes.c_float(scale), y)
+    y = np.empty(_length(columns), np.float32)
+    operands = (*_array(packed, np.uint8), *_array(multiplier, np.uint8))
+    _call("microvlm_dequantize", variant, *operands, ctypes.c_float(scale), *_array(y, np.float32))
     return y
 
 
@@ -75,9 +80,24 @@ def _call(name: str, *arguments: object) -> None:
 
 
 def _argument(value: object) -> object:
-    if isinstance(value, np.ndarray):
-        assert value.flags.c_contiguous
-        return ctypes.c_void_p(value.ctypes.data)
     if isinstance(value, str):
         return value.encode()
     return ctypes.c_int64(value) if isinstance(value, int) else value
+
+
+def _array(array: np.ndarray | None, dtype: type[np.generic]) -> tuple[object, int]:
+    """An array's pointer and length in bytes; null and 0 for None. Raises ValueError."""
+    if array is None:
+        return ctypes.c_void_p(None), 0
+    if array.dtype != dtype or not array.flags.c_contiguous or array.ctypes.data % array.itemsize:
+        raise ValueError(f"an operand must be a contiguous, aligned array of {np.dtype(dtype).name}")
+    return _pointer(array), array.nbytes
+
+
+def _pointer(array: np.ndarray) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
+
+
+def _length(count: int) -> int:
+    """A length that numpy can allocate; the library refuses what is wrong with others."""
+    return max(count, 0)

@@ -197,19 +197,6 @@ int64_t packed_rows_of(Product product, int64_t rows) {
   return (rows + planes - 1) / planes;
 }
 
-const char* product_problem(Product product, int64_t packed_rows, int64_t packed_columns, int64_t rows, int64_t columns,
-                            int64_t scales) {
-  const bool int4 = product == Product::kInt4;
-  const int64_t bytes = int4 ? (columns + kGroup - 1) / kGroup * (kGroup / 2) : columns;
-  if (columns < 1) return "x has no columns";
-  if (rows < 0) return "the number of rows is negative";
-  if (columns > (int4 ? kInt4MaxColumns : kMaxColumns)) return "x is too wide for exact 32-bit sums";
-  if (packed_columns != bytes) return "x and packed differ in columns";
-  if (packed_rows != packed_rows_of(product, rows)) return "packed does not hold that many rows";
-  if (scales != rows && scales != 1) return "scale has neither one value nor one a row";
-  return nullptr;
-}
-
 bool multiply(const Kernels& kernels, Product product, const Matrix& matrix, const float* scale, bool one_scale,
               const float* x, int64_t tokens, float* y, const Pool& pool) {
   if (tokens == 0 || matrix.rows == 0) return true;

@@ -28,9 +28,6 @@ const Kernels* find_variant(const char* name);
 // name is unknown or cannot run here.
 const Kernels* active_variant(const char** problem);
 
-// Null when the sizes fit each other and the kernels' limits, else a sentence.
-const char* product_problem(Product product, int64_t packed_rows, int64_t packed_columns, int64_t rows, int64_t columns,
-                            int64_t scales);
 // float32 x [tokens, K] -> y [tokens, N]. Returns false, and writes no y, when there is not enough memory for the
 // activations.
 bool multiply(const Kernels& kernels, Product product, const Matrix& matrix, const float* scale, bool one_scale,

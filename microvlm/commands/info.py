@@ -207,9 +207,10 @@ def _tokenizer(directory: Path) -> str | None:
 
 def _backends(directory: Path) -> dict[str, str]:
     """Describes, for each registered backend, whether and how it would run this model on this machine."""
-    from microvlm.backends import backend_names, get_backend
+    from microvlm.backends import backend_names, get_backend, native
     from microvlm.formats.bundle import is_bundle
 
+    native.library_path()  # a library that the user named and that cannot be loaded ends the command
     states = {}
     for name in backend_names():
         kernels = None

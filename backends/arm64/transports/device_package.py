@@ -28,7 +28,7 @@ SWITCH = "MICROVLM_WHEEL"
 CROSS_COMPILER = "{machine}-linux-gnu-g++"
 NATIVE = "microvlm/backends/native"
 _EXCLUDED = ("training", "checkpoints", "evalset", "__pycache__")
-_SOURCES = (".cpp", ".h", ".txt")
+_SOURCES = (".cpp", ".h", ".txt", ".cmake")
 
 
 class DevicePackage(NamedTuple):

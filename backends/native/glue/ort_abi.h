@@ -41,19 +41,20 @@ struct OrtCustomOp {
 namespace {
 
 constexpr uint32_t kApiVersion = 17;
-constexpr int kFloat = 1, kUint8 = 2, kInt64 = 7;  // ONNXTensorElementDataType
-constexpr int kAttributeInt = 1;                   // OrtOpAttrType
-constexpr size_t kMaxDimensions = 16;
+constexpr uint32_t kOldestApiVersion = 1;  // of which every ONNX Runtime has the table
+constexpr int kAttributeInt = 1;           // OrtOpAttrType
 
 enum Slot {
   kCreateStatus = 0,
   kCreateCustomOpDomain = 26,
   kCustomOpDomainAdd = 27,
   kAddCustomOpDomain = 28,
+  kIsTensor = 50,
   kGetTensorMutableData = 51,
   kCreateShapeInfo = 57,
   kSetElementType = 58,
   kSetDimensions = 59,
+  kGetElementType = 60,
   kGetDimensionCount = 61,
   kGetDimensions = 62,
   kGetSymbolicDimensions = 63,

@@ -1,63 +1,105 @@
-// Reads and writes shapes and bytes of ONNX Runtime's values, through the interface that ort_abi.h declares.
+// Reads and writes shapes and bytes of ONNX Runtime's values, through the interface that ort_abi.h declares. What a
+// value is comes from the value, not from what the graph says of it.
 #pragma once
 
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "declarations.h"
 #include "ort_abi.h"
 
 namespace {
+
+using microvlm::fits_declaration;
+using microvlm::kMaxDimensions;
+using microvlm::Operand;
+using microvlm::Problem;
+using microvlm::Tensor;
 
 constexpr int kInvalidArgument = 2, kRuntimeException = 6;  // OrtErrorCode
 
 Status fail(const OrtApi* api, int code, const char* message) { return call<kCreateStatus>(api, code, message); }
 
 struct Shape {
-  int64_t dimension[kMaxDimensions] = {};
+  int64_t dimensions[kMaxDimensions];
   size_t rank = 0;
-
-  int64_t last() const { return rank == 0 ? 0 : dimension[rank - 1]; }
-  int64_t first() const { return rank == 0 ? 0 : dimension[0]; }
-  // Product of the first `count` dimensions.
-  int64_t lead(size_t count) const {
-    int64_t product = 1;
-    for (size_t i = 0; i < count; ++i) product *= dimension[i];
-    return product;
-  }
 };
 
-Status read_shape(const OrtApi* api, void* info, Shape* shape) {
+// Works for a Shape and for a Tensor.
+template <class Shaped>
+Status read_shape(const OrtApi* api, void* info, Shaped* shape) {
   Status status = call<kGetDimensionCount>(api, static_cast<const void*>(info), &shape->rank);
-  if (status == nullptr && shape->rank > kMaxDimensions) status = fail(api, kInvalidArgument, "too many dimensions");
-  if (status == nullptr)
-    status = call<kGetDimensions>(api, static_cast<const void*>(info), shape->dimension, shape->rank);
-  return status;
+  if (status != nullptr) return status;
+  if (shape->rank > kMaxDimensions) return fail(api, kInvalidArgument, "a tensor has more than 16 dimensions");
+  return call<kGetDimensions>(api, static_cast<const void*>(info), &shape->dimensions[0], shape->rank);
 }
 
-template <class T>
-Status read_value(const OrtApi* api, const void* value, const T** data, Shape* shape) {
-  void *info = nullptr, *bytes = nullptr;
-  Status status = call<kGetShapeInfo>(api, value, &info);
-  if (status == nullptr) status = read_shape(api, info, shape);
+// Memory of a value whose address its elements do not divide: ONNX Runtime maps external data at any offset of a file.
+class AlignedCopy {
+ public:
+  AlignedCopy() = default;
+  ~AlignedCopy() { std::free(memory_); }
+  AlignedCopy(const AlignedCopy&) = delete;
+  AlignedCopy& operator=(const AlignedCopy&) = delete;
+
+  // Replaces tensor->data where it must be. False when there is not enough memory.
+  bool align(Tensor* tensor) {
+    const size_t size = microvlm::bytes_of(tensor->type);
+    if (reinterpret_cast<uintptr_t>(tensor->data) % size == 0) return true;
+    size_t bytes = size;
+    for (size_t i = 0; i < tensor->rank; ++i) bytes *= tensor->dimensions[i];
+    memory_ = std::malloc(bytes == 0 ? 1 : bytes);
+    if (memory_ == nullptr) return false;
+    std::memcpy(memory_, tensor->data, bytes);
+    tensor->data = memory_;
+    return true;
+  }
+
+ private:
+  void* memory_ = nullptr;
+};
+
+// The operand that a value is. A status for whatever does not fit the operand's declaration; nothing of the value's
+// bytes is read before.
+Status read_operand(const OrtApi* api, const Operand& operand, const void* value, Tensor* tensor, AlignedCopy* copy) {
+  int is_tensor = 0;
+  Status status = value == nullptr ? nullptr : call<kIsTensor>(api, value, &is_tensor);
+  if (status != nullptr) return status;
+  Problem problem;
+  if (is_tensor == 0) {
+    std::snprintf(problem.text, sizeof problem.text, "%s is missing or not a tensor", operand.name);
+    return fail(api, kInvalidArgument, problem.text);
+  }
+  void *info = nullptr, *data = nullptr;
+  status = call<kGetShapeInfo>(api, value, &info);
+  if (status != nullptr) return status;
+  status = call<kGetElementType>(api, static_cast<const void*>(info), &tensor->type);
+  if (status == nullptr) status = read_shape(api, info, tensor);
   call<kReleaseShapeInfo, void>(api, info);
-  if (status == nullptr) status = call<kGetTensorMutableData>(api, const_cast<void*>(value), &bytes);
-  *data = static_cast<const T*>(bytes);
-  return status;
+  if (status == nullptr) status = call<kGetTensorMutableData>(api, const_cast<void*>(value), &data);
+  if (status != nullptr) return status;
+  tensor->data = data;
+  if (!fits_declaration(operand, *tensor, &problem)) return fail(api, kInvalidArgument, problem.text);
+  return copy->align(tensor) ? nullptr : fail(api, kRuntimeException, "not enough memory for an operand");
 }
 
-Status get_input(const OrtApi* api, void* context, size_t index, const void** value) {
-  return call<kGetInput>(api, static_cast<const void*>(context), index, value);
-}
-
-template <class T>
-Status read_input(const OrtApi* api, void* context, size_t index, const T** data, Shape* shape) {
+Status read_input(const OrtApi* api, const Operand& operand, void* context, size_t index, Tensor* tensor,
+                  AlignedCopy* copy) {
   const void* value = nullptr;
-  Status status = get_input(api, context, index, &value);
-  return status == nullptr ? read_value(api, value, data, shape) : status;
+  Status status = call<kGetInput>(api, static_cast<const void*>(context), index, &value);
+  return status == nullptr ? read_operand(api, operand, value, tensor, copy) : status;
 }
 
-Status make_output(const OrtApi* api, void* context, const Shape& shape, float** data) {
+Status make_output(const OrtApi* api, void* context, const int64_t* dimensions, size_t rank, float** data) {
   void *value = nullptr, *bytes = nullptr;
-  Status status =
-      call<kGetOutput>(api, context, size_t{0}, static_cast<const int64_t*>(shape.dimension), shape.rank, &value);
-  if (status == nullptr) status = call<kGetTensorMutableData>(api, value, &bytes);
+  Status status = call<kGetOutput>(api, context, size_t{0}, dimensions, rank, &value);
+  if (status != nullptr) return status;
+  if (value == nullptr) return fail(api, kRuntimeException, "there is no output");
+  status = call<kGetTensorMutableData>(api, value, &bytes);
+  if (status == nullptr && reinterpret_cast<uintptr_t>(bytes) % alignof(float) != 0) {
+    return fail(api, kInvalidArgument, "the memory for the output is at an address that is no multiple of 4");
+  }
   *data = static_cast<float*>(bytes);
   return status;
 }

@@ -1,0 +1,120 @@
+// What every operator of op_table.py takes, and the check of operands against it. Callers are the glue of ONNX Runtime,
+// which appears here only by its numbers of element types, and the plain C interface.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "operators.h"
+
+namespace microvlm {
+
+constexpr int kFloat = 1, kUint8 = 2, kInt64 = 7;  // as in ONNX: TensorProto.DataType
+constexpr size_t kMaxDimensions = 16;
+constexpr size_t kMaxInputs = 4;
+
+// A dimension of an operand in terms of N, the rows of a matrix or table, and K, its columns.
+enum Size : uint8_t {
+  kNone,        // the operand has no such dimension
+  kLeading,     // any number of dimensions of any size
+  kColumns,     // K
+  kRows,        // N
+  kPackedRows,  // R = ceil(N / the rows in a byte)
+  kOneOrRows,   // 1 or N
+  kGroups,      // G = ceil(K / 32)
+  kGroupBytes,  // 16 G, which is Kp / 2
+};
+
+struct Operand {
+  const char* name;
+  int type;
+  Size dimensions[2];
+};
+
+// A row of op_table.py. Where there is no attribute, N is the number of packed rows, and the K of a table is the number
+// of packed columns. The K of a product is the last dimension of x.
+struct Declaration {
+  const char* name;
+  Product product;  // of the same bytes
+  bool gathers;
+  const char* attribute;  // an integer, or null
+  Size attribute_size;    // what it is: kRows or kColumns
+  Operand inputs[kMaxInputs];
+
+  size_t input_count() const { return inputs[kMaxInputs - 1].name == nullptr ? kMaxInputs - 1 : kMaxInputs; }
+};
+
+// clang-format off
+constexpr Declaration kDeclarations[] = {
+    {"TernaryMatMul2x4", Product::kTernary2x4, false, "rows", kRows,
+     {{"x", kFloat, {kLeading, kColumns}},
+      {"packed", kUint8, {kPackedRows, kColumns}},
+      {"scale", kFloat, {kOneOrRows}}}},
+    {"TernaryMatMul3x5", Product::kTernary3x5, false, "rows", kRows,
+     {{"x", kFloat, {kLeading, kColumns}},
+      {"packed", kUint8, {kPackedRows, kColumns}},
+      {"scale", kFloat, {kOneOrRows}}}},
+    {"Int8MatMul", Product::kInt8, false, nullptr, kNone,
+     {{"x", kFloat, {kLeading, kColumns}},
+      {"packed", kUint8, {kRows, kColumns}},
+      {"scale", kFloat, {kOneOrRows}}}},
+    {"Int4MatMul", Product::kInt4, false, nullptr, kNone,
+     {{"x", kFloat, {kLeading, kColumns}},
+      {"packed", kUint8, {kRows, kGroupBytes}},
+      {"multiplier", kUint8, {kRows, kGroups}},
+      {"scale", kFloat, {kOneOrRows}}}},
+    {"Int8Gather", Product::kInt8, true, nullptr, kNone,
+     {{"input_ids", kInt64, {kLeading}},
+      {"packed", kUint8, {kRows, kColumns}},
+      {"scale", kFloat, {kRows}}}},
+    {"Int4Gather", Product::kInt4, true, "columns", kColumns,
+     {{"input_ids", kInt64, {kLeading}},
+      {"packed", kUint8, {kRows, kGroupBytes}},
+      {"multiplier", kUint8, {kRows, kGroups}},
+      {"scale", kFloat, {kRows}}}},
+};
+// clang-format on
+constexpr size_t kDeclarationCount = sizeof kDeclarations / sizeof kDeclarations[0];
+
+// An operand as the caller has it. `data` may be null where there are no elements.
+struct Tensor {
+  const void* data;
+  int type;
+  size_t rank;
+  int64_t dimensions[kMaxDimensions];  // the first `rank` are set
+
+  template <class T>
+  const T* as() const {
+    return static_cast<const T*>(data);
+  }
+};
+
+struct Sizes {
+  int64_t leading;  // tokens of x, or ids
+  int64_t rows, columns;
+  int64_t width;  // of the output's rows: N of a product, K of a table
+  bool one_scale;
+};
+
+// A sentence without its full stop.
+struct Problem {
+  char text[192];
+};
+
+size_t bytes_of(int type);
+
+// True when an operand alone is what its operator declares: element type, number of dimensions, a number of bytes that
+// fits 63 bits, and memory. Else false, with the problem.
+bool fits_declaration(const Operand& operand, const Tensor& tensor, Problem* problem);
+
+// The sizes that operands, each of which fits its declaration, have together. `attribute` is ignored where the operator
+// has none. False, with the problem, where they contradict each other or a limit, or where the output's bytes do not fit
+// 63 bits. After true, no kernel reads or writes outside of the operands, whatever their bytes are; ids are not checked.
+bool find_sizes(const Declaration& op, const Tensor* const* inputs, int64_t attribute, Sizes* sizes, Problem* problem);
+
+// The same for operands of which only lengths in bytes are known, `bytes` in the operator's order, for a call with so
+// many tokens, rows and columns.
+bool find_sizes(const Declaration& op, int64_t tokens, int64_t rows, int64_t columns, const int64_t* bytes,
+                Sizes* sizes, Problem* problem);
+
+}  // namespace microvlm
