@@ -5,8 +5,8 @@ two by renameat2. Elsewhere two renames are needed, and a writer that is killed 
 name. The temporary folder then holds both folders, and `temporary_folder.recover`, which readers call for a name that
 leads nowhere and every writer calls first, moves the new one into place.
 
-A folder that holds anything but our files is not replaced: `new_files` replaces the files in it one by one, and a
-marker file tells readers of a replacement that was cut off.
+A folder that holds anything but our files is not replaced: `new_files` replaces the files in it one by one. A marker
+file names the temporary folder that holds the others meanwhile, so that `recover` can finish what was cut off.
 """
 
 from __future__ import annotations
@@ -22,16 +22,17 @@ from pathlib import Path
 
 from microvlm.atomic import flush_file, os_errors_about, set_permissions
 from microvlm.temporary_folder import (
+    INCOMPLETE,
     REPLACED,
+    finish_files,
     flush_folder,
     holds_mounts,
     label,
+    recover,
     remove_leftovers,
     temporary_folder,
 )
 
-INCOMPLETE = ".incomplete"
-"""Name of the file that marks a folder while some of its files are new and some are old."""
 _MANY_FILES = 1000
 """Above this number one flush of all file systems is faster than a flush of each file."""
 _NO_EXCHANGE = {errno.EEXIST, errno.EXDEV, errno.EBUSY, errno.EACCES, errno.EPERM}
@@ -68,14 +69,17 @@ def new_files(path: str | Path, names: Collection[str]) -> Iterator[Path]:
 
     An old folder that holds nothing but files called as in `names` is replaced by the new one, with those of its files
     that the new one lacks. In a folder with anything else in it, or that cannot be renamed (the working directory of
-    this process, a mount point), the files are replaced one by one; the file INCOMPLETE is there meanwhile.
+    this process, a mount point), the files are replaced one by one; the file INCOMPLETE is there meanwhile, and
+    `recover` finishes what was cut off.
 
     Raises UserError, in one sentence, for errors of the file system.
     """
     target = Path(os.path.realpath(path))
     with os_errors_about(path):
         target.parent.mkdir(parents=True, exist_ok=True)
+        recover(target)
         remove_leftovers(target)
+        remove_leftovers(target.parent, target.name)
         inside = target.is_dir() and not _holds_only(target, names)
         with temporary_folder(target / target.name if inside else target) as temporary:
             folder = temporary / target.name
@@ -143,7 +147,10 @@ def _replace_files(folder: Path, target: Path) -> None:
             set_permissions(folder / name, old.stat())
     marker = target / INCOMPLETE
     unmarked = not marker.exists()
-    marker.touch()
+    new_marker = folder.parent / INCOMPLETE
+    new_marker.write_bytes(os.fsencode(folder.parent.name))
+    flush_file(new_marker)
+    os.replace(new_marker, marker)  # from here on the replacement is finished by whoever comes next
     flush_folder(target)
     replaced = False
     try:
@@ -151,12 +158,13 @@ def _replace_files(folder: Path, target: Path) -> None:
             os.replace(folder / name, target / name)
             replaced = True
     except BaseException:
-        if unmarked and not replaced:
+        if replaced:
+            with contextlib.suppress(OSError):
+                finish_files(folder, target)
+        elif unmarked:
             marker.unlink()
         raise
-    flush_folder(target)
-    marker.unlink()
-    flush_folder(target)
+    finish_files(folder, target)
 
 
 def _keep_others(old: Path, new: Path) -> None:

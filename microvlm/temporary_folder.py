@@ -31,6 +31,11 @@ except ImportError:  # Windows: leftovers are removed by their age
     fcntl = None  # type: ignore[assignment]
 
 TEMPORARY_NAME = re.compile(r"\.(?P<label>.+)\.new-[0-9a-f]{8}", re.DOTALL)
+INCOMPLETE = ".incomplete"
+"""Name of the file that marks a folder while some of its files are new and some are old.
+
+It holds the name of the temporary folder, inside or beside the marked one, in which the rest of the new files are.
+"""
 REPLACED = ".replaced"
 """Suffix of the old folder's name inside the temporary folder, between the two renames of a swap."""
 _LONG_NAME_BYTES = 200
@@ -69,9 +74,12 @@ def temporary_folder(target: Path) -> Iterator[Path]:
 
 
 def recover(path: str | Path) -> None:
-    """Finish a folder's replacement that was cut off between its two renames, if `path` has no name for that reason."""
+    """Finish a folder's replacement that was cut off: between its two renames, or between two of its files."""
     target = Path(os.path.realpath(path))
     if not os.path.lexists(target):
+        remove_leftovers(target.parent, target.name)
+    elif os.path.lexists(target / INCOMPLETE):
+        remove_leftovers(target, target.name)
         remove_leftovers(target.parent, target.name)
 
 
@@ -142,7 +150,7 @@ def _lock(folder: Path) -> int:
 
 
 def _remove_abandoned(folder: Path, target_label: str) -> None:
-    """Remove a temporary folder unless its writer lives, after finishing the swap that it may stand for."""
+    """Remove a temporary folder unless its writer lives, after finishing the replacement that it may stand for."""
     status = os.lstat(folder)
     if not stat.S_ISDIR(status.st_mode):
         return
@@ -162,7 +170,29 @@ def _remove_abandoned(folder: Path, target_label: str) -> None:
         if trusted and name is not None and swapping and not os.path.lexists(folder.parent / name):
             os.rename(folder / name, folder.parent / name)
             flush_folder(folder.parent)
+        if trusted and name is not None and not swapping:
+            for target in (folder.parent, folder.parent / name):
+                finish_files(folder / name, target)
         remove_tree(folder)
     finally:
         if lock is not None:
             os.close(lock)
+
+
+def finish_files(new_files: Path, target: Path) -> None:
+    """Move the rest of the new files into `target`, if its marker says that it waits for them. Raises OSError."""
+    marker = target / INCOMPLETE
+    try:
+        descriptor = os.open(
+            marker, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+        )
+    except OSError:
+        return
+    with open(descriptor, "rb") as file:
+        if file.read(_LONG_NAME_BYTES * 2) != os.fsencode(new_files.parent.name):
+            return
+    for name in sorted(os.listdir(new_files)):
+        os.replace(new_files / name, target / name)
+    flush_folder(target)
+    marker.unlink()
+    flush_folder(target)

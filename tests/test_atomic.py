@@ -537,11 +537,12 @@ def test_a_leftover_with_a_mount_in_it_is_not_removed(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
-# As _KILL_EVERYWHERE, for two files in a folder that holds another's: old, new, or marked as incomplete.
+# As _KILL_EVERYWHERE, for two files in a folder that holds another's: old or new after a look, which finishes them.
 _KILL_BETWEEN_FILES = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
+from microvlm.temporary_folder import recover
 from test_atomic import NEW, OLD, INCOMPLETE, NAMES, replace_files
 
 target = Path(sys.argv[2]) / "target"
@@ -574,7 +575,13 @@ while killed:
     marked = (target / INCOMPLETE).exists()
     found = {(target / name).read_bytes() for name in NAMES}
     assert marked or len(found) == 1, number
-    outcomes.add("marked" if len(found) == 2 else "old" if found == {OLD} else "new")
+    if len(found) == 2:
+        outcomes.add("half")
+    recover(target)
+    assert not (target / INCOMPLETE).exists()
+    (content,) = {(target / name).read_bytes() for name in NAMES}
+    assert content == NEW or not marked, number
+    outcomes.add("old" if content == OLD else "new")
     replace_files(target, NEW)
     assert sorted(os.listdir(target)) == sorted([*NAMES, "foreign"]), (number, os.listdir(target))
     number += 1
@@ -592,13 +599,48 @@ def replace_files(target: Path, content: bytes) -> None:
             (temporary / name).write_bytes(content)
 
 
-def test_killed_between_files_of_a_shared_folder_they_are_old_or_new_or_marked(tmp_path):
+def test_killed_between_files_of_a_shared_folder_the_next_look_finishes_them(tmp_path):
     command = [sys.executable, "-P", "-c", _KILL_BETWEEN_FILES, str(Path(__file__).parent), tmp_path]
     process = subprocess.run(command, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr
     kills, *outcomes = process.stdout.split()
     assert int(kills) > 10
-    assert outcomes == ["marked", "new", "old"]
+    assert outcomes == ["half", "new", "old"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError])
+def test_an_interruption_between_two_files_does_not_part_them(tmp_path, monkeypatch, error):
+    target = tmp_path / "folder"
+    replace_files(target, OLD)
+    (target / "foreign").touch()
+    replace, calls = os.replace, []
+
+    def fail_once(source, destination):
+        calls.append(destination)
+        if calls.count(target / "weights") == 1 and destination == target / "weights":
+            raise error(5, "Input/output error")
+        replace(source, destination)
+
+    monkeypatch.setattr(os, "replace", fail_once)
+    with pytest.raises((error, UserError)):
+        replace_files(target, NEW)
+    assert {(target / name).read_bytes() for name in NAMES} == {NEW}
+    assert sorted(os.listdir(target)) == ["config.json", "foreign", "weights"]
+
+
+def test_only_the_marked_temporary_folder_is_moved_into_place(tmp_path):
+    target = tmp_path / "folder"
+    replace_files(target, OLD)
+    (target / INCOMPLETE).write_text(".folder.new-00000000")
+    for parent in (tmp_path, target):
+        fill_new(parent / ".folder.new-11111111" / "folder", NEW)
+    recover(target)
+    assert {(target / name).read_bytes() for name in NAMES} == {OLD}
+    assert sorted(os.listdir(target)) == sorted([INCOMPLETE, *NAMES])
+    fill_new(tmp_path / ".folder.new-00000000" / "folder", NEW)
+    recover(target)
+    assert (target / "config.json").read_bytes() == NEW
+    assert (os.listdir(tmp_path), (target / INCOMPLETE).exists()) == (["folder"], False)
 
 
 def test_a_folder_of_our_files_alone_is_replaced_as_a_whole(tmp_path):

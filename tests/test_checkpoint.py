@@ -16,6 +16,7 @@ from test_ternary_lowering import run
 from microvlm.config import QuantizationConfig
 from microvlm.errors import UserError
 from microvlm.formats.weight_format import WeightFormat
+from microvlm.model import checkpoint as checkpoint_module
 from microvlm.model.checkpoint import load_checkpoint, resolve_checkpoint, save_checkpoint
 from microvlm.model.lowering import lower
 from microvlm.model.microvlm import MicroVLM
@@ -212,7 +213,7 @@ def test_a_file_that_cannot_be_read_does_not_stand_in_the_way(ternary_model, pub
 
 
 @pytest.mark.posix
-def test_a_checkpoint_whose_replacement_was_cut_off_is_refused_until_it_is_saved_again(
+def test_a_checkpoint_whose_replacement_was_cut_off_is_finished_by_the_next_look_or_refused(
     saved_checkpoint, tmp_path
 ):
     target = tmp_path / "model"
@@ -225,7 +226,7 @@ from microvlm import MicroVLM
 model = MicroVLM.from_pretrained(sys.argv[1])
 replace = os.replace
 def replace_configuration_only(source, target):
-    if Path(target).name != "config.json":
+    if Path(target).name not in ("config.json", ".incomplete"):
         os.kill(os.getpid(), signal.SIGKILL)
     replace(source, target)
 os.replace = replace_configuration_only
@@ -235,11 +236,36 @@ model.save_pretrained(sys.argv[2])
         [sys.executable, "-P", "-c", killed, str(saved_checkpoint), str(target)], check=False
     )
     assert done.returncode == -signal.SIGKILL
+    assert (target / ".incomplete").exists()
+    loaded, expected = load_checkpoint(target), load_checkpoint(saved_checkpoint)
+    assert loaded.config == expected.config
+    assert torch.equal(loaded.decoder.norm.weight, expected.decoder.norm.weight)
+    assert sorted(os.listdir(target)) == ["config.json", "model.safetensors", "notes.txt"]
+    (target / ".incomplete").touch()  # the new files are lost
     with pytest.raises(UserError, match="was only partly replaced: save it again"):
         load_checkpoint(target)
     load_checkpoint(saved_checkpoint).save_pretrained(target)
     load_checkpoint(target)
     assert sorted(os.listdir(target)) == ["config.json", "model.safetensors", "notes.txt"]
+
+
+@pytest.mark.posix
+def test_a_checkpoint_that_is_replaced_while_it_is_read_is_refused(
+    saved_checkpoint, ternary_model, tmp_path, monkeypatch
+):
+    target = tmp_path / "model"
+    ternary_model.save_pretrained(target)
+    read_tensors = checkpoint_module.read_tensors
+
+    def read_late(path):
+        monkeypatch.setattr(checkpoint_module, "read_tensors", read_tensors)
+        ternary_model.save_pretrained(target)
+        return read_tensors(path)
+
+    monkeypatch.setattr(checkpoint_module, "read_tensors", read_late)
+    with pytest.raises(UserError, match="was replaced while it was read: load it again"):
+        load_checkpoint(target)
+    load_checkpoint(target)
 
 
 def test_others_may_read_the_weights_that_the_umask_lets_them_read(saved_checkpoint):

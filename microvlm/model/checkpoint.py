@@ -82,9 +82,11 @@ def resolve_checkpoint(source: str | Path) -> Path:
 def load_checkpoint(source: str | Path) -> MicroVLM:
     """A MicroVLM with the stored weights, in evaluation mode.
 
-    Raises UserError for a damaged checkpoint, and for missing or unexpected keys, which it names.
+    Raises UserError for a damaged checkpoint, for missing or unexpected keys, which it names, and for a checkpoint that
+    is replaced meanwhile.
     """
     directory = resolve_checkpoint(source)
+    identities = _identities(directory)
     config = MicroVLMConfig.load(directory)
     if is_bundle(directory) and not (directory / WEIGHTS).is_file():
         raise UserError(
@@ -97,6 +99,8 @@ def load_checkpoint(source: str | Path) -> MicroVLM:
     compare_types(stored_types(config, layers, path), header_types(header), path)
     tensors, _ = read_tensors(path)
     check_packed(tensors, layers, path)
+    if _identities(directory) != identities:
+        raise UserError(f"{directory} was replaced while it was read: load it again.")
     # Shapes alone, because every value comes from the file: half a billion random numbers would be thrown away.
     with torch.device("meta"):
         model = MicroVLM(config)
@@ -104,6 +108,12 @@ def load_checkpoint(source: str | Path) -> MicroVLM:
     load_strictly(model, tensors, str(path), assign=True)
     model.directory = directory
     return model.eval()
+
+
+def _identities(directory: Path) -> list[tuple[int, ...]]:
+    """Facts of the file system about configuration and weights, which change when the files do."""
+    paths = [path for path in (directory / CONFIG, directory / WEIGHTS) if path.exists()]
+    return [(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in map(os.stat, paths)]
 
 
 def save_checkpoint(model: MicroVLM, directory: Path, complete: Callable[[Path], None] | None = None) -> None:
