@@ -251,7 +251,9 @@ def test_a_malformed_request_ends_the_worker_with_a_sentence(new_worker: subproc
     [
         ({"do": "run", "graph": "decoder"}, "needs a bundle first"),
         ({"do": "load", "bundle": "/nowhere", "settings": {}}, "/nowhere is not a folder"),
-        ({"do": "load"}, "KeyError: 'bundle'"),
+        ({"do": "load"}, "a request to the device: 'bundle' is missing: use the same microvlm on both sides"),
+        ({"do": "load", "bundle": ["x"]}, "'bundle' must be text"),
+        ({"do": ["load"], "free": 3}, "needs a bundle first"),
         ({}, "needs a bundle first"),
     ],
 )

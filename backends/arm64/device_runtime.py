@@ -7,11 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from microvlm.backends.arm64.remote_values import DeviceArray, RemoteGraphs
 from microvlm.backends.arm64.worker_link import Transport, WorkerLink
 from microvlm.backends.instrumented_graphs import InstrumentedGraphRuntime
+from microvlm.escaping import printable
 from microvlm.generation import GenerationOptions, GenerationResult, MemorySlot, OnToken, Prompt, Timings
 
 KEPT_PREFIXES = ("present.", "memory_kv.", "memory_mean_out", "memory_cov_out")
@@ -33,18 +35,19 @@ class Arm64Runtime(InstrumentedGraphRuntime):
     @property
     def device(self) -> dict[str, Any]:
         """The device's facts: see `machine_facts.describe`."""
-        return self._remote_graphs.link.loaded["device"]
+        facts: dict[str, Any] = msgspec.to_builtins(self._remote_graphs.link.loaded.device)
+        return facts
 
     @property
     def kernels(self) -> str:
         """The code that runs the quantised layers on the device."""
-        device = self.device
-        return f"{self._remote_graphs.link.loaded['kernels']} on {device['cpu']} ({device['machine']}, {self.target})"
+        loaded = self._remote_graphs.link.loaded
+        return printable(f"{loaded.kernels} on {loaded.device.cpu} ({loaded.device.machine}, {self.target})")
 
     @property
     def threads(self) -> int:
         """Threads of one operator on the device."""
-        return self._remote_graphs.link.loaded["threads"]
+        return self._remote_graphs.link.loaded.threads
 
     @property
     def pid(self) -> int | None:
@@ -53,7 +56,7 @@ class Arm64Runtime(InstrumentedGraphRuntime):
 
     def condition(self) -> dict[str, Any]:
         """The worker's state: see `machine_facts.condition`; `values` counts the arrays that it keeps."""
-        return {key: value for key, value in self._remote_graphs.request("condition").items() if key != "id"}
+        return self._remote_graphs.condition()
 
     def speak(
         self,
@@ -66,9 +69,9 @@ class Arm64Runtime(InstrumentedGraphRuntime):
         """`generation.speak` on the device; `timings` is filled from the device's clock."""
         inputs = (prompt.inputs_embeds, prompt.attention_mask, memory_slot.slot_mask, *memory_slot.slot)
         result = self._remote_graphs.speak(inputs, asdict(options), on_token or (lambda row, token: None))
-        timings.milliseconds.update(result["timings_ms"])
+        timings.milliseconds.update(result.timings_ms)
         return GenerationResult(
-            result["tokens"], result["stopped"], timings.milliseconds, memory_slot, result["steps"]
+            result.tokens, result.stopped, timings.milliseconds, memory_slot, result.steps
         )
 
     def run_graph(self, graph: str, inputs: Sequence[Any]) -> list[Any]:

@@ -30,6 +30,7 @@ _MAGIC = b"MVLM"
 ITEM_BYTES = {"float32": 4, "int64": 8, "int32": 4, "int8": 1, "uint8": 1, "bool": 1}
 LONGEST_HEADER = 1 << 22
 LONGEST_BODY = 1 << 31
+MOST_AXES = 16
 LONGEST_NOISE = 1 << 16
 """Most bytes that a device may print before its greeting."""
 
@@ -87,10 +88,13 @@ def read_frame(stream: IO[bytes]) -> tuple[dict[str, Any], list[Tensor]]:
         raise FrameError("a frame's header is not a JSON object that describes its tensors.") from None
     if sum(sizes) != body_bytes:
         raise FrameError(f"a frame's tensors need {sum(sizes)} bytes and its body has {body_bytes}.")
-    tensors = [
-        Tensor(dtype, shape, read_exactly(stream, size))
-        for (dtype, shape), size in zip(shapes, sizes, strict=True)
-    ]
+    try:
+        tensors = [
+            Tensor(dtype, shape, read_exactly(stream, size))
+            for (dtype, shape), size in zip(shapes, sizes, strict=True)
+        ]
+    except MemoryError:
+        raise FrameError(f"a frame's body of {body_bytes} bytes does not fit into memory.") from None
     return header, tensors
 
 
@@ -139,7 +143,11 @@ def read_exactly(stream: IO[bytes], count: int) -> bytearray:
 
 
 def _byte_count(dtype: str, shape: tuple[int, ...]) -> int:
-    if not all(type(length) is int and 0 <= length <= LONGEST_BODY for length in shape):
+    if len(shape) > MOST_AXES or not all(
+        type(length) is int and 0 <= length <= LONGEST_BODY for length in shape
+    ):
+        raise ValueError(shape)
+    if 0 in shape and math.prod(length or 1 for length in shape) > LONGEST_BODY:  # numpy refuses these, too
         raise ValueError(shape)
     return ITEM_BYTES[dtype] * math.prod(shape)
 

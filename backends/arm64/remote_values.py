@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 
+from microvlm.backends.arm64 import messages
 from microvlm.backends.arm64.frame_arrays import to_array, to_tensor
 from microvlm.backends.arm64.frames import ConnectionLost, Tensor
 from microvlm.backends.arm64.worker_link import WorkerLink
@@ -38,6 +39,8 @@ class GraphRun:
     epoch: int = 0
     numbers: dict[int, int] = field(default_factory=dict)
     """Index of an output that is on the device in `epoch` -> its number there."""
+    shapes: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """Index of an output that stays on the device -> its shape."""
     fetched: dict[int, Tensor] = field(default_factory=dict)
 
 
@@ -105,10 +108,10 @@ class RemoteGraphs:
     ) -> list[Any]:
         """Run one graph -> a DeviceArray for each kept output, a numpy array for every other output."""
         run = GraphRun(request, [_input(value) for value in inputs], list(stays_on_device))
-        shapes, arrays = self._retry(lambda: self._perform(run), run.inputs)
+        arrays = self._retry(lambda: self._perform(run), run.inputs)
         received = iter(arrays)
         return [
-            DeviceArray(self, run, index, shapes[str(run.numbers[index])]) if stays else next(received)
+            DeviceArray(self, run, index, run.shapes[index]) if stays else next(received)
             for index, stays in enumerate(run.stays_on_device)
         ]
 
@@ -121,11 +124,11 @@ class RemoteGraphs:
 
     def speak(
         self, inputs: Sequence[Any], options: dict[str, Any], on_token: Callable[[int, int], None]
-    ) -> dict[str, Any]:
+    ) -> messages.Spoken:
         """Run the decode loop on the device. `on_token` gets every token once, even where a loss repeats the loop."""
         sources, passed_on = [_input(value) for value in inputs], 0
 
-        def attempt() -> dict[str, Any]:
+        def attempt() -> messages.Spoken:
             numbers, tensors = self._arguments(sources)
             received = 0
 
@@ -134,16 +137,19 @@ class RemoteGraphs:
                 received += 1
                 if received > passed_on:
                     passed_on = received
-                    on_token(*event["token"])
+                    on_token(*messages.parse(event, messages.TokenEvent, self.link.origin).token)
 
             request = {"do": "speak", "inputs": numbers, "options": options}
-            return self.link.call(request, tensors, pass_on)[0]
+            answer, _ = self.link.call(request, tensors, pass_on)
+            return messages.parse(answer, messages.Spoken, self.link.origin)
 
         return self._retry(attempt, sources)
 
-    def request(self, action: str) -> dict[str, Any]:
-        """Send a request without values -> its answer."""
-        return self._retry(lambda: self.link.call({"do": action})[0], ())
+    def condition(self) -> dict[str, int | float | str | None]:
+        """The worker's state: see `machine_facts.condition`."""
+        answer = self._retry(lambda: self.link.call({"do": "condition"})[0], ())
+        figures = {key: value for key, value in answer.items() if key != "id"}
+        return messages.parse(figures, dict[str, int | float | str | None], self.link.origin)
 
     def fetch(self, output: RunOutput) -> np.ndarray:
         """Copy an output from the device, once -> read-only array."""
@@ -153,7 +159,12 @@ class RemoteGraphs:
             _, tensors = self._retry(
                 lambda: self.link.call({**request, "value": run.numbers[index]}), [output]
             )
-            run.fetched[index] = tensors[0]
+            (tensor,) = messages.take(tensors, 1, self.link.origin)
+            if (tensor.dtype, tensor.shape) != (DeviceArray.dtype.name, run.shapes[index]):
+                raise UserError(
+                    f"{self.link.origin}: an array has become {tensor.dtype} of another shape: {messages.REMEDY}."
+                )
+            run.fetched[index] = tensor
             if all(index in run.fetched for index, stays in enumerate(run.stays_on_device) if stays):
                 # The inputs of this run are not needed any more.
                 run.inputs = []
@@ -229,7 +240,8 @@ class RemoteGraphs:
     def _is_on_device(self, output: RunOutput) -> bool:
         return output.run.epoch == self.link.epoch and output.position in output.run.numbers
 
-    def _perform(self, run: GraphRun) -> tuple[dict[str, list[int]], list[np.ndarray]]:
+    def _perform(self, run: GraphRun) -> list[np.ndarray]:
+        """Run on the present worker -> the outputs that do not stay there."""
         numbers, tensors = self._arguments(run.inputs)
         run.epoch, run.numbers = self.link.epoch, {}
         for index, stays in enumerate(run.stays_on_device):
@@ -239,7 +251,13 @@ class RemoteGraphs:
         header, results = self.link.call(
             {"do": "run", "inputs": numbers, "keep": keep, **run.request}, tensors
         )
-        return header["shapes"], [to_array(tensor) for tensor in results]
+        shapes = messages.parse(header, messages.Shapes, self.link.origin).shapes
+        missing = [number for number in run.numbers.values() if str(number) not in shapes]
+        if missing:
+            raise UserError(f"{self.link.origin} lacks {len(missing)} shapes: {messages.REMEDY}.")
+        run.shapes = {index: tuple(shapes[str(number)]) for index, number in run.numbers.items()}
+        messages.take(results, run.stays_on_device.count(False), self.link.origin)
+        return [to_array(tensor) for tensor in results]
 
     def _arguments(self, inputs: list[Tensor | RunOutput]) -> tuple[list[int | None], list[Tensor]]:
         """Returns each input's number on the device (None if it must be sent), and the tensors to send."""

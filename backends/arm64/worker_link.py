@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from microvlm.backends.arm64 import messages
 from microvlm.backends.arm64.device_errors import PACKAGES, DamagedCopyError
 from microvlm.backends.arm64.frames import (
     ConnectionLost,
@@ -24,6 +25,7 @@ from microvlm.backends.arm64.frames import (
 from microvlm.backends.arm64.transports.worker_process import WorkerProcess
 from microvlm.console import note
 from microvlm.errors import UserError
+from microvlm.escaping import printable
 
 DELAYS_S = (0.5, 1, 2, 4, 8, 16)
 """Seconds to wait before each attempt to connect again."""
@@ -60,8 +62,7 @@ class WorkerLink:
         """Number of the present worker; values of earlier ones are lost."""
         self.free: list[int] = []
         """Numbers of values that are not needed any more; the next request frees them."""
-        self.loaded: dict[str, Any] = {}
-        """The worker's answer to `load`: its device, kernels and threads."""
+        self._loaded: messages.Loaded | None = None
         self._bundle, self._settings = bundle, settings
         self._process: WorkerProcess | None = None
         self._ids = 0
@@ -69,6 +70,17 @@ class WorkerLink:
             self._connect()
         except ConnectionLost:
             self.restore()
+
+    @property
+    def loaded(self) -> messages.Loaded:
+        """The worker's answer to `load`: its device, kernels and threads."""
+        assert self._loaded is not None  # the constructor has loaded the bundle
+        return self._loaded
+
+    @property
+    def origin(self) -> str:
+        """Whose answers are read, for errors."""
+        return f"an answer of {self.transport.name}"
 
     @property
     def is_up(self) -> bool:
@@ -146,7 +158,8 @@ class WorkerLink:
         self._process = process
         self.epoch += 1
         self.free = []
-        self.loaded, _ = self.call({"do": "load", "bundle": bundle, "settings": self._settings})
+        answer, _ = self.call({"do": "load", "bundle": bundle, "settings": self._settings})
+        self._loaded = messages.parse(answer, messages.Loaded, self.origin)
 
 
 class WorkerNotStarted(UserError):
@@ -173,7 +186,7 @@ def await_greeting(process: WorkerProcess, explain: Callable[[int, str], str]) -
         process.end(patience_s=1)
         raise UserError(str(error)) from None
     except (ConnectionLost, FrameError) as error:
-        printed = error.args[0].decode(errors="replace") if error.args else ""
+        printed = printable(error.args[0].decode(errors="replace")) if error.args else ""
         # The process is about to end by itself; its status tells why.
         status = process.end(patience_s=10)
         raise WorkerNotStarted(explain(status, process.stderr_text() or printed), status) from None
@@ -195,14 +208,18 @@ def exchange(
         write_frame(process.requests, header, tuple(tensors))
     while True:
         answer, results = read_frame(process.answers)
-        if answer.get("id") is None:
-            raise BrokenWorker(answer.get("error", "the worker ended."))
-        if answer["id"] != header["id"]:
+        try:
+            reply = messages.parse(answer, messages.Reply, "its answer")
+        except UserError as error:
+            raise BrokenWorker(str(error)) from None
+        if reply.id is None:
+            raise BrokenWorker(reply.sentence)
+        if reply.id != header["id"]:
             raise BrokenWorker("its answer belongs to another request.")
-        if "damaged" in answer:
-            raise DamagedCopyError(answer["error"], answer["damaged"])
-        if "error" in answer:
-            raise UserError(answer["error"])
-        if "event" not in answer:
+        if reply.damaged is not None:
+            raise DamagedCopyError(reply.sentence, reply.damaged)
+        if reply.error is not None:
+            raise UserError(reply.sentence)
+        if reply.event is None:
             return answer, results
         on_event(answer)

@@ -13,13 +13,17 @@ from typing import Any
 import numpy as np
 import onnxruntime  # noqa: F401  # a worker without it must fail here
 
+from microvlm.backends.arm64 import messages
 from microvlm.backends.arm64.device_errors import BUNDLE, DamagedCopyError
 from microvlm.backends.arm64.frame_arrays import to_array, to_tensor
 from microvlm.backends.arm64.frames import Tensor
 from microvlm.backends.ort import OrtRuntime
 from microvlm.errors import UserError
 from microvlm.formats.bundle import BundleFiles
+from microvlm.formats.documents import quote
 from microvlm.generation import GenerationOptions, MemorySlot, Prompt, Timings, speak
+
+ORIGIN = "a request to the device"
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class GraphServer:
 
     def __init__(self, bundle: Path, settings: dict[str, Any], send: Callable[[dict[str, Any]], None]):
         """Open the bundle. Raises DamagedCopyError where it is not as it was exported."""
-        device_settings = DeviceSettings(**settings)
+        device_settings = messages.parse(settings, DeviceSettings, "the settings of a device")
         try:
             files = BundleFiles(bundle, device_settings.verify)
         except UserError as error:
@@ -89,9 +93,10 @@ class GraphServer:
         self, request: dict[str, Any], tensors: list[Tensor]
     ) -> tuple[dict[str, Any], tuple[Tensor, ...]]:
         actions = {"run": self._run, "fetch": self._fetch, "open": self._open, "speak": self._speak}
-        if request["do"] not in actions:
-            raise UserError(f"the worker has no request '{request['do']}'.")
-        return actions[request["do"]](request, tensors)
+        action = request["do"]
+        if action not in actions:
+            raise UserError(f"the worker has no request {quote(action)}.")
+        return actions[action](request, tensors)
 
     def _run(self, request: dict[str, Any], tensors: list[Tensor]) -> Any:
         """Run one graph.
@@ -99,15 +104,26 @@ class GraphServer:
         `inputs` has, for each input, the number of a kept value or null for the next tensor of the request; `keep` has,
         for each output, the number to keep it under or null to send it.
         """
-        inputs = self._inputs(request["inputs"], tensors)
-        graph = request["graph"]
-        if "names" in request:
-            feeds = dict(zip(request["names"], inputs, strict=True))
-            outputs = list(self._runtime.run_model(graph, feeds, request["outputs"]).values())
+        run = messages.parse(request, messages.Run, ORIGIN)
+        inputs = self._inputs(run.inputs, tensors)
+        if run.names is not None:
+            if len(run.names) != len(inputs) or len(run.outputs) != len(run.keep):
+                raise UserError(f"{ORIGIN} has other numbers of names than of values: {messages.REMEDY}.")
+            feeds = dict(zip(run.names, inputs, strict=True))
+            outputs = list(self._runtime.run_model(run.graph, feeds, run.outputs).values())
         else:
-            outputs = self._runtime.run_graph(graph, inputs)
+            try:
+                expected, results = map(len, self._runtime.tensor_names(run.graph))
+            except KeyError:
+                raise UserError(f"the bundle has no graph {quote(run.graph)}: {messages.REMEDY}.") from None
+            if (len(inputs), len(run.keep)) != (expected, results):
+                raise UserError(
+                    f"{ORIGIN} has {len(inputs)} inputs and {len(run.keep)} outputs for {quote(run.graph)}, which has "
+                    f"{expected} and {results}: {messages.REMEDY}."
+                )
+            outputs = self._runtime.run_graph(run.graph, inputs)
         sent, shapes = [], {}
-        for number, output in zip(request["keep"], outputs, strict=True):
+        for number, output in zip(run.keep, outputs, strict=True):
             if number is None:
                 sent.append(to_tensor(output.numpy()))
             else:
@@ -116,18 +132,27 @@ class GraphServer:
         return {"shapes": shapes}, tuple(sent)
 
     def _fetch(self, request: dict[str, Any], _: list[Tensor]) -> Any:
-        return {}, (to_tensor(_array(self._values[request["value"]])),)
+        number = messages.parse(request, messages.Fetch, ORIGIN).value
+        return {}, (to_tensor(_array(self._kept(number))),)
 
     def _open(self, request: dict[str, Any], tensors: list[Tensor]) -> Any:
         """A model that came along, whose weights are the bundle's."""
-        self._runtime.open_model(request["graph"], bytes(tensors[0].data), request["folder"])
+        opening = messages.parse(request, messages.Open, ORIGIN)
+        (model,) = messages.take(tensors, 1, ORIGIN)
+        self._runtime.open_model(opening.graph, bytes(model.data), opening.folder)
         return {}, ()
 
     def _speak(self, request: dict[str, Any], tensors: list[Tensor]) -> Any:
         """Run the decode loop; every token is sent as soon as it is chosen."""
-        embeds, mask, slot_mask, *slot = self._inputs(request["inputs"], tensors)
-        options = GenerationOptions(
-            **{**request["options"], "stop_tokens": tuple(request["options"]["stop_tokens"] or ())}
+        speaking = messages.parse(request, messages.Speak, ORIGIN)
+        inputs = self._inputs(speaking.inputs, tensors)
+        if len(inputs) < 3:
+            raise UserError(f"{ORIGIN} has {len(inputs)} inputs in place of 3 or more: {messages.REMEDY}.")
+        embeds, mask, slot_mask, *slot = inputs
+        options = messages.parse(
+            {**speaking.options, "stop_tokens": speaking.options.get("stop_tokens") or ()},
+            GenerationOptions,
+            "the options of an answer",
         )
         result = speak(
             self._runtime,
@@ -140,8 +165,13 @@ class GraphServer:
         return {name: getattr(result, name) for name in ("tokens", "stopped", "steps", "timings_ms")}, ()
 
     def _inputs(self, numbers: list[int | None], tensors: list[Tensor]) -> list[Any]:
-        received = iter(tensors)
-        return [to_array(next(received)) if number is None else self._values[number] for number in numbers]
+        received = iter(messages.take(tensors, numbers.count(None), ORIGIN))
+        return [to_array(next(received)) if number is None else self._kept(number) for number in numbers]
+
+    def _kept(self, number: int) -> Any:
+        if number not in self._values:
+            raise UserError(f"{ORIGIN} names the value {number}, which is not here: {messages.REMEDY}.")
+        return self._values[number]
 
 
 def _array(value: Any) -> np.ndarray:

@@ -27,6 +27,8 @@ KEPT_DAYS = 60
 """Folders unused for this long are removed when something new is sent, unless a worker holds them."""
 MARK = ".whole"
 """The file in a complete folder with its number of files and bytes."""
+REQUESTS = ("look", "missing", "put", "finish", "unpack", "exists", "remove", "start")
+REMEDY = "use the same microvlm on both sides"
 KINDS = ("bundles", "packages", "sites", "wheels")
 
 
@@ -252,12 +254,17 @@ def main() -> None:
         try:
             request, tensors = read_frame(requests)
             try:
+                if request.get("do") not in REQUESTS:
+                    raise KeyError("do")
                 answer = getattr(installer, request["do"])(request, tensors)
+            except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+                problem = f"{type(error).__name__}: {error}"[:200]
+                answer = {"error": f"the device got a malformed request ({problem}): {REMEDY}."}
             except OSError as error:
                 answer = {"error": _sentence(error)}
             except zipfile.BadZipFile as error:
                 answer = {"error": f"an archive is damaged on the device ({error}): try again."}
-            write_frame(answers, {"id": request["id"], "root": str(root), **answer})
+            write_frame(answers, {"id": request.get("id"), "root": str(root), **answer})
         except ConnectionLost:
             return
         except FrameError as garbled:

@@ -38,7 +38,7 @@ class Worker:
         """Answer one request. Raises UserError for mistakes that the user can correct."""
         action = request.get("do")
         if self._server is not None:
-            self._server.release(request.get("free", ()))
+            self._server.release(_numbers(request.get("free", [])))
         if action == "load":
             return self._load(request)
         if action == "condition":
@@ -56,6 +56,7 @@ class Worker:
         try:
             import onnxruntime  # noqa: F401
 
+            from microvlm.backends.arm64 import messages
             from microvlm.backends.arm64.device.graph_server import GraphServer
         except Exception as error:
             # Files that a power cut emptied raise many kinds of exceptions.
@@ -63,12 +64,18 @@ class Worker:
             raise DamagedCopyError(f"a Python package cannot be imported ({cause}).", PACKAGES) from error
 
         self._activity.set("loading the bundle")
-        self._server = GraphServer(Path(request["bundle"]), request.get("settings", {}), self._send)
+        load = messages.parse(request, messages.Load, "a request to the device")
+        self._server = GraphServer(Path(load.bundle), load.settings, self._send)
         return {
             "device": machine_facts.describe(),
             "kernels": self._server.kernels,
             "threads": self._server.threads,
         }, ()
+
+
+def _numbers(value: Any) -> list[int]:
+    """A list of numbers; anything else frees nothing."""
+    return [number for number in value if type(number) is int] if isinstance(value, list) else []
 
 
 def serve(requests: IO[bytes], answers: IO[bytes], activity: Activity) -> int:

@@ -9,10 +9,12 @@ import json
 import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from microvlm.backends.arm64 import messages
 from microvlm.backends.arm64.device_errors import BUNDLE, PACKAGES
 from microvlm.backends.arm64.frames import FrameError, Tensor, write_frame
+from microvlm.backends.arm64.messages import DevicePython, Exists, Missing
 from microvlm.backends.arm64.transports.device_package import package_for
 from microvlm.backends.arm64.transports.worker_process import WorkerProcess
 from microvlm.backends.arm64.worker_link import BrokenWorker, exchange
@@ -20,12 +22,14 @@ from microvlm.backends.emulation.progress import Progress
 from microvlm.backends.emulation.sites import ensure_wheels, package_requirements, runtime_requirements
 from microvlm.console import note
 from microvlm.errors import UserError
+from microvlm.formats import documents
 from microvlm.formats.bundle import open_bundle
 from microvlm.formats.manifest import MANIFEST, sha256
 
 WORKER_PACKAGES = ("numpy", "onnxruntime", "click", "safetensors", "msgspec")
 """Requirements of microvlm that the worker imports."""
 PIECE_BYTES = 1 << 20
+T = TypeVar("T")
 
 
 class Delivery:
@@ -38,13 +42,13 @@ class Delivery:
         self._process, self._place, self._report, self._damaged = process, place, report, damaged
         self._used: list[str] = []
         self._ids = 0
-        self._device = self._request("look", packages=WORKER_PACKAGES)
-        if self._device["bits"] != 64:
+        self._device = self._ask(DevicePython, "look", packages=WORKER_PACKAGES)
+        if self._device.bits != 64:
             raise UserError(f"{place} has a 32-bit system: install the 64-bit Raspberry Pi OS.")
 
     def packages(self) -> list[str]:
         """Copy microvlm and its requirements -> folders for the worker's path, below the device's cache."""
-        machine = self._device["machine"]
+        machine = self._device.machine
         package = package_for(machine)
         folder = f"packages/{package.digest[:16]}"
         if not self._is_unpacked(folder):
@@ -71,7 +75,7 @@ class Delivery:
         if not self._send_files(folder, bundle, files, bundle.name):
             self._request("finish", folder=folder)
         self._used.append(folder)
-        return f"{self._device['root']}/{folder}"
+        return f"{self._device.root}/{folder}"
 
     def start(self, path: list[str], arguments: list[str], environment: Mapping[str, str]) -> None:
         """Make the installer become the worker, whose greeting comes next."""
@@ -83,23 +87,26 @@ class Delivery:
         self._used.append(folder)
         if PACKAGES in self._damaged:
             self._request("remove", folder=folder)
-        return self._request("exists", folder=folder)["exists"]
+        return self._ask(Exists, "exists", folder=folder).exists
 
     def _site(self) -> list[str]:
         """Copy the requirements that the device's Python lacks -> the folder there, or nothing."""
+        machine = self._device.machine
         requirements = [each for each in runtime_requirements() if _name(each) in WORKER_PACKAGES]
-        if all(_satisfied(name, self._device["versions"][name]) for name in WORKER_PACKAGES):
+        if all(_satisfied(name, self._device.versions.get(name)) for name in WORKER_PACKAGES):
             return []
-        library, version = self._device["c_library"]
+        library, version = self._device.c_library
         if library != "glibc":
             raise UserError(
                 f"{self._place} has no glibc, for which packages are built: install microvlm there, and name its "
                 "Python with MICROVLM_DEVICE_PYTHON."
             )
+        if not re.fullmatch(r"2\.\d{1,3}", version):
+            raise UserError(
+                f"{self._place} has glibc {documents.quote(version)}, whose packages are not known."
+            )
         glibc = int(version.split(".")[1])
-        folder = ensure_wheels(
-            self._device["python"], glibc, self._device["machine"], requirements, self._report
-        )
+        folder = ensure_wheels(self._device.python, glibc, machine, requirements, self._report)
         wheels = sorted(folder.glob("*.whl"))
         digest = hashlib.sha256(json.dumps([path.name for path in wheels]).encode()).hexdigest()[:16]
         site = f"sites/{digest}"
@@ -111,8 +118,8 @@ class Delivery:
 
     def _send_files(self, folder: str, source: Path, files: dict[str, tuple[int, str]], label: str) -> bool:
         """Send the `files` {name: (bytes, sha256)} that are missing -> was the folder marked as complete before?"""
-        answer = self._request("missing", folder=folder, files=files)
-        missing = answer["missing"]
+        answer = self._ask(Missing, "missing", folder=folder, files=files)
+        missing = {name: size for name, size in answer.missing.items() if name in files}
         total, sent_bytes = sum(files[name][0] for name in missing), 0
         for name in sorted(missing, key=lambda name: (name == MANIFEST, name)):
             path = source / name
@@ -135,7 +142,7 @@ class Delivery:
                     self._report(f"copying {label} to {self._place}", min(1.0, sent_bytes / max(1, total)))
                     if last:
                         break
-        return answer["marked"]
+        return answer.marked
 
     def _put(self, folder: str, name: str, content: bytes, label: str) -> None:
         self._report(f"copying {label} to {self._place}", 0)
@@ -145,6 +152,10 @@ class Delivery:
     def _piece(self, folder: str, name: str, data: bytes, offset: int, digest: str) -> None:
         tensor = Tensor("uint8", (len(data),), data)
         self._request("put", (tensor,), folder=folder, name=name, offset=offset, sha256=digest)
+
+    def _ask(self, kind: type[T], action: str, **request: Any) -> T:
+        """A request whose answer has the type `kind`."""
+        return messages.parse(self._request(action, **request), kind, f"an answer of {self._place}")
 
     def _request(self, action: str, tensors: tuple[Tensor, ...] = (), **request: Any) -> dict[str, Any]:
         self._ids += 1
