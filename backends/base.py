@@ -6,6 +6,7 @@ ONNX Runtime.
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 
 from microvlm.errors import UserError
 from microvlm.runtime import Runtime
+from microvlm.sources.model_source import find_model
 
 GROUP = "microvlm.backends"
 BUILT_IN = {
@@ -54,7 +56,9 @@ class Backend(ABC):
 
     @abstractmethod
     def load(self, source: str | Path, threads: int | None = None, **options: Any) -> LoadedRuntime:
-        """Load a checkpoint or bundle, by directory or by a name such as `nano`.
+        """Load the checkpoint or bundle that `source` means to `microvlm.sources.model_source.find_model`.
+
+        `load` of this module passes its folder.
 
         `threads`: threads of one operator; None leaves the choice to the backend. Raises UserError for a model that
         cannot be loaded and for an unknown option.
@@ -82,7 +86,9 @@ def get_backend(name: str) -> Backend:
     return backend
 
 
-def load(name: str, source: str | Path, threads: int | None = None, **options: Any) -> LoadedRuntime:
+def load(
+    name: str, source: str | os.PathLike[str], threads: int | None = None, **options: Any
+) -> LoadedRuntime:
     """Load a model on the backend `name`. Raises UserError where it cannot run or the model cannot be loaded."""
     backend = get_backend(name)
     reason = backend.unavailable()
@@ -90,7 +96,7 @@ def load(name: str, source: str | Path, threads: int | None = None, **options: A
         raise UserError(f"backend '{name}' cannot run here: {reason}")
     if threads is not None and threads < 1:
         raise UserError(f"--threads is {threads}; give 1 or more.")
-    return backend.load(source, threads, **options)
+    return backend.load(find_model(source).folder, threads, **options)
 
 
 def _registered() -> dict[str, EntryPoint]:

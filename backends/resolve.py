@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from microvlm.console import note
 from microvlm.errors import UserError
-from microvlm.formats.bundle import is_bundle, is_intact
-from microvlm.formats.manifest import MANIFEST, sha256
-from microvlm.temporary_folder import remove_leftovers
+from microvlm.escaping import printable
+from microvlm.formats.bundle import is_intact
+from microvlm.formats.manifest import sha256
+from microvlm.sources.cache_directory import cache_directory, writable_cache
+from microvlm.sources.model_source import find_model
+from microvlm.temporary_folder import label, remove_leftovers
 
 if TYPE_CHECKING:
     from microvlm.formats.weight_format import WeightFormat
 
+BUNDLES = "bundles"
+"""The folder of exported bundles below the cache."""
 _EXPORT_ELSEWHERE = (
     "run microvlm-export where torch is installed (pip install 'microvlm[export]') and give its folder here"
 )
@@ -28,28 +32,26 @@ _EXPORT_ELSEWHERE = (
 def resolve_bundle(
     source: str | Path, bits: float = 1.58, packing: str = "2bit", embedding_bits: int = 8
 ) -> Path:
-    """The folder of a bundle, or of the bundle made from a checkpoint (directory, hub id or `nano`) on first use.
+    """The folder of a bundle, or of the bundle made on first use from a checkpoint (`find_model` says which is meant).
 
     Exported bundles are cached below `cache_directory`; the key is the hash of the checkpoint, of the exporter's source
     and the weight format.
 
     Raises UserError; where torch is not installed it says where to get a bundle.
     """
-    if is_bundle(source):
-        return Path(source)
+    model = find_model(source)
+    checkpoint = model.folder
+    if model.kind == "bundle":
+        return checkpoint
     if not _can_export():
-        if Path(source).is_dir():
-            raise UserError(f"{source} is not a bundle (it has no {MANIFEST}): {_EXPORT_ELSEWHERE}.")
-        raise UserError(f"'{source}' has to be exported first: {_EXPORT_ELSEWHERE}.")
+        raise UserError(
+            f"{printable(str(checkpoint))} is a checkpoint, to be exported first: {_EXPORT_ELSEWHERE}."
+        )
     from microvlm.formats.weight_format import WeightFormat
-    from microvlm.model.checkpoint import WEIGHTS, resolve_checkpoint
 
-    checkpoint = resolve_checkpoint(source)
-    if not (checkpoint / WEIGHTS).is_file():
-        raise UserError(f"{checkpoint} is neither a bundle ({MANIFEST}) nor a checkpoint ({WEIGHTS}).")
     widths = f"{bits:g}bit-{packing}-e{embedding_bits}"
-    name = f"{checkpoint.name}-{_content_hash(checkpoint)}-{exporter_digest()}-{widths}"
-    bundle = cache_directory() / "bundles" / name
+    name = f"{label(checkpoint.resolve().name)}-{_content_hash(checkpoint)}-{exporter_digest()}-{widths}"
+    bundle = cache_directory() / BUNDLES / name
     if not is_intact(bundle):
         _export(checkpoint, bundle, WeightFormat(bits, packing, embedding_bits))
     return bundle
@@ -69,14 +71,6 @@ def exporter_digest() -> str:
     return digest.hexdigest()[:12]
 
 
-def cache_directory() -> Path:
-    """$MICROVLM_CACHE, or microvlm below $XDG_CACHE_HOME or ~/.cache."""
-    chosen = os.environ.get("MICROVLM_CACHE")
-    if chosen:
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "microvlm"
-
-
 def _can_export() -> bool:
     return all(importlib.util.find_spec(name) for name in ("torch", "onnx", "onnxscript"))
 
@@ -91,12 +85,12 @@ def _content_hash(checkpoint: Path) -> str:
 
 
 def _export(checkpoint: Path, bundle: Path, weights: WeightFormat) -> None:
+    writable_cache(BUNDLES)
     from microvlm.exporters.bundle_writer import CheckFailed, export
 
-    bundle.parent.mkdir(parents=True, exist_ok=True)
     # Another version's bundle has another name, so nobody else would clean up after its killed export.
     remove_leftovers(bundle.parent)
-    note(f"exporting {checkpoint.name} at {weights.bits:g} bits to {bundle}, once")
+    note(f"exporting {printable(checkpoint.name)} at {weights.bits:g} bits to {bundle}, once")
     try:
         export(checkpoint, bundle, weights, force=True)
     except CheckFailed as failure:

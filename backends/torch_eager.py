@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 from microvlm.backends.base import Backend, LoadedRuntime
 from microvlm.config import MicroVLMConfig
 from microvlm.errors import UserError
-from microvlm.formats.bundle import BundleFiles, is_bundle
+from microvlm.formats.bundle import BundleFiles
+from microvlm.formats.links import leads_into
+from microvlm.sources.model_source import find_model
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +44,9 @@ class TorchBackend(Backend):
             raise UserError(f"backend 'torch' has no option '{next(iter(options))}'.")
         if threads is not None:
             torch.set_num_threads(threads)
-        model = load_bundle(Path(source), verify) if is_bundle(source) else _load_checkpoint(source)
+        found = find_model(source)
+        is_bundle = found.kind == "bundle"
+        model = load_bundle(found.folder, verify) if is_bundle else _load_checkpoint(found.folder)
         return TorchRuntime(model, device)
 
 
@@ -87,6 +91,21 @@ def _unpacked(model: MicroVLM) -> MicroVLM:
     return model.eval().requires_grad_(False)
 
 
+def _read_external(place: Any, tensor: Any, graph: Path) -> None:
+    """Fill `tensor` from the file beside the graph that `place` names. Raises UserError for one outside of the bundle.
+
+    onnx's own reader refuses every link, also those of the hub's cache.
+    """
+    file = graph.parent / place.location
+    if not leads_into(file, graph.parent.parent):
+        raise UserError(f"{graph} names weights outside of its bundle: copy or export the bundle again.")
+    with file.open("rb") as stream:
+        start = stream.seek(place.offset or 0)
+        rest = file.stat().st_size - start
+        tensor.raw_data = stream.read(rest if place.length is None else min(rest, place.length))
+    tensor.data_location = type(tensor).DEFAULT
+
+
 def _initializers(directory: Path, graphs: list[str]) -> dict[str, Tensor]:
     """Every initializer of the graphs, and the memory's prior. A name in two graphs must hold the same bytes."""
     import onnx
@@ -101,7 +120,7 @@ def _initializers(directory: Path, graphs: list[str]) -> dict[str, Tensor]:
             graph = onnx.load(str(path), load_external_data=False).graph
             for tensor in graph.initializer:
                 if external_data_helper.uses_external_data(tensor):
-                    external_data_helper.load_external_data_for_tensor(tensor, str(path.parent))
+                    _read_external(external_data_helper.ExternalDataInfo(tensor), tensor, path)
                 value = torch.from_numpy(numpy_helper.to_array(tensor).copy())
                 if tensor.name in tensors and not torch.equal(tensors[tensor.name], value):
                     raise UserError(

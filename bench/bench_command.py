@@ -152,13 +152,13 @@ def kernels(
 
 
 @command.command(context_settings=_HELP)
-@click.argument("bundle", required=False, type=click.Path(path_type=Path))
+@click.argument("bundle", required=False)
 @click.option("--threads", default=1, show_default=True, help="Threads of one operator.")
 @click.option("--rounds", default=5, show_default=True, help="Timed rounds of a prefill and a decode.")
 @click.option("--new-tokens", default=16, show_default=True, help="Tokens of a decode.")
 @report_flags
 def full(
-    bundle: Path | None,
+    bundle: str | None,
     threads: int,
     rounds: int,
     new_tokens: int,
@@ -168,10 +168,12 @@ def full(
 
     Without BUNDLE: 24 layers of Qwen2.5-0.5B's shapes with random weights, made once (minutes, 6 GB) and kept.
     """
+    from microvlm.backends import resolve_bundle
     from microvlm.bench.full.full_bench import run as measure
     from microvlm.bench.full.random_bundle import random_full_bundle
 
-    document = measure(bundle or random_full_bundle(note), threads, rounds, new_tokens, progress=note)
+    folder = random_full_bundle(note) if bundle is None else resolve_bundle(bundle)
+    document = measure(folder, threads, rounds, new_tokens, progress=note)
     output.deliver(document)
     if not document["full"]["finite"]:
         note("the decoder's logits are not numbers")

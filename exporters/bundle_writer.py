@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -70,7 +71,7 @@ class ExportReport:
 
 
 def export(
-    source: str | Path,
+    source: str | os.PathLike[str],
     output: Path,
     weights: WeightFormat,
     *,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import click
 from microvlm.console import GATE_FAILED, note, print_json, run_click
 from microvlm.errors import UserError
 from microvlm.formats.weight_format import PACKING_HELP, WeightFormat
+from microvlm.sources.model_source import find_model
 
 if TYPE_CHECKING:
     from microvlm.exporters.bundle_writer import ExportReport
@@ -56,7 +58,7 @@ def command(
     force: bool,
     as_json: bool,
 ) -> int:
-    """Export CHECKPOINT (a directory, a hub id, or 'nano') to a folder of ONNX graphs with everything they need.
+    """Export CHECKPOINT (a folder, a hub id, or 'nano') to a folder of ONNX graphs with everything they need.
 
     Each graph is compared with PyTorch after it was saved. Status 1 and no folder when one differs.
     """
@@ -66,15 +68,16 @@ def command(
         raise UserError("--embedding-bits 32 is not offered; choose 16, 8 or 4.")
     if threads < 0:
         raise UserError("--threads must be 0 or more.")
+    source = find_model(checkpoint, "checkpoint")
     from microvlm.exporters.bundle_writer import CheckFailed, export
 
     cut = f"-v{vocabulary}" if vocabulary is not None else ""
-    target = output or Path(f"{Path(checkpoint).resolve().name}-{weights.bits:g}bit{cut}")
+    target = output or Path(f"{Path(os.path.abspath(source.given)).name}-{weights.bits:g}bit{cut}")
     # A terminated export cleans up like an interrupted one.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         report = export(
-            checkpoint, target, weights, vocabulary=vocabulary, force=force, threads=threads, log=note
+            source.folder, target, weights, vocabulary=vocabulary, force=force, threads=threads, log=note
         )
     except CheckFailed as failure:
         _show(failure.report, as_json)

@@ -137,26 +137,28 @@ def load(
     threads: int | None = None,
     target: str | None = None,
 ) -> LoadedModel:
-    """Load a checkpoint or a bundle: a folder, a hub id or a bundled name.
+    """Load a checkpoint or a bundle: a folder, a hub id (owner/name) or a bundled name; a Path is always a folder.
 
     `backend`: torch, ort, ort-arm64 or another installed one; None takes `default_backend`. `threads`: of one operator;
     None leaves the number to the backend. `target`: the device of ort-arm64 (local, ssh:USER@HOST[:PORT] or
     emulated[:CPU]); it implies that backend. Raises UserError for a bad model and for a backend that cannot run here.
     """
     from microvlm.backends import load as load_runtime
+    from microvlm.sources.model_source import find_model
 
-    _check_path("source", source)
-    name = backend or ("ort-arm64" if target is not None else default_backend(source))
-    runtime = load_runtime(name, os.fspath(source), threads, **({} if target is None else {"target": target}))
+    folder = find_model(source).folder
+    name = backend or ("ort-arm64" if target is not None else default_backend(folder))
+    runtime = load_runtime(name, folder, threads, **({} if target is None else {"target": target}))
     return LoadedModel(runtime, load_processor(runtime))
 
 
 def default_backend(source: str | os.PathLike[str]) -> str:
     """`ort` for a bundle; `torch` for a checkpoint, because it needs no export, unless torch is not installed."""
     from microvlm.backends import get_backend
-    from microvlm.formats.bundle import is_bundle
+    from microvlm.sources.model_source import find_model
 
-    return "torch" if not is_bundle(Path(source)) and get_backend("torch").unavailable() is None else "ort"
+    is_checkpoint = find_model(source).kind == "checkpoint"
+    return "torch" if is_checkpoint and get_backend("torch").unavailable() is None else "ort"
 
 
 def export(
@@ -176,8 +178,8 @@ def export(
     """
     from microvlm.formats.weight_format import WeightFormat
 
-    _check_path("source", source)
-    _check_path("output", output)
+    if not isinstance(output, str | os.PathLike):
+        raise UserError(f"output= is {output!r}; give a folder, as text or as a path.")
     weights = WeightFormat(bits, packing, embedding_bits)
     try:
         from microvlm.exporters.bundle_writer import CheckFailed
@@ -185,15 +187,10 @@ def export(
     except ModuleNotFoundError as error:
         raise UserError(f"export needs the package '{error.name}': pip install 'microvlm[export]'.") from None
     try:
-        write_bundle(os.fspath(source), Path(output), weights, vocabulary=vocabulary, force=force)
+        write_bundle(source, Path(output), weights, vocabulary=vocabulary, force=force)
     except CheckFailed as failure:
         raise UserError(f"{source} cannot be exported here ({failure}); try microvlm-export.") from None
     return Path(output)
-
-
-def _check_path(name: str, value: object) -> None:
-    if not isinstance(value, str | os.PathLike):
-        raise UserError(f"{name}= is {value!r}; give a folder or a name, as text or as a path.")
 
 
 def complete_options(

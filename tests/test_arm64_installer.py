@@ -254,3 +254,17 @@ def test_a_new_bundle_removes_unused_folders_that_no_worker_holds(root: Path, bu
     (copy_folder / "weights.data").unlink()
     DirectDelivery(root).bundle(bundle)
     assert not (root / "bundles" / "held").exists()
+
+
+def test_a_device_whose_user_has_no_home_says_what_to_set(monkeypatch):
+    from microvlm.backends.arm64.device.installer import cache_root
+
+    for name in ("MICROVLM_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "")
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    with pytest.raises(OSError, match="its user has no home folder; set MICROVLM_CACHE there"):
+        cache_root()
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    monkeypatch.setenv("MICROVLM_CACHE", "/somewhere")
+    assert str(cache_root()) == "/somewhere/device"

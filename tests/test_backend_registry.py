@@ -158,5 +158,5 @@ def test_a_checkpoint_is_exported_once(speaking_checkpoint, speaking_bundle, mon
 def test_what_is_neither_bundle_nor_checkpoint_is_refused(tmp_path):
     with pytest.raises(UserError, match="neither a bundle"):
         resolve_bundle(tmp_path)
-    with pytest.raises(UserError, match="is not a checkpoint"):
+    with pytest.raises(UserError, match="there is no model"):
         resolve_bundle(str(tmp_path / "none"))

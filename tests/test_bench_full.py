@@ -63,7 +63,7 @@ def test_a_count_below_one_is_refused(flag, tiny_bundle):
 def test_a_folder_that_is_no_bundle_is_refused(tmp_path):
     result = CliRunner().invoke(command, ["full", str(tmp_path)])
     assert isinstance(result.exception, UserError)
-    assert "not a bundle" in str(result.exception)
+    assert "neither a bundle" in str(result.exception)
 
 
 def test_sizes_are_those_of_the_files_and_each_is_compared_with_the_first(tiny_bundle, monkeypatch):

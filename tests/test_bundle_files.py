@@ -151,11 +151,9 @@ def test_a_link_to_weights_outside_of_the_bundle_is_refused(link, copy, tmp_path
         (copy / "onnx/sub").symlink_to(outside)
         rehash(copy, "onnx/sub/embedding.data")
         refer_to(copy, "sub/embedding.data")
-    with pytest.raises(UserError, match=r"ONNX Runtime .* cannot load .*embed_tokens\.onnx"):
-        load("ort", copy).embed_tokens(IDS)
-    (outside / "embedding.data").write_bytes(altered((outside / "embedding.data").read_bytes()))
-    with pytest.raises(UserError, match="was altered"):
-        open_bundle(copy, verify=True)
+    for backend in ("ort", "torch"):
+        with pytest.raises(UserError, match=r"embedding\.data is a link to a file outside of the bundle"):
+            load(backend, copy)
 
 
 def everywhere(location: str) -> onnx.ModelProto:

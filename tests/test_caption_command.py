@@ -140,7 +140,7 @@ def test_each_bad_input_is_one_sentence_and_status_2(run, picture, speaking_bund
     assert_refused(run("caption", str(cut_image), *model), "damaged")
     assert_refused(run("caption", str(tmp_path), *model), "folder")
     assert_refused(run("caption", picture, *model, "--backend", "tpu"), "unknown backend 'tpu'")
-    assert_refused(run("caption", picture, "--model", str(tmp_path)), "config.json is missing")
+    assert_refused(run("caption", picture, "--model", str(tmp_path)), "neither a bundle")
     assert_refused(run("caption", picture, "--model", "no-such-model"), "no-such-model")
     assert_refused(run("caption", picture, *model, "--max-new-tokens", "0"), "--max-new-tokens")
     assert_refused(run("caption", picture, *model, "--max-new-tokens", "100000"), "--max-new-tokens")

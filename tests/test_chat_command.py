@@ -209,4 +209,4 @@ def test_info_on_nothing_is_one_sentence(capsys):
     with pytest.raises(SystemExit) as exit_info:
         run_click(cli, ["info", "no-such-model"])
     assert exit_info.value.code == 2
-    assert capsys.readouterr().err.startswith("Error: 'no-such-model' is neither a folder")
+    assert capsys.readouterr().err.startswith("Error: there is no model 'no-such-model'")

@@ -74,8 +74,8 @@ run_click(command, sys.argv[1:])
 
 def test_a_checkpoint_that_is_none_is_one_sentence(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    assert_one_sentence(export([tmp_path / "nowhere", "-o", tmp_path / "b"], capsys), "is not a checkpoint")
-    assert_one_sentence(export([tmp_path / "empty", "-o", tmp_path / "b"], capsys), "config.json is missing")
+    assert_one_sentence(export([tmp_path / "nowhere", "-o", tmp_path / "b"], capsys), "there is no model")
+    assert_one_sentence(export([tmp_path / "empty", "-o", tmp_path / "b"], capsys), "neither a bundle")
     assert os.listdir(tmp_path) == ["empty"]
 
 

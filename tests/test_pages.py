@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from page_commands import complaints, read_blocks, read_steps, script
 
-from microvlm.backends.resolve import cache_directory
+from microvlm.sources.cache_directory import cache_directory
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/memory.md", "docs/exporting.md")

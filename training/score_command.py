@@ -27,7 +27,10 @@ from microvlm.console import note, run_click
 def command(
     model: str, data: Path, against: str | None, backend: str, baselines: bool, output: ReportOutput
 ) -> None:
-    """Score MODEL: captions of the fixed test emoji, scene questions on held-out pairs, episodes."""
+    """Score MODEL (a checkpoint, a bundle or 'nano').
+
+    Captions of the fixed test emoji, scene questions on held-out pairs, episodes.
+    """
     from microvlm.training.data.baselines import run_baselines
     from microvlm.training.data.emoji import load_emoji
     from microvlm.training.evaluate import paired_difference, score_model

@@ -39,7 +39,11 @@ from microvlm.errors import UserError
 @click.option(
     "--stop-after", type=click.IntRange(min=1), default=None, help="Save and stop after this many steps."
 )
-@click.option("--start", default=None, help="A checkpoint that replaces the stages before --start-stage.")
+@click.option(
+    "--start",
+    default=None,
+    help="A checkpoint (folder, hub id or nano) in place of the stages before --start-stage.",
+)
 @click.option("--start-stage", default=None, help="The first stage to run; needs --start.")
 @click.option(
     "--fresh",

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from microvlm.atomic_folder import new_folder
-from microvlm.backends.resolve import cache_directory
 from microvlm.errors import UserError
+from microvlm.sources.cache_directory import cache_directory, writable_cache
 from microvlm.temporary_folder import remove_leftovers
 
+EMULATION = "emulation"
+"""The folder of this cache below the user's."""
 STAMP = "stamp.json"
 CACHE_FORMAT = 1
 """Counted up when a builder's code changes what it writes."""
@@ -36,7 +38,7 @@ def cached_folder(kind: str, recipe: dict[str, Any], build: Callable[[Path], Non
     Raises what `build` raises, and UserError when the cache cannot be written; neither leaves anything behind.
     """
     recipe = {"format": CACHE_FORMAT, **recipe}
-    parent = cache_directory() / "emulation"
+    parent = cache_directory() / EMULATION
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
     folder = parent / f"{kind}-{digest[:16]}"
     if is_intact(folder, recipe):
@@ -45,6 +47,7 @@ def cached_folder(kind: str, recipe: dict[str, Any], build: Callable[[Path], Non
             # of instructions that is under way would come out otherwise.
             os.utime(folder / STAMP)
         return folder
+    writable_cache(EMULATION)
     remove_leftovers(parent)
     _remove_unused(parent)
     try:

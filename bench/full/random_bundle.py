@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from microvlm.backends.resolve import cache_directory, exporter_digest
+from microvlm.backends.resolve import BUNDLES, exporter_digest
 from microvlm.bench.full.qwen_tokenizer import qwen_tokenizer
 from microvlm.bench.speed.speed_bench import bytes_read_per_token
 from microvlm.config import MicroVLMConfig
@@ -22,6 +22,7 @@ from microvlm.errors import UserError
 from microvlm.formats.bundle import is_intact
 from microvlm.formats.weight_format import PACKING_HELP, WeightFormat
 from microvlm.presets import preset
+from microvlm.sources.cache_directory import cache_directory, writable_cache
 from microvlm.temporary_folder import temporary_folder
 
 PRESET = "full"
@@ -43,9 +44,10 @@ def random_full_bundle(
     changes = (("v", vocabulary), ("l", layers), ("s", slots))
     cut = "".join(f"-{letter}{value}" for letter, value in changes if value is not None)
     name = f"{PRESET}-random-{exporter_digest()}-1.58bit-{packing}-e{EMBEDDING_BITS}{cut}"
-    bundle = cache_directory() / "bundles" / name
+    bundle = cache_directory() / BUNDLES / name
     if is_intact(bundle):
         return bundle
+    writable_cache(BUNDLES)
     log(f"making a {PRESET} model with random weights in {bundle}, once")
     import torch
 
@@ -55,7 +57,6 @@ def random_full_bundle(
 
     weights = WeightFormat(packing=packing, embedding_bits=EMBEDDING_BITS)
     tokenizer = qwen_tokenizer() if vocabulary is not None else None
-    bundle.parent.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     with temporary_folder(bundle) as folder:
         checkpoint = folder / PRESET

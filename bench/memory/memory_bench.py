@@ -27,6 +27,7 @@ from microvlm.formats.bundle import is_bundle
 from microvlm.formats.manifest import read_manifest
 from microvlm.inputs.processor import Processor
 from microvlm.presets import preset
+from microvlm.sources.model_source import warn_of_folder
 
 DRAWN_STEPS = 64
 """Most rows of the addressing heatmap, which the document carries."""
@@ -185,7 +186,8 @@ _PRECISION = {"decoder_bits": "bits", "embedding_bits": "embedding_bits", "packi
 
 
 def _source(options: Options, progress: Progress) -> str | Path:
-    if options.costs and options.model == RANDOM_MODEL and not Path(RANDOM_MODEL).exists():
+    if options.costs and options.model == RANDOM_MODEL:
+        warn_of_folder(RANDOM_MODEL)
         from microvlm.bench.full.random_bundle import random_full_bundle
 
         return random_full_bundle(progress)

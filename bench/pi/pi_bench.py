@@ -22,6 +22,7 @@ from microvlm.bench.provenance import describe_model, provenance
 from microvlm.bench.temporary_environment import environment
 from microvlm.errors import UserError
 from microvlm.presets import preset
+from microvlm.sources.model_source import warn_of_folder
 
 Progress = Callable[[str], None]
 PARTS = ("equivalence", "fit", "cost", "peers")
@@ -168,6 +169,7 @@ def _byte_bars(counted: instruction_cost.Counted, model: str, bundle: Path) -> l
 def _bundle(model: str, progress: Progress) -> Path:
     if model not in (FULL, FULL_BASE3):
         return resolve_bundle(model)
+    warn_of_folder(model)
     from microvlm.bench.full.random_bundle import random_full_bundle
 
     packing = "base3" if model == FULL_BASE3 else "2bit"

@@ -16,6 +16,7 @@ from microvlm.commands.options import backend_option, open_model, target_option
 from microvlm.commands.stored_tensors import StoredTensor, parameters_of, read_bundle, read_checkpoint
 from microvlm.console import print_json
 from microvlm.errors import UserError
+from microvlm.escaping import printable
 
 if TYPE_CHECKING:
     from microvlm.config import MicroVLMConfig
@@ -39,13 +40,16 @@ _EMBEDDING_WIDTHS = {"fp16": 16.0, "int8 per row": 8.0, "int4, groups of 32": 4.
 @backend_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def info(model: str, backend: str | None, target: str | None, as_json: bool) -> None:
-    """Parameters, bytes and bits per weight of MODEL (a checkpoint or a bundle), measured from its files.
+    """Parameters, bytes and bits per weight of MODEL (a checkpoint, a bundle or 'nano'), measured from its files.
 
     With --backend or --target the model is also loaded, and the machine and the code that run it are shown.
     """
-    description = describe_model(model)
+    from microvlm.sources.model_source import find_model
+
+    source = find_model(model)
+    description = describe_model(source.folder) | {"model": source.given}
     if backend is not None or target is not None:
-        runtime, _, load_ms = open_model(model, backend, None, target)
+        runtime, _, load_ms = open_model(source.folder, backend, None, target)
         description["loaded"] = {**describe_loaded(runtime), "load_ms": load_ms}
     if as_json:
         print_json(description)
@@ -56,17 +60,18 @@ def info(model: str, backend: str | None, target: str | None, as_json: bool) -> 
 def describe_model(source: str | Path) -> dict[str, Any]:
     """The document of `microvlm info --json`. Raises UserError for a bad model."""
     from microvlm.config import MicroVLMConfig
-    from microvlm.formats.bundle import is_bundle
+    from microvlm.sources.model_source import find_model
 
-    directory = _directory(source)
+    model = find_model(source)
+    directory, is_bundle = model.folder, model.kind == "bundle"
     config = MicroVLMConfig.load(directory)
-    tensors, layers = read_bundle(directory) if is_bundle(directory) else read_checkpoint(directory)
+    tensors, layers = read_bundle(directory) if is_bundle else read_checkpoint(directory)
     parts = {part: _measure(tensors, layers, prefixes) for part, prefixes in PARTS.items()}
     parts["total"] = _measure(tensors, layers, tuple(prefix for group in PARTS.values() for prefix in group))
     return {
         "model": str(source),
         "name": config.name,
-        "kind": "bundle" if is_bundle(directory) else "checkpoint",
+        "kind": model.kind,
         "parts": parts,
         "ternary_linears": _ternary(tensors, layers),
         "file_bytes": sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()),
@@ -76,7 +81,7 @@ def describe_model(source: str | Path) -> dict[str, Any]:
         "tokenizer": _tokenizer(directory),
         "memory": {"slots": config.memory.slots, "code_size": config.memory.code_size},
         "predicted_megabytes": _predict(tensors, layers, config),
-        "backends": _backends(directory),
+        "backends": _backends(is_bundle),
     }
 
 
@@ -96,7 +101,7 @@ def describe_loaded(runtime: Any) -> dict[str, Any]:
 def format_description(description: dict[str, Any]) -> str:
     """The document of `describe_model` as a table."""
     lines = [
-        f"{description['name']} ({description['kind']}), {description['file_bytes'] / 1e6:.2f} MB of files, "
+        f"{printable(description['name'])} ({description['kind']}), {description['file_bytes'] / 1e6:.2f} MB of files, "
         f"{description['image_size']} px images as {description['prefix_tokens']} tokens, "
         f"memory of {description['memory']['slots']} x {description['memory']['code_size']}",
         "",
@@ -140,20 +145,6 @@ def _format_loaded(loaded: dict[str, Any]) -> list[str]:
         f"onnxruntime {device['onnxruntime']}"
     )
     return [*lines, f"features: {' '.join(device['features'])}"]
-
-
-def _directory(source: str | Path) -> Path:
-    path = Path(source)
-    if path.is_dir():
-        return path
-    from importlib import resources
-
-    from microvlm.config import CONFIG
-
-    bundled = Path(str(resources.files("microvlm").joinpath("checkpoints", str(source))))
-    if "/" not in str(source) and (bundled / CONFIG).is_file():
-        return bundled
-    raise UserError(f"'{source}' is neither a folder with a checkpoint or a bundle nor a bundled model.")
 
 
 def _measure(
@@ -205,10 +196,9 @@ def _tokenizer(directory: Path) -> str | None:
     return load_tokenizer(directory).description if (directory / TOKENIZER).is_file() else None
 
 
-def _backends(directory: Path) -> dict[str, str]:
+def _backends(is_bundle: bool) -> dict[str, str]:
     """Describes, for each registered backend, whether and how it would run this model on this machine."""
     from microvlm.backends import backend_names, get_backend, native
-    from microvlm.formats.bundle import is_bundle
 
     native.library_path()  # a library that the user named and that cannot be loaded ends the command
     states = {}
@@ -220,9 +210,9 @@ def _backends(directory: Path) -> dict[str, str]:
             kernels = None if reason else backend.kernels()
         except UserError as error:
             reason = str(error)
-        runs = "runs its graphs" if is_bundle(directory) else "runs it after an export, made on first use"
+        runs = "runs its graphs" if is_bundle else "runs it after an export, made on first use"
         if name == "torch":
-            runs = "runs the graphs' weights eagerly" if is_bundle(directory) else "runs it eagerly"
+            runs = "runs the graphs' weights eagerly" if is_bundle else "runs it eagerly"
         runs += f", quantised layers by {kernels}" if kernels else ""
         states[name] = f"cannot run here: {reason}" if reason else runs
     return states

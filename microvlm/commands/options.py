@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -35,7 +36,7 @@ def model_options(command: Callable) -> Callable:
             "--model",
             default="nano",
             show_default=True,
-            help="A checkpoint or a bundle: folder, hub id or name.",
+            help="A checkpoint or a bundle: its folder, a hub id (owner/name) or nano, which is bundled.",
         ),
     ):
         command = option(command)
@@ -62,7 +63,7 @@ def sampling_options(command: Callable) -> Callable:
 
 
 def open_model(
-    model: str, backend: str | None, threads: int | None, target: str | None = None
+    model: str | os.PathLike[str], backend: str | None, threads: int | None, target: str | None = None
 ) -> tuple[LoadedRuntime, Processor, float]:
     """Load a model -> (runtime, processor, milliseconds). See `microvlm.load`. Raises UserError."""
     from microvlm.loaded_model import load

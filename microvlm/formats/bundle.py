@@ -20,6 +20,7 @@ from typing import NamedTuple
 from microvlm.console import describe_os_error
 from microvlm.errors import UserError
 from microvlm.formats.documents import quote
+from microvlm.formats.links import leads_into
 from microvlm.formats.manifest import MANIFEST, FileEntry, Manifest, read_manifest
 from microvlm.formats.onnx_weights import external_locations
 from microvlm.temporary_folder import recover
@@ -88,6 +89,7 @@ class BundleFiles:
 
     def __init__(self, directory: str | Path, verify: bool | None = None):
         self.folder = Path(directory)
+        self._real_folder = os.path.realpath(directory)
         self.manifest = read_manifest(self.folder)
         files = self.manifest.files
         for name in FILES_READ_BY_NAME:
@@ -197,7 +199,13 @@ class BundleFiles:
         return tuple(data_files)
 
     def _note(self, name: str, entry: FileEntry, status: os.stat_result) -> None:
-        """Note a file's identity, before it is hashed."""
+        """Note a file's identity, before it is hashed. Raises UserError for a link that leads out of the bundle."""
+        if os.path.realpath(self._path(name)) != os.path.join(self._real_folder, *name.split("/")) and not (
+            leads_into(self._path(name), self.folder)
+        ):
+            raise UserError(
+                f"{self._path(name)} is a link to a file outside of the bundle: copy the file there."
+            )
         if not stat.S_ISREG(status.st_mode):
             raise UserError(f"{self._path(name)} is no regular file: {_REMEDY}.")
         if status.st_size != entry.bytes:

@@ -6,6 +6,7 @@ Tokenizer, pixel statistics and prompt template come from the files of a checkpo
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -25,6 +26,7 @@ from microvlm.inputs.processor_files import (
     read_documents,
 )
 from microvlm.inputs.tokenizer import TOKENIZER, LibraryTokenizer, TextTokenizer, load_tokenizer
+from microvlm.sources.model_source import find_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -85,9 +87,12 @@ class Processor:
         self._files = check_documents({**defaults, **(documents or {})}, config, folder)
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path) -> Processor:
-        """Load the processor of a checkpoint or bundle directory. Raises UserError for a missing or damaged file."""
-        folder = Path(directory)
+    def from_pretrained(cls, directory: str | os.PathLike[str]) -> Processor:
+        """Load the processor of a checkpoint or a bundle: a folder, a hub id or a bundled name.
+
+        Raises UserError for a missing or damaged file.
+        """
+        folder = find_folder(directory)
         config = MicroVLMConfig.load(folder)
         tokenizer = load_tokenizer(folder)
         return cls(tokenizer, config, read_documents(folder), folder)

@@ -10,7 +10,6 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
-from importlib import resources
 from pathlib import Path
 
 import msgspec
@@ -22,7 +21,6 @@ from torch import Tensor, nn
 from microvlm.atomic_folder import INCOMPLETE, new_files
 from microvlm.config import CONFIG, MicroVLMConfig
 from microvlm.errors import UserError
-from microvlm.formats.bundle import is_bundle
 from microvlm.formats.documents import quote
 from microvlm.formats.lowered_layer import LAYERS, LoweredLayer, parse_layers
 from microvlm.formats.op_table import MATMUL_BY_KIND
@@ -34,10 +32,9 @@ from microvlm.inputs.tokenizer_tables import TABLES
 from microvlm.model.embedding import HalfEmbedding, PackedEmbedding, TiedEmbedding
 from microvlm.model.linear import DenseTritLinear, HalfLinear, PackedLinear
 from microvlm.model.microvlm import MicroVLM
+from microvlm.sources.model_source import WEIGHTS, find_model
 from microvlm.temporary_folder import recover
 
-WEIGHTS = "model.safetensors"
-BUNDLED = ("nano",)
 DENSE_DTYPES = {"dense-float16": torch.float16, "dense-float32": torch.float32}
 PROCESSOR_FILES = (
     TOKENIZER,
@@ -49,37 +46,12 @@ CHECKPOINT_FILES = frozenset({CONFIG, WEIGHTS, "training.json", INCOMPLETE, TABL
 """Names of the files that a checkpoint may have; a folder with others in it is never replaced as a whole."""
 
 
-def resolve_checkpoint(source: str | Path) -> Path:
-    """The directory of a checkpoint, given as that, a bundled name, or a hub id to download.
-
-    Raises UserError, also for a checkpoint whose replacement was cut off between two files.
-    """
-    path = Path(source)
-    recover(path)
-    if (path / INCOMPLETE).exists():
-        raise UserError(f"{path} was only partly replaced: save it again.")
-    if path.is_dir():
-        return path
-    if str(source) in BUNDLED:
-        return Path(str(resources.files("microvlm").joinpath("checkpoints", str(source))))
-    if path.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/")):
-        raise UserError(
-            f"'{source}' is not a checkpoint: give a directory, a hub id (owner/name) or one of {', '.join(BUNDLED)}."
-        )
-    try:
-        from huggingface_hub import snapshot_download
-
-        # Pickled weights that a repository may hold beside the safetensors are not even downloaded.
-        return Path(snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors"]))
-    except ImportError:
-        raise UserError(f"loading '{source}' from a hub needs: pip install 'microvlm[export]'.") from None
-    except Exception as error:  # the hub client raises a dozen kinds, all for a failed download
-        raise UserError(
-            f"'{source}' could not be fetched from the hub ({type(error).__name__}): check the id and the network."
-        ) from None
+def resolve_checkpoint(source: str | os.PathLike[str]) -> Path:
+    """The folder of the checkpoint that `source` means (`find_model`). Raises UserError, also for a bundle."""
+    return find_model(source, "checkpoint").folder
 
 
-def load_checkpoint(source: str | Path) -> MicroVLM:
+def load_checkpoint(source: str | os.PathLike[str]) -> MicroVLM:
     """A MicroVLM with the stored weights, in evaluation mode.
 
     Raises UserError for a damaged checkpoint, for missing or unexpected keys, which it names, and for a checkpoint that
@@ -88,10 +60,6 @@ def load_checkpoint(source: str | Path) -> MicroVLM:
     directory = resolve_checkpoint(source)
     identities = _identities(directory)
     config = MicroVLMConfig.load(directory)
-    if is_bundle(directory) and not (directory / WEIGHTS).is_file():
-        raise UserError(
-            f"{directory} is an exported bundle: run it, or give the checkpoint it was made from."
-        )
     path = directory / WEIGHTS
     header = _read_header(path)
     layers = parse_layers(header.metadata.get(LAYERS, "{}"), path)

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from microvlm.config import MicroVLMConfig
 from microvlm.errors import UserError
 from microvlm.inputs.processor import TOKENIZER, Processor
-from microvlm.model.checkpoint import WEIGHTS, read_tensors, resolve_checkpoint, save_checkpoint
+from microvlm.model.checkpoint import WEIGHTS, read_tensors, save_checkpoint
 from microvlm.model.hf_config import read_json, text_config, vision_config
 from microvlm.model.microvlm import MicroVLM
+from microvlm.sources.model_source import INDEX, find_folder
 
-INDEX = "model.safetensors.index.json"
 UNUSED_VISION_PREFIXES = (
     "pooler.",
     "classifier.",
@@ -66,7 +66,7 @@ def assemble(vision: str | Path, decoder: str | Path, base: MicroVLMConfig) -> M
     `base` gives everything that the parts do not define: memory, weight widths, prompt, prefix tokens and SubLN (whose
     new norms start at 1). Raises UserError for what cannot be loaded exactly.
     """
-    vision_directory, decoder_directory = resolve_checkpoint(vision), resolve_checkpoint(decoder)
+    vision_directory, decoder_directory = find_folder(vision), find_folder(decoder)
     model = MicroVLM(assembled_config(vision_directory, decoder_directory, base))
     load_vision(model.vision, vision_directory)
     load_decoder(model, decoder_directory)
@@ -82,7 +82,7 @@ def assemble_checkpoint(
     A missing image token is added, with the mean of all embeddings. Raises UserError before anything is written, also
     when the tokenizer lacks another token of `base.prompt`.
     """
-    decoder_directory = resolve_checkpoint(decoder)
+    decoder_directory = find_folder(decoder)
     path = decoder_directory / TOKENIZER
     if not path.is_file():
         raise UserError(f"{path} is missing: the decoder's directory must hold its tokenizer.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -156,7 +157,7 @@ class MicroVLM(nn.Module):
         return embeds.masked_scatter(is_image.unsqueeze(-1).expand_as(embeds), prefixes.to(embeds.dtype))
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, device: str = "cpu") -> MicroVLM:
+    def from_pretrained(cls, source: str | os.PathLike[str], device: str = "cpu") -> MicroVLM:
         """Load a checkpoint: a directory, a hub id or a bundled name such as `nano`. Raises UserError."""
         from microvlm.model.checkpoint import load_checkpoint
 

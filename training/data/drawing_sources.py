@@ -17,10 +17,10 @@ import msgspec
 from msgspec import Meta
 
 from microvlm.atomic_folder import new_folder
-from microvlm.backends.resolve import cache_directory
 from microvlm.errors import UserError
 from microvlm.formats import documents
 from microvlm.formats.documents import quote
+from microvlm.sources.cache_directory import cache_directory, writable_cache
 
 T = TypeVar("T")
 LARGEST_PACKAGE_FILE = 256_000_000
@@ -90,6 +90,7 @@ def install_packages(versions: dict[str, str], name: str) -> Path:
     npm = shutil.which("npm")
     if npm is None:
         raise DataError("npm was not found: install Node.js, or pass an existing folder with --packages.")
+    writable_cache()
     with new_folder(final, replace=lambda _: True) as temporary:
         manifest = {"name": "microvlm-emoji", "version": "0.0.0", "private": True, "dependencies": versions}
         (temporary / "package.json").write_text(json.dumps(manifest))

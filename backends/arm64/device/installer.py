@@ -33,10 +33,19 @@ KINDS = ("bundles", "packages", "sites", "wheels")
 
 
 def cache_root() -> Path:
-    """$MICROVLM_CACHE/device, else microvlm/device below the user's cache."""
+    """$MICROVLM_CACHE/device, else microvlm/device below the user's cache.
+
+    Raises OSError for a user without a home, as an unknown one in a container is.
+    """
     configured = os.environ.get("MICROVLM_CACHE")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return (Path(configured) if configured else cache / "microvlm") / "device"
+    if configured:
+        return Path(os.path.abspath(configured)) / "device"
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(cache):
+        cache = os.path.join(os.path.expanduser("~"), ".cache")
+    if not os.path.isabs(cache):
+        raise OSError(errno.ENOENT, "its user has no home folder; set MICROVLM_CACHE there")
+    return Path(cache) / "microvlm" / "device"
 
 
 class Installer:
@@ -248,15 +257,15 @@ def _sentence(error: OSError) -> str:
 def main() -> None:
     requests, answers = (os.fdopen(number, mode, 0, closefd=False) for number, mode in ((0, "rb"), (1, "wb")))
     answers.write(GREETING + b"\n")
-    root = cache_root()
-    installer = Installer(root)
+    root = None
     while True:
         try:
             request, tensors = read_frame(requests)
             try:
                 if request.get("do") not in REQUESTS:
                     raise KeyError("do")
-                answer = getattr(installer, request["do"])(request, tensors)
+                root = root or cache_root()
+                answer = getattr(Installer(root), request["do"])(request, tensors)
             except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
                 problem = f"{type(error).__name__}: {error}"[:200]
                 answer = {"error": f"the device got a malformed request ({problem}): {REMEDY}."}
@@ -264,7 +273,7 @@ def main() -> None:
                 answer = {"error": _sentence(error)}
             except zipfile.BadZipFile as error:
                 answer = {"error": f"an archive is damaged on the device ({error}): try again."}
-            write_frame(answers, {"id": request.get("id"), "root": str(root), **answer})
+            write_frame(answers, {"id": request.get("id"), "root": str(root or ""), **answer})
         except ConnectionLost:
             return
         except FrameError as garbled:

@@ -1,0 +1,76 @@
+"""Models of the Hugging Face hub: ids, the local cache, and snapshots with the files that a model needs.
+
+Downloads are huggingface_hub's, which is imported on first use. Pickled weights are not even downloaded.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from microvlm.errors import UserError
+from microvlm.formats.manifest import MANIFEST
+
+DOCUMENTS = ("*.json",)
+"""Fetched first: they say whether a repository holds a bundle."""
+CHECKPOINT_FILES = ("*.json", "*.safetensors")
+BUNDLE_FILES = (*CHECKPOINT_FILES, "*.onnx", "*.data", "README.md", "example.py")
+"""All that a manifest may list. A bundle's example.py is compared with its hash like the rest; it is not run."""
+_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
+
+
+def is_hub_id(text: str) -> bool:
+    """Whether a text has the form OWNER/NAME."""
+    owner_and_name = _ID.fullmatch(text) is not None
+    return owner_and_name and not any(part in text for part in ("..", "--")) and not text.endswith((".", "-"))
+
+
+def is_cached(hub_id: str) -> bool:
+    """Whether the hub's cache holds a snapshot of this repository."""
+    return _repository(hub_id).joinpath("snapshots").is_dir()
+
+
+def snapshot(hub_id: str) -> Path:
+    """The folder of a repository's files, downloaded or from the hub's cache.
+
+    A repository with a manifest is a bundle, of which all is fetched that a bundle may hold. Raises UserError.
+    """
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        cached = _cached_snapshot(hub_id)
+        if cached is None:
+            raise UserError(
+                f"loading '{hub_id}' from the hub needs: pip install 'microvlm[export]'."
+            ) from None
+        return cached
+    try:
+        folder = Path(snapshot_download(hub_id, allow_patterns=list(DOCUMENTS)))
+        patterns = BUNDLE_FILES if (folder / MANIFEST).is_file() else CHECKPOINT_FILES
+        return Path(snapshot_download(hub_id, allow_patterns=list(patterns)))
+    except Exception as error:  # the hub client raises a dozen kinds, all for a failed download
+        raise UserError(
+            f"there is no folder '{hub_id}', and the hub gave no model of that name "
+            f"({type(error).__name__}): check the name and the network."
+        ) from None
+
+
+def _cached_snapshot(hub_id: str) -> Path | None:
+    repository = _repository(hub_id)
+    try:
+        revision = (repository / "refs" / "main").read_text().strip()
+    except (OSError, ValueError):
+        return None
+    folder = repository / "snapshots" / revision
+    return folder if revision and revision == Path(revision).name and folder.is_dir() else None
+
+
+def _repository(hub_id: str) -> Path:
+    """The folder of a repository in the hub's cache, where huggingface_hub's environment variables put it."""
+    environment = os.environ
+    home = environment.get("HF_HOME") or os.path.join(
+        environment.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "huggingface"
+    )
+    cache = environment.get("HF_HUB_CACHE") or environment.get("HUGGINGFACE_HUB_CACHE") or f"{home}/hub"
+    return Path(os.path.expandvars(os.path.expanduser(cache))) / f"models--{hub_id.replace('/', '--')}"
