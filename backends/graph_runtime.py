@@ -11,6 +11,7 @@ import numpy as np
 
 from microvlm.config import CONFIG, MicroVLMConfig
 from microvlm.errors import UserError
+from microvlm.exporters.contract import require_graphs
 from microvlm.formats.bundle import BundleFiles
 from microvlm.runtime import MemoryArrays, MemoryReading
 
@@ -32,6 +33,7 @@ class GraphRuntime(ABC):
         self.files.keep_open(_PRIOR_FILE)
         self.fingerprint = manifest.fingerprint
         self._graphs = manifest.graphs
+        require_graphs(self.config, manifest.graphs, self.directory)
 
     @property
     def graphs(self) -> list[str]:

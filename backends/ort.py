@@ -22,8 +22,11 @@ from microvlm.backends.resolve import resolve_bundle
 from microvlm.errors import UserError
 from microvlm.exporters.replay.model_session import open_session
 from microvlm.formats.bundle import BundleFiles
+from microvlm.formats.documents import quote
+from microvlm.formats.manifest import GraphEntry
 from microvlm.runtime import MemoryArrays
 
+_ORT_TYPES = {"float32": "tensor(float)", "int64": "tensor(int64)"}
 FUNCTION_BODIES = "function bodies in the graphs"
 
 
@@ -155,8 +158,26 @@ class OrtRuntime(InstrumentedGraphRuntime):
                 f"ONNX Runtime {onnxruntime.__version__} cannot load {path} ({_first_line(error)}): "
                 "export it again or upgrade onnxruntime."
             ) from error
+        _require_tensors(session, self._graphs[graph], path)
         self.files.hold(file)
         return session
+
+
+def _require_tensors(session: Any, entry: GraphEntry, path: Path) -> None:
+    """Raise UserError unless the graph declares the tensors that the manifest lists for it."""
+    for listed, declared in ((entry.inputs, session.get_inputs()), (entry.outputs, session.get_outputs())):
+        types = {tensor.name: (tensor.type, tensor.shape) for tensor in declared}
+        for tensor in listed:
+            kind, shape = types.get(tensor.name, ("", []))
+            fits = len(shape) == len(tensor.shape) and all(
+                ours == theirs or not (isinstance(ours, int) and isinstance(theirs, int))
+                for ours, theirs in zip(tensor.shape, shape, strict=True)
+            )
+            if kind != _ORT_TYPES.get(tensor.dtype) or not fits:
+                raise UserError(
+                    f"{path} does not have {quote(tensor.name)} as manifest.json lists it: "
+                    "copy or export the bundle again."
+                )
 
 
 def run_values(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from microvlm.backends.base import Backend, LoadedRuntime
 from microvlm.config import MicroVLMConfig
 from microvlm.errors import UserError
+from microvlm.exporters.contract import require_graphs
 from microvlm.formats.bundle import BundleFiles
 from microvlm.formats.links import leads_into
 from microvlm.sources.model_source import find_model
@@ -55,16 +56,25 @@ def load_bundle(directory: Path, verify: bool | None = None) -> MicroVLM:
     missing, superfluous or of another shape."""
     if importlib.util.find_spec("onnx") is None:
         raise UserError("backend 'torch' reads a bundle with onnx; pip install 'microvlm[export]'.")
-    from microvlm.model.checkpoint import build_lowered, load_strictly
+    import torch
+
+    from microvlm.formats.stored_tensors import read_bundle
+    from microvlm.model.checkpoint import build_lowered, check_packed, load_strictly
     from microvlm.model.microvlm import MicroVLM
 
     files = BundleFiles(directory, verify)
     manifest = files.manifest
-    model = MicroVLM(MicroVLMConfig.load(directory))
-    build_lowered(model, manifest.lowered)
+    config = MicroVLMConfig.load(directory)
+    # Before memory is taken: the sizes of a module are the configuration's alone.
+    require_graphs(config, manifest.graphs, directory)
+    read_bundle(directory, manifest, config)
     tensors = _initializers(directory, [entry.file for entry in manifest.graphs.values()])
     files.require_unchanged(manifest.files)
-    load_strictly(model, tensors, str(directory))
+    check_packed(tensors, manifest.lowered, directory)
+    with torch.device("meta"):
+        model = MicroVLM(config)
+        build_lowered(model, manifest.lowered)
+    load_strictly(model, tensors, str(directory), assign=True)
     model.directory = directory
     return _unpacked(model)
 

@@ -5,9 +5,14 @@ Exporter, backends, checks and documents read it; nothing else names a tensor. N
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from microvlm.config import MicroVLMConfig
+from microvlm.errors import UserError
+from microvlm.formats.documents import quote
+from microvlm.formats.manifest import MANIFEST, GraphEntry, TensorEntry
 
 OPSET = 23
 """ONNX Runtime reads it from 1.24 on; 1.25 is the first whose AMX kernels sum every integer product rightly."""
@@ -96,3 +101,47 @@ def graphs(config: MicroVLMConfig) -> tuple[GraphSpec, ...]:
 
 def graph(config: MicroVLMConfig, name: str) -> GraphSpec:
     return next(spec for spec in graphs(config) if spec.name == name)
+
+
+def require_graphs(config: MicroVLMConfig, entries: Mapping[str, GraphEntry], folder: Path) -> None:
+    """Raise UserError unless the manifest of `folder` lists the graphs of its config.json, with the same tensors.
+
+    So that no size of either is believed before memory is taken by it. Further graphs are of a later version, and
+    free dimensions may have other names.
+    """
+    for spec in graphs(config):
+        if spec.name not in entries:
+            raise UserError(
+                f"{folder / MANIFEST} lacks the graph {spec.name}: copy or export the bundle again."
+            )
+        entry = entries[spec.name]
+        for side, ours, theirs in (
+            ("inputs", spec.inputs, entry.inputs),
+            ("outputs", spec.outputs, entry.outputs),
+        ):
+            if len(ours) != len(theirs):
+                raise UserError(
+                    f"{folder}: {spec.name} has {len(theirs)} {side} by manifest.json and {len(ours)} by config.json: "
+                    "copy or export the bundle again."
+                )
+            for tensor, listed in zip(ours, theirs, strict=True):
+                if not _is_same(tensor, listed):
+                    raise UserError(
+                        f"{folder}: {spec.name} has {_describe(listed)} by manifest.json and {_describe(tensor)} by "
+                        "config.json: copy or export the bundle again."
+                    )
+
+
+def _is_same(tensor: TensorSpec, listed: TensorEntry) -> bool:
+    return (tensor.name, tensor.dtype, len(tensor.shape)) == (
+        listed.name,
+        listed.dtype,
+        len(listed.shape),
+    ) and all(
+        ours == theirs or (isinstance(ours, str) and isinstance(theirs, str))
+        for ours, theirs in zip(tensor.shape, listed.shape, strict=True)
+    )
+
+
+def _describe(tensor: TensorSpec | TensorEntry) -> str:
+    return quote(f"{tensor.name} {tensor.dtype} [{', '.join(map(str, tensor.shape))}]")

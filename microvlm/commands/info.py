@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from microvlm.commands.options import backend_option, open_model, target_option
-from microvlm.commands.stored_tensors import StoredTensor, parameters_of, read_bundle, read_checkpoint
 from microvlm.console import print_json
 from microvlm.errors import UserError
 from microvlm.escaping import printable
@@ -21,6 +20,7 @@ from microvlm.escaping import printable
 if TYPE_CHECKING:
     from microvlm.config import MicroVLMConfig
     from microvlm.formats.lowered_layer import LoweredLayer
+    from microvlm.formats.stored_tensors import StoredTensor
 
 PARTS = {
     "vision": ("vision",),
@@ -65,7 +65,7 @@ def describe_model(source: str | Path) -> dict[str, Any]:
     model = find_model(source)
     directory, is_bundle = model.folder, model.kind == "bundle"
     config = MicroVLMConfig.load(directory)
-    tensors, layers = read_bundle(directory) if is_bundle else read_checkpoint(directory)
+    tensors, layers = _read_tensors(directory, is_bundle, config)
     parts = {part: _measure(tensors, layers, prefixes) for part, prefixes in PARTS.items()}
     parts["total"] = _measure(tensors, layers, tuple(prefix for group in PARTS.values() for prefix in group))
     return {
@@ -83,6 +83,22 @@ def describe_model(source: str | Path) -> dict[str, Any]:
         "predicted_megabytes": _predict(tensors, layers, config),
         "backends": _backends(is_bundle),
     }
+
+
+def _read_tensors(
+    directory: Path, is_bundle: bool, config: MicroVLMConfig
+) -> tuple[list[StoredTensor], dict[str, LoweredLayer]]:
+    """The tensors of a bundle or a checkpoint and its lowered layers. Raises UserError if they are not `config`'s."""
+    from microvlm.exporters.contract import require_graphs
+    from microvlm.formats.bundle import open_bundle
+    from microvlm.formats.stored_tensors import read_bundle, read_checkpoint
+
+    if not is_bundle:
+        tensors, layers = read_checkpoint(directory / "model.safetensors", config)
+        return list(tensors.values()), layers
+    manifest = open_bundle(directory)
+    require_graphs(config, manifest.graphs, directory)
+    return list(read_bundle(directory, manifest, config).values()), manifest.lowered
 
 
 def describe_loaded(runtime: Any) -> dict[str, Any]:
@@ -150,6 +166,8 @@ def _format_loaded(loaded: dict[str, Any]) -> list[str]:
 def _measure(
     tensors: Iterable[StoredTensor], layers: dict[str, LoweredLayer], prefixes: tuple[str, ...]
 ) -> dict[str, Any]:
+    from microvlm.formats.stored_tensors import parameters_of
+
     chosen = [tensor for tensor in tensors if tensor.name.partition(".")[0] in prefixes]
     return _row(sum(parameters_of(t, layers) for t in chosen), sum(t.nbytes for t in chosen))
 
@@ -160,6 +178,8 @@ def _row(parameters: int, nbytes: int) -> dict[str, Any]:
 
 def _ternary(tensors: Iterable[StoredTensor], layers: dict[str, LoweredLayer]) -> dict[str, Any]:
     """Parameters and bytes of the ternary layers alone, with their scales."""
+    from microvlm.formats.stored_tensors import parameters_of
+
     trits = {name for name, layer in layers.items() if layer.kind.startswith("ternary")}
     chosen = [t for t in tensors if t.name.rpartition(".")[0] in trits and not t.name.endswith(".bias")]
     return _row(sum(parameters_of(t, layers) for t in chosen), sum(t.nbytes for t in chosen))
@@ -169,6 +189,8 @@ def _predict(
     tensors: Iterable[StoredTensor], layers: dict[str, LoweredLayer], config: MicroVLMConfig
 ) -> dict[str, dict[str, float]]:
     """Predicted MB of the model at other widths, from its parameters."""
+    from microvlm.formats.stored_tensors import parameters_of
+
     embedding = config.text.vocab_size * config.text.hidden_size
     body = matrices = rest = 0
     for tensor in tensors:

@@ -15,8 +15,12 @@ from typing import NamedTuple
 
 from microvlm.errors import UserError
 
-# TensorProto.DataType -> bytes of one element.
-_ELEMENT_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}
+# TensorProto.DataType -> bytes of one element, and its kind as `weight_shapes.TensorType` has it.
+_ELEMENTS = {
+    1: (4, "float"), 2: (1, "uint8"), 3: (1, "int8"), 4: (2, "uint16"), 5: (2, "int16"), 6: (4, "int32"),
+    7: (8, "int64"), 9: (1, "bool"), 10: (2, "float"), 11: (8, "float"), 12: (4, "uint32"), 13: (8, "uint64"),
+    16: (2, "float"),
+}  # fmt: skip
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _LOCATION = b"location"
 _LOCATION_ENTRY = re.compile(rb"\x6a([\x0d-\x7f])\x0a\x08location\x12([\x01-\x73])", re.DOTALL)
@@ -39,6 +43,8 @@ _CHILDREN = {
 class Initializer(NamedTuple):
     name: str
     shape: tuple[int, ...]
+    kind: str
+    """`float` of any width, or numpy's name of a dtype."""
     nbytes: int
     location: str | None
     """The file beside the graph that holds the bytes; None when they are in the graph."""
@@ -129,10 +135,10 @@ def _initializer(tensor: memoryview) -> Initializer:
                 if isinstance(text, memoryview)
             }
             location = entry.get(2) if entry.get(1) == "location" else location
-    nbytes = _ELEMENT_BYTES[data_type]
+    nbytes, kind = _ELEMENTS[data_type]
     for length in dims:
         nbytes *= length
-    return Initializer(name, tuple(dims), nbytes, location)
+    return Initializer(name, tuple(dims), kind, nbytes, location)
 
 
 def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:

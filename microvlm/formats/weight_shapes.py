@@ -6,7 +6,7 @@ A file that does not fit is refused by its header, before a module is built or m
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from microvlm.config import MicroVLMConfig, TextConfig
 from microvlm.errors import UserError
@@ -25,6 +25,15 @@ class TensorType(NamedTuple):
 
     shape: tuple[int, ...]
     kind: str
+
+
+class HasType(Protocol):
+    """Anything that says the shape and kind of a tensor."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def kind(self) -> str: ...
 
 
 def weight_shapes(config: MicroVLMConfig) -> dict[str, tuple[int, ...]]:
@@ -114,9 +123,7 @@ def stored_types(
     return {name: TensorType(shape, FLOAT) for name, shape in shapes.items()} | lowered
 
 
-def compare_types(
-    expected: Mapping[str, TensorType], stored: Mapping[str, TensorType], origin: object
-) -> None:
+def compare_types(expected: Mapping[str, TensorType], stored: Mapping[str, HasType], origin: object) -> None:
     """Raise UserError, with the tensor's name, unless the file `origin` stores exactly the expected tensors."""
     missing, unexpected = sorted(set(expected) - set(stored)), sorted(set(stored) - set(expected))
     if missing:

@@ -22,11 +22,12 @@ from microvlm.atomic_folder import INCOMPLETE, new_files
 from microvlm.config import CONFIG, MicroVLMConfig
 from microvlm.errors import UserError
 from microvlm.formats.documents import quote
-from microvlm.formats.lowered_layer import LAYERS, LoweredLayer, parse_layers
+from microvlm.formats.lowered_layer import LAYERS, LoweredLayer
 from microvlm.formats.op_table import MATMUL_BY_KIND
 from microvlm.formats.packed_bytes import is_packed
-from microvlm.formats.safetensors_header import SafetensorsHeader, read_header
-from microvlm.formats.weight_shapes import FLOAT, TensorType, compare_types, stored_types
+from microvlm.formats.safetensors_header import read_header
+from microvlm.formats.stored_tensors import read_checkpoint
+from microvlm.formats.weight_shapes import FLOAT, TensorType, compare_types
 from microvlm.inputs.processor import GENERATION, PREPROCESSOR, TOKENIZER, TOKENIZER_CONFIG
 from microvlm.inputs.tokenizer_tables import TABLES
 from microvlm.model.embedding import HalfEmbedding, PackedEmbedding, TiedEmbedding
@@ -61,10 +62,8 @@ def load_checkpoint(source: str | os.PathLike[str]) -> MicroVLM:
     identities = _identities(directory)
     config = MicroVLMConfig.load(directory)
     path = directory / WEIGHTS
-    header = _read_header(path)
-    layers = parse_layers(header.metadata.get(LAYERS, "{}"), path)
     # Before a module is built: its sizes are the configuration's alone.
-    compare_types(stored_types(config, layers, path), header_types(header), path)
+    _, layers = read_checkpoint(path, config)
     tensors, _ = read_tensors(path)
     check_packed(tensors, layers, path)
     if _identities(directory) != identities:
@@ -133,24 +132,14 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str,
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(every tensor of a safetensors file by name, its metadata). Raises UserError when it is missing or damaged."""
-    header = _read_header(path)
     try:
+        header = read_header(path, "copy the checkpoint again")
         with safe_open(str(path), framework="pt") as file:
             return {key: file.get_tensor(key) for key in header.tensors}, header.metadata
-    except (SafetensorError, OSError):
-        raise UserError(f"{path} is damaged or not a safetensors file: copy the checkpoint again.") from None
-
-
-def _read_header(path: Path) -> SafetensorsHeader:
-    try:
-        return read_header(path, "copy the checkpoint again")
     except FileNotFoundError:
         raise UserError(f"{path} is missing: copy the checkpoint again.") from None
-
-
-def header_types(header: SafetensorsHeader) -> dict[str, TensorType]:
-    """The tensors of a file, as `compare_types` takes them."""
-    return {name: TensorType(tensor.shape, tensor.kind) for name, tensor in header.tensors.items()}
+    except (SafetensorError, OSError):
+        raise UserError(f"{path} is damaged or not a safetensors file: copy the checkpoint again.") from None
 
 
 def check_packed(tensors: Mapping[str, Tensor], layers: Mapping[str, LoweredLayer], origin: object) -> None:
