@@ -11,7 +11,7 @@ from microvlm.atomic import write_file
 from microvlm.bench.memory.memory_bench_command import memory
 from microvlm.bench.pi.pi_command import pi
 from microvlm.bench.report_flags import ReportOutput, report_flags
-from microvlm.console import GATE_FAILED, note, run_click
+from microvlm.console import GATE_FAILED, echo, note, run_click
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _HELP = {"help_option_names": ["-h", "--help"]}
@@ -216,7 +216,7 @@ def report(paths: tuple[Path, ...], output: Path | None, pages: bool, check: boo
         raise click.UsageError("--check goes with --pages.")
     text = "\n".join(report_of_file(path).markdown() for path in paths)
     if output is None:
-        click.echo(text, nl=False)
+        echo(text, end="")
     else:
         write_file(output, text)
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import click
 
 from microvlm.atomic import write_file
-from microvlm.console import print_json
+from microvlm.console import after_saving, echo, print_json
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -26,18 +27,20 @@ class ReportOutput:
     json_file: Path | None
 
     def deliver(self, document: dict[str, Any]) -> None:
-        """Print the document, as tables or as JSON, and write the files that were asked for."""
+        """Write the files that were asked for, and print the document as tables or as JSON."""
         from microvlm.bench import report
 
-        if self.as_json:
-            print_json(document)
-        else:
-            click.echo(report.text(document))
+        # Files first: a measurement of an hour is not lost with a terminal or a pipe.
         if self.markdown is not None:
             write_file(self.markdown, report.markdown(document), fallback=True)
         if self.json_file is not None:
             text = json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False)
             write_file(self.json_file, text + "\n", fallback=True)
+        with after_saving() if self.json_file or self.markdown else nullcontext():
+            if self.as_json:
+                print_json(document)
+            else:
+                echo(report.text(document))
 
 
 def report_flags(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from microvlm.console import GATE_FAILED, note, print_json, run_click
+from microvlm.console import GATE_FAILED, after_saving, echo, note, print_json, run_click
 from microvlm.errors import UserError
 from microvlm.formats.weight_format import PACKING_HELP, WeightFormat
 from microvlm.sources.model_source import find_model
@@ -83,7 +83,8 @@ def command(
         _show(failure.report, as_json)
         note("Error: a graph is not the model it was made from (crosses above); no bundle was kept.")
         return GATE_FAILED
-    _show(report, as_json)
+    with after_saving():
+        _show(report, as_json)
     return 0
 
 
@@ -95,15 +96,13 @@ def _show(report: ExportReport, as_json: bool) -> None:
     width = max(len(check.output) for check in report.checks)
     for check in report.checks:
         mark = "✓" if check.passed else "✗"
-        click.echo(
-            f"{mark} {check.graph:<22} {check.output:<{width}}  largest difference {check.max_abs_diff:.1e}"
-        )
+        echo(f"{mark} {check.graph:<22} {check.output:<{width}}  largest difference {check.max_abs_diff:.1e}")
     if report.total_bytes:
         bits = ", ".join(f"{group} {value:.2f}" for group, value in report.bits_per_weight.items() if value)
-        click.echo(
+        echo(
             f"\n{report.bundle}: {report.total_bytes / 1e6:.1f} MB, {report.ternary_nodes} ternary operators"
         )
-        click.echo(f"bits per weight on disk: {bits}")
+        echo(f"bits per weight on disk: {bits}")
 
 
 def _number(flag: str, text: str) -> float:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import TYPE_CHECKING, Any
 
+# Type checkers know this name. The module typing, of which a program that only starts has no need, takes milliseconds.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from microvlm.errors import UserError
     from microvlm.inputs.processor import Processor
     from microvlm.loaded_model import LoadedModel, export, load

@@ -3,3 +3,7 @@
 
 class UserError(Exception):
     """Bad input. The message is one sentence: what is wrong and what to do next."""
+
+
+INTERRUPTED = 130
+"""Exit status of a program that Ctrl-C ended."""

@@ -13,6 +13,20 @@ def printable(text: str) -> str:
     return "".join(_escape(char) if _is_control(char) else char for char in text)
 
 
+def printable_lines(text: str) -> str:
+    """`text` with its lines and tabs; the other characters that `printable` escapes become escapes."""
+    if text.isprintable():
+        return text
+    return "".join(_escape(char) if _is_control(char) and char not in "\n\t" else char for char in text)
+
+
+def printable_json(document: str) -> str:
+    """A JSON document with the same value, in which those characters are escapes of JSON."""
+    if document.isprintable():
+        return document
+    return "".join(f"\\u{ord(char):04x}" if _is_control(char) and char != "\n" else char for char in document)
+
+
 def _is_control(char: str) -> bool:
     return unicodedata.category(char) in _CONTROL_CATEGORIES or char in _DIRECTION_MARKS
 

@@ -176,3 +176,29 @@ def test_a_full_disk_is_one_sentence(speaking_bundle, picture):
 def test_a_bundle_runs_on_ort_and_a_checkpoint_on_torch(speaking_bundle, speaking_checkpoint):
     assert default_backend(str(speaking_bundle)) == "ort"
     assert default_backend(str(speaking_checkpoint)) == "torch"
+
+
+def test_one_bad_picture_of_several_does_not_keep_the_others_from_being_described(
+    run, picture, speaking_bundle, tmp_path
+):
+    bad = tmp_path / "text.png"
+    bad.write_text("no picture")
+    images = [str(tmp_path / "none.png"), picture, str(bad), picture]
+    arguments = ["caption", *images, "--model", str(speaking_bundle), "--max-new-tokens", "2"]
+    status, out, err = run(*arguments)
+    assert status == 2
+    assert out.count(f"{picture}: ") == 2
+    assert err.count("Error: ") == 2
+    status, out, err = run(*arguments, "--json")
+    assert status == 2
+    results = json.loads(out)["results"]
+    assert [result["image"] for result in results] == images
+    assert ["caption" in result for result in results] == [False, True, False, True]
+    assert "does not exist" in results[0]["error"]
+    assert "not a picture" in results[2]["error"]
+
+
+def test_pictures_that_are_all_bad_are_refused_before_the_model_loads(run, tmp_path):
+    images = [str(tmp_path / name) for name in ("a.png", "b.png")]
+    status, out, err = run("caption", *images, "--model", "no-such-model")
+    assert (status, out, err.count("does not exist")) == (2, "", 2)

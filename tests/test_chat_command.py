@@ -9,11 +9,13 @@ import subprocess
 import sys
 
 import pytest
+from conftest import files_below
 from PIL import Image
 
-from microvlm.commands.chat import ChatLoop, _split_path
+from microvlm.commands.chat import LONGEST_LINE, ChatLoop, _read_line, _split_path
 from microvlm.commands.main import cli
 from microvlm.console import run_click
+from microvlm.errors import UserError
 
 
 @pytest.fixture
@@ -116,7 +118,7 @@ def test_mistakes_are_sentences_and_the_conversation_goes_on(chat, tmp_path):
         "/image PATH",
         "does not exist",
         "not a picture",
-        "unknown command /fly",
+        "unknown command '/fly'",
         "after /recall",
         "<image>",
     ):
@@ -129,6 +131,50 @@ def test_a_byte_order_mark_before_the_first_line_is_not_part_of_it(chat):
     status, out, err = chat("\ufeff/memory\n")
     assert (status, err) == (0, "")
     assert "0 entries" in out
+
+
+def test_a_line_that_is_too_long_is_refused_and_the_next_one_answered(chat, speaking_bundle):
+    """A name that is too long for the file system once ended the conversation."""
+    status, out, err = chat(f"/image {'x' * 5000}.png what is this?\n{'y ' * 60_000}\n/memory\n")
+    assert status == 2
+    assert err.count("Error: ") == 2
+    assert len(err) < 5000
+    assert "0 entries" in out
+
+
+def test_a_line_without_an_end_is_not_kept_whole(monkeypatch):
+    class Endless(io.StringIO):
+        longest = 0
+
+        def readline(self, size: int = -1) -> str:
+            assert size > 0, "an endless line would fill the memory"
+            line = super().readline(size)
+            self.longest = max(self.longest, len(line))
+            return line
+
+    stream = Endless("z" * 2_500_000 + "\nnext\n")
+    first, second, end = (_read_line(stream) for _ in range(3))
+    assert len(first) > LONGEST_LINE
+    assert (second, end) == ("next\n", "")
+    assert stream.longest <= LONGEST_LINE + 2
+    with pytest.raises(UserError, match="more than 1,000,000 characters"):
+        ChatLoop(None, None).handle(first)
+    monkeypatch.setattr("microvlm.commands.chat._ENDLESS", 2_000_000)
+    with pytest.raises(UserError, match="no line end in 2,000,000 characters"):
+        _read_line(io.StringIO("z" * 4_000_000))
+
+
+@pytest.mark.posix
+def test_a_turn_that_cannot_be_saved_does_not_end_the_conversation(chat, picture, tmp_path):
+    trip = tmp_path / "trip.mem"
+    chat(f"/image {picture}\n", "--memory", str(trip))
+    size = trip.stat().st_size
+    with files_below(size // 2):
+        status, out, err = chat(f"/image {picture} why?\n/memory\n", "--memory", str(trip))
+    assert status == 2
+    assert "Error: " in err
+    assert "in a memory of 16 slots" in out
+    assert trip.stat().st_size >= size
 
 
 @pytest.mark.posix
@@ -144,7 +190,7 @@ def test_a_person_at_a_terminal_has_seen_the_mistake(speaking_bundle):
         out, err = process.communicate(timeout=300)
         os.close(ours)
     assert process.returncode == 0, err
-    assert "unknown command /fly" in err
+    assert "unknown command '/fly'" in err
     assert "/quit leaves" in err
     assert "0 entries" in out
 

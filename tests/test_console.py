@@ -10,7 +10,7 @@ import sys
 import click
 import pytest
 
-from microvlm.console import print_json, run_click
+from microvlm.console import echo, note, note_error, print_json, run_click
 from microvlm.errors import UserError
 
 
@@ -30,6 +30,13 @@ def demo(count: int, kind: str) -> int | None:
         raise ModuleNotFoundError("No module named 'microvlm.x'", name="microvlm.x")
     if kind == "defect":
         raise ZeroDivisionError
+    if kind == "import":
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            raise ImportError("initialization failed") from error
+    if kind == "memory":
+        raise MemoryError
     if kind == "json":
         print_json({"answer": "é\udcff"})
     return count or None
@@ -73,6 +80,50 @@ def test_a_defect_keeps_its_traceback():
         run_click(demo, ["--raise", "defect"])
     with pytest.raises(ModuleNotFoundError, match=r"microvlm\.x"):
         run_click(demo, ["--raise", "ours"])
+
+
+def test_what_a_terminal_would_obey_is_printed_as_escapes(capsys):
+    echo("name\x1b[31m\n\tsecond\x9b2J\u202eline", end="")
+    assert capsys.readouterr().out == "name\\x1b[31m\n\tsecond\\x9b2J\\u202eline"
+    note("a\x1b]0;b\x07")
+    assert capsys.readouterr().err == "a\\x1b]0;b\\x07\n"
+    document = {"answer": "é\x1b[31m\x9b2J\x7f\u2028", "emoji": "\U0001f469\u200d\U0001f692"}
+    print_json(document)
+    printed = capsys.readouterr().out
+    assert json.loads(printed) == document
+    assert not set(printed) & set("\x1b\x9b\x7f\u2028")
+    assert "é" in printed
+
+
+def test_a_very_long_sentence_is_shortened(capsys):
+    note_error("x" * 500_000 + " does not exist.")
+    err = capsys.readouterr().err
+    assert len(err) < 2000
+    assert err.endswith(" does not exist.\n")
+
+
+def test_an_interrupt_inside_the_import_of_a_compiled_module_is_an_interrupt(capsys):
+    assert status_of("--raise", "import") == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
+
+
+def test_lack_of_memory_is_one_sentence(capsys):
+    assert status_of("--raise", "memory") == 2
+    assert "not enough memory" in capsys.readouterr().err
+
+
+def test_a_light_module_starts_the_programs():
+    """Until it has set its handler, an interrupt is a traceback."""
+    program = "import sys; before = set(sys.modules); import microvlm.cli; print(*set(sys.modules) - before)"
+    process = subprocess.run(
+        [sys.executable, "-P", "-S", "-c", program],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    heavy = {"typing", "re", "enum", "signal", "contextlib", "collections", "functools", "click", "numpy"}
+    assert "microvlm.cli" in process.stdout
+    assert not heavy & set(process.stdout.split())
 
 
 @pytest.mark.linux

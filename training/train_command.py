@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from microvlm.console import note, print_json, run_click
+from microvlm.console import after_saving, note, print_json, run_click
 from microvlm.errors import UserError
 
 
@@ -82,7 +82,8 @@ def command(
         loaded, emoji, output, note, float_control, stop_after, start, start_stage, fresh, workers
     )
     if as_json:
-        print_json({"output": str(output), "recipe": loaded.name, "complete": complete})
+        with after_saving():
+            print_json({"output": str(output), "recipe": loaded.name, "complete": complete})
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from microvlm.backends.resolve import BUNDLES, exporter_digest
 from microvlm.bench.full.qwen_tokenizer import qwen_tokenizer
 from microvlm.bench.speed.speed_bench import bytes_read_per_token
 from microvlm.config import MicroVLMConfig
-from microvlm.console import note, print_json, run_click
+from microvlm.console import after_saving, note, print_json, run_click
 from microvlm.errors import UserError
 from microvlm.formats.bundle import is_intact
 from microvlm.formats.weight_format import PACKING_HELP, WeightFormat
@@ -95,7 +95,8 @@ def command(packing: str, vocabulary: int | None) -> int:
     bundle = random_full_bundle(note, packing, vocabulary)
     files = [path.stat().st_size for path in bundle.rglob("*") if path.is_file()]
     facts = {"total_bytes": sum(files), "weight_bytes_per_token": bytes_read_per_token(bundle)}
-    print_json({"bundle": str(bundle), **facts})
+    with after_saving():
+        print_json({"bundle": str(bundle), **facts})
     return 0
 
 

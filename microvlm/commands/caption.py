@@ -17,8 +17,9 @@ from microvlm.commands.options import (
     open_model,
     sampling_options,
 )
-from microvlm.console import print_json
+from microvlm.console import BAD_INPUT, describe_os_error, echo, note_error, print_json
 from microvlm.errors import UserError
+from microvlm.escaping import printable
 
 if TYPE_CHECKING:
     from microvlm.backends import LoadedRuntime
@@ -55,30 +56,60 @@ def caption(
     backend: str | None,
     threads: int | None,
     target: str | None,
-) -> None:
-    """Describe each IMAGE, or answer a question about it."""
-    from microvlm.inputs.images import check_file
+) -> int:
+    """Describe each IMAGE, or answer a question about it.
 
+    Of several images those that cannot be read are named on stderr, and the others are described; the exit status is
+    then 2.
+    """
     check_sampling(max_new_tokens, temperature, top_p, seed)
     if prompt is not None and not prompt.strip():
         raise UserError("--prompt is empty: write a question, or leave it out for a caption.")
-    for image in images:
-        check_file(image)
+    errors = _unreadable(images)
     if attention is not None:
         backend = _check_attention(attention, images, backend)
     runtime, processor, load_ms = open_model(model, backend, threads, target)
     options = generation_options(processor, max_new_tokens, temperature, top_p, seed)
     memory = read_memory(memory_file, runtime)
-    results = []
+    results: list[dict[str, Any]] = []
     for image in images:
-        result = caption_one(runtime, processor, image, prompt, options, memory, attention)
+        try:
+            if image in errors:
+                raise UserError(errors[image])
+            result = caption_one(runtime, processor, image, prompt, options, memory, attention)
+        except (UserError, OSError) as error:
+            sentence = describe_os_error(error) if isinstance(error, OSError) else str(error)
+            if len(images) == 1:
+                raise UserError(sentence) from None
+            errors[image] = sentence
+            note_error(sentence)
+            results.append({"image": image, "error": sentence})
+            continue
         result["timings_ms"] = {"load": load_ms, **result["timings_ms"]}
         results.append({"image": image, **result})
         if not as_json:
-            click.echo(result["caption"] if len(images) == 1 else f"{image}: {result['caption']}")
+            echo(result["caption"] if len(images) == 1 else f"{printable(image)}: {result['caption']}")
     if as_json:
-        single = {key: results[0][key] for key in ("caption", "tokens", "timings_ms")}
+        single = {key: results[0][key] for key in ("caption", "tokens", "timings_ms") if len(images) == 1}
         print_json(single if len(images) == 1 else {"results": results})
+    return BAD_INPUT if errors else 0
+
+
+def _unreadable(images: Sequence[str]) -> dict[str, str]:
+    """Image -> why its file cannot be read. Raises UserError when that is true of all, before a model is loaded."""
+    from microvlm.inputs.images import check_file
+
+    errors = {}
+    for image in images:
+        try:
+            check_file(image)
+        except UserError as error:
+            errors[image] = str(error)
+    if len(errors) == len(set(images)):
+        for sentence in list(errors.values())[:-1]:
+            note_error(sentence)
+        raise UserError(list(errors.values())[-1])
+    return errors
 
 
 def read_memory(path: str | None, runtime: LoadedRuntime) -> Memories | None:

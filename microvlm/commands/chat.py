@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
 import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 import click
 
@@ -20,8 +21,9 @@ from microvlm.commands.options import (
     open_model,
     sampling_options,
 )
-from microvlm.console import BAD_INPUT, note
+from microvlm.console import BAD_INPUT, describe_os_error, echo, note, note_error
 from microvlm.errors import UserError
+from microvlm.formats.documents import quote
 from microvlm.memory.ordinal_questions import is_ordinal_question
 
 if TYPE_CHECKING:
@@ -36,6 +38,9 @@ HELP = """\
 Anything else is a question about the picture in view, or for the memory when there is none or when the question is
 "what was in the first image?" (second, third, ...)."""
 
+LONGEST_LINE = 1_000_000
+"""Characters; above any model's positions."""
+_ENDLESS = 1_000_000_000
 _BYTE_ORDER_MARK = "\ufeff"
 """Some editors and shells, mainly on Windows, put it before the first line of UTF-8 text."""
 
@@ -70,7 +75,10 @@ def chat(
 
 
 class ChatLoop:
-    """Reads the lines of one conversation. A bad line gives one sentence on stderr, and the next line is read."""
+    """Reads the lines of one conversation. A bad line gives one sentence on stderr, and the next line is read.
+
+    Only the end of the input, /quit and a stdout that takes no more answers end it.
+    """
 
     def __init__(self, chat: Chat, memory_file: str | None):
         """Continues `memory_file` if it exists, and locks it until `run` ends. Raises UserError."""
@@ -94,27 +102,35 @@ class ChatLoop:
     def run(self) -> int:
         """Handle lines until /quit or the end of the input -> the exit status.
 
-        A refused line of a pipe gives status 2. At a terminal it gives 0, because the user has seen the error.
+        A refused line of a pipe, or one that could not be saved, gives status 2. At a terminal it gives 0, because the
+        user has seen the error.
         """
-        at_terminal, has_refused = sys.stdin.isatty(), False
+        at_terminal, has_refused = _is_terminal(), False
         with self._lock:
-            for line in _lines():
+            for line in _lines(at_terminal):
                 try:
                     if self.handle(line.strip()):
                         break
+                except BrokenPipeError:
+                    raise  # stdout's reader has left
                 except UserError as error:
-                    note(f"Error: {error}")
+                    note_error(error)
+                    has_refused = True
+                except OSError as error:
+                    note_error(describe_os_error(error))
                     has_refused = True
         return BAD_INPUT if has_refused and not at_terminal else 0
 
     def handle(self, line: str) -> bool:
-        """Handle one line -> whether to stop. Raises UserError."""
+        """Handle one line -> whether to stop. Raises UserError and OSError."""
+        if len(line) > LONGEST_LINE:
+            raise UserError(f"a line has more than {LONGEST_LINE:,} characters; shorten it.")
         command, _, rest = line.partition(" ")
         rest = rest.strip()
         if command in ("/quit", "/exit"):
             return True
         if command == "/help":
-            click.echo(HELP)
+            echo(HELP)
         elif command == "/memory":
             self._list()
         elif command == "/reset":
@@ -127,7 +143,7 @@ class ChatLoop:
         elif command == "/recall":
             self._ask(rest, None)
         elif command.startswith("/"):
-            raise UserError(f"unknown command {command}; /help lists them.")
+            raise UserError(f"unknown command {quote(command)}; /help lists them.")
         elif line:
             self._ask(line, None if is_ordinal_question(line) else self.image)
         return False
@@ -145,9 +161,9 @@ class ChatLoop:
             raise UserError("ask something after /recall.")
         label = Path(image).name if image else ""
         turn = self.chat.ask(
-            question, image, new_image=is_new, on_text=lambda text: click.echo(text, nl=False), label=label
+            question, image, new_image=is_new, on_text=lambda text: echo(text, end=""), label=label
         )
-        click.echo()
+        echo()
         if turn.from_memory:
             note(f"(from the memory, scope {turn.scope:.2f})")
         self._save()
@@ -159,7 +175,7 @@ class ChatLoop:
     def _list(self) -> None:
         memory = self.chat.memory
         for line in describe(memory.entries, memory.slots, len(memory.states)):
-            click.echo(line)
+            echo(line)
 
 
 def _split_path(rest: str) -> tuple[str, str]:
@@ -169,10 +185,10 @@ def _split_path(rest: str) -> tuple[str, str]:
     """
     if not rest:
         raise UserError("give a picture: /image PATH.")
-    if Path(rest).exists():
+    if os.path.exists(rest):
         return rest, ""
     word, _, question = rest.partition(" ")
-    if Path(word).exists():
+    if os.path.exists(word):
         return word, question.strip()
     stream = io.StringIO(rest)
     lexer = shlex.shlex(stream, posix=True)
@@ -185,12 +201,19 @@ def _split_path(rest: str) -> tuple[str, str]:
     return (path, rest[stream.tell() :].strip()) if path else (word, question.strip())
 
 
-def _lines() -> Iterator[str]:
-    if not sys.stdin.isatty():
+def _is_terminal() -> bool:
+    """Whether a person types the lines. Streams that were closed before the start are None."""
+    return sys.stdin is not None and sys.stdout is not None and sys.stdin.isatty()
+
+
+def _lines(at_terminal: bool) -> Iterator[str]:
+    if sys.stdin is None:
+        return
+    if not at_terminal:
         # An invalid byte makes a strange question; it does not end the conversation.
         if hasattr(sys.stdin, "reconfigure"):
             sys.stdin.reconfigure(errors="replace")
-        for number, line in enumerate(sys.stdin):
+        for number, line in enumerate(iter(lambda: _read_line(sys.stdin), "")):
             yield line.removeprefix(_BYTE_ORDER_MARK) if number == 0 else line
         return
     note("/help lists the commands, /quit leaves")
@@ -198,5 +221,20 @@ def _lines() -> Iterator[str]:
         try:
             yield input("> ")
         except EOFError:
-            click.echo()
+            echo()
             return
+
+
+def _read_line(stream: TextIO) -> str:
+    """The next line, empty at the end. Of a longer line than `LONGEST_LINE` so much that it is seen to be longer.
+
+    Raises UserError for an input without line ends, such as /dev/zero.
+    """
+    line = stream.readline(LONGEST_LINE + 2)
+    if len(line) < LONGEST_LINE + 2 or line.endswith("\n"):
+        return line
+    for _ in range(_ENDLESS // LONGEST_LINE):
+        rest = stream.readline(LONGEST_LINE)
+        if not rest or rest.endswith("\n"):
+            return line
+    raise UserError(f"the input has no line end in {_ENDLESS:,} characters; give lines of text.")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from microvlm.commands.options import backend_option, open_model, target_option
-from microvlm.console import print_json
+from microvlm.console import echo, print_json
 from microvlm.errors import UserError
 from microvlm.escaping import printable
 
@@ -54,7 +54,7 @@ def info(model: str, backend: str | None, target: str | None, as_json: bool) -> 
     if as_json:
         print_json(description)
     else:
-        click.echo(format_description(description))
+        echo(format_description(description))
 
 
 def describe_model(source: str | Path) -> dict[str, Any]:

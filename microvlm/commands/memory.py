@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from microvlm.commands.options import check_sampling, generation_options, model_options, open_model
-from microvlm.console import note, print_json
+from microvlm.console import after_saving, echo, note, print_json
 from microvlm.errors import UserError
 from microvlm.escaping import printable
 
@@ -62,7 +62,7 @@ def write(file: str, text: str, question: str, image: str | None, as_json: bool,
     if older is not None:
         note(f"entry {older + 1} was written under this question too; use overwrite to replace it")
     number = len(facts.entries)
-    _print_result(
+    _print_change(
         f"{number}. {printable(entry.text)}", {"written": _entry_document(number, entry)}, facts, as_json
     )
 
@@ -98,7 +98,7 @@ def forget(
         index = facts.find(question, image) if entry is None else entry - 1
         entry_before = facts.forget(index)
     document = {"forgotten": _entry_document(index + 1, entry_before)}
-    _print_result(f"forgotten: {printable(entry_before.text)}", document, facts, as_json)
+    _print_change(f"forgotten: {printable(entry_before.text)}", document, facts, as_json)
 
 
 @memory.command()
@@ -111,7 +111,7 @@ def overwrite(file: str, text: str, question: str, image: str | None, as_json: b
         number = facts.find(question, image) + 1
         old, new = facts.overwrite(text, question, image, _label(image))
     document = {"forgotten": _entry_document(number, old), "written": _entry_document(number, new)}
-    _print_result(f"{printable(old.text)}\n-> {printable(new.text)}", document, facts, as_json)
+    _print_change(f"{printable(old.text)}\n-> {printable(new.text)}", document, facts, as_json)
 
 
 @memory.command()
@@ -121,7 +121,7 @@ def reset(file: str, as_json: bool, **model: Any) -> None:
     with _change(file, None, model) as facts:
         count = len(facts.entries)
         facts.reset()
-    _print_result(f"{count} entries forgotten", {"forgotten": count}, facts, as_json)
+    _print_change(f"{count} entries forgotten", {"forgotten": count}, facts, as_json)
 
 
 @memory.command()
@@ -130,7 +130,7 @@ def rebuild(file: str, as_json: bool, **model: Any) -> None:
     """Rebuild the memory from its log, without the rounding errors of forgotten facts."""
     with _change(file, None, model) as facts:
         drift = facts.rebuild()
-    _print_result(
+    _print_change(
         f"{len(facts.entries)} entries written again; the state had drifted by {drift:.1e}",
         {"drift": drift},
         facts,
@@ -158,7 +158,7 @@ def list_entries(file: str, as_json: bool) -> None:
         )
         return
     for line in describe(content.entries, content.slots, content.state_count):
-        click.echo(line)
+        echo(line)
 
 
 def count_of_entries(count: int) -> str:
@@ -224,8 +224,14 @@ def _entry_document(number: int, entry: Entry) -> dict[str, Any]:
     }
 
 
+def _print_change(text: str, document: dict[str, Any], facts: FactMemory, as_json: bool) -> None:
+    """`_print_result` for a change of the file, which is made whether or not it can be printed."""
+    with after_saving():
+        _print_result(text, document, facts, as_json)
+
+
 def _print_result(text: str, document: dict[str, Any], facts: FactMemory, as_json: bool) -> None:
     if as_json:
         print_json({**document, "entries": len(facts.entries), "memories": len(facts.memory.states)})
     else:
-        click.echo(text)
+        echo(text)

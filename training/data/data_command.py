@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from microvlm.console import print_json, run_click
+from microvlm.console import after_saving, echo, note, print_json, run_click
 from microvlm.training.data.drawing_sources import SOURCES, TEST_VENDOR, find_packages
 
 
@@ -25,7 +25,7 @@ class _Progress:
         self.label = ""
 
     def __call__(self, label: str, finished_count: int, total: int) -> None:
-        if sys.stderr.isatty():
+        if sys.stderr is not None and sys.stderr.isatty():
             from tqdm import tqdm
 
             if label != self.label:
@@ -34,7 +34,7 @@ class _Progress:
             if finished_count == total:
                 self.bar.close()
         elif finished_count == total:
-            click.echo(f"{label}: {total} drawings", err=True)
+            note(f"{label}: {total} drawings")
         self.label = label
 
 
@@ -59,13 +59,13 @@ def emoji(
     from microvlm.training.data.render import build
 
     summary = build(find_packages(packages), output, sorted(set(sizes)), list(vendors) or None, _Progress())
-    if as_json:
-        print_json(summary)
-        return
-    click.echo(f"{summary['emoji']} captioned emoji, {summary['core']} drawn by every core vendor")
-    click.echo(f"{summary['seen']} test emoji (seen), {summary['held_out']} with held-out names")
-    for vendor, count in summary["present"].items():
-        click.echo(f"  {vendor:28s}{count:6d}")
+    _print_build(
+        summary,
+        as_json,
+        f"{summary['emoji']} captioned emoji, {summary['core']} drawn by every core vendor",
+        f"{summary['seen']} test emoji (seen), {summary['held_out']} with held-out names",
+        *(f"  {vendor:28s}{count:6d}" for vendor, count in summary["present"].items()),
+    )
 
 
 @command.command()
@@ -77,12 +77,12 @@ def drawings(output: Path, packages: Path | None, as_json: bool) -> None:
     from microvlm.training.data.drawings import build_drawings
 
     summary = build_drawings(packages, output, _Progress())
-    if as_json:
-        print_json(summary)
-        return
-    click.echo(f"{summary['drawings']} drawings in {summary['output']}")
-    for vendor, count in summary["sets"].items():
-        click.echo(f"  {vendor:28s}{count:6d}")
+    _print_build(
+        summary,
+        as_json,
+        f"{summary['drawings']} drawings in {summary['output']}",
+        *(f"  {vendor:28s}{count:6d}" for vendor, count in summary["sets"].items()),
+    )
 
 
 @command.command()
@@ -96,11 +96,12 @@ def evalset(folder: Path, output: Path, as_json: bool) -> None:
 
     version = next(s.version for s in SOURCES if s.vendor == TEST_VENDOR)
     summary = build_evalset(load_emoji(folder), output, version)
-    if as_json:
-        print_json(summary)
-        return
-    click.echo("{images} images, {scenes} scene questions, {episodes} episodes".format(**summary))
-    click.echo(f"{summary['bytes']:,} bytes in {summary['output']}")
+    _print_build(
+        summary,
+        as_json,
+        "{images} images, {scenes} scene questions, {episodes} episodes".format(**summary),
+        f"{summary['bytes']:,} bytes in {summary['output']}",
+    )
 
 
 @command.command()
@@ -114,10 +115,9 @@ def memoryset(folder: Path, output: Path, as_json: bool) -> None:
 
     versions = {source.vendor: source.version for source in SOURCES}
     summary = build_memoryset(load_emoji(folder), output, versions[TEST_VENDOR], versions[OTHER_VENDOR])
-    if as_json:
-        print_json(summary)
-        return
-    click.echo(f"{summary['objects']} objects, {summary['bytes']:,} bytes in {summary['output']}")
+    _print_build(
+        summary, as_json, f"{summary['objects']} objects, {summary['bytes']:,} bytes in {summary['output']}"
+    )
 
 
 @command.command()
@@ -133,10 +133,19 @@ def baselines(folder: Path, pixels_only: bool, as_json: bool) -> None:
     if as_json:
         print_json(result)
         return
-    click.echo(f"{result['classes']} test emoji, fitted on {', '.join(result['fitted_on'])}")
+    echo(f"{result['classes']} test emoji, fitted on {', '.join(result['fitted_on'])}")
     for name in ("pixels_24", "efficientnet_lite0"):
         for vendor, score in result.get(name, {}).items():
-            click.echo(f"  {name:20s}{vendor:12s}{score:7.3f}")
+            echo(f"  {name:20s}{vendor:12s}{score:7.3f}")
+
+
+def _print_build(summary: dict[str, Any], as_json: bool, *lines: str) -> None:
+    """Print about a folder that is written: its summary as JSON, or lines for people."""
+    with after_saving():
+        if as_json:
+            print_json(summary)
+        for line in () if as_json else lines:
+            echo(line)
 
 
 def main() -> None:
