@@ -19,7 +19,6 @@ from microvlm.bench.full.qwen_tokenizer import qwen_tokenizer
 from microvlm.bench.full.random_bundle import random_full_bundle
 from microvlm.errors import UserError
 from microvlm.sources.cache_directory import cache_directory, writable_cache
-from microvlm.sources.model_source import find_model
 
 REMEDY = "set MICROVLM_CACHE to a folder that you may write to."
 
@@ -91,7 +90,6 @@ def test_a_file_in_the_place_of_the_cache_is_named(tmp_path, environment):
 )
 def test_whoever_needs_an_unwritable_cache_gets_one_sentence(use, public_folder, environment):
     environment.setenv("MICROVLM_CACHE", str(public_folder / "cache"))
-    find_model("nano")  # imports, from a Python that the other user may not read
     with (
         another_user(),
         pytest.raises(UserError, match=r"the cache cannot be used .*Permission denied") as error,

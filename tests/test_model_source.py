@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from conftest import another_user
 from PIL import Image
 
 import microvlm
@@ -308,6 +309,13 @@ def test_the_api_refuses_other_values_in_a_sentence(source, sentence):
                 function(source)
 
 
+def test_a_folder_that_may_not_be_looked_into_is_one_sentence(public_folder, monkeypatch):
+    (public_folder / "closed").mkdir(0o700)
+    with another_user():
+        assert refusal(public_folder / "closed").endswith("Permission denied.")
+        assert refusal(public_folder / "closed" / "model").endswith("Permission denied.")
+
+
 def test_what_needs_the_other_kind_says_which_it_was_given(speaking_bundle, tiny_checkpoint):
     assert refusal(speaking_bundle, "checkpoint") == (
         f"{speaking_bundle} is an exported bundle, and this needs the checkpoint it was made from: give that."
@@ -402,7 +410,8 @@ def test_weights_outside_of_the_bundle_are_refused_behind_a_link(backend, folder
     weights.rename(folder / "outside.data")
     weights.symlink_to(folder / "outside.data")
     with pytest.raises(
-        UserError, match=rf"{weights.name} is a link to a file outside of the bundle: copy the file there"
+        UserError,
+        match=rf"{weights.name} is a link to a file outside of the bundle: copy the file itself there",
     ):
         load_runtime(backend, "bundle")
 

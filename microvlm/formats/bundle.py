@@ -204,7 +204,7 @@ class BundleFiles:
             leads_into(self._path(name), self.folder)
         ):
             raise UserError(
-                f"{self._path(name)} is a link to a file outside of the bundle: copy the file there."
+                f"{self._path(name)} is a link to a file outside of the bundle: copy the file itself there (cp -L)."
             )
         if not stat.S_ISREG(status.st_mode):
             raise UserError(f"{self._path(name)} is no regular file: {_REMEDY}.")

@@ -17,7 +17,6 @@ import os
 import stat
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -31,6 +30,7 @@ from microvlm.sources import hub
 from microvlm.temporary_folder import recover
 
 BUNDLED = ("nano",)
+_BUNDLED_FOLDER = Path(__file__).parents[1] / "checkpoints"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 """Lists the files of weights in a checkpoint of other makers that has several."""
@@ -93,11 +93,7 @@ def _find(source: str | os.PathLike[str]) -> tuple[str, Path, str | None]:
     text = os.fspath(source)
     is_text = isinstance(source, str)
     if is_text and text in BUNDLED:
-        return (
-            text,
-            Path(str(resources.files("microvlm").joinpath("checkpoints", text))),
-            warn_of_folder(text),
-        )
+        return text, _BUNDLED_FOLDER / text, warn_of_folder(text)
     if not text or "\0" in text:
         raise UserError(f"{_quoted(text)} is not the name of a model: {_CHOICES}.")
     recover(text)
