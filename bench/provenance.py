@@ -8,7 +8,6 @@ from __future__ import annotations
 import datetime
 import hashlib
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
@@ -17,9 +16,12 @@ import urllib.parse
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 import microvlm
+from microvlm.errors import UserError
+from microvlm.formats import documents
 from microvlm.formats.manifest import MANIFEST, read_manifest
 from microvlm.runtime import ReportsKernels, Runtime
 
@@ -112,13 +114,25 @@ def modules_hash(package: Path) -> str:
     return digest.hexdigest()
 
 
+class _DirectUrl(msgspec.Struct, frozen=True):
+    """pip's record of where a package came from."""
+
+    url: str
+
+
 def _installed_from() -> Path | None:
     """The folder or wheel that pip installed this package from (PEP 610); None where it was a package index."""
     try:
         recorded = importlib.metadata.distribution("microvlm").read_text("direct_url.json")
     except importlib.metadata.PackageNotFoundError:
         return None
-    url = urllib.parse.urlsplit(json.loads(recorded)["url"] if recorded else "")
+    try:
+        place = (
+            documents.parse(recorded, _DirectUrl, "direct_url.json", "install again").url if recorded else ""
+        )
+        url = urllib.parse.urlsplit(place)
+    except (UserError, ValueError):
+        return None
     return Path(urllib.parse.unquote(url.path), "_") if url.scheme == "file" else None
 
 

@@ -18,7 +18,15 @@ from microvlm.backends import get_backend
 from microvlm.bench import provenance, report
 from microvlm.bench.bench_command import command
 from microvlm.bench.pi import count_baseline, emulated_entry
-from microvlm.bench.speed.harness import BackendRun, Plan, WorkerFailed, WorkerProcess, measure
+from microvlm.bench.speed.harness import (
+    BackendRun,
+    Memory,
+    PhaseTime,
+    Plan,
+    WorkerFailed,
+    WorkerProcess,
+    measure,
+)
 from microvlm.bench.speed.phases import PHASES, phases_to_run
 from microvlm.bench.speed.speed_bench import ratios
 from microvlm.errors import UserError
@@ -143,7 +151,7 @@ def test_an_unknown_backend_and_bad_numbers_are_one_sentence(speaking_bundle: Pa
 def test_a_worker_that_is_killed_is_a_sentence_with_its_signal() -> None:
     worker = WorkerProcess([sys.executable, "-c", "import os; input(); os.kill(os.getpid(), 9)"])
     with pytest.raises(WorkerFailed, match="was ended by signal 9: it said nothing"):
-        worker.ask(do="load")
+        worker.ask(Memory, do="load")
     worker.close()
 
 
@@ -156,14 +164,34 @@ def test_a_worker_is_the_installed_package_whatever_lies_where_it_starts(
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
     worker = WorkerProcess()
-    assert worker.ask(do="memory").keys() >= {"peak_rss_bytes", "anonymous_bytes"}
+    assert worker.ask(Memory, do="memory").keys() >= {"peak_rss_bytes", "anonymous_bytes"}
     worker.close()
 
 
 def test_a_worker_that_says_much_on_stderr_does_not_hang() -> None:
     program = "import sys; input(); sys.stderr.write('x' * 1_000_000); print('{\"ms\": 1}', flush=True)"
     worker = WorkerProcess([sys.executable, "-c", program])
-    assert worker.ask(do="phase") == {"ms": 1}
+    assert worker.ask(PhaseTime, do="phase") == PhaseTime(1)
+    worker.close()
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("Segmentation fault", "not valid JSON"),
+        ("[1]", "must be an object, not a list"),
+        ('{"ms": null}', "'ms' must be a number, not null"),
+        ('{"ms": 1e400}', "'ms'"),
+        ('{"error": 5}', "'error' must be"),
+        ('{"error": "no\\u001b[31m"}', r"no\\x1b\[31m"),
+        ("{}", "'ms' is missing"),
+    ],
+)
+def test_a_worker_that_answers_wrongly_is_a_sentence(line: str, sentence: str) -> None:
+    worker = WorkerProcess([sys.executable, "-c", f"input(); print({line!r}, flush=True)"])
+    with pytest.raises(WorkerFailed, match=sentence) as failure:
+        worker.ask(PhaseTime, do="phase")
+    assert str(failure.value).isprintable()
     worker.close()
 
 

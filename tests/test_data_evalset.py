@@ -3,14 +3,20 @@
 import hashlib
 import json
 import shutil
+import struct
 import subprocess
 import sys
+import zlib
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
+from document_mutations import check_mutations
 
-from microvlm.bench.evalset_reader import load_evalset
+from microvlm.bench.evalset_reader import load_evalset, read_drawing
+from microvlm.bench.memory import fact_sets
+from microvlm.bench.memory.memoryset_reader import load_memoryset
 from microvlm.errors import UserError
 from microvlm.training.data.emoji import read_test_emoji
 from microvlm.training.data.evalset import choose_images
@@ -99,13 +105,66 @@ def test_a_folder_that_is_no_evaluation_set_is_named(tmp_path):
     with pytest.raises(UserError, match=r"holds no evalset\.json"):
         load_evalset(tmp_path)
     (tmp_path / "evalset.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match=r"evalset\.json is not valid JSON"):
         load_evalset(tmp_path)
     (tmp_path / "evalset.json").write_text(
         json.dumps({"images": [{"file": "x"}], "scenes": [], "episodes": []})
     )
-    with pytest.raises(UserError, match="format"):
+    with pytest.raises(UserError, match=r"evalset\.json: 'images\[0\]\.caption' is missing"):
         load_evalset(tmp_path)
+
+
+def test_every_changed_evaluation_set_is_a_set_or_one_sentence(tmp_path):
+    document = json.loads((EVALSET.folder / "evalset.json").read_text())
+    document = {key: rows[:2] for key, rows in document.items()}
+
+    def read(content):
+        (tmp_path / "evalset.json").write_bytes(content)
+        evalset = load_evalset(tmp_path)
+        files = [row.file for row in (*evalset.images, *evalset.scenes)]
+        files += [file for episode in evalset.episodes for file in episode.files]
+        assert all(evalset.path(file).resolve().is_relative_to(tmp_path.resolve()) for file in files)
+
+    assert check_mutations(document, read) > 300
+
+
+def test_every_changed_set_of_objects_is_a_set_or_one_sentence(tmp_path):
+    document = json.loads((Path(fact_sets.__file__).parents[1] / "memoryset" / "memoryset.json").read_text())
+    document["objects"] = document["objects"][:2]
+
+    def read(content):
+        (tmp_path / "memoryset.json").write_bytes(content)
+        for row in load_memoryset(tmp_path).objects:
+            assert (tmp_path / row.file).resolve().is_relative_to(tmp_path.resolve())
+
+    assert check_mutations(document, read) > 50
+
+
+def test_an_image_that_is_none_or_too_large_is_one_sentence(tmp_path):
+    for name, content in (
+        ("a.png", b"x"),
+        ("b.png", b""),
+        ("c.png", png(5000, 5000)),
+        ("d.png", png(2**31 - 1, 2**31 - 1)),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError, match=name):
+            read_drawing(tmp_path / name)
+    with pytest.raises(UserError, match="is a folder"):
+        read_drawing(tmp_path)
+
+
+def png(width, height):
+    """The head of a PNG file of this size."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + head
+        + struct.pack(">I", zlib.crc32(head))
+        + struct.pack(">I", 0)
+        + b"IDAT"
+    )
 
 
 def test_a_truncated_image_is_named(tmp_path):

@@ -57,17 +57,34 @@ def test_a_build_that_fails_leaves_nothing(cache: Path) -> None:
     assert list(cache.iterdir()) == []
 
 
-@pytest.mark.parametrize("damage", ["missing", "cut", "no stamp"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "cut", "changed", "renamed", "no stamp", "bad stamp", "nested stamp"]
+)
 def test_a_damaged_folder_is_built_again(cache: Path, damage: str) -> None:
     folder = cached_folder("tree", RECIPE, write_two)
     if damage == "missing":
         (folder / "one").unlink()
     elif damage == "cut":
         (folder / "below" / "two").write_text("2")
+    elif damage == "changed":
+        (folder / "below" / "two").write_text("33")
+    elif damage == "renamed":
+        (folder / "below" / "two").rename(folder / "below" / "owt")
+    elif damage == "bad stamp":
+        (folder / "stamp.json").write_text('{"recipe": null}')
+    elif damage == "nested stamp":
+        (folder / "stamp.json").write_text("[" * 100_000)
     else:
         (folder / "stamp.json").unlink()
     assert cached_folder("tree", RECIPE, write_two) == folder
     assert (folder / "one").read_text() + (folder / "below" / "two").read_text() == "122"
+
+
+def test_a_large_folder_is_counted_and_not_hashed(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("microvlm.backends.emulation.cache.HASHED_BYTES", 2)
+    folder = cached_folder("tree", RECIPE, write_two)
+    assert "sha256" not in json.loads((folder / "stamp.json").read_text())
+    assert cached_folder("tree", RECIPE, lambda _: pytest.fail("built again")) == folder
 
 
 def test_bytecode_that_the_emulated_python_writes_is_no_damage(cache: Path) -> None:

@@ -1,7 +1,8 @@
 """A cache of folders, each built once from a recipe and never seen half built.
 
-A folder is named by the hash of its recipe and holds `stamp.json`: the recipe, and the number of files and bytes that
-the builder left. The stamp's time says when the folder was last used (the folder's own time in older caches).
+A folder is named by the hash of its recipe and holds `stamp.json`: the recipe, the number of files and bytes that the
+builder left, and one hash over all of them where they are few. The stamp's time says when the folder was last used (the
+folder's own time in older caches).
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from microvlm.atomic_folder import new_folder
 from microvlm.errors import UserError
+from microvlm.formats import documents
+from microvlm.formats.documents import Count, Sha256
 from microvlm.sources.cache_directory import cache_directory, writable_cache
 from microvlm.temporary_folder import remove_leftovers
 
@@ -26,10 +31,24 @@ EMULATION = "emulation"
 STAMP = "stamp.json"
 CACHE_FORMAT = 1
 """Counted up when a builder's code changes what it writes."""
+HASHED_BYTES = 64_000_000
+"""A folder up to this size is hashed each time it is opened, in tens of milliseconds: libraries, packages, counts. The
+files of a larger one (a system, wheels unpacked) were checked by hash when they were downloaded and are flushed before
+the folder has its name; to hash them each time would take longer than most programs that run in them."""
 KEPT_DAYS = 30
 PRUNED = ("site", "package", "library", "wheels", "counts", "equivalence")
 """Kinds of which every version of the package makes another folder: unused for KEPT_DAYS, a folder is removed. A
 sysroot stays, because views link into it."""
+
+
+class Stamp(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A folder's stamp.json."""
+
+    recipe: dict[str, Any]
+    files: Count
+    bytes: Count
+    sha256: Sha256 | None = None
+    """None of a large folder, and in stamps of older versions."""
 
 
 def cached_folder(kind: str, recipe: dict[str, Any], build: Callable[[Path], None]) -> Path:
@@ -53,7 +72,11 @@ def cached_folder(kind: str, recipe: dict[str, Any], build: Callable[[Path], Non
     try:
         with new_folder(folder, replace=lambda old: not is_intact(old, recipe)) as temporary:
             build(temporary)
-            (temporary / STAMP).write_text(json.dumps({"recipe": recipe, **measure(temporary)}))
+            measured = measure(temporary)
+            stamp = Stamp(recipe, measured["files"], measured["bytes"])
+            if stamp.bytes <= HASHED_BYTES:
+                stamp = msgspec.structs.replace(stamp, sha256=content_sha256(temporary))
+            (temporary / STAMP).write_bytes(msgspec.json.encode(stamp))
     except UserError:
         # Another process may have built the same folder meanwhile.
         if not is_intact(folder, recipe):
@@ -62,25 +85,39 @@ def cached_folder(kind: str, recipe: dict[str, Any], build: Callable[[Path], Non
 
 
 def is_intact(folder: Path, recipe: dict[str, Any]) -> bool:
-    """Whether `folder` was built from `recipe` and still has as many files and bytes."""
+    """Whether `folder` was built from `recipe` and still has as many files and bytes, and the same where hashed."""
     try:
-        stamp = json.loads((folder / STAMP).read_text())
-    except (OSError, ValueError):
+        stamp = documents.load(folder / STAMP, Stamp, "build it again")
+    except (FileNotFoundError, UserError):
         return False
-    return stamp == {"recipe": recipe, **measure(folder)}
+    if (stamp.recipe, {"files": stamp.files, "bytes": stamp.bytes}) != (recipe, measure(folder)):
+        return False
+    return stamp.sha256 is None or stamp.sha256 == content_sha256(folder)
 
 
 def measure(folder: Path) -> dict[str, int]:
     """`files` and `bytes` below a folder, without the stamp and bytecode, to which the emulated Python adds."""
-    files = total = 0
+    sizes = [os.lstat(path).st_size for path in _files_of(folder)]
+    return {"files": len(sizes), "bytes": sum(sizes)}
+
+
+def content_sha256(folder: Path) -> str:
+    """sha256 over the names and contents of the files that `measure` counts; of a link, its target."""
+    digest = hashlib.sha256()
+    for path in sorted(_files_of(folder)):
+        if os.path.islink(path):
+            content = os.fsencode(os.readlink(path))
+        else:
+            with open(path, "rb") as file:
+                content = hashlib.file_digest(file, "sha256").digest()
+        digest.update(os.fsencode(os.path.relpath(path, folder)) + b"\0" + content)
+    return digest.hexdigest()
+
+
+def _files_of(folder: Path) -> Iterator[str]:
     for directory, _, names in os.walk(folder):
-        if os.path.basename(directory) == "__pycache__":
-            continue
-        for name in names:
-            if name != STAMP:
-                files += 1
-                total += os.lstat(os.path.join(directory, name)).st_size
-    return {"files": files, "bytes": total}
+        if os.path.basename(directory) != "__pycache__":
+            yield from (os.path.join(directory, name) for name in names if name != STAMP)
 
 
 def _remove_unused(parent: Path) -> None:

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
 
 from microvlm.bench.provenance import describe_model, provenance
+from microvlm.bench.records import Figure, PositiveFigure
 from microvlm.bench.roofline import StreamingRoofline, share
-from microvlm.bench.speed.harness import Progress, WorkerFailed, WorkerProcess
+from microvlm.bench.speed.harness import Memory, Progress, WorkerFailed, WorkerProcess, bytes_of
 from microvlm.bench.speed.speed_bench import bytes_read_per_token
 from microvlm.bench.stats import median, summarise
 from microvlm.errors import UserError
@@ -26,6 +30,22 @@ BAR_ANONYMOUS_BYTES = 60_000_000
 _WORKER = [sys.executable, "-P", "-m", "microvlm.bench.full.decoder_worker"]
 
 
+class DecoderLoaded(msgspec.Struct, frozen=True):
+    """The worker's answer to `load`."""
+
+    load_ms: Figure
+    kernels: str
+    memory_before: Memory
+
+
+class Round(msgspec.Struct, frozen=True):
+    """The worker's answer to `round`."""
+
+    prefill_ms: PositiveFigure
+    decode_ms: Annotated[list[PositiveFigure], Meta(min_length=1)]
+    finite: bool
+
+
 def run(
     bundle: Path, threads: int = 1, rounds: int = 5, new_tokens: int = 16, progress: Progress = lambda _: None
 ) -> dict[str, Any]:
@@ -37,19 +57,19 @@ def run(
     roofline = StreamingRoofline()
     worker = WorkerProcess(_WORKER)
     try:
-        loaded = worker.ask(do="load", model=str(bundle), threads=threads, prompt_tokens=PROMPT_TOKENS)
-        progress(f"decoder loaded, {loaded['kernels']}")
-        worker.ask(do="round", new_tokens=2)
+        loaded = worker.ask(
+            DecoderLoaded, do="load", model=str(bundle), threads=threads, prompt_tokens=PROMPT_TOKENS
+        )
+        progress(f"decoder loaded, {loaded.kernels}")
+        worker.ask(Round, do="round", new_tokens=2)
         timed = []
         for index in range(rounds):
             progress(f"round {index + 1} of {rounds}")
             roofline.sample(threads)
-            timed.append(worker.ask(do="round", new_tokens=new_tokens))
-        memory = worker.ask(do="memory")
+            timed.append(worker.ask(Round, do="round", new_tokens=new_tokens))
+        memory = bytes_of(worker.ask(Memory, do="memory"))
         has_tokenizer = (bundle / TOKENIZER).is_file()
-        tokenizer = (
-            worker.ask(do="tokenizer", model=str(bundle)) if has_tokenizer else {"anonymous_bytes": None}
-        )
+        tokenizer = bytes_of(worker.ask(Memory, do="tokenizer", model=str(bundle))) if has_tokenizer else {}
     except WorkerFailed as failure:
         raise UserError(f"the decoder of {bundle} cannot run: {failure}") from None
     finally:
@@ -61,22 +81,23 @@ def _document(
     bundle: Path,
     threads: int,
     new_tokens: int,
-    loaded: dict[str, Any],
-    rounds: list[dict[str, Any]],
-    memory: dict[str, Any],
-    tokenizer: dict[str, Any],
+    loaded: DecoderLoaded,
+    rounds: list[Round],
+    memory: dict[str, int | None],
+    tokenizer: dict[str, int | None],
     roofline: StreamingRoofline,
 ) -> dict[str, Any]:
-    prefill = [answer["prefill_ms"] for answer in rounds]
-    decode = [ms for answer in rounds for ms in answer["decode_ms"]]
-    before, after = loaded["memory_before"]["anonymous_bytes"], memory["anonymous_bytes"]
+    prefill = [answer.prefill_ms for answer in rounds]
+    decode = [ms for answer in rounds for ms in answer.decode_ms]
+    before = bytes_of(loaded.memory_before).get("anonymous_bytes")
+    after = memory.get("anonymous_bytes")
     anonymous = None if before is None or after is None else after - before
     per_token = bytes_read_per_token(bundle)
     seconds = median(decode) * 1e-3
     stream = roofline.gb_per_s(threads)
     full = {
-        "kernels": loaded["kernels"],
-        "load_ms": round(loaded["load_ms"], 1),
+        "kernels": loaded.kernels,
+        "load_ms": round(loaded.load_ms, 1),
         "prompt_tokens": PROMPT_TOKENS,
         "new_tokens": new_tokens,
         "prefill": summarise(prefill),
@@ -87,10 +108,10 @@ def _document(
         "decode_gb_per_s": round(per_token / seconds / 1e9, 2),
         "decode_roofline_share": round(share(per_token, seconds, stream), 4),
         "anonymous_of_model_bytes": anonymous,
-        "tokenizer_anonymous_bytes": tokenizer["anonymous_bytes"],
-        "file_backed_bytes": memory["file_backed_bytes"],
-        "peak_rss_bytes": memory["peak_rss_bytes"],
-        "finite": all(answer["finite"] for answer in rounds),
+        "tokenizer_anonymous_bytes": tokenizer.get("anonymous_bytes"),
+        "file_backed_bytes": memory.get("file_backed_bytes"),
+        "peak_rss_bytes": memory.get("peak_rss_bytes"),
+        "finite": all(answer.finite for answer in rounds),
     }
     facts = provenance(describe_model(bundle), threads)
     return {

@@ -7,9 +7,9 @@ Needs torch and onnx, as an export does. `python -m microvlm.bench.full.random_b
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -19,6 +19,7 @@ from microvlm.bench.speed.speed_bench import bytes_read_per_token
 from microvlm.config import MicroVLMConfig
 from microvlm.console import after_saving, note, print_json, run_click
 from microvlm.errors import UserError
+from microvlm.formats import documents
 from microvlm.formats.bundle import is_intact
 from microvlm.formats.weight_format import PACKING_HELP, WeightFormat
 from microvlm.presets import preset
@@ -81,7 +82,7 @@ def _add_tokenizer(checkpoint: Path, origin: Path) -> None:
     from microvlm.inputs.processor import TOKENIZER, TOKENIZER_CONFIG, Processor
     from microvlm.inputs.tokenizer import LibraryTokenizer
 
-    settings = json.loads((origin / TOKENIZER_CONFIG).read_text())
+    settings = documents.load(origin / TOKENIZER_CONFIG, dict[str, Any], f"delete {origin}")
     tokenizer = LibraryTokenizer.from_file(origin / TOKENIZER)
     processor = Processor(tokenizer, MicroVLMConfig.load(checkpoint), {TOKENIZER_CONFIG: settings})
     processor.save(checkpoint)

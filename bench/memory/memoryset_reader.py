@@ -5,25 +5,34 @@ Needs numpy and Pillow only; knows nothing about models or facts.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 import numpy as np
+from msgspec import Meta
 
-from microvlm.bench.evalset_reader import read_drawing
+from microvlm.bench.evalset_reader import FileBelow, Words, read_drawing
 from microvlm.errors import UserError
+from microvlm.formats import documents
 
 
 @dataclass(frozen=True)
 class MemoryObject:
     """Two drawings on white of one emoji."""
 
-    file: str
-    other: str
+    file: FileBelow
+    other: FileBelow
     """Image file of another vendor's drawing."""
-    caption: str
-    hexcode: str
+    caption: Words
+    hexcode: Words
+
+
+class _Document(msgspec.Struct, frozen=True):
+    """memoryset.json."""
+
+    objects: Annotated[tuple[MemoryObject, ...], Meta(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -43,11 +52,8 @@ def load_memoryset(path: str | Path | None = None) -> MemorySet:
     folder = Path(path) if path is not None else Path(__file__).parents[1] / "memoryset"
     file = folder / "memoryset.json"
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-        return MemorySet(folder, tuple(MemoryObject(**record) for record in document["objects"]))
+        return MemorySet(folder, documents.load(file, _Document, "copy the set again").objects)
     except FileNotFoundError:
         raise UserError(
             f"{folder} holds no memoryset.json: it is not a set of objects to remember."
         ) from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file} cannot be read ({error}).") from None

@@ -2,6 +2,7 @@
 
 The first request loads the model, each later one runs one phase once, the last reads this process's memory. What a
 library prints goes to stderr, so that the pipe carries answers only. An error that the user can correct is an answer.
+Requests are our own harness's: parsing them by types would import modules that belong to what is measured.
 """
 
 from __future__ import annotations

@@ -13,13 +13,45 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
 
 from microvlm.backends.base import backend_names, get_backend
+from microvlm.bench.records import Figure
 from microvlm.bench.speed.phases import phases_to_run
 from microvlm.errors import UserError
+from microvlm.escaping import printable
+from microvlm.formats import documents
 
 Progress = Callable[[str], None]
+T = TypeVar("T")
+_REMEDY = "look at what its libraries print to stdout"
+
+
+class _Error(msgspec.Struct, frozen=True):
+    """An answer that is an error; any other has no such entry."""
+
+    error: str | None = None
+
+
+Memory = dict[str, int | float | str | None]
+"""Figures of a process: bytes, and on a device its state."""
+
+
+class Loaded(msgspec.Struct, frozen=True):
+    """The answer to `load`."""
+
+    load_ms: Figure
+    import_ms: Figure
+    path: str | None = None
+    memory_before_load: Memory = {}
+
+
+class PhaseTime(msgspec.Struct, frozen=True):
+    """The answer to `phase`."""
+
+    ms: Figure
 
 
 class WorkerFailed(Exception):
@@ -45,8 +77,8 @@ class WorkerProcess:
             text=True,
         )
 
-    def ask(self, **request: Any) -> dict[str, Any]:
-        """One request, one answer. Raises WorkerFailed."""
+    def ask(self, kind: type[T], **request: Any) -> T:
+        """One request, one answer of type `kind`. Raises WorkerFailed."""
         pipe_in, pipe_out = self._process.stdin, self._process.stdout
         assert pipe_in is not None
         assert pipe_out is not None
@@ -58,9 +90,15 @@ class WorkerProcess:
             line = ""
         if not line:
             raise WorkerFailed(self._describe_end())
-        answer = json.loads(line)
-        if "error" in answer:
-            raise WorkerFailed(answer["error"], mendable=True)
+        try:
+            error = documents.parse(line, _Error, "an answer of its process", _REMEDY).error
+            answer = (
+                documents.parse(line, kind, "an answer of its process", _REMEDY) if error is None else None
+            )
+        except UserError as malformed:
+            raise WorkerFailed(str(malformed)) from None
+        if answer is None:
+            raise WorkerFailed(printable(str(error)), mendable=True)
         return answer
 
     def close(self) -> None:
@@ -176,6 +214,7 @@ def _running(runs: list[BackendRun]) -> list[tuple[int, BackendRun]]:
 
 def _load(run: BackendRun, worker: WorkerProcess, plan: Plan, measure_only_load: bool) -> None:
     answer = worker.ask(
+        Loaded,
         do="load",
         backend=run.backend,
         model=str(run.model),
@@ -183,20 +222,29 @@ def _load(run: BackendRun, worker: WorkerProcess, plan: Plan, measure_only_load:
         workload=plan.workload,
         measure_only_load=measure_only_load,
     )
-    run.milliseconds.setdefault("load", []).append(answer["load_ms"])
-    run.import_ms.append(answer["import_ms"])
-    run.path = answer.get("path")
-    run.memory_before_load = answer.get("memory_before_load", {})
+    run.milliseconds.setdefault("load", []).append(answer.load_ms)
+    run.import_ms.append(answer.import_ms)
+    run.path = answer.path
+    run.memory_before_load = bytes_of(answer.memory_before_load)
 
 
 def _time_phase(run: BackendRun, worker: WorkerProcess, phase: str, index: int, counts: bool) -> None:
-    milliseconds = worker.ask(do="phase", phase=phase, index=index)["ms"]
+    milliseconds = worker.ask(PhaseTime, do="phase", phase=phase, index=index).ms
     if counts:
         run.milliseconds.setdefault(phase, []).append(milliseconds)
 
 
 def _measure_memory(run: BackendRun, worker: WorkerProcess) -> None:
-    run.memory = worker.ask(do="memory")
+    run.memory = bytes_of(worker.ask(Memory, do="memory"))
+
+
+def bytes_of(memory: Memory) -> dict[str, int | None]:
+    """The figures that are numbers of bytes."""
+    return {
+        name: int(value) if isinstance(value, int) else None
+        for name, value in memory.items()
+        if name.endswith("_bytes")
+    }
 
 
 def _guarded(run: BackendRun, action: Callable[[], None]) -> None:
