@@ -1,15 +1,27 @@
 """Hugging Face directories that do not fit, or would compute otherwise: a sentence each."""
 
 import json
+import shutil
+import tracemalloc
+from pathlib import Path
 
 import pytest
 import torch
 from hf_models import BASE, altered
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from microvlm.config import TextConfig, VisionConfig
 from microvlm.errors import UserError
 from microvlm.model.hf_config import text_config, vision_config
 from microvlm.model.hf_loading import assemble
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=30),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=9), inner, max_size=3),
+    max_leaves=6,
+)
 
 
 @pytest.mark.parametrize(
@@ -53,7 +65,7 @@ def test_a_tied_head_that_was_saved_twice_is_accepted(hf_folders, tmp_path):
         ("llama", {"hidden_act": "gelu"}, "silu"),
         ("llama", {"model_type": "gemma"}, "'gemma' decoder"),
         ("llama", {"quantization_config": {"quant_method": "bitnet"}}, "quantised"),
-        ("llama", {"hidden_size": None}, "'hidden_size' is missing"),
+        ("llama", {"hidden_size": None}, "'hidden_size' must be a whole number, not null"),
         ("vit", {"model_type": "clip"}, "'clip' encoder"),
         ("vit", {"hidden_act": "quick_gelu"}, "gelu"),
         ("vit", {"qkv_bias": False}, "biases"),
@@ -96,10 +108,112 @@ def test_an_index_that_points_outside_or_nowhere_is_refused(hf_folders, tmp_path
     with pytest.raises(UserError, match=r"model-00001-of-00001\.safetensors is missing"):
         assemble(root / "vit", tmp_path, BASE)
     index.write_text("{")
-    with pytest.raises(UserError, match="not readable JSON"):
+    with pytest.raises(UserError, match="is not valid JSON"):
         assemble(root / "vit", tmp_path, BASE)
 
 
 def test_a_folder_without_a_configuration_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"config\.json is missing"):
         assemble(tmp_path, tmp_path, BASE)
+
+
+NAMES = ["qwen2", "llama", "vit", "deit"]
+
+
+def read_changed(root: Path, folder: Path, name: str, change: dict) -> VisionConfig | TextConfig:
+    raw = json.loads((root / name / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(raw | change))
+    return (vision_config if name in ("vit", "deit") else text_config)(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "key", "value"),
+    [
+        ("qwen2", {"rms_norm_eps": None}, "rms_norm_eps", 1e-6),
+        ("llama", {"rope_theta": None, "rope_parameters": None}, "rope_theta", 10_000.0),
+        ("llama", {"rope_scaling": None, "partial_rotary_factor": None}, "attention_bias", False),
+        ("qwen2", {"num_key_value_heads": None}, "num_key_value_heads", 4),
+        ("qwen2", {"max_position_embeddings": None}, "max_position_embeddings", 32_768),
+        ("qwen2", {"use_sliding_window": None, "layer_types": None}, "attention_bias", True),
+        ("qwen2", {"quantization_config": None, "hidden_act": None}, "attention_bias", True),
+        ("vit", {"layer_norm_eps": None}, "layer_norm_eps", 1e-12),
+        ("vit", {"qkv_bias": None, "num_channels": None, "hidden_act": None}, "distillation_token", False),
+        ("vit", {"image_size": [32, 32], "patch_size": 8}, "image_size", 32),
+        ("deit", {"a later key": {"deep": [1]}}, "distillation_token", True),
+    ],
+)
+def test_null_is_the_default_and_unknown_keys_are_skipped(hf_folders, tmp_path, name, change, key, value):
+    assert getattr(read_changed(hf_folders[0], tmp_path, name, change), key) == value
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "part"),
+    [
+        ("qwen2", {"vocab_size": None}, "'vocab_size' must be a whole number, not null"),
+        ("qwen2", {"vocab_size": "100"}, "'vocab_size' must be a whole number, not text"),
+        ("qwen2", {"vocab_size": 10**9}, "'vocab_size' must be a whole number <= 16777216"),
+        ("qwen2", {"num_hidden_layers": 10**9}, "'num_hidden_layers' must be a whole number <= 1024"),
+        ("qwen2", {"num_hidden_layers": 2.5}, "'num_hidden_layers' must be a whole number, not a number"),
+        ("qwen2", {"num_attention_heads": 10**6, "head_dim": 64}, "'num_attention_heads' must be a whole number <="),
+        ("qwen2", {"head_dim": 63}, "'head_dim' must be even"),
+        ("qwen2", {"rms_norm_eps": "1e-6"}, "'rms_norm_eps' must be a number or null, not text"),
+        ("qwen2", {"rms_norm_eps": -1}, "'rms_norm_eps' must be a number >= 1e-30"),
+        ("qwen2", {"rope_theta": [1], "rope_parameters": None}, "'rope_theta' must be a number or null, not a list"),
+        ("qwen2", {"rope_parameters": 5}, "'rope_parameters' must be an object or null, not a whole number"),
+        ("qwen2", {"layer_types": [None]}, "'layer_types[0]' must be text, not null"),
+        ("qwen2", {"model_type": ["qwen2"]}, "'model_type' must be text or null, not a list"),
+        ("qwen2", {"model_type": "\x1b[31m" + "x" * 999}, "a '\\x1b[31mxxxx"),
+        ("vit", {"image_size": [32]}, "'image_size' must be a list of length"),
+        ("vit", {"image_size": {}}, "'image_size' must be"),
+        ("vit", {"image_size": 12_000}, "'image_size' must be a whole number <= 2048"),
+        ("vit", {"image_size": [32, 64]}, "is not square"),
+        ("vit", {"num_attention_heads": 5}, "must be a multiple of 'num_attention_heads'"),
+        ("vit", {"layer_norm_eps": 1e999}, "config.json"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_is_a_sentence_with_the_file_and_the_key(hf_folders, tmp_path, name, change, part):
+    with pytest.raises(UserError) as caught:
+        read_changed(hf_folders[0], tmp_path, name, change)
+    sentence = str(caught.value)
+    assert sentence.startswith(str(tmp_path / "config.json"))
+    assert part in sentence
+    assert sentence.isprintable()
+    assert len(sentence) < len(str(tmp_path)) + 220
+
+
+@given(name=st.sampled_from(NAMES), key=st.text(max_size=9), number=st.integers(0, 99), value=JSON_VALUES)
+def test_any_value_in_place_of_any_other_is_a_configuration_or_a_sentence(
+    hf_folders, name, key, number, value
+):
+    root, _ = hf_folders
+    keys = [*json.loads((root / name / "config.json").read_text()), key]
+    folder = root / "changed"
+    folder.mkdir(exist_ok=True)
+    try:
+        config = read_changed(root, folder, name, {keys[number % len(keys)]: value})
+    except UserError as error:
+        sentence = str(error)
+    else:
+        assert isinstance(config, VisionConfig | TextConfig)
+        return
+    assert sentence.startswith(str(folder))
+    assert sentence.isprintable()
+
+
+def test_sizes_are_held_against_the_weights_before_a_model_is_built(hf_folders, tmp_path):
+    root, _ = hf_folders
+    for name, change in (
+        ("qwen2", {"vocab_size": 16_000_000}),
+        ("qwen2", {"num_hidden_layers": 1024, "layer_types": None}),
+        ("vit", {"hidden_size": 200_000, "intermediate_size": 200_000}),
+    ):
+        folder = tmp_path / f"{name}-{next(iter(change))}"
+        shutil.copytree(root / name, folder)
+        raw = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(raw | change))
+        parts = [folder, root / "qwen2"] if name == "vit" else [root / "vit", folder]
+        tracemalloc.start()
+        with pytest.raises(UserError, match=r"weights, and its config\.json describes [\d,]{9,}"):
+            assemble(*parts, BASE)
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+        tracemalloc.stop()

@@ -3,6 +3,9 @@
 Every JSON file, line or header that this package did not just write itself is read here. A type is a frozen
 `msgspec.Struct` or dataclass, whose numbers have ranges (`Size`, `Count`, `Number`); after parsing nothing has to be
 looked up by name or cast. What is wrong is one sentence with the document's and the key's name. Imports no torch.
+
+A union of a number or text that has a range with a tuple of fixed length (`Size | tuple[int, int]`) corrupts memory in
+msgspec 0.22; a list with `min_length` and `max_length` does not.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
 
     def __post_init__(self) -> None:
         for name in self.files:
-            if not _is_safe_name(name):
+            if not is_safe_name(name):
                 raise ValueError(f"{quote(name)} in 'files' is no path of a file inside the bundle")
         for name, graph in self.graphs.items():
             if graph.file not in self.files:
@@ -92,7 +92,7 @@ class _Format(msgspec.Struct, frozen=True):
     format: int
 
 
-def _is_safe_name(name: str) -> bool:
+def is_safe_name(name: str) -> bool:
     """Whether `name` is a relative path with slashes that stays inside its folder on every system."""
     parts = name.split("/")
     return (

@@ -25,7 +25,7 @@ from microvlm.formats.documents import quote
 from microvlm.formats.lowered_layer import LAYERS, LoweredLayer
 from microvlm.formats.op_table import MATMUL_BY_KIND
 from microvlm.formats.packed_bytes import is_packed
-from microvlm.formats.safetensors_header import read_header
+from microvlm.formats.safetensors_header import SafetensorsHeader, read_header
 from microvlm.formats.stored_tensors import read_checkpoint
 from microvlm.formats.weight_shapes import FLOAT, TensorType, compare_types
 from microvlm.inputs.processor import GENERATION, PREPROCESSOR, TOKENIZER, TOKENIZER_CONFIG
@@ -132,14 +132,20 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str,
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """(every tensor of a safetensors file by name, its metadata). Raises UserError when it is missing or damaged."""
+    header = read_weights_header(path)
     try:
-        header = read_header(path, "copy the checkpoint again")
         with safe_open(str(path), framework="pt") as file:
             return {key: file.get_tensor(key) for key in header.tensors}, header.metadata
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing: copy the checkpoint again.") from None
     except (SafetensorError, OSError):
         raise UserError(f"{path} is damaged or not a safetensors file: copy the checkpoint again.") from None
+
+
+def read_weights_header(path: Path) -> SafetensorsHeader:
+    """The header of a checkpoint's weights. Raises UserError when the file is missing or damaged."""
+    try:
+        return read_header(path, "copy the checkpoint again")
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: copy the checkpoint again.") from None
 
 
 def check_packed(tensors: Mapping[str, Tensor], layers: Mapping[str, LoweredLayer], origin: object) -> None:

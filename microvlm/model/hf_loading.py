@@ -8,20 +8,30 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 
+import msgspec
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from microvlm.config import MicroVLMConfig
 from microvlm.errors import UserError
+from microvlm.formats.manifest import is_safe_name
+from microvlm.formats.weight_shapes import weight_shapes
 from microvlm.inputs.processor import TOKENIZER, Processor
-from microvlm.model.checkpoint import WEIGHTS, read_tensors, save_checkpoint
+from microvlm.model.checkpoint import WEIGHTS, read_tensors, read_weights_header, save_checkpoint
 from microvlm.model.hf_config import read_json, text_config, vision_config
 from microvlm.model.microvlm import MicroVLM
 from microvlm.sources.model_source import INDEX, find_folder
+
+
+class _Index(msgspec.Struct, frozen=True):
+    """The file that says in which shard a tensor is."""
+
+    weight_map: dict[str, str]
+
 
 UNUSED_VISION_PREFIXES = (
     "pooler.",
@@ -67,7 +77,20 @@ def assemble(vision: str | Path, decoder: str | Path, base: MicroVLMConfig) -> M
     new norms start at 1). Raises UserError for what cannot be loaded exactly.
     """
     vision_directory, decoder_directory = find_folder(vision), find_folder(decoder)
-    model = MicroVLM(assembled_config(vision_directory, decoder_directory, base))
+    config = assembled_config(vision_directory, decoder_directory, base)
+    shapes = weight_shapes(config)
+    _require_weights(
+        vision_directory, (shape for name, shape in shapes.items() if name.startswith("vision."))
+    )
+    _require_weights(
+        decoder_directory,
+        (
+            shape
+            for name, shape in shapes.items()
+            if name.startswith(("decoder.", "embedding.")) and "sub_norm" not in name
+        ),
+    )
+    model = MicroVLM(config)
     load_vision(model.vision, vision_directory)
     load_decoder(model, decoder_directory)
     model.memory_projection.initialise_from(model.decoder.layers)
@@ -204,18 +227,40 @@ def _without_prefix(tensors: dict[str, Tensor], prefixes: tuple[str, ...]) -> di
 
 
 def _read_weights(directory: Path) -> tuple[dict[str, Tensor], str]:
-    """All tensors of a directory (one file or shards), and its name for error messages."""
+    """All tensors of a directory, and its name for error messages."""
+    files, origin = _weight_files(directory)
+    tensors: dict[str, Tensor] = {}
+    for path in files:
+        tensors |= read_tensors(path)[0]
+    return tensors, origin
+
+
+def _require_weights(directory: Path, shapes: Iterable[tuple[int, ...]]) -> None:
+    """Raise UserError if tensors of these shapes have more than twice the weights that a directory stores.
+
+    So no configuration takes memory that its files do not. Names and shapes are compared when the model is built.
+    """
+    files, origin = _weight_files(directory)
+    stored = sum(
+        prod(tensor.shape) for path in files for tensor in read_weights_header(path).tensors.values()
+    )
+    needed = sum(map(prod, shapes))
+    if needed > 2 * stored:
+        raise UserError(
+            f"{origin} holds {stored:,} weights, and its config.json describes {needed:,}: copy the checkpoint again."
+        )
+
+
+def _weight_files(directory: Path) -> tuple[list[Path], str]:
+    """The files with a directory's tensors (one file or shards), and a name for errors. Raises UserError."""
     if (directory / WEIGHTS).is_file():
-        return read_tensors(directory / WEIGHTS)[0], str(directory / WEIGHTS)
+        return [directory / WEIGHTS], str(directory / WEIGHTS)
     index = directory / INDEX
     if not index.is_file():
         has_pickle = any(directory.glob("*.bin")) or any(directory.glob("*.pt"))
         problem = "only pickled weights, which are never loaded: convert them to" if has_pickle else "no"
         raise UserError(f"{directory} has {problem} {WEIGHTS}.")
-    shards = read_json(index).get("weight_map")
-    if not isinstance(shards, dict) or any(Path(str(name)).name != name for name in shards.values()):
+    names = set(read_json(index, _Index).weight_map.values())
+    if any(not is_safe_name(name) or "/" in name for name in names):
         raise UserError(f"{index} does not map weights to files beside it: copy the checkpoint again.")
-    tensors: dict[str, Tensor] = {}
-    for name in sorted(set(shards.values())):
-        tensors |= read_tensors(directory / name)[0]
-    return tensors, str(index)
+    return [directory / name for name in sorted(names)], str(index)
