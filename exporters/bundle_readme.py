@@ -67,9 +67,10 @@ LAYER is 0 to {text.num_hidden_layers - 1}.
 **Picture.** Rotate the picture upright, lay it on white, scale it to fit {side} x {side} without stretching, and centre
 it on white. To scale, first average squares of f x f whole pixels, f = max(1, longer side // {2 * side}); then resize
 with Pillow's bicubic filter (a = -.5, widened when it reduces). Convert to float32, channels first, and normalise:
-(x * {rescale} - mean) / deviation, with the mean ({mean}) and the deviation ({std}). The microvlm package
-decodes a JPEG at 1/2, 1/4 or 1/8 of its size where that is still twice the side, and rotates last; its pixels then
-differ by one or two levels of 255.
+(x * {rescale} - mean) / deviation, with the mean ({mean}) and the deviation ({std}). Grey of 16 bits becomes
+round(x / 257) first, transparent pixels are white, and of 16-bit colours the upper byte is kept. The microvlm package
+and example.py decode a JPEG at 1/2, 1/4 or 1/8 of its size where that is still twice the side, and rotate last; a
+JPEG's pixels then differ by one or two levels of 255.
 
 **Prompt.** The text is `{_escape_line_feeds(prompt.template)}`{line_feeds}, with `{mark}` {config.prefix_tokens} times
 for a picture and without it otherwise. Add no other special token and truncate nothing.

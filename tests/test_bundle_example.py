@@ -7,17 +7,21 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from picture_files import SIDE, table
 from PIL import Image
 
 from microvlm.backends import load, native
 from microvlm.exporters import contract
-from microvlm.exporters.bundle_example import Bundle
+from microvlm.exporters.bundle_example import Bundle, Refusal, about, read_square
 from microvlm.exporters.bundle_readme import write_readme
+from microvlm.formats.manifest import MANIFEST, sha256
 from microvlm.formats.weight_format import WeightFormat
 from microvlm.generation import GenerationOptions
+from microvlm.inputs.images import load_square
 from microvlm.inputs.processor import Processor
 from microvlm.memory.facts import FactMemory
 
@@ -27,6 +31,18 @@ sys.modules["microvlm"] = sys.modules["torch"] = None  # importing them is an er
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+
+
+def copy_of(bundle: Path, tmp_path: Path, name: str, **keys: object) -> Path:
+    """A copy of a bundle in which `keys` of the document `name` are changed, listed with its new size and hash."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle, folder)
+    path, manifest = folder / name, folder / MANIFEST
+    path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
+    document = json.loads(manifest.read_text())
+    document["files"][name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    manifest.write_text(json.dumps(document))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -99,11 +115,15 @@ def test_a_mistake_is_a_sentence_and_leaves_nothing(example, picture, tmp_path):
         (("ask", picture, "whose <image>?"), "leave '<image>' out"),
         (("tell", picture, "whose?", "anna <|end|>"), "leave '<|end|>' out"),
         (("ask", picture, "whose? " * 200), "shorten the text"),
-        (("ask", picture.parent), "Is a directory"),
+        (("tell", picture, "\udcff?", "anna"), "not valid Unicode"),
+        (("ask", picture.parent), f"{picture.parent} cannot be used: Is a directory"),
+        (("ask", "none.png"), "none.png cannot be used: No such file"),
         (("ask", __file__), "cannot identify image file"),
+        (("--kernels", __file__, "ask", picture), "test_bundle_example.py"),
     ):
         process = example(*arguments)
-        assert process.returncode in (1, 2)
+        assert process.returncode == 2
+        assert process.stdout == ""
         assert words in process.stderr
         assert "Traceback" not in process.stderr
     assert list(tmp_path.iterdir()) == []
@@ -152,33 +172,63 @@ def test_a_bundle_without_a_tokenizer_has_no_program_that_needs_one(tiny_bundle)
 
 
 def test_a_page_has_the_numbers_that_the_processor_takes(speaking_bundle, tmp_path, picture, facts):
-    shutil.copytree(speaking_bundle, tmp_path / "bundle")
-    path = tmp_path / "bundle" / "preprocessor_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "image_mean": [0.25, 0.5, 0.75]}))
+    copy_of(speaking_bundle, tmp_path, "preprocessor_config.json", image_mean=[0.25, 0.5, 0.75])
     write_readme(tmp_path / "bundle", facts.runtime.config, WeightFormat())
     page = (tmp_path / "bundle" / "README.md").read_text().replace("\n", " ")
     assert "with the mean (0.25, 0.5, 0.75)" in page
     changed_pixels = Processor.from_pretrained(tmp_path / "bundle").pixels(picture)
     assert np.array_equal(Bundle(tmp_path / "bundle").pixels(picture)[0], changed_pixels)
     assert not np.array_equal(changed_pixels, facts.processor.pixels(picture))
-    (tmp_path / "bundle" / "generation_config.json").unlink()
-    assert Bundle(tmp_path / "bundle").stop_ids == {facts.processor.eos_id}
 
 
-def test_jpegs_and_turned_pictures_are_levels_off_and_more_than_eight_bits_are_refused(
-    speaking_bundle, tmp_path, facts
-):
+def test_nulls_of_a_generation_config_are_its_defaults(speaking_bundle, tmp_path, facts):
+    nulls = {"eos_token_id": None, "max_new_tokens": None}
+    bundle = Bundle(copy_of(speaking_bundle, tmp_path, "generation_config.json", **nulls))
+    assert bundle.stop_ids == {facts.processor.eos_id}
+    assert bundle.max_new_tokens == 32
+
+
+def test_a_large_jpeg_and_a_turned_picture_have_the_packages_pixels(speaking_bundle, tmp_path, facts):
     bundle = Bundle(speaking_bundle)
-    rng = np.random.default_rng(1)
-    noise = Image.fromarray(rng.integers(0, 256, (20, 30, 3), np.uint8))
-    smooth = noise.resize((900, 600), Image.Resampling.BICUBIC)
-    smooth.save(tmp_path / "large.jpg", quality=90)
+    noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (20, 30, 3), np.uint8))
+    smooth = noise.resize((901, 603), Image.Resampling.BICUBIC)
     exif = Image.Exif()
     exif[0x112] = 6
-    smooth.save(tmp_path / "turned.png", exif=exif)
-    for name in ("large.jpg", "turned.png"):
-        ours, theirs = bundle.pixels(tmp_path / name)[0], facts.processor.pixels(tmp_path / name)
-        assert np.abs(ours - theirs).max() * 127.5 < 6
-    Image.fromarray(rng.integers(0, 65536, (40, 40), np.uint16)).save(tmp_path / "deep.png")
-    with pytest.raises(SystemExit, match="8 bits"):
-        bundle.pixels(tmp_path / "deep.png")
+    for name in ("large.jpg", "turned.png", "turned.jpg"):
+        smooth.save(tmp_path / name, exif=exif if "turned" in name else Image.Exif())
+        assert np.array_equal(bundle.pixels(tmp_path / name)[0], facts.processor.pixels(tmp_path / name))
+
+
+@pytest.mark.parametrize("row", list(table()), ids=lambda row: row.name)
+def test_every_kind_of_picture_has_the_packages_pixels_or_is_refused(row, tmp_path):
+    path = tmp_path / row.name
+    path.write_bytes(row.content)
+    if isinstance(row.expected, str) or row.name.startswith(("float", "int", "uint")):
+        with pytest.raises(Refusal) as refusal, about(path):
+            read_square(path, SIDE)
+        assert "\n" not in str(refusal.value)
+    else:
+        square = np.asarray(read_square(path, SIDE))
+        assert np.array_equal(square, np.asarray(load_square(path, SIDE)))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"do_rescale": False},
+        {"do_normalize": False},
+        {"rescale_factor": 1 / 127.5, "image_mean": 1.0},
+        {"do_rescale": None, "rescale_factor": None, "image_mean": None, "image_std": None, "resample": None},
+    ],
+    ids=str,
+)
+def test_it_computes_a_preprocessors_numbers(keys, speaking_bundle, tmp_path, picture):
+    folder = copy_of(speaking_bundle, tmp_path, "preprocessor_config.json", **keys)
+    assert np.array_equal(
+        Bundle(folder).pixels(picture)[0], Processor.from_pretrained(folder).pixels(picture)
+    )
+
+
+def test_it_refuses_what_it_does_not_compute(speaking_bundle, tmp_path):
+    with pytest.raises(Refusal, match="'resample'"):
+        Bundle(copy_of(speaking_bundle, tmp_path, "preprocessor_config.json", resample=0))
