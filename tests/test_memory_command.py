@@ -81,6 +81,29 @@ def test_output_that_cannot_be_encoded_is_escaped_after_the_fact_was_written(
     assert len(read_memory(trip)[0].entries) == 1
 
 
+def test_a_record_that_was_cut_off_is_said_once_and_the_next_change_repairs_the_file(memory, tmp_path):
+    trip = tmp_path / "trip.mem"
+    for number in range(3):
+        memory("write", "--text", f"number {number}", trip)
+    whole, first = trip.read_bytes(), trip.read_bytes().index(b"MVLM+ROW")
+    trip.write_bytes(whole[:-9])
+    sentence = f"{trip}: what was written last is lost, because its writer was cut off; 2 entries are whole\n"
+    for arguments in (("list", trip), ("read", "--question", "what?", "--max-new-tokens", 1, trip)):
+        status, _, err = memory(*arguments)
+        assert (status, err) == (0, sentence)
+    assert trip.read_bytes() == whole[:-9]
+    status, out, err = memory("write", "--text", "number 2", trip)
+    assert (status, out, err) == (0, "3. number 2\n", sentence)
+    assert memory("list", trip)[2] == ""
+    content = trip.read_bytes()
+    trip.write_bytes(whole[: first + 30] + b"x" + whole[first + 31 :])
+    assert "damaged" in memory("list", trip)[2]
+    trip.write_bytes(content)
+    assert memory("forget", "--entry", 2, trip)[0] == 0
+    assert b"number 1" not in trip.read_bytes()
+    assert os.listdir(tmp_path) == ["trip.mem"]
+
+
 def test_a_write_under_a_taken_question_says_so_and_keeps_both(memory, bike, tmp_path):
     trip = tmp_path / "trip.mem"
     about = ("--question", "whose is this?", "--image", bike)

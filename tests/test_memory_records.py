@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -12,39 +11,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import files_below
-from safetensors.numpy import load, save_file
+from stepping_memory import PRINT, SLOTS, WIDTH, Stepping, entries, older_file, texts
 
 from microvlm.errors import UserError
 from microvlm.memory.episodic import Entry, EpisodicMemory
 from microvlm.memory.facts import FactMemory
 from microvlm.memory.memory_file import load_memory, read_memory, save_memory, store_memory
-from microvlm.memory.memory_reader import digest_of
 from microvlm.memory.record_chain import MAGIC
 from microvlm.model.torch_runtime import TorchRuntime
 from microvlm.runtime import MemoryArrays
-
-PRINT = "0123456789abcdef"
-SLOTS, WIDTH = 16, 48
 
 
 @pytest.fixture(scope="module")
 def runtime(ternary_model) -> TorchRuntime:
     return TorchRuntime(ternary_model)
-
-
-def entries(count: int, first: int = 0) -> list[Entry]:
-    rng = np.random.default_rng(first)
-    keys, latents = rng.normal(size=(count, SLOTS)) / 4, rng.normal(size=(count, WIDTH)) / 7
-    return [
-        Entry(f"fact {first + number}", key, latent, time=1e9 + number, question="who?")
-        for number, (key, latent) in enumerate(
-            zip(keys.astype(np.float32), latents.astype(np.float32), strict=True)
-        )
-    ]
-
-
-def texts(memory: EpisodicMemory) -> list[str]:
-    return [entry.text for entry in memory.entries]
 
 
 def appended(runtime: TorchRuntime, path: Path, count: int) -> tuple[EpisodicMemory, list[int]]:
@@ -322,19 +302,6 @@ def test_a_record_for_which_there_is_no_room_is_taken_back(runtime, tmp_path):
     assert read(path) == ([f"fact {number}" for number in range(4)], [])
 
 
-def older_file(memory: EpisodicMemory, path: Path, file_format: int) -> None:
-    """Write a file of format 1 or 2."""
-    save_memory(memory, path, PRINT)
-    tensors = load(path.read_bytes())
-    log = [{"text": e.text, "time": e.time, "image": e.image} for e in memory.entries]
-    metadata = {"format": str(file_format), "fingerprint": PRINT, "log": json.dumps(log)}
-    if file_format == 1:
-        tensors |= {name: tensors[name][0] for name in ("memory_mean", "memory_cov")}
-    else:
-        metadata["forgotten"] = json.dumps(memory.forgotten)
-    save_file(tensors, path, metadata | {"sha256": digest_of(tensors, metadata).hex()})
-
-
 @pytest.mark.parametrize("file_format", [1, 2])
 def test_the_first_save_writes_an_older_file_in_the_new_format(runtime, tmp_path, file_format):
     path = tmp_path / "trip.mem"
@@ -361,33 +328,17 @@ def test_the_first_save_writes_an_older_file_in_the_new_format(runtime, tmp_path
 _APPEND = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
-from test_memory_records import PRINT, Stepping, entries
+from stepping_memory import PRINT, Stepping, entries
 from microvlm.memory.memory_file import load_memory, store_memory
 memory, runtime = load_memory(sys.argv[2], PRINT), Stepping()
-for row in entries(400, first=1000):
+for row in entries(200, first=1000):
     memory.write(runtime, row)
     store_memory(memory, sys.argv[2], PRINT)
-    if len(memory.entries) % 60 == 0:
+    if len(memory.entries) % 30 == 0:
         memory.forget(runtime, 0)
     time.sleep(0.002)
 print("done", flush=True)
 """
-
-
-class Stepping:
-    """A small runtime without a model: a write adds one to the mean."""
-
-    @staticmethod
-    def memory_prior() -> MemoryArrays:
-        return MemoryArrays(np.zeros((1, SLOTS, WIDTH), np.float32), np.eye(SLOTS, dtype=np.float32)[None])
-
-    @staticmethod
-    def memory_write(key: np.ndarray, latent: np.ndarray, state: MemoryArrays) -> MemoryArrays:
-        return MemoryArrays(state.mean + 1, state.covariance)
-
-    @staticmethod
-    def memory_forget(key: np.ndarray, latent: np.ndarray, state: MemoryArrays) -> MemoryArrays:
-        return MemoryArrays(state.mean - 1, state.covariance)
 
 
 @pytest.mark.posix
@@ -406,7 +357,7 @@ def test_a_reader_without_the_lock_sees_whole_records_while_another_process_writ
         lengths.append(len(numbers))
     assert process.communicate()[0] == b"done\n"
     assert process.returncode == 0
-    assert len(set(lengths)) > 20
+    assert len(set(lengths)) > 10
 
 
 def test_a_fact_is_appended_and_a_forgotten_ones_text_leaves_the_file(runtime, tiny_processor, tmp_path):

@@ -137,7 +137,9 @@ class Chat:
             cue_prompt = text_prompt(self.runtime, self.processor, cue.question)
         _, key = self.runtime.memory_encode(*cue_prompt)
         latent, _ = self.runtime.memory_encode(*with_answer(self.runtime, prompt, tokens))
-        entry = Entry(log_text, key[0], latent[0], image=by_place, question=cue.question, picture=cue.picture)
+        # Copies: a row of a batch of one would keep the batch's array alive beside itself.
+        key, latent = np.array(key[0]), np.array(latent[0])
+        entry = Entry(log_text, key, latent, image=by_place, question=cue.question, picture=cue.picture)
         self.memory.write(self.runtime, entry)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from microvlm.errors import UserError
 from microvlm.memory.in_place import HeldMemory, hold
+from microvlm.memory.row_counts import RowCounts
 from microvlm.runtime import MemoryArrays, Runtime
 
 MAX_TEXT = 1_000_000
@@ -64,7 +65,7 @@ class EpisodicMemory:
         """`pending` are the rows, oldest first, that are not in their states yet; a state of None starts empty."""
         self._states: list[MemoryArrays | HeldMemory | None] = list(states)
         self._holder: Runtime | None = None
-        self._counts = _RowCounts()
+        self._counts = RowCounts()
         self.entries = entries
         self.forgotten = [0] * len(states) if forgotten is None else forgotten
         """Per state, how many rows were forgotten since it was built. A state is rebuilt after K of them, because
@@ -220,9 +221,9 @@ class EpisodicMemory:
             self.forgotten.append(0)
         return number
 
-    def _current_counts(self) -> _RowCounts:
+    def _current_counts(self) -> RowCounts:
         if not self._counts.are_of(self.entries):
-            self._counts = _RowCounts.of(self.entries)
+            self._counts = RowCounts.of(self.entries)
         return self._counts
 
     def _release_if_full(self, number: int) -> None:
@@ -254,33 +255,6 @@ class EpisodicMemory:
         if isinstance(state, MemoryArrays):
             state = self._states[number] = hold(runtime, state)
         return state
-
-
-class _RowCounts:
-    """Rows by state and images of a log, counted once and kept up to date, so that a turn does not read the log."""
-
-    def __init__(self) -> None:
-        self.rows: dict[int, int] = {}
-        self.images = 0
-        self._length = 0
-        self._last: Entry | None = None
-
-    @classmethod
-    def of(cls, entries: list[Entry]) -> _RowCounts:
-        counts = cls()
-        for entry in entries:
-            counts.add(entry, entries)
-        return counts
-
-    def add(self, entry: Entry, entries: list[Entry]) -> None:
-        """Count `entry`; `entries` is the log that ends with all that is counted."""
-        self.rows[entry.memory] = self.rows.get(entry.memory, 0) + 1
-        self.images += entry.image
-        self._length, self._last = len(entries), entries[-1]
-
-    def are_of(self, entries: list[Entry]) -> bool:
-        """Whether these are the counts of a log, as far as its length and its last entry say."""
-        return self._length == len(entries) and self._last is (entries[-1] if entries else None)
 
 
 def check_entry(entry: Entry) -> None:
