@@ -12,6 +12,7 @@ import numpy as np
 from msgspec import Meta
 
 from microvlm.formats import documents
+from microvlm.formats.documents import Count
 from microvlm.memory.episodic import MAX_TEXT, Entry
 
 _REMEDY = "use a copy of the file, or another one"
@@ -31,7 +32,7 @@ class LogRow(msgspec.Struct, frozen=True):
     text: Text
     time: Annotated[float, Meta(ge=0, le=_LATEST)]
     image: bool
-    memory: Annotated[int, Meta(ge=0)] = 0
+    memory: Count = 0
     question: Text | None = None
     picture: Annotated[str, Meta(pattern="^([0-9a-f]{64})?$")] = ""
 
@@ -58,9 +59,7 @@ def entries_of(rows: Sequence[LogRow], keys: np.ndarray, latents: np.ndarray) ->
 
 def parse_numbers(numbers: str, origin: object) -> list[int]:
     """A list of whole numbers from 0. Raises UserError as `parse_rows`."""
-    return documents.parse(
-        numbers, list[Annotated[int, Meta(ge=0)]], f"{origin} is damaged: a list in it", _REMEDY
-    )
+    return documents.parse(numbers, list[Count], f"{origin} is damaged: a list in it", _REMEDY)
 
 
 def _row(entry: Entry) -> dict[str, Any]:
