@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from microvlm.atomic import write_file
-from microvlm.bench.memory.memory_bench_command import memory
+from microvlm.bench.memory.memory_bench_command import conversation, memory
 from microvlm.bench.pi.pi_command import pi
 from microvlm.bench.report_flags import ReportOutput, report_flags
 from microvlm.console import GATE_FAILED, echo, note, run_click
@@ -191,6 +191,7 @@ def sizes(output: ReportOutput) -> None:
 
 
 command.add_command(memory)
+command.add_command(conversation)
 
 
 @command.command(context_settings=_HELP)

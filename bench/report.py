@@ -20,7 +20,8 @@ from microvlm.bench.full import full_tables
 from microvlm.bench.full.full_records import FullReport, SizesReport
 from microvlm.bench.kernels import kernel_tables
 from microvlm.bench.kernels.kernel_records import KernelReport
-from microvlm.bench.memory import memory_tables
+from microvlm.bench.memory import conversation_tables, memory_tables
+from microvlm.bench.memory.conversation_records import ConversationReport
 from microvlm.bench.memory.memory_records import Part, SeveralParts
 from microvlm.bench.pi import count_tables, pi_tables
 from microvlm.bench.pi.pi_records import CountReport, FitReport, PiReport
@@ -52,6 +53,7 @@ READERS: dict[str, Reader] = {
     "full": Reader(FullReport, full_tables.report),
     "sizes": Reader(SizesReport, full_tables.sizes_report),
     "memory": Reader(Part, memory_tables.report),
+    "conversation": Reader(ConversationReport, conversation_tables.report),
     "pi": Reader(PiReport, pi_tables.report),
     "score": Reader(ScoreReport, score_tables.report),
     "fit": Reader(FitReport, pi_tables.fit_report),

@@ -1,4 +1,4 @@
-"""The command `microvlm-bench memory`."""
+"""The commands `microvlm-bench memory` and `microvlm-bench conversation`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from microvlm.bench.report_flags import ReportOutput, report_flags
-from microvlm.console import note
+from microvlm.console import GATE_FAILED, note
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -73,3 +73,21 @@ def memory(
     if plots is not None:
         for path in write_plots(document, plots):
             note(f"drew {path}")
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model", default="nano")
+@click.option("--backend", default="ort", show_default=True, help="Backend that remembers.")
+@click.option("--turns", default=10_000, show_default=True, help="Turns of the conversation.")
+@click.option("--threads", default=1, show_default=True, help="Threads of one operator.")
+@report_flags
+def conversation(model: str, backend: str, turns: int, threads: int, output: ReportOutput) -> int:
+    """Talk with MODEL (a bundle, a checkpoint or 'nano') for many turns, its memory in a file: memory, bytes and time.
+
+    Status 1 when the process grows by more than its facts, a turn's bytes grow, or the first picture is forgotten.
+    """
+    from microvlm.bench.memory.conversation_bench import run
+
+    document = run(model, backend, turns, threads, progress=note)
+    output.deliver(document)
+    return 0 if all(bar["met"] for bar in document["bars"]) else GATE_FAILED
