@@ -115,6 +115,16 @@ def fuzz(session: nox.Session) -> None:
     run(session, "python", "-P", "tests/fuzz/guided.py", bundle)
 
 
+@nox.session(venv_backend="none")
+def kills(session: nox.Session) -> None:
+    """Kill every writer of files at each system call and at 200 random moments: old or new, and whole"""
+    need(session, *COMPILER)
+    install(session, "dev")
+    bundle = f"{session.create_tmp()}/{MODEL}"
+    run(session, "microvlm-export", MODEL, "-o", bundle, "--bits", "1.58", "--force")
+    run(session, "python", "-P", "tests/kills", "--bundle", bundle, *session.posargs)
+
+
 @nox.session
 def native(session: nox.Session) -> None:
     """Test every kernel variant that runs here, and the glue with hostile graphs, under the sanitizers"""

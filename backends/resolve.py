@@ -52,6 +52,8 @@ def resolve_bundle(
     widths = f"{bits:g}bit-{packing}-e{embedding_bits}"
     name = f"{label(checkpoint.resolve().name)}-{_content_hash(checkpoint)}-{exporter_digest()}-{widths}"
     bundle = cache_directory() / BUNDLES / name
+    # Also of exports that were killed after they had replaced the bundle, and of other versions, whose names differ.
+    remove_leftovers(bundle.parent)
     if not is_intact(bundle):
         _export(checkpoint, bundle, WeightFormat(bits, packing, embedding_bits))
     return bundle
@@ -88,8 +90,6 @@ def _export(checkpoint: Path, bundle: Path, weights: WeightFormat) -> None:
     writable_cache(BUNDLES)
     from microvlm.exporters.bundle_writer import CheckFailed, export
 
-    # Another version's bundle has another name, so nobody else would clean up after its killed export.
-    remove_leftovers(bundle.parent)
     note(f"exporting {printable(checkpoint.name)} at {weights.bits:g} bits to {bundle}, once")
     try:
         export(checkpoint, bundle, weights, force=True)
