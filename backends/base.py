@@ -12,6 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Protocol
 
+from microvlm.backends.threads import check_threads
 from microvlm.errors import UserError
 from microvlm.runtime import Runtime
 from microvlm.sources.model_source import find_model
@@ -94,8 +95,8 @@ def load(
     reason = backend.unavailable()
     if reason is not None:
         raise UserError(f"backend '{name}' cannot run here: {reason}")
-    if threads is not None and threads < 1:
-        raise UserError(f"--threads is {threads}; give 1 or more.")
+    if threads is not None:
+        check_threads(threads)
     return backend.load(find_model(source).folder, threads, **options)
 
 

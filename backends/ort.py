@@ -6,7 +6,6 @@ operators of `ai.microvlm` run in the native library where this package has one,
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from microvlm.backends.base import Backend, LoadedRuntime
 from microvlm.backends.instrumented_graphs import InstrumentedGraphRuntime
 from microvlm.backends.ort_memory import OrtMemory
 from microvlm.backends.resolve import resolve_bundle
+from microvlm.backends.threads import pool_threads
 from microvlm.errors import UserError
 from microvlm.exporters.replay.model_session import open_session
 from microvlm.formats.bundle import BundleFiles
@@ -72,7 +72,7 @@ class OrtRuntime(InstrumentedGraphRuntime):
         native: bool | None = None,
     ):
         super().__init__(bundle, verify)
-        self.threads = threads or usable_cores()
+        self.threads = pool_threads(threads, len(self.graphs))
         self.allow_spinning = allow_spinning
         self._library = None if native is False else native_library.library_path()
         if native and self._library is None:
@@ -199,13 +199,6 @@ def run_values(
         onnxruntime.RunOptions(), list(names), feeds, list(outputs), results, [cpu] * len(outputs)
     )
     return [onnxruntime.OrtValue(results[i]) for i in range(len(outputs))]
-
-
-def usable_cores() -> int:
-    """Number of cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _kernels(library: Path | None, missed: bool = True) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from microvlm.backends.base import Backend, LoadedRuntime
+from microvlm.backends.threads import pool_threads
 from microvlm.config import MicroVLMConfig
 from microvlm.errors import UserError
 from microvlm.exporters.contract import require_graphs
@@ -43,8 +44,10 @@ class TorchBackend(Backend):
 
         if options:
             raise UserError(f"backend 'torch' has no option '{next(iter(options))}'.")
-        if threads is not None:
-            torch.set_num_threads(threads)
+        # PyTorch counts cores and knows no quota; where it cannot start a thread it ends the program.
+        count = pool_threads(threads)
+        if threads is not None or count < torch.get_num_threads():
+            torch.set_num_threads(count)
         found = find_model(source)
         is_bundle = found.kind == "bundle"
         model = load_bundle(found.folder, verify) if is_bundle else _load_checkpoint(found.folder)

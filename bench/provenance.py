@@ -20,6 +20,7 @@ import msgspec
 import numpy as np
 
 import microvlm
+from microvlm.backends.threads import usable_cores
 from microvlm.errors import UserError
 from microvlm.formats import documents
 from microvlm.formats.manifest import MANIFEST, read_manifest
@@ -59,7 +60,7 @@ def provenance(model: dict[str, Any], threads: int | None) -> dict[str, Any]:
         "date_utc": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "commit": commit(),
         "cpu": cpu_model(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "governor": _first_line("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor"),
         "load_average": [round(value, 2) for value in os.getloadavg()] if hasattr(os, "getloadavg") else None,
         "memory_bytes": _total_memory(),

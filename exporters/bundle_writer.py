@@ -84,7 +84,7 @@ def export(
 
     `output` appears, or with `force` replaces an older bundle, when all graphs were checked. `vocabulary` is the
     largest number of tokens to keep (`vocabulary.shrink`), None for all; `threads` are ONNX Runtime's in the checks, 0
-    for its own choice; `log` is called with each line of progress.
+    for the usable cores; `log` is called with each line of progress.
 
     Raises UserError for bad input, an output that may not be replaced or a full disk, and CheckFailed when ONNX
     Runtime's outputs differ from the model's.

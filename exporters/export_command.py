@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     help="Keep at most this many tokens: bytes, the first merges, what the prompt needs. All by default.",
 )
 @click.option(
-    "--threads", default=0, show_default=True, help="ONNX Runtime threads of the checks; 0 is its choice."
+    "--threads", default=0, show_default=True, help="ONNX Runtime threads of the checks; 0 is one per core."
 )
 @click.option("--force", is_flag=True, help="Replace a bundle that is there, once the new one is right.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")

@@ -18,6 +18,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
+from microvlm.backends.threads import pool_threads
 from microvlm.exporters import contract
 from microvlm.exporters.contract import Dim, GraphSpec
 from microvlm.exporters.replay.differences import Differences
@@ -49,8 +50,8 @@ def check_graph(
 ) -> tuple[list[Check], str | None]:
     """Compare the saved graph at `path` with the lowered `model` on seeded inputs: a Check per output, and a remark.
 
-    `threads` is ONNX Runtime's intra-op count, 0 for its own choice. Where rounding ties explain every difference, the
-    Checks are those of the replay, and the remark says how many activations differed and how far from a tie.
+    `threads` is ONNX Runtime's intra-op count, 0 for the usable cores. Where rounding ties explain every difference,
+    the Checks are those of the replay, and the remark says how many activations differed and how far from a tie.
     """
     set_traced(model, False)
     inputs = example_inputs(spec, _SIZES, seed=1, vocab_size=model.config.text.vocab_size)
@@ -127,7 +128,7 @@ def _run_eager(model: MicroVLM, spec: GraphSpec, inputs: tuple[Tensor, ...]) -> 
 
 def _options(threads: int) -> onnxruntime.SessionOptions:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = pool_threads(threads or None)
     return options
 
 

@@ -68,6 +68,7 @@ def command(
     """Train RECIPE (a packaged name or a JSON file)."""
     import torch
 
+    from microvlm.backends.threads import pool_threads
     from microvlm.training.data.emoji import load_emoji
     from microvlm.training.recipe import load_recipe
     from microvlm.training.trainer import train
@@ -75,7 +76,7 @@ def command(
     if workers and "fork" not in multiprocessing.get_all_start_methods():
         raise UserError("--workers needs a system that can fork: leave it out here.")
     if threads is not None:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(pool_threads(threads))
     loaded = load_recipe(recipe)
     emoji = load_emoji(data)
     complete = train(

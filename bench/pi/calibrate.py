@@ -173,7 +173,7 @@ def _operands(op: str, k: int, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def _cores() -> int:
-    from microvlm.backends.ort import usable_cores
+    from microvlm.backends.threads import usable_cores
 
     if native.library_path() is None:
         raise UserError(

@@ -26,10 +26,24 @@ target_option = click.option(
 )
 
 
+def _check_threads(context: click.Context, parameter: click.Parameter, threads: int | None) -> int | None:
+    """Refuses absurd numbers before a model is loaded. Raises UserError."""
+    if threads is not None:
+        from microvlm.backends.threads import check_threads
+
+        check_threads(threads)
+    return threads
+
+
 def model_options(command: Callable) -> Callable:
     """Add --model, --backend, --target and --threads to a command."""
     for option in (
-        click.option("--threads", type=int, help="Threads of one operator; the backend's choice by default."),
+        click.option(
+            "--threads",
+            type=int,
+            callback=_check_threads,
+            help="Threads of one operator; the backend's choice by default.",
+        ),
         target_option,
         backend_option,
         click.option(

@@ -1,6 +1,7 @@
 """Describes the machine that a worker runs on, and refuses versions of ONNX Runtime that crash on it.
 
-Imports the standard library alone. Reads Linux's /proc and /sys; a value that a system does not have is None.
+Imports the standard library, and of this package what needs no more. Reads Linux's /proc and /sys; a value that a
+system does not have is None.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import platform
 import re
 from pathlib import Path
 from typing import Any
+
+from microvlm.backends.threads import usable_cores
 
 OLDEST_ONNXRUNTIME = (1, 25)
 CRASHES = {
@@ -34,7 +37,7 @@ def describe() -> dict[str, Any]:
         "board": _read("/proc/device-tree/model").strip("\0\n"),
         "features": features[1].split() if features else [],
         "hwcap": _hwcap(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": usable_cores(),
         "memory_bytes": int(memory[1]) * 1024 if memory else None,
         "system": f"{platform.system()} {platform.release()}",
         "c_library": " ".join(platform.libc_ver()).strip(),
