@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections import Counter
@@ -23,6 +22,7 @@ from microvlm.exporters.staging import staged
 from microvlm.exporters.tracing import trace
 from microvlm.exporters.vocabulary.shrink import SmallerVocabulary, keep_rows, shrink
 from microvlm.exporters.vocabulary.table_builder import write_tables
+from microvlm.formats import documents
 from microvlm.formats.op_table import OPS
 from microvlm.formats.weight_format import WeightFormat
 from microvlm.inputs.processor_files import check_documents, read_documents
@@ -32,6 +32,8 @@ from microvlm.model.lowering import lower, set_traced, ternary_trained
 from microvlm.model.microvlm import MicroVLM
 
 MEMORY_PRIOR = "memory_prior"
+MAX_PROVENANCE_BYTES, MAX_PROVENANCE_DEPTH = 4_000_000, 50
+"""Of a checkpoint's training.json, which becomes a part of the manifest."""
 Log = Callable[[str], None]
 
 
@@ -180,14 +182,16 @@ def _copy_processor(
         log(report.notes[-1])
 
 
-def _provenance(path: Path) -> Any:
-    """The checkpoint's training.json, None if it has none. Raises UserError if it is damaged."""
+def _provenance(path: Path) -> dict[str, Any] | None:
+    """The checkpoint's training.json, None if it has none. Nothing reads it but people. Raises UserError."""
+    remedy = "copy the checkpoint again, or remove the file"
     try:
-        return json.loads(path.read_text())
+        document = documents.load(path, dict[str, Any], remedy, limit=MAX_PROVENANCE_BYTES)
     except FileNotFoundError:
         return None
-    except ValueError:
-        raise UserError(f"{path} is not valid JSON: copy the checkpoint again.") from None
+    if documents.depth_of(document) > MAX_PROVENANCE_DEPTH:
+        raise UserError(f"{path} is nested too deeply: {remedy}.")
+    return document
 
 
 def _save_prior(lowered: MicroVLM, folder: Path) -> None:

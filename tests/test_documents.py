@@ -111,3 +111,12 @@ def test_a_pipe_and_a_device_are_refused_at_once(tmp_path):
     for path in (pipe, "/dev/zero"):
         with pytest.raises(UserError, match="a pipe or a device"):
             documents.load(path, Document, "copy it")
+
+
+def test_the_depth_of_a_document_is_counted_without_recursion():
+    value: list = []
+    for _ in range(100_000):
+        value = [value]
+    assert documents.depth_of(value) == 100_001
+    assert documents.depth_of({"a": [{"b": 1}, 2], "c": None}) == 3
+    assert documents.depth_of("text") == 0

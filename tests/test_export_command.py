@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -143,3 +144,25 @@ def test_what_is_exported_at_another_width_than_trained_is_said(tmp_path):
     assert "destroys it" in _remarks(floating, WeightFormat())[0]
     assert "trits are stored at 8 bits" in _remarks(ternary, WeightFormat(bits=8))[0]
     assert _remarks(floating, WeightFormat(bits=8)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("{", "training.json is not valid JSON: copy the checkpoint again, or remove the file."),
+        ("[]", "training.json: the document must be an object, not a list"),
+        ("null", "training.json: the document must be an object, not null"),
+        ('{"loss": NaN}', "training.json is not valid JSON"),
+        ('{"a": ' * 51 + "1" + "}" * 51, "training.json is nested too deeply"),
+        ('{"a": ' * 100_000, "training.json is nested too deeply"),
+        ('{"seed": ' + "9" * 5000 + "}", "integer value out of range"),
+        ('{"a": "' + "x" * 4_000_000 + '"}', "training.json has more than 4,000,000 bytes"),
+    ],
+)
+def test_a_record_of_training_that_is_none_is_told_before_anything_is_exported(
+    text, sentence, tiny_checkpoint, tmp_path, capsys
+):
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+    (checkpoint / "training.json").write_text(text)
+    assert_one_sentence(export([checkpoint, "-o", tmp_path / "bundle"], capsys), sentence)
+    assert not (tmp_path / "bundle").exists()

@@ -172,6 +172,15 @@ def _type_words(names: re.Match[str]) -> str:
     )
 
 
+def depth_of(value: Any) -> int:
+    """Levels of lists and objects in a parsed document. Python's writer gives up before msgspec's parser does."""
+    depth, level = 0, [value]
+    while level := [inner for inner in level if isinstance(inner, dict | list)]:
+        depth += 1
+        level = [each for inner in level for each in (inner.values() if isinstance(inner, dict) else inner)]
+    return depth
+
+
 def _is_finite(value: Any) -> bool:
     if isinstance(value, dict):
         return all(map(_is_finite, value.values()))

@@ -76,7 +76,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     """Every file but the manifest itself. Older bundles do not list README.md and example.py."""
     vocabulary: dict[str, int] | None = None
     """Sizes of a vocabulary that was reduced; None for a whole one."""
-    training: Any = None
+    training: dict[str, Any] | None = None
     """The checkpoint's training.json, None if it had none."""
 
     def __post_init__(self) -> None:
