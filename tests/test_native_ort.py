@@ -7,7 +7,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from native_cases import unaligned
 from onnx import TensorProto, helper
 from test_function_bodies import GATHERS, MATMULS, attributes_of, one_node_model, operands
 
@@ -165,28 +164,33 @@ def test_shapes_go_through_a_chain_of_nodes_and_unknown_ones_stay_unknown(native
     np.testing.assert_array_equal(y, op.reference(hidden, *second.values(), rows=9))
 
 
-def test_weights_are_read_where_they_lie_at_any_address(native_library, tmp_path):
-    """External data at an odd offset of its file is mapped at an odd address."""
-    op = OPS["TernaryMatMul2x4"]
-    weights = operands(op, 30, 50)
-    model = one_node_model(
-        op, {"packed": unaligned(weights["packed"]), "scale": weights["scale"]}, {"rows": 30}, 2
-    )
-    tensor = next(tensor for tensor in model.graph.initializer if tensor.name == "packed")
-    (tmp_path / "weights.data").write_bytes(b"!" + tensor.raw_data)
-    tensor.ClearField("raw_data")
-    tensor.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", "weights.data"), ("offset", 1), ("length", weights["packed"].nbytes)):
-        tensor.external_data.add(key=key, value=str(value))
+@every_op
+def test_weights_at_any_address_give_the_same_bits(op, native_library, tmp_path):
+    """External data at odd offsets of its file is mapped at odd addresses, floats too."""
+    rows, columns = 30, 50
+    weights, attributes = operands(op, rows, columns), attributes_of(op, rows, columns)
+    model = one_node_model(op, weights, attributes, 2)
+    data = b"!"
+    for tensor in model.graph.initializer:
+        data += b"!" * (len(data) % 2 == 0)
+        location = {"location": "weights.data", "offset": len(data), "length": len(tensor.raw_data)}
+        data += tensor.raw_data
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in location.items():
+            tensor.external_data.add(key=key, value=str(value))
+    (tmp_path / "weights.data").write_bytes(data)
     onnx.save(model, tmp_path / "model.onnx")
     options = onnxruntime.SessionOptions()
     options.register_custom_ops_library(str(native_library))
     session = onnxruntime.InferenceSession(
         str(tmp_path / "model.onnx"), options, providers=["CPUExecutionProvider"]
     )
-    x = np.random.default_rng(3).normal(size=(2, 50)).astype(np.float32)
-    expected = op.reference(x, *weights.values(), rows=30)
-    np.testing.assert_array_equal(session.run(None, {"x": x})[0], expected)
+    rng = np.random.default_rng(3)
+    value = rng.integers(0, rows, (2, 5)) if op in GATHERS else rng.normal(size=(2, columns))
+    value = value.astype(np.int64 if op in GATHERS else np.float32)
+    expected = op.reference(value, *weights.values(), **attributes)
+    np.testing.assert_array_equal(session.run(None, {op.inputs[0].name: value})[0], expected)
 
 
 FORCED = """

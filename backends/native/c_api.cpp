@@ -11,7 +11,6 @@ namespace {
 
 using microvlm::Declaration;
 using microvlm::kDeclarations;
-using microvlm::Sizes;
 
 // Counts up with every change of the exports below, of an operator or of its operands.
 constexpr int64_t kInterface = 2;
@@ -32,10 +31,10 @@ const Declaration* find_product(const char* name) {
 struct Call {
   const microvlm::Kernels* kernels;
   const Declaration* op;
-  Sizes sizes;
+  int64_t rows, columns;
 
   microvlm::Matrix matrix(const uint8_t* packed, const uint8_t* multiplier) const {
-    return {packed, multiplier, sizes.rows, microvlm::packed_rows_of(op->product, sizes.rows), sizes.columns};
+    return {packed, multiplier, rows, microvlm::packed_rows_of(op->product, rows), columns};
   }
 };
 
@@ -48,7 +47,9 @@ const char* find_call(const char* variant, const char* op, int64_t tokens, int64
   if (call->op == nullptr) return "no such product";
   int64_t own[microvlm::kMaxInputs] = {bytes[0], bytes[1], bytes[2], bytes[3]};
   own[call->op->input_count() - 1] = bytes[3];
-  return microvlm::find_sizes(*call->op, tokens, rows, columns, own, &call->sizes, &problem) ? nullptr : problem.text;
+  call->rows = rows;
+  call->columns = columns;
+  return microvlm::lengths_fit(*call->op, tokens, rows, columns, own, &problem) ? nullptr : problem.text;
 }
 
 }  // namespace
@@ -74,25 +75,24 @@ MICROVLM_EXPORT const char* microvlm_active_variant(const char** problem) {
 // float32 x [tokens, columns] -> y [tokens, rows].
 MICROVLM_EXPORT const char* microvlm_multiply(const char* variant, const char* op, int64_t tokens, int64_t rows,
                                               int64_t columns, const float* x, int64_t x_bytes, const uint8_t* packed,
-                                              int64_t packed_bytes, const uint8_t* multiplier,
-                                              int64_t multiplier_bytes, const float* scale, int64_t scale_bytes,
-                                              float* y, int64_t y_bytes) {
+                                              int64_t packed_bytes, const uint8_t* multiplier, int64_t multiplier_bytes,
+                                              const float* scale, int64_t scale_bytes, float* y, int64_t y_bytes) {
   const int64_t bytes[] = {x_bytes, packed_bytes, multiplier_bytes, scale_bytes};
   Call call;
   const char* mismatch = find_call(variant, op, tokens, rows, columns, bytes, &call);
   if (mismatch != nullptr) return mismatch;
   if (y_bytes != tokens * rows * static_cast<int64_t>(sizeof(float))) return "y has another length than the output";
   const bool done = microvlm::multiply(*call.kernels, call.op->product, call.matrix(packed, multiplier), scale,
-                                       call.sizes.one_scale, x, tokens, y, microvlm::kCallerOnly);
+                                       scale_bytes == sizeof(float), x, tokens, y, microvlm::kCallerOnly);
   return done ? nullptr : kNoMemory;
 }
 
 // int8 activations_q8 [tokens, columns] -> exact int32 sums [tokens, rows].
 MICROVLM_EXPORT const char* microvlm_multiply_q8(const char* variant, const char* op, int64_t tokens, int64_t rows,
                                                  int64_t columns, const int8_t* activations_q8,
-                                                 int64_t activations_bytes, const uint8_t* packed,
-                                                 int64_t packed_bytes, const uint8_t* multiplier,
-                                                 int64_t multiplier_bytes, int32_t* sums, int64_t sums_bytes) {
+                                                 int64_t activations_bytes, const uint8_t* packed, int64_t packed_bytes,
+                                                 const uint8_t* multiplier, int64_t multiplier_bytes, int32_t* sums,
+                                                 int64_t sums_bytes) {
   // As if the activations were floats and there was one scale.
   int64_t bytes[] = {0, packed_bytes, multiplier_bytes, sizeof(float)};
   if (__builtin_mul_overflow(activations_bytes, int64_t{sizeof(float)}, &bytes[0])) return "activations are too long";
@@ -129,8 +129,7 @@ MICROVLM_EXPORT const char* microvlm_dequantize(const char* variant, const uint8
   // A table of one row, looked up once.
   int64_t bytes[] = {sizeof(int64_t), packed_bytes, multiplier_bytes, sizeof(float)};
   bytes[op.input_count() - 1] = sizeof(float);
-  Sizes sizes;
-  if (!microvlm::find_sizes(op, 1, 1, columns, bytes, &sizes, &problem)) return problem.text;
+  if (!microvlm::lengths_fit(op, 1, 1, columns, bytes, &problem)) return problem.text;
   if (multiplier == nullptr) {
     kernels->dequantize_int8(packed, columns, scale, y);
   } else {

@@ -54,6 +54,8 @@ int64_t value_of(Size size, Product product, int64_t rows, int64_t columns) {
   }
 }
 
+int64_t most_columns(const Declaration& op) { return op.product == Product::kInt4 ? kInt4MaxColumns : kMaxColumns; }
+
 bool is_within_limits(const Declaration& op, int64_t rows, int64_t columns, Problem* problem) {
   if (rows < 0) return refuse(problem, "the number of rows is negative: %lld", wide(rows));
   if (rows > kLargestSize) return refuse(problem, "%lld rows are too many", wide(rows));
@@ -61,7 +63,7 @@ bool is_within_limits(const Declaration& op, int64_t rows, int64_t columns, Prob
     if (columns >= 0 && columns <= kLargestSize) return true;
     return refuse(problem, "the table's operands do not fit each other: it cannot have %lld columns", wide(columns));
   }
-  const int64_t most = op.product == Product::kInt4 ? kInt4MaxColumns : kMaxColumns;
+  const int64_t most = most_columns(op);
   if (columns < 1) return refuse(problem, "x has no columns");
   if (columns <= most) return true;
   return refuse(problem, "x is too wide for exact 32-bit sums: it has %lld columns, and %lld are the most",
@@ -75,81 +77,102 @@ __attribute__((cold)) bool refuse_dimension(const Declaration& op, size_t input,
     return refuse(problem, "scale has neither one value nor one a row: it has %lld, and there are %lld rows",
                   wide(actual), wide(expected));
   }
-  const char* relation = op.gathers    ? "the table's operands do not fit each other"
-                         : input == 2  ? "multiplier does not fit packed"
-                         : place == 0  ? "packed does not hold that many rows"
-                                       : "x and packed differ in columns";
+  const char* relation = op.gathers  ? "the table's operands do not fit each other"
+                         : input > 1 ? "multiplier does not fit packed"
+                         : place > 0 ? "packed does not hold whole groups of columns"
+                                     : "packed does not hold that many rows";
   return refuse(problem, "%s: dimension %d of %s is %lld, not %lld", relation, static_cast<int>(place), operand.name,
                 wide(actual), wide(expected));
 }
 
-// Fills in what follows from rows, columns and leading.
-bool finish_sizes(const Declaration& op, Sizes* sizes, Problem* problem) {
-  sizes->width = op.gathers ? sizes->columns : sizes->rows;
-  int64_t output_bytes = sizeof(float), multiply_adds = 1;
-  if (multiply_size(&output_bytes, sizes->leading) && multiply_size(&output_bytes, sizes->width) &&
-      multiply_size(&multiply_adds, sizes->leading) && multiply_size(&multiply_adds, sizes->rows) &&
-      (op.gathers || multiply_size(&multiply_adds, sizes->columns))) {
-    return true;
+__attribute__((cold, noinline)) bool refuse_first(const Declaration& op, const Tensor& first, const WeightSizes& sizes,
+                                                  Problem* problem) {
+  const int64_t columns = first.rank == 0 ? 0 : first.dimensions[first.rank - 1];
+  if (!op.gathers && (columns < sizes.least_columns || columns > sizes.most_columns)) {
+    return refuse(problem, "x and packed differ in columns: x has %lld, and packed holds %lld to %lld", wide(columns),
+                  wide(sizes.least_columns), wide(sizes.most_columns));
   }
-  return refuse(problem, "an output of %lld rows of %lld values is too large", wide(sizes->leading),
-                wide(sizes->width));
+  return refuse(problem, "the output of this %s is too large", op.gathers ? "look-up" : "product");
 }
 
 }  // namespace
 
-size_t bytes_of(int type) { return type == kUint8 ? 1 : type == kFloat ? 4 : 8; }
-
-bool fits_declaration(const Operand& operand, const Tensor& tensor, Problem* problem) {
-  if (tensor.type != operand.type) {
-    return refuse(problem, "%s is of %s, not of %s", operand.name, name_of(tensor.type), name_of(operand.type));
+bool fits_declaration(const Operand& operand, Tensor* tensor, Problem* problem) {
+  if (tensor->type != operand.type) {
+    return refuse(problem, "%s is of %s, not of %s", operand.name, name_of(tensor->type), name_of(operand.type));
   }
-  const bool any_rank = operand.dimensions[0] == kLeading;
+  const bool any_rank = operand.dimensions[0] == kLeading, has_second = operand.dimensions[1] != kNone;
   // The output of a look-up has a dimension more than its ids.
-  const size_t most = !any_rank ? (operand.dimensions[1] == kNone ? 1 : 2) : kMaxDimensions - (operand.type == kInt64);
-  const size_t least = any_rank ? (operand.dimensions[1] == kNone ? 0 : 1) : most;
-  if (tensor.rank < least || tensor.rank > most) {
-    return refuse(problem, "%s has %lld dimensions, and %lld to %lld are possible", operand.name, wide(tensor.rank),
+  const size_t most = any_rank ? kMaxDimensions - !has_second : 1 + has_second;
+  const size_t least = any_rank ? has_second : most;
+  if (tensor->rank < least || tensor->rank > most) {
+    return refuse(problem, "%s has %lld dimensions, and %lld to %lld are possible", operand.name, wide(tensor->rank),
                   wide(least), wide(most));
   }
-  int64_t bytes = bytes_of(operand.type);
+  int64_t limit = bytes_of(operand.type);
   bool is_empty = false;
-  for (size_t i = 0; i < tensor.rank; ++i) {
-    is_empty = is_empty || tensor.dimensions[i] == 0;
-    if (!multiply_size(&bytes, tensor.dimensions[i])) {
-      return refuse(problem, "%s has a size of %lld, which no memory holds", operand.name, wide(tensor.dimensions[i]));
+  for (size_t i = 0; i < tensor->rank; ++i) {
+    const int64_t size = tensor->dimensions[i];
+    is_empty = is_empty || size == 0;
+    if (!multiply_size(&limit, size)) {
+      return refuse(problem, "%s has a size of %lld, which no memory holds", operand.name, wide(size));
     }
   }
-  if (!is_empty && tensor.data == nullptr) return refuse(problem, "%s has no memory", operand.name);
+  if (!is_empty && tensor->data == nullptr) return refuse(problem, "%s has no memory", operand.name);
+  tensor->limit = limit;
+  tensor->count = is_empty ? 0 : limit / static_cast<int64_t>(bytes_of(operand.type));
   return true;
 }
 
-bool find_sizes(const Declaration& op, const Tensor* const* inputs, int64_t attribute, Sizes* sizes, Problem* problem) {
-  const Tensor &first = *inputs[0], &packed = *inputs[1];
+bool find_weight_sizes(const Declaration& op, const Tensor* weights, int64_t attribute, WeightSizes* sizes,
+                       Problem* problem) {
+  const Tensor& packed = weights[0];
   const int64_t rows = op.attribute_size == kRows ? attribute : packed.dimensions[0];
-  const int64_t columns = !op.gathers                       ? first.dimensions[first.rank - 1]
-                          : op.attribute_size == kColumns ? attribute
-                                                          : packed.dimensions[1];
+  // Without the attribute a matrix has as many columns as its packed bytes have room for.
+  const bool in_groups = op.inputs[1].dimensions[1] == kGroupBytes;
+  const int64_t room =
+      packed.dimensions[1] <= kLargestSize && in_groups ? 2 * packed.dimensions[1] : packed.dimensions[1];
+  const int64_t most = op.gathers ? kLargestSize : most_columns(op);
+  int64_t columns = op.attribute_size == kColumns ? attribute : room;
+  if (!op.gathers && in_groups && columns > most && columns <= (most + kGroup - 1) / kGroup * kGroup) columns = most;
   if (!is_within_limits(op, rows, columns, problem)) return false;
   for (size_t i = 1; i < op.input_count(); ++i) {
-    for (size_t place = 0; place < inputs[i]->rank; ++place) {
+    for (size_t place = 0; place < weights[i - 1].rank; ++place) {
       const Size size = op.inputs[i].dimensions[place];
-      const int64_t actual = inputs[i]->dimensions[place], expected = value_of(size, op.product, rows, columns);
+      const int64_t actual = weights[i - 1].dimensions[place], expected = value_of(size, op.product, rows, columns);
       if (actual != expected && (size != kOneOrRows || actual != 1)) {
         return refuse_dimension(op, i, place, actual, expected, problem);
       }
     }
   }
-  sizes->leading = 1;
-  for (size_t i = 0; i + !op.gathers < first.rank; ++i) sizes->leading *= first.dimensions[i];
   sizes->rows = rows;
-  sizes->columns = columns;
-  sizes->one_scale = inputs[op.input_count() - 1]->dimensions[0] == 1;
-  return finish_sizes(op, sizes, problem);
+  sizes->most_columns = columns;
+  sizes->least_columns = in_groups && !op.gathers ? (columns - 1) / kGroup * kGroup + 1 : columns;
+  sizes->one_scale = weights[op.input_count() - 2].dimensions[0] == 1;
+  return true;
 }
 
-bool find_sizes(const Declaration& op, int64_t tokens, int64_t rows, int64_t columns, const int64_t* bytes,
-                Sizes* sizes, Problem* problem) {
+bool fits_weights(const Declaration& op, const Tensor& first, const WeightSizes& sizes, int64_t* leading,
+                  int64_t* columns, Problem* problem) {
+  int64_t product = first.limit;
+  if (op.gathers) {
+    *columns = sizes.most_columns;
+    *leading = first.count;
+    if (multiply_size(&product, sizes.most_columns)) return true;
+    return refuse_first(op, first, sizes, problem);
+  }
+  const int64_t width = first.dimensions[first.rank - 1];
+  // tokens * K * N * sizeof(float) bounds the output, and what is counted to divide the work.
+  if (width < sizes.least_columns || width > sizes.most_columns || !multiply_size(&product, sizes.rows)) {
+    return refuse_first(op, first, sizes, problem);
+  }
+  *columns = width;
+  *leading = first.count / width;
+  return true;
+}
+
+bool lengths_fit(const Declaration& op, int64_t tokens, int64_t rows, int64_t columns, const int64_t* bytes,
+                 Problem* problem) {
   if (tokens < 0) return refuse(problem, "the number of tokens is negative: %lld", wide(tokens));
   if (!is_within_limits(op, rows, columns, problem)) return false;
   for (size_t i = 0; i < op.input_count(); ++i) {
@@ -167,11 +190,9 @@ bool find_sizes(const Declaration& op, int64_t tokens, int64_t rows, int64_t col
                     operand.name, wide(bytes[i]), wide(tokens), wide(rows), wide(columns));
     }
   }
-  sizes->leading = tokens;
-  sizes->rows = rows;
-  sizes->columns = columns;
-  sizes->one_scale = bytes[op.input_count() - 1] == static_cast<int64_t>(sizeof(float));
-  return finish_sizes(op, sizes, problem);
+  int64_t product = sizeof(float);
+  if (multiply_size(&product, tokens) && multiply_size(&product, rows) && multiply_size(&product, columns)) return true;
+  return refuse(problem, "the output of this call is too large");
 }
 
 }  // namespace microvlm

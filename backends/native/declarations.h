@@ -82,6 +82,8 @@ struct Tensor {
   int type;
   size_t rank;
   int64_t dimensions[kMaxDimensions];  // the first `rank` are set
+  int64_t count;                       // of elements; fits_declaration sets it
+  int64_t limit;                       // bytes, had no dimension the size 0; fits_declaration sets it
 
   template <class T>
   const T* as() const {
@@ -89,10 +91,10 @@ struct Tensor {
   }
 };
 
-struct Sizes {
-  int64_t leading;  // tokens of x, or ids
-  int64_t rows, columns;
-  int64_t width;  // of the output's rows: N of a product, K of a table
+// What the weights of a node say together.
+struct WeightSizes {
+  int64_t rows;                         // N of a product, V of a table
+  int64_t least_columns, most_columns;  // K of a product is within; both are H of a table
   bool one_scale;
 };
 
@@ -101,20 +103,28 @@ struct Problem {
   char text[192];
 };
 
-size_t bytes_of(int type);
+constexpr size_t bytes_of(int type) { return type == kUint8 ? 1 : type == kFloat ? 4 : 8; }
 
-// True when an operand alone is what its operator declares: element type, number of dimensions, a number of bytes that
-// fits 63 bits, and memory. Else false, with the problem.
-bool fits_declaration(const Operand& operand, const Tensor& tensor, Problem* problem);
+// The checks below return true, or false with the problem. After all three no kernel reads or writes outside of the
+// operands and the output, whatever their bytes are. Ids are not looked at.
 
-// The sizes that operands, each of which fits its declaration, have together. `attribute` is ignored where the operator
-// has none. False, with the problem, where they contradict each other or a limit, or where the output's bytes do not fit
-// 63 bits. After true, no kernel reads or writes outside of the operands, whatever their bytes are; ids are not checked.
-bool find_sizes(const Declaration& op, const Tensor* const* inputs, int64_t attribute, Sizes* sizes, Problem* problem);
+// An operand alone is what its operator declares: element type, number of dimensions, a number of bytes that fits 63
+// bits, and memory.
+bool fits_declaration(const Operand& operand, Tensor* tensor, Problem* problem);
 
-// The same for operands of which only lengths in bytes are known, `bytes` in the operator's order, for a call with so
-// many tokens, rows and columns.
-bool find_sizes(const Declaration& op, int64_t tokens, int64_t rows, int64_t columns, const int64_t* bytes,
-                Sizes* sizes, Problem* problem);
+// `weights`: the inputs from 1 on, each of which fits its declaration. They fit each other, the attribute where there
+// is one, and the limits of exact sums.
+bool find_weight_sizes(const Declaration& op, const Tensor* weights, int64_t attribute, WeightSizes* sizes,
+                       Problem* problem);
+
+// The first input, which fits its declaration, fits weights of these sizes, and the size of the output fits 63 bits. A
+// product has `leading` tokens of `columns` values, a look-up `leading` ids.
+bool fits_weights(const Declaration& op, const Tensor& first, const WeightSizes& sizes, int64_t* leading,
+                  int64_t* columns, Problem* problem);
+
+// The same for operands of which only lengths in bytes are known, in the operator's order, for a call with so many
+// tokens, rows and columns.
+bool lengths_fit(const Declaration& op, int64_t tokens, int64_t rows, int64_t columns, const int64_t* bytes,
+                 Problem* problem);
 
 }  // namespace microvlm

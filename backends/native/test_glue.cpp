@@ -115,10 +115,14 @@ int64_t check_known_cases(const std::vector<const OrtCustomOp*>& ops, Random& ra
       {"TernaryMatMul2x4", 9, {}, 0, "does not hold that many rows"},
       {"TernaryMatMul2x4", 9, {}, kMost, "too many"},
       {"TernaryMatMul3x5", 9, {}, 36, "does not hold that many rows"},
-      {"TernaryMatMul3x5", 0, {1, 0}, 33, "no columns"},
+      {"TernaryMatMul3x5", 0, {1, 0}, 33, "differ in columns"},
+      {"TernaryMatMul3x5", 1, {7, 0}, 33, "no columns"},
       {"TernaryMatMul3x5", 0, {}, 33, "0 dimensions"},
-      {"Int8MatMul", 0, {1, 65537}, 0, "too wide"},
-      {"Int4MatMul", 0, {1, 9400}, 0, "too wide"},
+      {"Int8MatMul", 1, {33, 65537}, 0, "too wide"},
+      {"Int4MatMul", 1, {33, 4720}, 0, "too wide"},
+      {"Int4MatMul", 1, {33, 24}, 0, "whole groups"},
+      {"Int4MatMul", 0, {1, 32}, 0, "differ in columns"},
+      {"Int4MatMul", 0, {1, 65}, 0, "differ in columns"},
       {"Int8MatMul", 0, {0, int64_t{1} << 61, 64}, 0, "no memory holds"},
       {"Int8MatMul", 0, {-1, 64}, 0, "no memory holds"},
       {"Int8MatMul", 1, {33, 63}, 0, "differ in columns"},
@@ -144,7 +148,13 @@ int64_t check_known_cases(const std::vector<const OrtCustomOp*>& ops, Random& ra
       ++cases;
     }
   }
-  return cases;
+  // Sizes that no memory is needed for.
+  auto c = right_case(kDeclarations[4], {0, int64_t{1} << 20}, 0, 64, false, random);
+  c->values[1].info.dimensions = {0, int64_t{1} << 58};
+  CHECK(fill(c.get(), 1, 0, random), "too large");
+  const std::string message = run(ops, c.get()).message;
+  CHECK(message.find("too large") != std::string::npos, "%s", message.c_str());
+  return cases + 1;
 }
 
 struct Counts {
@@ -171,7 +181,8 @@ Counts check_hostile_cases(const std::vector<const OrtCustomOp*>& ops, int64_t c
     }
     const Result result = run(ops, c.get());
     const bool no_memory = result.message.find("not enough memory") != std::string::npos;
-    const bool right = is_right(*c) && (c->output_offset == 0 || result.message.find("multiple of 4") == std::string::npos);
+    const bool right =
+        is_right(*c) && (c->output_offset == 0 || result.message.find("multiple of 4") == std::string::npos);
     CHECK(no_memory || right == result.message.empty(), "%s is %s, but: %s", c->describe().c_str(),
           right ? "right" : "wrong", result.message.c_str());
     CHECK(result.message.size() < sizeof(Problem), "a sentence that does not end");
@@ -249,7 +260,8 @@ void check_threads(const std::vector<const OrtCustomOp*>& ops, Random& random) {
         for (size_t threads = 0; threads < 4; ++threads) {
           Context context = {&node, threads, 0, {}};
           CHECK(take(op->compute(kernel, &context)).empty(), "an error on a thread");
-          CHECK(std::memcmp(context.output.data(), expected.data(), expected.size()) == 0, "%s differs", op->get_name(op));
+          CHECK(std::memcmp(context.output.data(), expected.data(), expected.size()) == 0, "%s differs",
+                op->get_name(op));
         }
       });
     }
@@ -298,10 +310,12 @@ int check_variant(int64_t cases, uint64_t seed) {
   const int64_t failures = check_failing_calls(ops, random), shapes = check_shape_inference(ops, cases, random);
   check_threads(ops, random);
   CHECK(live_objects == 1, "something is left behind");
-  std::printf("%s: %lld right nodes equal; %lld known and %lld random nodes refused, %lld right; %lld failing calls, %lld "
-              "shapes; seed %llu\n", kernels->name, static_cast<long long>(right), static_cast<long long>(known),
-              static_cast<long long>(hostile.refused), static_cast<long long>(hostile.accepted),
-              static_cast<long long>(failures), static_cast<long long>(shapes), static_cast<unsigned long long>(seed));
+  std::printf(
+      "%s: %lld right nodes equal; %lld known and %lld random nodes refused, %lld right; %lld failing calls, %lld "
+      "shapes; seed %llu\n",
+      kernels->name, static_cast<long long>(right), static_cast<long long>(known),
+      static_cast<long long>(hostile.refused), static_cast<long long>(hostile.accepted),
+      static_cast<long long>(failures), static_cast<long long>(shapes), static_cast<unsigned long long>(seed));
   return 0;
 }
 

@@ -26,11 +26,14 @@ struct Kernel {
   const Declaration* op;
   const Kernels* kernels;
   int64_t attribute = 0;
-  // Weights that are initializers are looked up and checked alone once. Each look-up touches a dozen of ONNX Runtime's
+  // Weights that are initializers are looked up and checked once. Each look-up touches a dozen of ONNX Runtime's
   // objects, which are out of the cache again when a model comes back to this node.
   bool has_weights = false;
-  Tensor weights[kMaxInputs];  // from 1 on
-  AlignedCopy copies[kMaxInputs];
+  struct Weights {
+    Tensor tensor[kMaxInputs - 1];  // inputs from 1 on
+    WeightSizes sizes;
+    AlignedCopy copies[kMaxInputs - 1];
+  } weights;
 };
 
 // The interface does not tell how many threads a session has: enough tasks for eight to share evenly.
@@ -50,65 +53,89 @@ void run_in_session(void* handle, void (*task)(void*, size_t), size_t tasks, voi
   for (size_t i = 0; i < tasks; ++i) task(state, i);
 }
 
-Status run_product(const Kernel& kernel, void* context, const Tensor* const* inputs, const Sizes& sizes, float* y) {
+// Looks up and checks every weight. `values`: of inputs 1, 2, and, where there is a multiplier, 3.
+Status read_weights(const Kernel& kernel, const void* const* values, Kernel::Weights* weights) {
   const Declaration& op = *kernel.op;
-  Threads threads = {kernel.api, context};
-  const auto* multiplier = op.input_count() == kMaxInputs ? inputs[2]->as<uint8_t>() : nullptr;
-  const Matrix matrix = {inputs[1]->as<uint8_t>(), multiplier, sizes.rows, packed_rows_of(op.product, sizes.rows),
-                         sizes.columns};
-  const bool done =
-      multiply(*kernel.kernels, op.product, matrix, inputs[op.input_count() - 1]->as<float>(), sizes.one_scale,
-               inputs[0]->as<float>(), sizes.leading, y, Pool{run_in_session, &threads, kSessionTasks});
-  return done ? nullptr : fail(kernel.api, kRuntimeException, "not enough memory for the int8 activations of x");
+  for (size_t i = 1; i < op.input_count(); ++i) {
+    Status status =
+        read_operand(kernel.api, op.inputs[i], values[i - 1], &weights->tensor[i - 1], &weights->copies[i - 1]);
+    if (status != nullptr) return status;
+  }
+  Problem problem;
+  if (find_weight_sizes(op, weights->tensor, kernel.attribute, &weights->sizes, &problem)) return nullptr;
+  return fail(kernel.api, kInvalidArgument, problem.text);
 }
 
-Status run_gather(const Kernel& kernel, const Tensor* const* inputs, const Sizes& sizes, float* y) {
-  const auto* ids = inputs[0]->as<int64_t>();
+Status gather(const Kernel& kernel, const Kernel::Weights& weights, const int64_t* ids, int64_t count, float* y) {
+  const Tensor *packed = weights.tensor, *scale = &weights.tensor[kernel.op->input_count() - 2];
   const bool is_int4 = kernel.op->product == Product::kInt4;
-  const auto* scale = inputs[is_int4 ? 3 : 2]->as<float>();
-  const int64_t row_bytes = inputs[1]->dimensions[1], groups = is_int4 ? inputs[2]->dimensions[1] : 0;
-  for (int64_t i = 0; i < sizes.leading; ++i) {
-    const int64_t id = ids[i] < 0 ? ids[i] + sizes.rows : ids[i];
-    if (id < 0 || id >= sizes.rows) return fail(kernel.api, kInvalidArgument, "an id is outside the table");
-    if (sizes.columns == 0) continue;
-    const uint8_t* packed = inputs[1]->as<uint8_t>() + id * row_bytes;
+  const int64_t rows = weights.sizes.rows, columns = weights.sizes.most_columns, row_bytes = packed->dimensions[1];
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t id = ids[i] < 0 ? ids[i] + rows : ids[i];
+    if (id < 0 || id >= rows) return fail(kernel.api, kInvalidArgument, "an id is outside the table");
+    if (columns == 0) continue;
+    const uint8_t* row = packed->as<uint8_t>() + id * row_bytes;
     if (is_int4) {
-      const uint8_t* multiplier = inputs[2]->as<uint8_t>() + id * groups;
-      kernel.kernels->dequantize_int4(packed, multiplier, sizes.columns, scale[id], y);
+      const Tensor& multiplier = weights.tensor[1];
+      kernel.kernels->dequantize_int4(row, multiplier.as<uint8_t>() + id * multiplier.dimensions[1], columns,
+                                      scale->as<float>()[id], y);
     } else {
-      kernel.kernels->dequantize_int8(packed, sizes.columns, scale[id], y);
+      kernel.kernels->dequantize_int8(row, columns, scale->as<float>()[id], y);
     }
-    y += sizes.columns;
+    y += columns;
   }
   return nullptr;
 }
 
-// Nothing of an operand is read, and no output made, before all operands are checked: each against its declaration where
-// it is looked up, and all against each other by find_sizes.
-Status compute(void* handle, void* context) {
-  const auto& kernel = *static_cast<const Kernel*>(handle);
+// Nothing of an operand is read, and no output made, before all operands are checked: each against its declaration
+// where it is looked up, the weights against each other, and the first input against the weights.
+Status run_node(const Kernel& kernel, void* context, const Kernel::Weights& weights, Tensor* first) {
   const Declaration& op = *kernel.op;
-  Tensor looked_up[kMaxInputs];
-  AlignedCopy copies[kMaxInputs];
-  const Tensor* inputs[kMaxInputs];
-  for (size_t i = 0; i < op.input_count(); ++i) {
-    inputs[i] = i > 0 && kernel.has_weights ? &kernel.weights[i] : &looked_up[i];
-    if (inputs[i] != &looked_up[i]) continue;
-    Status status = read_input(kernel.api, op.inputs[i], context, i, &looked_up[i], &copies[i]);
-    if (status != nullptr) return status;
-  }
-  Sizes sizes;
+  int64_t leading = 0, columns = 0;
   Problem problem;
-  if (!find_sizes(op, inputs, kernel.attribute, &sizes, &problem)) {
+  if (!fits_weights(op, *first, weights.sizes, &leading, &columns, &problem)) {
     return fail(kernel.api, kInvalidArgument, problem.text);
   }
-  Tensor& shape = looked_up[0];
-  if (op.gathers) ++shape.rank;  // fits_declaration leaves room
-  shape.dimensions[shape.rank - 1] = sizes.width;
+  if (op.gathers) ++first->rank;  // fits_declaration leaves room
+  first->dimensions[first->rank - 1] = op.gathers ? columns : weights.sizes.rows;
   float* y = nullptr;
-  Status status = make_output(kernel.api, context, &shape.dimensions[0], shape.rank, &y);
+  Status status = make_output(kernel.api, context, &first->dimensions[0], first->rank, &y);
   if (status != nullptr) return status;
-  return op.gathers ? run_gather(kernel, inputs, sizes, y) : run_product(kernel, context, inputs, sizes, y);
+  if (op.gathers) return gather(kernel, weights, first->as<int64_t>(), leading, y);
+
+  const Tensor* tensor = weights.tensor;
+  const bool has_multiplier = op.input_count() == kMaxInputs;
+  const Matrix matrix = {tensor[0].as<uint8_t>(), has_multiplier ? tensor[1].as<uint8_t>() : nullptr,
+                         weights.sizes.rows, tensor[0].dimensions[0], columns};
+  Threads threads = {kernel.api, context};
+  const bool done =
+      multiply(*kernel.kernels, op.product, matrix, tensor[has_multiplier ? 2 : 1].as<float>(), weights.sizes.one_scale,
+               first->as<float>(), leading, y, Pool{run_in_session, &threads, kSessionTasks});
+  return done ? nullptr : fail(kernel.api, kRuntimeException, "not enough memory for the int8 activations of x");
+}
+
+// A node whose weights the graph computes, or is given: they are looked up and checked at every call.
+__attribute__((noinline)) Status run_with_inputs(const Kernel& kernel, void* context, Tensor* first) {
+  const void* values[kMaxInputs - 1] = {};
+  for (size_t i = 1; i < kernel.op->input_count(); ++i) {
+    Status status = get_input(kernel.api, context, i, &values[i - 1]);
+    if (status != nullptr) return status;
+  }
+  Kernel::Weights weights;
+  Status status = read_weights(kernel, values, &weights);
+  return status == nullptr ? run_node(kernel, context, weights, first) : status;
+}
+
+Status compute(void* handle, void* context) {
+  const auto& kernel = *static_cast<const Kernel*>(handle);
+  const void* value = nullptr;
+  Tensor first;
+  AlignedCopy copy;
+  Status status = get_input(kernel.api, context, 0, &value);
+  if (status == nullptr) status = read_operand(kernel.api, kernel.op->inputs[0], value, &first, &copy);
+  if (status != nullptr) return status;
+  if (!kernel.has_weights) return run_with_inputs(kernel, context, &first);
+  return run_node(kernel, context, kernel.weights, &first);
 }
 
 void destroy_kernel(void* handle) {
@@ -120,21 +147,16 @@ Status find_attribute(const OrtApi* api, const Declaration& op, const void* info
   return op.attribute == nullptr ? nullptr : call<kGetAttributeInt64>(api, info, op.attribute, attribute);
 }
 
-// Sets has_weights where every weight is an initializer.
-Status find_weights(const void* info, Kernel* kernel) {
-  const Declaration& op = *kernel->op;
-  const void* values[kMaxInputs] = {};
-  for (size_t i = 1; i < op.input_count(); ++i) {
+// Looks up the weights where all are initializers.
+Status find_initializers(const void* info, Kernel* kernel) {
+  const void* values[kMaxInputs - 1] = {};
+  for (size_t i = 1; i < kernel->op->input_count(); ++i) {
     int is_constant = 0;
-    Status status = call<kGetConstantInput>(kernel->api, info, i, &is_constant, &values[i]);
+    Status status = call<kGetConstantInput>(kernel->api, info, i, &is_constant, &values[i - 1]);
     if (status != nullptr || is_constant == 0) return status;
   }
-  for (size_t i = 1; i < op.input_count(); ++i) {
-    Status status = read_operand(kernel->api, op.inputs[i], values[i], &kernel->weights[i], &kernel->copies[i]);
-    if (status != nullptr) return status;
-  }
   kernel->has_weights = true;
-  return nullptr;
+  return read_weights(*kernel, values, &kernel->weights);
 }
 
 Status create_kernel(const OrtCustomOp* op, const OrtApi* api, const void* info, void** kernel) {
@@ -148,7 +170,7 @@ Status create_kernel(const OrtCustomOp* op, const OrtApi* api, const void* info,
   created->op = static_cast<const Op*>(op)->declaration;
   created->kernels = kernels;
   Status status = find_attribute(api, *created->op, info, &created->attribute);
-  if (status == nullptr) status = find_weights(info, created);
+  if (status == nullptr) status = find_initializers(info, created);
   if (status == nullptr) {
     *kernel = created;
   } else {

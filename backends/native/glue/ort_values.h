@@ -46,10 +46,9 @@ class AlignedCopy {
   // Replaces tensor->data where it must be. False when there is not enough memory.
   bool align(Tensor* tensor) {
     const size_t size = microvlm::bytes_of(tensor->type);
-    if (reinterpret_cast<uintptr_t>(tensor->data) % size == 0) return true;
-    size_t bytes = size;
-    for (size_t i = 0; i < tensor->rank; ++i) bytes *= tensor->dimensions[i];
-    memory_ = std::malloc(bytes == 0 ? 1 : bytes);
+    if ((reinterpret_cast<uintptr_t>(tensor->data) & (size - 1)) == 0 || tensor->count == 0) return true;
+    const size_t bytes = tensor->count * size;
+    memory_ = std::malloc(bytes);
     if (memory_ == nullptr) return false;
     std::memcpy(memory_, tensor->data, bytes);
     tensor->data = memory_;
@@ -80,15 +79,12 @@ Status read_operand(const OrtApi* api, const Operand& operand, const void* value
   if (status == nullptr) status = call<kGetTensorMutableData>(api, const_cast<void*>(value), &data);
   if (status != nullptr) return status;
   tensor->data = data;
-  if (!fits_declaration(operand, *tensor, &problem)) return fail(api, kInvalidArgument, problem.text);
+  if (!fits_declaration(operand, tensor, &problem)) return fail(api, kInvalidArgument, problem.text);
   return copy->align(tensor) ? nullptr : fail(api, kRuntimeException, "not enough memory for an operand");
 }
 
-Status read_input(const OrtApi* api, const Operand& operand, void* context, size_t index, Tensor* tensor,
-                  AlignedCopy* copy) {
-  const void* value = nullptr;
-  Status status = call<kGetInput>(api, static_cast<const void*>(context), index, &value);
-  return status == nullptr ? read_operand(api, operand, value, tensor, copy) : status;
+Status get_input(const OrtApi* api, void* context, size_t index, const void** value) {
+  return call<kGetInput>(api, static_cast<const void*>(context), index, value);
 }
 
 Status make_output(const OrtApi* api, void* context, const int64_t* dimensions, size_t rank, float** data) {

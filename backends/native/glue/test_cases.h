@@ -61,7 +61,7 @@ inline bool fill(Case* c, size_t input, int64_t rows, Random& random) {
   }
   is_possible = is_possible && count <= std::numeric_limits<int64_t>::max() / 8;
   for (int64_t size : value.info.dimensions) count = size == 0 ? 0 : count;
-  const bool has_memory = is_possible && count <= 1 << 20;
+  const bool has_memory = is_possible && count <= 1 << 22;
   if (is_possible && !has_memory) return false;
   const size_t element = value.info.type == kFloat ? 4 : value.info.type == kUint8 ? 1 : 8;
   value.content.assign(has_memory ? static_cast<size_t>(count) * element : 1, 0);
@@ -106,8 +106,9 @@ inline std::unique_ptr<Case> right_case(const Declaration& op, Dimensions lead, 
 inline int64_t hostile_number(int64_t number, Random& random) {
   constexpr int64_t kMost = std::numeric_limits<int64_t>::max(), kLeast = std::numeric_limits<int64_t>::min();
   if (number < -1 || number > int64_t{1} << 40) return number;  // it is hostile already
-  const int64_t numbers[] = {0, 1, -1, number - 1, number + 1, number + 31, 2 * number, 4 * number, 65536, 65537, 9399,
-                             9400, int64_t{1} << 31, int64_t{1} << 32, int64_t{1} << 62, kMost, kMost - 31, kLeast};
+  const int64_t numbers[] = {
+      0,     1,    -1,   number - 1,       number + 1,       number + 31,      2 * number, 4 * number, 65536,
+      65537, 9399, 9400, int64_t{1} << 31, int64_t{1} << 32, int64_t{1} << 62, kMost,      kMost - 31, kLeast};
   return numbers[below(random, sizeof numbers / sizeof numbers[0])];
 }
 
@@ -138,7 +139,9 @@ inline void mutate(Case* c, Random& random) {
       value.info.type = static_cast<int>(below(random, 17));
       break;
     case 7:
-      (below(random, 2) == 0 ? value.is_tensor : c->is_missing[input]) ^= true;
+      (below(random, 3) == 0   ? value.is_tensor
+       : below(random, 2) == 0 ? value.has_memory
+                               : c->is_missing[input]) ^= true;
       break;
     case 8:
       for (bool& is_constant : c->is_constant) is_constant = below(random, 2) == 0;
@@ -157,7 +160,7 @@ inline void mutate(Case* c, Random& random) {
       if (below(random, 4) == 0) c->attributes.clear();
       if (below(random, 4) == 0) c->output_offset = below(random, 4);
       break;
-    case 12:  // ids outside, and bytes that are no number; filled in after the others
+    case 12:
       c->threads = 0;
       break;
   }
@@ -175,10 +178,11 @@ inline bool is_right(const Case& c) {
       if (size < 0 || bytes > most) return false;
       bytes *= size == 0 ? 1 : size;
     }
-    if (bytes > most) return false;
+    if (bytes > most || (c.values[i].data() == nullptr && !c.values[i].content.empty())) return false;
   }
   const Dimensions &first = c.shape(0), &packed = c.shape(1), &scale = c.scale().info.dimensions;
-  if (first.size() > 16 || packed.size() != 2 || scale.size() != 1 || (c.is_int4() && c.shape(2).size() != 2)) return false;
+  if (first.size() > 16 || packed.size() != 2 || scale.size() != 1 || (c.is_int4() && c.shape(2).size() != 2))
+    return false;
   if (c.op->gathers ? first.size() == 16 : first.empty()) return false;
   if (c.op->attribute != nullptr && c.attributes.count(c.op->attribute) == 0) return false;
   const Wide attribute = c.op->attribute == nullptr ? 0 : c.attributes.at(c.op->attribute);
@@ -187,14 +191,15 @@ inline bool is_right(const Case& c) {
   if (rows < 0 || rows > most / 16 || columns < 0 || columns > most / 16) return false;
   if (!c.op->gathers && (columns == 0 || columns > (c.is_int4() ? 9399 : 65536))) return false;
   const Wide groups = (columns + 31) / 32;
-  if (packed[0] != (rows + c.planes() - 1) / c.planes() || packed[1] != (c.is_int4() ? groups * 16 : columns)) return false;
+  if (packed[0] != (rows + c.planes() - 1) / c.planes() || packed[1] != (c.is_int4() ? groups * 16 : columns))
+    return false;
   if (c.is_int4() && (c.shape(2)[0] != rows || c.shape(2)[1] != groups)) return false;
   if (scale[0] != rows && (c.op->gathers || scale[0] != 1)) return false;
-  Wide outputs = 4;
-  for (size_t i = 0; i + !c.op->gathers < first.size(); ++i) outputs *= first[i] == 0 ? 1 : first[i];
-  const Wide width = c.op->gathers ? columns : rows, work = outputs / 4 * (rows == 0 ? 1 : rows);
-  outputs *= width == 0 ? 1 : width;
-  if (outputs > most || (c.op->gathers ? work : work * columns) > most) return false;
+  // Bytes of the first input for every value of a row of the output.
+  Wide product = c.op->gathers ? 8 : 4;
+  for (int64_t size : first) product *= size == 0 ? 1 : size;
+  const Wide width = c.op->gathers ? columns : rows;
+  if (product * (width == 0 ? 1 : width) > most) return false;
   for (size_t i = 0; c.op->gathers && i < c.values[0].content.size(); i += 8) {
     int64_t id;
     std::memcpy(&id, &c.values[0].content[i], sizeof id);
@@ -219,7 +224,8 @@ inline std::vector<uint8_t> expected_output(const Case& c) {
   const uint8_t *packed = c.values[1].content.data(), *multiplier = c.is_int4() ? c.values[2].content.data() : nullptr;
   if (!op.gathers) {
     const Matrix matrix = {packed, multiplier, rows, packed_rows_of(op.product, rows), columns};
-    CHECK(multiply(kReference, op.product, matrix, scale.data(), scale.size() == 1, x.data(), leading, y.data(), kCallerOnly),
+    CHECK(multiply(kReference, op.product, matrix, scale.data(), scale.size() == 1, x.data(), leading, y.data(),
+                   kCallerOnly),
           "no memory");
   }
   for (int64_t i = 0; op.gathers && i < leading; ++i) {
@@ -228,7 +234,8 @@ inline std::vector<uint8_t> expected_output(const Case& c) {
     if (id < 0) id += rows;
     if (c.is_int4()) {
       const int64_t groups = c.shape(2)[1];
-      kReference.dequantize_int4(packed + id * groups * 16, multiplier + id * groups, columns, scale[id], &y[i * columns]);
+      kReference.dequantize_int4(packed + id * groups * 16, multiplier + id * groups, columns, scale[id],
+                                 &y[i * columns]);
     } else {
       kReference.dequantize_int8(packed + id * columns, columns, scale[id], &y[i * columns]);
     }

@@ -18,14 +18,14 @@ extern "C" Status RegisterCustomOps(void* options, const OrtApiBase* base);
 
 namespace host {
 
-#define CHECK(condition, ...)                                                 \
-  do {                                                                        \
-    if (!(condition)) {                                                       \
-      std::fprintf(stderr, "%s:%d: %s: ", __FILE__, __LINE__, #condition);    \
-      std::fprintf(stderr, __VA_ARGS__);                                      \
-      std::fprintf(stderr, "\n");                                             \
-      std::_Exit(1);                                                          \
-    }                                                                         \
+#define CHECK(condition, ...)                                              \
+  do {                                                                     \
+    if (!(condition)) {                                                    \
+      std::fprintf(stderr, "%s:%d: %s: ", __FILE__, __LINE__, #condition); \
+      std::fprintf(stderr, __VA_ARGS__);                                   \
+      std::fprintf(stderr, "\n");                                          \
+      std::_Exit(1);                                                       \
+    }                                                                      \
   } while (false)
 
 struct StatusObject {
@@ -44,7 +44,7 @@ struct Info {
 
 // A value of `bytes` bytes, `offset` bytes behind an address that every element divides. Null where it is empty.
 struct Value {
-  bool is_tensor = true;
+  bool is_tensor = true, has_memory = true;
   Info info;
   std::vector<uint8_t> content;  // what the memory holds, for comparisons
   size_t offset = 0;
@@ -54,13 +54,14 @@ struct Value {
   Value(const Value& other) { *this = other; }
   Value& operator=(const Value& other) {
     is_tensor = other.is_tensor;
+    has_memory = other.has_memory;
     info = other.info;
     content = other.content;
     offset = other.offset;
     return *this;
   }
   ~Value() { std::free(memory); }
-  void* data() const { return content.empty() ? nullptr : memory + offset; }
+  void* data() const { return content.empty() || !has_memory ? nullptr : memory + offset; }
   void allocate() {
     std::free(memory);
     memory = static_cast<uint8_t*>(std::malloc(content.size() + offset));
@@ -73,12 +74,19 @@ struct Node {
   std::vector<Value*> inputs;
   std::vector<bool> are_constant;
   std::map<std::string, int64_t> attributes;
+
+  bool has_constant_weights() const {
+    for (size_t i = 1; i < are_constant.size(); ++i) {
+      if (!are_constant[i]) return false;
+    }
+    return true;
+  }
 };
 
 // One run of a node.
 struct Context {
   const Node* node;
-  size_t threads;     // of ParallelFor; 0: it returns an error
+  size_t threads;  // of ParallelFor; 0: it returns an error
   size_t output_offset = 0;
   Value output;
 };
@@ -223,7 +231,9 @@ inline Status get_constant(const void* node, size_t index, int* is_constant, con
 }
 inline Status get_input(const void* context, size_t index, const void** value) {
   MAY_FAIL;
-  *value = static_cast<const Context*>(context)->node->inputs[index];
+  const Node& node = *static_cast<const Context*>(context)->node;
+  CHECK(index == 0 || !node.has_constant_weights(), "an initializer is looked up at a call");
+  *value = node.inputs[index];
   return nullptr;
 }
 inline Status get_output(void* context, size_t, const int64_t* dimensions, size_t count, void** value) {
