@@ -48,8 +48,8 @@ def report(document: MutationReport) -> Report:
     largest = max(kind.largest_mb for kind in document.kinds.values())
     rows.append(["all", *(f"{total:,}" for total in totals), f"{slowest:.2f}", f"{largest:.0f}"])
     remarks = [
-        f"seed {document.seed}; allowed: {document.seconds_allowed:g} s and {document.megabytes_allowed:g} MB of "
-        "resident memory, the program's own included"
+        f"seed {document.seed}; allowed: {document.seconds_allowed:g} s of processor time and "
+        f"{document.megabytes_allowed:g} MB of resident memory, the program's own included"
     ]
     return Report(f"{totals[0]:,} mutated files", [Table("mutants", "mutated files by kind", rows)], remarks)
 

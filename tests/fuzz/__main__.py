@@ -27,7 +27,8 @@ MAX_MEGABYTES = 1000
 STARTUP_SECONDS = 120.0
 OUTCOMES = ("loaded", "refused", "defect", "signal", "slow", "large")
 """A mutant is right or refused. Anything else fails: `defect` is a traceback, a sentence that is none, or a wrong
-result; `slow` and `large` took more than `MAX_SECONDS` or `MAX_MEGABYTES`."""
+result; `slow` took more than `MAX_SECONDS` of processor time or six times as long by the clock, `large` more than
+`MAX_MEGABYTES`."""
 
 
 @click.command()

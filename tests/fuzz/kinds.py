@@ -59,6 +59,12 @@ class Kind(ABC):
     def use(self) -> None:
         """Use the mutant as a user would."""
 
+    def check(self) -> None:
+        """Use every right file, which must work. What is imported once is imported then."""
+        for content in self.originals:
+            self.put(content)
+            self.use()
+
 
 class OneFile(Kind):
     """A file that is read by itself; `folder` and `pattern` name the right ones among the seeds."""
@@ -79,17 +85,23 @@ def run_command(command: Any, arguments: Sequence[str], stdin: bytes = b"") -> s
     """Run a click command in this process -> its stdout. Raises Refused for status 2, Defect for another status."""
     from microvlm import console
 
-    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors="backslashreplace") for _ in range(2))
+    out, err = _stream(), _stream()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _stdin(stdin):
         status = console._status(command, arguments)
-    out.flush()
-    err.flush()
-    text = err.buffer.getvalue().decode()  # type: ignore[attr-defined]
     if status == 2:
-        raise Refused(text)
+        raise Refused(_text_of(err))
     if status != 0:
-        raise Defect(f"status {status}: {text}")
-    return out.buffer.getvalue().decode()  # type: ignore[attr-defined]
+        raise Defect(f"status {status}: {_text_of(err)}")
+    return _text_of(out)
+
+
+def _stream() -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(), "utf-8", errors="backslashreplace")
+
+
+def _text_of(stream: io.TextIOWrapper) -> str:
+    stream.flush()
+    return stream.buffer.getvalue().decode()  # type: ignore[attr-defined]
 
 
 @contextlib.contextmanager
@@ -152,6 +164,10 @@ class BundleFile(Kind):
         facts = microvlm.FactMemory(model)
         facts.write("blue", "what colour is it?")
         facts.read("what colour is it?")
+
+    def check(self) -> None:
+        for self.backend in ("torch", "ort"):
+            super().check()
 
 
 def bundle_kind(name: str, file: str, mutate: Mutate) -> type[Kind]:
@@ -223,6 +239,9 @@ class BundleByte(BundleFile):
     def use(self) -> None:
         super().use()
         raise Defect("an altered file was taken for a right one")
+
+    def check(self) -> None:
+        BundleFile.use(self)
 
 
 class CheckpointFile(Kind):
@@ -668,7 +687,7 @@ class ExampleFacts(OneFile):
         import runpy
         import sys
 
-        out, err = io.StringIO(), io.StringIO()
+        out, err = _stream(), _stream()
         arguments, here = sys.argv, Path.cwd()
         picture = next((self.seeds / "pictures").glob("*.png"))
         sys.argv = ["example.py", "ask", str(picture), "what is this?"]
@@ -678,8 +697,7 @@ class ExampleFacts(OneFile):
                 runpy.run_path(str(self.seeds / "bundle" / "example.py"), run_name="__main__")
         except SystemExit as end:
             if end.code not in (None, 0):
-                text = end.code if isinstance(end.code, str) else err.getvalue()
-                raise Refused(text) from None
+                raise Refused(end.code if isinstance(end.code, str) else _text_of(err)) from None
         finally:
             sys.argv = arguments
             os.chdir(here)
