@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import PIL
 from picture_encoders import (
     TIFF_BIG,
     TIFF_LITTLE,
@@ -30,6 +31,9 @@ from PIL import Image
 
 SIDE = 32
 """The side of the square that rows are loaded as: sources of that width are not resampled."""
+
+FIRST_PILLOW = {"cmyk16-be": (11, 0), "grey-x": (13, 0), "grey-premultiplied": (13, 0)}
+"""Beginning of a row's name -> the first version of Pillow that is known to open its kind."""
 
 
 class PictureRow(NamedTuple):
@@ -94,15 +98,21 @@ def stored(upright: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(turned)
 
 
-def pillow_file(pixels: np.ndarray, format: str, mode: str | None = None, **options: object) -> bytes:
+def pillow_file(pixels: np.ndarray, format: str, **options: object) -> bytes:
     """A file that Pillow writes from an array."""
     file = io.BytesIO()
-    Image.fromarray(pixels, mode).save(file, format, **options)
+    Image.fromarray(pixels).save(file, format, **options)
     return file.getvalue()
 
 
-def table() -> Iterator[PictureRow]:
-    """Every row."""
+def table() -> list[PictureRow]:
+    """Every row of a kind that the installed Pillow opens. An older one refuses some, as no picture it reads."""
+    version = tuple(int(number) for number in PIL.__version__.split(".")[:2])
+    unknown = [name for name, first in FIRST_PILLOW.items() if version < first]
+    return [row for row in all_rows() if not row.name.startswith(tuple(unknown))]
+
+
+def all_rows() -> Iterator[PictureRow]:
     yield from png_rows()
     yield from png_transparency_rows()
     yield from tiff_rows()

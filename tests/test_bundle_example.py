@@ -199,7 +199,7 @@ def test_a_large_jpeg_and_a_turned_picture_have_the_packages_pixels(speaking_bun
         assert np.array_equal(bundle.pixels(tmp_path / name)[0], facts.processor.pixels(tmp_path / name))
 
 
-@pytest.mark.parametrize("row", list(table()), ids=lambda row: row.name)
+@pytest.mark.parametrize("row", table(), ids=lambda row: row.name)
 def test_every_kind_of_picture_has_the_packages_pixels_or_is_refused(row, tmp_path):
     path = tmp_path / row.name
     path.write_bytes(row.content)

@@ -15,7 +15,7 @@ from PIL import Image
 from microvlm.errors import UserError
 from microvlm.inputs.images import load_square
 
-ROWS = list(table())
+ROWS = table()
 
 
 def assert_matches(row: PictureRow, source: object) -> None:
