@@ -11,6 +11,7 @@ from microvlm.atomic import write_file
 from microvlm.bench.memory.memory_bench_command import conversation, memory
 from microvlm.bench.pi.pi_command import pi
 from microvlm.bench.report_flags import ReportOutput, report_flags
+from microvlm.commands.options import ThreadCount, WholeNumber
 from microvlm.console import GATE_FAILED, echo, note, run_click
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -27,10 +28,12 @@ def command() -> None:
 @click.option(
     "--backend", "backends", multiple=True, help="A backend by name; may be repeated. All by default."
 )
-@click.option("--threads", default=1, show_default=True, help="Threads of one operator.")
-@click.option("--repeats", default=10, show_default=True, help="Timed rounds.")
-@click.option("--warmup", default=2, show_default=True, help="Rounds before the clock counts.")
-@click.option("--new-tokens", default=16, show_default=True, help="Tokens of a decode.")
+@click.option("--threads", type=ThreadCount(), default=1, show_default=True, help="Threads of one operator.")
+@click.option("--repeats", type=WholeNumber(1), default=10, show_default=True, help="Timed rounds.")
+@click.option(
+    "--warmup", type=WholeNumber(0), default=2, show_default=True, help="Rounds before the clock counts."
+)
+@click.option("--new-tokens", type=WholeNumber(1), default=16, show_default=True, help="Tokens of a decode.")
 @report_flags
 def run(
     models: tuple[str, ...],
@@ -64,10 +67,16 @@ def run(
 @click.option("--candidate", default="ort", show_default=True, help="Backend that is checked.")
 @click.option("--against", help="Run the candidate on this other model: between precisions.")
 @click.option(
-    "--images", default=60, show_default=True, help="Evaluation images, and as many scene questions."
+    "--images",
+    type=WholeNumber(1),
+    default=60,
+    show_default=True,
+    help="Evaluation images, and as many scene questions.",
 )
-@click.option("--threads", default=1, show_default=True, help="Threads of one operator.")
-@click.option("--new-tokens", default=16, show_default=True, help="Most tokens of an answer.")
+@click.option("--threads", type=ThreadCount(), default=1, show_default=True, help="Threads of one operator.")
+@click.option(
+    "--new-tokens", type=WholeNumber(1), default=16, show_default=True, help="Most tokens of an answer."
+)
 @report_flags
 def equivalence(
     model: str,
@@ -153,9 +162,15 @@ def kernels(
 
 @command.command(context_settings=_HELP)
 @click.argument("bundle", required=False)
-@click.option("--threads", default=1, show_default=True, help="Threads of one operator.")
-@click.option("--rounds", default=5, show_default=True, help="Timed rounds of a prefill and a decode.")
-@click.option("--new-tokens", default=16, show_default=True, help="Tokens of a decode.")
+@click.option("--threads", type=ThreadCount(), default=1, show_default=True, help="Threads of one operator.")
+@click.option(
+    "--rounds",
+    type=WholeNumber(1),
+    default=5,
+    show_default=True,
+    help="Timed rounds of a prefill and a decode.",
+)
+@click.option("--new-tokens", type=WholeNumber(1), default=16, show_default=True, help="Tokens of a decode.")
 @report_flags
 def full(
     bundle: str | None,

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from microvlm.commands.options import ThreadCount
 from microvlm.console import GATE_FAILED, after_saving, echo, note, print_json, run_click
 from microvlm.errors import UserError
 from microvlm.formats.weight_format import PACKING_HELP, WeightFormat
@@ -43,7 +44,11 @@ if TYPE_CHECKING:
     help="Keep at most this many tokens: bytes, the first merges, what the prompt needs. All by default.",
 )
 @click.option(
-    "--threads", default=0, show_default=True, help="ONNX Runtime threads of the checks; 0 is one per core."
+    "--threads",
+    type=ThreadCount(zero=True),
+    default=0,
+    show_default=True,
+    help="ONNX Runtime threads of the checks; 0 is one per core.",
 )
 @click.option("--force", is_flag=True, help="Replace a bundle that is there, once the new one is right.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
@@ -66,8 +71,6 @@ def command(
     weights = WeightFormat(_number("--bits", bits), packing, _whole("--embedding-bits", embedding_bits))
     if weights.embedding_bits == 32:
         raise UserError("--embedding-bits 32 is not offered; choose 16, 8 or 4.")
-    if threads < 0:
-        raise UserError("--threads must be 0 or more.")
     source = find_model(checkpoint, "checkpoint")
     from microvlm.exporters.bundle_writer import CheckFailed, export
 

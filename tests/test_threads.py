@@ -15,9 +15,12 @@ from PIL import Image
 import microvlm
 from microvlm.backends import load
 from microvlm.backends.threads import check_threads, most_threads, pool_threads, usable_cores
+from microvlm.bench.bench_command import command as bench
 from microvlm.commands.main import cli
 from microvlm.console import run_click
 from microvlm.errors import UserError
+from microvlm.exporters.export_command import command as export
+from microvlm.training.train_command import command as train
 
 ALONE = "microvlm.backends.threads.os.sched_getaffinity"
 
@@ -87,6 +90,64 @@ def test_absurd_numbers_are_one_sentence_everywhere(speaking_bundle, speaking_ch
         assert exit_info.value.code == 2
         assert "--threads" in capsys.readouterr().err
     assert check_threads(most_threads()) == most_threads()
+
+
+NO_MODEL = "no-such-model"
+HUGE = "9" * 30
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "sentence"),
+    [
+        (cli, ["caption", "x.png", "--max-new-tokens", HUGE], "--max-new-tokens is 9"),
+        (cli, ["caption", "x.png", "--max-new-tokens", "0"], "--max-new-tokens is 0"),
+        (cli, ["caption", "x.png", "--temperature", "nan"], "--temperature is nan"),
+        (cli, ["caption", "x.png", "--temperature", "inf"], "--temperature is inf"),
+        (cli, ["caption", "x.png", "--temperature", "-1"], "--temperature is -1"),
+        (cli, ["chat", "--top-p", "nan"], "--top-p is nan"),
+        (cli, ["chat", "--top-p", "inf"], "--top-p is inf"),
+        (cli, ["chat", "--seed", "-1"], "--seed is -1"),
+        (cli, ["chat", "--seed", "9" * 5000], "--seed"),
+        (bench, ["run", NO_MODEL, "--threads", "100000"], "--threads is 100000"),
+        (bench, ["run", NO_MODEL, "--repeats", HUGE], "--repeats is 9"),
+        (bench, ["run", NO_MODEL, "--warmup", HUGE], "--warmup is 9"),
+        (bench, ["run", NO_MODEL, "--new-tokens", HUGE], "--new-tokens is 9"),
+        (bench, ["equivalence", NO_MODEL, "--images", HUGE], "--images is 9"),
+        (bench, ["full", NO_MODEL, "--rounds", HUGE], "--rounds is 9"),
+        (bench, ["kernels", "--seconds", "inf"], "--seconds is inf"),
+        (bench, ["kernels", "--seconds", "nan"], "--seconds is nan"),
+        (bench, ["kernels", "--batch", HUGE], "--batch 9"),
+        (bench, ["kernels", "--threads", "1,100000"], "--threads is 100000"),
+        (bench, ["memory", NO_MODEL, "--edits", HUGE], "--edits is 9"),
+        (bench, ["memory", NO_MODEL, "--facts", "-1"], "--facts is -1"),
+        (bench, ["pi", NO_MODEL, "--answer-tokens", HUGE], "--answer-tokens is 9"),
+        (export, [NO_MODEL, "--threads", "100000"], "--threads is 100000"),
+        (export, [NO_MODEL, "--bits", "nan"], "--bits nan"),
+        (export, [NO_MODEL, "--bits", "inf"], "--bits inf"),
+        (train, ["--data", "x", "-o", "x", "--threads", "100000"], "--threads is 100000"),
+        (train, ["--data", "x", "-o", "x", "--workers", "100000"], "100000"),
+    ],
+)
+def test_numbers_beyond_reason_are_one_sentence_before_a_model_loads(program, arguments, sentence, capsys):
+    with pytest.raises(SystemExit) as exit_info:
+        run_click(program, arguments)
+    err = capsys.readouterr().err
+    assert (exit_info.value.code, err.count("\n")) == (2, 1), err
+    assert sentence in err
+    assert NO_MODEL not in err
+    assert len(err) < 3000
+
+
+def test_an_answer_longer_than_the_model_is_refused_before_it_is_measured(speaking_bundle, capsys):
+    for arguments in (
+        ["run", "--backend", "ort", "--new-tokens", "100000", str(speaking_bundle)],
+        ["full", "--new-tokens", "100000", str(speaking_bundle)],
+        ["pi", "--answer-tokens", "100000", str(speaking_bundle)],
+    ):
+        with pytest.raises(SystemExit) as exit_info:
+            run_click(bench, arguments)
+        assert exit_info.value.code == 2
+        assert "positions for" in capsys.readouterr().err
 
 
 def refusing_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:

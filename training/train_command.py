@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from microvlm.commands.options import ThreadCount
 from microvlm.console import after_saving, note, print_json, run_click
 from microvlm.errors import UserError
 
@@ -28,10 +29,10 @@ from microvlm.errors import UserError
     is_flag=True,
     help="Train the same recipe with float32 weights, to measure the cost of ternary ones.",
 )
-@click.option("--threads", type=click.IntRange(min=1), default=None, help="CPU threads.")
+@click.option("--threads", type=ThreadCount(), default=None, help="CPU threads.")
 @click.option(
     "--workers",
-    type=click.IntRange(min=0),
+    type=ThreadCount(zero=True),
     default=0,
     show_default=True,
     help="Processes that draw batches ahead, for a GPU that would wait for one (Linux).",

@@ -16,6 +16,7 @@ from microvlm.bench.provenance import describe_model, provenance
 from microvlm.bench.records import Figure, PositiveFigure
 from microvlm.bench.roofline import StreamingRoofline, share
 from microvlm.bench.speed.harness import Memory, Progress, WorkerFailed, WorkerProcess, bytes_of
+from microvlm.bench.speed.lengths import check_length
 from microvlm.bench.speed.speed_bench import bytes_read_per_token
 from microvlm.bench.stats import median, summarise
 from microvlm.errors import UserError
@@ -54,6 +55,7 @@ def run(
         if value < 1:
             raise UserError(f"{flag} is {value}; give 1 or more.")
     open_bundle(bundle)
+    check_length(bundle, "--new-tokens", new_tokens, PROMPT_TOKENS, images=0)
     roofline = StreamingRoofline()
     worker = WorkerProcess(_WORKER)
     try:

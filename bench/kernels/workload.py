@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from microvlm.backends.threads import check_threads
 from microvlm.bench.roofline import ARRAY_BYTES
 from microvlm.errors import UserError
 
@@ -84,6 +85,10 @@ class Shape:
         return tuple(linear for linear in self.linears if linear.name not in sources)
 
 
+MOST_TOKENS = 4096
+MOST_SECONDS = 3600
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything that decides how much is measured."""
@@ -105,11 +110,15 @@ class Plan:
         for flag, values in (("--batch", self.batches), ("--threads", self.threads)):
             if not values or min(values) < 1:
                 raise UserError(f"{flag} takes numbers of 1 or more, as in {flag} 1,2.")
+        if max(self.batches) > MOST_TOKENS:
+            raise UserError(f"--batch {max(self.batches)} is too large; give {MOST_TOKENS} or less.")
+        for count in self.threads:
+            check_threads(count)
         for regime in self.regimes:
             if regime not in REGIMES:
                 raise UserError(f"--regime {regime} is unknown; choose hot, dram or both.")
-        if not self.seconds > 0:
-            raise UserError(f"--seconds is {self.seconds:g}; give more than 0.")
+        if not 0 < self.seconds <= MOST_SECONDS:
+            raise UserError(f"--seconds is {self.seconds:g}; give more than 0 and at most {MOST_SECONDS}.")
 
 
 def parse_shape(text: str) -> Shape:

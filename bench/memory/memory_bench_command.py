@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from microvlm.bench.report_flags import ReportOutput, report_flags
+from microvlm.commands.options import ThreadCount, WholeNumber
 from microvlm.console import GATE_FAILED, note
 
 
@@ -20,16 +21,27 @@ from microvlm.console import GATE_FAILED, note
     show_default=True,
     help="Backend that remembers; may be repeated, or a list with commas.",
 )
-@click.option("--threads", default=1, show_default=True, help="Threads of one operator.")
-@click.option("--facts", default=0, help="Most facts written at once; four times the slots by default.")
-@click.option("--edits", default=1000, show_default=True, help="Edits one after the other.")
-@click.option("--repeats", default=20, show_default=True, help="Timed rounds.")
-@click.option("--seed", default=0, show_default=True, help="Of names, objects and views.")
+@click.option("--threads", type=ThreadCount(), default=1, show_default=True, help="Threads of one operator.")
+@click.option(
+    "--facts",
+    type=WholeNumber(0),
+    default=0,
+    help="Most facts written at once; four times the slots by default.",
+)
+@click.option(
+    "--edits", type=WholeNumber(0), default=1000, show_default=True, help="Edits one after the other."
+)
+@click.option("--repeats", type=WholeNumber(1), default=20, show_default=True, help="Timed rounds.")
+@click.option(
+    "--seed", type=WholeNumber(0, 2**128), default=0, show_default=True, help="Of names, objects and views."
+)
 @click.option(
     "--costs", is_flag=True, help="Time and count only; an untrained model will do, also MODEL 'full'."
 )
 @click.option(
-    "--tune", type=int, help="Facts also trained into the decoder, to compare; 5 where torch is, 0 for none."
+    "--tune",
+    type=WholeNumber(0),
+    help="Facts also trained into the decoder, to compare; 5 where torch is, 0 for none.",
 )
 @click.option(
     "--plots",
@@ -78,8 +90,10 @@ def memory(
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", default="nano")
 @click.option("--backend", default="ort", show_default=True, help="Backend that remembers.")
-@click.option("--turns", default=10_000, show_default=True, help="Turns of the conversation.")
-@click.option("--threads", default=1, show_default=True, help="Threads of one operator.")
+@click.option(
+    "--turns", type=WholeNumber(1), default=10_000, show_default=True, help="Turns of the conversation."
+)
+@click.option("--threads", type=ThreadCount(), default=1, show_default=True, help="Threads of one operator.")
 @report_flags
 def conversation(model: str, backend: str, turns: int, threads: int, output: ReportOutput) -> int:
     """Talk with MODEL (a bundle, a checkpoint or 'nano') for many turns, its memory in a file: memory, bytes and time.

@@ -19,6 +19,7 @@ from microvlm.bench.pi.counting.counting_emulator import IllegalInstruction, ope
 from microvlm.bench.pi.counting.emulated_package import package_of_board, wheel_of_board
 from microvlm.bench.pi.workload_phases import Scenario
 from microvlm.bench.provenance import describe_model, provenance
+from microvlm.bench.speed.lengths import check_length
 from microvlm.bench.temporary_environment import environment
 from microvlm.errors import UserError
 from microvlm.presets import preset
@@ -78,6 +79,8 @@ def run(options: Options, progress: Progress = lambda _: None) -> tuple[dict[str
         counting_emulator.require_emulator()
         emulated_package.require_library()
     bundle = _bundle(options.model, progress)
+    scenario = options.scenario
+    check_length(bundle, "--answer-tokens", scenario.answer_tokens, scenario.prompt_tokens)
     document: dict[str, Any] = {"report": "pi", "target": target}
     failures: list[str] = []
     if "equivalence" in parts and options.model not in (FULL, FULL_BASE3):

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from microvlm.bench.report_flags import ReportOutput, report_flags
+from microvlm.commands.options import WholeNumber
 from microvlm.console import GATE_FAILED, note
 from microvlm.errors import UserError
 
@@ -25,10 +26,20 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     "--part", "parts", multiple=True, help="equivalence, fit, cost or peers; may be repeated. All by default."
 )
 @click.option("--profile", default="zero2w", show_default=True, help="zero2w, pi3, pi4, pi5 or a JSON file.")
-@click.option("--images", default=2, show_default=True, help="Evaluation images of the equivalence.")
-@click.option("--repeats", default=5, show_default=True, help="Timed rounds on a board.")
-@click.option("--prompt-tokens", default=15, show_default=True, help="Of text, after the image.")
-@click.option("--answer-tokens", default=50, show_default=True, help="Of the predicted answer.")
+@click.option(
+    "--images",
+    type=WholeNumber(1),
+    default=2,
+    show_default=True,
+    help="Evaluation images of the equivalence.",
+)
+@click.option("--repeats", type=WholeNumber(1), default=5, show_default=True, help="Timed rounds on a board.")
+@click.option(
+    "--prompt-tokens", type=WholeNumber(1), default=15, show_default=True, help="Of text, after the image."
+)
+@click.option(
+    "--answer-tokens", type=WholeNumber(1), default=50, show_default=True, help="Of the predicted answer."
+)
 @click.option(
     "--gate", is_flag=True, help="Compare the counts with the committed ones; status 1 on a change."
 )

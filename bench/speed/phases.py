@@ -22,6 +22,7 @@ import numpy as np
 from microvlm.generation import (
     GenerationOptions,
     Prompt,
+    check_length,
     embed_prompt,
     generate,
     positions_of,
@@ -56,6 +57,8 @@ class PhaseRunner:
         captioned = zip(workload.images, workload.captions, strict=True)
         self._facts = [self._fact(file, caption) for file, caption in captioned]
         self._question = embed_prompt(runtime, *processor([workload.question], None), processor.image_id)
+        for prompt in self._prompts:
+            check_length(runtime, prompt, GenerationOptions(max_new_tokens=workload.new_tokens))
         self._state = runtime.memory_prior()
         self._options = GenerationOptions(
             max_new_tokens=workload.new_tokens, stop_tokens=processor.stop_tokens

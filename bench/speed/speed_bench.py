@@ -16,6 +16,7 @@ from microvlm.bench.evalset_reader import load_evalset
 from microvlm.bench.pi.emulated_entry import BACKEND, emulated_entry
 from microvlm.bench.provenance import describe_model, provenance, streaming_read_bytes_per_s
 from microvlm.bench.speed.harness import BackendRun, Plan, Progress, measure
+from microvlm.bench.speed.lengths import check_length
 from microvlm.bench.speed.phases import PHASES, Workload
 from microvlm.bench.stats import median, ratio_of_medians, summarise
 from microvlm.config import MicroVLMConfig
@@ -45,6 +46,8 @@ def run(
     if new_tokens < 1:
         raise UserError(f"--new-tokens is {new_tokens}; give 1 or more.")
     bundles = [_checked(resolve_bundle(model)) for model in models]
+    for bundle in bundles:
+        check_length(bundle, "--new-tokens", new_tokens)
     workload = _workload(bundles[0], new_tokens)
     plan = Plan(asdict(workload), threads, repeats, warmup)
     # Without a choice PyTorch comes first, so that the ratios are against the reference.

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from microvlm.commands.options import check_sampling, generation_options, model_options, open_model
+from microvlm.commands.options import (
+    WholeNumber,
+    check_sampling,
+    generation_options,
+    model_options,
+    open_model,
+)
 from microvlm.console import after_saving, echo, note, print_json
 from microvlm.errors import UserError
 from microvlm.escaping import printable
@@ -69,7 +75,9 @@ def write(file: str, text: str, question: str, image: str | None, as_json: bool,
 
 @memory.command()
 @_query_options
-@click.option("--max-new-tokens", type=int, help="Longest answer; the model's default when left out.")
+@click.option(
+    "--max-new-tokens", type=WholeNumber(1), help="Longest answer; the model's default when left out."
+)
 @_options
 def read(
     file: str, question: str, image: str | None, max_new_tokens: int | None, as_json: bool, **model: Any

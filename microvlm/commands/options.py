@@ -5,14 +5,52 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
+
+from microvlm.errors import UserError
 
 if TYPE_CHECKING:
     from microvlm.backends import LoadedRuntime
     from microvlm.inputs.processor import Processor
     from microvlm.sampling import GenerationOptions
+
+
+MANY = 1_000_000
+"""The largest number of tokens, rounds and the like that makes sense."""
+
+
+class WholeNumber(click.types.IntParamType):
+    """An option's whole number from `least` to `most`. Raises UserError, which names the flag."""
+
+    def __init__(self, least: int, most: int = MANY):
+        self.least, self.most = least, most
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        number = super().convert(value, param, ctx)
+        flag = param.opts[-1] if param is not None else "a number"
+        if number < self.least:
+            raise UserError(f"{flag} is {number}; give {self.least} or more.")
+        if number > self.most:
+            raise UserError(f"{flag} is {number}; give {self.most} or less.")
+        return number
+
+
+class ThreadCount(click.types.IntParamType):
+    """A number of threads that makes sense on this machine. Raises UserError.
+
+    `zero` is allowed where it stands for a choice of the program's own.
+    """
+
+    def __init__(self, zero: bool = False):
+        self.zero = zero
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from microvlm.backends.threads import check_threads
+
+        number = super().convert(value, param, ctx)
+        return number if self.zero and number == 0 else check_threads(number)
 
 
 backend_option = click.option(
@@ -26,22 +64,12 @@ target_option = click.option(
 )
 
 
-def _check_threads(context: click.Context, parameter: click.Parameter, threads: int | None) -> int | None:
-    """Refuses absurd numbers before a model is loaded. Raises UserError."""
-    if threads is not None:
-        from microvlm.backends.threads import check_threads
-
-        check_threads(threads)
-    return threads
-
-
 def model_options(command: Callable) -> Callable:
     """Add --model, --backend, --target and --threads to a command."""
     for option in (
         click.option(
             "--threads",
-            type=int,
-            callback=_check_threads,
+            type=ThreadCount(),
             help="Threads of one operator; the backend's choice by default.",
         ),
         target_option,
@@ -60,7 +88,9 @@ def model_options(command: Callable) -> Callable:
 def sampling_options(command: Callable) -> Callable:
     """Add --max-new-tokens, --temperature, --top-p and --seed to a command."""
     for option in (
-        click.option("--seed", default=0, show_default=True, help="Seed of the sampling."),
+        click.option(
+            "--seed", type=WholeNumber(0, 2**128), default=0, show_default=True, help="Seed of the sampling."
+        ),
         click.option(
             "--top-p",
             default=1.0,
@@ -70,7 +100,11 @@ def sampling_options(command: Callable) -> Callable:
         click.option(
             "--temperature", default=0.0, show_default=True, help="0 takes the most probable token."
         ),
-        click.option("--max-new-tokens", type=int, help="Longest answer; the model's default when left out."),
+        click.option(
+            "--max-new-tokens",
+            type=WholeNumber(1, MANY),
+            help="Longest answer; the model's default when left out.",
+        ),
     ):
         command = option(command)
     return command
