@@ -1,4 +1,4 @@
-"""The backend registry: names to classes by the entry-point group `microvlm.backends`, open to third parties.
+"""The backend registry: names to classes by the entry-point group `microvlm.backends`, open to third parties' names.
 
 A backend turns a checkpoint or a bundle into a `microvlm.runtime.Runtime`. Importing this needs neither torch nor
 ONNX Runtime.
@@ -72,8 +72,11 @@ def backend_names() -> list[str]:
 
 
 def get_backend(name: str) -> Backend:
-    """The backend of this name. Raises UserError for an unknown name and for a package that cannot be imported."""
-    registered = _registered()
+    """The backend of this name. Raises UserError for an unknown name and for a package that cannot be imported.
+
+    Our own are found without a look at all installed packages, which takes as long as to check a bundle.
+    """
+    registered = _built_in() if name in BUILT_IN else _registered()
     if name not in registered:
         raise UserError(f"unknown backend '{name}'; choose one of {', '.join(sorted(registered))}.")
     try:
@@ -101,5 +104,8 @@ def load(
 
 
 def _registered() -> dict[str, EntryPoint]:
-    built_in = {name: EntryPoint(name, value, GROUP) for name, value in BUILT_IN.items()}
-    return built_in | {point.name: point for point in entry_points(group=GROUP)}
+    return {point.name: point for point in entry_points(group=GROUP)} | _built_in()
+
+
+def _built_in() -> dict[str, EntryPoint]:
+    return {name: EntryPoint(name, value, GROUP) for name, value in BUILT_IN.items()}
