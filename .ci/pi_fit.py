@@ -14,6 +14,7 @@ from typing import Any
 import pi_files
 import wheels
 
+from microvlm.atomic import write_file
 from microvlm.bench import report
 from microvlm.bench.full.random_bundle import random_full_bundle
 from microvlm.bench.pi.board import memory_fit
@@ -50,7 +51,7 @@ def main(*arguments: str) -> int:
     document = {"report": "fit", "fit": memory_fit.summarise(runs), "provenance": provenance(measured, None)}
     print(report.text(document), json.dumps(document), sep="\n")
     if output:
-        Path(output).write_text(json.dumps(document, indent=1) + "\n")
+        write_file(output, json.dumps(document, indent=1) + "\n")
     wrong = memory_fit.complaints(subjects, runs)
     print(*wrong, sep="\n", file=sys.stderr)
     return 1 if wrong else 0

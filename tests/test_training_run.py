@@ -224,7 +224,7 @@ def test_float_weights_are_the_integers_times_their_scale(finished):
         ("nano", None, "go together"),
         (None, "ternary", "go together"),
         ("nano", "polish", "no stage 'polish'"),
-        ("nowhere", "ternary", "is not a checkpoint"),
+        ("nowhere", "ternary", "there is no model 'nowhere'"),
     ],
 )
 def test_a_start_that_makes_no_sense_is_one_sentence(emoji, tmp_path, start, stage, words):
