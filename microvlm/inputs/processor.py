@@ -41,7 +41,7 @@ __all__ = [
     "TextStream",
     "pad_left",
 ]
-MAX_CHARACTERS_PER_TOKEN = 64
+MAX_CHARACTERS_PER_TOKEN = 16
 """Far above the average of any text. Longer texts are refused before a tokenizer spends 100 bytes per character."""
 
 
