@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from microvlm.bench import mutation_tables, score_tables
+from microvlm.bench import hardening_tables, score_tables
 from microvlm.bench.equivalence import equivalence_tables
 from microvlm.bench.equivalence.equivalence_records import EquivalenceReport
 from microvlm.bench.full import full_tables
@@ -58,10 +58,11 @@ READERS: dict[str, Reader] = {
     "score": Reader(ScoreReport, score_tables.report),
     "fit": Reader(FitReport, pi_tables.fit_report),
     "counts": Reader(CountReport, count_tables.report),
-    "mutations": Reader(mutation_tables.MutationReport, mutation_tables.report),
+    "mutations": Reader(hardening_tables.MutationReport, hardening_tables.mutation_report),
+    "kills": Reader(hardening_tables.KillReport, hardening_tables.kill_report),
 }
 """By kind. `microvlm-bench KIND` writes documents, `microvlm-score` those of kind `score`; `counts` is a baseline of
-`pi`, and `python tests/fuzz` writes `mutations`."""
+`pi`, `python tests/fuzz` writes `mutations` and `python tests/kills` writes `kills`."""
 _SEVERAL_MODELS = Reader(SeveralParts, memory_tables.report)
 """A document of kind `memory` with `subjects`."""
 

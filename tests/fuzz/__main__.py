@@ -70,10 +70,10 @@ def main(
                 print(f"{name} seed {seed} from {start}: {len(mutants)} mutants, {len(bad)} bad", flush=True)
                 for each in bad:
                     print(f"  {each['number']} {each['outcome']}: {each['text'][-1500:]}", flush=True)
+                if output is not None:  # after every batch: a run of hours may be cut off
+                    output.write_text(json.dumps(_document(results, seed, first, bundle), indent=1) + "\n")
     document = _document(results, seed, first, bundle)
     print(text(document))
-    if output is not None:
-        output.write_text(json.dumps(document, indent=1) + "\n")
     sys.exit(1 if any(row[outcome] for row in document["kinds"].values() for outcome in OUTCOMES[2:]) else 0)
 
 

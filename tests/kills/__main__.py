@@ -22,6 +22,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from traced import can_trace, kill_after, kill_at_call
 from writers import NEW, OLD, CacheWriter, CheckpointWriter, ExportWriter, MemoryWriter, Writer
 
+from microvlm.bench.provenance import describe_model, provenance
+from microvlm.bench.report import text
+
 TRACED_EXPORTS = 40
 """One export in so many is traced anew, which takes seconds."""
 
@@ -138,16 +141,15 @@ def main(bundle: Path, count: int, seed: int, stride: int, output: Path | None) 
         raise click.ClickException("system calls cannot be traced here: it takes Linux on x86-64 or aarch64.")
     with tempfile.TemporaryDirectory() as name:
         results = run_kills(count, seed, bundle, Path(name), stride)
-    click.echo(
-        f"seed {seed}: killed at a call / at random; then old / new; with leftovers to clean up; seconds"
-    )
-    for kills in results:
-        click.echo(
-            f"{kills.writer:30} {kills.at_calls:5} / {kills.at_random:4}   {kills.found_old:5} / {kills.found_new:4}   "
-            f"{kills.with_leftovers:5}   {kills.seconds:6.1f}"
-        )
+    document = {
+        "report": "kills",
+        "seed": seed,
+        "writers": {kills.writer: vars(kills) for kills in results},
+        "provenance": provenance(describe_model(bundle), None),
+    }
+    click.echo(text(document))
     if output:
-        output.write_text(json.dumps([vars(kills) for kills in results], indent=1) + "\n")
+        output.write_text(json.dumps(document, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The report of `python tests/fuzz` as tables: how many mutated files of each kind were right and how many refused."""
+"""The reports of `python tests/fuzz` and `python tests/kills` as tables.
+
+How many mutated files of each kind were right and how many refused; and what was found after each writer was killed.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,26 @@ class MutationReport(msgspec.Struct, frozen=True):
     provenance: Provenance
 
 
-def report(document: MutationReport) -> Report:
+class KilledWriter(msgspec.Struct, frozen=True):
+    """Kills of one writer, and what a reader found after them; a kill that leaves anything else ends the program."""
+
+    at_calls: Count
+    at_random: Count
+    found_old: Count
+    found_new: Count
+    with_leftovers: Count
+    """Kills after which there were files for the next command to clean up, which it did."""
+
+
+class KillReport(msgspec.Struct, frozen=True):
+    """The document of kind `kills`."""
+
+    seed: int
+    writers: Annotated[dict[str, KilledWriter], Meta(min_length=1, max_length=100)]
+    provenance: Provenance
+
+
+def mutation_report(document: MutationReport) -> Report:
     heads = ["kind", "mutants", "right", "refused", "traceback or wrong", "signal", "too slow", "too large"]
     rows = [[*heads, "slowest, s", "peak RSS, MB"]]
     counts = [_counts(kind) for kind in document.kinds.values()]
@@ -56,3 +78,27 @@ def report(document: MutationReport) -> Report:
 
 def _counts(kind: MutatedKind) -> list[int]:
     return [kind.mutants, kind.loaded, kind.refused, kind.defect, kind.signal, kind.slow, kind.large]
+
+
+def kill_report(document: KillReport) -> Report:
+    heads = [
+        "writer",
+        "before a system call",
+        "at a random moment",
+        "found old",
+        "found new",
+        "files to clean up",
+    ]
+    counts = [
+        [each.at_calls, each.at_random, each.found_old, each.found_new, each.with_leftovers]
+        for each in document.writers.values()
+    ]
+    rows = [heads]
+    for name, numbers in zip(document.writers, counts, strict=True):
+        rows.append([name, *(f"{number:,}" for number in numbers)])
+    totals = [sum(numbers) for numbers in zip(*counts, strict=True)]
+    rows.append(["all", *(f"{total:,}" for total in totals)])
+    remarks = [
+        f"seed {document.seed}; after each kill the next command worked and nothing was left behind it"
+    ]
+    return Report(f"{totals[0] + totals[1]:,} kills", [Table("kills", "kills by writer", rows)], remarks)
