@@ -273,7 +273,7 @@ def drop_config(folder):
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
-        (break_tokenizer, "tokenizer.json is damaged"),
+        (break_tokenizer, "tokenizer.json: 'model' is missing"),
         (break_preprocessor, "preprocessor_config.json: the document must be an object"),
         (resize_preprocessor, "does not fit config.json"),
         (drop_tokenizer, "tokenizer.json is missing"),
