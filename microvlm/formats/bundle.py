@@ -28,6 +28,8 @@ from microvlm.temporary_folder import recover
 HASH_BELOW_BYTES = 64_000_000
 """Every file of a smaller bundle is hashed on loading; of a larger one the small files only, unless asked for all."""
 SMALL_FILE_BYTES = 4_000_000
+_PIECE_BYTES = 65_000
+"""Of a file that is hashed: larger ones get new pages from the system each time, which costs more than the calls."""
 MAX_GRAPH_BYTES = 256_000_000
 """Weights lie outside of the graphs: the largest graph at full size has 300 KB."""
 FILES_READ_BY_NAME = (
@@ -171,11 +173,7 @@ class BundleFiles:
             return
         with _opened(self._path(name)) as descriptor:
             self._note(name, entry, os.fstat(descriptor))
-            if entry.bytes < SMALL_FILE_BYTES:
-                digest = hashlib.sha256(_content(descriptor, entry.bytes)).hexdigest()
-            else:
-                with open(descriptor, "rb", buffering=0, closefd=False) as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+            digest = _digest(descriptor)
         if digest != entry.sha256:
             raise self._altered(name)
 
@@ -276,6 +274,13 @@ def _content(descriptor: int, count: int) -> bytes:
             break
         content += more
     return content
+
+
+def _digest(descriptor: int) -> str:
+    digest = hashlib.sha256()
+    while piece := os.read(descriptor, _PIECE_BYTES):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def _close_all(descriptors: dict[str, int]) -> None:

@@ -79,13 +79,14 @@ def onnxruntime_refusal() -> str | None:
     version = installed_version("onnxruntime")
     if version is None:
         return "onnxruntime is not installed; pip install onnxruntime."
-    machine = describe()
-    crash = crash_of(version, machine["machine"], machine["features"])
-    if crash is not None:
-        return (
-            f"onnxruntime {version} crashes on this processor ({machine['cpu']}): {crash}; "
-            f"pip install 'onnxruntime>={_oldest()}'."
-        )
+    if version in CRASHES:  # describing the machine takes as long as checking a bundle
+        machine = describe()
+        crash = crash_of(version, machine["machine"], machine["features"])
+        if crash is not None:
+            return (
+                f"onnxruntime {version} crashes on this processor ({machine['cpu']}): {crash}; "
+                f"pip install 'onnxruntime>={_oldest()}'."
+            )
     if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST_ONNXRUNTIME:
         return f"onnxruntime {version} is too old; pip install 'onnxruntime>={_oldest()}'."
     return None
