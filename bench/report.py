@@ -14,14 +14,15 @@ from typing import Any, NamedTuple
 import msgspec
 
 from microvlm.bench import hardening_tables, score_tables
+from microvlm.bench.conversation import conversation_tables
+from microvlm.bench.conversation.conversation_records import ConversationReport
 from microvlm.bench.equivalence import equivalence_tables
 from microvlm.bench.equivalence.equivalence_records import EquivalenceReport
 from microvlm.bench.full import full_tables
 from microvlm.bench.full.full_records import FullReport, SizesReport
 from microvlm.bench.kernels import kernel_tables
 from microvlm.bench.kernels.kernel_records import KernelReport
-from microvlm.bench.memory import conversation_tables, memory_tables
-from microvlm.bench.memory.conversation_records import ConversationReport
+from microvlm.bench.memory import memory_tables
 from microvlm.bench.memory.memory_records import Part, SeveralParts
 from microvlm.bench.pi import count_tables, pi_tables
 from microvlm.bench.pi.pi_records import CountReport, FitReport, PiReport

@@ -8,7 +8,7 @@ import pytest
 
 from microvlm.bench import report
 from microvlm.bench.bench_command import command
-from microvlm.bench.memory.conversation_bench import STAGES, bars
+from microvlm.bench.conversation.conversation_bench import STAGES, bars
 from microvlm.console import run_click
 
 pytestmark = pytest.mark.linux

@@ -100,7 +100,7 @@ def conversation(model: str, backend: str, turns: int, threads: int, output: Rep
 
     Status 1 when the process grows by more than its facts, a turn's bytes grow, or the first picture is forgotten.
     """
-    from microvlm.bench.memory.conversation_bench import run
+    from microvlm.bench.conversation.conversation_bench import run
 
     document = run(model, backend, turns, threads, progress=note)
     output.deliver(document)

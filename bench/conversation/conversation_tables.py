@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from microvlm.bench.memory.conversation_records import ConversationReport, Limit, Stage
+from microvlm.bench.conversation.conversation_records import ConversationReport, Limit, Stage
 from microvlm.bench.tables import Report, Table
 
 MB = 1e6

@@ -1,0 +1,1 @@
+"""`microvlm-bench conversation`: what a long conversation with a memory file costs."""
