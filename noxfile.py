@@ -14,6 +14,7 @@ import nox
 CONSTRAINTS = ("-c", ".ci/constraints.txt")
 SOURCES = ("microvlm", "exporters", "backends", "bench", "training", "tests", "setup.py", "noxfile.py", ".ci")
 MODEL = "nano"
+OLDEST_PYTHON = "3.11"
 # Tests that need nothing but Python packages; pyproject.toml says what each marker means.
 QUICK = "not (slow or native or emulated or ssh or build or export or pages or training)"
 # COMMAND=PACKAGE: apt installs the package where the command is missing.
@@ -38,6 +39,7 @@ TEST_TOOLS = (
 )
 # One process per core. The tests of a file share fixtures, so they stay together; tests/conftest.py orders the files.
 PROCESSES = ("--numprocesses", "auto", "--maxprocesses", "8", "--dist", "loadfile", "--no-loadscope-reorder")
+TEST_RUNNERS = ("pytest", "pytest-xdist", "hypothesis", "pyyaml", "nox")
 WHEEL_TOOLS = ("build", "ziglang", "auditwheel")
 SHARED = Path(".nox", "shared").resolve()
 NO_NATIVE = {"MICROVLM_BUILD_NATIVE": "0"}
@@ -55,6 +57,26 @@ def quick(session: nox.Session) -> None:
     """Lint, and the tests that need Python alone: under two minutes on two cores"""
     session.install("-e", ".[dev]", *CONSTRAINTS, env=NO_NATIVE)
     check_style(session)
+    session.run("python", "-m", "pytest", "-m", QUICK, *PROCESSES, *session.posargs, env=UTF8)
+
+
+@nox.session(python=OLDEST_PYTHON)
+def lowest(session: nox.Session) -> None:
+    """The quick tests on the oldest Python and packages that pyproject.toml allows: gigabytes, minutes"""
+    session.install("uv")
+    install = ("uv", "pip", "install", "-q")
+    # pip always takes the newest. The extra dev is left out: transformers needs newer packages than we do.
+    session.run(*install, "--resolution", "lowest-direct", "-e", ".[train,bench]", env=NO_NATIVE)
+    session.run(*install, *TEST_RUNNERS, *CONSTRAINTS)
+    session.run("uv", "pip", "list")
+    session.run("python", "-m", "pytest", "-m", QUICK, *PROCESSES, *session.posargs, env=UTF8)
+
+
+@nox.session
+def latest(session: nox.Session) -> None:
+    """The quick tests on the newest versions of all packages, before CI's own are moved"""
+    session.install("--upgrade", "--upgrade-strategy", "eager", "-e", ".[dev]", env=NO_NATIVE)
+    session.run("python", "-m", "pip", "list")
     session.run("python", "-m", "pytest", "-m", QUICK, *PROCESSES, *session.posargs, env=UTF8)
 
 

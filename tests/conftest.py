@@ -181,6 +181,22 @@ def public_folder() -> Iterator[Path]:
         yield Path(name)
 
 
+def use_hub_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets huggingface_hub look at this cache alone, and not at the network. Skips the test where it is missing.
+
+    Modules read the environment when they are imported; older ones keep copies of it.
+    """
+    pytest.importorskip("huggingface_hub")
+    from huggingface_hub import snapshot_download  # noqa: F401
+
+    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    for name, module in list(sys.modules.items()):
+        if name.startswith("huggingface_hub"):
+            for constant, value in (("HF_HUB_OFFLINE", True), ("HF_HUB_CACHE", str(cache))):
+                if constant in vars(module):
+                    monkeypatch.setattr(module, constant, value)
+
+
 @contextmanager
 def another_user() -> Iterator[None]:
     """Within, this process, which is root's, has the rights of nobody."""

@@ -9,7 +9,16 @@ import sys
 
 import pytest
 import torch
-from conftest import FLOAT, TERNARY, another_user, files_below, mounted, seeded_model, tiny_config
+from conftest import (
+    FLOAT,
+    TERNARY,
+    another_user,
+    files_below,
+    mounted,
+    seeded_model,
+    tiny_config,
+    use_hub_cache,
+)
 from safetensors.torch import load_file, save_file
 from test_ternary_lowering import run
 
@@ -403,7 +412,7 @@ def test_a_source_that_is_nothing_says_what_would_be(source):
 def test_a_hub_id_of_our_format_loads_from_the_hubs_cache(
     saved_checkpoint, tmp_path, monkeypatch, ternary_model
 ):
-    constants = pytest.importorskip("huggingface_hub.constants")
+    use_hub_cache(tmp_path, monkeypatch)
     repository = tmp_path / "models--owner--name"
     snapshot = repository / "snapshots" / "0123456789abcdef0123456789abcdef01234567"
     snapshot.mkdir(parents=True)
@@ -411,8 +420,6 @@ def test_a_hub_id_of_our_format_loads_from_the_hubs_cache(
     (repository / "refs" / "main").write_text(snapshot.name)
     for path in saved_checkpoint.iterdir():
         (snapshot / path.name).write_bytes(path.read_bytes())
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     assert_same_model(MicroVLM.from_pretrained("owner/name"), ternary_model)
     with pytest.raises(UserError, match="the hub gave no model of that name"):
         resolve_checkpoint("owner/absent")

@@ -51,7 +51,9 @@ def sessions_of(command: str) -> list[str]:
 
 
 def test_every_session_has_a_description_of_one_clause(sessions):
-    assert {"quick", "lint", "tests", "slow", "build", "equivalence", "pi"} <= set(sessions)
+    assert {"quick", "lint", "lowest", "latest", "tests", "slow", "build", "equivalence", "pi"} <= set(
+        sessions
+    )
     for name, description in sessions.items():
         assert description, name
         assert len(description) <= 100, name

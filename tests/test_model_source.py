@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import another_user
+from conftest import another_user, use_hub_cache
 from PIL import Image
 
 import microvlm
@@ -40,11 +40,8 @@ def hub_cache(tmp_path_factory, monkeypatch) -> Callable[[str, Path], Path]:
 
     Only this cache is looked at, and the network is not.
     """
-    constants = pytest.importorskip("huggingface_hub.constants")
     cache = tmp_path_factory.mktemp("hub")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    use_hub_cache(cache, monkeypatch)
 
     def put(hub_id: str, source: Path) -> Path:
         repository = cache / f"models--{hub_id.replace('/', '--')}"
