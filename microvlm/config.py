@@ -220,6 +220,8 @@ class PromptConfig:
 
     def __post_init__(self) -> None:
         _check_fields(self)
+        for part in (self.image_token, "{prompt}"):
+            _require(self.template.count(part) == 1, f"'template' must have {documents.quote(part)} once")
 
 
 @dataclass(frozen=True)

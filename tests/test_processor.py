@@ -290,5 +290,6 @@ def test_a_damaged_processor_file_is_named(damage, sentence, tiny_processor, tmp
 
 
 def test_a_tokenizer_of_another_model_is_refused(tiny_processor):
+    prompt = PromptConfig(template="<picture>{prompt}", image_token="<picture>")
     with pytest.raises(UserError, match="lacks '<picture>'"):
-        Processor(tiny_processor.tokenizer, tiny_config(prompt=PromptConfig(image_token="<picture>")))
+        Processor(tiny_processor.tokenizer, tiny_config(prompt=prompt))

@@ -147,7 +147,12 @@ class Processor:
         config = self.config.prompt
         image_tokens = config.image_token * (self.config.prefix_tokens * images)
         text = config.template.replace(config.image_token, image_tokens).replace("{prompt}", prompt)
-        return self._encode(text)
+        ids = self._encode(text)
+        if ids.count(self.image_id) != self.config.prefix_tokens * images:
+            raise UserError(
+                f"the tokenizer splits '{config.image_token}' of config.json: they belong to different models."
+            )
+        return ids
 
     def text_ids(self, text: str) -> list[int]:
         """Token ids of normalized plain text, such as an answer. Raises UserError."""
