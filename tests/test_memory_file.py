@@ -110,7 +110,7 @@ def test_a_file_with_any_altered_byte_is_refused(small_file):
 
 def test_a_file_with_bytes_behind_it_is_refused(small_file):
     path, content = small_file
-    path.write_bytes(content + b"\0")
+    path.write_bytes(content + b"\1")
     with pytest.raises(UserError, match="damaged"):
         load_memory(path, PRINT)
 

@@ -174,7 +174,7 @@ def test_records_that_are_exchanged_repeated_or_left_out_are_refused(small_file)
     path, content, begin = small_file
     first = content.index(MAGIC)
     base, one, two = content[:first], content[first:begin], content[begin:]
-    for altered in (base + two + one, base + two, base + one + one, base + one + two + two, content + b"\0"):
+    for altered in (base + two + one, base + two, base + one + one, base + one + two + two, content + b"\1"):
         path.write_bytes(altered)
         with pytest.raises(UserError, match="damaged"):
             read(path)
@@ -196,6 +196,19 @@ def test_blocks_that_a_power_failure_left_unwritten_are_a_torn_record(small_file
     first = content.index(MAGIC)
     for altered in (content[:first] + bytes(begin - first) + last, content[:begin] + bytes(40) + last):
         path.write_bytes(altered)
+        with pytest.raises(UserError, match="damaged"):
+            read(path)
+
+
+def test_any_number_of_unwritten_zeros_behind_the_last_record_is_a_torn_record(small_file):
+    path, content, _ = small_file
+    for tail in (b"", MAGIC[:3], MAGIC):
+        for zeros in (*range(1, 41), 4096):
+            path.write_bytes(content + tail + bytes(zeros))
+            found, sentences = read(path)
+            assert (found, len(sentences)) == (["fact 0", "fact 1", "fact 2"], 1)
+    for zeros in range(41):
+        path.write_bytes(content + bytes(zeros) + b"x")
         with pytest.raises(UserError, match="damaged"):
             read(path)
 

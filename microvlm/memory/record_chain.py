@@ -57,13 +57,15 @@ class RecordReader:
         rest = self._size - self.end
         if rest < _PREFIX.size:
             start = read_exactly(self._file, rest, rest)
-            if start[: len(MAGIC)] == MAGIC[:rest]:
+            if start[: len(MAGIC)] == MAGIC[:rest] or _is_unwritten(start):
                 return None
             raise ValueError("other bytes behind the last record")
         prefix = read_exactly(self._file, _PREFIX.size, rest)
         magic, length, check = _PREFIX.unpack(prefix)
         if magic != MAGIC or check != _check(self.digest, length):
             tail = read_exactly(self._file, rest - _PREFIX.size, rest)
+            if _is_unwritten(prefix + tail):
+                return None
             is_lost = not any(check) or not any(tail)
             if is_lost and _has_lost_blocks(prefix + tail) and MAGIC not in tail:
                 return None
@@ -92,6 +94,11 @@ def _digest(previous: bytes, content: bytes) -> bytes:
 def _check(previous: bytes, length: int) -> bytes:
     """Tells a changed length from the length of a record that was cut off."""
     return hashlib.sha256(MAGIC + previous + length.to_bytes(8, "little")).digest()[:8]
+
+
+def _is_unwritten(end_of_file: bytes) -> bool:
+    """Whether only zeros, however few, are where a record should be, or only zeros behind the start of `MAGIC`."""
+    return MAGIC.startswith(end_of_file.rstrip(b"\0"))
 
 
 def _has_lost_blocks(end_of_file: bytes) -> bool:
