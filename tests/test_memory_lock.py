@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -10,12 +11,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import files_below
+from stepping_memory import PRINT, Stepping, entries, texts
 
 from microvlm.commands.main import cli
 from microvlm.console import run_click
 from microvlm.errors import UserError
+from microvlm.memory.episodic import EpisodicMemory
 from microvlm.memory.file_lock import locked
-from microvlm.memory.memory_file import read_memory
+from microvlm.memory.memory_file import read_memory, save_memory, store_memory
 
 HOLD = """
 import sys
@@ -121,6 +125,45 @@ def test_a_pipe_is_refused_before_anything_waits_for_it(tmp_path):
     with pytest.raises(UserError, match="is a pipe or a device"), locked(pipe):
         pass
     assert os.listdir(tmp_path) == ["pipe.mem"]
+
+
+@pytest.mark.posix
+def test_a_reader_that_keeps_the_file_locked_stops_no_writer(tmp_path, monkeypatch):
+    import fcntl
+
+    monkeypatch.setattr("microvlm.memory.appended_file.LOCK_WAIT_S", 0.1)
+    path, runtime = tmp_path / "trip.mem", Stepping()
+    memory = EpisodicMemory.empty(runtime)
+    save_memory(memory, path, PRINT)
+    with path.open("rb") as reader:
+        fcntl.flock(reader, fcntl.LOCK_SH)
+        for row in entries(2):
+            memory.write(runtime, row)
+            store_memory(memory, path, PRINT)
+        assert not os.path.samestat(os.fstat(reader.fileno()), path.stat())
+    assert texts(read_memory(path)[0]) == ["fact 0", "fact 1"]
+    assert os.listdir(tmp_path) == ["trip.mem"]
+
+
+@pytest.mark.posix
+def test_a_full_disk_keeps_no_lock_from_anybody(tmp_path):
+    with files_below(0), locked(tmp_path / "trip.mem", wait_s=0.1):
+        assert (tmp_path / ".trip.mem.lock").read_text() == ""
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.posix
+def test_a_file_system_without_locks_is_written_without_a_lock(tmp_path, monkeypatch):
+    import fcntl
+
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    path = tmp_path / "trip.mem"
+    with locked(path, wait_s=0.1):
+        path.write_text("written")
+    assert os.listdir(tmp_path) == ["trip.mem"]
 
 
 @pytest.mark.posix

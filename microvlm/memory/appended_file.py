@@ -2,13 +2,15 @@
 
 One record is one write and one flush. A writer that fails takes its record back; one that is killed leaves a torn
 record (`record_chain`). During an append the file itself is locked, besides the lock that callers hold for longer: two
-processes without that one cannot put two records behind the same digest.
+processes without that one cannot put two records behind the same digest. Whoever may read the file can hold that lock
+too, so nobody waits for it for long: the file is then written anew, under its name, which no lock on the old one keeps.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,6 +24,9 @@ except ImportError:  # Windows, where writers are not kept apart
     fcntl = None  # type: ignore[assignment]
 
 ENDING_BYTES = 32
+LOCK_WAIT_S = 1.0
+"""How long an append waits for the lock of another one, which is held for one write and one flush."""
+_LOCK_POLL_S = 0.01
 _FLAGS = os.O_RDWR | os.O_APPEND
 _FLAGS |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
@@ -52,8 +57,9 @@ class AppendedFile:
     def append(self, path: str | Path, content: bytes | None) -> AppendedFile | None:
         """Append a record of `content`, or of None nothing -> the file as it is then, flushed to the disk.
 
-        None when `path` leads to another file, or to one that was changed or cannot be changed; it has to be written
-        anew. Raises OSError when the record does not fit, which is taken back then, and UserError for a device.
+        None when `path` leads to another file, or to one that was changed, cannot be changed or stays locked; it has to
+        be written anew. Raises OSError when the record does not fit, which is taken back then, and UserError for a
+        device.
         """
         if real_file(path) != self.path:
             return None
@@ -62,8 +68,7 @@ class AppendedFile:
         except OSError:
             return None
         try:
-            _lock(descriptor)
-            if not self._is_same(descriptor):
+            if not (_lock(descriptor) and self._is_same(descriptor)):
                 return None
             if not self.is_tidy:
                 remove_leftovers(self.path.parent, self.path.name)
@@ -93,8 +98,19 @@ class AppendedFile:
         return os.read(descriptor, len(self.ending)) == self.ending
 
 
-def _lock(descriptor: int) -> None:
-    """Wait for another append, which takes milliseconds. On a file system without locks nothing is waited for."""
-    if fcntl is not None:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+def _lock(descriptor: int) -> bool:
+    """Lock the file -> whether nobody else kept it locked for `LOCK_WAIT_S`; true on a file system without locks."""
+    if fcntl is None:
+        return True
+    deadline = time.monotonic() + LOCK_WAIT_S
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(_LOCK_POLL_S)
+        except OSError:
+            return True
+        else:
+            return True

@@ -10,7 +10,7 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from microvlm.atomic import real_file
@@ -58,8 +58,10 @@ def _acquire(lock_file: Path, path: Path, wait_s: float) -> int:
         descriptor = _open(lock_file, path)
         if _try_lock(descriptor):
             if _has_name(descriptor, lock_file):
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, str(os.getpid()).encode())
+                # Only so that others can be told; a full disk has no room for it.
+                with suppress(OSError):
+                    os.ftruncate(descriptor, 0)
+                    os.write(descriptor, str(os.getpid()).encode())
                 return descriptor
             os.close(descriptor)
             continue
@@ -95,12 +97,15 @@ def _foreign(lock_file: Path) -> UserError:
 
 
 def _try_lock(descriptor: int) -> bool:
+    """Whether nobody else has the lock. On a file system without locks, as on Windows, nobody ever has."""
     if fcntl is None:
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError:
+        return True
     return True
 
 
