@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -11,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import files_below
-from stepping_memory import PRINT, SLOTS, WIDTH, Stepping, entries, older_file, texts
+from stepping_memory import PRINT, SLOTS, WIDTH, Stepping, counts_agree, entries, older_file, texts
 
 from microvlm.errors import UserError
 from microvlm.memory.episodic import Entry, EpisodicMemory
 from microvlm.memory.facts import FactMemory
 from microvlm.memory.memory_file import load_memory, read_memory, save_memory, store_memory
 from microvlm.memory.record_chain import MAGIC
+from microvlm.memory.tensor_blob import HEADER_LIMIT
 from microvlm.model.torch_runtime import TorchRuntime
 from microvlm.runtime import MemoryArrays
 
@@ -249,6 +251,86 @@ def test_any_other_change_writes_the_file_anew_without_what_was_forgotten(runtim
     loaded_memory.write(runtime, entries(1, first=77)[0])
     store_memory(loaded_memory, path, PRINT)
     assert path.read_bytes()[: len(content)] == content
+
+
+def test_facts_of_any_length_together_can_be_forgotten(tmp_path):
+    """The rows that one header has no room for are in records of the new file, which has every state as it was."""
+    path, runtime = tmp_path / "trip.mem", Stepping()
+    memory = EpisodicMemory.empty(runtime)
+    save_memory(memory, path, PRINT)
+    for row in entries(6):
+        memory.write(runtime, dataclasses.replace(row, text=row.text[-1] + "\U0001f355" * 999_999))
+        store_memory(memory, path, PRINT)
+    assert path.stat().st_size > 0.8 * HEADER_LIMIT
+    memory = load_memory(path, PRINT)
+    memory.write_pending(runtime)
+    memory.forget(runtime, 1)
+    store_memory(memory, path, PRINT)
+    content = path.read_bytes()
+    assert content.count(MAGIC) == 1
+    assert b"1\\\\ud83c" not in content
+    memory = load_memory(path, PRINT)
+    assert [text[0] for text in texts(memory)] == list("02345")
+    assert memory.pending == []
+    assert counts_agree(memory)
+
+
+def long_file(path: Path, monkeypatch, count: int = SLOTS + 5) -> EpisodicMemory:
+    """A memory that was written at once and whose logs have at most three rows each."""
+    monkeypatch.setattr("microvlm.memory.log_rows.LONGEST_LOG", 400)
+    memory, runtime = EpisodicMemory.empty(Stepping()), Stepping()
+    for row in entries(count):
+        memory.write(runtime, row)
+    save_memory(memory, path, PRINT)
+    return memory
+
+
+def test_a_file_written_at_once_in_records_is_whole_and_is_appended_to(tmp_path, monkeypatch):
+    path, runtime = tmp_path / "trip.mem", Stepping()
+    written = long_file(path, monkeypatch)
+    content = path.read_bytes()
+    assert content.count(MAGIC) == 6
+    for number in (70, 80):
+        memory = load_memory(path, PRINT)
+        memory.write(runtime, entries(1, first=number)[0])
+        store_memory(memory, path, PRINT)
+        assert path.read_bytes().startswith(content)
+    memory = load_memory(path, PRINT)
+    memory.write_pending(runtime)
+    assert texts(memory) == [*texts(written), "fact 70", "fact 80"]
+    assert counts_agree(memory)
+    # New rows that are too long for one record write the file anew.
+    for row in entries(4, first=90):
+        memory.write(runtime, row)
+    store_memory(memory, path, PRINT)
+    assert not path.read_bytes().startswith(content)
+    assert texts(load_memory(path, PRINT))[-4:] == ["fact 90", "fact 91", "fact 92", "fact 93"]
+
+
+def test_a_file_written_at_once_in_records_is_refused_wherever_it_is_cut(tmp_path, monkeypatch):
+    path = tmp_path / "trip.mem"
+    long_file(path, monkeypatch, 7)
+    content = path.read_bytes()
+    begins = [match.start() for match in re.finditer(re.escape(MAGIC), content)]
+    assert len(begins) == 2
+    for length in (*begins, begins[-1] + 30, len(content) - 1):
+        path.write_bytes(content[:length])
+        with pytest.raises(UserError, match="damaged"):
+            read(path)
+    path.write_bytes(content.replace(b'"rows":"7"', b'"rows":"6"'))
+    with pytest.raises(UserError, match="damaged"):
+        read(path)
+
+
+def test_a_text_is_as_long_as_it_is_in_the_file(tmp_path):
+    """Half a character has six in the file, where a text has a greatest length."""
+    path, runtime = tmp_path / "trip.mem", Stepping()
+    memory, (row,) = EpisodicMemory.empty(runtime), entries(1)
+    with pytest.raises(UserError, match="more than 1,000,000 characters"):
+        memory.write(runtime, dataclasses.replace(row, text="\udcff" * 166_667))
+    memory.write(runtime, dataclasses.replace(row, text="\udcff" * 166_666))
+    save_memory(memory, path, PRINT)
+    assert len(load_memory(path, PRINT).entries[0].text) == 999_996
 
 
 def test_a_row_in_the_room_of_a_forgotten_one_joins_the_state_as_it_was(runtime, tmp_path):

@@ -263,8 +263,13 @@ def check_entry(entry: Entry) -> None:
         raise UserError(
             "the model made numbers of this that are not finite, so nothing was written; get the model again."
         )
-    if max(len(entry.text), len(entry.question or "")) > MAX_TEXT:
+    if max(len(encodable(text)) for text in (entry.text, entry.question or "")) > MAX_TEXT:
         raise UserError(f"the text has more than {MAX_TEXT:,} characters; nothing was written: shorten it.")
+
+
+def encodable(text: str) -> str:
+    """The text as a file has it: half a character, such as a byte of a file's name that is no text, is its escape."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _arrays(state: MemoryArrays | HeldMemory) -> MemoryArrays:

@@ -13,8 +13,10 @@ from msgspec import Meta
 
 from microvlm.formats import documents
 from microvlm.formats.documents import Count
-from microvlm.memory.episodic import MAX_TEXT, Entry
+from microvlm.memory.episodic import MAX_TEXT, Entry, encodable
 
+LONGEST_LOG = 40_000_000
+"""Characters of one log: more than the two texts of any row, and with all their escapes less than a header takes."""
 _REMEDY = "use a copy of the file, or another one"
 _LATEST = 253_402_300_799
 """The last second of the year 9999: dates behind it cannot be printed everywhere."""
@@ -37,9 +39,20 @@ class LogRow(msgspec.Struct, frozen=True):
     picture: Annotated[str, Meta(pattern="^([0-9a-f]{64})?$")] = ""
 
 
-def encode_rows(entries: Sequence[Entry]) -> str:
-    """The log of some entries, as ASCII. A byte of a file's name that is no text becomes its escape."""
-    return json.dumps([_row(entry) for entry in entries])
+def encode_logs(entries: Sequence[Entry]) -> list[tuple[Sequence[Entry], str]]:
+    """Runs of the entries, in order, each with its log as ASCII of at most `LONGEST_LOG`; one empty run of none.
+
+    A byte of a file's name that is no text becomes its escape.
+    """
+    rows = [json.dumps(_row(entry)) for entry in entries]
+    runs, begin, length = [], 0, 0
+    for index, row in enumerate(rows):
+        if index > begin and length + len(row) > LONGEST_LOG:
+            runs.append(slice(begin, index))
+            begin, length = index, 0
+        length += len(row) + len(", ")
+    runs.append(slice(begin, len(rows)))
+    return [(entries[run], f"[{', '.join(rows[run])}]") for run in runs]
 
 
 def parse_rows(log: str, origin: object) -> list[LogRow]:
@@ -64,18 +77,14 @@ def parse_numbers(numbers: str, origin: object) -> list[int]:
 
 def _row(entry: Entry) -> dict[str, Any]:
     row = {
-        "text": _encodable(entry.text),
+        "text": encodable(entry.text),
         "time": entry.time,
         "image": entry.image,
         "memory": entry.memory,
     }
     if entry.question is None:
         return row
-    return {**row, "question": _encodable(entry.question), "picture": entry.picture}
-
-
-def _encodable(text: str) -> str:
-    return text.encode("utf-8", "backslashreplace").decode()
+    return {**row, "question": encodable(entry.question), "picture": entry.picture}
 
 
 def _without_lone_surrogates(log: str) -> str:

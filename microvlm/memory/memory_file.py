@@ -8,7 +8,9 @@ the number of rows forgotten in each state since it was built; `sha256` of all t
 Records follow (`record_chain`), each a blob of the rows written since: `log_keys`, `log_codes` and `log`; and, of the
 states that these rows filled, `memory_mean`, `memory_cov` and `states`, a JSON list of their indices. A state that is
 not full is made of its rows when a model opens the file. So a row costs its own bytes and, once in K rows, a state of
-as many bytes as K rows. Everything but a new row writes the whole file anew, without what was forgotten.
+as many bytes as K rows. Everything but a new row writes the whole file anew, without what was forgotten. Where the
+texts are too long together for one blob (`LONGEST_LOG`), such a file has the rest of its rows in records too, each with
+the states of its rows; the first blob's metadata then has `rows`, the number of all rows, so that no cut is overlooked.
 
 This is format 3. Format 2 had no records; format 1 had one state, no dimension S and no `forgotten`. Both are read.
 """
@@ -30,8 +32,9 @@ from microvlm.console import note
 from microvlm.errors import UserError
 from microvlm.memory.appended_file import ENDING_BYTES, AppendedFile
 from microvlm.memory.episodic import Entry, EpisodicMemory
-from microvlm.memory.log_rows import encode_rows
+from microvlm.memory.log_rows import encode_logs
 from microvlm.memory.memory_reader import MEMORY_FORMAT, check_numbers, digest_of, read_content
+from microvlm.memory.record_chain import record
 from microvlm.memory.tensor_blob import encode
 from microvlm.runtime import MemoryArrays
 
@@ -58,15 +61,7 @@ def save_memory(memory: EpisodicMemory, path: str | Path, fingerprint: str) -> N
     """
     with _saving(path, fingerprint):
         entries = list(memory.entries)
-        tensors = _row_tensors(memory, entries) | _state_tensors(memory.states)
-        metadata = {
-            "format": str(MEMORY_FORMAT),
-            "fingerprint": fingerprint,
-            "log": encode_rows(entries),
-            "forgotten": json.dumps(memory.forgotten),
-        }
-        digest = digest_of(tensors, metadata)
-        content = encode(tensors, {**metadata, "sha256": digest.hex()})
+        content, digest = _whole_file(memory, entries, fingerprint)
         real_file(path)  # refuses a device, which `write_file` would write to
         write_file(path, content)
         file = AppendedFile.at(path, len(content), digest, content[-ENDING_BYTES:])
@@ -145,7 +140,10 @@ def _append_rows(memory: EpisodicMemory, path: str | Path, fingerprint: str) -> 
     if len(memory.entries) < count or any(map(is_not, stored.entries, memory.entries)):
         return False
     entries = memory.entries[count:]
-    content = _record(memory, entries) if entries else None
+    (_, log), *further = encode_logs(entries)
+    if further:
+        return False
+    content = _record(memory, entries, log) if entries else None
     with os_errors_about(path):
         file = stored.file.append(path, content)
     if file is None:
@@ -155,14 +153,37 @@ def _append_rows(memory: EpisodicMemory, path: str | Path, fingerprint: str) -> 
     return True
 
 
-def _record(memory: EpisodicMemory, entries: Sequence[Entry]) -> bytes:
+def _whole_file(memory: EpisodicMemory, entries: Sequence[Entry], fingerprint: str) -> tuple[bytes, bytes]:
+    """(the bytes of a new file, its digest). Raises ValueError for numbers that no memory has, and UserError."""
+    (first, log), *further = encode_logs(entries)
+    tensors = _row_tensors(memory, first) | _state_tensors(memory.states)
+    metadata = {
+        "format": str(MEMORY_FORMAT),
+        "fingerprint": fingerprint,
+        "log": log,
+        "forgotten": json.dumps(memory.forgotten),
+    }
+    if further:
+        metadata["rows"] = str(len(entries))
+    digest = digest_of(tensors, metadata)
+    parts = [encode(tensors, {**metadata, "sha256": digest.hex()})]
+    for rows, log in further:
+        # The states have these rows already, which a reader learns from states in the same record.
+        numbers = sorted({entry.memory for entry in rows})
+        tensors = _row_tensors(memory, rows) | _state_tensors(map(memory.state, numbers))
+        part, digest = record(encode(tensors, {"log": log, "states": json.dumps(numbers)}), digest)
+        parts.append(part)
+    return b"".join(parts), digest
+
+
+def _record(memory: EpisodicMemory, entries: Sequence[Entry], log: str) -> bytes:
     """The blob of new rows and of the states that they filled. Raises ValueError for numbers that no memory has."""
     numbers = sorted({entry.memory for entry in entries})
     for state in map(memory.state, numbers):
         # A state on another machine is not fetched for this; it is checked when it is full.
         check_numbers(*(part for part in state if isinstance(part, np.ndarray)))
     full = [number for number in numbers if memory.is_full(number)]
-    tensors, metadata = _row_tensors(memory, entries), {"log": encode_rows(entries)}
+    tensors, metadata = _row_tensors(memory, entries), {"log": log}
     if full:
         tensors |= _state_tensors([memory.state(number) for number in full])
         metadata["states"] = json.dumps(full)

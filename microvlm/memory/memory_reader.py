@@ -24,7 +24,7 @@ from microvlm.runtime import MemoryArrays
 MEMORY_FORMAT = 3
 LONGEST = 1e6
 """Latents and keys have lengths near 1, and means and covariances follow them; a longer array is no memory's."""
-HASHED_METADATA = ("format", "fingerprint", "log", "forgotten")
+HASHED_METADATA = ("format", "fingerprint", "log", "forgotten", "rows")
 _LONGEST_FINGERPRINT = 64
 
 
@@ -92,6 +92,7 @@ def _read(file: BinaryIO, path: Path) -> FileContent:
             parts.add_record(content)
     if records.end < status.st_size and not records.is_torn:
         raise ValueError("bytes behind the end")
+    parts.check_count(int(base.metadata.get("rows", 0)))
     appendable = None
     if int(file_format) == MEMORY_FORMAT and not records.is_torn:
         file.seek(status.st_size - ENDING_BYTES)
@@ -163,6 +164,11 @@ class _Parts:
             if number >= len(self._states):
                 raise ValueError("a state without rows")
             self._states[number], self._pending[number] = state, []
+
+    def check_count(self, count: int) -> None:
+        """Raise ValueError for fewer rows than the `count` that the file was written with."""
+        if len(self._entries) < count:
+            raise ValueError("a file that was written at once was cut")
 
     def memory(self) -> EpisodicMemory:
         """The memory, all of whose rows outside of its states are pending."""

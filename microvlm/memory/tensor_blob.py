@@ -58,7 +58,7 @@ def encode(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> bytes:
     arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}
     # Every character of the metadata is ASCII, and at worst escaped by another one.
     if 2 * sum(map(len, metadata.values())) > HEADER_LIMIT - 10_000:
-        raise UserError("the texts of its facts are too long together; begin another file.")
+        raise UserError("a text in it is too long; shorten it.")
     return save(arrays, metadata)
 
 
