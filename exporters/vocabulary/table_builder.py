@@ -1,4 +1,4 @@
-"""tokenizer.json -> the mapped tables of `microvlm.inputs.tokenizer_tables`, kept only when they repeat the library.
+"""tokenizer.json -> the tables of `microvlm.inputs.tokenizer_tables`, kept only when they repeat the library.
 
 What the tables cannot express is a reason in words, not an error: such a tokenizer runs by the library on the device.
 Needs `tokenizers` and no torch.
@@ -38,6 +38,7 @@ from microvlm.inputs.tokenizer_patterns import (
     translate,
 )
 from microvlm.inputs.tokenizer_pieces import COMPOSES, LETTER, NUMBER, NUMERIC, SPACE
+from microvlm.inputs.tokenizer_steps import reason_for_a_child
 from microvlm.inputs.tokenizer_tables import TABLES, TABLES_FORMAT, TOKENIZER, TableTokenizer
 
 PROBES = 400
@@ -50,11 +51,15 @@ _CHUNK = 4096
 def write_tables(tokenizer_json: Path, folder: Path) -> str | None:
     """Write FOLDER/tokenizer_tables.safetensors. Returns None, or why this tokenizer needs the library."""
     try:
-        content = build_tables(read_tokenizer(tokenizer_json))
-        # After the patterns were found to be known ones, so that the library may run them here.
+        document = read_tokenizer(tokenizer_json)
+        content = build_tables(document)
+        # The library runs it here for the comparison.
+        reason = reason_for_a_child(document, tokenizer_json)
+        if reason:
+            return reason
         library = LibraryTokenizer.from_file(tokenizer_json)
-    except Inexpressible as reason:
-        return str(reason)
+    except Inexpressible as problem:
+        return str(problem)
     except (UserError, LookupError, ValueError):
         return "tokenizer.json is damaged"
     path = folder / TABLES

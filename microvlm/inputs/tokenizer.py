@@ -1,20 +1,21 @@
-"""Tokenizers: text to token ids and back, by mapped tables where a folder has them, else by the `tokenizers` library.
+"""Tokenizers: text to token ids and back, by tables where a folder has them, else by the `tokenizers` library.
 
 Both give the same ids. The library needs 60 MB of anonymous memory for a vocabulary of 151,643 tokens, the tables
-almost none (`tokenizer_tables`). Knows no prompt, image or model.
+4 MB (`tokenizer_tables`). Knows no prompt, image or model.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from microvlm.errors import UserError
 from microvlm.formats import documents
-from microvlm.inputs.tokenizer_document import MAX_TOKENIZER_BYTES, parse_tokenizer
-from microvlm.inputs.tokenizer_patterns import KNOWN_PATTERNS
+from microvlm.inputs.tokenizer_document import MAX_TOKENIZER_BYTES
+from microvlm.inputs.tokenizer_steps import reason_for_a_child
 from microvlm.inputs.tokenizer_tables import TABLES, TOKENIZER, TableTokenizer
 
 if TYPE_CHECKING:
@@ -54,11 +55,20 @@ class TextTokenizer(Protocol):
 
 
 class LibraryTokenizer:
-    """A tokenizer of the `tokenizers` library, for any tokenizer.json."""
+    """A tokenizer of the `tokenizers` library in this process: of a trusted source, or of `tokenizer_steps`.
 
-    def __init__(self, tokenizer: Tokenizer, document: bytes | None = None, remark: str = ""):
-        """`document`: the bytes of the file that `tokenizer` was read from. `remark`: why no tables are used."""
-        self._tokenizer = tokenizer
+    What the library cannot encode or decode is a UserError.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        document: bytes | None = None,
+        remark: str = "",
+        origin: str | Path = TOKENIZER,
+    ):
+        """`document`, `origin`: the bytes and the name of its file. `remark`: why no tables are used."""
+        self._tokenizer, self._origin = tokenizer, origin
         tokenizer.no_padding()
         tokenizer.no_truncation()
         self._document = document
@@ -76,7 +86,7 @@ class LibraryTokenizer:
         from tokenizers import Tokenizer
 
         try:
-            return cls(Tokenizer.from_str(document.decode()), document, remark)
+            return cls(Tokenizer.from_str(document.decode()), document, remark, path)
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException:  # the library raises plain Exception, and panics of Rust as BaseException
@@ -92,10 +102,12 @@ class LibraryTokenizer:
         return self._tokenizer.get_vocab_size()
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        with self._failures_as_sentences("this text"):
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        with self._failures_as_sentences("these token ids"):
+            return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def token_to_id(self, token: str) -> int | None:
         return self._tokenizer.token_to_id(token)
@@ -106,12 +118,24 @@ class LibraryTokenizer:
         else:
             (directory / TOKENIZER).write_bytes(self._document)
 
+    @contextmanager
+    def _failures_as_sentences(self, subject: str) -> Iterator[None]:
+        """Raise what the library raises as UserError: plain Exception, and panics of Rust as BaseException."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit, TypeError):  # a TypeError is the calling program's mistake
+            raise
+        except BaseException:
+            raise UserError(
+                f"{self._origin}: the tokenizers library fails on {subject}; take another model."
+            ) from None
+
 
 def load_tokenizer(directory: Path) -> TextTokenizer:
     """Load the tokenizer of a checkpoint or bundle. Raises UserError for a missing or damaged file.
 
     Tables that were built from another tokenizer.json than the one beside them (by its size), and tables with patterns
-    that are not known, are not used. A tokenizer.json with unknown patterns runs in a process of its own.
+    that are not known, are not used. A tokenizer.json with unknown patterns or steps runs in a process of its own.
     """
     path = directory / TOKENIZER
     remark = f"no {TABLES} here"
@@ -124,7 +148,7 @@ def load_tokenizer(directory: Path) -> TextTokenizer:
         else:
             return tables
     document = read_tokenizer(path)
-    reason = _reason_for_a_child(document, path)
+    reason = reason_for_a_child(document, path)
     if reason:
         from microvlm.inputs.tokenizer_child import ChildTokenizer
 
@@ -138,15 +162,3 @@ def read_tokenizer(path: Path) -> bytes:
         return documents.read_file(path, MAX_TOKENIZER_BYTES)
     except FileNotFoundError:
         raise UserError(f"{path} is missing: copy the checkpoint or bundle again.") from None
-
-
-def _reason_for_a_child(document: bytes, path: Path) -> str:
-    """Why the library must not run a tokenizer.json in this process; empty if it may. Raises UserError."""
-    content = parse_tokenizer(document, path)
-    if not KNOWN_PATTERNS.issuperset(content.expressions()):
-        return "its patterns are not known"
-    options = content.options(path)
-    # The library panics where such a prefix is longer than a token.
-    if options.continuing_subword_prefix or options.end_of_word_suffix:
-        return "its tokens have prefixes or suffixes"
-    return ""

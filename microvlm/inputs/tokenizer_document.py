@@ -42,6 +42,7 @@ class Step(Struct, frozen=True):
     use_regex: bool = True
     add_prefix_space: bool = False
     individual_digits: bool = False
+    single: Any = None
 
     def parts(self) -> tuple[Step, ...]:
         """The steps of a sequence, or the step itself."""

@@ -111,7 +111,9 @@ def assemble_checkpoint(
         raise UserError(f"{path} is missing: the decoder's directory must hold its tokenizer.")
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception:  # tokenizers raises plain Exception
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # tokenizers raises plain Exception, and panics of Rust as BaseException
         raise UserError(f"{path} is damaged: copy the decoder again.") from None
     if tokenizer.token_to_id(base.prompt.image_token) is None:
         tokenizer.add_special_tokens([base.prompt.image_token])
