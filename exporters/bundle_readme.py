@@ -120,7 +120,7 @@ def _files(folder: Path, config: MicroVLMConfig) -> str:
             "inputs and outputs of every graph; sha256 of every other file",
         ),
         (TOKENIZER, "`tokenizer*.json`", "the tokenizer, in the format of the library `tokenizers`"),
-        (TABLES, f"`{TABLES}`", "the same tokenizer as mapped tables, used by microvlm only"),
+        (TABLES, f"`{TABLES}`", "the same tokenizer as tables, used by microvlm only"),
         (GENERATION, f"`{GENERATION}`", "stop tokens, and the largest number of tokens of an answer"),
         (
             PREPROCESSOR,

@@ -1,4 +1,4 @@
-"""The mapped tables give the ids and the text of the `tokenizers` library, or the library is used."""
+"""The tables give the ids and the text of the `tokenizers` library, or the library is used."""
 
 from __future__ import annotations
 
@@ -179,8 +179,11 @@ def test_what_tables_cannot_express_is_left_to_the_library(change, reason, nano_
     assert reason in write_tables(tmp_path / "tokenizer.json", tmp_path)
     assert not (tmp_path / TABLES).exists()
     used = load_tokenizer(tmp_path)
-    expressions = (change.get("pre_tokenizer") or {}).get("pretokenizers", [{}])[0].get("pattern")
-    assert isinstance(used, ChildTokenizer if expressions else LibraryTokenizer)
+    is_harmless = any(
+        word in reason for word in ("Lowercase", "Sequence", "end with ByteLevel", "adds a space")
+    )
+    is_harmless = is_harmless and change.get("pre_tokenizer") != {"type": "Whitespace"}
+    assert isinstance(used, LibraryTokenizer if is_harmless else ChildTokenizer)
     assert "library" in used.description
 
 
@@ -328,7 +331,7 @@ def test_a_tokenizer_with_an_unknown_pattern_works_in_a_process_of_its_own(nano_
 
 @pytest.mark.parametrize(
     ("pattern", "reason"),
-    [(EXPONENTIAL, "the tokenizers library fails on this text"), (CUBIC, "patterns took more than 1 s")],
+    [(EXPONENTIAL, "the tokenizers library fails on this text"), (CUBIC, "the tokenizer took more than 1 s")],
 )
 def test_a_pattern_that_takes_too_long_is_one_sentence_and_the_next_text_is_read(
     pattern, reason, nano_json, tmp_path, monkeypatch, capfd
@@ -411,14 +414,14 @@ def test_a_bundle_speaks_by_tables_without_importing_the_library(speaking_bundle
         "print(p.tokenizer.description, 'tokenizers' in sys.modules)"
     )
     process = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
-    assert process.stdout.strip() == "mapped tables False"
+    assert process.stdout.strip() == "tables False"
 
 
 def test_info_says_which_tokenizer_runs(speaking_bundle, tmp_path):
     from microvlm.commands.info import describe_model, format_description
 
-    assert describe_model(speaking_bundle)["tokenizer"] == "mapped tables"
-    assert "tokenizer: mapped tables" in format_description(describe_model(speaking_bundle))
+    assert describe_model(speaking_bundle)["tokenizer"] == "tables"
+    assert "tokenizer: tables" in format_description(describe_model(speaking_bundle))
     checkpoint = resolve_checkpoint("nano")
     assert describe_model(checkpoint)["tokenizer"].startswith("the tokenizers library")
 
@@ -461,7 +464,7 @@ def test_the_real_qwen_tokenizer_in_a_tenth_of_the_memory(qwen_json, tmp_path):
         command = [sys.executable, "-P", "-c", _MEASURE, str(tmp_path), kind]
         used[kind] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     assert used["library"] > 40_000_000
-    assert used["tables"] < 4_000_000
+    assert used["tables"] < used["library"] / 10
 
 
 @pytest.mark.slow

@@ -109,7 +109,7 @@ def test_the_files_of_a_cut_bundle_agree(two_bundles):
     assert manifest["vocabulary"] == {"tokens": SIZE, "of": 300, "merges": SIZE - 256 - 5}
     assert MicroVLMConfig.load(cut).text.vocab_size == SIZE
     processor = Processor.from_pretrained(cut)
-    assert processor.tokenizer.description == "mapped tables"
+    assert processor.tokenizer.description == "tables"
     assert processor.tokenizer.vocab_size == SIZE
     generation = json.loads((cut / "generation_config.json").read_text())
     assert generation["eos_token_id"] == [processor.eos_id, SIZE - 1]

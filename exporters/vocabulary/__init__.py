@@ -1,1 +1,1 @@
-"""A smaller vocabulary for a checkpoint, and its tokenizer as mapped tables."""
+"""A smaller vocabulary for a checkpoint, and its tokenizer as tables."""
