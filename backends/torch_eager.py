@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
+import os
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from microvlm.backends.base import Backend, LoadedRuntime
@@ -12,7 +13,6 @@ from microvlm.config import MicroVLMConfig
 from microvlm.errors import UserError
 from microvlm.exporters.contract import require_graphs
 from microvlm.formats.bundle import BundleFiles
-from microvlm.formats.links import leads_into
 from microvlm.sources.model_source import find_model
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def load_bundle(directory: Path, verify: bool | None = None) -> MicroVLM:
     # Before memory is taken: the sizes of a module are the configuration's alone.
     require_graphs(config, manifest.graphs, directory)
     read_bundle(directory, manifest, config)
-    tensors = _initializers(directory, [entry.file for entry in manifest.graphs.values()])
+    tensors = _initializers(files)
     files.require_unchanged(manifest.files)
     check_packed(tensors, manifest.lowered, directory)
     with torch.device("meta"):
@@ -104,36 +104,37 @@ def _unpacked(model: MicroVLM) -> MicroVLM:
     return model.eval().requires_grad_(False)
 
 
-def _read_external(place: Any, tensor: Any, graph: Path) -> None:
-    """Fill `tensor` from the file beside the graph that `place` names. Raises UserError for one outside of the bundle.
+def _read_external(place: Any, tensor: Any, files: BundleFiles, graph: str) -> None:
+    """Fill `tensor` from the data file of `graph` that `place` names. Raises UserError for any other file.
 
     onnx's own reader refuses every link, also those of the hub's cache.
     """
-    file = graph.parent / place.location
-    if not leads_into(file, graph.parent.parent):
-        raise UserError(f"{graph} names weights outside of its bundle: copy or export the bundle again.")
-    with file.open("rb") as stream:
-        start = stream.seek(place.offset or 0)
-        rest = file.stat().st_size - start
+    name = (PurePosixPath(graph).parent / place.location).as_posix()
+    if name not in files.data_files[graph]:
+        raise UserError(
+            f"{files.folder / graph} names weights outside of its bundle: copy or export the bundle again."
+        )
+    with (files.folder / name).open("rb") as stream:
+        rest = os.fstat(stream.fileno()).st_size - stream.seek(place.offset or 0)
         tensor.raw_data = stream.read(rest if place.length is None else min(rest, place.length))
     tensor.data_location = type(tensor).DEFAULT
 
 
-def _initializers(directory: Path, graphs: list[str]) -> dict[str, Tensor]:
+def _initializers(files: BundleFiles) -> dict[str, Tensor]:
     """Every initializer of the graphs, and the memory's prior. A name in two graphs must hold the same bytes."""
     import onnx
     import torch
     from onnx import external_data_helper, numpy_helper
     from safetensors.torch import load_file
 
-    tensors = load_file(directory / "memory_prior.safetensors")
-    for name in graphs:
-        path = directory / name
+    tensors = load_file(files.folder / "memory_prior.safetensors")
+    for name in files.data_files:
+        path = files.folder / name
         try:
             graph = onnx.load(str(path), load_external_data=False).graph
             for tensor in graph.initializer:
                 if external_data_helper.uses_external_data(tensor):
-                    _read_external(external_data_helper.ExternalDataInfo(tensor), tensor, path)
+                    _read_external(external_data_helper.ExternalDataInfo(tensor), tensor, files, name)
                 value = torch.from_numpy(numpy_helper.to_array(tensor).copy())
                 if tensor.name in tensors and not torch.equal(tensors[tensor.name], value):
                     raise UserError(

@@ -7,7 +7,9 @@ import json
 import os
 import shutil
 import socket
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from microvlm.backends import load
 from microvlm.config import CONFIG
 from microvlm.errors import UserError
 from microvlm.formats import bundle as bundle_format
-from microvlm.formats.bundle import FILES_READ_BY_NAME, BundleFiles, open_bundle
+from microvlm.formats.bundle import DOCUMENTS, FILES_READ_BY_NAME, BundleFiles, open_bundle
 from microvlm.formats.onnx_weights import external_locations
 from microvlm.inputs.tokenizer_tables import TABLES
 from microvlm.loaded_model import load_processor
@@ -72,16 +74,26 @@ def test_every_file_that_loading_reads_by_name_is_known():
     assert {CONFIG, TABLES, "memory_prior.safetensors", *PROCESSOR_FILES} == set(FILES_READ_BY_NAME)
 
 
-def test_every_changed_file_is_refused_readme_and_example_too(copy):
-    names = [path.relative_to(copy).as_posix() for path in copy.rglob("*") if path.is_file()]
-    assert {"README.md", "example.py"} < set(names)
-    for name in set(names) - {"manifest.json"}:
+@pytest.mark.parametrize("verify", [None, True])
+def test_every_changed_file_is_refused_and_the_documents_on_request(verify, copy):
+    names = {path.relative_to(copy).as_posix() for path in copy.rglob("*") if path.is_file()}
+    assert set(DOCUMENTS) < names
+    for name in names - {"manifest.json"} - (set() if verify else set(DOCUMENTS)):
         content = (copy / name).read_bytes()
         (copy / name).write_bytes(altered(content))
         with pytest.raises(UserError, match="was altered"):
-            open_bundle(copy)
+            open_bundle(copy, verify)
         (copy / name).write_bytes(content)
-    open_bundle(copy)
+    open_bundle(copy, verify)
+
+
+@pytest.mark.parametrize("backend", ["ort", "torch"])
+def test_the_page_of_a_bundle_may_be_edited_and_its_program_removed(backend, copy):
+    (copy / "README.md").write_text("# My model card")
+    (copy / "example.py").unlink()
+    assert load(backend, copy).embed_tokens(IDS).shape[1] == 3
+    (copy / "README.md").unlink()
+    assert load(backend, copy, verify=True).embed_tokens(IDS).shape[1] == 3
 
 
 def test_an_older_bundle_whose_manifest_lacks_the_page_and_the_program_still_loads(copy):
@@ -222,7 +234,125 @@ def test_an_entry_whose_value_stands_before_its_key_is_found():
     assert external_locations(graph, Path("m.onnx")) == {"evil"}
 
 
-@pytest.mark.parametrize("content", [b"location", b"\x3a\x7flocation", b"\x00" * 9 + b"location"])
+def number(value: int) -> bytes:
+    """A varint."""
+    result = b""
+    while value > 127:
+        result, value = result + bytes([value & 127 | 128]), value >> 7
+    return result + bytes([value])
+
+
+def field(key: int, content: bytes) -> bytes:
+    return number(key << 3 | 2) + number(len(content)) + content
+
+
+KEY, LISTED = field(1, b"location"), field(2, b"embedding.data")
+REFERENCE = field(13, KEY + LISTED)
+
+
+def model_with(tensor: bytes) -> bytes:
+    return field(7, field(5, tensor))
+
+
+def test_the_letters_of_the_key_in_other_fields_are_no_reference():
+    comment = field(13, field(1, b"comment") + field(2, b"location"))
+    content = model_with(field(8, b"location") + field(9, b"location") + comment)
+    assert external_locations(content, Path("m.onnx")) == set()
+    assert external_locations(content + model_with(REFERENCE), Path("m.onnx")) == {"embedding.data"}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        pytest.param(field(3, b"\x6a\x1a") + KEY + LISTED + field(2, b"evil"), id="hidden in a field"),
+        pytest.param(KEY + LISTED + field(2, b"evil"), id="two values"),
+        pytest.param(field(1, b"comment") + KEY + field(2, b"evil"), id="two keys"),
+        pytest.param(KEY + LISTED + number(3 << 3) + b"\x01", id="another field"),
+        pytest.param(KEY + number(2 << 3) + b"\x01" + field(2, b"evil"), id="a number as value"),
+        pytest.param(KEY + number(2 << 3 | 1 << 35 | 2) + b"\x04evil", id="a tag of more than 32 bits"),
+        pytest.param(KEY + b"\x92\x00\x04evil", id="a tag longer than needed"),
+        pytest.param(KEY + b"\x12\x84\x00evil", id="a length longer than needed"),
+        pytest.param(KEY + b"\x12\x84\x80\x80\x80\x10evil", id="a length of 32 bits"),
+        pytest.param(KEY + field(2, b"evil\0"), id="a zero byte"),
+        pytest.param(KEY + b"\x12\x05evil", id="over the end"),
+    ],
+)
+def test_a_reference_that_readers_could_take_in_two_ways_is_refused(entry):
+    with pytest.raises(UserError, match="is not an ONNX file"):
+        external_locations(model_with(REFERENCE + field(13, entry)), Path("m.onnx"))
+
+
+@pytest.mark.parametrize("backend", ["ort", "torch"])
+@pytest.mark.parametrize("at_root", [False, True])
+def test_a_deceiving_graph_reads_no_file_that_is_not_listed(at_root, backend, copy, tmp_path):
+    evil = "../evil.bin" if at_root else "evil.bin"
+    (tmp_path / "evil.bin").write_bytes((copy / DATA).read_bytes())
+    (copy / "onnx/evil.bin").write_bytes((copy / DATA).read_bytes())
+    refer_to(copy, evil)
+    inner = KEY + LISTED
+    deceiving = field(3, b"\x6a" + bytes([len(inner)])) + inner + field(2, evil.encode())
+    model = onnx.load(str(copy / GRAPH), load_external_data=False)
+    tensors = []
+    for tensor in model.graph.initializer:
+        references = [
+            field(13, deceiving) if entry.key == "location" else field(13, entry.SerializeToString())
+            for entry in tensor.external_data
+        ]
+        del tensor.external_data[:]
+        tensors.append(field(5, tensor.SerializeToString() + b"".join(references)))
+    del model.graph.initializer[:]
+    graph = field(7, b"".join(tensors))
+    name = "embed_tokens.onnx" if at_root else GRAPH
+    (copy / name).write_bytes(model.SerializeToString() + graph)
+    parsed = onnx.load(str(copy / name), load_external_data=False)
+    assert {entry.value for tensor in parsed.graph.initializer for entry in tensor.external_data} > {evil}
+    rehash(copy, name)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    manifest["graphs"]["embed_tokens"]["file"] = name
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"embed_tokens\.onnx is not an ONNX file"):
+        load(backend, copy)
+
+
+def test_torch_reads_the_data_files_of_the_graph_alone(copy):
+    """Even a listed file is refused that the graph's own bytes, as they were checked, do not name."""
+    from onnx.external_data_helper import ExternalDataInfo
+
+    from microvlm.backends.torch_eager import _read_external
+
+    tensor = TensorProto(name="t", data_type=TensorProto.FLOAT, dims=[1])
+    tensor.external_data.add(key="location", value="vision_encoder.data")
+    with pytest.raises(UserError, match="names weights outside of its bundle"):
+        _read_external(ExternalDataInfo(tensor), tensor, BundleFiles(copy), GRAPH)
+
+
+def nested(depth: int) -> bytes:
+    """A tensor inside of so many graphs inside of each other."""
+    graph = field(5, REFERENCE)
+    for _ in range(depth):
+        graph = field(1, field(5, field(6, graph)))
+    return field(7, graph)
+
+
+def test_graphs_inside_of_each_other_are_walked_to_the_depth_that_readers_take():
+    assert external_locations(nested(30), Path("m.onnx")) == {"embedding.data"}
+    onnx.ModelProto.FromString(nested(30))
+    with pytest.raises(UserError, match="is not an ONNX file"):
+        external_locations(nested(1000), Path("m.onnx"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"location",
+        b"\x3a\x7flocation",
+        b"\x00" * 9 + b"location",
+        b"\x08\x0a",
+        b"\x3b\x3c",
+        b"\x24\x00\x00\x00ORTM",
+    ],
+)
 def test_what_is_no_model_is_one_sentence(content):
     with pytest.raises(UserError, match="is not an ONNX file"):
         external_locations(content, Path("m.onnx"))
@@ -235,7 +365,7 @@ def test_anything_but_a_regular_file_in_a_files_place_is_one_sentence_and_never_
     kind, verify, copy, monkeypatch
 ):
     monkeypatch.chdir(copy)  # a socket's name must be short
-    for name in open_bundle(copy).files:
+    for name in set(open_bundle(copy).files) - set(DOCUMENTS):
         path, kept = copy / name, copy / "kept"
         path.rename(kept)
         if kind == "folder":
@@ -372,6 +502,72 @@ def test_a_bundle_that_is_replaced_or_removed_does_no_harm_to_whoever_has_mapped
     shutil.rmtree(copy)
     assert np.array_equal(runtime.embed_tokens(IDS), expected)
     assert np.array_equal(runtime.memory_prior().mean, prior.mean)
+
+
+@pytest.mark.posix
+def test_an_overwritten_file_whose_time_was_set_back_is_refused_while_mapped(copy):
+    runtime = load("ort", copy)
+    runtime.embed_tokens(IDS)
+    write_in_place(copy / DATA)
+    with pytest.raises(UserError, match=r"embedding\.data was changed or replaced"):
+        runtime.embed_tokens(IDS)
+
+
+@pytest.mark.posix
+def test_a_backup_of_hard_links_and_other_permissions_do_no_harm(copy, tmp_path, monkeypatch):
+    runtime = load("ort", copy)
+    expected = runtime.embed_tokens(IDS)
+    hashed: list[int] = []
+    digest = bundle_format._digest
+    monkeypatch.setattr(bundle_format, "_digest", lambda descriptor: hashed.append(1) or digest(descriptor))
+    shutil.copytree(copy, tmp_path / "backup", copy_function=os.link)
+    assert np.array_equal(runtime.embed_tokens(IDS), expected)
+    assert np.array_equal(runtime.embed_tokens(IDS), expected)
+    assert len(hashed) == 1
+    for path in copy.rglob("*"):
+        if path.is_file():
+            path.chmod(0o444)
+    assert np.array_equal(runtime.embed_tokens(IDS), expected)
+    runtime.open_ahead()
+    runtime.memory_prior()
+    load_processor(runtime)
+    write_in_place(copy / DATA)
+    with pytest.raises(UserError, match=r"embedding\.data was changed or replaced"):
+        runtime.embed_tokens(IDS)
+
+
+@pytest.mark.parametrize("system", ["posix", "windows"])
+def test_threads_share_the_descriptor_of_a_file(system, copy, monkeypatch):
+    if system == "windows":
+        monkeypatch.delattr(os, "pread", raising=False)
+    files = BundleFiles(copy)
+    names = [DATA, "tokenizer.json"]
+    contents = {name: (copy / name).read_bytes() for name in names}
+
+    def read(index: int) -> bool:
+        name = names[index % 2]
+        files.keep_open(name)
+        return files.read(name, 10**9) == contents[name]
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(read, range(400)))
+    assert sorted(files._held) == sorted(names)
+
+
+@pytest.mark.linux
+def test_threads_that_keep_a_file_open_together_open_it_once(copy, monkeypatch):
+    files = BundleFiles(copy)
+    opened, duplicate = [], os.dup
+
+    def slowly(descriptor: int) -> int:
+        time.sleep(0.01)
+        opened.append(duplicate(descriptor))
+        return opened[-1]
+
+    monkeypatch.setattr(os, "dup", slowly)
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: files.keep_open(DATA), range(8)))
+    assert len(opened) == 1
 
 
 @pytest.mark.linux

@@ -115,6 +115,14 @@ def test_keys_of_a_later_version_of_the_same_format_are_skipped(tmp_path):
     assert read(tmp_path, document) == read(tmp_path, DOCUMENT)
 
 
+@pytest.mark.parametrize("name", ["onnx/a.ort", "onnx/a.ONNX", "a.onnx.ort", "onnx/a", "a.onnx.json"])
+def test_a_graph_in_a_file_of_another_format_is_refused(name, tmp_path):
+    document = copy.deepcopy(DOCUMENT)
+    document["graphs"]["embed_tokens"]["file"] = name
+    document["files"][name] = ENTRY
+    assert f"'{name}', the graph 'embed_tokens', does not end in .onnx" in sentence(tmp_path, document)
+
+
 def test_a_newer_format_may_have_any_structure(tmp_path):
     for document in ({"format": 3}, {"format": 10**30, "files": 7}):
         assert "newer microvlm; upgrade" in sentence(tmp_path, document)

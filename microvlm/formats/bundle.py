@@ -3,6 +3,7 @@
 A bundle's weights are mapped, never copied, and a graph is loaded when it is first used. So a file's identity (inode,
 size, times of change) is noted before it is hashed, and compared again after it was read or mapped. A file that was
 changed or replaced in between is refused; one that is written to while it is mapped is refused before its next use.
+Links, permissions and owners may change: where only the time of change of a file's status differs, its hash decides.
 Imports neither numpy nor torch.
 """
 
@@ -11,8 +12,9 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -42,8 +44,11 @@ FILES_READ_BY_NAME = (
     "tokenizer_tables.safetensors",
 )
 """What loading a bundle reads beside its graphs; none of these may be there without being listed."""
+DOCUMENTS = ("README.md", "example.py")
+"""Listed files that nothing here reads: a model's page is edited, and a program may be removed."""
 _READ_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _REMEDY = "copy or export the bundle again"
+_SEEK_LOCK = threading.Lock()
 
 
 def is_bundle(directory: str | Path) -> bool:
@@ -83,8 +88,9 @@ class BundleFiles:
 
     All that the manifest lists are there as regular files of the right sizes and, with `verify`, hashes; every data
     file that a graph refers to is among them, and nothing that loading reads by its name is beside them. `verify` None
-    checks every hash of a bundle below `HASH_BELOW_BYTES`, and those of graphs and small files in a larger one. Other
-    files in the folder are not looked at.
+    checks every hash of a bundle below `HASH_BELOW_BYTES`, and those of graphs and small files in a larger one. Of
+    `DOCUMENTS` only those that are there are checked, and only with `verify`. Other files in the folder are not looked
+    at. Threads may share an object.
 
     Raises UserError naming the file that is wrong.
     """
@@ -99,6 +105,7 @@ class BundleFiles:
                 raise UserError(
                     f"{self._path(name)} is not in the bundle's {MANIFEST}: remove it, or export the bundle again."
                 )
+        self._hold_lock = threading.Lock()
         self._held: dict[str, int] = {}
         self._close = weakref.finalize(self, _close_all, self._held)
         self._identities: dict[str, Identity] = {}
@@ -109,6 +116,8 @@ class BundleFiles:
             verify is None and sum(entry.bytes for entry in files.values()) < HASH_BELOW_BYTES
         )
         for name, entry in files.items():
+            if name in DOCUMENTS and not (verify and os.path.lexists(self._path(name))):
+                continue
             # Tokenizer and the memory's prior are read whole anyway; only a large bundle's weights are spared.
             hashed = verify_all or (verify is None and (entry.bytes < SMALL_FILE_BYTES or name in graphs))
             if name in graphs:
@@ -121,23 +130,20 @@ class BundleFiles:
         self._limit(name, limit)
         if name in self._held:
             with _errors_about(self._path(name)):
-                content = _content(self._held[name], limit)
-            self._require_held(name)
-            return content
+                return self._read(name, self._held[name], limit)
         with _opened(self._path(name)) as descriptor:
-            content = _content(descriptor, limit)
-            self._require(name, os.fstat(descriptor))
-        return content
+            return self._read(name, descriptor, limit)
 
     def keep_open(self, name: str) -> None:
         """Keep a descriptor of a listed file, so that it can be read when the bundle was replaced. Raises UserError.
 
         Skips a name that is not listed or is kept already.
         """
-        if name in self._identities and name not in self._held:
-            with _opened(self._path(name)) as descriptor:
-                self._require(name, os.fstat(descriptor))
-                self._held[name] = os.dup(descriptor)
+        with self._hold_lock:
+            if name in self._identities and name not in self._held:
+                with _opened(self._path(name)) as descriptor:
+                    self._require_open(name, descriptor)
+                    self._held[name] = os.dup(descriptor)
 
     def require_unchanged(self, names: Iterable[str]) -> None:
         """Called after files were read by their paths: raise UserError unless those paths lead to what was checked.
@@ -147,7 +153,8 @@ class BundleFiles:
         for name in names:
             if name in self._identities:
                 with _errors_about(self._path(name)):
-                    self._require(name, os.stat(self._path(name)))
+                    status = os.stat(self._path(name))
+                self._require(name, status, lambda name=name, status=status: self._digest_again(name, status))  # type: ignore[misc]
 
     def hold(self, graph_file: str) -> None:
         """Called after a graph was loaded by its path: raise UserError unless that led to what was checked.
@@ -164,7 +171,8 @@ class BundleFiles:
         A cut file would end the process by a signal when it is read. A mapped file may have lost its name meanwhile.
         """
         for name in self.data_files[graph_file]:
-            self._require_held(name)
+            with _errors_about(self._path(name)):
+                self._require_open(name, self._held[name])
 
     def _check(self, name: str, entry: FileEntry, hashed: bool) -> None:
         if not hashed:
@@ -174,8 +182,7 @@ class BundleFiles:
         with _opened(self._path(name)) as descriptor:
             self._note(name, entry, os.fstat(descriptor))
             digest = _digest(descriptor)
-        if digest != entry.sha256:
-            raise self._altered(name)
+        self._require_hash(name, digest)
 
     def _check_graph(self, name: str, entry: FileEntry, hashed: bool) -> tuple[str, ...]:
         """Check a graph -> its data files. Raises UserError for one that the manifest does not list."""
@@ -183,8 +190,8 @@ class BundleFiles:
             self._note(name, entry, os.fstat(descriptor))
             self._limit(name, MAX_GRAPH_BYTES)
             content = _content(descriptor, entry.bytes)
-        if hashed and hashlib.sha256(content).hexdigest() != entry.sha256:
-            raise self._altered(name)
+        if hashed:
+            self._require_hash(name, hashlib.sha256(content).hexdigest())
         data_files = []
         for location in sorted(external_locations(content, Path(self._path(name)))):
             data_file = (PurePosixPath(name).parent / location).as_posix()
@@ -226,22 +233,45 @@ class BundleFiles:
                 f"{self._path(name)} has more than {limit:,} bytes, too many for what it is: {_REMEDY}."
             )
 
-    def _require(self, name: str, status: os.stat_result) -> None:
-        if _identity(status) != self._identities[name]:
-            raise self._changed(name)
+    def _read(self, name: str, descriptor: int, limit: int) -> bytes:
+        content = _content(descriptor, limit)
+        self._require(name, os.fstat(descriptor), lambda: hashlib.sha256(content).hexdigest())
+        return content
 
-    def _require_held(self, name: str) -> None:
-        status, identity = os.fstat(self._held[name]), self._identities[name]
-        if status.st_mtime_ns != identity.modified_ns or status.st_size != identity.nbytes:
+    def _require_open(self, name: str, descriptor: int) -> None:
+        self._require(name, os.fstat(descriptor), lambda: _digest(descriptor))
+
+    def _require(self, name: str, status: os.stat_result, digest: Callable[[], str]) -> None:
+        """Raise UserError unless a file with `status` is the one that was checked.
+
+        A new link, another owner or other permissions change `changed_ns` alone, and so does whoever writes to the
+        file and sets the time of its modification back. So the hash decides then, which `digest` computes, also for
+        a file that was not hashed at first.
+        """
+        noted, identity = self._identities[name], _identity(status)
+        if identity == noted:
+            return
+        if identity._replace(changed_ns=noted.changed_ns) != noted:
             raise self._changed(name)
+        if digest() != self.manifest.files[name].sha256:
+            raise self._changed(name)
+        # As it was before the hash was computed: a change since then will be seen.
+        self._identities[name] = identity
+
+    def _digest_again(self, name: str, status: os.stat_result) -> str:
+        with _opened(self._path(name)) as descriptor:
+            if _identity(os.fstat(descriptor)) != _identity(status):
+                raise self._changed(name)
+            return _digest(descriptor)
+
+    def _require_hash(self, name: str, digest: str) -> None:
+        if digest != self.manifest.files[name].sha256:
+            raise UserError(
+                f"{self._path(name)} was altered: its hash is not the manifest's; copy or export it again."
+            )
 
     def _path(self, name: str) -> str:
         return os.path.join(self.folder, name)
-
-    def _altered(self, name: str) -> UserError:
-        return UserError(
-            f"{self._path(name)} was altered: its hash is not the manifest's; copy or export it again."
-        )
 
     def _changed(self, name: str) -> UserError:
         return UserError(
@@ -266,10 +296,9 @@ def _opened(path: str) -> Iterator[int]:
 
 def _content(descriptor: int, count: int) -> bytes:
     """The first `count` bytes of a file, or all if it has less."""
-    os.lseek(descriptor, 0, os.SEEK_SET)
-    content = os.read(descriptor, count)
+    content = _read_at(descriptor, count, 0)
     while 0 < len(content) < count:
-        more = os.read(descriptor, count - len(content))
+        more = _read_at(descriptor, count - len(content), len(content))
         if not more:
             break
         content += more
@@ -277,10 +306,20 @@ def _content(descriptor: int, count: int) -> bytes:
 
 
 def _digest(descriptor: int) -> str:
-    digest = hashlib.sha256()
-    while piece := os.read(descriptor, _PIECE_BYTES):
+    digest, position = hashlib.sha256(), 0
+    while piece := _read_at(descriptor, _PIECE_BYTES, position):
         digest.update(piece)
+        position += len(piece)
     return digest.hexdigest()
+
+
+def _read_at(descriptor: int, count: int, position: int) -> bytes:
+    """At most `count` bytes. Threads may read from one descriptor."""
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, count, position)
+    with _SEEK_LOCK:  # Windows
+        os.lseek(descriptor, position, os.SEEK_SET)
+        return os.read(descriptor, count)
 
 
 def _close_all(descriptors: dict[str, int]) -> None:

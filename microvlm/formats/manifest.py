@@ -86,6 +86,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
         for name, graph in self.graphs.items():
             if graph.file not in self.files:
                 raise ValueError(f"'files' lacks {quote(graph.file)}, the graph {quote(name)}")
+            if not graph.file.endswith(".onnx"):
+                # ONNX Runtime reads a file by its name's end, and the others are of formats that are not checked.
+                raise ValueError(f"{quote(graph.file)}, the graph {quote(name)}, does not end in .onnx")
 
 
 class _Format(msgspec.Struct, frozen=True):

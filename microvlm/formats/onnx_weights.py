@@ -8,7 +8,6 @@ lists the fields that lead to a tensor.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -23,10 +22,8 @@ _ELEMENTS = {
 }  # fmt: skip
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 _LOCATION = b"location"
-_LOCATION_ENTRY = re.compile(rb"\x6a([\x0d-\x7f])\x0a\x08location\x12([\x01-\x73])", re.DOTALL)
-"""An entry of external_data as writers of protobuf encode it: its length, the key, and the value's length."""
-_ENTRY_BYTES = 12
-"""Those of such an entry beside the value."""
+_MAX_DEPTH = 100
+"""Messages inside of each other, the limit of protobuf's own readers."""
 # Message -> field -> the message in it, for every way from a model to the external data of a tensor.
 _CHILDREN = {
     "model": {7: "graph", 20: "training", 25: "function"},
@@ -53,12 +50,13 @@ class Initializer(NamedTuple):
 def read_initializers(path: Path) -> list[Initializer]:
     """Raises UserError when the file is missing or is not an ONNX file."""
     try:
+        content = path.read_bytes()
         return [
-            _initializer(tensor)
-            for field, graph in _fields(memoryview(path.read_bytes()))
-            if field == 7 and isinstance(graph, memoryview)
-            for number, tensor in _fields(graph)
-            if number == 5 and isinstance(tensor, memoryview)
+            _initializer(content, *tensor)
+            for field, kind, *graph in _fields(content, 0, len(content))
+            if field == 7 and kind == _LENGTH
+            for number, kind, *tensor in _fields(content, *graph)
+            if number == 5 and kind == _LENGTH
         ]
     except FileNotFoundError:
         raise UserError(f"{path} is missing: copy or export the bundle again.") from None
@@ -69,47 +67,59 @@ def read_initializers(path: Path) -> list[Initializer]:
 def external_locations(content: bytes, path: Path) -> set[str]:
     """The files that tensors of a model lie in, wherever in the model they are, by the names that the model has.
 
-    `path` names the file in errors. Raises UserError when it is not an ONNX file.
+    `path` names the file in errors. Raises UserError when it is not an ONNX file, or encoded so that readers could
+    take different names from it.
     """
     try:
-        locations = _usual_locations(content)
-        return set(_walk_locations(memoryview(content), "model")) if locations is None else locations
-    except (ValueError, IndexError, RecursionError):
+        if not any(field == 7 and kind == _LENGTH for field, kind, *_ in _fields(content, 0, len(content))):
+            raise ValueError("no graph")
+        locations: dict[bytes, str | None] = {}
+        _walk_locations(content, 0, len(content), "model", 0, locations)
+        return {location for location in locations.values() if location is not None}
+    except (ValueError, IndexError):
         raise UserError(f"{path} is not an ONNX file: copy or export the bundle again.") from None
 
 
-def _usual_locations(content: bytes) -> set[str] | None:
-    """The locations where each is in an entry as writers of protobuf encode it; None where any is not.
+def _walk_locations(
+    content: bytes, start: int, end: int, message: str, depth: int, locations: dict[bytes, str | None]
+) -> None:
+    """Fill `locations`, entry of external_data -> its location, from the message at `start`.
 
-    Every reference has the eight letters of the key, so that they can be counted: the walk takes ten times as long. It
-    finds more only in a model that was encoded to deceive, whose author could as well have listed the file.
+    Only messages that hold the eight letters of the key are entered: without these they hold no location.
     """
-    rest, entries, locations = content.count(_LOCATION), set(), set()
-    for match in _LOCATION_ENTRY.finditer(content):
-        entry = content[match.start() : match.end() + match[2][0]]
-        if entry in entries:
-            continue
-        if match[1][0] != _ENTRY_BYTES + match[2][0]:
-            return None
-        entries.add(entry)
-        locations.add(_text(entry[_ENTRY_BYTES + 2 :]))
-        rest -= content.count(entry)
-        if rest <= 0:
-            break
-    return locations if rest == 0 else None
-
-
-def _walk_locations(message: memoryview, kind: str) -> Iterator[str]:
-    if kind == "entry":
-        fields = dict(_fields(message))
-        value = fields.get(2, b"")
-        if fields.get(1) == _LOCATION and not isinstance(value, int):
-            yield _text(bytes(value))
+    if message == "entry":
+        entry = content[start:end]
+        if entry not in locations:
+            locations[entry] = _location(content, start, end)
         return
-    for field, value in _fields(message):
-        child = _CHILDREN[kind].get(field)
-        if child is not None and not isinstance(value, int) and _LOCATION in bytes(value):
-            yield from _walk_locations(memoryview(value), child)
+    if depth > _MAX_DEPTH:
+        raise ValueError("nested too deeply")
+    children = _CHILDREN[message]
+    key = content.find(_LOCATION, start, end)
+    if key < 0:
+        return
+    for field, kind, first, last in _fields(content, start, end):
+        if kind == _LENGTH and key < last:
+            child = children.get(field)
+            if child is not None:
+                _walk_locations(content, first, last, child, depth + 1, locations)
+            key = content.find(_LOCATION, last, end)
+            if key < 0:
+                return
+
+
+def _location(content: bytes, start: int, end: int) -> str | None:
+    """The location in an entry of external_data; None in an entry with another key.
+
+    Raises ValueError for an entry with another field than one key and one value: no writer makes one, and readers
+    that take the first or the last of two would find different files.
+    """
+    fields: dict[int, bytes] = {}
+    for field, kind, first, last in _fields(content, start, end):
+        if kind != _LENGTH or field not in (1, 2) or field in fields:
+            raise ValueError("no entry of a key and a value")
+        fields[field] = content[first:last]
+    return _text(fields.get(2, b"")) if fields.get(1) == _LOCATION else None
 
 
 def _text(value: bytes) -> str:
@@ -119,65 +129,79 @@ def _text(value: bytes) -> str:
     return os.fsdecode(value)
 
 
-def _initializer(tensor: memoryview) -> Initializer:
+def _initializer(content: bytes, start: int, end: int) -> Initializer:
     name, data_type, dims, location = "", 0, [], None
-    for field, value in _fields(tensor):
+    for field, kind, first, last in _fields(content, start, end):
         if field == 1:
-            dims += [value] if isinstance(value, int) else list(_packed_varints(value))
-        elif field == 2 and isinstance(value, int):
-            data_type = value
-        elif field == 8 and isinstance(value, memoryview):
-            name = bytes(value).decode()
-        elif field == 13 and isinstance(value, memoryview):
-            entry = {
-                number: bytes(text).decode()
-                for number, text in _fields(value)
-                if isinstance(text, memoryview)
-            }
-            location = entry.get(2) if entry.get(1) == "location" else location
-    nbytes, kind = _ELEMENTS[data_type]
+            dims += [first] if kind == _VARINT else list(_packed_varints(content, first, last))
+        elif field == 2 and kind == _VARINT:
+            data_type = first
+        elif field == 8 and kind == _LENGTH:
+            name = content[first:last].decode()
+        elif field == 13 and kind == _LENGTH:
+            place = _location(content, first, last)
+            location = location if place is None else place
+    nbytes, dtype = _ELEMENTS[data_type]
     for length in dims:
         nbytes *= length
-    return Initializer(name, tuple(dims), kind, nbytes, location)
+    return Initializer(name, tuple(dims), dtype, nbytes, location)
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """(field number, integer or bytes) of one message. Raises ValueError or IndexError on anything else."""
-    position = 0
-    while position < len(data):
-        tag, position = _varint(data, position)
+def _fields(content: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """(field number, wire type, where its bytes start, where they end) of the message at `start`.
+
+    Of a varint its value stands in place of its start. Raises ValueError or IndexError on anything that writers of
+    protobuf do not write, such as groups and numbers with more bytes than they need.
+    """
+    position = start
+    while position < end:
+        tag = content[position]
+        if tag < 128:
+            position += 1
+        else:
+            tag, position = _varint(content, position, 32)
         kind = tag & 7
+        if tag < 8:
+            raise ValueError("field 0")
         if kind == _VARINT:
-            value, position = _varint(data, position)
-            yield tag >> 3, value
+            value, position = _varint(content, position, 64)
+            if position > end:
+                raise ValueError("a field runs over the end")
+            yield tag >> 3, kind, value, position
             continue
         if kind == _LENGTH:
-            length, position = _varint(data, position)
+            length, position = _varint(content, position, 31)
         elif kind in (_FIXED64, _FIXED32):
             length = 8 if kind == _FIXED64 else 4
         else:
             raise ValueError(f"wire type {kind}")
-        if position + length > len(data):
+        first, position = position, position + length
+        if position > end:
             raise ValueError("a field runs over the end")
-        yield tag >> 3, data[position : position + length]
-        position += length
+        yield tag >> 3, kind, first, position
 
 
-def _packed_varints(data: memoryview) -> Iterator[int]:
-    position = 0
-    while position < len(data):
-        value, position = _varint(data, position)
+def _packed_varints(content: bytes, start: int, end: int) -> Iterator[int]:
+    position = start
+    while position < end:
+        value, position = _varint(content, position, 64)
         yield value
 
 
-def _varint(data: memoryview, position: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[position]
+def _varint(content: bytes, position: int, bits: int) -> tuple[int, int]:
+    """An unsigned number of at most `bits` bits, and the position behind it."""
+    value = content[position]
+    position += 1
+    if value < 128:
+        return value, position
+    value, shift, byte = value & 127, 7, 128
+    while byte >= 128:
+        byte = content[position]
         value |= (byte & 127) << shift
         position += 1
-        if byte < 128:
-            return value, position
         shift += 7
-        if shift > 63:
+        if shift > 70:
             raise ValueError("a varint runs over ten bytes")
+    if byte == 0 or value >> bits:
+        raise ValueError("a varint is longer than its value needs, or than its field allows")
+    return value, position

@@ -16,7 +16,7 @@ DOCUMENTS = ("*.json",)
 """Fetched first: they say whether a repository holds a bundle."""
 CHECKPOINT_FILES = ("*.json", "*.safetensors")
 BUNDLE_FILES = (*CHECKPOINT_FILES, "*.onnx", "*.data", "README.md", "example.py")
-"""All that a manifest may list. A bundle's example.py is compared with its hash like the rest; it is not run."""
+"""All that a manifest may list. A bundle's example.py is never run."""
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
 
 

@@ -23,7 +23,7 @@ from microvlm.backends.emulation.sites import ensure_wheels, package_requirement
 from microvlm.console import note
 from microvlm.errors import UserError
 from microvlm.formats import documents
-from microvlm.formats.bundle import open_bundle
+from microvlm.formats.bundle import DOCUMENTS, open_bundle
 from microvlm.formats.manifest import MANIFEST, sha256
 
 WORKER_PACKAGES = ("numpy", "onnxruntime", "click", "safetensors", "msgspec")
@@ -70,7 +70,11 @@ class Delivery:
         folder = f"bundles/{digest[:16]}"
         if BUNDLE in self._damaged:
             self._request("remove", folder=folder)
-        files = {name: (entry.bytes, entry.sha256) for name, entry in manifest.files.items()}
+        files = {
+            name: (entry.bytes, entry.sha256)
+            for name, entry in manifest.files.items()
+            if name not in DOCUMENTS
+        }
         files[MANIFEST] = (len(manifest_bytes), digest)
         if not self._send_files(folder, bundle, files, bundle.name):
             self._request("finish", folder=folder)
