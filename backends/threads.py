@@ -5,6 +5,7 @@ Imports the standard library and microvlm.errors alone. Reads Linux's /proc and 
 
 from __future__ import annotations
 
+import _thread
 import os
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from pathlib import Path
 from microvlm.errors import UserError
 
 _LEAST_LIMIT = 64
+_START_S = 2.0
+"""A thread that does not run after so long is one that could not start."""
 _ROOT = Path("/")
 
 
@@ -65,18 +68,27 @@ def pool_threads(threads: int | None, pools: int = 1) -> int:
 
 def _startable(count: int) -> int:
     """Start `count` threads at once, and end them -> how many could be started."""
-    end, started = threading.Event(), []
+    end, running, ended = threading.Event(), threading.Semaphore(0), threading.Semaphore(0)
+
+    def wait() -> None:
+        running.release()
+        end.wait()
+        ended.release()
+
+    started = 0
     try:
         for _ in range(count):
-            thread = threading.Thread(target=end.wait, daemon=True)
-            thread.start()
-            started.append(thread)
+            # threading.Thread.start() waits for ever for a thread that has no memory for its first line.
+            _thread.start_new_thread(wait, ())
+            if not running.acquire(timeout=_START_S):
+                break
+            started += 1
     except (RuntimeError, MemoryError):  # "can't start new thread"
         pass
     end.set()
-    for thread in started:
-        thread.join()
-    return len(started)
+    for _ in range(started):
+        ended.acquire(timeout=_START_S)
+    return started
 
 
 def _quotas(root: Path) -> Iterator[tuple[int, int]]:

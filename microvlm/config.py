@@ -242,6 +242,10 @@ class MicroVLMConfig:
         _require(self.name.isprintable(), "'name' has characters that cannot be printed")
         if self.prefix_tokens == 0:
             object.__setattr__(self, "prefix_tokens", min(64, max(8, ceil(self.vision.num_patches / 8))))
+        _require(
+            self.prefix_tokens < self.text.max_position_embeddings,
+            "'prefix_tokens' must be fewer than 'text.max_position_embeddings'",
+        )
 
     @property
     def memory_kv_outputs(self) -> int:

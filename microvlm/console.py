@@ -22,6 +22,7 @@ from microvlm.escaping import printable_json, printable_lines
 GATE_FAILED = 1
 BAD_INPUT = 2
 
+_LONGEST_NAME = 300
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnx_ir", "huggingface_hub")
 
@@ -101,7 +102,10 @@ def note_error(error: object) -> None:
 
 def describe_os_error(error: OSError) -> str:
     """Describe a file system error in one sentence."""
-    prefix = f"{error.filename}: " if error.filename is not None else ""
+    name = "" if error.filename is None else str(error.filename)
+    if len(name) > _LONGEST_NAME:
+        name = f"{name[: _LONGEST_NAME // 2]}…{name[-_LONGEST_NAME // 2 :]}"
+    prefix = f"{name}: " if name else ""
     if error.errno in _FULL_DISK:
         return f"{prefix}no space is left on the disk; free some or write elsewhere."
     if error.errno == errno.EFBIG:

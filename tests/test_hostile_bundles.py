@@ -24,7 +24,7 @@ from microvlm.formats.bundle import open_bundle
 BACKENDS = ("ort", "torch")
 USE = """
 import resource, sys
-import numpy, onnx, onnxruntime, torch
+import numpy, onnx, onnxruntime, safetensors.numpy, torch
 import microvlm.model.torch_runtime
 from microvlm.backends import load
 from microvlm.commands.info import describe_model
@@ -96,8 +96,8 @@ def copy(speaking_bundle: Path, tmp_path: Path) -> Path:
     [
         (change_config("", prefix_tokens=1_000_000), "'prefix_tokens' must be a whole number <= 16384"),
         (
-            change_config("", prefix_tokens=16_000),
-            "and 'image_features float32 [batch, 16000, 64]' by config.json",
+            change_config("", prefix_tokens=200),
+            "and 'image_features float32 [batch, 200, 64]' by config.json",
         ),
         (change_config("vision", image_size=2048), "by config.json"),
         (change_config("text", vocab_size=10_000_000), "by config.json"),

@@ -293,3 +293,11 @@ def test_a_tokenizer_of_another_model_is_refused(tiny_processor):
     prompt = PromptConfig(template="<picture>{prompt}", image_token="<picture>")
     with pytest.raises(UserError, match="lacks '<picture>'"):
         Processor(tiny_processor.tokenizer, tiny_config(prompt=prompt))
+
+
+def test_more_images_than_positions_are_refused_before_anything_is_built(tiny_processor):
+    config = tiny_processor.config
+    most = (config.text.max_position_embeddings - 1) // config.prefix_tokens
+    assert tiny_processor.prompt_ids("a", most).count(tiny_processor.image_id) == most * config.prefix_tokens
+    with pytest.raises(UserError, match=r"images are .* tokens, more than the 255 of this model: give fewer"):
+        tiny_processor.prompt_ids("a", 10**9)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -150,18 +152,30 @@ def test_an_answer_longer_than_the_model_is_refused_before_it_is_measured(speaki
         assert "positions for" in capsys.readouterr().err
 
 
-def refusing_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def refusing_after(count: int, monkeypatch: pytest.MonkeyPatch, start=_thread.start_new_thread) -> None:
     """Let at most `count` threads be started at the same time, as a limit of tasks does."""
-    start, live = threading.Thread.start, set()
+    live = threading.Semaphore(count)
 
-    def limited(thread: threading.Thread) -> None:
-        live.difference_update({other for other in live if not other.is_alive()})
-        if len(live) >= count:
+    def limited(function: Callable[[], None], arguments: tuple) -> int:
+        if not live.acquire(blocking=False):
             raise RuntimeError("can't start new thread")
-        start(thread)
-        live.add(thread)
 
-    monkeypatch.setattr(threading.Thread, "start", limited)
+        def run() -> None:
+            function()
+            live.release()
+
+        return start(run, arguments)
+
+    monkeypatch.setattr(_thread, "start_new_thread", limited)
+
+
+@pytest.mark.linux
+def test_a_thread_that_dies_without_a_word_is_one_that_cannot_be_started(monkeypatch):
+    """As one does that has no memory for its first line: Thread.start() waits for it for ever."""
+    monkeypatch.setattr("microvlm.backends.threads._START_S", 0.05)
+    monkeypatch.setattr(_thread, "start_new_thread", lambda function, arguments: 0)
+    with pytest.raises(UserError, match="start 0 threads more; give --threads 1"):
+        pool_threads(4)
 
 
 def test_threads_that_cannot_be_started_are_refused_or_fewer_are_taken(monkeypatch):

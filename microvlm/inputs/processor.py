@@ -138,17 +138,22 @@ class Processor:
     def prompt_ids(self, prompt: str, images: int) -> list[int]:
         """Token ids of the template around the normalized prompt, with `prefix_tokens` image tokens per image.
 
-        Raises UserError for special tokens in the prompt, for text that is not valid Unicode, and for text that is far
-        longer than the model's positions.
+        Raises UserError for special tokens in the prompt, for text that is not valid Unicode, and for images or text
+        that are far more than the model's positions.
         """
         self._check_length(prompt)
         self.reject_special_tokens(prompt)
         prompt = self.normalize_text(prompt)
         config = self.config.prompt
-        image_tokens = config.image_token * (self.config.prefix_tokens * images)
+        count, positions = self.config.prefix_tokens * images, self.config.text.max_position_embeddings
+        if count >= positions:
+            raise UserError(
+                f"{images} images are {count} tokens, more than the {positions - 1} of this model: give fewer."
+            )
+        image_tokens = config.image_token * count
         text = config.template.replace(config.image_token, image_tokens).replace("{prompt}", prompt)
         ids = self._encode(text)
-        if ids.count(self.image_id) != self.config.prefix_tokens * images:
+        if ids.count(self.image_id) != count:
             raise UserError(
                 f"the tokenizer splits '{config.image_token}' of config.json: they belong to different models."
             )

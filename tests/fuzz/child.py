@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import kinds
 
 from microvlm.errors import UserError
+from microvlm.escaping import printable
 
 MAX_SECONDS = 5.0
 MAX_MEGABYTES = 1000
@@ -42,7 +43,7 @@ def _use(kind: kinds.Kind) -> dict:
         kind.use()
     except (UserError, kinds.Refused) as error:
         outcome, text = "refused", str(error).rstrip("\n")
-        if not text or len(text) > LONGEST_SENTENCE or "Traceback" in text or not _is_sentences(text):
+        if not text or "Traceback" in text or not _is_sentences(text):
             outcome = "defect"
     except BaseException:
         outcome, text = "defect", traceback.format_exc()
@@ -60,7 +61,7 @@ def _use(kind: kinds.Kind) -> dict:
 
 
 def _is_sentences(text: str) -> bool:
-    return all(line.isprintable() for line in text.split("\n"))
+    return all(printable(line) == line and len(line) <= LONGEST_SENTENCE for line in text.split("\n"))
 
 
 def _processor_seconds() -> float:
