@@ -14,6 +14,7 @@ import click
 
 from microvlm.atomic import write_file
 from microvlm.console import after_saving, echo, print_json
+from microvlm.errors import UserError
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -55,6 +56,10 @@ def report_flags(function: Callable[..., Any]) -> Callable[..., Any]:
     def with_flags(
         *args: Any, as_json: bool, markdown: Path | None, json_file: Path | None, **options: Any
     ) -> Any:
+        for path in (markdown, json_file):
+            if path is not None and not path.absolute().parent.is_dir():
+                # Said now, and not after a measurement of an hour.
+                raise UserError(f"{path} cannot be written: its folder does not exist; make it first.")
         return function(*args, output=ReportOutput(as_json, markdown, json_file), **options)
 
     return with_flags

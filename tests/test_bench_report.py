@@ -16,6 +16,7 @@ from document_mutations import check_mutations
 from microvlm.bench import provenance, report
 from microvlm.bench.bench_command import command
 from microvlm.bench.report_flags import ReportOutput
+from microvlm.console import run_click
 from microvlm.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -200,3 +201,13 @@ def test_a_report_on_a_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
         command.main(["report", str(document), "-o", str(out)], standalone_mode=False)
     assert out.read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run.json", "run.md"]
+
+
+@pytest.mark.parametrize("option", ["-o", "--markdown"])
+def test_a_report_that_cannot_be_written_is_refused_before_anything_is_measured(
+    option: str, tmp_path, capsys
+):
+    with pytest.raises(SystemExit) as caught:
+        run_click(command, ["run", str(tmp_path / "no-bundle"), option, str(tmp_path / "nowhere" / "r.json")])
+    assert caught.value.code == 2
+    assert "its folder does not exist; make it first" in capsys.readouterr().err

@@ -121,6 +121,13 @@ def test_a_heatmap_that_cannot_be_made_is_refused_before_the_model_loads(
         "--backend torch",
     )
     assert_refused(run("caption", picture, *model, "--attention", "heat.txt"), ".png")
+    with open(picture, "rb") as file:
+        before = file.read()
+    assert_refused(
+        run("caption", picture, *model, "--attention", picture), "would replace the picture itself"
+    )
+    with open(picture, "rb") as file:
+        assert file.read() == before
     assert_refused(run("caption", picture, *model, "--attention", str(tmp_path / "none" / "a.png")), "folder")
     assert_refused(
         run("caption", picture, picture, *model, "--attention", str(tmp_path / "a.png")), "one image"

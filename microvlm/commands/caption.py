@@ -162,6 +162,8 @@ def _check_attention(attention: str, images: Sequence[str], backend: str | None)
         )
     if len(images) != 1:
         raise UserError(f"--attention draws one image and {len(images)} were given; caption them one by one.")
+    if path.exists() and Path(images[0]).exists() and path.samefile(images[0]):
+        raise UserError(f"--attention {attention} would replace the picture itself; give another name.")
     if backend not in (None, "torch"):
         raise UserError(
             f"--attention needs --backend torch: graphs on '{backend}' give no attention weights."

@@ -137,7 +137,10 @@ def compare_types(expected: Mapping[str, TensorType], stored: Mapping[str, HasTy
         )
     for name, (shape, kind) in expected.items():
         if stored[name].shape != shape:
-            raise UserError(f"'{name}' is {stored[name].shape} in {origin} and {shape} in the configuration.")
+            raise UserError(
+                f"'{name}' is {stored[name].shape} in {origin} and {shape} in the configuration: "
+                "they belong to different models; copy or export it again."
+            )
         if stored[name].kind != kind:
             raise UserError(f"'{name}' is {stored[name].kind} in {origin} and should be {kind}.")
 
