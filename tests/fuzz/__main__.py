@@ -37,7 +37,12 @@ result; `slow` took more than `MAX_SECONDS` of processor time or six times as lo
 @click.option("--seed", default=1, show_default=True)
 @click.option("--first", default=0, show_default=True, help="Number of the first mutant.")
 @click.option("--count", default=100, show_default=True, help="Mutants of each kind.")
-@click.option("--json", "output", type=click.Path(path_type=Path), help="Write the counts to a file.")
+@click.option(
+    "--json",
+    "output",
+    type=click.Path(path_type=Path),
+    help="Write the counts to a file; in one of the same seed only the rows of the kinds that run change.",
+)
 @click.option("--keep", type=click.Path(path_type=Path), help="Keep seeds and scratch folders here.")
 @click.option("--jobs", default=os.cpu_count() or 1, show_default=True)
 def main(
@@ -62,6 +67,7 @@ def main(
             for name in names or KINDS
         ]
         results: dict[str, list[dict]] = {name: [] for name in names or KINDS}
+        others = {} if output is None else _rows_of_other_kinds(output, seed, first, results)
         with ThreadPoolExecutor(jobs) as pool:
             runs = pool.map(lambda batch: _run_batch(folder, batch[0], seed, *batch[1:]), batches)
             for (name, start, _), mutants in zip(batches, runs, strict=True):
@@ -71,8 +77,10 @@ def main(
                 for each in bad:
                     print(f"  {each['number']} {each['outcome']}: {each['text'][-1500:]}", flush=True)
                 if output is not None:  # after every batch: a run of hours may be cut off
-                    output.write_text(json.dumps(_document(results, seed, first, bundle), indent=1) + "\n")
-    document = _document(results, seed, first, bundle)
+                    output.write_text(
+                        json.dumps(_document(results, others, seed, first, bundle), indent=1) + "\n"
+                    )
+    document = _document(results, others, seed, first, bundle)
     print(text(document))
     sys.exit(1 if any(row[outcome] for row in document["kinds"].values() for outcome in OUTCOMES[2:]) else 0)
 
@@ -126,8 +134,18 @@ def _lines(child: subprocess.Popen) -> Iterator[bytes]:
         yield from whole
 
 
-def _document(results: dict[str, list[dict]], seed: int, first: int, bundle: Path) -> dict:
-    kinds = {}
+def _rows_of_other_kinds(path: Path, seed: int, first: int, names: dict[str, list[dict]]) -> dict:
+    """The rows that an earlier run with the same seed wrote to `path`, of kinds that do not run now."""
+    if not path.exists():
+        return {}
+    document = json.loads(path.read_text())
+    if (document["seed"], document["first"]) != (seed, first):
+        return {}
+    return {name: row for name, row in document["kinds"].items() if name not in names}
+
+
+def _document(results: dict[str, list[dict]], others: dict, seed: int, first: int, bundle: Path) -> dict:
+    kinds = dict(others)
     for name, mutants in results.items():
         counts = Counter(each["outcome"] for each in mutants)
         used = [each for each in mutants if "seconds" in each]
