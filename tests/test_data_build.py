@@ -271,7 +271,7 @@ def test_a_place_that_cannot_be_written_is_named(emoji_build, packages, tmp_path
     monkeypatch.setenv("MICROVLM_CACHE", str(file / "cache"))
     fake_npm(tmp_path / "bin", "exit 0")
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    assert_refused(run("emoji", "-o", tmp_path / "x"), str(file / "cache"), "cannot be written")
+    assert_refused(run("emoji", "-o", tmp_path / "x"), str(file / "cache"), "set MICROVLM_CACHE")
 
 
 def test_a_foreign_output_folder_is_refused_and_left_alone(packages, tmp_path):

@@ -206,8 +206,8 @@ def test_complaints_name_every_oom_and_a_full_size_model_over_its_bounds() -> No
 
 def test_the_boards_programs_are_the_console_scripts_of_the_package() -> None:
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())
-    for program, module in emulated_board.PROGRAMS.items():
-        assert project["project"]["scripts"][program] == f"microvlm.{module}:main"
+    for program, function in emulated_board.PROGRAMS.items():
+        assert project["project"]["scripts"][program] == f"microvlm.cli:{function}"
 
 
 def test_a_conversation_has_as_many_turns_as_it_says() -> None:

@@ -30,8 +30,8 @@ from microvlm.errors import UserError
 EMULATOR = "qemu-system-aarch64"
 PORTS = ("stdout", "stderr", "report")
 # A console script for the board's Python, as pip would write it.
-PROGRAM = "#!/usr/bin/python3\nimport sys\n\nfrom microvlm.{module} import main\n\nsys.exit(main())\n"
-PROGRAMS = {"microvlm": "commands.main", "microvlm-bench": "bench.bench_command"}
+PROGRAM = "#!/usr/bin/python3\nimport sys\n\nfrom microvlm.cli import {function}\n\nsys.exit({function}())\n"
+PROGRAMS = {"microvlm": "main", "microvlm-bench": "bench"}
 
 
 @dataclass(frozen=True)
@@ -161,8 +161,8 @@ def open_emulated_board(
     data_files["prepare"] = "".join(
         f"export {name}={shlex.quote(value)}\n" for name, value in exports.items()
     )
-    for program, module in PROGRAMS.items() if packages else ():
-        data_files[f"bin/{program}"] = PROGRAM.format(module=module)
+    for program, function in PROGRAMS.items() if packages else ():
+        data_files[f"bin/{program}"] = PROGRAM.format(function=function)
     return EmulatedBoard(emulator, cpu, cores, ram_mb, image, data_files)
 
 
