@@ -171,8 +171,11 @@ class BundleFiles:
         A cut file would end the process by a signal when it is read. A mapped file may have lost its name meanwhile.
         """
         for name in self.data_files[graph_file]:
-            with _errors_about(self._path(name)):
-                self._require_open(name, self._held[name])
+            descriptor = self._held[name]
+            # Before every run: nothing but the comparison as long as nothing differs.
+            if _identity(os.fstat(descriptor)) != self._identities[name]:
+                with _errors_about(self._path(name)):
+                    self._require_open(name, descriptor)
 
     def _check(self, name: str, entry: FileEntry, hashed: bool) -> None:
         if not hashed:
