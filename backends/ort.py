@@ -171,7 +171,10 @@ class OrtRuntime(InstrumentedGraphRuntime):
 def _require_tensors(session: Any, entry: GraphEntry, path: Path) -> None:
     """Raise UserError unless the graph declares the tensors that the manifest lists for it."""
     for listed, declared in ((entry.inputs, session.get_inputs()), (entry.outputs, session.get_outputs())):
-        types = {tensor.name: (tensor.type, tensor.shape) for tensor in declared}
+        try:
+            types = {tensor.name: (tensor.type, tensor.shape) for tensor in declared}
+        except UnicodeDecodeError:  # a name or a dimension that is no text
+            types = {}
         for tensor in listed:
             kind, shape = types.get(tensor.name, ("", []))
             fits = len(shape) == len(tensor.shape) and all(

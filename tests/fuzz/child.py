@@ -19,7 +19,7 @@ from microvlm.escaping import printable
 
 MAX_SECONDS = 5.0
 MAX_MEGABYTES = 1000
-LONGEST_SENTENCE = 1000
+LONGEST_SENTENCE = 5000  # the name of a file may have 4,096 characters
 
 
 def main() -> None:
