@@ -108,8 +108,7 @@ def bench(session: nox.Session) -> None:
     """Export nano at 1.58 bits and time it on every backend that runs here"""
     need(session, *COMPILER, *EMULATOR)
     install(session, "bench")
-    bundle = f"{session.create_tmp()}/{MODEL}"
-    run(session, "microvlm-export", MODEL, "-o", bundle, "--bits", "1.58", "--force")
+    bundle = export(session)
     run(session, "microvlm-bench", "run", bundle, *session.posargs)
 
 
@@ -118,8 +117,7 @@ def equivalence(session: nox.Session) -> None:
     """Compare PyTorch and ONNX Runtime; exit status 1 when they are not the same model"""
     need(session, *COMPILER)
     install(session, "bench")
-    bundle = f"{session.create_tmp()}/{MODEL}"
-    run(session, "microvlm-export", MODEL, "-o", bundle, "--bits", "1.58", "--force")
+    bundle = export(session)
     run(session, "python", ".ci/equivalence.py", bundle, *session.posargs)
 
 
@@ -128,8 +126,7 @@ def fuzz(session: nox.Session) -> None:
     """Mutated files of every kind: right or refused; `-- --count 3000` takes an hour"""
     need(session, *COMPILER)
     install(session, "dev")
-    bundle = f"{session.create_tmp()}/{MODEL}"
-    run(session, "microvlm-export", MODEL, "-o", bundle, "--bits", "1.58", "--force")
+    bundle = export(session)
     run(session, "python", "-P", "tests/fuzz", "--bundle", bundle, *session.posargs or ["--count", "60"])
     # Wheels of atheris exist for some versions of Python only.
     guided = ("python", "-m", "pip", "install", "-q", "--only-binary", "atheris", "atheris", *CONSTRAINTS)
@@ -142,8 +139,7 @@ def kills(session: nox.Session) -> None:
     """Kill every writer of files at each system call and at 200 random moments: old or new, and whole"""
     need(session, *COMPILER)
     install(session, "dev")
-    bundle = f"{session.create_tmp()}/{MODEL}"
-    run(session, "microvlm-export", MODEL, "-o", bundle, "--bits", "1.58", "--force")
+    bundle = export(session)
     run(session, "python", "-P", "tests/kills", "--bundle", bundle, *session.posargs)
 
 
@@ -227,6 +223,13 @@ def install(session: nox.Session, extra: str, *packages: str) -> None:
     run(
         session, "python", "-m", "pip", "install", "-q", f"{wheel(session)}[{extra}]", *packages, *CONSTRAINTS
     )
+
+
+def export(session: nox.Session) -> str:
+    """Exports MODEL at 1.58 bits with the shared environment; returns the bundle's folder."""
+    bundle = f"{session.create_tmp()}/{MODEL}"
+    run(session, "microvlm-export", MODEL, "-o", bundle, "--bits", "1.58", "--force")
+    return bundle
 
 
 def run(session: nox.Session, program: str, *arguments: str, **environment: str) -> None:

@@ -172,7 +172,7 @@ class BundleFiles:
         """
         for name in self.data_files[graph_file]:
             descriptor = self._held[name]
-            # Before every run: nothing but the comparison as long as nothing differs.
+            # Before every answer: nothing but the comparison as long as nothing differs.
             if _identity(os.fstat(descriptor)) != self._identities[name]:
                 with _errors_about(self._path(name)):
                     self._require_open(name, descriptor)
