@@ -8,8 +8,8 @@ from typing import NamedTuple
 import pytest
 
 from microvlm.console import run_click
-from microvlm.training.data.drawing_sources import SOURCES
-from microvlm.training.data.scenes import read_scene_objects
+from microvlm.training.emoji.data.drawing_sources import SOURCES
+from microvlm.training.emoji.data.scenes import read_scene_objects
 
 EXTRA = [("1F6AA", "wide door"), ("1F6AB", "tall door"), ("1F6AC", "lonely thing")]
 ROWS = [*read_scene_objects(), *EXTRA]

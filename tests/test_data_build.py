@@ -14,17 +14,17 @@ from document_mutations import check_mutations  # noqa: E402
 from drawn_emoji import ROWS, colour, run, write_packages  # noqa: E402
 
 from microvlm.errors import UserError  # noqa: E402
-from microvlm.training.data import baselines, evalset  # noqa: E402
-from microvlm.training.data.drawing_sources import SOURCES, DataError, IconSet  # noqa: E402
-from microvlm.training.data.emoji import load_emoji, open_pixels  # noqa: E402
-from microvlm.training.data.scene_drawing import compose_scenes  # noqa: E402
-from microvlm.training.data.scenes import (  # noqa: E402
+from microvlm.training.emoji.data import baselines, evalset  # noqa: E402
+from microvlm.training.emoji.data.drawing_sources import SOURCES, DataError, IconSet  # noqa: E402
+from microvlm.training.emoji.data.emoji import load_emoji, open_pixels  # noqa: E402
+from microvlm.training.emoji.data.scene_drawing import compose_scenes  # noqa: E402
+from microvlm.training.emoji.data.scenes import (  # noqa: E402
     GROUNDS,
     Placed,
     Scene,
     read_scene_objects,
 )
-from microvlm.training.data.views import augment_emoji, plain_emoji  # noqa: E402
+from microvlm.training.emoji.data.views import augment_emoji, plain_emoji  # noqa: E402
 
 
 @pytest.fixture(scope="module")

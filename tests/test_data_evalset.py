@@ -18,9 +18,9 @@ from microvlm.bench.evalset_reader import load_evalset, read_drawing
 from microvlm.bench.memory import fact_sets
 from microvlm.bench.memory.memoryset_reader import load_memoryset
 from microvlm.errors import UserError
-from microvlm.training.data.emoji import read_test_emoji
-from microvlm.training.data.evalset import choose_images
-from microvlm.training.data.scenes import KINDS, pair_is_held_out, read_scene_objects
+from microvlm.training.emoji.data.emoji import read_test_emoji
+from microvlm.training.emoji.data.evalset import choose_images
+from microvlm.training.emoji.data.scenes import KINDS, pair_is_held_out, read_scene_objects
 
 EVALSET = load_evalset()
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from microvlm.memory.ordinal_questions import ORDINALS
-from microvlm.training.data.episode_texts import sample_episode
-from microvlm.training.data.evalset import plan_scenes
-from microvlm.training.data.scenes import (
+from microvlm.training.emoji.data.episode_texts import sample_episode
+from microvlm.training.emoji.data.evalset import plan_scenes
+from microvlm.training.emoji.data.scenes import (
     GROUNDS,
     KINDS,
     SIDES,

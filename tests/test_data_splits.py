@@ -4,9 +4,9 @@ import hashlib
 import json
 from importlib import resources
 
-from microvlm.training.data.drawing_sources import SOURCES, STRESS_VENDOR, TEST_VENDOR, TRAIN_VENDORS
-from microvlm.training.data.emoji import SEEN_MINIMUM, hash_percent, read_test_emoji, slug, split_emoji
-from microvlm.training.data.scenes import read_scene_objects
+from microvlm.training.emoji.data.drawing_sources import SOURCES, STRESS_VENDOR, TEST_VENDOR, TRAIN_VENDORS
+from microvlm.training.emoji.data.emoji import SEEN_MINIMUM, hash_percent, read_test_emoji, slug, split_emoji
+from microvlm.training.emoji.data.scenes import read_scene_objects
 
 
 def test_the_list_of_test_emoji_follows_the_hash():
@@ -56,7 +56,7 @@ def test_a_slug_is_the_name_that_icon_packages_use():
 
 
 def test_names_given_by_hand_belong_to_known_vendors():
-    names = json.loads(resources.files("microvlm.training.data").joinpath("names.json").read_text())
+    names = json.loads(resources.files("microvlm.training.emoji.data").joinpath("names.json").read_text())
     assert set(names) <= {s.vendor for s in SOURCES}
     # The insect is drawn by neither: both sets mean the game.
     assert names["emojione"]["cricket"] is None

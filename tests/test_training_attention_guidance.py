@@ -9,15 +9,15 @@ from microvlm.config import MicroVLMConfig
 from microvlm.inputs.processor import Processor
 from microvlm.model.checkpoint import resolve_checkpoint
 from microvlm.model.microvlm import MicroVLM, positions_of
-from microvlm.training.data.scenes import read_scene_objects
-from microvlm.training.losses.attention_guidance import (
+from microvlm.training.emoji.data.scenes import read_scene_objects
+from microvlm.training.emoji.losses.attention_guidance import (
     ANSWER_LAYER,
     GUIDED_HEAD,
     WORD_LAYER,
     AttentionTap,
     Lookups,
 )
-from microvlm.training.losses.picture_losses import name_tokens
+from microvlm.training.emoji.losses.picture_losses import name_tokens
 
 
 @pytest.fixture

@@ -11,16 +11,16 @@ from drawn_emoji import run, write_json
 from microvlm.errors import UserError
 from microvlm.inputs.processor import Processor
 from microvlm.presets import preset
-from microvlm.training.batches.drawing_sampler import DrawingSampler
-from microvlm.training.batches.fact_batches import FactSampler
 from microvlm.training.batches.sample_texts import TextRows
-from microvlm.training.data.drawings import DRAWING_SOURCES, Drawings, build_drawings, load_drawings
-from microvlm.training.data.emoji import load_emoji
-from microvlm.training.data.fact_texts import sample_facts
+from microvlm.training.emoji.batches.drawing_sampler import DrawingSampler
+from microvlm.training.emoji.batches.fact_batches import FactSampler
+from microvlm.training.emoji.data.drawings import DRAWING_SOURCES, Drawings, build_drawings, load_drawings
+from microvlm.training.emoji.data.emoji import load_emoji
+from microvlm.training.emoji.data.fact_texts import sample_facts
+from microvlm.training.emoji.stages.scope import ScopeTask
+from microvlm.training.emoji.stages.vlm import VLMTask
 from microvlm.training.recipe import StageConfig, load_recipe
-from microvlm.training.stages.scope import ScopeTask
 from microvlm.training.stages.task import StageInputs
-from microvlm.training.stages.vlm import VLMTask
 from microvlm.training.tokenizer_training import tokenizer_corpus, train_tokenizer
 
 KEPT = {"apple": "red", "bell": "blue", "cart": "green"}

@@ -8,10 +8,10 @@ pytest.importorskip("resvg_py")
 
 from drawn_emoji import colour
 
-from microvlm.training.batches.drawing_sampler import DrawingSampler
-from microvlm.training.batches.emoji_grids import patch_labels, sample_emoji_grids, scene_labels
-from microvlm.training.data.emoji import load_emoji
-from microvlm.training.data.scenes import Placed, Scene
+from microvlm.training.emoji.batches.drawing_sampler import DrawingSampler
+from microvlm.training.emoji.batches.emoji_grids import patch_labels, sample_emoji_grids, scene_labels
+from microvlm.training.emoji.data.emoji import load_emoji
+from microvlm.training.emoji.data.scenes import Placed, Scene
 
 LEFT, UPPER_RIGHT = Placed(7, 0.25, 0.5, 0.4), Placed(3, 0.75, 0.25, 0.3)
 

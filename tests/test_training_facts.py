@@ -18,20 +18,20 @@ from microvlm.model.memory_algebra import batch_solution
 from microvlm.model.microvlm import MicroVLM
 from microvlm.model.torch_runtime import TorchRuntime
 from microvlm.presets import preset
-from microvlm.training.batches.drawing_sampler import DrawingSampler
-from microvlm.training.batches.fact_batches import FactBatch, FactSampler
 from microvlm.training.batches.sample_texts import TextRows
-from microvlm.training.data.emoji import load_emoji, read_test_emoji
-from microvlm.training.data.fact_texts import NAMES, RELATIONS, Fact, sample_facts
-from microvlm.training.data.views import corner_neighbour
-from microvlm.training.losses.fact_latents import encode_facts, write_memories
-from microvlm.training.losses.fact_loss import (
+from microvlm.training.emoji.batches.drawing_sampler import DrawingSampler
+from microvlm.training.emoji.batches.fact_batches import FactBatch, FactSampler
+from microvlm.training.emoji.data.emoji import load_emoji, read_test_emoji
+from microvlm.training.emoji.data.fact_texts import NAMES, RELATIONS, Fact, sample_facts
+from microvlm.training.emoji.data.views import corner_neighbour
+from microvlm.training.emoji.losses.fact_latents import encode_facts, write_memories
+from microvlm.training.emoji.losses.fact_loss import (
     FactHeads,
     other_memory,
 )
+from microvlm.training.emoji.stages.scope import nearest_of_other_names
 from microvlm.training.losses.loss_terms import frame_potential, info_nce
 from microvlm.training.recipe import load_recipe
-from microvlm.training.stages.scope import nearest_of_other_names
 
 
 def test_the_tested_objects_are_held_out_and_their_names_and_questions_are_trained():

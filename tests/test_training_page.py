@@ -8,7 +8,7 @@ import pytest
 
 from microvlm.training import score_command, train_command
 from microvlm.training.data import data_command
-from microvlm.training.data.emoji import EmojiData
+from microvlm.training.emoji.data.emoji import EmojiData
 from microvlm.training.recipe import load_recipe
 
 PAGE = (Path(__file__).parent.parent / "docs/training.md").read_text()

@@ -15,14 +15,14 @@ pytest.importorskip("resvg_py")
 from microvlm.errors import UserError
 from microvlm.inputs.processor import Processor
 from microvlm.training.batches import cached_prefixes
-from microvlm.training.batches.drawing_sampler import DrawingSampler
-from microvlm.training.batches.fact_batches import FactSampler
 from microvlm.training.batches.sample_texts import TextRows
-from microvlm.training.data.emoji import load_emoji
-from microvlm.training.losses.fact_loss import fact_losses
+from microvlm.training.emoji.batches.drawing_sampler import DrawingSampler
+from microvlm.training.emoji.batches.fact_batches import FactSampler
+from microvlm.training.emoji.data.emoji import load_emoji
+from microvlm.training.emoji.losses.fact_loss import fact_losses
+from microvlm.training.emoji.stages import recall
+from microvlm.training.emoji.stages.recall import ALIKE_LENGTH, RecallTask
 from microvlm.training.recipe import Recipe, StageConfig, load_recipe
-from microvlm.training.stages import recall
-from microvlm.training.stages.recall import ALIKE_LENGTH, RecallTask
 from microvlm.training.stages.task import StageInputs
 from microvlm.training.tokenizer_training import train_tokenizer
 from microvlm.training.trainer import stage_config

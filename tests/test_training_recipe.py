@@ -11,7 +11,7 @@ from document_mutations import check_mutations
 
 from microvlm.errors import UserError
 from microvlm.formats import documents
-from microvlm.training.data.emoji import load_emoji
+from microvlm.training.emoji.data.emoji import load_emoji
 from microvlm.training.recipe import Recipe, StageConfig, load_recipe
 from microvlm.training.trainer import TASKS, train
 from microvlm.training.training_loop import _progress

@@ -14,9 +14,9 @@ pytest.importorskip("resvg_py")
 from microvlm import MicroVLM
 from microvlm.errors import UserError
 from microvlm.presets import _PRESETS, preset
-from microvlm.training.data.emoji import load_emoji
+from microvlm.training.emoji.data.emoji import load_emoji
+from microvlm.training.emoji.stages.scope import ScopeTask
 from microvlm.training.recipe import Recipe, StageConfig
-from microvlm.training.stages.scope import ScopeTask
 from microvlm.training.trainer import train
 from microvlm.training.warm_start import float_weights, start_from, weights_sha256
 
@@ -54,7 +54,7 @@ def emoji(drawn_build):
 @pytest.fixture(scope="module", autouse=True)
 def _alike():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("microvlm.training.stages.recall.ALIKE_SHARE", 1.0)
+        patch.setattr("microvlm.training.emoji.stages.recall.ALIKE_SHARE", 1.0)
         yield
 
 

@@ -15,12 +15,12 @@ pytest.importorskip("resvg_py")
 from microvlm.errors import UserError
 from microvlm.inputs.processor import Processor
 from microvlm.training.batches.sample_texts import TextRows
-from microvlm.training.data.emoji import EmojiData, load_emoji
+from microvlm.training.emoji.data.emoji import EmojiData, load_emoji
+from microvlm.training.emoji.stages import distill
+from microvlm.training.emoji.stages.vlm import VLMTask
+from microvlm.training.emoji.teacher import TEACHER_WIDTH
 from microvlm.training.recipe import Recipe, StageConfig
-from microvlm.training.stages import distill
 from microvlm.training.stages.task import StageInputs, Task
-from microvlm.training.stages.vlm import VLMTask
-from microvlm.training.teacher import TEACHER_WIDTH
 from microvlm.training.tokenizer_training import tokenizer_corpus, train_tokenizer
 from microvlm.training.trainer import TASKS, stage_config, train
 from microvlm.training.training_loop import step_generator

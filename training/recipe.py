@@ -14,7 +14,7 @@ from microvlm.errors import UserError
 from microvlm.formats import documents
 from microvlm.formats.documents import Share, quote
 from microvlm.presets import preset_names
-from microvlm.training.data.drawing_sources import TRAIN_VENDORS
+from microvlm.training.emoji.data.drawing_sources import TRAIN_VENDORS
 
 SCENE_KINDS = {"what": 0.4, "where": 0.36, "how many": 0.14, "which colour": 0.1}
 """Default shares of the scene questions: names and places take longer to learn than numbers and colours."""

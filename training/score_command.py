@@ -31,9 +31,9 @@ def command(
 
     Captions of the fixed test emoji, scene questions on held-out pairs, episodes.
     """
-    from microvlm.training.data.baselines import run_baselines
-    from microvlm.training.data.emoji import load_emoji
-    from microvlm.training.evaluate import paired_difference, score_model
+    from microvlm.training.emoji.data.baselines import run_baselines
+    from microvlm.training.emoji.data.emoji import load_emoji
+    from microvlm.training.emoji.evaluate import paired_difference, score_model
 
     emoji = load_emoji(data)
     document: dict[str, Any] = {"report": "score", "model": model, "backend": backend}

@@ -13,8 +13,8 @@ from microvlm.config import MicroVLMConfig
 from microvlm.inputs.tokenizer_tables import TOKENIZER
 from microvlm.memory.ordinal_questions import ORDINALS, ordinal_question
 from microvlm.training.batches.sample_texts import CAPTION_PROMPTS
-from microvlm.training.data.emoji import EmojiData
-from microvlm.training.data.scenes import GROUNDS, NUMBERS, read_scene_objects
+from microvlm.training.emoji.data.emoji import EmojiData
+from microvlm.training.emoji.data.scenes import GROUNDS, NUMBERS, read_scene_objects
 
 SPECIAL_TOKENS = ("<|pad|>", "<|end|>", "<|assistant|>", "<image>")
 """Ids 0 to 3, in this order."""

@@ -70,7 +70,7 @@ def command(
     import torch
 
     from microvlm.backends.threads import pool_threads
-    from microvlm.training.data.emoji import load_emoji
+    from microvlm.training.emoji.data.emoji import load_emoji
     from microvlm.training.recipe import load_recipe
     from microvlm.training.trainer import train
 

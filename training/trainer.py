@@ -28,14 +28,14 @@ from microvlm.model.microvlm import MicroVLM
 from microvlm.presets import preset
 from microvlm.temporary_folder import remove_leftovers
 from microvlm.training.batches.sample_texts import TextRows
-from microvlm.training.data.emoji import EmojiData
+from microvlm.training.emoji.data.emoji import EmojiData
+from microvlm.training.emoji.stages.distill import DistillTask
+from microvlm.training.emoji.stages.recall import RecallTask
+from microvlm.training.emoji.stages.scope import ScopeTask
+from microvlm.training.emoji.stages.vlm import VLMTask
 from microvlm.training.recipe import Recipe, StageConfig
 from microvlm.training.run_provenance import recorded_runs
-from microvlm.training.stages.distill import DistillTask
-from microvlm.training.stages.recall import RecallTask
-from microvlm.training.stages.scope import ScopeTask
 from microvlm.training.stages.task import StageInputs, Task, WholeModelTask
-from microvlm.training.stages.vlm import VLMTask
 from microvlm.training.tokenizer_training import save_tokenizer, tokenizer_corpus, train_tokenizer
 from microvlm.training.training_loop import run_stage
 from microvlm.training.warm_start import start_from, weights_sha256

@@ -1,1 +1,1 @@
-"""Training data: drawings, scenes, facts and the evaluation sets."""
+"""Training data of any kind: pictures with captions, their sources and their splits."""

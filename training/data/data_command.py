@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from microvlm.console import after_saving, echo, note, print_json, run_click
-from microvlm.training.data.drawing_sources import SOURCES, TEST_VENDOR, find_packages
+from microvlm.training.emoji.data.drawing_sources import SOURCES, TEST_VENDOR, find_packages
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -56,7 +56,7 @@ def emoji(
     output: Path, packages: Path | None, sizes: tuple[int, ...], vendors: tuple[str, ...], as_json: bool
 ) -> None:
     """Render the emoji of every vendor (96 px), and of the training vendors at other sizes."""
-    from microvlm.training.data.render import build
+    from microvlm.training.emoji.data.render import build
 
     summary = build(find_packages(packages), output, sorted(set(sizes)), list(vendors) or None, _Progress())
     _print_build(
@@ -74,7 +74,7 @@ def emoji(
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def drawings(output: Path, packages: Path | None, as_json: bool) -> None:
     """Render thousands of icons without captions (96 px), which the memory learns to tell apart."""
-    from microvlm.training.data.drawings import build_drawings
+    from microvlm.training.emoji.data.drawings import build_drawings
 
     summary = build_drawings(packages, output, _Progress())
     _print_build(
@@ -91,8 +91,8 @@ def drawings(output: Path, packages: Path | None, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def evalset(folder: Path, output: Path, as_json: bool) -> None:
     """Write the evaluation set from the rendered emoji in FOLDER."""
-    from microvlm.training.data.emoji import load_emoji
-    from microvlm.training.data.evalset import build_evalset
+    from microvlm.training.emoji.data.emoji import load_emoji
+    from microvlm.training.emoji.data.evalset import build_evalset
 
     version = next(s.version for s in SOURCES if s.vendor == TEST_VENDOR)
     summary = build_evalset(load_emoji(folder), output, version)
@@ -110,8 +110,8 @@ def evalset(folder: Path, output: Path, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def memoryset(folder: Path, output: Path, as_json: bool) -> None:
     """Write the objects of `microvlm-bench memory` from the rendered emoji in FOLDER."""
-    from microvlm.training.data.emoji import load_emoji
-    from microvlm.training.data.memoryset import OTHER_VENDOR, build_memoryset
+    from microvlm.training.emoji.data.emoji import load_emoji
+    from microvlm.training.emoji.data.memoryset import OTHER_VENDOR, build_memoryset
 
     versions = {source.vendor: source.version for source in SOURCES}
     summary = build_memoryset(load_emoji(folder), output, versions[TEST_VENDOR], versions[OTHER_VENDOR])
@@ -126,8 +126,8 @@ def memoryset(folder: Path, output: Path, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def baselines(folder: Path, pixels_only: bool, as_json: bool) -> None:
     """Score the nearest class mean of pixels and of EfficientNet-Lite0 on the test emoji of FOLDER."""
-    from microvlm.training.data.baselines import run_baselines
-    from microvlm.training.data.emoji import load_emoji
+    from microvlm.training.emoji.data.baselines import run_baselines
+    from microvlm.training.emoji.data.emoji import load_emoji
 
     result = run_baselines(load_emoji(folder), teacher=not pixels_only)
     if as_json:

@@ -15,7 +15,7 @@ from microvlm.formats.documents import quote
 from microvlm.model.checkpoint import load_strictly
 from microvlm.model.microvlm import MicroVLM
 from microvlm.training.batches.sample_texts import TextRows
-from microvlm.training.data.emoji import EmojiData
+from microvlm.training.emoji.data.emoji import EmojiData
 from microvlm.training.recipe import Recipe, StageConfig
 
 

@@ -12,10 +12,10 @@ from torch.nn import functional as F
 from microvlm.config import MicroVLMConfig
 from microvlm.inputs.processor import Processor
 from microvlm.model.microvlm import MicroVLM
-from microvlm.training.batches.emoji_grids import scene_labels
 from microvlm.training.batches.sample_texts import TextRows
-from microvlm.training.data.scenes import Question, Scene, read_scene_objects
-from microvlm.training.losses.attention_guidance import ANSWER_LAYER, WORD_LAYER, AttentionTap, Lookups
+from microvlm.training.emoji.batches.emoji_grids import scene_labels
+from microvlm.training.emoji.data.scenes import Question, Scene, read_scene_objects
+from microvlm.training.emoji.losses.attention_guidance import ANSWER_LAYER, WORD_LAYER, AttentionTap, Lookups
 
 PATCH_WEIGHT, CLASSIFY_WEIGHT = 1.0, 0.3
 

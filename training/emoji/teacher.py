@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from microvlm.atomic import new_file
 from microvlm.console import note
 from microvlm.errors import UserError
-from microvlm.training.data.emoji import EmojiData
+from microvlm.training.emoji.data.emoji import EmojiData
 
 TEACHER_SIZE = 160
 TEACHER_WIDTH = 1280

@@ -17,10 +17,10 @@ from microvlm.config import MicroVLMConfig
 from microvlm.errors import UserError
 from microvlm.model.linear import linear_factory
 from microvlm.model.vision import VisionEncoder, normalise
-from microvlm.training.batches.drawing_sampler import DrawingSampler
-from microvlm.training.data.views import augment_emoji
+from microvlm.training.emoji.batches.drawing_sampler import DrawingSampler
+from microvlm.training.emoji.data.views import augment_emoji
+from microvlm.training.emoji.teacher import TEACHER_WIDTH, teacher_features
 from microvlm.training.stages.task import StageInputs, Task
-from microvlm.training.teacher import TEACHER_WIDTH, teacher_features
 
 
 class Student(nn.Module):

@@ -18,9 +18,9 @@ from msgspec import Meta
 
 from microvlm.atomic_folder import new_folder
 from microvlm.formats import documents
-from microvlm.training.data.drawing_sources import DataError, IconSet, Source, install_packages
-from microvlm.training.data.emoji import Text, open_pixels
-from microvlm.training.data.render import Progress, render_vendor
+from microvlm.training.emoji.data.drawing_sources import DataError, IconSet, Source, install_packages
+from microvlm.training.emoji.data.emoji import Text, open_pixels
+from microvlm.training.emoji.data.render import Progress, render_vendor
 
 DRAWING_SOURCES = (
     Source("circle-flags", "1.2.11", "Circle Flags, HatScripts", "MIT", "drawings"),

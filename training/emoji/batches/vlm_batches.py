@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from microvlm.training.batches.drawing_sampler import DrawingSampler
-from microvlm.training.batches.emoji_grids import EmojiGrids, sample_emoji_grids
 from microvlm.training.batches.episode_batches import EpisodeBatch, sample_episode_batch
-from microvlm.training.batches.fact_batches import FactBatch, FactSampler
 from microvlm.training.batches.sample_texts import CAPTION_PROMPTS
-from microvlm.training.data.drawings import load_drawings
-from microvlm.training.data.emoji import EmojiData
-from microvlm.training.data.scene_drawing import compose_scenes
-from microvlm.training.data.scenes import KINDS, Question, Scene, sample_question
-from microvlm.training.data.views import augment_emoji
+from microvlm.training.emoji.batches.drawing_sampler import DrawingSampler
+from microvlm.training.emoji.batches.emoji_grids import EmojiGrids, sample_emoji_grids
+from microvlm.training.emoji.batches.fact_batches import FactBatch, FactSampler
+from microvlm.training.emoji.data.drawings import load_drawings
+from microvlm.training.emoji.data.emoji import EmojiData
+from microvlm.training.emoji.data.scene_drawing import compose_scenes
+from microvlm.training.emoji.data.scenes import KINDS, Question, Scene, sample_question
+from microvlm.training.emoji.data.views import augment_emoji
 from microvlm.training.recipe import Recipe, StageConfig
 
 DISTRACTOR_SHARE = 0.2

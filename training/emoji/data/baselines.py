@@ -12,10 +12,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from microvlm.training.data.drawing_sources import STRESS_VENDOR, TEST_VENDOR, TRAIN_VENDORS
-from microvlm.training.data.emoji import EmojiData, read_test_emoji
-from microvlm.training.data.views import plain_emoji
-from microvlm.training.teacher import TEACHER_SIZE, load_teacher, pooled_features
+from microvlm.training.emoji.data.drawing_sources import STRESS_VENDOR, TEST_VENDOR, TRAIN_VENDORS
+from microvlm.training.emoji.data.emoji import EmojiData, read_test_emoji
+from microvlm.training.emoji.data.views import plain_emoji
+from microvlm.training.emoji.teacher import TEACHER_SIZE, load_teacher, pooled_features
 
 PIXELS_SIDE = 24
 _BATCH = 32

@@ -18,21 +18,21 @@ from microvlm.model.memory_algebra import MemoryState
 from microvlm.model.microvlm import MicroVLM
 from microvlm.model.torch_ops import full_precision
 from microvlm.model.vision import normalise
-from microvlm.training.batches.emoji_grids import patch_labels, scene_labels
 from microvlm.training.batches.sample_texts import IGNORED
-from microvlm.training.batches.vlm_batches import SAMPLE_KINDS, BatchCounts, VLMBatch, VLMBatchSampler
-from microvlm.training.data.scenes import read_scene_objects
-from microvlm.training.losses.attention_guidance import AttentionTap
-from microvlm.training.losses.episode_loss import episode_losses
-from microvlm.training.losses.fact_loss import DRAWING_WEIGHT, FactHeads, FactLosses, fact_losses
-from microvlm.training.losses.loss_terms import answer_loss, binary_loss
-from microvlm.training.losses.picture_losses import (
+from microvlm.training.emoji.batches.emoji_grids import patch_labels, scene_labels
+from microvlm.training.emoji.batches.vlm_batches import SAMPLE_KINDS, BatchCounts, VLMBatch, VLMBatchSampler
+from microvlm.training.emoji.data.scenes import read_scene_objects
+from microvlm.training.emoji.losses.attention_guidance import AttentionTap
+from microvlm.training.emoji.losses.fact_loss import DRAWING_WEIGHT, FactHeads, FactLosses, fact_losses
+from microvlm.training.emoji.losses.picture_losses import (
     guidance_loss,
     name_tokens,
     prefix_naming_loss,
     question_lookups,
     recognition_loss,
 )
+from microvlm.training.losses.episode_loss import episode_losses
+from microvlm.training.losses.loss_terms import answer_loss, binary_loss
 from microvlm.training.recipe import StageConfig
 from microvlm.training.stages.task import StageInputs, WholeModelTask
 

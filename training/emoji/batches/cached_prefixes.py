@@ -16,8 +16,8 @@ from microvlm.model.checkpoint import write_tensors
 from microvlm.model.microvlm import MicroVLM
 from microvlm.model.torch_ops import full_precision
 from microvlm.model.vision import normalise
-from microvlm.training.batches.drawing_sampler import DrawingSampler
-from microvlm.training.data.views import augment_emoji, corner_neighbour
+from microvlm.training.emoji.batches.drawing_sampler import DrawingSampler
+from microvlm.training.emoji.data.views import augment_emoji, corner_neighbour
 
 PREFIXES_FORMAT = 1
 """Raised whenever a change to this module or to the views changes the cached values."""

@@ -24,10 +24,10 @@ from microvlm.model.decoder import Cache
 from microvlm.model.memory_algebra import MemoryState
 from microvlm.model.microvlm import MicroVLM
 from microvlm.model.torch_ops import full_precision
-from microvlm.training.batches.fact_batches import FactBatch
 from microvlm.training.batches.sample_texts import TextRows
-from microvlm.training.data.fact_texts import RELATIONS, UNKNOWN
-from microvlm.training.losses.fact_latents import encode_facts, outside_key_space, write_memories
+from microvlm.training.emoji.batches.fact_batches import FactBatch
+from microvlm.training.emoji.data.fact_texts import RELATIONS, UNKNOWN
+from microvlm.training.emoji.losses.fact_latents import encode_facts, outside_key_space, write_memories
 from microvlm.training.losses.loss_terms import AnswerLoss, binary_loss, frame_potential, info_nce
 
 KEY_WEIGHT, SPREAD_WEIGHT, MATCH_WEIGHT, NAME_WEIGHT, DRAWING_WEIGHT = 0.5, 3.0, 0.5, 0.5, 0.5

@@ -22,7 +22,7 @@ from msgspec import Meta
 from microvlm.escaping import printable
 from microvlm.formats import documents
 from microvlm.formats.documents import quote
-from microvlm.training.data.drawing_sources import LABELS_PACKAGE, DataError, IconSet, read_json
+from microvlm.training.emoji.data.drawing_sources import LABELS_PACKAGE, DataError, IconSet, read_json
 
 CORE_VENDORS = ("noto", "twemoji", "fluent-emoji", "fluent-emoji-flat", "openmoji", "emojione")
 SEEN_MINIMUM = 540

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 
 from microvlm.atomic_folder import new_folder
-from microvlm.training.data import emoji as table
-from microvlm.training.data.drawing_sources import SOURCES, TRAIN_VENDORS, DataError, IconSet
+from microvlm.training.emoji.data import emoji as table
+from microvlm.training.emoji.data.drawing_sources import SOURCES, TRAIN_VENDORS, DataError, IconSet
 
 Progress = Callable[[str, int, int], None]
 """Called with (vendor and size, done, total) after every drawing."""

@@ -15,10 +15,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from microvlm.training.data.drawing_sources import TRAIN_VENDORS, DataError
-from microvlm.training.data.emoji import EmojiData, load_emoji
-from microvlm.training.data.scenes import GROUNDS, Scene, read_scene_objects
-from microvlm.training.data.views import Random, affine_map, ink, place, premultiply, random_ground, recolour
+from microvlm.training.emoji.data.drawing_sources import TRAIN_VENDORS, DataError
+from microvlm.training.emoji.data.emoji import EmojiData, load_emoji
+from microvlm.training.emoji.data.scenes import GROUNDS, Scene, read_scene_objects
+from microvlm.training.emoji.data.views import (
+    Random,
+    affine_map,
+    ink,
+    place,
+    premultiply,
+    random_ground,
+    recolour,
+)
 
 # Objects in a scene are 29 to 44 of 96 pixels: sampled from half-size drawings they do not alias.
 _SCENE_SOURCE = 48

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from microvlm.model.memory_algebra import MemoryState, batch_solution
 from microvlm.model.microvlm import MicroVLM
-from microvlm.training.batches.fact_batches import FactBatch
 from microvlm.training.batches.sample_texts import TextRows
+from microvlm.training.emoji.batches.fact_batches import FactBatch
 
 
 class FactLatents(NamedTuple):

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from microvlm.atomic_folder import new_folder
-from microvlm.training.data.drawing_sources import TEST_VENDOR, DataError
-from microvlm.training.data.emoji import EmojiData
-from microvlm.training.data.evalset import save_images
-from microvlm.training.data.views import plain_emoji
+from microvlm.training.emoji.data.drawing_sources import TEST_VENDOR, DataError
+from microvlm.training.emoji.data.emoji import EmojiData
+from microvlm.training.emoji.data.evalset import save_images
+from microvlm.training.emoji.data.views import plain_emoji
 
 OBJECTS = 192
 """Three times the slots of `nano`."""

@@ -17,13 +17,13 @@ from torch.nn import functional as F
 
 from microvlm.errors import UserError
 from microvlm.model.microvlm import MicroVLM
-from microvlm.training.batches.cached_prefixes import CachedPrefixes, load_or_encode
-from microvlm.training.batches.drawing_sampler import DrawingSampler
 from microvlm.training.batches.episode_batches import EpisodeBatch, sample_episode_batch
-from microvlm.training.batches.fact_batches import FactBatch, FactSampler
-from microvlm.training.data.drawings import load_drawings
+from microvlm.training.emoji.batches.cached_prefixes import CachedPrefixes, load_or_encode
+from microvlm.training.emoji.batches.drawing_sampler import DrawingSampler
+from microvlm.training.emoji.batches.fact_batches import FactBatch, FactSampler
+from microvlm.training.emoji.data.drawings import load_drawings
+from microvlm.training.emoji.losses.fact_loss import FactHeads, fact_losses
 from microvlm.training.losses.episode_loss import episode_losses
-from microvlm.training.losses.fact_loss import FactHeads, fact_losses
 from microvlm.training.losses.loss_terms import answer_loss
 from microvlm.training.recipe import StageConfig
 from microvlm.training.stages.task import StageInputs, WholeModelTask

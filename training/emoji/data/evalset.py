@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 
 from microvlm.atomic_folder import new_folder
-from microvlm.training.data.drawing_sources import TEST_VENDOR, DataError
-from microvlm.training.data.emoji import EmojiData, read_test_emoji
-from microvlm.training.data.episode_texts import Episode, sample_episode
-from microvlm.training.data.scene_drawing import compose_scenes
-from microvlm.training.data.scenes import GROUNDS, SIDES, Question, Scene, sample_scene
-from microvlm.training.data.views import plain_emoji, to_uint8
+from microvlm.training.emoji.data.drawing_sources import TEST_VENDOR, DataError
+from microvlm.training.emoji.data.emoji import EmojiData, read_test_emoji
+from microvlm.training.emoji.data.episode_texts import Episode, sample_episode
+from microvlm.training.emoji.data.scene_drawing import compose_scenes
+from microvlm.training.emoji.data.scenes import GROUNDS, SIDES, Question, Scene, sample_scene
+from microvlm.training.emoji.data.views import plain_emoji, to_uint8
 
 SEED = 20
 IMAGES = 210

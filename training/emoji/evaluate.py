@@ -18,11 +18,11 @@ from microvlm.inputs.processor import Processor
 from microvlm.memory.conversation import Chat
 from microvlm.memory.ordinal_questions import ordinal_question
 from microvlm.runtime import Runtime
-from microvlm.training.data.drawing_sources import STRESS_VENDOR, TEST_VENDOR
-from microvlm.training.data.emoji import EmojiData, read_test_emoji
-from microvlm.training.data.scene_drawing import compose_scenes
-from microvlm.training.data.scenes import KINDS, Scene, sample_question
-from microvlm.training.data.views import plain_emoji, to_uint8
+from microvlm.training.emoji.data.drawing_sources import STRESS_VENDOR, TEST_VENDOR
+from microvlm.training.emoji.data.emoji import EmojiData, read_test_emoji
+from microvlm.training.emoji.data.scene_drawing import compose_scenes
+from microvlm.training.emoji.data.scenes import KINDS, Scene, sample_question
+from microvlm.training.emoji.data.views import plain_emoji, to_uint8
 
 BATCH = 64
 BOOTSTRAPS = 10_000

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from microvlm.training.batches.drawing_sampler import DrawingSampler
-from microvlm.training.data.scene_drawing import compose_emoji_grids
-from microvlm.training.data.scenes import Scene
+from microvlm.training.emoji.batches.drawing_sampler import DrawingSampler
+from microvlm.training.emoji.data.scene_drawing import compose_emoji_grids
+from microvlm.training.emoji.data.scenes import Scene
 
 
 class EmojiGrids(NamedTuple):

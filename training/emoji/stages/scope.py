@@ -18,16 +18,16 @@ from microvlm.model.memory_algebra import batch_solution
 from microvlm.model.microvlm import MicroVLM
 from microvlm.model.torch_ops import full_precision
 from microvlm.model.vision import normalise
-from microvlm.training.batches.drawing_sampler import DrawingSampler
-from microvlm.training.batches.fact_batches import FactSampler
 from microvlm.training.batches.sample_texts import CAPTION_PROMPTS
-from microvlm.training.batches.scope_batches import BankIndex, MemoryDraw, sample_memories
-from microvlm.training.data.drawings import load_drawings
-from microvlm.training.data.emoji import EmojiData
-from microvlm.training.data.memoryset import choose_memory_objects
-from microvlm.training.data.scene_drawing import compose_scenes
-from microvlm.training.data.scenes import KINDS, sample_question
-from microvlm.training.losses.fact_latents import FactLatents, encode_facts, encode_texts
+from microvlm.training.emoji.batches.drawing_sampler import DrawingSampler
+from microvlm.training.emoji.batches.fact_batches import FactSampler
+from microvlm.training.emoji.batches.scope_batches import BankIndex, MemoryDraw, sample_memories
+from microvlm.training.emoji.data.drawings import load_drawings
+from microvlm.training.emoji.data.emoji import EmojiData
+from microvlm.training.emoji.data.memoryset import choose_memory_objects
+from microvlm.training.emoji.data.scene_drawing import compose_scenes
+from microvlm.training.emoji.data.scenes import KINDS, sample_question
+from microvlm.training.emoji.losses.fact_latents import FactLatents, encode_facts, encode_texts
 from microvlm.training.losses.loss_terms import binary_loss
 from microvlm.training.stages.task import StageInputs, WholeModelTask
 

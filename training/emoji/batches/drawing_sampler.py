@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from microvlm.training.data.drawing_sources import TRAIN_VENDORS
-from microvlm.training.data.emoji import EmojiData
+from microvlm.training.emoji.data.drawing_sources import TRAIN_VENDORS
+from microvlm.training.emoji.data.emoji import EmojiData
 
 SEEN_SHARE = 0.7
 """Share of the drawings that show a seen emoji, one whose caption may be trained on."""

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from microvlm.training.batches.drawing_sampler import DrawingSampler
-from microvlm.training.data.emoji import EmojiData
-from microvlm.training.data.fact_texts import Fact, sample_facts
-from microvlm.training.data.views import augment_emoji, corner_neighbour
+from microvlm.training.emoji.batches.drawing_sampler import DrawingSampler
+from microvlm.training.emoji.data.emoji import EmojiData
+from microvlm.training.emoji.data.fact_texts import Fact, sample_facts
+from microvlm.training.emoji.data.views import augment_emoji, corner_neighbour
 
 FACT_SET_SIZE = 82
 """Facts that are sampled together, approximately: the written ones fill the 64 slots of `nano`."""

@@ -1,0 +1,1 @@
+"""Drawings, scenes, facts and the evaluation sets made of emoji."""

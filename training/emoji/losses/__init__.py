@@ -1,0 +1,1 @@
+"""Losses on scenes and facts."""
