@@ -14,8 +14,8 @@ pytest.importorskip("resvg_py")
 
 from microvlm.errors import UserError
 from microvlm.inputs.processor import Processor
-from microvlm.training.batches import cached_prefixes
 from microvlm.training.batches.sample_texts import TextRows
+from microvlm.training.emoji.batches import cached_prefixes
 from microvlm.training.emoji.batches.drawing_sampler import DrawingSampler
 from microvlm.training.emoji.batches.fact_batches import FactSampler
 from microvlm.training.emoji.data.emoji import load_emoji
