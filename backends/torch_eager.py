@@ -59,10 +59,9 @@ def load_bundle(directory: Path, verify: bool | None = None) -> MicroVLM:
     missing, superfluous or of another shape."""
     if importlib.util.find_spec("onnx") is None:
         raise UserError("backend 'torch' reads a bundle with onnx; pip install 'microvlm[export]'.")
-    import torch
-
     from microvlm.formats.stored_tensors import read_bundle
     from microvlm.model.checkpoint import build_lowered, check_packed, load_strictly
+    from microvlm.model.initial_values import empty_modules
     from microvlm.model.microvlm import MicroVLM
 
     files = BundleFiles(directory, verify)
@@ -74,7 +73,7 @@ def load_bundle(directory: Path, verify: bool | None = None) -> MicroVLM:
     tensors = _initializers(files)
     files.require_unchanged(manifest.files)
     check_packed(tensors, manifest.lowered, directory)
-    with torch.device("meta"):
+    with empty_modules():
         model = MicroVLM(config)
         build_lowered(model, manifest.lowered)
     load_strictly(model, tensors, str(directory), assign=True)

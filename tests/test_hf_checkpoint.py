@@ -12,7 +12,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from microvlm.errors import UserError
-from microvlm.model.hf_loading import assemble_checkpoint
+from microvlm.model.pretrained.hf_loading import assemble_checkpoint
 from microvlm.model.microvlm import MicroVLM
 from microvlm.presets import SMOLLM_PROMPT
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from microvlm.config import TextConfig, VisionConfig
 from microvlm.errors import UserError
-from microvlm.model.hf_config import text_config, vision_config
-from microvlm.model.hf_loading import assemble
+from microvlm.model.pretrained.hf_config import text_config, vision_config
+from microvlm.model.pretrained.hf_loading import assemble
 
 JSON_VALUES = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=30),

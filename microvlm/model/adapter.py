@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from microvlm.config import MicroVLMConfig
 from microvlm.model.attention import attend, attention_weights, merge_heads, split_heads
+from microvlm.model.initial_values import computed, normal
 from microvlm.model.linear import LinearFactory
 
 REGION_BIAS = 5.0
@@ -46,8 +47,11 @@ class Adapter(nn.Module):
         super().__init__()
         wide, narrow = config.text.hidden_size, config.vision.hidden_size
         self.heads = config.vision.num_attention_heads
-        self.queries = nn.Parameter(torch.randn(1, config.prefix_tokens, narrow) * 0.02)
-        self.pooling_bias = nn.Parameter(regional_bias(config))
+        self.queries = nn.Parameter(normal(1, config.prefix_tokens, narrow, std=0.02))
+        tokens = config.vision.num_leading_tokens + config.vision.num_patches
+        self.pooling_bias = nn.Parameter(
+            computed(config.prefix_tokens, tokens, values=lambda: regional_bias(config))
+        )
         self.norm_in = nn.LayerNorm(narrow)
         self.query = linear(narrow, narrow, True)
         self.key = linear(narrow, narrow, True)
@@ -57,7 +61,7 @@ class Adapter(nn.Module):
         self.fc1 = linear(wide, 2 * wide, True)
         self.fc2 = linear(2 * wide, wide, True)
         self.norm_out = nn.LayerNorm(wide)
-        self.places = nn.Parameter(torch.randn(1, config.prefix_tokens, wide) * PLACE_SCALE)
+        self.places = nn.Parameter(normal(1, config.prefix_tokens, wide, std=PLACE_SCALE))
 
     def _heads(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         features = self.norm_in(features)

@@ -31,6 +31,7 @@ from microvlm.formats.weight_shapes import FLOAT, TensorType, compare_types
 from microvlm.inputs.processor import GENERATION, PREPROCESSOR, TOKENIZER, TOKENIZER_CONFIG
 from microvlm.inputs.tokenizer_tables import TABLES
 from microvlm.model.embedding import HalfEmbedding, PackedEmbedding, TiedEmbedding
+from microvlm.model.initial_values import empty_modules
 from microvlm.model.linear import DenseTritLinear, HalfLinear, PackedLinear
 from microvlm.model.microvlm import MicroVLM
 from microvlm.sources.model_source import WEIGHTS, find_model
@@ -69,7 +70,7 @@ def load_checkpoint(source: str | os.PathLike[str]) -> MicroVLM:
     if _identities(directory) != identities:
         raise UserError(f"{directory} was replaced while it was read: load it again.")
     # Shapes alone, because every value comes from the file: half a billion random numbers would be thrown away.
-    with torch.device("meta"):
+    with empty_modules():
         model = MicroVLM(config)
         build_lowered(model, layers)
     load_strictly(model, tensors, str(path), assign=True)

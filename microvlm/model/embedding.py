@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from microvlm.formats.op_table import LOOKUP_BY_KIND
 from microvlm.model import torch_ops
+from microvlm.model.initial_values import normal
 from microvlm.model.linear import PackedLinear, quantize_weight, quantized_product
 
 
@@ -16,7 +17,7 @@ class TiedEmbedding(nn.Module):
 
     def __init__(self, vocab_size: int, width: int, bits: float):
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(vocab_size, width) * 0.02)
+        self.weight = nn.Parameter(normal(vocab_size, width, std=0.02))
         self.bits = bits
 
     def embed(self, input_ids: Tensor) -> Tensor:

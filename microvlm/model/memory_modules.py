@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from microvlm.config import MicroVLMConfig
 from microvlm.model.attention import rotary_tables
 from microvlm.model.decoder import Cache, DecoderLayer, RMSNorm
+from microvlm.model.initial_values import computed, is_empty
 from microvlm.model.linear import LinearFactory
 from microvlm.model.memory_algebra import address, reference_memory
 
@@ -31,8 +32,12 @@ class MemoryEncoder(nn.Module):
         self.norm = RMSNorm(text.hidden_size, text.rms_norm_eps)
         self.pool = nn.Parameter(torch.zeros(text.hidden_size))
         self.output = ternary(text.hidden_size, memory.code_size, False)
-        reference = reference_memory(memory.slots, memory.code_size)
-        self.register_buffer("pseudo_inverse", torch.linalg.pinv(reference))
+        inverse = computed(
+            memory.code_size,
+            memory.slots,
+            values=lambda: torch.linalg.pinv(reference_memory(memory.slots, memory.code_size)),
+        )
+        self.register_buffer("pseudo_inverse", inverse)
 
     pseudo_inverse: Tensor
 
@@ -89,6 +94,8 @@ class MemoryProjection(nn.Module):
 
     def initialise_from(self, layers: nn.ModuleList) -> None:
         """Start as the base model: keys at k_proj's bias (large in Qwen2), values at 0, the latent's part small."""
+        if is_empty():
+            return
         width = self.text.kv_width
         with torch.no_grad():
             if self.readout is not None:

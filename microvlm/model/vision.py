@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from microvlm.config import VisionConfig
 from microvlm.model.attention import attend, merge_heads, split_heads
+from microvlm.model.initial_values import normal
 from microvlm.model.linear import LinearFactory
 
 
@@ -49,7 +50,7 @@ class VisionEncoder(nn.Module):
         if config.distillation_token:
             self.distillation_token = nn.Parameter(torch.zeros(1, 1, width))
         tokens = config.num_leading_tokens + config.num_patches
-        self.position_embeddings = nn.Parameter(torch.randn(1, tokens, width) * 0.02)
+        self.position_embeddings = nn.Parameter(normal(1, tokens, width, std=0.02))
         self.patch_embedding = linear(3 * config.patch_size**2, width, True)
         self.layers = nn.ModuleList(VisionLayer(config, linear) for _ in range(config.num_hidden_layers))
         self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)

@@ -336,7 +336,7 @@ class HuggingFaceConfig(Kind):
         (self.scratch / "config.json").write_bytes(content)
 
     def use(self) -> None:
-        from microvlm.model import hf_config
+        from microvlm.model.pretrained import hf_config
 
         read = hf_config.vision_config if self.part == "vision" else hf_config.text_config
         read(self.scratch)
