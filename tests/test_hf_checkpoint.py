@@ -12,8 +12,8 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from microvlm.errors import UserError
-from microvlm.model.pretrained.hf_loading import assemble_checkpoint
 from microvlm.model.microvlm import MicroVLM
+from microvlm.model.pretrained.hf_loading import assemble_checkpoint
 from microvlm.presets import SMOLLM_PROMPT
 
 

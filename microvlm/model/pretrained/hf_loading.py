@@ -22,8 +22,8 @@ from microvlm.formats.manifest import is_safe_name
 from microvlm.formats.weight_shapes import weight_shapes
 from microvlm.inputs.processor import TOKENIZER, Processor
 from microvlm.model.checkpoint import WEIGHTS, read_tensors, read_weights_header, save_checkpoint
-from microvlm.model.pretrained.hf_config import read_json, text_config, vision_config
 from microvlm.model.microvlm import MicroVLM
+from microvlm.model.pretrained.hf_config import read_json, text_config, vision_config
 from microvlm.sources.model_source import INDEX, find_folder
 
 
