@@ -1,0 +1,99 @@
+"""Captioned pictures as a trainer reads them: samples of pictures and turns, by split and number.
+
+`open_data` opens what `microvlm-data images` wrote, and an emoji folder. Decodes no picture and imports no torch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from microvlm.errors import UserError
+
+SPLITS = ("train", "validation", "test")
+MAX_TEXT = 4000
+"""Most characters of one question or answer."""
+MAX_PICTURES = 64
+"""Most pictures of one sample."""
+MAX_TURNS = 256
+"""Most turns of one sample."""
+
+TurnText = Annotated[str, Meta(min_length=1, max_length=MAX_TEXT)]
+PictureNumber = Annotated[int, Meta(ge=0, lt=MAX_PICTURES)]
+
+
+class Turn(msgspec.Struct, frozen=True):
+    """One answer about pictures of its sample, and what it answers."""
+
+    answer: TurnText
+    question: TurnText | None = None
+    """None: the answer is a caption, asked for with the model's own caption prompt."""
+    images: Annotated[tuple[PictureNumber, ...], Meta(max_length=MAX_PICTURES)] = (0,)
+    """Which of the sample's pictures are shown with it, from 0; none: only the memory can answer."""
+
+
+class CaptionSample(NamedTuple):
+    """Pictures and what is said about them, in the order in which they are shown and said."""
+
+    key: str
+    """Names the sample in messages; unique within its data folder."""
+    images: tuple[bytes, ...]
+    """Picture files: their bytes, for `microvlm.inputs.images.load_square`."""
+    turns: tuple[Turn, ...]
+
+
+class CaptionData(ABC):
+    """An opened data folder. Can be pickled, and used by processes that forked from the one that opened it."""
+
+    folder: Path
+    name: str
+
+    @abstractmethod
+    def shard_sizes(self, split: str) -> np.ndarray:
+        """int64 [S]: samples of each shard, in the order of the samples' numbers. Neighbours on the disk share one."""
+
+    @abstractmethod
+    def sample(self, split: str, index: int) -> CaptionSample:
+        """Read sample `index` of a split. Raises IndexError, and UserError for a damaged folder."""
+
+    @abstractmethod
+    def texts(self, split: str) -> Iterator[str]:
+        """All questions and answers of a split, in the order of its samples. Reads no picture."""
+
+    def count(self, split: str) -> int:
+        """Samples of a split: `train`, `validation` or `test`."""
+        return int(self.shard_sizes(split).sum())
+
+
+def open_data(folder: str | Path) -> CaptionData:
+    """Open a data folder: one of `microvlm-data images`, or of `microvlm-data emoji`.
+
+    Raises UserError, one sentence that names the step which makes a folder readable.
+    """
+    from microvlm.temporary_folder import recover
+    from microvlm.training.data.data_folder import DATA_FILE, ShardedData
+
+    folder = Path(folder)
+    recover(folder)
+    if (folder / DATA_FILE).exists():
+        return ShardedData(folder)
+    if (folder / "emoji.json").exists():
+        from microvlm.training.emoji.data.emoji_captions import EmojiCaptions
+
+        return EmojiCaptions(folder)
+    if folder.with_name(folder.name + ".partial").is_dir():
+        raise UserError(
+            f"{folder} is not finished: run the same microvlm-data images ... -o {folder} again, which goes on."
+        )
+    if not folder.exists():
+        raise UserError(f"{folder} does not exist; make it with microvlm-data images SOURCE -o {folder}.")
+    raise UserError(
+        f"{folder} holds no {DATA_FILE}, so it is no data folder; make one of your pictures with "
+        f"microvlm-data images {folder} -o DIR, and give DIR."
+    )
