@@ -60,6 +60,13 @@ def quick(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "-m", QUICK, *PROCESSES, *session.posargs, env=UTF8)
 
 
+@nox.session
+def trackio(session: nox.Session) -> None:
+    """Test the tracker trackio, which needs an older Pillow than the other sessions have"""
+    session.install("-e", ".[trackers]", *TEST_RUNNERS, env=NO_NATIVE)
+    session.run("python", "-m", "pytest", "tests/test_watching_tracking.py", *session.posargs)
+
+
 @nox.session(python=OLDEST_PYTHON)
 def lowest(session: nox.Session) -> None:
     """The quick tests on the oldest Python and packages that pyproject.toml allows: gigabytes, minutes"""

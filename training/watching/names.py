@@ -1,0 +1,70 @@
+"""Names of metrics in metrics.jsonl and in trackers. `MEANINGS` says of each what the number is, and its unit."""
+
+from __future__ import annotations
+
+LOSS = "train/loss"
+LM_LOSS = "train/lm_loss"
+ALIGNMENT_LOSS = "train/alignment_loss"
+ALIGNMENT_CHANCE = "train/alignment_chance"
+MEMORY_KL = "train/memory_kl"
+ADDRESSING_KL = "train/addressing_kl"
+DISTILLATION_KL = "train/distillation_kl"
+RELATION_LOSS = "train/relation_loss"
+GRADIENT_NORM = "train/gradient_norm"
+LEARNING_RATE = "train/learning_rate"
+GLOBAL_STEP = "train/global_step"
+STAGE_STEP = "train/stage_step"
+EPOCH = "train/epoch"
+SAMPLES_PER_SECOND = "train/samples_per_second"
+TOKENS_PER_SECOND = "train/tokens_per_second"
+
+EVALUATION_LOSS = "evaluation/loss"
+EVALUATION_PERPLEXITY = "evaluation/perplexity"
+EVALUATION_ALIGNMENT_LOSS = "evaluation/alignment_loss"
+
+MEMORY_UTILIZATION = "memory/utilization"
+ADDRESSING_HEATMAP = "memory/addressing_heatmap"
+
+ATTENTION_MEAN = "attention/mean"
+ATTENTION_MAX = "attention/max"
+ATTENTION_ENTROPY = "attention/entropy"
+ATTENTION_SPARSITY = "attention/sparsity"
+ATTENTION_DIVERGENCE = "attention/divergence"
+ATTENTION_HEATMAP = "attention/heatmap"
+
+TRAINABLE_PARAMS = "model/trainable_params"
+TOTAL_PARAMS = "model/total_params"
+MODEL_MEMORY = "model/memory_usage"
+
+MEANINGS = {
+    LOSS: "weighted sum of the stage's losses that the optimiser minimises, in nats",
+    LM_LOSS: "cross entropy of the answer's tokens, mean over tokens, in nats",
+    ALIGNMENT_LOSS: "symmetric contrastive loss of pictures and their texts, in nats",
+    ALIGNMENT_CHANCE: "alignment loss of a model that knows nothing: ln of the pairs in a batch, in nats",
+    MEMORY_KL: "KL of the memory's posterior from its prior, mean over elements, in nats",
+    ADDRESSING_KL: "KL of the addressing weights from their prior, mean over elements, in nats",
+    DISTILLATION_KL: "KL of the student's next token from the teacher's, in nats",
+    RELATION_LOSS: "KL of the student's attention relations from the teacher's, in nats",
+    GRADIENT_NORM: "Euclidean norm of all gradients before clipping, no unit",
+    LEARNING_RATE: "rate of the first parameter group in this step, no unit",
+    GLOBAL_STEP: "optimiser steps since the run began, over all stages",
+    STAGE_STEP: "optimiser steps since this stage began",
+    EPOCH: "passes over the training data in this stage, with a fraction",
+    SAMPLES_PER_SECOND: "pictures or episodes trained on per second of wall clock, over all processes",
+    TOKENS_PER_SECOND: "tokens that count in the loss per second of wall clock, over all processes",
+    EVALUATION_LOSS: "cross entropy on held-out samples, mean over tokens, in nats",
+    EVALUATION_PERPLEXITY: "exp of the cross entropy on held-out samples, no unit",
+    EVALUATION_ALIGNMENT_LOSS: "alignment loss on held-out pictures, in nats",
+    MEMORY_UTILIZATION: "share of the memory's slots that addressing uses: exp(entropy of the mean weights) / slots",
+    ADDRESSING_HEATMAP: "picture of addressing weights: addressing steps x slots",
+    ATTENTION_MEAN: "mean attention of a text token to the prefix embeddings together, 0 to 1",
+    ATTENTION_MAX: "largest attention of a text token to one prefix embedding, mean over tokens, 0 to 1",
+    ATTENTION_ENTROPY: "entropy of a text token's attention over the prefix embeddings, mean over tokens, in nats",
+    ATTENTION_SPARSITY: "share of attention weights on prefix embeddings that are below a tenth of even ones, 0 to 1",
+    ATTENTION_DIVERGENCE: "distance of the attention from the one before training (see the stage's losses), no unit",
+    ATTENTION_HEATMAP: "picture of attention: text tokens x prefix embeddings",
+    TRAINABLE_PARAMS: "parameters that the stage trains, a count",
+    TOTAL_PARAMS: "parameters of the model, a count",
+    MODEL_MEMORY: "bytes of the model's parameters and buffers",
+}
+"""Name -> what the number is, and its unit."""
