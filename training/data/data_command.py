@@ -9,12 +9,16 @@ from typing import Any
 import click
 
 from microvlm.console import after_saving, echo, note, print_json, run_click
+from microvlm.training.data.download.models_command import models
 from microvlm.training.emoji.data.drawing_sources import SOURCES, TEST_VENDOR, find_packages
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def command() -> None:
     """Captioned images, scenes and episodes from public emoji drawings."""
+
+
+command.add_command(models)
 
 
 class _Progress:
