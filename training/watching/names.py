@@ -21,6 +21,13 @@ TOKENS_PER_SECOND = "train/tokens_per_second"
 EVALUATION_LOSS = "evaluation/loss"
 EVALUATION_PERPLEXITY = "evaluation/perplexity"
 EVALUATION_ALIGNMENT_LOSS = "evaluation/alignment_loss"
+EVALUATION_TOKEN_ACCURACY = "evaluation/token_accuracy"
+EVALUATION_RECALL = "evaluation/alignment_recall_at_1"
+EVALUATION_RECALL_CHANCE = "evaluation/alignment_chance"
+EVALUATION_TEXT_PERPLEXITY = "evaluation/text_perplexity"
+EVALUATION_EPISODE_ON = "evaluation/episode_loss_on"
+EVALUATION_EPISODE_OFF = "evaluation/episode_loss_off"
+EVALUATION_EPISODE_EMPTY = "evaluation/episode_loss_empty"
 
 MEMORY_UTILIZATION = "memory/utilization"
 ADDRESSING_HEATMAP = "memory/addressing_heatmap"
@@ -55,6 +62,13 @@ MEANINGS = {
     EVALUATION_LOSS: "cross entropy on held-out samples, mean over tokens, in nats",
     EVALUATION_PERPLEXITY: "exp of the cross entropy on held-out samples, no unit",
     EVALUATION_ALIGNMENT_LOSS: "alignment loss on held-out pictures, in nats",
+    EVALUATION_TOKEN_ACCURACY: "share of held-out tokens that are the model's first choice, 0 to 1",
+    EVALUATION_RECALL: "share of held-out pictures whose own text is the nearest, 0 to 1",
+    EVALUATION_RECALL_CHANCE: "that share for a model that knows nothing, 0 to 1",
+    EVALUATION_TEXT_PERPLEXITY: "perplexity of the decoder alone on plain text, no unit",
+    EVALUATION_EPISODE_ON: "cross entropy of held-out episodes' answers with their memory, in nats",
+    EVALUATION_EPISODE_OFF: "cross entropy of held-out episodes' answers without the memory's slot, in nats",
+    EVALUATION_EPISODE_EMPTY: "cross entropy of held-out episodes' answers with an empty memory, in nats",
     MEMORY_UTILIZATION: "share of the memory's slots that addressing uses: exp(entropy of the mean weights) / slots",
     ADDRESSING_HEATMAP: "picture of addressing weights: addressing steps x slots",
     ATTENTION_MEAN: "mean attention of a text token to the prefix embeddings together, 0 to 1",

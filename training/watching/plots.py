@@ -5,6 +5,7 @@ Figures are built without pyplot: they are freed when they are done, and no back
 
 from __future__ import annotations
 
+import io
 import math
 import warnings
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 MOST_LABELS = 64
 """Tokens that are written beside a heatmap; of more, evenly many are left out."""
+MOST_POINTS = 2000
+"""Points of a curve that are drawn."""
 _PIXELS_PER_INCH = 110
 _SMOOTHED = 25
 """Logged points from which a curve is also drawn as a running mean."""
@@ -46,6 +49,17 @@ PANELS = (
         "Alignment of pictures and texts",
         (names.ALIGNMENT_LOSS, names.EVALUATION_ALIGNMENT_LOSS, names.ALIGNMENT_CHANCE),
         "nats",
+    ),
+    Panel(
+        "Pictures whose text is the nearest",
+        (names.EVALUATION_RECALL, names.EVALUATION_RECALL_CHANCE),
+        "share",
+    ),
+    Panel("Plain text", (names.EVALUATION_TEXT_PERPLEXITY,), "perplexity"),
+    Panel(
+        "Episodes by memory",
+        (names.EVALUATION_EPISODE_ON, names.EVALUATION_EPISODE_OFF, names.EVALUATION_EPISODE_EMPTY),
+        "nats per token",
     ),
     Panel("KLs of the memory", (names.MEMORY_KL, names.ADDRESSING_KL), "nats per element", True),
     Panel("Learning rate", (names.LEARNING_RATE,), ""),
@@ -88,6 +102,18 @@ def curves(metrics: Path, picture: Path) -> bool:
     return True
 
 
+def panel_svg(rows: list[Row], panel: Panel) -> bytes:
+    """One panel as an SVG file, with text as text."""
+    from matplotlib import rc_context
+
+    figure, content = new_figure(5.6, 2.9), io.BytesIO()
+    draw_panel(figure.add_subplot(), rows, panel)
+    # A fixed salt and no date: the same numbers give the same file.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "microvlm"}):
+        figure.savefig(content, format="svg", metadata={"Date": None})
+    return content.getvalue()
+
+
 def draw_panel(axes: Axes, rows: list[Row], panel: Panel) -> None:
     """Draw a panel's curves over the global step; noisy ones pale, with their running mean."""
     for name in panel.metrics:
@@ -95,13 +121,14 @@ def draw_panel(axes: Axes, rows: list[Row], panel: Panel) -> None:
         if not steps:
             continue
         label = name.split("/", 1)[1] if not name.startswith("evaluation/") else name.replace("/", " ")
-        if name == names.ALIGNMENT_CHANCE:
-            axes.plot(steps, values, color="grey", linestyle="--", label="chance (ln B)")
+        if name in (names.ALIGNMENT_CHANCE, names.EVALUATION_RECALL_CHANCE):
+            axes.plot(steps, values, color="grey", linestyle="--", label="chance")
         elif name.startswith("evaluation/") or len(steps) < _SMOOTHED:
             axes.plot(steps, values, marker="o", markersize=3, label=label)
         else:
-            (line,) = axes.plot(steps, values, alpha=0.3, linewidth=0.8)
-            axes.plot(steps, running_mean(values), color=line.get_color(), label=label)
+            thin = slice(None, None, math.ceil(len(steps) / MOST_POINTS))
+            (line,) = axes.plot(steps[thin], values[thin], alpha=0.3, linewidth=0.8)
+            axes.plot(steps[thin], running_mean(values)[thin], color=line.get_color(), label=label)
     axes.set_title(panel.title, fontsize=10)
     axes.set_xlabel("step", fontsize=8)
     axes.set_ylabel(panel.unit, fontsize=8)
