@@ -20,7 +20,7 @@ from microvlm.training.data.shard_writer import SplitWriter, StoredPicture
 
 def picture(number: int, length: int = 700) -> StoredPicture:
     content = f"picture {number} ".encode() * length
-    return StoredPicture(content, "jpg", hashlib.sha256(content).hexdigest())
+    return StoredPicture(content, "png" if number % 2 else "jpg", hashlib.sha256(content).hexdigest())
 
 
 def sample(number: int) -> tuple[str, list[StoredPicture], list[Turn]]:
@@ -79,7 +79,7 @@ def test_shards_are_webdataset_shards(tmp_path):
     )
     assert [row["__key__"] for row in rows] == [f"{n:09d}" for n in range(3)]
     assert rows[1]["json"]["turns"][0]["answer"] == "caption 1"
-    assert {"0.jpg", "10.jpg"} <= set(rows[0])
+    assert {"0.jpg", "9.png", "10.jpg"} <= set(rows[0])
 
 
 def test_an_opened_folder_can_be_sent_to_another_process(tmp_path):

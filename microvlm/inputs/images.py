@@ -1,7 +1,8 @@
 """Loads an image as an RGB square of a given side, in bounded memory. Knows no model and no normalisation.
 
 The whole image is kept: it is scaled to fit (bicubic, antialiased) and centred on white, like the drawings that the
-bundled model was trained on. An image that already has the side is not resampled.
+bundled model was trained on. An image that already has the side is not resampled. `load_within` keeps an image's own
+shape, and enlarges nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import stat
 import struct
 import warnings
 from collections.abc import Callable
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import (
@@ -65,6 +66,14 @@ _TURNS = {
 }
 
 
+class NotAPicture(UserError):
+    """Content in none of the formats that are read."""
+
+
+class TooLargePicture(UserError):
+    """A picture of more pixels than are held."""
+
+
 def is_image(value: object) -> bool:
     """Whether `value` has the type of an `ImageSource`. It may still be a bad image."""
     return isinstance(value, str | os.PathLike | bytes | Image.Image | np.ndarray) or hasattr(value, "read")
@@ -93,6 +102,32 @@ def load_square(source: ImageSource, side: int) -> Image.Image:
     return _load_file(name, lambda: io.BytesIO(content), side)
 
 
+class UprightPicture(NamedTuple):
+    """A decoded picture, and what its file says."""
+
+    image: Image.Image
+    """RGB, upright, on white."""
+    width: int
+    height: int
+    """Pixels of the file's picture as it is stored, before it is turned upright."""
+    format: str
+    """One of `FORMATS`."""
+
+
+def load_within(content: bytes, side: int, name: str = "the picture") -> UprightPicture:
+    """Decode the bytes of a picture file completely -> RGB with its own shape, no side longer than `side` pixels.
+
+    Raises UserError for a bad one: `NotAPicture`, `TooLargePicture`, `UnreadableImage`, or any other for damage.
+    """
+    facts: list[tuple[int, int, str]] = []
+
+    def fit(image: Image.Image, side: int, extent: tuple[float, float] | None) -> Image.Image:
+        return _fit(image, min(side, max(facts[0][:2])), extent)
+
+    image = _load_file(name, lambda: io.BytesIO(content), side, fit, facts)
+    return UprightPicture(image, *facts[0])
+
+
 def _from_array(array: np.ndarray) -> Image.Image:
     channels = 1 if array.ndim == 2 else array.shape[-1] if array.ndim == 3 else 0
     if array.dtype != np.uint8 or channels not in (1, 3, 4) or array.size == 0 or array.shape[2:] == (1,):
@@ -103,17 +138,27 @@ def _from_array(array: np.ndarray) -> Image.Image:
     return Image.fromarray(array)
 
 
-def _load_file(name: str, open_file: Callable[[], BinaryIO], side: int) -> Image.Image:
+def _load_file(
+    name: str,
+    open_file: Callable[[], BinaryIO],
+    side: int,
+    fit: Callable[[Image.Image, int, tuple[float, float] | None], Image.Image] | None = None,
+    facts: list[tuple[int, int, str]] | None = None,
+) -> Image.Image:
+    """Decode a file and let `fit` (`fit_square`) scale it. Its width, height and format are appended to `facts`."""
+
     def load() -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with open_file() as file, _open_image(file) as image:
+                if facts is not None:
+                    facts.append((*image.size, str(image.format)))
                 if "progression" in image.info:
                     # libjpeg holds all its coefficients at full size, 3 to 6 bytes a pixel, at any decoded size.
                     _check_size(name, image)
                 extent = _reduce_while_decoding(image, side)
                 _check_size(name, image)
-                return fit_square(image, side, extent)
+                return (fit or fit_square)(image, side, extent)
 
     return _decode(name, load)
 
@@ -127,9 +172,9 @@ def _decode(name: str, load: Callable[[], Image.Image]) -> Image.Image:
     except UserError:
         raise
     except Image.UnidentifiedImageError:
-        raise UserError(f"{name} is not a picture in a format read here ({', '.join(FORMATS)}).") from None
+        raise NotAPicture(f"{name} is not a picture in a format read here ({', '.join(FORMATS)}).") from None
     except Image.DecompressionBombError:
-        raise UserError(f"{name} is far too large a picture; scale it down first.") from None
+        raise TooLargePicture(f"{name} is far too large a picture; scale it down first.") from None
     except Exception as error:  # Pillow's decoders raise a dozen types; each means that the file is bad
         reason = str(error).split("\n")[0].rstrip(".") or type(error).__name__
         raise UserError(f"{name} is a damaged picture ({reason}); copy it again.") from None
@@ -142,6 +187,16 @@ def fit_square(image: Image.Image, side: int, extent: tuple[float, float] | None
 
     Raises UnreadableImage for an image without pixels and as `shrink_to_rgb` does.
     """
+    small = _fit(image, side, extent)
+    if small.size == (side, side):
+        return small
+    square = Image.new("RGB", (side, side), "white")
+    square.paste(small, ((side - small.width) // 2, (side - small.height) // 2))
+    return square
+
+
+def _fit(image: Image.Image, side: int, extent: tuple[float, float] | None = None) -> Image.Image:
+    """Turn the first frame upright and scale it until its longer side is `side` -> RGB."""
     if not (image.width and image.height):
         raise UnreadableImage("has no pixels; give another one.")
     factor = max(1, max(image.size) // (2 * side))
@@ -157,11 +212,7 @@ def fit_square(image: Image.Image, side: int, extent: tuple[float, float] | None
         small = small.resize((width, height), Image.Resampling.BICUBIC, box)
     for turn in _TURNS.get(orientation, ()):
         small = small.transpose(turn)
-    if small.size == (side, side):
-        return small
-    square = Image.new("RGB", (side, side), "white")
-    square.paste(small, ((side - small.width) // 2, (side - small.height) // 2))
-    return square
+    return small
 
 
 def check_file(source: str | os.PathLike[str]) -> None:
@@ -233,7 +284,7 @@ def _reduce_while_decoding(image: Image.Image, side: int) -> tuple[float, float]
 
 def _check_size(name: str, image: Image.Image) -> None:
     if image.width * image.height > MAX_DECODED_PIXELS:
-        raise UserError(
+        raise TooLargePicture(
             f"{name} is {image.width} x {image.height} pixels when decoded, more than the "
             f"{MAX_DECODED_PIXELS // 1_000_000} million held here; scale it down first."
         )

@@ -25,7 +25,7 @@ from msgspec import Meta
 
 from microvlm.errors import UserError
 from microvlm.formats import documents
-from microvlm.formats.documents import Count, Sha256, Share, Size
+from microvlm.formats.documents import Count, Sha256, Size
 from microvlm.training.data.caption_data import (
     MAX_PICTURES,
     MAX_TURNS,
@@ -87,7 +87,6 @@ class DataSet(msgspec.Struct, frozen=True):
     read: Count = 0
     skipped: dict[Word, Count] = {}
     repeated_pictures: Count = 0
-    split_shares: dict[Word, Share] = {}
     texts: dict[Word, float | int] = {}
 
 
@@ -100,9 +99,7 @@ class ShardedData(CaptionData):
 
     def __init__(self, folder: str | Path):
         """Read the folder's `dataset.json`. Raises UserError for a damaged one and one of another version."""
-        self.folder = Path(folder)
-        self.name = Path(folder).resolve().name
-        path = self.folder / DATA_FILE
+        path = Path(folder) / DATA_FILE
         try:
             content = documents.read_file(path)
         except FileNotFoundError:
@@ -111,7 +108,18 @@ class ShardedData(CaptionData):
             ) from None
         if documents.parse(content, _Head, path, self._remedy).format != DATA_FORMAT:
             raise UserError(f"{path} is not in the format {DATA_FORMAT}: {self._remedy}.")
-        self.description = documents.parse(content, DataSet, path, self._remedy)
+        self._describe(Path(folder), documents.parse(content, DataSet, path, self._remedy))
+
+    @classmethod
+    def of_shards(cls, folder: Path, shards: dict[str, list[Shard]]) -> ShardedData:
+        """The shards of a folder that is not finished."""
+        data = cls.__new__(cls)
+        data._describe(folder, DataSet(DATA_FORMAT, shards))
+        return data
+
+    def _describe(self, folder: Path, description: DataSet) -> None:
+        self.folder, self.name = folder, folder.resolve().name
+        self.description = description
         self._starts = {split: _starts(self.shards(split)) for split in SPLITS}
         self._indexes: OrderedDict[str, list[bytes]] = OrderedDict()
 
@@ -141,10 +149,13 @@ class ShardedData(CaptionData):
         line = self._parse(shard, self._lines(shard)[index - int(starts[number])])
         return CaptionSample(line.key, self._pictures(shard, line), line.turns)
 
-    def lines(self, split: str) -> Iterator[SampleLine]:
-        """The index of a split: every sample's key, turns and hashes, in order."""
+    def lines(self, split: str, longer: bool = False) -> Iterator[SampleLine]:
+        """The index of a split: every sample's key, turns and hashes, in order.
+
+        `longer`: an index may have more bytes than is said, which are not read; a killed writer leaves such ones.
+        """
         for shard in self.shards(split):
-            for line in self._read_index(shard):
+            for line in self._read_index(shard, longer):
                 yield self._parse(shard, line)
 
     def texts(self, split: str) -> Iterator[str]:
@@ -165,14 +176,16 @@ class ShardedData(CaptionData):
             self._indexes.move_to_end(shard.name)
         return lines
 
-    def _read_index(self, shard: Shard) -> list[bytes]:
+    def _read_index(self, shard: Shard, longer: bool = False) -> list[bytes]:
         path = self.folder / f"{shard.name}.jsonl"
         try:
-            content = documents.read_file(path, shard.index_bytes)
+            with documents.open_regular(path) as file:
+                content = file.read(shard.index_bytes)
+                rest = b"" if longer else file.read(1)
         except FileNotFoundError:
             raise UserError(f"{path} is missing: {self._remedy}.") from None
-        lines = content.splitlines()
-        if len(content) != shard.index_bytes or len(lines) != shard.samples:
+        lines = content.split(b"\n")[:-1]
+        if rest or len(content) != shard.index_bytes or len(lines) != shard.samples:
             raise UserError(f"{path} is not the index that {DATA_FILE} describes: {self._remedy}.")
         return lines
 

@@ -66,17 +66,17 @@ class SplitWriter:
             self._open()
         start = self._end + self._writer.tarstream.offset
         names = [f"{n}.{p.extension}" if len(pictures) > 1 else p.extension for n, p in enumerate(pictures)]
-        spans: dict[int, PictureSpan] = {}
-        # The archive has a sample's files in the order of their names.
-        for number in sorted(range(len(pictures)), key=names.__getitem__):
-            picture = pictures[number]
-            size = len(picture.content)
-            spans[number] = PictureSpan(start + _HEADER, size, picture.sha256)
-            start += _HEADER + -(-size // _HEADER) * _HEADER
         members: dict[str, Any] = {n: p.content for n, p in zip(names, pictures, strict=True)}
-        described = {"turns": turns, "sha256": [p.sha256 for p in pictures]}
-        self._writer.write({"__key__": key, **members, "json": msgspec.json.encode(described)})
-        line = SampleLine(key, tuple(spans[n] for n in range(len(pictures))), tuple(turns))
+        members["json"] = msgspec.json.encode({"turns": turns, "sha256": [p.sha256 for p in pictures]})
+        offsets = {}
+        for name in sorted(members):  # the order in which the writer takes them
+            offsets[name] = start + _HEADER
+            start += _HEADER + -(-len(members[name]) // _HEADER) * _HEADER
+        self._writer.write({"__key__": key, **members})
+        spans = [
+            PictureSpan(offsets[n], len(p.content), p.sha256) for n, p in zip(names, pictures, strict=True)
+        ]
+        line = SampleLine(key, tuple(spans), tuple(turns))
         assert self._index is not None
         self._index_bytes += self._index.write(msgspec.json.encode(line) + b"\n")
         self._samples += 1
