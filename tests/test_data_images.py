@@ -88,7 +88,7 @@ def test_each_bad_record_is_counted_by_its_reason_and_listed_with_its_line(tmp_p
         ("caption too long", {"image": "0002.png", "caption": "x" * 1001}),
         ("control characters in a caption", {"image": "0003.png", "caption": "a\x1b[2Jb"}),
         ("caption is not UTF-8", b'{"image": "0004.png", "caption": "\xff\xfe"}'),
-        ("caption is not UTF-8", '{"image": "0004.png", "caption": "\\ud83d"}'),
+        ("damaged record", '{"image": "0004.png", "caption": "\\ud83d"}'),
         ("no picture named", {"caption": "a"}),
         ("a URL, not a file", {"image": "https://a.example/b.jpg", "caption": "a"}),
         ("damaged record", "{"),
