@@ -19,9 +19,10 @@ from microvlm.training.emoji.data.emoji import load_emoji
 from microvlm.training.emoji.data.fact_texts import sample_facts
 from microvlm.training.emoji.stages.scope import ScopeTask
 from microvlm.training.emoji.stages.vlm import VLMTask
+from microvlm.training.emoji.tokenizer_corpus import tokenizer_corpus
 from microvlm.training.recipe import StageConfig, load_recipe
 from microvlm.training.stages.task import StageInputs
-from microvlm.training.tokenizer_training import tokenizer_corpus, train_tokenizer
+from microvlm.training.tokenizer_training import train_tokenizer
 
 KEPT = {"apple": "red", "bell": "blue", "cart": "green"}
 LEFT_OUT = ("apple-flat", "bell-24", "folder-bell", "cart-open", "file-type-light-cart")

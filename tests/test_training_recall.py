@@ -14,6 +14,7 @@ pytest.importorskip("resvg_py")
 
 from microvlm.errors import UserError
 from microvlm.inputs.processor import Processor
+from microvlm.presets import preset
 from microvlm.training.batches.sample_texts import TextRows
 from microvlm.training.emoji.batches import cached_prefixes
 from microvlm.training.emoji.batches.drawing_sampler import DrawingSampler
@@ -41,7 +42,7 @@ def emoji(drawn_build):
 @pytest.fixture(scope="module")
 def task(emoji, tmp_path_factory):
     torch.manual_seed(0)
-    config = stage_config(RECIPE, STAGE, False)
+    config = stage_config(preset("nano"), [STAGE], False)
     tokenizer = train_tokenizer(["whose is this?", *emoji.captions], config.text.vocab_size)
     small_set = dataclasses.replace(emoji, folder=tmp_path_factory.mktemp("kept"))
     drawn = np.random.default_rng(0).integers(0, 256, (DRAWINGS + 2, 96, 96, 4), np.uint8)

@@ -17,6 +17,7 @@ from microvlm.presets import _PRESETS, preset
 from microvlm.training.emoji.data.emoji import load_emoji
 from microvlm.training.emoji.stages.scope import ScopeTask
 from microvlm.training.recipe import Recipe, StageConfig
+from microvlm.training.run_state import state_folders
 from microvlm.training.trainer import train
 from microvlm.training.warm_start import float_weights, start_from, weights_sha256
 
@@ -69,13 +70,21 @@ def tensors(checkpoint):
     return MicroVLM.from_pretrained(checkpoint).state_dict()
 
 
+def logged(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def metrics(row):
+    return {name.removeprefix("train/") for name in row}
+
+
 @pytest.mark.training
 def test_a_run_logs_every_loss_and_ships_packed_weights(finished):
-    rows = [json.loads(line) for line in (finished / "ground" / "log.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1, 2, 3]
-    assert {"answers", "episodes", "scope", "named", "guided", "shown"} <= set(rows[0])
-    last = json.loads((finished / "ternary" / "log.jsonl").read_text().splitlines()[-1])
-    assert {"facts", "keys", "matched", "found", "spread", "gate", "nearest"} <= set(last)
+    rows = logged(finished)
+    assert [row["step"] for row in rows] == list(range(1, 10))
+    assert [row["train/stage_step"] for row in rows] == [1, 2, 3, 1, 2, 1, 2, 1, 2]
+    assert {"answers", "episodes", "scope", "named", "guided", "shown"} <= metrics(rows[0])
+    assert {"facts", "keys", "matched", "found", "spread", "gate", "nearest"} <= metrics(rows[4])
     assert "decoder.layers.0.mlp.up_proj.packed" in tensors(finished / "checkpoint")
     document = json.loads((finished / "checkpoint" / "training.json").read_text())
     assert document["recipe"]["name"] == "tiny"
@@ -99,9 +108,14 @@ def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(finished, emoji,
     ]
     steps = json.loads((out / "checkpoint" / "training.json").read_text())["runs"]["ground"]
     assert [run["from_step"] for run in steps] == [0, 1, 2]
-    # The last state is saved beside the one before it, which a crash while saving leaves intact.
-    assert {path.name for path in (out / "ground").glob("state*")} == {"state0", "state1"}
-    assert json.loads((out / "ground" / "progress.json").read_text()) == {"state": "state0", "step": 3}
+    # The newest states, of which a crash while saving leaves the older one intact.
+    assert [path.name for path in state_folders(out / "ground")] == ["00000002", "00000003"]
+    assert {path.suffix for path in (out / "ground").rglob("*") if path.is_file()} == {
+        ".safetensors",
+        ".json",
+        ".jsonl",
+        "",
+    }
     unbroken = tensors(finished / "checkpoint")
     for name, tensor in tensors(out / "checkpoint").items():
         assert torch.equal(tensor, unbroken[name]), name
@@ -162,8 +176,8 @@ def test_the_recall_stage_trains_encoder_and_readout_and_nothing_that_a_masked_m
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert {name.split(".")[0] for name in changed} == {"memory_encoder", "memory_projection"}
     assert {"memory_projection.readout.fc1.weight", "memory_projection.linear.weight"} < changed
-    last = json.loads((finished / "recall" / "log.jsonl").read_text().splitlines()[-1])
-    assert {"facts", "keys", "matched", "found", "episodes"} <= set(last)
+    last = metrics(logged(finished)[6])
+    assert {"facts", "keys", "matched", "found", "episodes"} <= last
     assert "gate" not in last
 
 

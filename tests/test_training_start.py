@@ -13,8 +13,8 @@ from microvlm.model.linear import ternarize
 from microvlm.presets import preset
 from microvlm.training import trainer
 from microvlm.training.muon import Float32Muon, orthogonalise
+from microvlm.training.optimizers import usable_precision
 from microvlm.training.tokenizer_training import save_tokenizer, train_tokenizer
-from microvlm.training.training_loop import usable_precision
 from microvlm.training.warm_start import draw_latents, float_weights
 
 
@@ -93,7 +93,7 @@ def test_orthogonalising_keeps_the_singular_vectors_and_evens_the_values():
 def test_bf16_is_used_only_where_the_machine_computes_in_it(monkeypatch):
     lines = []
     for supported, used in ((True, "bf16"), (False, "no")):
-        monkeypatch.setattr("microvlm.training.training_loop.has_bfloat16", lambda value=supported: value)
+        monkeypatch.setattr("microvlm.training.optimizers.has_bfloat16", lambda value=supported: value)
         assert usable_precision("bf16", lines.append) == used
         assert usable_precision("no", lines.append) == "no"
     assert lines == ["this CPU has no bfloat16 arithmetic: training in float32"]
@@ -105,7 +105,7 @@ from pathlib import Path
 from microvlm.presets import preset
 from microvlm.training import trainer
 os.replace = lambda old, new: os.kill(os.getpid(), signal.SIGKILL)
-trainer._claim(Path(sys.argv[1]), "caption", {"recipe": {}}, preset("nano"))
+trainer._claim(Path(sys.argv[1]), "caption", {"recipe": {}})
 """
 
 
@@ -114,11 +114,11 @@ def test_a_start_that_was_killed_while_it_wrote_its_recipe_can_be_repeated(tmp_p
     process = subprocess.run([sys.executable, "-P", "-c", _KILLED_CLAIM, str(tmp_path)], check=False)
     assert process.returncode == -signal.SIGKILL
     assert [path.name.split("-")[0] for path in tmp_path.iterdir()] == [".recipe.json.new"]
-    trainer._claim(tmp_path, "caption", {"recipe": {}}, preset("nano"))
+    trainer._claim(tmp_path, "caption", {"recipe": {}})
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
     (tmp_path / "recipe.json").rename(tmp_path / "notes.txt")
     with pytest.raises(UserError, match="not a training folder"):
-        trainer._claim(tmp_path, "caption", {"recipe": {}}, preset("nano"))
+        trainer._claim(tmp_path, "caption", {"recipe": {}})
 
 
 @pytest.mark.posix

@@ -14,12 +14,24 @@ from microvlm.errors import UserError
 from microvlm.formats import documents
 from microvlm.formats.documents import Share, quote
 from microvlm.presets import preset_names
+from microvlm.training.caption_options import CaptionOptions
 from microvlm.training.emoji.data.drawing_sources import TRAIN_VENDORS
 
 SCENE_KINDS = {"what": 0.4, "where": 0.36, "how many": 0.14, "which colour": 0.1}
 """Default shares of the scene questions: names and places take longer to learn than numbers and colours."""
 PRECISIONS = ("no", "bf16")
-RESERVED_NAMES = ("checkpoint", "recipe.json")
+RESERVED_NAMES = (
+    "checkpoint",
+    "best",
+    "pictures",
+    "samples",
+    "trackers",
+    "recipe.json",
+    "run.json",
+    "status.json",
+    "metrics.jsonl",
+    "evaluations.jsonl",
+)
 """What a run's folder holds beside its stages' folders."""
 LARGEST_RECIPE = 1_000_000
 """Bytes of a file."""
@@ -65,12 +77,16 @@ class StageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name: FolderName
     task: str
-    """The task, a key of `trainer.TASKS`. `distill`: the vision encoder, on a convolutional teacher; `vlm`: the
+    """The task, a key of `stages.registry.TASKS`. `captions`: any parts of the model, on pictures with captions, with a
+    teacher or without. The others train on emoji: `distill`: the vision encoder, on a convolutional teacher; `vlm`: the
     whole model, on captions and scenes; `recall`: the memory's encoder, readout and W_M alone, on facts and episodes
     over cached prefix embeddings; `scope`: the scope detector alone, on a bank of `batch_size` sets of facts."""
-    steps: Steps
-    batch_size: Annotated[int, Meta(ge=1, le=65_536)]
-    learning_rate: Annotated[float, Meta(gt=0, le=10)]
+    steps: Annotated[int, Meta(ge=0, le=10_000_000)] = 0
+    """Optimiser steps; 0 where `epochs` says how long the stage is."""
+    batch_size: Annotated[int, Meta(ge=1, le=65_536)] = 32
+    learning_rate: Annotated[float, Meta(gt=0, le=10)] = 1e-4
+    epochs: Annotated[float, Meta(ge=0, le=10_000)] = 0.0
+    """Passes over the data, in place of `steps`; a run converts them when it begins."""
     decoder_bits: int | float = 32
     """Bit width that the decoder and the memory encoder are trained for: 32, or 1.58 (then the embedding for 8)."""
     vision_learning_rate: Rate = 0.0
@@ -99,12 +115,18 @@ class StageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Overrides the recipe's precision, for a stage that was trained on another kind of machine."""
     fresh: list[str] = []
     """Parts of the model (first words of parameter names) that this stage initialises anew."""
+    caption: CaptionOptions = CaptionOptions()
+    """What only a `captions` stage has: trained parts, rates, episodes, weights of the losses, teacher."""
 
     def __post_init__(self) -> None:
         place = f"stage {quote(self.name)}"
         _check_fields(self, place)
         if self.mixed_precision is not None:
             _check_precision(place, self.mixed_precision)
+        _require(
+            (self.steps > 0) != (self.epochs > 0),
+            f"{place}: give 'steps' or 'epochs', one of the two, above 0",
+        )
         _require(self.decoder_bits in (32, 1.58), f"{place}: decoder_bits must be 32 or 1.58")
         _require(
             set(self.scene_kinds) == set(SCENE_KINDS),
@@ -128,7 +150,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Everything that a run depends on except the data folder."""
 
     name: Annotated[str, Meta(min_length=1, max_length=100)]
-    preset: str
+    preset: str | None
+    """The preset of a model that is trained from its beginning; null for a model that `--start` gives."""
     seed: Annotated[int, Meta(ge=0, le=500_000_000)]
     """Times stages and steps it must fit into the 64 bits of a generator's seed."""
     stages: Annotated[tuple[StageConfig, ...], Meta(min_length=1, max_length=100)]
@@ -137,13 +160,24 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Relative frequency of each TRAIN vendor's drawings; 1 by default."""
     log_every: Steps = 20
     save_every: Steps = 250
+    """Steps between two states to resume from."""
+    save_every_epochs: Annotated[float, Meta(ge=0, le=10_000)] = 0.0
+    """Passes over the data between two states, in place of `save_every`; 0 to save by steps."""
+    keep_states: Annotated[int, Meta(ge=1, le=1000)] = 2
+    """Newest states of a stage that are kept."""
+    evaluate_every: Annotated[int, Meta(ge=0, le=10_000_000)] = 0
+    """Steps between two evaluations; 0 for five in a stage. A stage is also evaluated at its beginning and end."""
+    picture_every: Annotated[int, Meta(ge=0, le=10_000_000)] = 0
+    """Steps between two sets of heatmaps and curves; 0 for five in a stage."""
+    start: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
+    """A checkpoint that the first stage takes all parts from but its `fresh` ones, unless `--start` gives another."""
 
     def __post_init__(self) -> None:
         _check_fields(self, f"recipe {quote(self.name)}")
         _require(self.name.isprintable(), "its name must be printable text")
         _require(
-            self.preset in preset_names(),
-            f"unknown preset {quote(self.preset)}; use one of {', '.join(preset_names())}",
+            self.preset is None or self.preset in preset_names(),
+            f"unknown preset {quote(self.preset or '')}; use one of {', '.join(preset_names())}",
         )
         _check_precision("all stages", self.mixed_precision)
         names = [stage.name.casefold() for stage in self.stages]

@@ -1,33 +1,68 @@
-"""`microvlm-train`: trains a checkpoint by a recipe on a data folder; resumes a run that was stopped."""
+"""`microvlm-train`: trains a checkpoint by a recipe on data folders; resumes a run that was stopped; watches a run."""
 
 from __future__ import annotations
 
 import multiprocessing
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import click
+import msgspec
 
 from microvlm.commands.options import ThreadCount
-from microvlm.console import after_saving, note, print_json, run_click
+from microvlm.console import after_saving, echo, note, print_json, run_click
 from microvlm.errors import UserError
+from microvlm.formats.documents import quote
+
+DEFAULT_RECIPE = "nano"
+RUNS = Path("runs")
 
 
-@click.command()
-@click.argument("recipe", default="nano")
+@click.command(name="train")
+@click.argument("recipe", default=DEFAULT_RECIPE)
 @click.option(
-    "--data", type=click.Path(path_type=Path), required=True, help="Folder that `microvlm-data emoji` wrote."
+    "--data",
+    "sources",
+    multiple=True,
+    metavar="FOLDER[=WEIGHT]",
+    help="Data folder that `microvlm-data images` (or `emoji`) wrote; several are mixed by weight.",
 )
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    required=True,
-    help="Folder of the run; an unfinished run in it resumes.",
+    default=None,
+    help="Folder of the run; an unfinished run in it resumes. By default a new one in runs/.",
 )
 @click.option(
-    "--float-control",
-    is_flag=True,
-    help="Train the same recipe with float32 weights, to measure the cost of ternary ones.",
+    "--start",
+    default=None,
+    help="The checkpoint to train (folder, hub id or nano): what `microvlm assemble` or another run wrote.",
+)
+@click.option("--budget", default=None, metavar="STEPS|TIME", help="Length of the run: 300, 90s, 8m, 1.5h.")
+@click.option("--batch-size", type=click.IntRange(1, 65_536), default=None, help="Samples of a batch.")
+@click.option("--learning-rate", type=click.FloatRange(0, 10, min_open=True), default=None, help="Peak rate.")
+@click.option("--seed", type=click.IntRange(0, 500_000_000), default=None, help="Of batches and new weights.")
+@click.option(
+    "--text",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="A text file: how well the decoder alone predicts it is measured before, during and after.",
+)
+@click.option(
+    "--track",
+    "trackers",
+    multiple=True,
+    metavar="TRACKER",
+    help="tensorboard, wandb or trackio beside metrics.jsonl; none turns all off (the default).",
+)
+@click.option(
+    "--base-bits",
+    type=click.Choice(["4", "32"]),
+    default="32",
+    show_default=True,
+    help="Width of the frozen decoder in memory; 4 needs bitsandbytes.",
 )
 @click.option("--threads", type=ThreadCount(), default=None, help="CPU threads.")
 @click.option(
@@ -41,52 +76,161 @@ from microvlm.errors import UserError
     "--stop-after", type=click.IntRange(min=1), default=None, help="Save and stop after this many steps."
 )
 @click.option(
-    "--start",
-    default=None,
-    help="A checkpoint (folder, hub id or nano) in place of the stages before --start-stage.",
+    "--start-stage", default=None, help="The first stage of a preset's recipe to run; needs --start."
 )
-@click.option("--start-stage", default=None, help="The first stage to run; needs --start.")
 @click.option(
     "--fresh",
     multiple=True,
     metavar="PART",
     help="A part of the model (scope, ...) to initialise anew instead of taking it from --start.",
 )
+@click.option(
+    "--float-control",
+    is_flag=True,
+    help="Train the same recipe with float32 weights, to measure the cost of ternary ones.",
+)
+@click.option("--print-recipe", is_flag=True, help="Print the recipe as JSON, to change it, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def command(
+def command(recipe: str, **options: Any) -> None:
+    """Train RECIPE: a packaged name (test, stage1, stage2, distill, nano) or a JSON file.
+
+    test learns a small model of your pictures from nothing, or tries --start briefly; stage1 and stage2 train an
+    assembled model; distill makes it ternary. `microvlm-train watch RUN` shows a run.
+
+    Example: microvlm-train test --data data/mine -o runs/mine
+    """
+    train_recipe(recipe, **options)
+
+
+def train_recipe(
     recipe: str,
-    data: Path,
-    output: Path,
-    float_control: bool,
+    sources: tuple[str, ...],
+    output: Path | None,
+    start: str | None,
+    budget: str | None,
+    batch_size: int | None,
+    learning_rate: float | None,
+    seed: int | None,
+    text: Path | None,
+    trackers: tuple[str, ...],
+    base_bits: str,
     threads: int | None,
     workers: int,
     stop_after: int | None,
-    start: str | None,
     start_stage: str | None,
     fresh: tuple[str, ...],
+    float_control: bool,
+    print_recipe: bool,
     as_json: bool,
 ) -> None:
-    """Train RECIPE (a packaged name or a JSON file)."""
+    """What the command does; see its options."""
+    from microvlm.training.budget import parse_budget
+    from microvlm.training.recipe import load_recipe
+
+    if recipe == "test" and start is not None and start_stage is None:
+        recipe = "test-start"
+    loaded = _changed(load_recipe(recipe), batch_size, learning_rate, seed)
+    if print_recipe:
+        echo(msgspec.json.format(msgspec.json.encode(loaded), indent=2).decode())
+        return
+    length = None if budget is None else parse_budget(budget)
+    folders = [_data_folder(source) for source in sources]
+    if not folders:
+        raise UserError("--data is missing: give a folder that microvlm-data images SOURCE -o FOLDER wrote.")
+    if workers and "fork" not in multiprocessing.get_all_start_methods():
+        raise UserError("--workers needs a system that can fork: leave it out here.")
+    from microvlm.training.watching.tracking import check_trackers
+
+    check_trackers(trackers)
     import torch
 
     from microvlm.backends.threads import pool_threads
-    from microvlm.training.emoji.data.emoji import load_emoji
-    from microvlm.training.recipe import load_recipe
-    from microvlm.training.trainer import train
+    from microvlm.training.frozen_base import check_base_bits
+    from microvlm.training.trainer import CHECKPOINT, open_data, train
+    from microvlm.training.watching.run_name import next_run_name
 
-    if workers and "fork" not in multiprocessing.get_all_start_methods():
-        raise UserError("--workers needs a system that can fork: leave it out here.")
+    bits = int(base_bits)
+    check_base_bits(bits)
     if threads is not None:
         torch.set_num_threads(pool_threads(threads))
-    loaded = load_recipe(recipe)
-    emoji = load_emoji(data)
+    out = output or RUNS / next_run_name(RUNS, loaded.name, datetime.now())
     complete = train(
-        loaded, emoji, output, note, float_control, stop_after, start, start_stage, fresh, workers
+        loaded,
+        open_data(loaded, folders),
+        out,
+        note,
+        float_control,
+        stop_after,
+        start,
+        start_stage,
+        fresh,
+        workers,
+        budget=length,
+        trackers=trackers,
+        text=text,
+        base_bits=bits,
     )
-    if as_json:
-        with after_saving():
-            print_json({"output": str(output), "recipe": loaded.name, "complete": complete})
+    checkpoint = out / CHECKPOINT
+    with after_saving():
+        if as_json:
+            print_json({"output": str(out), "recipe": loaded.name, "complete": complete})
+        elif complete:
+            echo(f"{checkpoint}: trained. Next: microvlm caption PICTURE --model {checkpoint}")
+
+
+def _changed(recipe: Any, batch_size: int | None, learning_rate: float | None, seed: int | None) -> Any:
+    """The recipe with the command line's changes. The rates of its stages keep their proportion to the first one's."""
+    stages = recipe.stages
+    if batch_size is not None:
+        stages = tuple(msgspec.structs.replace(stage, batch_size=batch_size) for stage in stages)
+    if learning_rate is not None:
+        factor = learning_rate / stages[0].learning_rate
+        stages = tuple(
+            msgspec.structs.replace(stage, learning_rate=factor * stage.learning_rate) for stage in stages
+        )
+    changes = {"stages": stages} | ({"seed": seed} if seed is not None else {})
+    return msgspec.structs.replace(recipe, **changes)
+
+
+def _data_folder(source: str) -> Any:
+    """`FOLDER` or `FOLDER=WEIGHT`. Raises UserError for a weight that is no number above 0."""
+    from microvlm.training.stages.task import DataFolder
+
+    folder, equals, weight = source.rpartition("=")
+    if not equals or Path(source).exists():
+        return DataFolder(Path(source))
+    try:
+        number = float(weight)
+    except ValueError:
+        number = 0.0
+    if not 0 < number < float("inf"):
+        raise UserError(f"--data {quote(source)}: its weight must be a number above 0, as in {folder}=2.")
+    return DataFolder(Path(folder), number)
+
+
+class RecipeGroup(click.Group):
+    """Commands by name; any other first argument is a recipe for `train`."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] not in ("--help", "-h")):
+            args = ["train", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=RecipeGroup, help=command.help, invoke_without_command=False)
+def cli() -> None:
+    pass
+
+
+cli.add_command(command)
+
+
+def _add_watch() -> None:
+    from microvlm.training.watching.watch_command import command as watch
+
+    cli.add_command(watch, "watch")
 
 
 def main() -> None:
-    run_click(command)
+    _add_watch()
+    run_click(cli)

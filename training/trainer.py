@@ -1,7 +1,7 @@
 """Runs a recipe: trains its stages one after another, each from the weights of the one before. Resumable at any step.
 
-The boundary to the data: the trainer, the stages and the score command know it as one `EmojiData` (data/emoji.py),
-which they pass on. docs/training.md lists what they use of it.
+The trainer knows no data and no task: a task opens its own data (`stages/registry.py`). The model is a preset that is
+trained from its beginning, or the checkpoint that a run starts from, which then keeps its own sizes and tokenizer.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
 
 from microvlm.atomic import new_file, write_file
 from microvlm.config import MicroVLMConfig, QuantizationConfig
@@ -22,38 +22,49 @@ from microvlm.formats import documents
 from microvlm.formats.documents import quote
 from microvlm.formats.weight_format import WeightFormat
 from microvlm.inputs.processor import Processor
-from microvlm.model.checkpoint import load_strictly, read_tensors, save_checkpoint, write_tensors
+from microvlm.model.checkpoint import (
+    load_strictly,
+    read_tensors,
+    resolve_checkpoint,
+    save_checkpoint,
+    write_tensors,
+)
 from microvlm.model.lowering import lower
 from microvlm.model.microvlm import MicroVLM
 from microvlm.presets import preset
 from microvlm.temporary_folder import remove_leftovers
 from microvlm.training.batches.sample_texts import TextRows
-from microvlm.training.emoji.data.emoji import EmojiData
-from microvlm.training.emoji.stages.distill import DistillTask
-from microvlm.training.emoji.stages.recall import RecallTask
-from microvlm.training.emoji.stages.scope import ScopeTask
-from microvlm.training.emoji.stages.vlm import VLMTask
+from microvlm.training.budget import Budget, resolve_steps
+from microvlm.training.frozen_base import FOUR_BITS, quantize_frozen
+from microvlm.training.model_base import ModelBase
 from microvlm.training.recipe import Recipe, StageConfig
+from microvlm.training.run_files import BEST, BEST_CHECKPOINT, CHECKPOINT, DONE, RECIPE, RUN, WEIGHTS
 from microvlm.training.run_provenance import recorded_runs
-from microvlm.training.stages.task import StageInputs, Task, WholeModelTask
-from microvlm.training.tokenizer_training import save_tokenizer, tokenizer_corpus, train_tokenizer
-from microvlm.training.training_loop import run_stage
-from microvlm.training.warm_start import start_from, weights_sha256
+from microvlm.training.run_state import changing_tensors
+from microvlm.training.stages.registry import task_class
+from microvlm.training.stages.task import DataFolder, StageInputs, Task, WholeModelTask
+from microvlm.training.step_timing import measure_step_seconds
+from microvlm.training.training_loop import RunContext, run_stage
+from microvlm.training.warm_start import start_from, stored_dtypes, weights_sha256
+from microvlm.training.watching.run_name import next_run_name
+from microvlm.training.watching.tracking import Tracking, accelerator_options
 
 Log = Callable[[str], None]
-CHECKPOINT = "checkpoint"
-TASKS: dict[str, type[Task]] = {
-    "distill": DistillTask,
-    "vlm": VLMTask,
-    "recall": RecallTask,
-    "scope": ScopeTask,
-}
-"""A stage's `task` in a recipe -> the class that trains it. A new kind of stage is one module and one entry."""
+_NEW_WITH_TERNARY = "sub_norm"
+"""Parameters that a decoder gets when it becomes ternary, and that no start has."""
+
+
+def open_data(recipe: Recipe, folders: Sequence[DataFolder]) -> Any:
+    """Open the data that the recipe's tasks train on. Raises UserError."""
+    classes = [task_class(stage.task, stage.name) for stage in recipe.stages]
+    if len({cls.open_data.__func__ for cls in classes}) > 1:  # type: ignore[attr-defined]
+        raise UserError(f"recipe '{recipe.name}' mixes stages on emoji and on captions: make two recipes.")
+    return classes[0].open_data(folders)
 
 
 def train(
     recipe: Recipe,
-    emoji: EmojiData,
+    data: Any,
     out: Path,
     log: Log,
     float_control: bool = False,
@@ -62,121 +73,299 @@ def train(
     start_stage: str | None = None,
     fresh: Sequence[str] = (),
     workers: int = 0,
+    *,
+    budget: Budget | None = None,
+    trackers: Sequence[str] = (),
+    text: Path | None = None,
+    base_bits: int = 32,
 ) -> bool:
     """Train into `out`: a folder per stage, then `checkpoint`. Returns whether the recipe is finished.
 
-    float_control : train every weight in float32; the paired difference of the scores is the cost of ternary weights.
-    stop_after : save and stop after this many steps. start : a checkpoint that replaces the stages before
-    `start_stage`. fresh : parts of the model that are not taken from `start`. workers : processes that draw batches
-    ahead of the steps.
+    data : what `open_data` returned. float_control : train every weight in float32; the paired difference of the scores
+    is the cost of ternary weights. stop_after : save and stop after this many steps. start : the checkpoint that the
+    run starts from; with `start_stage` it replaces the stages before. fresh : parts of the model that are not taken
+    from it. workers : processes that draw batches ahead of the steps. budget : length of the run in place of the
+    recipe's. trackers : where metrics go beside metrics.jsonl. text : plain text on which the decoder is evaluated.
+    base_bits : width of the frozen decoder in memory, 32 or 4.
 
     Raises UserError for an unknown task, a start that does not fit, and an `out` that belongs to another run.
     """
-    _check_stages(recipe)
-    skipped = _stages_before(recipe, start, start_stage)
-    if start is not None:
-        # Checked before anything is written: a start that does not fit must not claim the folder.
-        start_from(MicroVLM(stage_config(recipe, recipe.stages[skipped], float_control)), start, fresh)
-    run = {"recipe": recipe.to_dict(), "float_control": float_control}
-    if start is not None:
-        begun = {"weights_sha256": weights_sha256(start), "stage": start_stage}
-        run |= {"start": begun | ({"fresh": sorted(fresh)} if fresh else {})}
-    _claim(out, recipe.stages[skipped].name, run, preset(recipe.preset))
-    torch.manual_seed(recipe.seed)
-    log(f"recipe '{recipe.name}' into {out}, {len(recipe.stages)} stages")
-    tokenizer = train_tokenizer(tokenizer_corpus(emoji), preset(recipe.preset).text.vocab_size)
-    previous: Path | None = None
-    for index, stage in enumerate(recipe.stages):
-        if index < skipped:
-            continue
-        folder = out / stage.name
-        if not (folder / "done").is_file():
-            task = _build_task(recipe, stage, emoji, tokenizer, float_control)
-            if not (folder / "progress.json").is_file():
-                if previous is not None:
-                    tensors, _ = read_tensors(previous / "weights.safetensors")
-                    task.continue_from(tensors, str(previous))
-                elif start is not None:
-                    _start(task, start, fresh, log)
-            if not run_stage(task, recipe, index, folder, log, stop_after, workers):
-                log(f"stopped in stage {stage.name}; run the same command to go on")
-                return False
-            _save_weights(task, folder)
-        previous = folder
-    finish(recipe, out, tokenizer, run)
-    log(f"checkpoint written to {out / CHECKPOINT}")
-    return True
+    run = TrainingRun(recipe, data, out, log, float_control, start, start_stage, fresh, text, base_bits)
+    run.claim(budget)
+    return run.train(stop_after, workers, trackers)
 
 
-def stage_config(recipe: Recipe, stage: StageConfig, float_control: bool) -> MicroVLMConfig:
-    """The preset with the bit widths that this stage trains; vision is trained in float32 and rounded at the end."""
-    ternary = stage.decoder_bits == 1.58 and not float_control
-    widths = QuantizationConfig(1.58 if ternary else 32, 32, 8 if ternary else 32)
-    return dataclasses.replace(preset(recipe.preset), quantization=widths)
+class TrainingRun:
+    """One run: its recipe, the model that it starts from and its folder."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: Any,
+        out: Path,
+        log: Log,
+        float_control: bool = False,
+        start: str | None = None,
+        start_stage: str | None = None,
+        fresh: Sequence[str] = (),
+        text: Path | None = None,
+        base_bits: int = 32,
+    ):
+        self.recipe, self.data, self.out, self.log = recipe, data, out, log
+        self.float_control, self.fresh, self.text = float_control, tuple(fresh), text
+        self.base_bits = base_bits
+        self.classes = [task_class(stage.task, stage.name) for stage in recipe.stages]
+        for cls, stage in zip(self.classes, recipe.stages, strict=True):
+            cls.check(stage)
+        self.skipped = _stages_before(recipe, self.classes, start, start_stage)
+        self.start, self.start_stage = start if start is not None else recipe.start, start_stage
+        self.given_start = start is not None
+        self.base = ModelBase.of(recipe, start, start_stage, lambda: self.classes[0].tokenizer_texts(data))
+        self._check_fresh()
+        if start is not None:
+            # Checked before anything is written: a start that does not fit must not claim the folder.
+            with torch.device("cpu"):
+                self._load_start(MicroVLM(self.config(self.skipped)), self.skipped)
+
+    def config(self, index: int) -> MicroVLMConfig:
+        """The model's configuration in a stage."""
+        stages = self.recipe.stages[: index + 1]
+        keeps_ternary = self.base.keeps_start and self.base.config.quantization.is_ternary
+        return stage_config(self.base.config, stages, self.float_control, keeps_ternary)
+
+    def task(self, index: int) -> Task:
+        stage = self.recipe.stages[index]
+        config = self.config(index)
+        rows = TextRows(Processor(self.base.tokenizer, config, self.base.documents))
+        folder = None if self.start is None else resolve_checkpoint(self.start)
+        return self.classes[index](
+            StageInputs(config, rows, self.recipe, stage, self.data, folder, self.text)
+        )
+
+    def claim(self, budget: Budget | None = None) -> None:
+        """Resolve the length of the run, and write its description into the folder; or resume what is there.
+
+        Raises UserError for a folder that belongs to another run.
+        """
+        description = self._describe(budget)
+        recorded = _read_description(self.out)
+        if recorded is not None:
+            asked = {"preset": description["preset"]} | {k: v for k, v in recorded.items() if k != "resolved"}
+            if asked != description:
+                raise UserError(
+                    f"{self.out} holds another run ({self.out / RECIPE}): choose another --output or delete it."
+                )
+            resolved = recorded.get("resolved")
+            if resolved is not None:
+                self.recipe = documents.convert(resolved, Recipe, self.out / RECIPE, "delete the folder")
+            return
+        self.recipe = resolve_steps(
+            self.recipe,
+            self.classes[0].epoch_samples(self.data),
+            budget,
+            lambda index: measure_step_seconds(self.task(index), self.recipe, index),
+        )
+        if json.loads(json.dumps(self.recipe.to_dict())) != description["recipe"]:
+            description["resolved"] = self.recipe.to_dict()
+        _claim(self.out, self.recipe.stages[self.skipped].name, description)
+
+    def train(self, stop_after: int | None, workers: int, trackers: Sequence[str]) -> bool:
+        """Train the stages that are not done. Returns whether the recipe is finished."""
+        recipe, log = self.recipe, self.log
+        torch.manual_seed(recipe.seed)
+        log(f"recipe '{recipe.name}' into {self.out}, {len(recipe.stages)} stages")
+        context = self._context(workers, trackers)
+        try:
+            complete = self._train_stages(context, stop_after)
+        finally:
+            context.tracking.close()
+        if complete and context.accelerator.is_main_process:
+            self.finish()
+            log(f"checkpoint written to {self.out / CHECKPOINT}")
+        return complete
+
+    def _train_stages(self, context: RunContext, stop_after: int | None) -> bool:
+        previous: int | None = None
+        for index, stage in enumerate(self.recipe.stages):
+            if index < self.skipped:
+                continue
+            folder = self.out / stage.name
+            if not (folder / DONE).is_file():
+                task = self.task(index)
+                self._begin(task, index, previous)
+                if self.base_bits == FOUR_BITS and isinstance(task, WholeModelTask):
+                    count = quantize_frozen(task.model.decoder, context.accelerator.device)
+                    self.log(f"{stage.name}: {count} frozen layers of the decoder are held at four bits")
+                if not run_stage(task, self.recipe, index, context, stop_after):
+                    self.log(f"stopped in stage {stage.name}; run the same command to go on")
+                    return False
+                if context.accelerator.is_main_process:
+                    _save_weights(task, folder)
+                del task
+            previous = index
+            context.first_step += stage.steps
+        return True
+
+    def _begin(self, task: Task, index: int, previous: int | None) -> None:
+        """Give a stage its first weights: those of the stage before, or of the run's start."""
+        if previous is not None:
+            path = self.out / self.recipe.stages[previous].name / WEIGHTS
+            if self.classes[previous].keeps_frozen_parts_out and isinstance(task, WholeModelTask):
+                tensors = task.model.state_dict() | self.load_stage(previous, path).state_dict()
+            else:
+                tensors, _ = read_tensors(path)
+            task.continue_from(tensors, str(path.parent))
+        elif self.start is not None:
+            assert isinstance(task, WholeModelTask)  # `_stages_before` refuses the others
+            absent = self._load_start(task.model, index)
+            self.log(
+                f"starting from {self.start}" + (f"; not from it: {', '.join(absent)}" if absent else "")
+            )
+
+    def _load_start(self, model: MicroVLM, index: int) -> list[str]:
+        """Load the run's start into a model; returns the parameters that it lacks."""
+        assert self.start is not None
+        given = self.fresh if self.given_start else self.recipe.stages[index].fresh
+        absent = start_from(model, self.start, given)
+        unexpected = [
+            name for name in absent if name.split(".")[0] not in given and _NEW_WITH_TERNARY not in name
+        ]
+        if unexpected and self.base.keeps_start:
+            raise UserError(
+                f"'{self.start}' lacks {quote(unexpected[0])}: it is no whole model; assemble it again."
+            )
+        return absent
+
+    def finish(self) -> None:
+        """Write `checkpoint`, and `best` where another step than the last has the lowest evaluation loss."""
+        index = len(self.recipe.stages) - 1
+        folder = self.out / self.recipe.stages[index].name
+        self._write_checkpoint(index, folder / WEIGHTS, self.out / CHECKPOINT)
+        if (folder / BEST).is_file():
+            self._write_checkpoint(index, folder / BEST, self.out / BEST_CHECKPOINT)
+
+    def _write_checkpoint(self, index: int, weights: Path, target: Path) -> None:
+        """Write a stage's model: packed if it is ternary, else with untouched weights at their stored precision."""
+        model = self.load_stage(index, weights)
+        if model.config.quantization.is_ternary:
+            model = lower(model, WeightFormat(1.58, "2bit", 8))
+            shipped = QuantizationConfig(1.58, 8, 8)
+            model.config = dataclasses.replace(model.config, quantization=shipped)
+        elif self.base.keeps_start and self.start is not None:
+            _restore_dtypes(model, stored_dtypes(self.start), set(read_tensors(weights)[0]))
+        model.directory = None
+        runs = recorded_runs(self.out, (stage.name for stage in self.recipe.stages))
+        recorded = _read_description(self.out) or {}
+        provenance = {
+            **{key: value for key, value in recorded.items() if key not in ("preset", "resolved")},
+            "recipe": self.recipe.to_dict(),
+            "torch": torch.__version__,
+            "runs": runs,
+        }
+
+        def complete(folder: Path) -> None:
+            self.base.save_processor(model.config, folder)
+            (folder / "training.json").write_text(json.dumps(provenance, indent=2) + "\n")
+
+        save_checkpoint(model, target, complete)
+
+    def load_stage(self, index: int, weights: Path) -> MicroVLM:
+        """The model that a stage has stored in a file, with what it did not train from the run's start."""
+        model = MicroVLM(self.config(index))
+        tensors, _ = read_tensors(weights)
+        own = {
+            key.removeprefix("model."): value for key, value in tensors.items() if key.startswith("model.")
+        }
+        tensors = own or tensors
+        if set(tensors) != set(model.state_dict()):
+            if index > self.skipped:
+                before = self.out / self.recipe.stages[index - 1].name / WEIGHTS
+                earlier = self.load_stage(index - 1, before).state_dict()
+                tensors = model.state_dict() | earlier | tensors
+            elif self.start is not None:
+                self._load_start(model, index)
+                tensors = model.state_dict() | tensors
+        load_strictly(model, tensors, str(weights))
+        return model.eval()
+
+    def _context(self, workers: int, trackers: Sequence[str]) -> RunContext:
+        from accelerate import Accelerator
+
+        # Autocast is entered by the loop: an Accelerator's own cannot change from one stage of a process to the next.
+        accelerator = Accelerator(mixed_precision="no", **accelerator_options(trackers, self.out))
+        name = self._run_name()
+        tracking = Tracking(accelerator, self.out, name, self._describe(None))
+        total = sum(stage.steps for stage in self.recipe.stages[self.skipped :])
+        return RunContext(self.out, self.log, accelerator, tracking, total, 0, workers)
+
+    def _run_name(self) -> str:
+        """The run's name in the trackers, kept in its folder."""
+        path = self.out / RUN
+        if path.is_file():
+            return documents.load(path, dict[str, Any], "delete it").get("name", self.out.name)
+        now = datetime.now()
+        name = (
+            self.out.name
+            if self.out.name.startswith("run_")
+            else next_run_name(self.out.parent, self.recipe.name, now)
+        )
+        document = {"name": name, "recipe": self.recipe.name, "began": now.isoformat(timespec="seconds")}
+        write_file(path, json.dumps(document, indent=2) + "\n")
+        return name
+
+    def _describe(self, budget: Budget | None) -> dict[str, Any]:
+        """What decides a run's result, as JSON."""
+        run: dict[str, Any] = {"recipe": self.recipe.to_dict(), "float_control": self.float_control}
+        if self.given_start and self.start is not None:
+            begun = {"weights_sha256": weights_sha256(self.start), "stage": self.start_stage}
+            run |= {"start": begun | ({"fresh": sorted(self.fresh)} if self.fresh else {})}
+        described = self.classes[0].describe_data(self.data)
+        if described is not None:
+            run["data"] = described
+        if budget is not None:
+            run["budget"] = dataclasses.asdict(budget)
+        plain: dict[str, Any] = json.loads(json.dumps({**run, "preset": self.base.config.to_dict()}))
+        return plain
+
+    def _check_fresh(self) -> None:
+        with torch.device("meta"):
+            parts = dict.fromkeys(name.split(".")[0] for name in MicroVLM(self.base.config).state_dict())
+        for stage in self.recipe.stages:
+            unknown = [part for part in stage.fresh if part not in parts]
+            if unknown:
+                raise UserError(
+                    f"stage '{stage.name}': the model has no part {quote(unknown[0])} to begin anew; it has "
+                    f"{', '.join(parts)}."
+                )
 
 
-def finish(recipe: Recipe, out: Path, tokenizer: Tokenizer, run: dict[str, Any]) -> None:
-    """Write the checkpoint: the last stage's model with packed trits, int8 vision and int8 embedding.
+def stage_config(
+    base: MicroVLMConfig, stages: Sequence[StageConfig], float_control: bool, keeps_ternary: bool = False
+) -> MicroVLMConfig:
+    """The configuration in the last of `stages`; vision is trained in float32 and rounded at the end.
 
-    run : the content of the folder's recipe.json; it goes into the checkpoint's training.json.
+    A decoder that becomes ternary gets SubLN. keeps_ternary : the run starts from a ternary model, which stays one.
     """
-    stage, float_control = recipe.stages[-1], bool(run["float_control"])
-    model = load_stage(recipe, stage, out / stage.name, float_control)
-    if not float_control:
-        shipped = preset(recipe.preset).quantization
-        model = lower(model, WeightFormat(1.58, "2bit", 8))
-        model.config = dataclasses.replace(model.config, quantization=shipped)
-    target = out / CHECKPOINT
-    runs = recorded_runs(out, (stage.name for stage in recipe.stages))
-    provenance = {**run, "torch": torch.__version__, "runs": runs}
-
-    def complete(folder: Path) -> None:
-        save_tokenizer(tokenizer, model.config, folder)
-        (folder / "training.json").write_text(json.dumps(provenance, indent=2) + "\n")
-
-    save_checkpoint(model, target, complete)
+    ternary = (stages[-1].decoder_bits == 1.58 or keeps_ternary) and not float_control
+    widths = QuantizationConfig(1.58 if ternary else 32, 32, 8 if ternary else 32)
+    text = base.text
+    if any(stage.decoder_bits == 1.58 for stage in stages) and not float_control:
+        text = dataclasses.replace(text, sub_norm=True)
+    return dataclasses.replace(base, quantization=widths, text=text)
 
 
-def load_stage(recipe: Recipe, stage: StageConfig, folder: Path, float_control: bool) -> MicroVLM:
-    """The model that a finished stage has stored in `folder`."""
-    model = MicroVLM(stage_config(recipe, stage, float_control))
-    tensors, _ = read_tensors(folder / "weights.safetensors")
-    load_strictly(model, tensors, str(folder / "weights.safetensors"))
-    return model.eval()
-
-
-def _check_stages(recipe: Recipe) -> None:
-    """Raises UserError for a stage that no task can train, before anything is written or computed."""
-    for stage in recipe.stages:
-        if stage.task not in TASKS:
-            raise UserError(
-                f"stage '{stage.name}': unknown task {quote(stage.task)}; use one of {', '.join(TASKS)}."
-            )
-        TASKS[stage.task].check(stage)
-    with torch.device("meta"):
-        parts = dict.fromkeys(name.split(".")[0] for name in MicroVLM(preset(recipe.preset)).state_dict())
-    for stage in recipe.stages:
-        unknown = [part for part in stage.fresh if part not in parts]
-        if unknown:
-            raise UserError(
-                f"stage '{stage.name}': the model has no part {quote(unknown[0])} to begin anew; it has "
-                f"{', '.join(parts)}."
-            )
-
-
-def _build_task(
-    recipe: Recipe, stage: StageConfig, emoji: EmojiData, tokenizer: Tokenizer, float_control: bool
-) -> Task:
-    config = stage_config(recipe, stage, float_control)
-    rows = TextRows(Processor(tokenizer, config))
-    return TASKS[stage.task](StageInputs(config, rows, recipe, stage, emoji))
-
-
-def _stages_before(recipe: Recipe, start: str | None, start_stage: str | None) -> int:
+def _stages_before(
+    recipe: Recipe, classes: Sequence[type[Task]], start: str | None, start_stage: str | None
+) -> int:
     """Number of stages that a start replaces. Raises UserError if the two options do not go together."""
-    if start is None and start_stage is None:
-        return 0
     names = [stage.name for stage in recipe.stages]
+    if start_stage is None and (start is None or recipe.preset is None or recipe.start is not None):
+        if start is None and recipe.preset is None:
+            raise UserError(
+                f"recipe '{recipe.name}' trains a model that exists: give --start, a checkpoint that microvlm assemble "
+                "or another run wrote."
+            )
+        return 0
     if start is None or start_stage is None:
         raise UserError(
             "--start and --start-stage go together: the checkpoint, and the first stage to run from it."
@@ -186,35 +375,50 @@ def _stages_before(recipe: Recipe, start: str | None, start_stage: str | None) -
             f"recipe '{recipe.name}' has no stage '{start_stage}'; choose one of {', '.join(names)}."
         )
     index = names.index(start_stage)
-    if not issubclass(TASKS[recipe.stages[index].task], WholeModelTask):
+    if not issubclass(classes[index], WholeModelTask):
         raise UserError(f"stage '{start_stage}' starts from nothing: choose a later --start-stage.")
     return index
 
 
-def _start(task: Task, start: str, fresh: Sequence[str], log: Log) -> None:
-    assert isinstance(task, WholeModelTask)  # `_stages_before` refuses the others
-    absent = start_from(task.model, start, fresh)
-    log(f"starting from {start}" + (f"; not from it: {', '.join(absent)}" if absent else ""))
-
-
 def _save_weights(task: Task, folder: Path) -> None:
-    with new_file(folder / "weights.safetensors") as temporary:
-        write_tensors(task.result().state_dict(), temporary)
-    (folder / "done").touch()
+    """Write what the stage has trained, or all of a model that was trained from its beginning."""
+    result = task.result()
+    tensors = changing_tensors(result)
+    frozen = len(tensors) < len(result.state_dict())
+    if not (frozen and task.keeps_frozen_parts_out):
+        tensors = result.state_dict()
+    with new_file(folder / WEIGHTS) as temporary:
+        write_tensors(tensors, temporary)
+    (folder / DONE).touch()
 
 
-def _claim(out: Path, first_stage: str, run: dict[str, Any], model: MicroVLMConfig) -> None:
-    """Write the run's recipe and its preset's model into the folder, or refuse a folder that belongs to another run."""
-    description = json.loads(json.dumps({**run, "preset": model.to_dict()}))
-    path = out / "recipe.json"
-    if path.is_file():
-        # Folders of older versions do not record their preset.
-        recorded = documents.load(path, dict[str, Any], f"delete {out}, or choose another --output")
-        if {"preset": description["preset"]} | recorded != description:
-            raise UserError(f"{out} holds another run ({path}): choose another --output or delete it.")
-        return
+def _restore_dtypes(model: MicroVLM, dtypes: dict[str, torch.dtype], trained: set[str]) -> None:
+    """Give weights that nothing has trained the precision that the start stores them at."""
+    for name, parameter in model.named_parameters():
+        if name not in trained and name in dtypes:
+            parameter.data = parameter.data.to(dtypes[name])
+
+
+def _summary(names: Sequence[str]) -> str:
+    """Names of parameters, or of the parts that they belong to where there are many."""
+    return ", ".join(names if len(names) <= 8 else dict.fromkeys(name.split(".")[0] for name in names))
+
+
+def _read_description(out: Path) -> dict[str, Any] | None:
+    path = out / RECIPE
+    if not path.is_file():
+        return None
+    # Folders of older versions do not record their preset.
+    return documents.load(path, dict[str, Any], f"delete {out}, or choose another --output")
+
+
+def _claim(out: Path, first_stage: str, description: dict[str, Any]) -> None:
+    """Write a run's description into its folder, or refuse a folder that belongs to something else."""
     remove_leftovers(out)  # of a start that was killed before it had its recipe written
     if out.exists() and any(out.iterdir()) and not (out / first_stage).exists():
         raise UserError(f"{out} exists and is not a training folder: choose another --output.")
     out.mkdir(parents=True, exist_ok=True)
-    write_file(path, json.dumps(description, indent=2) + "\n")
+    write_file(out / RECIPE, json.dumps(description, indent=2) + "\n")
+
+
+__all__ = ["BEST_CHECKPOINT", "CHECKPOINT", "TrainingRun", "open_data", "preset", "stage_config", "train"]

@@ -1,4 +1,4 @@
-"""The training loop: optimisers, learning rates, Accelerate, JSONL log, resumable state. Knows no particular stage.
+"""The training loop: Accelerate, metrics, evaluation, resumable states. Knows no particular stage.
 
 A batch is a function of (seed, stage, step) alone, so a resumed run trains on the batches of an unbroken one.
 """
@@ -6,29 +6,54 @@ A batch is a function of (seed, stage, step) alone, so a resumed run trains on t
 from __future__ import annotations
 
 import json
-import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import msgspec
 import torch
 from accelerate import Accelerator
-from msgspec import Meta
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from microvlm.atomic import write_file
+from microvlm.atomic import new_file, write_file
 from microvlm.errors import UserError
 from microvlm.formats import documents
-from microvlm.formats.documents import Count
+from microvlm.model.checkpoint import write_tensors
 from microvlm.model.linear import weights_rounded_once
-from microvlm.training.muon import Float32Muon
+from microvlm.training.loss_guard import LossGuard
+from microvlm.training.optimizers import build_optimizers, cosine, usable_precision
 from microvlm.training.recipe import Recipe, StageConfig
+from microvlm.training.run_files import BEST, EVALUATIONS, PICTURES, STATUS
 from microvlm.training.run_provenance import record_run
+from microvlm.training.run_state import changing_tensors, load_state, save_state
 from microvlm.training.stages.task import Task
+from microvlm.training.watching import names
+from microvlm.training.watching.progress import Progress
+from microvlm.training.watching.tracking import Tracking
+
+PARTS_OF_A_STAGE = 5
+"""Evaluations and sets of pictures of a stage whose recipe does not say after how many steps."""
+_STATUS_SECONDS = 2.0
+
+
+@dataclass
+class RunContext:
+    """What all stages of a run share."""
+
+    folder: Path
+    log: Callable[[str], None]
+    accelerator: Accelerator
+    tracking: Tracking
+    total_steps: int
+    """Of all stages of this run."""
+    first_step: int = 0
+    """Steps of the stages before this one."""
+    workers: int = 0
 
 
 class StageBatches(Dataset):
@@ -38,49 +63,7 @@ class StageBatches(Dataset):
         self.task, self.seed, self.stage, self.process = task, seed, stage, process
 
     def __getitem__(self, step: int) -> Any:
-        return self.task.draw(step_generator(self.seed, self.stage, step, self.process))
-
-
-def build_optimizers(task: Task, stage: StageConfig, device: torch.device) -> list[torch.optim.Optimizer]:
-    """AdamW for vectors, embeddings and heads; Muon for the blocks' matrices if the stage has a `muon_factor`.
-
-    Muon orthogonalises each update (Jordan et al. 2024). Its rate is scaled to the size of AdamW's updates (Liu et al.
-    2025, arXiv 2502.16982), so that one schedule and one weight decay serve both.
-    """
-    blocks = {
-        id(p)
-        for name, p in task.module.named_parameters()
-        if name.endswith(".weight") and p.ndim == 2 and ("layers." in name or "adapter." in name)
-    }
-    muon, adam = [], []
-    for group in task.parameter_groups():
-        hidden = [p for p in group["params"] if stage.muon_factor > 0 and id(p) in blocks]
-        hidden_ids = {id(p) for p in hidden}
-        rest = [p for p in group["params"] if id(p) not in hidden_ids]
-        muon += [{"params": hidden, "lr": stage.muon_factor * group["lr"]}] if hidden else []
-        adam += [{"params": rest, "lr": group["lr"]}] if rest else []
-    optimizers: list[torch.optim.Optimizer] = [
-        torch.optim.AdamW(adam, weight_decay=stage.weight_decay, betas=(0.9, 0.98))
-    ]
-    if muon and device.type == "cpu" and has_bfloat16():
-        optimizers.append(
-            torch.optim.Muon(muon, weight_decay=stage.weight_decay, adjust_lr_fn="match_rms_adamw")
-        )
-    elif muon:
-        optimizers.append(Float32Muon(muon, weight_decay=stage.weight_decay))
-    return optimizers
-
-
-def cosine(stage: StageConfig) -> Callable[[int], float]:
-    """Factor of the learning rate at each step: linear warm-up, then half a cosine down to zero."""
-    warmup = max(1, round(stage.steps * stage.warmup_fraction))
-
-    def factor(step: int) -> float:
-        if step < warmup:
-            return (step + 1) / warmup
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, stage.steps - warmup)))
-
-    return factor
+        return self.task.draw_step(step, step_generator(self.seed, self.stage, step, self.process))
 
 
 def step_generator(seed: int, stage: int, step: int, process: int) -> torch.Generator:
@@ -88,39 +71,20 @@ def step_generator(seed: int, stage: int, step: int, process: int) -> torch.Gene
     return torch.Generator().manual_seed(((seed * 101 + stage) * 1_000_003 + step) * 257 + process)
 
 
-STATES = ("state0", "state1")
-PROGRESS = "progress.json"
-
-
-def has_bfloat16() -> bool:
-    """Whether this machine has bfloat16 arithmetic; emulating it was measured 200 times slower than float32."""
-    return torch.cuda.is_available() or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def usable_precision(precision: str, log: Callable[[str], None]) -> str:
-    """`precision`, or `no` if it is bf16 and this machine would emulate that."""
-    if precision == "bf16" and not has_bfloat16():
-        log("this CPU has no bfloat16 arithmetic: training in float32")
-        return "no"
-    return precision
-
-
 class StageTrainer:
     """A stage's module with its optimisers and schedules, on the accelerator."""
 
-    def __init__(self, task: Task, stage: StageConfig, precision: str):
+    def __init__(self, task: Task, stage: StageConfig, precision: str, accelerator: Accelerator):
         self.task, self.stage, self.precision = task, stage, precision
-        # Autocast is entered in `precise`: an Accelerator's own cannot change from one stage of a process to the next.
-        self.accelerator = Accelerator(mixed_precision="no")
-        self.device = self.accelerator.device
+        self.accelerator, self.device = accelerator, accelerator.device
         optimizers = build_optimizers(task, stage, self.device)
         self.optimizer_names = [type(optimizer).__name__ for optimizer in optimizers]
-        self.optimizers = [self.accelerator.prepare(optimizer) for optimizer in optimizers]
+        self.optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
         self.schedulers = [
-            self.accelerator.prepare(torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(stage)))
+            accelerator.prepare(torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(stage)))
             for optimizer in self.optimizers
         ]
-        self.module = self.accelerator.prepare(task.module)
+        self.module = accelerator.prepare(task.module)
 
     @contextmanager
     def precise(self) -> Iterator[None]:
@@ -134,12 +98,17 @@ class StageTrainer:
         with self.precise():
             loss, metrics = self.task.loss(self.module, batch)
         self.accelerator.backward(loss)
-        norm = self.accelerator.clip_grad_norm_(self.module.parameters(), self.stage.max_grad_norm)
+        learning = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        norm = self.accelerator.clip_grad_norm_(learning, self.stage.max_grad_norm)
         for optimizer, scheduler in zip(self.optimizers, self.schedulers, strict=True):
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad(set_to_none=True)
-        return {"loss": loss, "grad_norm": norm, **metrics}
+        return {"loss": loss, "gradient_norm": norm, **metrics}
+
+    def rates(self) -> list[float]:
+        """The learning rates of all groups, of AdamW first."""
+        return [rate for scheduler in self.schedulers for rate in scheduler.get_last_lr()]
 
     def batches(self, seed: int, index: int, start: int, workers: int) -> DataLoader:
         """The batches from step `start` on, drawn by `workers` processes ahead of the steps."""
@@ -155,69 +124,250 @@ class StageTrainer:
             multiprocessing_context="fork" if workers else None,
         )
 
+    def release(self) -> None:
+        """Forget the stage's module and optimisers, so that the next stage's do not add to them."""
+        self.accelerator.free_memory()
 
-class StepLog:
-    """Averages the metrics of `every` steps into a line of `path` and of the console."""
 
-    def __init__(self, path: Path, stage: StageConfig, every: int, log: Callable[[str], None]):
-        self.path, self.stage, self.every, self.log = path, stage, every, log
+class StepMetrics:
+    """Averages the metrics of `every` steps."""
+
+    def __init__(self, every: int):
+        self.every, self.count = every, 0
         # Sums stay on the device: fetching a number each step would make the device wait.
         self.sums: dict[str, Tensor] = {}
+        self.samples = self.tokens = 0
         self.began = time.perf_counter()
 
-    def add(self, step: int, metrics: dict[str, Any], rate: Callable[[], float]) -> None:
-        """Add the metrics of step `step`, counted from 1. `rate` gives the learning rate."""
+    def add(self, metrics: dict[str, Any], samples: int, tokens: int) -> None:
         for key, value in metrics.items():
             self.sums[key] = self.sums.get(key, 0.0) + torch.as_tensor(value).detach()
-        if step % self.every == 0:
-            self._write(step, rate())
+        self.count += 1
+        self.samples += samples
+        self.tokens += tokens
 
-    def _write(self, step: int, rate: float) -> None:
-        seconds = (time.perf_counter() - self.began) / self.every
-        row: dict[str, Any] = {key: round(float(value) / self.every, 5) for key, value in self.sums.items()}
-        row |= {"stage": self.stage.name, "step": step, "lr": rate, "step_s": round(seconds, 4)}
-        with self.path.open("a") as file:
+    def take(self) -> dict[str, float]:
+        """The means since the last call, and the rates of samples and tokens."""
+        seconds = max(1e-9, time.perf_counter() - self.began)
+        row = {_metric_name(key): round(float(value) / self.count, 6) for key, value in self.sums.items()}
+        row |= {
+            "train/step_s": round(seconds / self.count, 4),
+            names.SAMPLES_PER_SECOND: round(self.samples / seconds, 3),
+            names.TOKENS_PER_SECOND: round(self.tokens / seconds, 2),
+        }
+        self.sums, self.count, self.samples, self.tokens = {}, 0, 0, 0
+        self.began = time.perf_counter()
+        return row
+
+
+class StageRun:
+    """One stage on its way: its trainer, its files and its clocks."""
+
+    def __init__(self, task: Task, recipe: Recipe, index: int, context: RunContext):
+        self.task, self.recipe, self.index, self.context = task, recipe, index, context
+        self.stage = recipe.stages[index]
+        self.folder = context.folder / self.stage.name
+        precision = usable_precision(self.stage.mixed_precision or recipe.mixed_precision, context.log)
+        self.trainer = StageTrainer(task, self.stage, precision, context.accelerator)
+        self.best: dict[str, float] = {}
+        self.is_main = context.accelerator.is_main_process
+        parts = max(1, self.stage.steps // PARTS_OF_A_STAGE)
+        self.evaluate_every = recipe.evaluate_every or parts
+        self.picture_every = recipe.picture_every or parts
+        self._status_written = 0.0
+
+    def resume(self) -> int:
+        """Load the stage's newest state; returns the number of steps that are done."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        trainer = self.trainer
+        state = load_state(self.folder, _bare(trainer), trainer.optimizers, trainer.schedulers)
+        step = 0 if state is None else state.step
+        if step > self.stage.steps:
+            raise UserError(
+                f"{self.folder} is of {step} steps and the stage has {self.stage.steps}: delete {self.folder}."
+            )
+        self.best = {} if state is None else dict(state.best)
+        if self.is_main:
+            self.context.tracking.rewind(self.context.first_step + step)
+            _cut_evaluations(self.context.folder / EVALUATIONS, self.context.first_step + step)
+            record_run(self.folder, step, trainer.precision, trainer.optimizer_names)
+        return step
+
+    def save(self, step: int) -> None:
+        if self.is_main:
+            trainer = self.trainer
+            memory = self.task.memory()
+            save_state(
+                self.folder,
+                step,
+                _bare(trainer),
+                trainer.optimizers,
+                memory,
+                self.best,
+                self.recipe.keep_states,
+            )
+
+    def evaluate(self, step: int) -> dict[str, float]:
+        """Evaluate the task, record the values, and keep the weights if they are the stage's best."""
+        if not self.is_main:
+            return {}
+        with torch.no_grad(), self.trainer.precise():
+            values = self.task.evaluate(self.context.folder, self.context.first_step + step)
+        if not values:
+            return {}
+        context = self.context
+        row = {"stage": self.stage.name, "stage_step": step, "step": context.first_step + step, **values}
+        with (context.folder / EVALUATIONS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        values = "  ".join(f"{k} {v:.4g}" for k, v in row.items() if k not in ("stage", "step"))
-        self.log(f"{self.stage.name} {step}/{self.stage.steps}  {values}")
-        self.sums, self.began = {}, time.perf_counter()
+        context.tracking.log(context.first_step + step, values)
+        shown = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
+        context.log(f"{self.stage.name} {step}/{self.stage.steps}  {shown}")
+        loss = values.get(names.EVALUATION_LOSS)
+        if step and loss is not None and loss < self.best.get("loss", float("inf")):
+            self.best = {"loss": loss, "step": step}
+            self._keep_best()
+        return values
+
+    def _keep_best(self) -> None:
+        with new_file(self.folder / BEST) as temporary:
+            write_tensors(changing_tensors(_bare(self.trainer)), temporary)
+
+    def draw_pictures(self, step: int, batch: Any) -> None:
+        """Draw the task's heatmaps of this batch, and hand them to the trackers."""
+        if not self.is_main:
+            return
+        folder = self.context.folder / PICTURES
+        folder.mkdir(exist_ok=True)
+        number = self.context.first_step + step
+        with torch.no_grad(), self.trainer.precise():
+            pictures, values = self.task.draw_pictures(_bare(self.trainer), batch, folder, number)
+        if values:
+            self.context.tracking.log(number, values)
+        for name, path in pictures.items():
+            self.context.tracking.picture(number, name, path)
+
+    def write_status(self, state: str, step: int, reason: str = "") -> None:
+        """Write the run's status.json, which `microvlm-train watch` reads; at most every two seconds while it runs."""
+        now = time.time()
+        if not self.is_main or (state == "running" and now - self._status_written < _STATUS_SECONDS):
+            return
+        self._status_written = now
+        document = {
+            "state": state,
+            "stage": self.stage.name,
+            "stage_step": step,
+            "stage_steps": self.stage.steps,
+            "step": self.context.first_step + step,
+            "steps": self.context.total_steps,
+            "reason": reason,
+            "updated": round(now, 1),
+        }
+        write_file(self.context.folder / STATUS, json.dumps(document) + "\n")
+
+    def train(self, start: int, stop_after: int | None) -> bool:
+        """Take the steps after `start`. Returns whether the stage is complete."""
+        stage, context, trainer = self.stage, self.context, self.trainer
+        guard = LossGuard(context.folder, stage.name)
+        means = StepMetrics(self.recipe.log_every)
+        stop = StopRequest(context.log)
+        batches = trainer.batches(self.recipe.seed, self.index, start, context.workers)
+        step = start
+        progress = (
+            Progress(stage.steps, start, every=self.recipe.log_every, name=stage.name, log=context.log)
+            if self.is_main
+            else None
+        )
+        with stop, progress or nullcontext():
+            for step, batch in enumerate(batches, start + 1):
+                metrics = trainer.step(batch)
+                loss = float(metrics["loss"].detach())
+                guard.check(step, loss, float(metrics["gradient_norm"]), self.task.keys(batch))
+                samples, tokens = self.task.size(batch)
+                means.add(metrics, samples, tokens)
+                if progress is not None:
+                    progress.update(step, loss, samples, tokens)
+                if step % self.recipe.log_every == 0 and self.is_main:
+                    self._log(step, means.take())
+                stopping = stop.requested or (stop_after is not None and step - start >= stop_after)
+                if step % self.picture_every == 0 or step == stage.steps:
+                    self.draw_pictures(step, batch)
+                if step % self.evaluate_every == 0 or step == stage.steps:
+                    self.evaluate(step)
+                if step % self.recipe.save_every == 0 or step == stage.steps or stopping:
+                    self.save(step)
+                self.write_status("running", step)
+                if stopping and step < stage.steps:
+                    break
+        if stop.requested:
+            self.write_status("stopped", step, "interrupted")
+            context.log(f"stopped after step {step} of {stage.name}, which is saved")
+            raise KeyboardInterrupt
+        if step < stage.steps:
+            self.write_status("stopped", step, "--stop-after")
+            return False
+        return True
+
+    def _log(self, step: int, row: dict[str, float]) -> None:
+        rates = self.trainer.rates()
+        number = self.context.first_step + step
+        row |= {names.LEARNING_RATE: rates[0], names.STAGE_STEP: step}
+        row |= {f"train/learning_rate_{i}": rate for i, rate in enumerate(rates[1:], 1)}
+        self.context.tracking.log(number, row)
 
 
 def run_stage(
-    task: Task,
-    recipe: Recipe,
-    index: int,
-    folder: Path,
-    log: Callable[[str], None],
-    stop_after: int | None = None,
-    workers: int = 0,
+    task: Task, recipe: Recipe, index: int, context: RunContext, stop_after: int | None = None
 ) -> bool:
-    """Train stage `index`, resuming from the state in `folder` if there is one. Returns whether the stage is complete.
+    """Train stage `index`, resuming from the newest state in its folder. Returns whether the stage is complete.
 
-    stop_after : save the state and return after this many steps of this call. workers : processes that draw batches
-    ahead; they do not change what is drawn.
+    stop_after : save the state and return after this many steps of this call. Raises UserError for a loss that is no
+    number or jumps, KeyboardInterrupt after an interrupt, with the step's state saved.
     """
-    stage = recipe.stages[index]
-    precision = usable_precision(stage.mixed_precision or recipe.mixed_precision, log)
-    trainer = StageTrainer(task, stage, precision)
-    accelerator = trainer.accelerator
-    start = _resume(accelerator, folder, stage.steps)
-    log(f"{stage.name}: {stage.steps} steps" + (f", of which {start} are done" if start else ""))
-    if accelerator.is_main_process:
-        record_run(folder, start, precision, trainer.optimizer_names)
-    with trainer.precise():
-        task.prepare()
-    steps = StepLog(folder / "log.jsonl", stage, recipe.log_every, log)
-    for step, batch in enumerate(trainer.batches(recipe.seed, index, start, workers), start + 1):
-        metrics = trainer.step(batch)
-        if accelerator.is_main_process:
-            steps.add(step, metrics, lambda: trainer.schedulers[0].get_last_lr()[0])
-        stopping = stop_after is not None and step - start >= stop_after
-        if step % recipe.save_every == 0 or step == stage.steps or stopping:
-            _save(accelerator, folder, step)
-        if stopping and step < stage.steps:
-            return False
-    return True
+    run = StageRun(task, recipe, index, context)
+    stage = run.stage
+    start = run.resume()
+    context.log(f"{stage.name}: {stage.steps} steps" + (f", of which {start} are done" if start else ""))
+    try:
+        with run.trainer.precise():
+            task.prepare()
+        if start == 0:
+            run.evaluate(0)
+        complete = run.train(start, stop_after) if start < stage.steps else True
+    except UserError as error:
+        run.write_status("failed", start, str(error))
+        raise
+    finally:
+        run.trainer.release()
+    return complete
+
+
+class StopRequest:
+    """Turns the first SIGINT or SIGTERM into a flag, so that a step ends and is saved; the second ends at once."""
+
+    def __init__(self, log: Callable[[str], None]):
+        self.log, self.requested = log, False
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._old[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _request(self, *_: object) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        self.log("stopping after this step; once more to stop at once, without saving it")
+
+
+def _bare(trainer: StageTrainer) -> Any:
+    return trainer.accelerator.unwrap_model(trainer.module)
 
 
 def _unchanged(batch: Any) -> Any:
@@ -225,41 +375,23 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
-def _save(accelerator: Accelerator, folder: Path, step: int) -> None:
-    """Save into the state folder that does not hold the last complete state, then record it; a crash leaves one."""
-    saved = _progress(folder)
-    name = STATES[saved is not None and saved.state == STATES[0]]
-    accelerator.save_state(str(folder / name))
-    if accelerator.is_main_process:
-        write_file(folder / PROGRESS, json.dumps({"state": name, "step": step}))
+def _metric_name(key: str) -> str:
+    return key if "/" in key else f"train/{key}"
 
 
-class Progress(msgspec.Struct, frozen=True):
-    """A stage's last complete state: its folder, one of STATES, and the number of steps that are done."""
-
-    state: Annotated[str, Meta(pattern=r"^state[01]\Z")]
-    step: Count
-
-
-def _progress(folder: Path) -> Progress | None:
-    """None before the first state. Raises UserError for a damaged file."""
+def _cut_evaluations(path: Path, step: int) -> None:
+    """Drop the evaluations after `step`, which a resumed run makes again."""
     try:
-        return documents.load(
-            folder / PROGRESS, Progress, f"delete {folder} to train this stage from its start"
-        )
+        lines = documents.read_file(path).splitlines(keepends=True)
     except FileNotFoundError:
-        return None
+        return
+    kept = [line for line in lines if line.endswith(b"\n") and _step_of(line) <= step]
+    if len(kept) < len(lines):
+        write_file(path, b"".join(kept).decode())
 
 
-def _resume(accelerator: Accelerator, folder: Path, steps: int) -> int:
-    """Load the last complete state; returns the number of steps that are done."""
-    folder.mkdir(parents=True, exist_ok=True)
-    saved = _progress(folder)
-    if saved is None:
-        return 0
-    if saved.step > steps:
-        raise UserError(
-            f"{folder / PROGRESS} is of {saved.step} steps and the stage has {steps}: delete {folder}."
-        )
-    accelerator.load_state(str(folder / saved.state))
-    return saved.step
+def _step_of(line: bytes) -> int:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return 2**60

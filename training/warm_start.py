@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from microvlm.errors import UserError
@@ -30,6 +31,12 @@ def weights_sha256(source: str) -> str:
     """Hash of a checkpoint's weights file, by which a run records what it started from."""
     with (resolve_checkpoint(source) / WEIGHTS).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def stored_dtypes(source: str) -> dict[str, torch.dtype]:
+    """The precision that a checkpoint stores each tensor at, by name."""
+    with safe_open(str(resolve_checkpoint(source) / WEIGHTS), framework="pt") as file:
+        return {name: file.get_slice(name)[:0].dtype for name in file.keys()}  # noqa: SIM118 (no mapping)
 
 
 def float_weights(source: str) -> dict[str, Tensor]:
@@ -55,7 +62,7 @@ def start_from(model: MicroVLM, source: str, fresh: Sequence[str] = ()) -> list[
     Raises UserError when the checkpoint has a weight that the model lacks, or one of another shape.
     """
     expected = model.state_dict()
-    unknown = [part for part in fresh if not any(name.startswith(f"{part}.") for name in expected)]
+    unknown = [part for part in fresh if not any(name.split(".")[0] == part for name in expected)]
     if unknown:
         raise UserError(f"the model has no part '{unknown[0]}' that could begin anew.")
     tensors = {name: t for name, t in float_weights(source).items() if name.split(".")[0] not in fresh}

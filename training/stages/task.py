@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +17,14 @@ from microvlm.formats.documents import quote
 from microvlm.model.checkpoint import load_strictly
 from microvlm.model.microvlm import MicroVLM
 from microvlm.training.batches.sample_texts import TextRows
-from microvlm.training.emoji.data.emoji import EmojiData
 from microvlm.training.recipe import Recipe, StageConfig
+
+
+class DataFolder(NamedTuple):
+    """A data folder that `--data` names, with its weight in a mixture."""
+
+    path: Path
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -28,7 +36,12 @@ class StageInputs:
     rows: TextRows
     recipe: Recipe
     stage: StageConfig
-    emoji: EmojiData
+    data: Any
+    """What the task's `open_data` returned."""
+    start: Path | None = None
+    """The checkpoint that the run starts from."""
+    text: Path | None = None
+    """Plain text on which the decoder alone is evaluated."""
 
 
 class Task(ABC):
@@ -41,13 +54,30 @@ class Task(ABC):
 
     mixture_kinds: ClassVar[tuple[str, ...]] = ()
     """Kinds of samples that the `mixture` of such a stage may name."""
+    keeps_frozen_parts_out: ClassVar[bool] = False
+    """Whether a stage's stored weights leave out what it did not train: that is what the run started from."""
     module: nn.Module
     """Everything that is saved and resumed within the stage."""
 
     def __init__(self, inputs: StageInputs):
         self.check(inputs.stage)
         self.config, self.rows, self.stage = inputs.config, inputs.rows, inputs.stage
-        self.recipe, self.emoji = inputs.recipe, inputs.emoji
+        self.recipe = inputs.recipe
+
+    @classmethod
+    @abstractmethod
+    def open_data(cls, folders: Sequence[DataFolder]) -> Any:
+        """Open the data folders of a run. Raises UserError for other data than this task trains on."""
+
+    @classmethod
+    @abstractmethod
+    def tokenizer_texts(cls, data: Any) -> Iterable[str]:
+        """The texts that the tokenizer of a model without one is trained on."""
+
+    @classmethod
+    def epoch_samples(cls, data: Any) -> int | None:
+        """Samples in one pass over the data; None if there are no passes."""
+        return None
 
     @classmethod
     def check(cls, stage: StageConfig) -> None:
@@ -60,6 +90,11 @@ class Task(ABC):
                 f"{kinds}."
             )
 
+    @classmethod
+    def describe_data(cls, data: Any) -> Any:
+        """What identifies the data in a run's description, as JSON; None for data that its folder's name identifies."""
+        return None
+
     @abstractmethod
     def parameter_groups(self) -> list[dict]:
         """Optimiser groups, each with `params` and `lr`."""
@@ -70,6 +105,32 @@ class Task(ABC):
     @abstractmethod
     def draw(self, generator: torch.Generator) -> Any:
         """Sample a batch, on the CPU. Worker processes call it, so it must not touch the module."""
+
+    def draw_step(self, step: int, generator: torch.Generator) -> Any:
+        """The batch of `step`, counted from 0. A task whose batches walk through its data uses the step itself."""
+        return self.draw(generator)
+
+    def keys(self, batch: Any) -> list[str]:
+        """Names of a batch's samples, for a report about it."""
+        return []
+
+    def size(self, batch: Any) -> tuple[int, int]:
+        """Numbers of samples and of tokens in a batch, which speeds are counted in."""
+        return self.stage.batch_size, 0
+
+    def memory(self) -> tuple[Tensor, ...]:
+        """M and U of the last batch's episodes, which a saved state keeps; nothing for a task without episodes."""
+        return ()
+
+    def evaluate(self, run: Path, step: int) -> dict[str, float]:
+        """Evaluate on held-out data; called without gradients. `evaluation/loss` decides which weights are the best."""
+        return {}
+
+    def draw_pictures(
+        self, module: Any, batch: Any, folder: Path, step: int
+    ) -> tuple[dict[str, Path], dict[str, float]]:
+        """Draw heatmaps of a batch into `folder` -> (pictures by name, metrics that cost too much for every step)."""
+        return {}, {}
 
     @abstractmethod
     def loss(self, module: Any, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:

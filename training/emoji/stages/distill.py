@@ -19,8 +19,9 @@ from microvlm.model.linear import linear_factory
 from microvlm.model.vision import VisionEncoder, normalise
 from microvlm.training.emoji.batches.drawing_sampler import DrawingSampler
 from microvlm.training.emoji.data.views import augment_emoji
+from microvlm.training.emoji.stages.emoji_task import EmojiTask
 from microvlm.training.emoji.teacher import TEACHER_WIDTH, teacher_features
-from microvlm.training.stages.task import StageInputs, Task
+from microvlm.training.stages.task import StageInputs
 
 
 class Student(nn.Module):
@@ -49,7 +50,7 @@ class DistillBatch(NamedTuple):
     """float32 [B, 3, S, S] in 0..1."""
 
 
-class DistillTask(Task):
+class DistillTask(EmojiTask):
     """Cross-entropy on the labels of seen emoji, and cosine distance to the teacher's features of the same drawing and
     to the mean of its features over all drawings of the emoji.
     """

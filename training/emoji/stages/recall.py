@@ -23,6 +23,7 @@ from microvlm.training.emoji.batches.drawing_sampler import DrawingSampler
 from microvlm.training.emoji.batches.fact_batches import FactBatch, FactSampler
 from microvlm.training.emoji.data.drawings import load_drawings
 from microvlm.training.emoji.losses.fact_loss import FactHeads, fact_losses
+from microvlm.training.emoji.stages.emoji_task import EmojiTask
 from microvlm.training.losses.episode_loss import episode_losses
 from microvlm.training.losses.loss_terms import answer_loss
 from microvlm.training.recipe import StageConfig
@@ -64,7 +65,7 @@ class ModelWithFactHeads(nn.Module):
         self.facts = FactHeads(model)
 
 
-class RecallTask(WholeModelTask):
+class RecallTask(EmojiTask, WholeModelTask):
     """The losses of facts and episodes, on the memory encoder, the readout and W_M."""
 
     mixture_kinds = ("fact", "episode")

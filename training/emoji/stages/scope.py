@@ -28,6 +28,7 @@ from microvlm.training.emoji.data.memoryset import choose_memory_objects
 from microvlm.training.emoji.data.scene_drawing import compose_scenes
 from microvlm.training.emoji.data.scenes import KINDS, sample_question
 from microvlm.training.emoji.losses.fact_latents import FactLatents, encode_facts, encode_texts
+from microvlm.training.emoji.stages.emoji_task import EmojiTask
 from microvlm.training.losses.loss_terms import binary_loss
 from microvlm.training.stages.task import StageInputs, WholeModelTask
 
@@ -50,7 +51,7 @@ class Bank(NamedTuple):
     contents: BankIndex
 
 
-class ScopeTask(WholeModelTask):
+class ScopeTask(EmojiTask, WholeModelTask):
     """Binary cross-entropy of the scope detector on known against unknown questions, both weighted alike."""
 
     def __init__(self, inputs: StageInputs):

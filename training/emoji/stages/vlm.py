@@ -31,6 +31,7 @@ from microvlm.training.emoji.losses.picture_losses import (
     question_lookups,
     recognition_loss,
 )
+from microvlm.training.emoji.stages.emoji_task import EmojiTask
 from microvlm.training.losses.episode_loss import episode_losses
 from microvlm.training.losses.loss_terms import answer_loss, binary_loss
 from microvlm.training.recipe import StageConfig
@@ -52,7 +53,7 @@ class ModelWithHeads(nn.Module):
         self.facts = FactHeads(model)
 
 
-class VLMTask(WholeModelTask):
+class VLMTask(EmojiTask, WholeModelTask):
     """Cross-entropy of answers, binary cross-entropy of the scope detector, the losses of facts, and, while the vision
     encoder learns, recognition losses on patches and pictures of seen emoji.
     """

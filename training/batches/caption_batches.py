@@ -1,0 +1,189 @@
+"""Batches of captioned pictures: questions about shown pictures, and episodes that only the memory can answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from microvlm.errors import UserError
+from microvlm.memory.ordinal_questions import ordinal_question
+from microvlm.training.batches.conversation_rows import ConversationRows, Exchange, Rows
+from microvlm.training.batches.picture_views import plain_view, random_view
+from microvlm.training.batches.sample_texts import CAPTION_PROMPTS
+from microvlm.training.data.caption_data import CaptionSample, Turn
+from microvlm.training.recipe import StageConfig
+
+OTHER_PROMPT_SHARE = 0.2
+"""Share of the captions that are asked for in other words than the model's own caption prompt."""
+MASKED, STRANGE, EMPTY = 0, 1, 2
+"""What a row sees of a memory: nothing, one of other pictures, an empty one."""
+
+
+class Episodes(NamedTuple):
+    """n episodes: `steps` pictures are written into a memory one after another, and one question is asked."""
+
+    written: np.ndarray
+    """int64 [n, L]: the picture that is written at each step, an index into the captioned pictures; -1 for none."""
+    questions: Rows
+    """The questions without their answers, int64 [n, S]: what the memory is read with."""
+    answers: Rows
+    """The questions with their answers, without pictures."""
+    noise: Tensor
+    """float32 [n, K], standard normal: added to the keys that read, scaled by the stage's variance."""
+
+
+class CaptionBatch(NamedTuple):
+    """One batch of a `captions` stage."""
+
+    keys: list[str]
+    """Names of the samples."""
+    pixels: Tensor
+    """uint8 [N, 3, S, S]: the pictures of all rows, in the rows' order, then those of episodes alone."""
+    rows: Rows
+    """int64 [B, S]: questions about shown pictures, with answers."""
+    captioned: np.ndarray
+    """int64 [C]: the picture of each caption below."""
+    caption_row: np.ndarray
+    """int64 [C]: the row of each caption, -1 for one that no row asks for."""
+    captions: Rows
+    """int64 [C, S]: the pictures' caption prompts with their captions: what is written into a memory."""
+    caption_texts: list[str]
+    sight: np.ndarray
+    """int64 [B]: MASKED, STRANGE or EMPTY, what each row sees of a memory."""
+    episodes: Episodes | None
+
+
+class CaptionSampler:
+    """Samples the batches of one stage. `side`: of the pictures, in pixels; `slots`: K of the memory."""
+
+    def __init__(
+        self, rows: ConversationRows, stage: StageConfig, side: int, slots: int, caption_prompt: str
+    ):
+        self.rows, self.stage, self.side, self.slots = rows, stage, side, slots
+        self.caption_prompt = caption_prompt
+        self.options = stage.caption
+
+    def batch(self, samples: Sequence[CaptionSample], rng: np.random.Generator) -> CaptionBatch:
+        """The batch of these samples; `rng` draws turns, views, episodes and what rows see of a memory."""
+        chosen = [self._choose(sample, rng) for sample in samples]
+        shown = [(sample, turn) for sample, turn in chosen if turn.images]
+        authored = [(sample, turn) for sample, turn in chosen if not turn.images]
+        exchanges: list[Exchange] = []
+        views: list[np.ndarray] = []
+        captioned, caption_row, texts = [], [], []
+        for row, (sample, turn) in enumerate(shown):
+            if turn.question is None and len(turn.images) == 1:
+                captioned.append(len(views))
+                caption_row.append(row)
+                texts.append(turn.answer)
+            exchanges.append(Exchange(self._question(turn, rng), turn.answer, len(turn.images)))
+            views += [self._view(sample, image, rng) for image in turn.images]
+        plans = self._own_episodes(len(captioned), rng, texts)
+        for sample, turn in authored:
+            written = []
+            for image in range(len(sample.images)):
+                caption = _caption_of(sample, image)
+                if caption is None:
+                    continue
+                written.append(len(captioned))
+                captioned.append(len(views))
+                caption_row.append(-1)
+                texts.append(caption)
+                views.append(self._view(sample, image, rng))
+            if written:
+                plans.append((written, turn.question or self.caption_prompt, turn.answer))
+        if not exchanges:
+            # A batch of episodes alone still needs rows that see their picture: the pictures' captions.
+            if not captioned:
+                raise UserError(
+                    f"the samples {', '.join(sample.key for sample in samples[:3])} ask about pictures "
+                    "without captions: give each picture of an episode a caption."
+                )
+            exchanges = [Exchange(self.caption_prompt, text, 1) for text in texts]
+            caption_row = list(range(len(texts)))
+        rows = self.rows.build(exchanges)
+        captions = self.rows.build(
+            [Exchange(self.caption_prompt, text, 1) for text in texts]
+            or [Exchange(self.caption_prompt, "-", 1)]
+        )
+        return CaptionBatch(
+            [sample.key for sample in samples],
+            torch.from_numpy(np.stack(views).transpose(0, 3, 1, 2).copy()),
+            rows,
+            np.array(captioned, np.int64),
+            np.array(caption_row, np.int64),
+            captions,
+            texts,
+            self._sight(len(exchanges), rng),
+            self._episodes(plans, rng),
+        )
+
+    def _choose(self, sample: CaptionSample, rng: np.random.Generator) -> tuple[CaptionSample, Turn]:
+        return sample, sample.turns[int(rng.integers(len(sample.turns)))]
+
+    def _question(self, turn: Turn, rng: np.random.Generator) -> str:
+        other = rng.random() < OTHER_PROMPT_SHARE
+        wording = CAPTION_PROMPTS[int(rng.integers(len(CAPTION_PROMPTS)))]
+        if turn.question is not None:
+            return turn.question
+        return wording if other and len(turn.images) == 1 else self.caption_prompt
+
+    def _view(self, sample: CaptionSample, image: int, rng: np.random.Generator) -> np.ndarray:
+        if image >= len(sample.images):
+            raise UserError(f"sample {sample.key} has no picture {image}: build the data folder again.")
+        return random_view(sample.images[image], self.side, rng, self.stage.augment_strength)
+
+    def _own_episodes(
+        self, captioned: int, rng: np.random.Generator, texts: list[str]
+    ) -> list[tuple[list[int], str, str]]:
+        """Episodes over the batch's own captioned pictures: (pictures written, question, answer) each."""
+        length = min(self.options.episode_length, captioned)
+        count = round(captioned * self.options.episode_share)
+        if length < 2 or count < 1:
+            return []
+        plans = []
+        for _ in range(count):
+            written = rng.permutation(captioned)[:length]
+            step = int(rng.integers(length))
+            plans.append((written.tolist(), ordinal_question(step), texts[written[step]]))
+        return plans
+
+    def _episodes(self, plans: list[tuple[list[int], str, str]], rng: np.random.Generator) -> Episodes | None:
+        noise = rng.standard_normal((len(plans), self.slots)).astype(np.float32)
+        if not plans:
+            return None
+        length = max(len(written) for written, _, _ in plans)
+        table = np.full((len(plans), length), -1, np.int64)
+        for row, (written, _, _) in enumerate(plans):
+            table[row, : len(written)] = written
+        return Episodes(
+            table,
+            self.rows.prompts([question for _, question, _ in plans]),
+            self.rows.build([Exchange(question, answer, 0) for _, question, answer in plans]),
+            torch.from_numpy(noise),
+        )
+
+    def _sight(self, count: int, rng: np.random.Generator) -> np.ndarray:
+        draws = rng.random(count)
+        share = self.options.memory_rows if self.options.episode_length else 0.0
+        return np.where(draws >= share, MASKED, np.where(draws < share / 2, STRANGE, EMPTY)).astype(np.int64)
+
+
+def plain_exchange(
+    sample: CaptionSample, turn: Turn, caption_prompt: str, side: int
+) -> tuple[Exchange, list[np.ndarray]]:
+    """A turn as evaluation asks it, with the pictures that it shows, uint8 [side, side, 3] each."""
+    question = caption_prompt if turn.question is None else turn.question
+    views = [plain_view(sample.images[image], side) for image in turn.images]
+    return Exchange(question, turn.answer, len(views)), views
+
+
+def _caption_of(sample: CaptionSample, image: int) -> str | None:
+    for turn in sample.turns:
+        if turn.question is None and turn.images == (image,):
+            return turn.answer
+    return None

@@ -1,0 +1,67 @@
+"""The teacher of a `captions` stage: the model that the stage starts from, in float, and how a student is compared."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from microvlm.errors import UserError
+from microvlm.model.checkpoint import load_checkpoint
+from microvlm.model.decoder import Cache
+from microvlm.model.microvlm import MicroVLM
+from microvlm.model.vision import normalise
+from microvlm.training.batches.caption_batches import CaptionBatch
+from microvlm.training.batches.conversation_rows import Rows
+from microvlm.training.caption_options import TeacherOptions
+from microvlm.training.losses.distillation_loss import logits_divergence, recorded_heads, relation_divergence
+from microvlm.training.stages.task import StageInputs
+from microvlm.training.watching import names
+
+
+class Teacher:
+    """A frozen float model. Rows are compared with the memory slot masked."""
+
+    def __init__(self, options: TeacherOptions, inputs: StageInputs):
+        if inputs.start is None:
+            raise UserError(
+                f"stage '{inputs.stage.name}' has a teacher, which is the model that a run starts from: give --start."
+            )
+        self.options, self.config = options, inputs.config
+        self.model = load_checkpoint(inputs.start).requires_grad_(False)
+        self.image_id = inputs.rows.processor.image_id
+        depth = self.config.text.num_hidden_layers
+        self.layer = min(depth - 1, round(options.relation_depth * depth))
+
+    def compare(
+        self,
+        student: MicroVLM,
+        batch: CaptionBatch,
+        rows: Rows,
+        embeds: Tensor,
+        slot: Cache | None,
+        visible: Tensor | None,
+        labelled: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The student's logits at the labelled positions [n, V], and the weighted losses of distillation."""
+        options = self.options
+        teacher = self._on(embeds.device)
+        with recorded_heads(student.decoder, self.layer) as own:
+            logits = student(embeds, rows.mask, slot, visible, labelled)
+        images = int((rows.ids == self.image_id).sum()) // self.config.prefix_tokens
+        with torch.no_grad(), recorded_heads(teacher.decoder, self.layer) as theirs:
+            scaled = batch.pixels[:images].to(embeds.device).float() / 255
+            prefixes = teacher.encode_image(normalise(scaled, self.config.vision))
+            shown = teacher.place_images(rows.ids, self.image_id, prefixes)
+            target = teacher(shown, rows.mask, None, None, labelled)
+        # Rows that see a memory of strange pictures must answer as without: the teacher's target is the same.
+        divergence = logits_divergence(logits, target, options.temperature)
+        relation = relation_divergence(own[0], theirs[0], rows.mask, options.relation_heads)
+        return logits, {
+            names.DISTILLATION_KL: options.logits_weight * divergence,
+            names.RELATION_LOSS: options.relation_weight * relation,
+        }
+
+    def _on(self, device: torch.device) -> MicroVLM:
+        if self.model.memory_prior.device != device:
+            self.model = self.model.to(device)
+        return self.model
