@@ -16,7 +16,7 @@ SOURCES = ("microvlm", "exporters", "backends", "bench", "training", "tests", "s
 MODEL = "nano"
 OLDEST_PYTHON = "3.11"
 # Tests that need nothing but Python packages; pyproject.toml says what each marker means.
-QUICK = "not (slow or native or emulated or ssh or build or export or pages or training)"
+QUICK = "not (slow or native or emulated or ssh or build or export or pages or training or fetched)"
 # COMMAND=PACKAGE: apt installs the package where the command is missing.
 COMPILER = ("c++=g++",)
 EMULATOR = ("qemu-aarch64-static=qemu-user-static",)
