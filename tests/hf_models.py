@@ -30,14 +30,14 @@ def qwen2(directory, **changes):
         "tie_word_embeddings": True,
         "rope_parameters": {"rope_theta": 5e5, "rope_type": "default"},
     }
-    config = transformers.Qwen2Config(vocab_size=120, hidden_size=64, **SMALL, **{**options, **changes})
+    config = transformers.Qwen2Config(vocab_size=120, hidden_size=64, **{**SMALL, **options, **changes})
     return save_livened(transformers.Qwen2ForCausalLM(config), directory)
 
 
 def llama(directory, **changes):
     torch.manual_seed(2)
     options = {"num_key_value_heads": 1, "head_dim": 24, "tie_word_embeddings": True, "rms_norm_eps": 1e-5}
-    config = transformers.LlamaConfig(vocab_size=90, hidden_size=64, **SMALL, **{**options, **changes})
+    config = transformers.LlamaConfig(vocab_size=90, hidden_size=64, **{**SMALL, **options, **changes})
     return save_livened(transformers.LlamaForCausalLM(config), directory)
 
 

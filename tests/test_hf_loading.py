@@ -11,8 +11,8 @@ from hf_models import BASE, TOLERANCE, save_livened, transformers, vit_options
 from safetensors.torch import load_file, save_file
 
 from microvlm.errors import UserError
+from microvlm.model.pretrained.assembly import assemble
 from microvlm.model.pretrained.hf_config import text_config, vision_config
-from microvlm.model.pretrained.hf_loading import assemble
 
 
 @pytest.mark.parametrize("name", ["vit", "deit"])

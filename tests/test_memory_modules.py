@@ -90,7 +90,7 @@ def test_step_zero_is_the_base_model():
     """W_M starts with a value of zero and the key bias of k_proj: the slot takes weight and gives nothing."""
     model = seeded_model(tiny_config())
     fresh = MemoryProjection(model.config, lambda i, o, b: torch.nn.Linear(i, o, b))
-    fresh.initialise_from(model.decoder.layers)
+    fresh.initialise_from(model.decoder.key_biases())
     slot = fresh(torch.zeros(1, 48))
     for (key, value), layer in zip(slot, model.decoder.layers, strict=True):
         assert not value.any()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from microvlm import __version__
+from microvlm.commands.assemble import assemble
 from microvlm.commands.caption import caption
 from microvlm.commands.chat import chat
 from microvlm.commands.info import info
@@ -18,7 +19,7 @@ def cli() -> None:
     """A tiny vision-language model with an episodic memory and 1.58-bit weights."""
 
 
-for command in (caption, chat, info, memory):
+for command in (assemble, caption, chat, info, memory):
     cli.add_command(command)
 
 

@@ -9,7 +9,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -93,19 +94,32 @@ def save_checkpoint(model: MicroVLM, directory: Path, complete: Callable[[Path],
 
     Raises UserError when the folder cannot be written, or holds another model's config.json.
     """
-    directory = Path(os.path.abspath(directory))
-    recover(directory)
-    if (directory / CONFIG).exists() and not (directory / INCOMPLETE).exists():
-        MicroVLMConfig.load(directory)  # refuses to replace what is not ours
-    with new_files(directory, CHECKPOINT_FILES) as folder:
-        layers = describe_lowered(model)
-        metadata = {"format": "pt", **({LAYERS: json.dumps(msgspec.to_builtins(layers))} if layers else {})}
-        write_tensors(model.state_dict(), folder / WEIGHTS, metadata)
+    with new_checkpoint(directory) as folder:
+        write_tensors(model.state_dict(), folder / WEIGHTS, weights_metadata(describe_lowered(model)))
         model.config.save(folder)
         if model.directory is not None:
             _copy_processor(model.directory, folder)
         if complete is not None:
             complete(folder)
+
+
+@contextmanager
+def new_checkpoint(directory: Path) -> Iterator[Path]:
+    """Yield an empty folder whose files become the checkpoint `directory`, as `save_checkpoint` describes.
+
+    Raises UserError when the folder cannot be written, or holds another model's config.json.
+    """
+    directory = Path(os.path.abspath(directory))
+    recover(directory)
+    if (directory / CONFIG).exists() and not (directory / INCOMPLETE).exists():
+        MicroVLMConfig.load(directory)  # refuses to replace what is not ours
+    with new_files(directory, CHECKPOINT_FILES) as folder:
+        yield folder
+
+
+def weights_metadata(layers: Mapping[str, LoweredLayer]) -> dict[str, str]:
+    """The metadata of a checkpoint's weights with these lowered layers."""
+    return {"format": "pt", **({LAYERS: json.dumps(msgspec.to_builtins(layers))} if layers else {})}
 
 
 def _copy_processor(origin: Path, target: Path) -> None:

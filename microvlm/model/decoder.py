@@ -149,6 +149,11 @@ class Decoder(nn.Module):
             x = torch_ops.keep_last(x, num_logits_to_keep)
         return self.norm(x), presents
 
+    def key_biases(self) -> list[Tensor | None]:
+        """The bias of each layer's k_proj, [kv_heads * D], or None where there is none."""
+        layers = cast(Iterable[DecoderLayer], self.layers)
+        return [cast(Tensor | None, layer.self_attn.k_proj.bias) for layer in layers]
+
     @torch.no_grad()
     def attention_maps(
         self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, past: Cache

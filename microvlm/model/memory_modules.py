@@ -92,8 +92,11 @@ class MemoryProjection(nn.Module):
         self.readout = Readout(config, linear) if config.memory.readout_size else None
         self.linear = cast(nn.Linear, linear(config.memory.code_size, config.memory_kv_outputs, True))
 
-    def initialise_from(self, layers: nn.ModuleList) -> None:
-        """Start as the base model: keys at k_proj's bias (large in Qwen2), values at 0, the latent's part small."""
+    def initialise_from(self, key_biases: Iterable[Tensor | None]) -> None:
+        """Start as the base model: keys at k_proj's biases (large in Qwen2), values at 0, the latent's part small.
+
+        `key_biases`: that of each decoder layer, [kv_heads * D], or None.
+        """
         if is_empty():
             return
         width = self.text.kv_width
@@ -104,9 +107,9 @@ class MemoryProjection(nn.Module):
             self.linear.weight.normal_(std=1e-2 / self.gain)
             bias = self.linear.bias.view(self.text.num_hidden_layers, 2, width)
             bias.zero_()
-            for row, layer in zip(bias, cast(Iterable[DecoderLayer], layers), strict=True):
-                if layer.self_attn.k_proj.bias is not None:
-                    row[0].copy_(layer.self_attn.k_proj.bias)
+            for row, key_bias in zip(bias, key_biases, strict=True):
+                if key_bias is not None:
+                    row[0].copy_(key_bias)
 
     def read_out(self, latent: Tensor) -> Tensor:
         """The corrected reading [B, C] that `linear` gets; unchanged without a readout."""

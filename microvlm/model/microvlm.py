@@ -45,7 +45,7 @@ class MicroVLM(nn.Module):
         self.decoder = Decoder(config.text, ternary)
         self.memory_encoder = MemoryEncoder(config, ternary)
         self.memory_projection = MemoryProjection(config, eight)
-        self.memory_projection.initialise_from(self.decoder.layers)
+        self.memory_projection.initialise_from(self.decoder.key_biases())
         self.scope = ScopeDetector(config, eight)
         self.memory_prior = nn.Parameter(torch.zeros(config.memory.slots, config.memory.code_size))
 

@@ -1,12 +1,14 @@
 """Models of the Hugging Face hub: ids, the local cache, and snapshots with the files that a model needs.
 
-Downloads are huggingface_hub's, which is imported on first use. Pickled weights are not even downloaded.
+Downloads are huggingface_hub's, which is imported on first use. Pickled weights are downloaded for an assembly only,
+and only where a repository has no others.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from microvlm.errors import UserError
@@ -15,6 +17,8 @@ from microvlm.formats.manifest import MANIFEST
 DOCUMENTS = ("*.json",)
 """Fetched first: they say whether a repository holds a bundle."""
 CHECKPOINT_FILES = ("*.json", "*.safetensors")
+PART_FILES = (*CHECKPOINT_FILES, "*.jinja")
+PICKLED_FILES = ("pytorch_model*.bin",)
 BUNDLE_FILES = (*CHECKPOINT_FILES, "*.onnx", "*.data", "README.md", "example.py")
 """All that a manifest may list. A bundle's example.py is never run."""
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
@@ -36,6 +40,23 @@ def snapshot(hub_id: str) -> Path:
 
     A repository with a manifest is a bundle, of which all is fetched that a bundle may hold. Raises UserError.
     """
+    return _download(
+        hub_id, lambda folder: BUNDLE_FILES if (folder / MANIFEST).is_file() else CHECKPOINT_FILES
+    )
+
+
+def part_snapshot(hub_id: str) -> Path:
+    """The folder of an encoder's or a decoder's files: with pickled weights where there are no safetensors.
+
+    Raises UserError.
+    """
+    folder = _download(hub_id, lambda _: PART_FILES)
+    has_safetensors = any(folder.glob("*.safetensors"))
+    return folder if has_safetensors else _download(hub_id, lambda _: (*PART_FILES, *PICKLED_FILES))
+
+
+def _download(hub_id: str, choose: Callable[[Path], Sequence[str]]) -> Path:
+    """The folder with the files of the patterns that `choose` gives for the folder of a repository's documents."""
     try:
         from huggingface_hub import snapshot_download
     except ImportError:
@@ -47,8 +68,7 @@ def snapshot(hub_id: str) -> Path:
         return cached
     try:
         folder = Path(snapshot_download(hub_id, allow_patterns=list(DOCUMENTS)))
-        patterns = BUNDLE_FILES if (folder / MANIFEST).is_file() else CHECKPOINT_FILES
-        return Path(snapshot_download(hub_id, allow_patterns=list(patterns)))
+        return Path(snapshot_download(hub_id, allow_patterns=list(choose(folder))))
     except Exception as error:  # the hub client raises a dozen kinds, all for a failed download
         raise UserError(
             f"there is no folder '{hub_id}', and the hub gave no model of that name "

@@ -15,6 +15,7 @@ import errno
 import itertools
 import os
 import stat
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -34,6 +35,8 @@ _BUNDLED_FOLDER = Path(__file__).parents[1] / "checkpoints"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 """Lists the files of weights in a checkpoint of other makers that has several."""
+PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+"""Weights of other makers that are assembled into a checkpoint, and never run as they are."""
 Kind: TypeAlias = Literal["bundle", "checkpoint"]
 _CHOICES = "give the folder of a checkpoint or a bundle, a hub id (owner/name) or " + ", ".join(BUNDLED)
 _NEAR_NAMES = 3
@@ -86,7 +89,14 @@ def find_folder(source: str | os.PathLike[str]) -> Path:
     return _find(source)[1]
 
 
-def _find(source: str | os.PathLike[str]) -> tuple[str, Path, str | None]:
+def find_part_folder(source: str | os.PathLike[str]) -> Path:
+    """The folder of an encoder or a decoder to assemble: as `find_folder`, but of the hub also pickled weights."""
+    return _find(source, hub.part_snapshot)[1]
+
+
+def _find(
+    source: str | os.PathLike[str], snapshot: Callable[[str], Path] = hub.snapshot
+) -> tuple[str, Path, str | None]:
     """The text that was given, the folder, and a remark, which was printed."""
     if not isinstance(source, str | os.PathLike) or not isinstance(os.fspath(source), str):
         raise UserError(f"source= is {source!r:.60}; give a folder or a name, as text or as a path.")
@@ -104,7 +114,7 @@ def _find(source: str | os.PathLike[str]) -> tuple[str, Path, str | None]:
     if mode is None:
         if not is_text or not hub.is_hub_id(text):
             raise UserError(_describe_absence(text, is_text))
-        folder = _from_hub(text)
+        folder = _from_hub(text, snapshot)
         if os.path.isdir(os.path.dirname(text)):
             remark = f"'{text}' is the hub's model of that name; there is no such folder here."
     else:
@@ -133,9 +143,9 @@ def _tell(remark: str) -> None:
     note(remark)
 
 
-def _from_hub(hub_id: str) -> Path:
+def _from_hub(hub_id: str, snapshot: Callable[[str], Path]) -> Path:
     try:
-        return hub.snapshot(hub_id)
+        return snapshot(hub_id)
     except UserError as error:
         near = _near_names(hub_id)
         raise UserError(f"{str(error).rstrip('.')}; {near}." if near else str(error)) from None
