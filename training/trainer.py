@@ -44,7 +44,7 @@ from microvlm.training.run_state import changing_tensors
 from microvlm.training.stages.registry import task_class
 from microvlm.training.stages.task import DataFolder, StageInputs, Task, WholeModelTask
 from microvlm.training.step_timing import measure_step_seconds
-from microvlm.training.training_loop import RunContext, run_stage
+from microvlm.training.training_loop import RunContext, run_stage, write_status
 from microvlm.training.warm_start import start_from, stored_dtypes, weights_sha256
 from microvlm.training.watching.run_name import next_run_name
 from microvlm.training.watching.tracking import Tracking, accelerator_options
@@ -181,6 +181,7 @@ class TrainingRun:
             context.tracking.close()
         if complete and context.accelerator.is_main_process:
             self.finish()
+            write_status(context, "finished", context.total_steps)
             log(f"checkpoint written to {self.out / CHECKPOINT}")
         return complete
 
@@ -218,9 +219,7 @@ class TrainingRun:
         elif self.start is not None:
             assert isinstance(task, WholeModelTask)  # `_stages_before` refuses the others
             absent = self._load_start(task.model, index)
-            self.log(
-                f"starting from {self.start}" + (f"; not from it: {', '.join(absent)}" if absent else "")
-            )
+            self.log(f"starting from {self.start}" + (f"; not from it: {_summary(absent)}" if absent else ""))
 
     def _load_start(self, model: MicroVLM, index: int) -> list[str]:
         """Load the run's start into a model; returns the parameters that it lacks."""

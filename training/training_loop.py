@@ -9,7 +9,7 @@ import json
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +28,12 @@ from microvlm.model.linear import weights_rounded_once
 from microvlm.training.loss_guard import LossGuard
 from microvlm.training.optimizers import build_optimizers, cosine, usable_precision
 from microvlm.training.recipe import Recipe, StageConfig
-from microvlm.training.run_files import BEST, EVALUATIONS, PICTURES, STATUS
+from microvlm.training.run_files import BEST, CURVES, EVALUATIONS, METRICS, PICTURES, STATUS
 from microvlm.training.run_provenance import record_run
 from microvlm.training.run_state import changing_tensors, load_state, save_state
 from microvlm.training.stages.task import Task
 from microvlm.training.watching import names
+from microvlm.training.watching.plots import curves
 from microvlm.training.watching.progress import Progress
 from microvlm.training.watching.tracking import Tracking
 
@@ -54,6 +55,21 @@ class RunContext:
     first_step: int = 0
     """Steps of the stages before this one."""
     workers: int = 0
+
+
+def write_status(
+    context: RunContext, state: str, step: int, reason: str = "", place: Mapping[str, Any] | None = None
+) -> None:
+    """Write a run's status.json: its state, the step over all stages, and why it ended."""
+    document = {
+        "state": state,
+        **(place or {}),
+        "step": step,
+        "steps": context.total_steps,
+        "reason": reason,
+        "updated": round(time.time(), 1),
+    }
+    write_file(context.folder / STATUS, json.dumps(document) + "\n")
 
 
 class StageBatches(Dataset):
@@ -193,6 +209,18 @@ class StageRun:
             record_run(self.folder, step, trainer.precision, trainer.optimizer_names)
         return step
 
+    def log_sizes(self) -> None:
+        """Log how many parameters the model has, how many learn, and its bytes."""
+        module = _bare(self.trainer)
+        parameters = list(module.parameters())
+        values = {
+            names.TRAINABLE_PARAMS: sum(p.numel() for p in parameters if p.requires_grad),
+            names.TOTAL_PARAMS: sum(p.numel() for p in parameters),
+            names.MODEL_MEMORY: sum(t.nbytes for t in (*parameters, *module.buffers())),
+        }
+        if self.is_main:
+            self.context.tracking.log(self.context.first_step, values)
+
     def save(self, step: int) -> None:
         if self.is_main:
             trainer = self.trainer
@@ -243,6 +271,8 @@ class StageRun:
             pictures, values = self.task.draw_pictures(_bare(self.trainer), batch, folder, number)
         if values:
             self.context.tracking.log(number, values)
+        if curves(self.context.folder / METRICS, self.context.folder / CURVES):
+            pictures["curves"] = self.context.folder / CURVES
         for name, path in pictures.items():
             self.context.tracking.picture(number, name, path)
 
@@ -252,17 +282,8 @@ class StageRun:
         if not self.is_main or (state == "running" and now - self._status_written < _STATUS_SECONDS):
             return
         self._status_written = now
-        document = {
-            "state": state,
-            "stage": self.stage.name,
-            "stage_step": step,
-            "stage_steps": self.stage.steps,
-            "step": self.context.first_step + step,
-            "steps": self.context.total_steps,
-            "reason": reason,
-            "updated": round(now, 1),
-        }
-        write_file(self.context.folder / STATUS, json.dumps(document) + "\n")
+        place = {"stage": self.stage.name, "stage_step": step, "stage_steps": self.stage.steps}
+        write_status(self.context, state, self.context.first_step + step, reason, place)
 
     def train(self, start: int, stop_after: int | None) -> bool:
         """Take the steps after `start`. Returns whether the stage is complete."""
@@ -331,6 +352,7 @@ def run_stage(
         with run.trainer.precise():
             task.prepare()
         if start == 0:
+            run.log_sizes()
             run.evaluate(0)
         complete = run.train(start, stop_after) if start < stage.steps else True
     except UserError as error:

@@ -1,0 +1,317 @@
+"""Stage `captions`: what learns, what stays bit-equal, what its losses see, and runs that are stopped and resumed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+import torch
+from captioned_pictures import write_data
+from conftest import FLOAT, seeded_model, tiny_config
+from safetensors.torch import load_file
+
+from microvlm import MicroVLM
+from microvlm.errors import UserError
+from microvlm.inputs.processor import Processor
+from microvlm.training.caption_options import CaptionOptions, TeacherOptions
+from microvlm.training.loss_guard import STOPPED_BATCH
+from microvlm.training.recipe import Recipe, StageConfig, load_recipe, packaged_recipes
+from microvlm.training.run_state import state_folders
+from microvlm.training.stages.captions import CaptionTask
+from microvlm.training.stages.task import DataFolder
+from microvlm.training.trainer import TrainingRun, open_data, train
+from microvlm.training.training_loop import step_generator
+
+NEW = {"adapter": 1.0, "memory_encoder": 1.0, "memory_projection": 1.0, "memory_prior": 1.0, "scope": 1.0}
+FIRST = StageConfig("stage1", "captions", 3, 8, 1e-3, caption=CaptionOptions(trained=NEW))
+SECOND = StageConfig(
+    "stage2", "captions", 3, 8, 1e-3, caption=CaptionOptions(trained=NEW | {"decoder.layers.last1": 0.1})
+)
+STAGES = Recipe("stages", None, 0, (FIRST, SECOND), mixed_precision="no", log_every=1, save_every=2)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_data(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory, tiny_processor) -> Path:
+    """A float checkpoint without SubLN and with a tokenizer, as an assembled model is."""
+    config = tiny_config(FLOAT)
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, sub_norm=False))
+    folder = tmp_path_factory.mktemp("start") / "start"
+    seeded_model(config).save_pretrained(folder)
+    Processor(tiny_processor.tokenizer, config).save(folder)
+    return folder
+
+
+def opened(data: Path, recipe: Recipe = STAGES):
+    return open_data(recipe, [DataFolder(data)])
+
+
+def silent(_: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def finished(data, start, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "run"
+    assert train(STAGES, opened(data), out, silent, start=str(start))
+    return out
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return load_file(checkpoint / "model.safetensors")
+
+
+def test_frozen_parts_stay_bit_equal_and_every_chosen_part_learns(finished, start):
+    before, after = weights(start), weights(finished / "checkpoint")
+    assert set(before) == set(after)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name.split(".")[0] for name in changed} == {*NEW, "decoder"}
+    assert {name for name in changed if name.startswith("decoder.")} == {
+        name for name in before if name.startswith("decoder.layers.1.")
+    }
+    stored = load_file(finished / "stage1" / "weights.safetensors")
+    assert {name.split(".")[0] for name in stored} == set(NEW)
+
+
+def test_a_run_leaves_metrics_evaluations_pictures_samples_and_a_model_that_speaks(finished):
+    rows = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    logged = [row for row in rows if "train/loss" in row]
+    assert [row["step"] for row in logged] == [1, 2, 3, 4, 5, 6]
+    assert {
+        "train/lm_loss",
+        "train/alignment_loss",
+        "train/alignment_chance",
+        "train/memory_kl",
+        "train/addressing_kl",
+        "train/episode_loss",
+        "train/learning_rate",
+        "train/global_step",
+    } <= set(logged[0])
+    seen = set().union(*rows)
+    assert {"attention/mean", "attention/max", "attention/entropy", "attention/sparsity"} <= seen
+    assert {"memory/utilization", "model/trainable_params", "model/total_params"} <= seen
+    evaluations = [json.loads(line) for line in (finished / "evaluations.jsonl").read_text().splitlines()]
+    assert (evaluations[0]["stage"], evaluations[0]["stage_step"]) == ("stage1", 0)
+    assert {"evaluation/loss", "evaluation/episode_loss_on", "attention/divergence"} <= set(evaluations[-1])
+    assert list((finished / "pictures").glob("attention-*.png"))
+    assert list((finished / "pictures").glob("addressing-*.png"))
+    assert (finished / "curves.png").is_file()
+    samples = json.loads(max((finished / "samples").glob("*.json")).read_text())
+    assert samples
+    assert all((finished / "samples" / row["picture"]).is_file() for row in samples)
+    assert json.loads((finished / "status.json").read_text())["state"] == "finished"
+    model = MicroVLM.from_pretrained(finished / "checkpoint")
+    assert isinstance(model.generate(np.zeros((40, 40, 3), np.uint8)), str)
+
+
+def test_the_text_decoder_alone_is_unchanged_while_it_is_frozen(data, start, tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("what is this? a red heart. describe the image. " * 40)
+    recipe = msgspec.structs.replace(STAGES, stages=(FIRST,))
+    assert train(recipe, opened(data), tmp_path / "run", silent, start=str(start), text=text)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "evaluations.jsonl").read_text().splitlines()]
+    values = {row["evaluation/text_perplexity"] for row in rows}
+    assert len(rows) > 1
+    assert len(values) == 1
+
+
+def test_a_run_that_is_stopped_after_every_step_ends_with_the_weights_of_an_unbroken_one(
+    finished, data, start, tmp_path
+):
+    out, calls = tmp_path / "run", 0
+    while not train(STAGES, opened(data), out, silent, start=str(start), stop_after=1):
+        calls += 1
+    assert calls == 4
+    unbroken = weights(finished / "checkpoint")
+    assert all(torch.equal(value, unbroken[name]) for name, value in weights(out / "checkpoint").items())
+
+    def losses(run):
+        rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        return [(row["step"], row["train/loss"]) for row in rows if "train/loss" in row]
+
+    assert losses(out) == losses(finished)
+    assert [path.name for path in state_folders(out / "stage1")] == ["00000002", "00000003"]
+
+
+KILLS = int(os.environ.get("MICROVLM_TEST_KILLS", "2"))
+"""Twenty take a quarter of an hour."""
+KILLED = """
+import sys
+from pathlib import Path
+import msgspec
+from microvlm.training.recipe import Recipe
+from microvlm.training.stages.task import DataFolder
+from microvlm.training.trainer import open_data, train
+recipe = msgspec.json.decode(sys.argv[1], type=Recipe)
+train(recipe, open_data(recipe, [DataFolder(Path(sys.argv[2]))]), Path(sys.argv[4]), print, start=sys.argv[3])
+"""
+
+
+@pytest.mark.posix
+@pytest.mark.training
+def test_kills_at_random_moments_lose_no_more_than_the_steps_since_the_last_state(data, start, tmp_path):
+    """All runs are processes of their own: another number of threads would add in another order."""
+    out, rng = tmp_path / "run", np.random.default_rng(0)
+    arguments = [msgspec.json.encode(STAGES).decode(), str(data), str(start), str(out)]
+    whole = [*arguments[:3], str(tmp_path / "whole")]
+    subprocess.run([sys.executable, "-P", "-c", KILLED, *whole], stdout=subprocess.DEVNULL, check=True)
+    kills = 0
+    while not (out / "checkpoint" / "model.safetensors").is_file():
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", KILLED, *arguments], stdout=subprocess.DEVNULL, env=os.environ
+        )
+        if kills < KILLS:
+            wait = time.monotonic() + 120
+            while not any(out.glob("stage*/states/*")) and time.monotonic() < wait and process.poll() is None:
+                time.sleep(0.02)
+            time.sleep(float(rng.random()) * 1.5)
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+            process.wait()
+        else:
+            assert process.wait() == 0
+    unbroken = weights(tmp_path / "whole" / "checkpoint")
+    assert all(torch.equal(value, unbroken[name]) for name, value in weights(out / "checkpoint").items())
+
+
+@pytest.mark.posix
+def test_an_interrupt_ends_the_step_and_saves_it(data, start, tmp_path, monkeypatch):
+    out, lines = tmp_path / "run", []
+    loss = CaptionTask.loss
+
+    def interrupted(task, module, batch):
+        os.kill(os.getpid(), signal.SIGINT)
+        return loss(task, module, batch)
+
+    monkeypatch.setattr(CaptionTask, "loss", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(STAGES, opened(data), out, lines.append, start=str(start))
+    assert [path.name for path in state_folders(out / "stage1")] == ["00000001"]
+    assert json.loads((out / "status.json").read_text())["state"] == "stopped"
+    assert any("stopped after step 1 of stage1, which is saved" in line for line in lines)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_batch(data, start, tmp_path, monkeypatch):
+    loss = CaptionTask.loss
+
+    def spoiled(task, module, batch):
+        value, metrics = loss(task, module, batch)
+        return value * float("nan"), metrics
+
+    monkeypatch.setattr(CaptionTask, "loss", spoiled)
+    out = tmp_path / "run"
+    with pytest.raises(
+        UserError, match=r"stage 'stage1' stopped at step 1: the loss is no number .* samples"
+    ):
+        train(STAGES, opened(data), out, silent, start=str(start))
+    assert len(json.loads((out / STOPPED_BATCH).read_text())["samples"]) == 8
+    assert state_folders(out / "stage1") == []
+    assert json.loads((out / "status.json").read_text())["state"] == "failed"
+
+
+def test_distillation_gives_a_ternary_model_with_sub_norms(data, start, tmp_path):
+    stage = msgspec.structs.replace(
+        SECOND,
+        name="distill",
+        decoder_bits=1.58,
+        caption=CaptionOptions(trained=NEW | {"decoder": 1.0}, teacher=TeacherOptions(relation_heads=4)),
+    )
+    recipe = msgspec.structs.replace(STAGES, stages=(stage,))
+    out = tmp_path / "run"
+    assert train(recipe, opened(data), out, silent, start=str(start))
+    after = weights(out / "checkpoint")
+    assert "decoder.layers.0.mlp.down_proj.packed" in after
+    assert "decoder.layers.0.self_attn.sub_norm.weight" in after
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    first = next(row for row in rows if "train/loss" in row)
+    assert first["train/distillation_kl"] > 0
+    assert first["train/relation_loss"] > 0
+    config = json.loads((out / "checkpoint" / "config.json").read_text())
+    assert config["quantization"] == {"decoder_bits": 1.58, "vision_bits": 8, "embedding_bits": 8}
+
+
+def make_task(data, start, stage: StageConfig = FIRST) -> CaptionTask:
+    recipe = msgspec.structs.replace(STAGES, stages=(stage,))
+    run = TrainingRun(recipe, opened(data), Path("unused"), silent, start=str(start))
+    task = run.task(0)
+    assert isinstance(task, CaptionTask)
+    return task
+
+
+def test_a_batch_is_a_function_of_its_step_and_the_loss_draws_no_numbers(data, start):
+    task = make_task(data, start)
+    first, again = (task.draw_step(3, step_generator(0, 0, 3, 0)) for _ in range(2))
+    assert torch.equal(first.pixels, again.pixels)
+    assert first.keys == again.keys
+    assert first.keys != task.draw_step(4, step_generator(0, 0, 4, 0)).keys
+    state = torch.get_rng_state()
+    one, _ = task.loss(task.module, first)
+    two, _ = task.loss(task.module, again)
+    assert torch.equal(one, two)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_memory_reaches_the_answers_and_learns(data, start):
+    """The seed computed the memory's keys and values and never gave them to the decoder."""
+    task = make_task(data, start)
+    batch = task.draw_step(0, step_generator(0, 0, 0, 0))
+    assert batch.episodes is not None
+    loss, metrics = task.loss(task.module, batch)
+    loss.backward()
+    for part in ("memory_encoder", "memory_projection", "scope", "adapter"):
+        gradients = [p.grad for p in task.model.get_submodule(part).parameters() if p.grad is not None]
+        assert any(gradient.abs().sum() > 0 for gradient in gradients), part
+    assert task.model.memory_prior.grad.abs().sum() > 0
+    assert all(p.grad is None for p in task.model.decoder.parameters())
+    with torch.no_grad():
+        task.model.memory_projection.linear.weight.mul_(-1)
+    _, other = task.loss(task.module, batch)
+    assert other["train/episode_loss"] != metrics["train/episode_loss"]
+
+
+def test_alignment_begins_near_chance(data, start):
+    task = make_task(data, start)
+    _, metrics = task.loss(task.module, task.draw_step(0, step_generator(0, 0, 0, 0)))
+    chance = float(metrics["train/alignment_chance"])
+    assert chance <= math.log(8) + 1e-6
+    assert abs(float(metrics["train/alignment_loss"]) - chance) < 1.5
+
+
+@pytest.mark.parametrize(
+    ("trained", "sentence"),
+    [
+        ({"nose": 1.0}, "no parameter is called 'nose'; the model's parts are"),
+        ({"decoder.layers.1-7": 1.0}, "names a layer beyond the last one, 1"),
+        ({"adapter": 0.0}, "trains nothing"),
+    ],
+)
+def test_a_stage_that_would_train_nothing_is_one_sentence(data, start, trained, sentence):
+    stage = msgspec.structs.replace(FIRST, caption=CaptionOptions(trained=trained))
+    with pytest.raises(UserError, match=sentence):
+        make_task(data, start, stage)
+
+
+def test_packaged_recipes_are_read():
+    assert {"test", "test-start", "stage1", "stage2", "distill", "nano"} <= set(packaged_recipes())
+    for name in packaged_recipes():
+        assert load_recipe(name).stages
+
+
+def test_a_recipe_for_an_existing_model_asks_for_one(data, tmp_path):
+    with pytest.raises(UserError, match="give --start, a checkpoint that microvlm assemble"):
+        train(STAGES, opened(data), tmp_path / "run", silent)
+    assert not (tmp_path / "run").exists()
