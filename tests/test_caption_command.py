@@ -119,8 +119,14 @@ def test_a_heatmap_that_cannot_be_made_is_refused_before_the_model_loads(
     assert_refused(
         run("caption", picture, *model, "--attention", str(tmp_path / "a.png"), "--backend", "ort"),
         "--backend torch",
+        "--evidence",
     )
     assert_refused(run("caption", picture, *model, "--attention", "heat.txt"), ".png")
+    assert_refused(
+        run("caption", picture, *model, "--evidence", "heat.txt"), "--evidence heat.txt is not a .png"
+    )
+    same = str(tmp_path / "a.png")
+    assert_refused(run("caption", picture, *model, "--attention", same, "--evidence", same), "two names")
     with open(picture, "rb") as file:
         before = file.read()
     assert_refused(

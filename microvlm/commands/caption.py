@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +25,7 @@ from microvlm.escaping import printable
 
 if TYPE_CHECKING:
     from microvlm.backends import LoadedRuntime
+    from microvlm.commands.heatmap import Table, WordMap
     from microvlm.inputs.processor import Processor
     from microvlm.runtime import Memories
     from microvlm.sampling import GenerationOptions
@@ -39,6 +42,11 @@ if TYPE_CHECKING:
 @click.option(
     "--attention", metavar="FILE.png", help="Draw where each word looked (one image, backend torch)."
 )
+@click.option(
+    "--evidence",
+    metavar="FILE.png",
+    help="Draw which parts of the picture each word rests on (one image, any backend, the time of 82 prompts).",
+)
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 @sampling_options
 @model_options
@@ -47,6 +55,7 @@ def caption(
     prompt: str | None,
     memory_file: str | None,
     attention: str | None,
+    evidence: str | None,
     as_json: bool,
     max_new_tokens: int | None,
     temperature: float,
@@ -66,8 +75,13 @@ def caption(
     if prompt is not None and not prompt.strip():
         raise UserError("--prompt is empty: write a question, or leave it out for a caption.")
     errors = _unreadable(images)
+    if attention is not None and evidence is not None and Path(attention) == Path(evidence):
+        raise UserError(f"--attention and --evidence are both {attention}; give two names.")
+    for flag, file in (("--attention", attention), ("--evidence", evidence)):
+        if file is not None:
+            _check_drawing(flag, file, images)
     if attention is not None:
-        backend = _check_attention(attention, images, backend)
+        backend = _attention_backend(backend)
     runtime, processor, load_ms = open_model(model, backend, threads, target)
     options = generation_options(processor, max_new_tokens, temperature, top_p, seed)
     memory = read_memory(memory_file, runtime)
@@ -76,7 +90,7 @@ def caption(
         try:
             if image in errors:
                 raise UserError(errors[image])
-            result = caption_one(runtime, processor, image, prompt, options, memory, attention)
+            result = caption_one(runtime, processor, image, prompt, options, memory, attention, evidence)
         except (UserError, OSError) as error:
             sentence = describe_os_error(error) if isinstance(error, OSError) else str(error)
             if len(images) == 1:
@@ -126,9 +140,10 @@ def caption_one(
     prompt: str | None,
     options: GenerationOptions,
     memory: Memories | None,
-    attention: str | None,
+    attention: str | None = None,
+    evidence: str | None = None,
 ) -> dict[str, Any]:
-    """Caption one image -> `caption`, `tokens` (ids) and `timings_ms`. Draws its heatmap to the file `attention`."""
+    """Caption one image -> `caption`, `tokens` (ids) and `timings_ms`. Draws into the files `attention`, `evidence`."""
     from microvlm.generation import Timings, embed_prompt, generate
 
     start, timings = time.perf_counter(), Timings()
@@ -140,32 +155,74 @@ def caption_one(
     timings.milliseconds["total"] = (time.perf_counter() - start) * 1e3
     text = processor.decode(tokens).strip()
     if attention is not None:
-        from microvlm.commands.heatmap import draw, word_maps
+        from microvlm.commands import attention_reading
         from microvlm.model.torch_runtime import TorchRuntime
 
         if not isinstance(runtime, TorchRuntime):
-            raise UserError("--attention needs --backend torch: the other graphs give no attention weights.")
-        maps = word_maps(runtime, processor, inputs, embedded, tokens, memory)
-        with new_file(attention) as temporary:
-            draw(image, maps, text).save(temporary, format="PNG")
+            raise UserError(_NO_ATTENTION.format("this one"))
+        reading = attention_reading.read_attention(runtime, processor, inputs, embedded, tokens, memory)
+        side = runtime.config.vision.image_size // runtime.config.vision.patch_size
+        legend = attention_reading.LEGEND
+        _save(attention, image, reading.maps, text, 1 / side**2, legend, reading.table)
+    if evidence is not None:
+        from microvlm.commands.evidence import FLOOR, LEGEND, read_evidence
+
+        with _counted("pictures scored") as progress:
+            maps = read_evidence(runtime, processor, inputs, tokens, memory, progress)
+        _save(evidence, image, maps, text, FLOOR, LEGEND)
     return {"caption": text, "tokens": tokens, "timings_ms": timings.milliseconds}
 
 
-def _check_attention(attention: str, images: Sequence[str], backend: str | None) -> str:
-    """The backend that draws heatmaps. Raises UserError for flags that cannot be combined and a bad file name."""
-    path = Path(attention)
-    if path.suffix.lower() != ".png":
-        raise UserError(f"--attention {attention} is not a .png; give a file name that ends in .png.")
-    if path.is_dir() or not path.parent.is_dir():
-        raise UserError(
-            f"--attention {attention} cannot be written: its folder must exist and it must be a file."
-        )
-    if len(images) != 1:
-        raise UserError(f"--attention draws one image and {len(images)} were given; caption them one by one.")
-    if path.exists() and Path(images[0]).exists() and path.samefile(images[0]):
-        raise UserError(f"--attention {attention} would replace the picture itself; give another name.")
+def _save(
+    path: str,
+    image: str,
+    maps: list[WordMap],
+    text: str,
+    floor: float,
+    legend: str,
+    table: Table | None = None,
+) -> None:
+    from microvlm.commands.heatmap import draw
+
+    with new_file(path) as temporary:
+        draw(image, maps, text, floor, legend, table).save(temporary, format="PNG")
+
+
+@contextmanager
+def _counted(what: str) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function of (done, total) that writes them on one line of a terminal, and nothing elsewhere."""
+    shows = sys.stderr is not None and sys.stderr.isatty()
+
+    def show(done: int, total: int) -> None:
+        if shows:
+            click.echo(f"\r{done}/{total} {what}", nl=False, err=True)
+
+    yield show
+    if shows:
+        click.echo("\r\033[K", nl=False, err=True)
+
+
+_NO_ATTENTION = (
+    "--attention needs --backend torch, which runs the same bundle: graphs on {} give no attention weights; "
+    "--evidence draws which parts of the picture each word rests on, on any backend."
+)
+
+
+def _attention_backend(backend: str | None) -> str:
+    """The backend that gives attention weights. Raises UserError if another was asked for."""
     if backend not in (None, "torch"):
-        raise UserError(
-            f"--attention needs --backend torch: graphs on '{backend}' give no attention weights."
-        )
+        raise UserError(_NO_ATTENTION.format(f"'{backend}'"))
     return "torch"
+
+
+def _check_drawing(flag: str, file: str, images: Sequence[str]) -> None:
+    """Raise UserError for a file that no drawing can be written to, or more than one image."""
+    path = Path(file)
+    if path.suffix.lower() != ".png":
+        raise UserError(f"{flag} {file} is not a .png; give a file name that ends in .png.")
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"{flag} {file} cannot be written: its folder must exist and it must be a file.")
+    if len(images) != 1:
+        raise UserError(f"{flag} draws one image and {len(images)} were given; caption them one by one.")
+    if path.exists() and Path(images[0]).exists() and path.samefile(images[0]):
+        raise UserError(f"{flag} {file} would replace the picture itself; give another name.")

@@ -1,76 +1,51 @@
-"""Heatmaps of the decoder's attention: for every generated word, which parts of the image it attended to.
+"""Draws what is known about each word of an answer: maps over the picture, and a table of tokens x prefix embeddings.
 
-The attention of a word to prefix embedding j is averaged over heads and the second half of the layers, at the positions
-that chose the word's tokens. The adapter's pooling weights then distribute embedding j over the image's patches.
+Takes numbers from `attention_reading` and `evidence`; knows no model. Needs Pillow only.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from microvlm.generation import Prompt, positions_of, read_slot
 from microvlm.inputs.images import ImageSource, load_square
-from microvlm.inputs.processor import Inputs, Processor
-from microvlm.memory.conversation import with_answer
-from microvlm.runtime import Memories
-
-if TYPE_CHECKING:
-    from microvlm.model.torch_runtime import TorchRuntime
+from microvlm.inputs.processor import Processor
 
 PANEL_PX = 224
 _TEXT_PX, _MARGIN_PX, _COLUMNS = 28, 8, 6
+_CELL_PX, _LABEL_PX, _LINE_PX = 18, 170, 20
+MOST_ROWS = 64
+"""Tokens of a table; of a longer text the last ones are drawn."""
 # From dark to bright, so that the map is readable in grey too: (position, red, green, blue).
 _COLOURS = np.array(
     [(0.0, 0, 0, 4), (0.25, 87, 16, 110), (0.5, 188, 55, 84), (0.75, 249, 142, 9), (1.0, 252, 255, 164)]
 )
+# Below zero, zero, above zero.
+_SIGNED = np.array([(0.0, 33, 102, 172), (0.5, 247, 247, 247), (1.0, 178, 24, 43)])
 
 
 class WordMap(NamedTuple):
-    """The attention of one generated word to the image."""
+    """What one word of an answer has to do with the parts of the picture."""
 
     word: str
     weights: np.ndarray
-    """float32 [grid, grid]: each patch's share of the word's attention to the image. Sums to 1."""
+    """float32 [grid, grid], 0 or more, in the unit of the whole sheet."""
+    note: str = ""
+    """Numbers that stand behind the word."""
 
 
-def word_maps(
-    runtime: TorchRuntime,
-    processor: Processor,
-    inputs: Inputs,
-    prompt: Prompt,
-    tokens: list[int],
-    memory: Memories | None = None,
-) -> list[WordMap]:
-    """One map per word of the answer `tokens` to `prompt`, for batch 1 with one image."""
-    import torch
+class Table(NamedTuple):
+    """A matrix with a text for each row."""
 
-    model = runtime.model
-    turn = with_answer(runtime, prompt, tokens[:-1])
-    memory_slot = read_slot(runtime, prompt, memory)
-    mask = np.concatenate([memory_slot.slot_mask[:, None], turn.attention_mask], 1)
-    with torch.inference_mode():
-        device = model.memory_prior.device
-        embeds, attention_mask, positions = (
-            torch.from_numpy(array).to(device)
-            for array in (turn.inputs_embeds, mask, positions_of(turn.attention_mask))
-        )
-        layers = model.decoder.attention_maps(embeds, attention_mask, positions, memory_slot.slot)
-        late = torch.stack(layers[len(layers) // 2 :]).mean((0, 2))[0]
-        features = model.vision(torch.from_numpy(inputs.pixel_values).to(device))
-        pooling = model.adapter.pooling_weights(features)[0, :, model.config.vision.num_leading_tokens :]
-        # Column 0 is the memory slot. The row before a token's own row chose it.
-        columns = torch.from_numpy(np.flatnonzero(inputs.input_ids[0] == processor.image_id) + 1).to(device)
-        choices = late[inputs.input_ids.shape[1] - 1 :][: len(tokens)]
-        spread = (choices[:, columns] @ pooling).cpu().numpy()
-    side = model.config.vision.image_size // model.config.vision.patch_size
-    maps = []
-    for word, members in split_words(processor, tokens):
-        weights = spread[members].mean(0)
-        maps.append(WordMap(word, (weights / weights.sum()).reshape(side, side)))
-    return maps
+    title: str
+    labels: Sequence[str]
+    values: np.ndarray
+    """float32 [rows, columns]."""
+    columns: str
+    """What the columns are."""
 
 
 def split_words(processor: Processor, tokens: list[int]) -> list[tuple[str, list[int]]]:
@@ -87,34 +62,101 @@ def split_words(processor: Processor, tokens: list[int]) -> list[tuple[str, list
     return [(word, members) for word, members in words if word]
 
 
-def draw(image: ImageSource, maps: list[WordMap], caption: str) -> Image.Image:
-    """Draw the image, then one panel per word, six in a row. Each map is scaled to its own range of weights."""
+def draw(
+    image: ImageSource,
+    maps: list[WordMap],
+    caption: str,
+    floor: float,
+    legend: str,
+    table: Table | None = None,
+) -> Image.Image:
+    """Draw the image, then one panel per word, six in a row; the legend; and the table under them.
+
+    All maps have one scale: from 0 to the largest weight of any, but at least to `floor`, so that maps which say little
+    look flat.
+    """
     picture = load_square(image, PANEL_PX)
-    panels = [(picture, caption)] + [(_overlay(picture, m.weights), m.word) for m in maps]
+    scale = max([floor, *(float(m.weights.max()) for m in maps)])
+    panels = [(picture, caption)] + [
+        (_overlay(picture, m.weights / scale), f"{m.word}{m.note}") for m in maps
+    ]
     columns = min(_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     width, height = PANEL_PX + _MARGIN_PX, PANEL_PX + _TEXT_PX + _MARGIN_PX
-    sheet = Image.new("RGB", (columns * width + _MARGIN_PX, rows * height + _MARGIN_PX), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=16)
+    drawn_table = None if table is None else draw_table(table)
+    sheet_width = max(columns * width + _MARGIN_PX, 0 if drawn_table is None else drawn_table.width)
+    font = ImageFont.load_default(size=13)
+    lines = _wrap(legend, font, sheet_width - 2 * _MARGIN_PX)
+    top = rows * height + _MARGIN_PX
+    below = top + _LINE_PX * len(lines) + _MARGIN_PX
+    sheet = Image.new("RGB", (sheet_width, below + (drawn_table.height if drawn_table else 0)), "white")
+    pen, large = ImageDraw.Draw(sheet), ImageFont.load_default(size=15)
     for index, (panel, text) in enumerate(panels):
-        left, top = _MARGIN_PX + index % columns * width, _MARGIN_PX + index // columns * height
-        sheet.paste(panel, (left, top))
-        pen.text((left, top + PANEL_PX + 4), _fit(text, font), font=font, fill="black")
+        x, y = _MARGIN_PX + index % columns * width, _MARGIN_PX + index // columns * height
+        sheet.paste(panel, (x, y))
+        pen.text((x, y + PANEL_PX + 4), _fit(text, large, PANEL_PX), font=large, fill="black")
+    for number, line in enumerate(lines):
+        pen.text((_MARGIN_PX, top + _LINE_PX * number), line, font=font, fill=(90, 90, 90))
+    if drawn_table is not None:
+        sheet.paste(drawn_table, (0, below))
     return sheet
 
 
-def _overlay(picture: Image.Image, weights: np.ndarray) -> Image.Image:
-    span = max(float(weights.max() - weights.min()), 1e-12)
-    grey = Image.fromarray(((weights - weights.min()) / span * 255).astype(np.uint8))
-    heat = np.asarray(grey.resize(picture.size, Image.Resampling.BICUBIC), np.float32) / 255
-    colours = np.stack([np.interp(heat, _COLOURS[:, 0], _COLOURS[:, c]) for c in (1, 2, 3)], -1)
-    return Image.blend(picture.convert("RGB"), Image.fromarray(colours.astype(np.uint8)), 0.6)
+def draw_table(table: Table, cell_width: int = _CELL_PX) -> Image.Image:
+    """Draw a matrix: a row of cells for each label, and a scale. Negative numbers get colours of their own."""
+    cell = _CELL_PX
+    values = np.asarray(table.values, np.float32)[-MOST_ROWS:]
+    labels = list(table.labels)[-MOST_ROWS:]
+    font = ImageFont.load_default(size=13)
+    largest = float(np.abs(values).max(initial=0.0))
+    signed = float(values.min(initial=0.0)) < 0
+    shares = values / (largest or 1.0)
+    pixels = _colours(shares / 2 + 0.5, _SIGNED) if signed else _colours(shares, _COLOURS)
+    rows, columns = values.shape
+    body = Image.fromarray(pixels).resize((columns * cell_width, rows * cell), Image.Resampling.NEAREST)
+    words = f"{table.columns}; colours: {-largest if signed else 0:.2g} to {largest:.2g}"
+    lines = _wrap(words, font, max(body.width, 2 * PANEL_PX - _LABEL_PX))
+    width = _LABEL_PX + max(body.width, *(int(font.getlength(text)) + 1 for text in (table.title, *lines)))
+    height = 2 * _LINE_PX + body.height + _LINE_PX * len(lines)
+    sheet = Image.new("RGB", (width + 2 * _MARGIN_PX, height + _MARGIN_PX), "white")
+    pen = ImageDraw.Draw(sheet)
+    pen.text((_MARGIN_PX, 2), table.title, font=font, fill="black")
+    left, top = _MARGIN_PX + _LABEL_PX, 2 * _LINE_PX - 12
+    sheet.paste(body, (left, top))
+    for row, label in enumerate(labels):
+        text = _fit(" ".join(label.split()) or "·", font, _LABEL_PX - 8)
+        pen.text((left - 6, top + row * cell + cell // 2), text, font=font, fill="black", anchor="rm")
+    for number, line in enumerate(lines):
+        pen.text((left, top + body.height + 4 + _LINE_PX * number), line, font=font, fill=(90, 90, 90))
+    return sheet
 
 
-def _fit(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont) -> str:
-    """Cut text to the width of a panel."""
+def _overlay(picture: Image.Image, heat: np.ndarray) -> Image.Image:
+    grey = Image.fromarray(heat.astype(np.float32)).resize(picture.size, Image.Resampling.BICUBIC)
+    return Image.blend(picture.convert("RGB"), Image.fromarray(_colours(np.asarray(grey), _COLOURS)), 0.6)
+
+
+def _colours(shares: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Shares of a colour scale, 0 to 1 -> uint8 [..., 3]."""
+    return np.stack([np.interp(shares, scale[:, 0], scale[:, c]) for c in (1, 2, 3)], -1).astype(np.uint8)
+
+
+def _fit(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
+    """Cut text to a width in pixels."""
     label = text
-    while len(text) > 1 and font.getlength(label) > PANEL_PX:
+    while len(text) > 1 and font.getlength(label) > width:
         text = text[:-1]
         label = text.rstrip() + "…"
     return label
+
+
+def _wrap(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """Break text into lines of a width in pixels."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines

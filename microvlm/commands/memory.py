@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from microvlm.commands.memory_picture import plot
 from microvlm.commands.options import (
     WholeNumber,
     check_sampling,
@@ -36,6 +37,9 @@ _JSON_KEYS = {"from_memory": "recalled"}
 @click.group()
 def memory() -> None:
     """Write, read and forget facts in a memory FILE, which chat --memory can continue."""
+
+
+memory.add_command(plot)
 
 
 def _options(command: Callable) -> Callable:
