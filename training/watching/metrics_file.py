@@ -21,7 +21,6 @@ from microvlm.atomic import write_file
 from microvlm.errors import UserError
 from microvlm.formats import documents
 
-METRICS = "metrics.jsonl"
 NOT_FINITE = "not_finite"
 LARGEST_FILE = 1_000_000_000
 """Bytes of a metrics file that is read: more than a million lines."""

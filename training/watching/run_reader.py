@@ -19,11 +19,19 @@ import msgspec
 from microvlm.errors import UserError
 from microvlm.formats import documents
 from microvlm.formats.documents import Count
+from microvlm.training.run_files import (
+    CHECKPOINT,
+    EVALUATIONS,
+    METRICS,
+    PICTURES,
+    RECIPE,
+    RUN,
+    SAMPLES,
+    STATUS,
+)
 from microvlm.training.watching import names
-from microvlm.training.watching.metrics_file import METRICS, Row, read_rows, series
+from microvlm.training.watching.metrics_file import Row, read_rows, series
 
-RUN, STATUS, RECIPE, EVALUATIONS = "run.json", "status.json", "recipe.json", "evaluations.jsonl"
-PICTURES, SAMPLES, CHECKPOINT = "pictures", "samples", "checkpoint"
 LARGEST_PICTURE = 5_000_000
 """Bytes of a picture that is shown."""
 _SILENT_SECONDS = 120.0

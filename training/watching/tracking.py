@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 from microvlm.console import describe_os_error, note
 from microvlm.errors import UserError
 from microvlm.formats.documents import quote
+from microvlm.training.run_files import METRICS
 from microvlm.training.watching import names
-from microvlm.training.watching.metrics_file import METRICS, NOT_FINITE, cut, metrics_line, parse_row
+from microvlm.training.watching.metrics_file import NOT_FINITE, cut, metrics_line, parse_row
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

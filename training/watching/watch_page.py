@@ -6,11 +6,12 @@ import base64
 from html import escape
 from pathlib import Path
 
+from microvlm.training.run_files import METRICS, SAMPLES
 from microvlm.training.watching import names
-from microvlm.training.watching.metrics_file import METRICS, Row
+from microvlm.training.watching.metrics_file import Row
 from microvlm.training.watching.plots import panel_svg, present
 from microvlm.training.watching.progress import duration
-from microvlm.training.watching.run_reader import LARGEST_PICTURE, SAMPLES, RunView, Sample, numbers
+from microvlm.training.watching.run_reader import LARGEST_PICTURE, RunView, Sample, numbers
 
 _TYPES = {b"\x89PNG\r\n\x1a\n": "image/png", b"\xff\xd8\xff": "image/jpeg"}
 _WORDS = {
