@@ -7,6 +7,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from datetime import datetime
 from pathlib import Path
 
@@ -88,7 +89,12 @@ def test_wandb_offline_writes_a_run_that_its_own_reader_reads(tmp_path, monkeypa
     run.rewind(0)
     run.log(1, {names.LOSS: 0.5})
     run.close()
-    assert wandb_values(tmp_path, names.LOSS) == [(1, 0.25), (1, 0.5)]
+    # W&B's service writes the file's end after the run has finished.
+    for _ in range(100):
+        if len(values := wandb_values(tmp_path, names.LOSS)) == 2:
+            break
+        time.sleep(0.1)
+    assert values == [(1, 0.25), (1, 0.5)]
     assert list(tmp_path.glob("wandb/offline-run-*/files/media/images/memory/*.png"))
 
 
