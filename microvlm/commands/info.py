@@ -42,10 +42,23 @@ _EMBEDDING_WIDTHS = {"fp16": 16.0, "int8 per row": 8.0, "int4, groups of 32": 4.
 def info(model: str, backend: str | None, target: str | None, as_json: bool) -> None:
     """Parameters, bytes and bits per weight of MODEL (a checkpoint, a bundle or 'nano'), measured from its files.
 
-    With --backend or --target the model is also loaded, and the machine and the code that run it are shown.
+    With --backend or --target the model is also loaded, and the machine and the code that run it are shown. Of an
+    encoder or a decoder to assemble (a folder, a hub id or a GGUF file): dimensions, parameters, sizes at each width.
     """
+    from microvlm.model.pretrained.parts import part_of
     from microvlm.sources.model_source import find_model
 
+    part = part_of(model)
+    if part is not None:
+        from microvlm.commands.part_info import describe_part, format_part, refuse_loading
+
+        refuse_loading((backend, target))
+        document = describe_part(part)
+        if as_json:
+            print_json(document)
+        else:
+            echo(format_part(document))
+        return
     source = find_model(model)
     description = describe_model(source.folder) | {"model": source.given}
     if backend is not None or target is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from microvlm.errors import UserError
 from microvlm.formats.manifest import MANIFEST
+from microvlm.sources.foreign_models import foreign_type
 
 DOCUMENTS = ("*.json",)
 """Fetched first: they say whether a repository holds a bundle."""
@@ -40,9 +41,14 @@ def snapshot(hub_id: str) -> Path:
 
     A repository with a manifest is a bundle, of which all is fetched that a bundle may hold. Raises UserError.
     """
-    return _download(
-        hub_id, lambda folder: BUNDLE_FILES if (folder / MANIFEST).is_file() else CHECKPOINT_FILES
-    )
+    return _download(hub_id, _files_to_run)
+
+
+def _files_to_run(folder: Path) -> Sequence[str]:
+    """Patterns of the files that running a model takes. One of other makers is refused: its documents say enough."""
+    if (folder / MANIFEST).is_file():
+        return BUNDLE_FILES
+    return CHECKPOINT_FILES if foreign_type(folder) is None else DOCUMENTS
 
 
 def part_snapshot(hub_id: str) -> Path:

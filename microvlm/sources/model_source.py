@@ -28,6 +28,7 @@ from microvlm.errors import UserError
 from microvlm.escaping import printable
 from microvlm.formats.manifest import MANIFEST
 from microvlm.sources import hub
+from microvlm.sources.foreign_models import describe_foreign, describe_gguf, foreign_type
 from microvlm.temporary_folder import recover
 
 BUNDLED = ("nano",)
@@ -69,8 +70,11 @@ def find_model(source: str | os.PathLike[str], kind: Kind | None = None) -> Mode
             raise UserError(f"{_shown(folder)} was only partly replaced: save it again.")
         has_manifest = (folder / MANIFEST).is_file()
         has_weights = (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
+        foreign = None if has_manifest else foreign_type(folder)
     except OSError as error:
         raise UserError(describe_os_error(error)) from None
+    if foreign is not None:
+        raise UserError(describe_foreign(folder, foreign))
     if not has_manifest and not has_weights:
         raise UserError(_describe_what_is_missing(folder))
     if has_manifest and has_weights:
@@ -87,6 +91,11 @@ def find_model(source: str | os.PathLike[str], kind: Kind | None = None) -> Mode
 def find_folder(source: str | os.PathLike[str]) -> Path:
     """The folder that `source` means, whatever is in it. Raises UserError, and prints a remark once, on stderr."""
     return _find(source)[1]
+
+
+def find_documents(source: str | os.PathLike[str]) -> Path:
+    """The folder that `source` means, as `find_folder`; of a model of other makers on the hub, its documents alone."""
+    return _find(source, hub.snapshot)[1]
 
 
 def find_part_folder(source: str | os.PathLike[str]) -> Path:
@@ -186,7 +195,7 @@ def _near_names(text: str) -> str:
 def _describe_file(path: Path) -> str:
     suffix = path.suffix.lower()
     if suffix == ".gguf":
-        return f"{_shown(path)} is a GGUF file, which is not read here: {_CHOICES}."
+        return describe_gguf(path)
     for folder in (path.parent, path.parent.parent):
         if _is_model(folder):
             return f"{_shown(path)} is one file of a model: give its folder, {_shown(folder)}."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
@@ -12,9 +13,11 @@ from microvlm.errors import UserError
 from microvlm.escaping import printable
 from microvlm.formats.documents import quote
 from microvlm.formats.gguf_header import SUFFIX, GgufHeader, is_gguf, read_gguf_header
+from microvlm.formats.manifest import MANIFEST
 from microvlm.model.pretrained.gguf_config import gguf_text_config
 from microvlm.model.pretrained.hf_config import DECODERS, ENCODERS, model_type, text_config, vision_config
-from microvlm.sources.model_source import find_part_folder
+from microvlm.sources.foreign_models import OURS, foreign_type
+from microvlm.sources.model_source import BUNDLED, find_documents, find_part_folder
 
 Role: TypeAlias = Literal["vision", "decoder"]
 
@@ -65,11 +68,31 @@ def find_part(source: str | os.PathLike[str] | Part, role: Role | None = None) -
     return part
 
 
-def _find(source: str | os.PathLike[str]) -> Part:
+def part_of(source: str | os.PathLike[str]) -> Part | None:
+    """The encoder or decoder that `source` means; None for anything else, such as a whole MicroVLM.
+
+    Of a hub id only documents are fetched. Raises UserError.
+    """
+    if isinstance(source, str) and source in BUNDLED:
+        return None
+    path = Path(source)
+    if not (path.is_file() and is_gguf(path)):
+        folder = find_documents(source)
+        has_documents = (folder / CONFIG).is_file() or (folder / MANIFEST).is_file()
+        if has_documents and foreign_type(folder) is None:
+            return None
+        if not has_documents and not any(folder.glob(f"*{SUFFIX}")):
+            return None
+    return _find(source, find_documents)
+
+
+def _find(
+    source: str | os.PathLike[str], find: Callable[[str | os.PathLike[str]], Path] = find_part_folder
+) -> Part:
     path = Path(source)
     if path.is_file() and is_gguf(path):
         return _gguf_part(os.fspath(source), path)
-    folder = find_part_folder(source)
+    folder = find(source)
     if not (folder / CONFIG).is_file():
         files = sorted(folder.glob(f"*{SUFFIX}"))
         if len(files) == 1:
@@ -77,7 +100,7 @@ def _find(source: str | os.PathLike[str]) -> Part:
         if files:
             raise UserError(f"{folder} holds {len(files)} GGUF files: give one of them, such as {files[0]}.")
     family = model_type(folder)
-    if family == "microvlm":
+    if family == OURS:
         raise UserError(
             f"{folder} is a whole MicroVLM: it needs no assembly; give it to microvlm caption or train it."
         )
