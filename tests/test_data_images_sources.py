@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from captioned_sources import (
@@ -286,6 +288,22 @@ def test_a_source_that_is_none_is_one_sentence_with_the_next_step(tmp_path, out)
         assert not out.exists()
     build(write_captions(tmp_path / "good", 2), "-o", out)
     assert "is a data folder already" in refuse(out, "-o", tmp_path / "other")
+
+
+def test_the_records_of_the_documentation_are_read(tmp_path, out):
+    page = (Path(__file__).parent.parent / "docs" / "data-format.md").read_text(encoding="utf-8")
+    rows = re.search(r"```json\n(.*?)```", page, re.DOTALL)[1].splitlines()
+    pictures = {name for row in rows for name in re.findall(r"\w+\.jpg", row)}
+    for number, name in enumerate(sorted(pictures)):
+        (tmp_path / name).write_bytes(picture(number, kind="JPEG"))
+    summary = build(write_lines(tmp_path / "a.jsonl", rows), "-o", out, "--validation", "0", "--test", "0")
+    assert (summary["kept"], summary["skipped"]) == (len(rows), {})
+    data = open_data(out)
+    turns = [data.sample("train", n).turns for n in range(len(rows))]
+    assert turns[0] == (Turn("a cat on a chair"),)
+    assert turns[4] == (Turn("a cat on a chair", None, (0,)), Turn("a dog in the snow", None, (1,)))
+    assert turns[5] == (Turn("a lamp", "what is new?", (0, 1)),)
+    assert turns[6][2] == Turn("a cat", "what was in the first picture?", ())
 
 
 @pytest.mark.parametrize("rows", [[], ['{"image": "gone.png", "caption": "a"}']])

@@ -11,6 +11,7 @@ import click
 from microvlm.console import after_saving, echo, note, print_json, run_click
 from microvlm.training.data.download.cc12m_command import cc12m
 from microvlm.training.data.download.models_command import models
+from microvlm.training.data.examples.examples_command import examples
 from microvlm.training.data.images.images_command import images
 from microvlm.training.emoji.data.drawing_sources import SOURCES, TEST_VENDOR, find_packages
 
@@ -23,6 +24,7 @@ def command() -> None:
 command.add_command(cc12m)
 command.add_command(models)
 command.add_command(images)
+command.add_command(examples)
 
 
 class _Progress:

@@ -1,0 +1,1 @@
+"""`microvlm-data examples`: photographs that packages carry under free licences, with our own captions."""
