@@ -52,6 +52,8 @@ def images(
     columns = Columns(chosen.image_column, chosen.caption_column)
     opened = open_sources(list(sources), columns, chosen.max_text, chosen.hub_split)
     for source in opened:
+        if source.kind == "hub":
+            note(f"{source.name} is neither a file nor a folder here: reading it from the hub.")
         if source.kind == "labels":
             note(f"{source.name}: no captions beside the pictures, so each folder's name is their caption.")
     progress = _Progress()
