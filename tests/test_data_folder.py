@@ -10,11 +10,14 @@ from pathlib import Path
 import msgspec
 import pytest
 import webdataset
+from document_mutations import check_mutations
 
 from microvlm.errors import UserError
 from microvlm.training.data import shard_writer
 from microvlm.training.data.caption_data import SPLITS, Turn, open_data
-from microvlm.training.data.data_folder import DATA_FORMAT, DataSet
+from microvlm.training.data.data_folder import DATA_FORMAT, DataSet, PictureSpan, SampleLine
+from microvlm.training.data.images.conversation import Columns, find_images, find_turns
+from microvlm.training.data.images.source_record import BadRecord
 from microvlm.training.data.shard_writer import SplitWriter, StoredPicture
 
 
@@ -155,3 +158,58 @@ def test_what_is_no_data_folder_names_the_command_that_makes_one(tmp_path):
     (tmp_path / "mine.partial").mkdir()
     with pytest.raises(UserError, match=r"is not finished: run the same microvlm-data images"):
         open_data(tmp_path / "mine")
+
+
+def test_every_mutation_of_a_description_or_an_index_is_read_or_refused(tmp_path):
+    folder = write(tmp_path / "data", 3)
+    description, index = folder / "dataset.json", folder / "train-00000.jsonl"
+    document = msgspec.json.decode(description.read_bytes())
+
+    def read_description(content: bytes) -> None:
+        description.write_bytes(content)
+        data = open_data(folder)
+        assert all(data.sample("train", n).images for n in range(min(3, data.count("train"))))
+        assert len(list(data.texts("train"))) in (0, 26)
+
+    assert check_mutations(document, read_description, least_refused=0.3) > 100
+    lines = index.read_bytes().splitlines()
+
+    def read_index(content: bytes) -> None:
+        index.write_bytes(b"\n".join([lines[0], content, lines[2], b""]))
+        document["shards"]["train"][0]["index_bytes"] = index.stat().st_size
+        description.write_bytes(msgspec.json.encode(document))
+        assert open_data(folder).sample("train", 1).turns
+
+    assert check_mutations(msgspec.json.decode(lines[1]), read_index) > 100
+
+
+def test_every_mutation_of_a_conversation_becomes_turns_or_a_reason():
+    def read(content: bytes) -> None:
+        row = msgspec.json.decode(content)
+        if not isinstance(row, dict):
+            raise UserError("no object")
+        try:
+            pictures = len(find_images(row, Columns()))
+            turns, _ = find_turns(row, Columns(), pictures, 1000)
+        except BadRecord as problem:
+            raise UserError(f"{problem.reason} {problem.detail}") from None
+        # What was found is what a shard's index takes.
+        spans = tuple(PictureSpan(0, 1, "0" * 64) for _ in range(pictures))
+        line = SampleLine("0", spans, turns)
+        assert msgspec.json.decode(msgspec.json.encode(line), type=SampleLine) == line
+
+    def read_line(content: bytes) -> None:
+        try:
+            read(content)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            raise UserError("no JSON") from None
+
+    row = {
+        "images": ["a.jpg", "b.jpg"],
+        "turns": [
+            {"answer": "a cat", "images": [0]},
+            {"question": "what was first?", "answer": "a cat", "images": []},
+        ],
+        "caption": "two animals",
+    }
+    assert check_mutations(row, read_line, least_refused=0.3) > 100
