@@ -86,7 +86,7 @@ class Built(msgspec.Struct, frozen=True):
 
 
 Progress = Callable[[int, int, int], None]
-"""Called with the records read, kept and left out so far."""
+"""Called with the numbers of records read, usable and left out so far."""
 
 
 def build(
@@ -115,7 +115,7 @@ def build(
                 writer.add(checked)
                 if not writer.has_room:
                     break
-                progress(writer.read, writer.kept, writer.left_out)
+                progress(writer.read, writer.usable, writer.left_out)
             writer.finish()
             description = writer.describe(job)
             if not description.shards:
@@ -145,6 +145,11 @@ class _Builder:
         self._skip_file: BinaryIO = open(folder / SKIPPED_FILE, "ab")  # noqa: SIM115
         self._skip_file.truncate(journal.skipped_bytes)
         self._skip_file.seek(0, os.SEEK_END)
+
+    @property
+    def usable(self) -> int:
+        """Samples that are written or held back."""
+        return self.kept + len(self._first or ())
 
     @property
     def left_out(self) -> int:
