@@ -4,6 +4,8 @@ import importlib.util
 import io
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -23,6 +25,7 @@ from hub_server import Hub, served
 pytest.importorskip("pyarrow")
 pytest.importorskip("huggingface_hub")
 
+from microvlm.training.data.caption_data import SPLITS, open_data
 from microvlm.training.data.download import url_table
 from microvlm.training.data.download.download_yield import reason_of
 from microvlm.training.data.download.picture_download import DownloadSettings, run_document
@@ -269,16 +272,31 @@ def test_ready_shards_are_fetched_until_there_are_enough_pictures(tmp_path, monk
         command = ("cc12m", "--shards", "-o", tmp_path, "--json", "--mode")
         assert json.loads(run(*command, "metadata").stdout)["shards"] == 4
         assert not hub.sent
-        assert json.loads(run(*command, "images", "--max-images", "5").stdout)["pictures"] == 6
+        document = json.loads(run(*command, "images", "--max-images", "5").stdout)
+        assert (document["pictures"], document["data"]["kept"]) == (6, 5)
         assert sorted(hub.sent) == ["cc12m-train-0000.tar", "cc12m-train-0001.tar"]
         hub.sent.clear()
         hub.altered = {"cc12m-train-0002.tar"}
         assert_refused(run(*command, "images", "--max-images", "9"), "cc12m-train-0002.tar", "another hash")
         hub.altered = set()
-        assert json.loads(run(*command, "images", "--max-images", "9").stdout)["pictures"] == 9
+        document = json.loads(run(*command, "images", "--max-images", "9").stdout)
+        assert (document["pictures"], document["data"]["kept"]) == (9, 9)
+        assert document["data"]["output"] == str(tmp_path / "data")
+        assert sum(open_data(tmp_path / "data").count(split) for split in SPLITS) == 9
         assert set(hub.sent) == {"cc12m-train-0002.tar"}
         hub.repositories[f"datasets/{REPOSITORY}"] = ("cd" * 20, files)
         assert_refused(run(*command, "metadata"), COMMIT)
+
+
+def test_every_command_of_the_page_is_accepted(tmp_path):
+    from microvlm.training.data.data_command import command
+
+    text = (ROOT / "docs" / "cc12m.md").read_text()
+    lines = re.findall(r"^(?:\| `)?microvlm-data (.+?)(?:`.*)?$", text, re.M)
+    assert len(lines) >= 8
+    for line in lines:
+        name, *words = shlex.split(line)
+        command.commands[name].make_context(name, words)
 
 
 @pytest.fixture(scope="session")
@@ -366,7 +384,12 @@ def test_every_bad_answer_has_its_reason_none_is_kept_and_only_failures_are_trie
     assert (failures["endless"], failures["slow"]) == ("too many bytes", "timed out")
     # One answer without a stated length is read up to the limit; the stated gigabyte is not read at all.
     assert 300_000 < result["read_bytes"] < 600_000
-    assert json.loads((fetch.folder / "yield.json").read_text()) == result
+    assert json.loads((fetch.folder / "yield.json").read_text()) == {
+        k: v for k, v in result.items() if k != "data"
+    }
+    assert result["data"]["kept"] == 3
+    data = open_data(fetch.folder / "data")
+    assert sorted(text for split in SPLITS for text in data.texts(split)) == fetch.captions()
 
     web.mended = True
     web.asked.clear()
@@ -375,6 +398,10 @@ def test_every_bad_answer_has_its_reason_none_is_kept_and_only_failures_are_trie
     assert (result["tried"], result["kept"], result["reasons"]) == (len(rows), 11, {"the site opted out": 1})
     assert [line["reason"] for line in fetch.failures()] == ["the site opted out"]
     assert len(fetch.captions()) == 11
+    assert result["data"]["kept"] == 11
+    data = open_data(fetch.folder / "data")
+    assert sorted(text for split in SPLITS for text in data.texts(split)) == fetch.captions()
+    assert [path.name for path in fetch.folder.glob("data*")] == ["data"]
 
 
 @pytest.mark.fetched

@@ -16,6 +16,7 @@ import click
 from microvlm.console import after_saving, echo, note, print_json
 from microvlm.errors import UserError
 from microvlm.training.data.download import url_table
+from microvlm.training.data.download.as_data import build_data
 from microvlm.training.data.download.download_yield import (
     FAILED,
     PUBLISHED_YIELD,
@@ -30,8 +31,10 @@ from microvlm.training.data.download.url_lists import (
     DownloadRecord,
     add_retry,
     cover_table,
+    finished_shards,
     pending_shards,
     read_record,
+    shard_path,
 )
 
 LICENCE = (
@@ -52,6 +55,7 @@ class Choices:
     table: Path | None
     shard_size: int
     retry: bool
+    copies: bool
     dry_run: bool
     revision: str | None
     settings: DownloadSettings
@@ -90,6 +94,7 @@ class Choices:
 @click.option(
     "--python", default=sys.executable, help="The Python that has img2dataset, if it is another one."
 )
+@click.option("--no-data", is_flag=True, help="Only fetch the shards, and build no data folder of them.")
 @click.option(
     "--dry-run", is_flag=True, help="Write the lists, print the command that fetches them, and end."
 )
@@ -110,6 +115,7 @@ def cc12m(
     distributor: str,
     spark_master: str | None,
     python: str,
+    no_data: bool,
     dry_run: bool,
     as_json: bool,
 ) -> None:
@@ -127,13 +133,15 @@ def cc12m(
         )
     settings = DownloadSettings(num_workers, threads, timeout, max_bytes, python, spark_master)
     most = min(max_images, TEST_ROWS) if mode == "test" else max_images
-    choices = Choices(mode, output, most, table, int(shard_size), retry, dry_run, revision, settings)
+    choices = Choices(
+        mode, output, most, table, int(shard_size), retry, not no_data, dry_run, revision, settings
+    )
     with _only_writer(output):
         document, lines = _fetch_ready(choices) if shards else _fetch_urls(choices)
     with after_saving():
         if as_json:
             print_json(document)
-        for line in () if as_json else [*lines, LICENCE]:
+        for line in () if as_json else [LICENCE, *lines]:
             echo(line)
 
 
@@ -163,6 +171,9 @@ def _fetch_ready(choices: Choices) -> tuple[dict[str, Any], list[str]]:
     lines.append(
         f"{len(fetched.paths)} shards fetched: {fetched.pictures:,} pictures, {fetched.nbytes:,} bytes"
     )
+    if choices.copies:
+        document["data"], more = build_data(choices.output, list(fetched.paths), choices.most)
+        lines += more
     return document, lines
 
 
@@ -179,7 +190,12 @@ def _fetch_urls(choices: Choices) -> tuple[dict[str, Any], list[str]]:
         return {"command": command}, [shlex.join(command)]
     download(choices.output, record, choices.settings)
     result = summarise(choices.output, record)
-    return result.document(), _describe(result, choices.output)
+    document, lines = result.document(), _describe(result, choices.output)
+    if choices.copies and result.kept:
+        shards = [shard_path(choices.output, number) for number in sorted(finished_shards(choices.output))]
+        document["data"], more = build_data(choices.output, shards)
+        lines += more
+    return document, lines
 
 
 def _table(choices: Choices) -> url_table.UrlTable:

@@ -56,9 +56,9 @@ def images(
             note(f"{source.name} is neither a file nor a folder here: reading it from the hub.")
         if source.kind == "labels":
             note(f"{source.name}: no captions beside the pictures, so each folder's name is their caption.")
-    progress = _Progress()
+    progress = BuildProgress()
     try:
-        built = build(opened, output, chosen, _default_workers() if workers is None else workers, progress)
+        built = build(opened, output, chosen, default_workers() if workers is None else workers, progress)
     finally:
         progress.close()
     with after_saving():
@@ -113,12 +113,13 @@ def summary_lines(summary: dict[str, Any], options: Any) -> list[str]:
     return lines
 
 
-def _default_workers() -> int:
+def default_workers() -> int:
+    """Processes that look at pictures where the user gives no number: one a core, at most eight."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(8, available)
 
 
-class _Progress:
+class BuildProgress:
     """Shows how many records were read: a bar on a terminal, a line every ten seconds elsewhere."""
 
     def __init__(self) -> None:
