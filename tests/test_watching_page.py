@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import socket
 import threading
@@ -16,9 +17,9 @@ from click.testing import CliRunner
 from PIL import Image
 
 from microvlm.errors import UserError
-from microvlm.training.watching import names, plots
+from microvlm.training.watching import names, plots, watch_page
 from microvlm.training.watching.run_reader import read_run, summary
-from microvlm.training.watching.watch_command import command
+from microvlm.training.watching.watch_command import command, document
 from microvlm.training.watching.watch_page import page
 
 NOW = 1_800_000_000.0
@@ -149,6 +150,27 @@ def test_half_written_and_hostile_files_are_left_out(run):
     assert (view.state, view.name) == ("silent", "mine")
     assert list(view.samples) == [0]
     assert page(view)
+
+
+def test_mutated_files_of_a_run_are_read_or_left_out(run, monkeypatch):
+    monkeypatch.setattr(
+        watch_page, "panel_svg", lambda rows, panel: b"<svg/>"
+    )  # which takes a tenth of a second
+    values = [b"null", b"true", b'"x"', b"-1", b"1e999", b"[]", b"{}", b"9" * 30, b"\xff", b"", b"NaN"]
+    files = ["status.json", "run.json", "metrics.jsonl", "evaluations.jsonl", "samples/00000100.json"]
+    rng = random.Random(1)
+    for _ in range(200):
+        path = run / rng.choice(files)
+        before = content = path.read_bytes()
+        for _ in range(rng.randint(1, 3)):
+            places = list(re.finditer(rb'-?\d+\.?\d*|"[^"]*"|true|null', content)) or [re.match(b"", content)]
+            place = rng.choice(places)
+            content = content[: place.start()] + rng.choice(values) + content[place.end() :]
+        path.write_bytes(content)
+        view = read_run(run, NOW)
+        page(view).encode()
+        json.dumps([summary(view), document(view, run / "watch.html")], allow_nan=False)
+        path.write_bytes(before)
 
 
 def test_the_command_writes_the_page_and_prints_where(run):

@@ -75,7 +75,7 @@ MEANINGS = {
     ATTENTION_MAX: "largest attention of a text token to one prefix embedding, mean over tokens, 0 to 1",
     ATTENTION_ENTROPY: "entropy of a text token's attention over the prefix embeddings, mean over tokens, in nats",
     ATTENTION_SPARSITY: "share of attention weights on prefix embeddings that are below a tenth of even ones, 0 to 1",
-    ATTENTION_DIVERGENCE: "distance of the attention from the one before training (see the stage's losses), no unit",
+    ATTENTION_DIVERGENCE: "Jensen-Shannon divergence of attention from the one before the stage, in nats, 0 to ln 2",
     ATTENTION_HEATMAP: "picture of attention: text tokens x prefix embeddings",
     TRAINABLE_PARAMS: "parameters that the stage trains, a count",
     TOTAL_PARAMS: "parameters of the model, a count",
