@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from microvlm.bench import hardening_tables, score_tables
+from microvlm.bench import hardening_tables
 from microvlm.bench.conversation import conversation_tables
 from microvlm.bench.conversation.conversation_records import ConversationReport
 from microvlm.bench.equivalence import equivalence_tables
@@ -27,7 +27,9 @@ from microvlm.bench.memory.memory_records import Part, SeveralParts
 from microvlm.bench.pi import count_tables, pi_tables
 from microvlm.bench.pi.pi_records import CountReport, FitReport, PiReport
 from microvlm.bench.records import Commit, Provenance
-from microvlm.bench.score_records import ScoreReport
+from microvlm.bench.scores import caption_tables, score_tables
+from microvlm.bench.scores.caption_records import CaptionReport
+from microvlm.bench.scores.score_records import ScoreReport
 from microvlm.bench.speed import speed_tables
 from microvlm.bench.speed.speed_records import SpeedReport
 from microvlm.bench.tables import Report
@@ -57,13 +59,14 @@ READERS: dict[str, Reader] = {
     "conversation": Reader(ConversationReport, conversation_tables.report),
     "pi": Reader(PiReport, pi_tables.report),
     "score": Reader(ScoreReport, score_tables.report),
+    "captions": Reader(CaptionReport, caption_tables.report),
     "fit": Reader(FitReport, pi_tables.fit_report),
     "counts": Reader(CountReport, count_tables.report),
     "mutations": Reader(hardening_tables.MutationReport, hardening_tables.mutation_report),
     "kills": Reader(hardening_tables.KillReport, hardening_tables.kill_report),
 }
-"""By kind. `microvlm-bench KIND` writes documents, `microvlm-score` those of kind `score`; `counts` is a baseline of
-`pi`, `python tests/fuzz` writes `mutations` and `python tests/kills` writes `kills`."""
+"""By kind. `microvlm-bench KIND` writes documents, `microvlm-score` those of kind `score` and `captions`; `counts` is a
+baseline of `pi`, `python tests/fuzz` writes `mutations` and `python tests/kills` writes `kills`."""
 _SEVERAL_MODELS = Reader(SeveralParts, memory_tables.report)
 """A document of kind `memory` with `subjects`."""
 

@@ -41,7 +41,7 @@ def train() -> None:
 
 def score() -> None:
     """`microvlm-score`."""
-    _run("microvlm.training.score_command")
+    _run("microvlm.training.scoring.score_command")
 
 
 def data() -> None:

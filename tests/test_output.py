@@ -27,7 +27,7 @@ DRIVER = r"""
 import io, json, os, sys
 import microvlm.commands.main, microvlm.generation, microvlm.backends.ort, microvlm.memory.facts
 import microvlm.memory.conversation, microvlm.bench.bench_command, microvlm.exporters.export_command
-import microvlm.training.data.data_command, microvlm.training.score_command, microvlm.training.train_command
+import microvlm.training.data.data_command, microvlm.training.scoring.score_command, microvlm.training.train_command
 import microvlm.commands.info, microvlm.bench.report, microvlm.cli, onnxruntime
 
 requests, replies = os.fdopen(os.dup(0), "r"), os.fdopen(os.dup(1), "w")

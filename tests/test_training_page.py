@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from microvlm.training import score_command, train_command
+from microvlm.training import train_command
 from microvlm.training.data import data_command
 from microvlm.training.emoji.data.emoji import EmojiData
 from microvlm.training.recipe import load_recipe
+from microvlm.training.scoring import score_command
 
 PAGE = (Path(__file__).parent.parent / "docs/training.md").read_text()
 PROGRAMS = {

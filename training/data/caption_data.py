@@ -66,6 +66,11 @@ class CaptionData(ABC):
     def texts(self, split: str) -> Iterator[str]:
         """All questions and answers of a split, in the order of its samples. Reads no picture."""
 
+    def turns(self, split: str) -> Iterator[tuple[Turn, ...]]:
+        """Each sample's turns, in the order of the samples. Reads pictures only where a folder cannot do without."""
+        for index in range(self.count(split)):
+            yield self.sample(split, index).turns
+
     def count(self, split: str) -> int:
         """Samples of a split: `train`, `validation` or `test`."""
         return int(self.shard_sizes(split).sum())

@@ -158,9 +158,13 @@ class ShardedData(CaptionData):
             for line in self._read_index(shard, longer):
                 yield self._parse(shard, line)
 
-    def texts(self, split: str) -> Iterator[str]:
+    def turns(self, split: str) -> Iterator[tuple[Turn, ...]]:
         for line in self.lines(split):
-            for turn in line.turns:
+            yield line.turns
+
+    def texts(self, split: str) -> Iterator[str]:
+        for turns in self.turns(split):
+            for turn in turns:
                 if turn.question is not None:
                     yield turn.question
                 yield turn.answer

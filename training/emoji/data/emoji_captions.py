@@ -55,6 +55,9 @@ class EmojiCaptions(CaptionData):
         key = f"{vendor}-{self._emoji.hexcodes[row].lower()}"
         return CaptionSample(key, (self._picture(vendor, row),), (Turn(self._emoji.captions[row]),))
 
+    def turns(self, split: str) -> Iterator[tuple[Turn, ...]]:
+        return ((Turn(text),) for text in self.texts(split))
+
     def texts(self, split: str) -> Iterator[str]:
         return (self._emoji.captions[row] for _, row in self._rows[split])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from microvlm.bench.score_records import Baseline, Score, ScoreReport
+from microvlm.bench.scores.score_records import Baseline, Score, ScoreReport
 from microvlm.bench.tables import Report, Rows, Table
 
 

@@ -1,0 +1,1 @@
+"""Reports of `microvlm-score`: records and tables."""

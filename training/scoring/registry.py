@@ -1,0 +1,60 @@
+"""The scores that `microvlm-score` knows. A new kind of data brings its own: one module and one entry here."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from microvlm.temporary_folder import recover
+from microvlm.training.data.caption_data import open_data
+
+Log = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """What a user asks for."""
+
+    model: str
+    data: Path
+    against: str | None = None
+    """A second model."""
+    backend: str = "torch"
+    baselines: bool = True
+    device: str | None = None
+    split: str | None = None
+    count: int | None = None
+    text: Path | None = None
+    pictures: Path | None = None
+
+
+class Scores(NamedTuple):
+    """One kind of scores."""
+
+    file: str
+    """The file of a data folder by which it is known that these are its scores."""
+    function: str
+    """Where the function is: (ScoreRequest, Log) -> the document of a report. Raises UserError."""
+
+
+SCORES = {
+    "emoji": Scores("emoji.json", "microvlm.training.emoji.emoji_scores:score"),
+    "captions": Scores("dataset.json", "microvlm.training.scoring.caption_scores:score"),
+}
+
+
+def score(request: ScoreRequest, name: str | None, log: Log) -> dict[str, Any]:
+    """The document of the scores `name`, or of those that the data folder stands for. Raises UserError."""
+    recover(request.data)
+    chosen = name or next((n for n, s in SCORES.items() if (request.data / s.file).is_file()), None)
+    if chosen is None:
+        open_data(request.data)  # which says what is wrong with the folder
+        chosen = "captions"
+    module, _, attribute = SCORES[chosen].function.partition(":")
+    function: Callable[[ScoreRequest, Log], dict[str, Any]] = getattr(
+        importlib.import_module(module), attribute
+    )
+    return function(request, log)

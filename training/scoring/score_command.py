@@ -1,0 +1,57 @@
+"""`microvlm-score`: scores a checkpoint or bundle on held-out pictures, next to baselines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from microvlm.bench.report_flags import ReportOutput, report_flags
+from microvlm.console import note, run_click
+from microvlm.training.data.caption_data import SPLITS
+
+_PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("model", default="nano")
+@click.option(
+    "--data", type=_PATH, required=True, help="Folder that `microvlm-data images` or `emoji` wrote."
+)
+@click.option(
+    "--scores",
+    type=click.Choice(["emoji", "captions"]),
+    help="Which scores; an emoji folder has both, and its own by default.",
+)
+@click.option("--split", type=click.Choice(SPLITS), help="Split of the data.  [default: test]")
+@click.option("--count", type=click.IntRange(1), help="Samples of the split.  [default: at most 1000]")
+@click.option(
+    "--against",
+    help="A second checkpoint or bundle; also give the paired differences, MODEL minus this one.",
+)
+@click.option("--backend", default="torch", show_default=True, help="Backend that runs the model.")
+@click.option("--device", help="Device of the backend torch, such as cuda.")
+@click.option(
+    "--baselines/--no-baselines",
+    default=True,
+    help="Also score what words alone give, and shuffled pictures; of emoji, nearest class means (minutes).",
+)
+@click.option("--text", type=_PATH, help="Plain text; also give the decoder's perplexity on it.")
+@click.option(
+    "--pictures", type=_PATH, help="Draw 20 held-out pictures with their captions: FILE.png or a folder."
+)
+@report_flags
+def command(scores: str | None, output: ReportOutput, **options: Any) -> None:
+    """Score MODEL (a checkpoint, a bundle or 'nano') as users run it: greedy answers about held-out pictures.
+
+    Captions against people's, questions by kind, episodes with and without the memory, and the caption loss. An emoji
+    folder has scores of its own: test emoji, scene questions on held-out pairs, episodes.
+    """
+    from microvlm.training.scoring.registry import ScoreRequest, score
+
+    output.deliver(score(ScoreRequest(**options), scores, note))
+
+
+def main() -> None:
+    run_click(command)
