@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import msgspec
+
 from microvlm.bench.scores.caption_records import (
     CaptionReport,
     CaptionScores,
@@ -32,7 +34,7 @@ _DIFFERENCES = {
 
 
 def report(document: CaptionReport) -> Report:
-    models: list[ModelScores] = [document, *([document.against] if document.against is not None else [])]
+    models = _with_short_names([document, *([document.against] if document.against is not None else [])])
     heads = [model.model for model in models]
     data = document.data
     tables = []
@@ -60,6 +62,14 @@ def report(document: CaptionReport) -> Report:
         "brackets 95 % bootstrap intervals over pictures"
     ]
     return Report(f"scores of {heads[0]}", tables, [*remarks, *_remarks(document)])
+
+
+def _with_short_names(models: Sequence[ModelScores]) -> list[ModelScores]:
+    """The scores with the last two parts of long paths as names, unless these are the same."""
+    short = ["/".join(model.model.replace("\\", "/").rstrip("/").split("/")[-2:]) for model in models]
+    if len(set(short)) < len(models):
+        return list(models)
+    return [msgspec.structs.replace(model, model=name) for model, name in zip(models, short, strict=True)]
 
 
 def _captions(captioned: Sequence[tuple[str, CaptionScores]]) -> Rows:

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from microvlm import backends
 from microvlm.bench.provenance import describe_model, provenance
 from microvlm.errors import UserError
 from microvlm.loaded_model import LoadedModel, load_processor
+from microvlm.model.torch_runtime import TorchRuntime
 from microvlm.training.data.caption_data import CaptionData, open_data
 from microvlm.training.scoring import answer_scores as answering
 from microvlm.training.scoring.contact_sheet import chosen_pictures, sheet_path, write_sheet
 from microvlm.training.scoring.held_out import Episode, HeldOut, Picture, Question, read_held_out
-from microvlm.training.scoring.registry import Log, ScoreRequest
+from microvlm.training.scoring.registry import SCORES, Log, ScoreRequest
 from microvlm.training.scoring.text_measures import Measure, answer_measures, ratio
+from microvlm.training.scoring.text_windows import text_windows
 from microvlm.training.scoring.token_scores import count_tokens, score_tokens, tokenize
+from microvlm.training.stages.caption_evaluation import text_perplexity
 from microvlm.training.watching.progress import Progress
 
 MOST_NATS = 40.0
@@ -56,6 +64,7 @@ def score(request: ScoreRequest, log: Log) -> dict[str, Any]:
         "split": split,
         "samples": held_out.samples,
         "available": held_out.available,
+        "sha256": _fingerprint(data),
     }
     scored = _score_model(request.model, request, data, held_out, log)
     document = {"report": "captions", "backend": request.backend, "data": described, **scored.document}
@@ -85,7 +94,7 @@ def score(request: ScoreRequest, log: Log) -> dict[str, Any]:
 
 def load_model(source: str, backend: str, device: str | None) -> LoadedModel:
     """A model to score. Raises UserError, also for one without tokenizer and for a device that is not here."""
-    options = {} if device is None else {"device": device}
+    options: dict[str, Any] = {} if device is None else {"device": device}
     try:
         runtime = backends.load(backend, source, **options)
     except (RuntimeError, AssertionError):  # torch raises either for a missing device
@@ -95,11 +104,19 @@ def load_model(source: str, backend: str, device: str | None) -> LoadedModel:
     return LoadedModel(runtime, load_processor(runtime))
 
 
+def _fingerprint(data: CaptionData) -> str:
+    """sha256 of the file that describes a data folder."""
+    described = [data.folder / scores.file for scores in SCORES.values()]
+    return next(hashlib.sha256(path.read_bytes()).hexdigest() for path in described if path.is_file())
+
+
 def _score_model(
     source: str, request: ScoreRequest, data: CaptionData, held_out: HeldOut, log: Log
 ) -> _Scored:
     loaded = load_model(source, request.backend, request.device)
     log(f"scoring {source} on {request.backend}")
+    # Read first: a bad file is said now, and not after all captions.
+    windows = None if request.text is None else text_windows(request.text, loaded.processor)
     facts = provenance(describe_model(loaded.runtime.directory), None)
     scored = _Scored({"model": source, "provenance": facts}, {}, {}, [])
     if held_out.pictures:
@@ -108,18 +125,8 @@ def _score_model(
     if held_out.questions:
         _score_questions(loaded, held_out.questions, scored)
     _score_episodes(loaded, held_out, scored)
-    if request.text is not None:
-        from microvlm.model.torch_runtime import TorchRuntime
-        from microvlm.training.scoring.text_windows import text_windows
-        from microvlm.training.stages.caption_evaluation import text_perplexity
-
-        assert isinstance(loaded.runtime, TorchRuntime)
-        windows = text_windows(request.text, loaded.processor)
-        scored.document["text"] = {
-            "file": request.text.name,
-            "tokens": windows.numel(),
-            "perplexity": _without_gradients(lambda: text_perplexity(loaded.runtime.model, windows)),
-        }
+    if windows is not None:
+        scored.document["text"] = _score_text(loaded, request.text, windows)
     return scored
 
 
@@ -206,6 +213,14 @@ def _score_episodes(loaded: LoadedModel, held_out: HeldOut, scored: _Scored) -> 
     scored.document["episodes"] = rows
 
 
+def _score_text(loaded: LoadedModel, file: Path | None, windows: Tensor) -> dict[str, Any]:
+    assert file is not None
+    assert isinstance(loaded.runtime, TorchRuntime)
+    with torch.inference_mode():
+        perplexity = text_perplexity(loaded.runtime.model, windows)
+    return {"file": file.name, "tokens": windows.numel(), "perplexity": perplexity}
+
+
 def _differences(scored: _Scored, other: _Scored) -> dict[str, dict[str, float]]:
     """This model's scores minus the other's, of what both were scored on."""
     return {
@@ -226,10 +241,3 @@ def _progress(name: str, total: int) -> Iterator[Callable[[int], None]]:
             done = now
 
         yield update
-
-
-def _without_gradients(function: Callable[[], float]) -> float:
-    import torch
-
-    with torch.inference_mode():
-        return function()
