@@ -292,6 +292,7 @@ def test_refusals_are_one_sentence_with_the_next_step(
     assert "holds no emoji.json" in refuse("nano", *data, "--scores", "emoji")
     assert "is not a MicroVLM configuration" in refuse(hf_folders[0] / "qwen2", *data)
     assert "tokenizer" in refuse(tiny_checkpoint, *data)
+    assert "does not exist" in refuse("nano", *data, "--against", tmp_path / "no-model")
     assert "--text needs --backend torch" in refuse("nano", *data, "--backend", "ort", "--text", "a.txt")
     assert "there is no file" in refuse("nano", *data, "--text", tmp_path / "no.txt")
     assert "ends with .png" in refuse("nano", *data, "--pictures", tmp_path / "sheet.gif")

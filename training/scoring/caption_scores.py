@@ -18,6 +18,7 @@ from microvlm.bench.provenance import describe_model, provenance
 from microvlm.errors import UserError
 from microvlm.loaded_model import LoadedModel, load_processor
 from microvlm.model.torch_runtime import TorchRuntime
+from microvlm.sources.model_source import find_model
 from microvlm.training.data.caption_data import CaptionData, open_data
 from microvlm.training.scoring import answer_scores as answering
 from microvlm.training.scoring.contact_sheet import chosen_pictures, sheet_path, write_sheet
@@ -52,6 +53,8 @@ def score(request: ScoreRequest, log: Log) -> dict[str, Any]:
     sheet = None if request.pictures is None else sheet_path(request.pictures)
     if request.text is not None and request.backend != "torch":
         raise UserError("--text needs --backend torch, which runs checkpoints and bundles.")
+    for model in (request.model, *([request.against] if request.against is not None else [])):
+        find_model(model)  # a wrong name is said now, and not after all captions of the first
     data = open_data(request.data)
     split = request.split or "test"
     held_out = read_held_out(data, split, request.count)
@@ -83,13 +86,18 @@ def score(request: ScoreRequest, log: Log) -> dict[str, Any]:
         for number in chosen
     ]
     if sheet is not None:
-        models = [("model", scored.captions), *([("against", other.captions)] if other is not None else [])]
-        shown = [held_out.pictures[number] for number in chosen]
-        said = [[(who, captions[number]) for who, captions in models] for number in chosen]
-        human = [("human", picture.captions[0]) for picture in shown]
-        write_sheet(shown, [[*texts, person] for texts, person in zip(said, human, strict=True)], sheet)
-        log(f"{len(shown)} pictures in {sheet}")
+        models = {"model": scored.captions, **({} if other is None else {"against": other.captions})}
+        _write_sheet([(held_out.pictures[number], number) for number in chosen], models, sheet)
+        log(f"{len(chosen)} pictures in {sheet}")
     return document
+
+
+def _write_sheet(chosen: list[tuple[Picture, int]], models: dict[str, list[str]], path: Path) -> None:
+    said = [
+        [*((who, captions[number]) for who, captions in models.items()), ("human", picture.captions[0])]
+        for picture, number in chosen
+    ]
+    write_sheet([picture for picture, _ in chosen], said, path)
 
 
 def load_model(source: str, backend: str, device: str | None) -> LoadedModel:
@@ -97,6 +105,8 @@ def load_model(source: str, backend: str, device: str | None) -> LoadedModel:
     options: dict[str, Any] = {} if device is None else {"device": device}
     try:
         runtime = backends.load(backend, source, **options)
+    except torch.OutOfMemoryError:
+        raise UserError(f"{source} does not fit the memory of {device}: leave out --device.") from None
     except (RuntimeError, AssertionError):  # torch raises either for a missing device
         if device is None:
             raise
@@ -115,7 +125,7 @@ def _score_model(
 ) -> _Scored:
     loaded = load_model(source, request.backend, request.device)
     log(f"scoring {source} on {request.backend}")
-    # Read first: a bad file is said now, and not after all captions.
+    # Read first, as above.
     windows = None if request.text is None else text_windows(request.text, loaded.processor)
     facts = provenance(describe_model(loaded.runtime.directory), None)
     scored = _Scored({"model": source, "provenance": facts}, {}, {}, [])
