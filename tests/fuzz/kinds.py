@@ -342,6 +342,57 @@ class HuggingFaceConfig(Kind):
         read(self.scratch)
 
 
+class GgufDecoder(OneFile):
+    """A GGUF decoder: its header, tokenizer and every tensor."""
+
+    name = "gguf-decoder"
+    folder = "parts"
+    pattern = "*.gguf"
+
+    def use(self) -> None:
+        import dataclasses
+
+        from seed_files import fuzzed_configs
+
+        from microvlm.model.pretrained.decoder_tokenizer import read_decoder_tokenizer
+        from microvlm.model.pretrained.gguf_weights import gguf_weights
+        from microvlm.model.pretrained.part_tensors import decoder_tensors
+        from microvlm.model.pretrained.parts import find_part
+
+        part = find_part(self.path, "decoder")
+        assert part.gguf is not None
+        config = dataclasses.replace(fuzzed_configs()[0], text=part.text_config())
+        read_decoder_tokenizer(part.gguf, template="{prompt}")
+        tensors, _ = decoder_tensors(gguf_weights(part.gguf, config.text), config)
+        for tensor in tensors.values():
+            value = tensor.read()
+            if (tuple(value.shape), value.dtype) != (tensor.shape, tensor.dtype):
+                raise Defect(f"{value.dtype} {tuple(value.shape)} instead of {tensor}")
+
+
+class PickledEncoder(Kind):
+    """pytorch_model.bin of an encoder, whose tensors are all read."""
+
+    name = "pickled-encoder"
+
+    def prepare(self) -> None:
+        shutil.copytree(self.seeds / "parts" / "encoder", self.scratch / "encoder")
+        self.path = self.scratch / "encoder" / "pytorch_model.bin"
+        self.originals = [self.path.read_bytes()]
+
+    def put(self, content: bytes) -> None:
+        self.path.write_bytes(content)
+
+    def use(self) -> None:
+        from seed_files import fuzzed_configs
+
+        from microvlm.model.pretrained.part_tensors import vision_tensors
+
+        for tensor in vision_tensors(self.path.parent, fuzzed_configs()[1]).values():
+            if tuple(tensor.read().shape) != tensor.shape:
+                raise Defect("a tensor of another shape")
+
+
 class MemoryFile(OneFile):
     """A memory file with any changed bytes: refused, or without its torn last record."""
 
@@ -755,6 +806,8 @@ KINDS: dict[str, type[Kind]] = {
         CheckpointWeights,
         Description,
         HuggingFaceConfig,
+        GgufDecoder,
+        PickledEncoder,
         MemoryFile,
         HashedMemory,
         Recipe,

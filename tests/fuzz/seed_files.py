@@ -8,6 +8,7 @@ import subprocess
 import sys
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -64,6 +65,7 @@ def write_seeds(folder: Path, bundle: Path) -> None:
         (folder / "huggingface" / name).mkdir(parents=True)
         (folder / "huggingface" / name / "config.json").write_text(json.dumps(documents))
     (folder / "huggingface" / "vision" / "preprocessor_config.json").write_text(json.dumps(_PREPROCESSOR))
+    _parts(folder / "parts")
     packaged = resources.files("microvlm.training").joinpath("recipes", "nano.json")
     (folder / "recipe.json").write_text(packaged.read_text())
     shutil.copytree(REPOSITORY / "bench" / "pi" / "profiles", folder / "profiles")
@@ -71,6 +73,84 @@ def write_seeds(folder: Path, bundle: Path) -> None:
     picture = next((folder / "pictures").glob("*.png"))
     example = [sys.executable, str(folder / "bundle" / "example.py"), "tell", str(picture), "who?", "anna"]
     subprocess.run(example, cwd=folder, check=True, capture_output=True)
+
+
+def _parts(folder: Path) -> None:
+    """A GGUF decoder with F32, F16 and Q8_0 tensors and a tokenizer, and an encoder with pickled weights."""
+    import gguf
+    import torch
+
+    from microvlm.formats.weight_shapes import weight_shapes
+    from microvlm.model.pretrained.gguf_weights import _LAYER, _TOP
+    from microvlm.model.pretrained.part_tensors import _vision_name
+
+    text, vision = fuzzed_configs()
+    encoder = folder / "encoder"
+    encoder.mkdir(parents=True)
+    (encoder / "config.json").write_text(json.dumps(_VISION))
+    generator = torch.Generator().manual_seed(0)
+    shapes = weight_shapes(vision)
+    tensors = {
+        _vision_name(name.removeprefix("vision."), True): torch.randn(shape, generator=generator)
+        for name, shape in shapes.items()
+        if name.startswith("vision.")
+    }
+    torch.save(tensors, encoder / "pytorch_model.bin")
+    writer = gguf.GGUFWriter(str(folder / "decoder.gguf"), "llama")
+    for key, value in _LLAMA.items():
+        (writer.add_float32 if isinstance(value, float) else writer.add_uint32)(f"llama.{key}", value)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list([*map(chr, range(33, 127)), "ab", "<|end|>"])
+    writer.add_token_types([1] * 95 + [3])
+    writer.add_token_merges(["a b"])
+    writer.add_eos_token_id(95)
+    theirs = {ours: name for name, ours in (_TOP | _LAYER).items()}
+    for name, shape in weight_shapes(text).items():
+        if not name.startswith(("decoder.", "embedding.")):
+            continue
+        ours = name.removeprefix("decoder.").removesuffix(".weight")
+        if name == "embedding.weight" or name == "decoder.norm.weight":
+            full = theirs["model.embed_tokens.weight" if "embedding" in name else "model.norm.weight"]
+        else:
+            _, index, part = ours.split(".", 2)
+            full = f"blk.{index}.{theirs[part]}.weight"
+        kind = gguf.GGMLQuantizationType.F32
+        if "up_proj" in name:
+            kind = gguf.GGMLQuantizationType.F16
+        elif "gate_proj" in name or "q_proj" in name:
+            kind = gguf.GGMLQuantizationType.Q8_0
+        values = torch.randn(shape, generator=generator).numpy()
+        writer.add_tensor(full, gguf.quants.quantize(values, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+_LLAMA = {
+    "block_count": 1,
+    "context_length": 64,
+    "embedding_length": 32,
+    "feed_forward_length": 32,
+    "attention.head_count": 2,
+    "attention.head_count_kv": 1,
+    "rope.dimension_count": 16,
+    "rope.freq_base": 10_000.0,
+    "attention.layer_norm_rms_epsilon": 1e-5,
+}
+
+
+def fuzzed_configs() -> tuple[Any, Any]:
+    """The configurations of a MicroVLM with the decoder of `_LLAMA`, and of one with the encoder of `_VISION`."""
+    from microvlm.config import MemoryConfig, MicroVLMConfig, TextConfig, VisionConfig
+
+    text = TextConfig(96, 32, 1, 2, 1, 16, 32, 1e-5, 10_000.0, False, False, 64)
+    vision = VisionConfig(32, 8, 48, 2, 2, 96, 1e-12, True)
+    memory = MemoryConfig(slots=1, code_size=2)
+    return MicroVLMConfig(text=text, memory=memory, prefix_tokens=1), MicroVLMConfig(
+        vision=vision, memory=memory, prefix_tokens=1
+    )
 
 
 def _pictures(folder: Path) -> None:

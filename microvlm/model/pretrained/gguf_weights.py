@@ -92,7 +92,8 @@ def _read(path: Path, name: str, stored: GgufTensor) -> Tensor:
             count = min(_ROWS_AT_ONCE, rows - first)
             content = read_range(path, stored.start + first * row_bytes, count * row_bytes)
             blocks = np.frombuffer(content, np.uint8).reshape(count, row_bytes)
-            result[first : first + count] = dequantize(blocks, GGMLQuantizationType[kind])
+            with np.errstate(all="ignore"):  # of damaged scales, which are numbers like any other to a model
+                result[first : first + count] = dequantize(blocks, GGMLQuantizationType[kind])
     except NotImplementedError:
         raise UserError(
             f"{path}: {quote(name)} is stored as {kind}, which the installed gguf package cannot unpack: "

@@ -6,6 +6,7 @@ Names, shapes and dtypes come first; a tensor takes memory only while it is copi
 from __future__ import annotations
 
 import pickle
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -127,9 +128,11 @@ def _detached(path: Path, tensor: Tensor) -> Tensor:
 
 @contextmanager
 def _loader_errors(path: Path) -> Iterator[None]:
-    """Torch's loader raises what a damaged archive or pickle makes of it: any of a dozen kinds."""
+    """Torch's loader raises what a damaged archive or pickle makes of it: any of a dozen kinds, after warnings."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     except (UserError, MemoryError):
         raise
     except pickle.UnpicklingError:
