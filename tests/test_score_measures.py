@@ -118,6 +118,17 @@ def test_an_interval_of_a_mean_is_about_two_standard_errors_wide_on_each_side():
     assert (high - low) / 2 == pytest.approx(1.96 * error, rel=0.1)
 
 
+def test_values_of_one_group_are_resampled_together():
+    values = np.repeat(np.random.default_rng(2).random(50), 8)
+    apart, together = (
+        mean_of(values).interval(),
+        mean_of(values, [str(n // 8) for n in range(400)]).interval(),
+    )
+    assert together.value == pytest.approx(apart.value)
+    # Eight equal values are one observation.
+    assert together.high - together.low == pytest.approx(8**0.5 * (apart.high - apart.low), rel=0.15)
+
+
 def test_a_paired_difference_is_narrower_than_the_scores_it_compares():
     generator = np.random.default_rng(1)
     hard = generator.random(200)

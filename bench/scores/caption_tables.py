@@ -59,7 +59,7 @@ def report(document: CaptionReport) -> Report:
         tables.append(Table("differences", title, _differences(document.against.differences)))
     remarks = [
         f"{data.samples:,} of {data.available:,} {data.split} samples of {data.name}, on {document.backend}; in "
-        "brackets 95 % bootstrap intervals over pictures"
+        "brackets 95 % bootstrap intervals over pictures, or over samples of questions and episodes"
     ]
     return Report(f"scores of {heads[0]}", tables, [*remarks, *_remarks(document)])
 

@@ -78,7 +78,7 @@ def own_episodes(pictures: Sequence[Picture]) -> list[Episode]:
         if len(part) < 2:
             continue
         questions = tuple(
-            Question(picture.key, ordinal_question(step), (), picture.captions)
+            Question(part[0].key, ordinal_question(step), (), picture.captions)
             for step, picture in enumerate(part)
         )
         episodes.append(Episode(tuple(picture.image for picture in part), questions))
@@ -108,11 +108,20 @@ def answer_episodes(loaded: LoadedModel, episodes: Sequence[Episode], progress: 
 
 
 def exact_matches(questions: Sequence[Question], answers: Sequence[str]) -> Measure:
-    return mean_of([is_exact(a, question.answers) for question, a in zip(questions, answers, strict=True)])
+    """Share of the questions that are answered exactly; samples are resampled whole."""
+    return _mean(is_exact, questions, answers)
 
 
 def shared_words(questions: Sequence[Question], answers: Sequence[str]) -> Measure:
-    return mean_of([word_f1(a, question.answers) for question, a in zip(questions, answers, strict=True)])
+    """Mean F1 of words of the answers; samples are resampled whole."""
+    return _mean(word_f1, questions, answers)
+
+
+def _mean(
+    score: Callable[[str, Sequence[str]], float], questions: Sequence[Question], answers: Sequence[str]
+) -> Measure:
+    values = [score(answer, question.answers) for question, answer in zip(questions, answers, strict=True)]
+    return mean_of(values, [question.key for question in questions])
 
 
 def question_kinds(questions: Sequence[Question], answers: Sequence[str]) -> list[dict[str, Any]]:

@@ -49,10 +49,15 @@ def ratio(sums: np.ndarray) -> float:
     return float(sums[0] / sums[1])
 
 
-def mean_of(values: Sequence[float] | np.ndarray) -> Measure:
-    """The mean of one number an item."""
-    column = np.asarray(values, np.float64)
-    return Measure(np.stack([column, np.ones_like(column)], 1), ratio)
+def mean_of(values: Sequence[float] | np.ndarray, groups: Sequence[str] | None = None) -> Measure:
+    """The mean of values. Those of one group, such as the questions about one picture, are resampled together."""
+    pairs = np.stack([np.asarray(values, np.float64), np.ones(len(values))], 1)
+    if groups is None:
+        return Measure(pairs, ratio)
+    places = {group: number for number, group in enumerate(dict.fromkeys(groups))}
+    rows = np.zeros((len(places), 2))
+    np.add.at(rows, [places[group] for group in groups], pairs)
+    return Measure(rows, ratio)
 
 
 def words_of(text: str) -> list[str]:
