@@ -129,6 +129,14 @@ def equivalence(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def road(session: nox.Session) -> None:
+    """From photographs that packages carry to a trained, exported, captioning model; `-- 400` steps"""
+    need(session, *COMPILER)
+    install(session, "dev")
+    run(session, "python", ".ci/road.py", session.create_tmp(), *session.posargs)
+
+
+@nox.session(venv_backend="none")
 def fuzz(session: nox.Session) -> None:
     """Mutated files of every kind: right or refused; `-- --count 3000` takes an hour"""
     need(session, *COMPILER)

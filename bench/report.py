@@ -33,6 +33,8 @@ from microvlm.bench.scores.score_records import ScoreReport
 from microvlm.bench.speed import speed_tables
 from microvlm.bench.speed.speed_records import SpeedReport
 from microvlm.bench.tables import Report
+from microvlm.bench.training import training_tables
+from microvlm.bench.training.training_records import SeveralCosts, TrainingReport
 from microvlm.errors import UserError
 from microvlm.formats import documents
 
@@ -62,11 +64,16 @@ READERS: dict[str, Reader] = {
     "captions": Reader(CaptionReport, caption_tables.report),
     "fit": Reader(FitReport, pi_tables.fit_report),
     "counts": Reader(CountReport, count_tables.report),
+    "training": Reader(TrainingReport, training_tables.report),
+    "training_costs": Reader(SeveralCosts, training_tables.costs_report),
     "mutations": Reader(hardening_tables.MutationReport, hardening_tables.mutation_report),
     "kills": Reader(hardening_tables.KillReport, hardening_tables.kill_report),
 }
 """By kind. `microvlm-bench KIND` writes documents, `microvlm-score` those of kind `score` and `captions`; `counts` is a
-baseline of `pi`, `python tests/fuzz` writes `mutations` and `python tests/kills` writes `kills`."""
+baseline of `pi`, `summary.json` of a run of `microvlm-train` is a `training` one, `python tests/fuzz` writes
+`mutations` and `python tests/kills` writes `kills`."""
+UNMEASURED = ("counts", "training_costs")
+"""Kinds that are of no machine: their own remarks say where the figures come from."""
 _SEVERAL_MODELS = Reader(SeveralParts, memory_tables.report)
 """A document of kind `memory` with `subjects`."""
 
@@ -111,7 +118,7 @@ def parse_report(content: bytes, origin: str) -> Report:
     reader = _SEVERAL_MODELS if kind == "memory" and bytes(head.subjects) != b"null" else READERS[kind]
     record = documents.parse(content, reader.record, f"{origin} (a '{kind}' report)", REMEDY)
     report = reader.render(record)
-    if kind != "counts":  # which is of no machine: its own remark says where it comes from
+    if kind not in UNMEASURED:
         report = report._replace(remarks=[*report.remarks, provenance_line(record.provenance)])
     return report.printable()
 

@@ -21,16 +21,17 @@ from conftest import FLOAT, seeded_model, tiny_config
 from safetensors.torch import load_file
 
 from microvlm import MicroVLM
+from microvlm.bench.report import report_of_file
 from microvlm.errors import UserError
 from microvlm.inputs.processor import Processor
 from microvlm.training.caption_options import CaptionOptions, TeacherOptions
-from microvlm.training.loss_guard import STOPPED_BATCH
+from microvlm.training.loop.loss_guard import STOPPED_BATCH
+from microvlm.training.loop.run_state import state_folders
+from microvlm.training.loop.training_loop import step_generator
 from microvlm.training.recipe import Recipe, StageConfig, load_recipe, packaged_recipes
-from microvlm.training.run_state import state_folders
 from microvlm.training.stages.captions import CaptionTask
 from microvlm.training.stages.task import DataFolder
 from microvlm.training.trainer import TrainingRun, open_data, train
-from microvlm.training.training_loop import step_generator
 
 NEW = {"adapter": 1.0, "memory_encoder": 1.0, "memory_projection": 1.0, "memory_prior": 1.0, "scope": 1.0}
 FIRST = StageConfig("stage1", "captions", 3, 8, 1e-3, caption=CaptionOptions(trained=NEW))
@@ -114,6 +115,9 @@ def test_a_run_leaves_metrics_evaluations_pictures_samples_and_a_model_that_spea
     assert samples
     assert all((finished / "samples" / row["picture"]).is_file() for row in samples)
     assert json.loads((finished / "status.json").read_text())["state"] == "finished"
+    report = report_of_file(finished / "summary.json")
+    assert [table.name for table in report.tables] == ["stages", "evaluations"]
+    assert "stage2" in report.text()
     model = MicroVLM.from_pretrained(finished / "checkpoint")
     assert isinstance(model.generate(np.zeros((40, 40, 3), np.uint8)), str)
 
@@ -286,9 +290,9 @@ def test_the_memory_reaches_the_answers_and_learns(data, start):
 def test_alignment_begins_near_chance(data, start):
     task = make_task(data, start)
     _, metrics = task.loss(task.module, task.draw_step(0, step_generator(0, 0, 0, 0)))
-    chance = float(metrics["train/alignment_chance"])
+    chance = metrics["train/alignment_chance"].item()
     assert chance <= math.log(8) + 1e-6
-    assert abs(float(metrics["train/alignment_loss"]) - chance) < 1.5
+    assert abs(metrics["train/alignment_loss"].item() - chance) < 1.5
 
 
 @pytest.mark.parametrize(

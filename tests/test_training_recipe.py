@@ -13,8 +13,8 @@ from document_mutations import check_mutations
 from microvlm.errors import UserError
 from microvlm.formats import documents
 from microvlm.training.emoji.data.emoji import load_emoji
+from microvlm.training.loop.run_state import STATE, load_state, save_state
 from microvlm.training.recipe import Recipe, StageConfig, load_recipe
-from microvlm.training.run_state import STATE, load_state, save_state
 from microvlm.training.stages.registry import TASKS, task_class
 from microvlm.training.trainer import train
 

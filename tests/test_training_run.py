@@ -16,8 +16,8 @@ from microvlm.errors import UserError
 from microvlm.presets import _PRESETS, preset
 from microvlm.training.emoji.data.emoji import load_emoji
 from microvlm.training.emoji.stages.scope import ScopeTask
+from microvlm.training.loop.run_state import state_folders
 from microvlm.training.recipe import Recipe, StageConfig
-from microvlm.training.run_state import state_folders
 from microvlm.training.trainer import train
 from microvlm.training.warm_start import float_weights, start_from, weights_sha256
 
@@ -138,7 +138,9 @@ def test_a_stage_can_have_a_precision_of_its_own(finished, emoji, tmp_path, monk
     """Uses `scope` stages, which compute in float32 either way, so that no CPU emulates bfloat16."""
     autocast = []
     loss = ScopeTask.loss
-    monkeypatch.setattr("microvlm.training.training_loop.usable_precision", lambda precision, _: precision)
+    monkeypatch.setattr(
+        "microvlm.training.loop.training_loop.usable_precision", lambda precision, _: precision
+    )
     monkeypatch.setattr(
         ScopeTask, "loss", lambda *args: autocast.append(torch.is_autocast_enabled("cpu")) or loss(*args)
     )

@@ -12,8 +12,8 @@ from microvlm.errors import UserError
 from microvlm.model.linear import ternarize
 from microvlm.presets import preset
 from microvlm.training import trainer
-from microvlm.training.muon import Float32Muon, orthogonalise
-from microvlm.training.optimizers import usable_precision
+from microvlm.training.loop.muon import Float32Muon, orthogonalise
+from microvlm.training.loop.optimizers import usable_precision
 from microvlm.training.tokenizer_training import save_tokenizer, train_tokenizer
 from microvlm.training.warm_start import draw_latents, float_weights
 
@@ -93,7 +93,7 @@ def test_orthogonalising_keeps_the_singular_vectors_and_evens_the_values():
 def test_bf16_is_used_only_where_the_machine_computes_in_it(monkeypatch):
     lines = []
     for supported, used in ((True, "bf16"), (False, "no")):
-        monkeypatch.setattr("microvlm.training.optimizers.has_bfloat16", lambda value=supported: value)
+        monkeypatch.setattr("microvlm.training.loop.optimizers.has_bfloat16", lambda value=supported: value)
         assert usable_precision("bf16", lines.append) == used
         assert usable_precision("no", lines.append) == "no"
     assert lines == ["this CPU has no bfloat16 arithmetic: training in float32"]

@@ -21,12 +21,12 @@ from microvlm.training.emoji.stages import distill
 from microvlm.training.emoji.stages.vlm import VLMTask
 from microvlm.training.emoji.teacher import TEACHER_WIDTH
 from microvlm.training.emoji.tokenizer_corpus import tokenizer_corpus
+from microvlm.training.loop.training_loop import step_generator
 from microvlm.training.recipe import Recipe, StageConfig
 from microvlm.training.stages.registry import TASKS, task_class
 from microvlm.training.stages.task import StageInputs, Task
 from microvlm.training.tokenizer_training import train_tokenizer
 from microvlm.training.trainer import stage_config, train
-from microvlm.training.training_loop import step_generator
 
 STAGES = {
     "distill": StageConfig("distill", "distill", 2, 4, 1e-3),

@@ -31,6 +31,8 @@ RESERVED_NAMES = (
     "status.json",
     "metrics.jsonl",
     "evaluations.jsonl",
+    "summary.json",
+    "curves.png",
 )
 """What a run's folder holds beside its stages' folders."""
 LARGEST_RECIPE = 1_000_000

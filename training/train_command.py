@@ -10,6 +10,7 @@ from typing import Any
 import click
 import msgspec
 
+from microvlm.bench.report_flags import ReportOutput, report_flags
 from microvlm.commands.options import ThreadCount
 from microvlm.console import after_saving, echo, note, print_json, run_click
 from microvlm.errors import UserError
@@ -95,7 +96,8 @@ def command(recipe: str, **options: Any) -> None:
     """Train RECIPE: a packaged name (test, stage1, stage2, distill, nano) or a JSON file.
 
     test learns a small model of your pictures from nothing, or tries --start briefly; stage1 and stage2 train an
-    assembled model; distill makes it ternary. `microvlm-train watch RUN` shows a run.
+    assembled model; distill makes it ternary. `microvlm-train watch RUN` shows a run,
+    `microvlm-train test --help` lists all options.
 
     Example: microvlm-train test --data data/mine -o runs/mine
     """
@@ -208,6 +210,34 @@ def _data_folder(source: str) -> Any:
     return DataFolder(Path(folder), number)
 
 
+@click.command(name="costs")
+@click.option("--model", default="full", show_default=True, help="A preset, or a checkpoint's folder.")
+@click.option(
+    "--samples", type=click.IntRange(1), default=10_000, show_default=True, help="Training pictures."
+)
+@click.option("--machine", default="rtx3090", show_default=True, help="A machine of the table.")
+@report_flags
+def costs(model: str, samples: int, machine: str, output: ReportOutput) -> None:
+    """Predict what stage1, stage2 and distill cost on a GPU. Nothing is measured.
+
+    Example: microvlm-train costs --model full --samples 10000
+    """
+    from microvlm.config import MicroVLMConfig
+    from microvlm.presets import preset, preset_names
+    from microvlm.sources.model_source import find_model
+    from microvlm.training.predicted_costs import MACHINES, predict_costs
+    from microvlm.training.recipe import load_recipe
+
+    if machine not in MACHINES:
+        raise UserError(f"unknown machine {quote(machine)}; choose one of {', '.join(MACHINES)}.")
+    config = preset(model) if model in preset_names() else MicroVLMConfig.load(find_model(model).folder)
+    recipes = [
+        predict_costs(load_recipe(name), config, samples, MACHINES[machine])
+        for name in ("stage1", "stage2", "distill")
+    ]
+    output.deliver({"report": "training_costs", "recipes": recipes})
+
+
 class RecipeGroup(click.Group):
     """Commands by name; any other first argument is a recipe for `train`."""
 
@@ -216,6 +246,11 @@ class RecipeGroup(click.Group):
             args = ["train", *args]
         return super().parse_args(ctx, args)
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        return super().resolve_command(ctx, args if args[0] in self.commands else ["train", *args])
+
 
 @click.group(cls=RecipeGroup, help=command.help, invoke_without_command=False)
 def cli() -> None:
@@ -223,14 +258,16 @@ def cli() -> None:
 
 
 cli.add_command(command)
+cli.add_command(costs)
 
 
-def _add_watch() -> None:
+def whole_group() -> click.Group:
+    """The group with all its commands."""
     from microvlm.training.watching.watch_command import command as watch
 
     cli.add_command(watch, "watch")
+    return cli
 
 
 def main() -> None:
-    _add_watch()
-    run_click(cli)
+    run_click(whole_group())

@@ -36,15 +36,25 @@ from microvlm.temporary_folder import remove_leftovers
 from microvlm.training.batches.sample_texts import TextRows
 from microvlm.training.budget import Budget, resolve_steps
 from microvlm.training.frozen_base import FOUR_BITS, quantize_frozen
+from microvlm.training.loop.run_files import (
+    BEST,
+    BEST_CHECKPOINT,
+    CHECKPOINT,
+    DONE,
+    RECIPE,
+    RUN,
+    SUMMARY,
+    WEIGHTS,
+)
+from microvlm.training.loop.run_provenance import recorded_runs
+from microvlm.training.loop.run_state import changing_tensors
+from microvlm.training.loop.run_summary import summarize
+from microvlm.training.loop.step_timing import measure_step_seconds
+from microvlm.training.loop.training_loop import RunContext, run_stage, write_status
 from microvlm.training.model_base import ModelBase
 from microvlm.training.recipe import Recipe, StageConfig
-from microvlm.training.run_files import BEST, BEST_CHECKPOINT, CHECKPOINT, DONE, RECIPE, RUN, WEIGHTS
-from microvlm.training.run_provenance import recorded_runs
-from microvlm.training.run_state import changing_tensors
 from microvlm.training.stages.registry import task_class
 from microvlm.training.stages.task import DataFolder, StageInputs, Task, WholeModelTask
-from microvlm.training.step_timing import measure_step_seconds
-from microvlm.training.training_loop import RunContext, run_stage, write_status
 from microvlm.training.warm_start import start_from, stored_dtypes, weights_sha256
 from microvlm.training.watching.run_name import next_run_name
 from microvlm.training.watching.tracking import Tracking, accelerator_options
@@ -181,6 +191,7 @@ class TrainingRun:
             context.tracking.close()
         if complete and context.accelerator.is_main_process:
             self.finish()
+            self._write_summary()
             write_status(context, "finished", context.total_steps)
             log(f"checkpoint written to {self.out / CHECKPOINT}")
         return complete
@@ -242,6 +253,14 @@ class TrainingRun:
         self._write_checkpoint(index, folder / WEIGHTS, self.out / CHECKPOINT)
         if (folder / BEST).is_file():
             self._write_checkpoint(index, folder / BEST, self.out / BEST_CHECKPOINT)
+
+    def _write_summary(self) -> None:
+        """Write the run's report from its own files."""
+        described = self.classes[0].describe_data(self.data)
+        named = ", ".join(entry["name"] for entry in described) if described else "emoji"
+        samples = self.classes[0].epoch_samples(self.data)
+        document = summarize(self.out, self.recipe, self.base.config.name, named, samples)
+        write_file(self.out / SUMMARY, json.dumps(document, indent=1) + "\n")
 
     def _write_checkpoint(self, index: int, weights: Path, target: Path) -> None:
         """Write a stage's model: packed if it is ternary, else with untouched weights at their stored precision."""

@@ -23,9 +23,9 @@ from microvlm.training.batches.conversation_rows import Exchange
 from microvlm.training.batches.picture_views import plain_view
 from microvlm.training.batches.sample_texts import IGNORED
 from microvlm.training.data.caption_data import CaptionData, CaptionSample
+from microvlm.training.loop.run_files import SAMPLES
 from microvlm.training.losses.alignment_loss import recall_at_one
 from microvlm.training.losses.memory_episodes import read_episodes
-from microvlm.training.run_files import SAMPLES
 from microvlm.training.stages.caption_pictures import attention_divergence, prefix_attention
 from microvlm.training.watching import names
 

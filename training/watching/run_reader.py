@@ -19,7 +19,7 @@ import msgspec
 from microvlm.errors import UserError
 from microvlm.formats import documents
 from microvlm.formats.documents import Count
-from microvlm.training.run_files import (
+from microvlm.training.loop.run_files import (
     CHECKPOINT,
     EVALUATIONS,
     METRICS,

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from microvlm.console import describe_os_error, note
 from microvlm.errors import UserError
 from microvlm.formats.documents import quote
-from microvlm.training.run_files import METRICS
+from microvlm.training.loop.run_files import METRICS
 from microvlm.training.watching import names
 from microvlm.training.watching.metrics_file import NOT_FINITE, cut, metrics_line, parse_row
 

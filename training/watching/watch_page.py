@@ -6,7 +6,7 @@ import base64
 from html import escape
 from pathlib import Path
 
-from microvlm.training.run_files import METRICS, SAMPLES
+from microvlm.training.loop.run_files import METRICS, SAMPLES
 from microvlm.training.watching import names
 from microvlm.training.watching.metrics_file import Row
 from microvlm.training.watching.plots import panel_svg, present

@@ -6,7 +6,9 @@ A batch is a function of (seed, stage, step) alone, so a resumed run trains on t
 from __future__ import annotations
 
 import json
+import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,12 +27,12 @@ from microvlm.errors import UserError
 from microvlm.formats import documents
 from microvlm.model.checkpoint import write_tensors
 from microvlm.model.linear import weights_rounded_once
-from microvlm.training.loss_guard import LossGuard
-from microvlm.training.optimizers import build_optimizers, cosine, usable_precision
+from microvlm.training.loop.loss_guard import LossGuard
+from microvlm.training.loop.optimizers import build_optimizers, cosine, usable_precision
+from microvlm.training.loop.run_files import BEST, CURVES, EVALUATIONS, METRICS, PICTURES, STATUS
+from microvlm.training.loop.run_provenance import record_run
+from microvlm.training.loop.run_state import changing_tensors, load_state, save_state
 from microvlm.training.recipe import Recipe, StageConfig
-from microvlm.training.run_files import BEST, CURVES, EVALUATIONS, METRICS, PICTURES, STATUS
-from microvlm.training.run_provenance import record_run
-from microvlm.training.run_state import changing_tensors, load_state, save_state
 from microvlm.training.stages.task import Task
 from microvlm.training.watching import names
 from microvlm.training.watching.plots import curves
@@ -68,6 +70,8 @@ def write_status(
         "steps": context.total_steps,
         "reason": reason,
         "updated": round(time.time(), 1),
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
     }
     write_file(context.folder / STATUS, json.dumps(document) + "\n")
 

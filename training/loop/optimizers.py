@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from microvlm.training.muon import Float32Muon
+from microvlm.training.loop.muon import Float32Muon
 from microvlm.training.recipe import StageConfig
 from microvlm.training.stages.task import Task
 

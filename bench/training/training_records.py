@@ -1,0 +1,77 @@
+"""The records of a report about a training run (`summary.json` in its folder)."""
+
+from __future__ import annotations
+
+import msgspec
+
+from microvlm.bench.records import Figure, Provenance
+from microvlm.formats.documents import Count
+
+
+class StageSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """One stage: its length, its time, its losses, and the evaluations before and after it."""
+
+    name: str
+    steps: Count
+    batch_size: Count
+    decoder_bits: Figure
+    trainable_params: Count
+    total_params: Count
+    seconds: Figure
+    """Of its steps alone: evaluations, states and pictures are not counted."""
+    samples: Count
+    samples_per_second: Figure
+    tokens_per_second: Figure
+    loss_first: Figure
+    """Mean cross-entropy of answers over the first logged steps, nats a token."""
+    loss_last: Figure
+    before: dict[str, Figure] = {}
+    after: dict[str, Figure] = {}
+
+
+class TrainingReport(msgspec.Struct, frozen=True, kw_only=True):
+    """A finished run."""
+
+    report: str
+    recipe: str
+    model: str
+    data: str
+    samples: Count | None
+    """Training samples of the data; null where it has no passes."""
+    stages: list[StageSummary]
+    wall_seconds: Figure
+    """From the first logged step to the last, evaluations and pictures included."""
+    peak_rss_bytes: Count
+    """Of the process that finished the run."""
+    provenance: Provenance
+
+
+class StageCosts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a stage is predicted to cost."""
+
+    name: str
+    samples_seen: Count
+    trainable_params: Count
+    predicted_flops_a_sample: Figure
+    predicted_hours_low: Figure
+    predicted_hours_high: Figure
+    predicted_bytes: Figure
+
+
+class CostsReport(msgspec.Struct, frozen=True, kw_only=True):
+    """Predicted costs of a recipe on a machine; nothing in it is measured."""
+
+    report: str
+    recipe: str
+    model: str
+    machine: str
+    samples: Count
+    assumed: dict[str, Figure]
+    stages: list[StageCosts]
+
+
+class SeveralCosts(msgspec.Struct, frozen=True, kw_only=True):
+    """Predicted costs of several recipes."""
+
+    report: str
+    recipes: list[CostsReport]

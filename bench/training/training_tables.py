@@ -1,0 +1,70 @@
+"""The report of a training run as tables. Trains nothing."""
+
+from __future__ import annotations
+
+from microvlm.bench.tables import Report, Table
+from microvlm.bench.training.training_records import SeveralCosts, TrainingReport
+
+_EVALUATIONS = {
+    "evaluation/loss": "caption loss, held out (nats a token)",
+    "evaluation/token_accuracy": "next token right, held out",
+    "evaluation/alignment_recall_at_1": "picture's own caption nearest (R@1)",
+    "evaluation/alignment_chance": "R@1 by chance",
+    "evaluation/episode_loss_on": "episodes, memory on (nats a token)",
+    "evaluation/episode_loss_off": "episodes, memory masked",
+    "evaluation/episode_loss_empty": "episodes, memory empty",
+    "evaluation/text_perplexity": "perplexity of plain text",
+    "attention/divergence": "attention moved since the stage began (nats)",
+}
+
+
+def report(document: TrainingReport) -> Report:
+    stages = document.stages
+    heads = [stage.name for stage in stages]
+    length = [
+        ["", *heads],
+        ["steps", *(f"{stage.steps:,}" for stage in stages)],
+        ["samples", *(f"{stage.samples:,}" for stage in stages)],
+        ["parameters that learn", *(f"{stage.trainable_params:,}" for stage in stages)],
+        ["seconds of steps", *(f"{stage.seconds:,.0f}" for stage in stages)],
+        ["samples a second", *(f"{stage.samples_per_second:.2f}" for stage in stages)],
+        ["tokens a second", *(f"{stage.tokens_per_second:.1f}" for stage in stages)],
+        ["caption loss, first steps", *(f"{stage.loss_first:.3f}" for stage in stages)],
+        ["caption loss, last steps", *(f"{stage.loss_last:.3f}" for stage in stages)],
+    ]
+    rows = [["", *(f"{stage.name}: {when}" for stage in stages for when in ("before", "after"))]]
+    for name, label in _EVALUATIONS.items():
+        values = [value.get(name) for stage in stages for value in (stage.before, stage.after)]
+        if any(value is not None for value in values):
+            rows.append([label, *("" if value is None else f"{value:.4g}" for value in values)])
+    tables = [Table("stages", "stages", length), Table("evaluations", "before and after each stage", rows)]
+    samples = "" if document.samples is None else f", {document.samples:,} training samples"
+    remarks = [
+        f"recipe '{document.recipe}', model {document.model}, data '{document.data}'{samples}; "
+        f"{document.wall_seconds / 60:.1f} minutes in all, {document.peak_rss_bytes / 1e9:.2f} GB at most"
+    ]
+    return Report(f"training run '{document.recipe}'", tables, remarks)
+
+
+def costs_report(document: SeveralCosts) -> Report:
+    """Predicted costs as one table."""
+    rows = [["recipe", "pictures", "parameters that learn", "predicted hours", "predicted GB"]]
+    for costs in document.recipes:
+        for stage in costs.stages:
+            hours = f"{stage.predicted_hours_low:.2g}-{stage.predicted_hours_high:.2g}"
+            rows.append(
+                [
+                    costs.recipe,
+                    f"{costs.samples:,}",
+                    f"{stage.trainable_params:,}",
+                    hours,
+                    f"{stage.predicted_bytes / 1e9:.1f}",
+                ]
+            )
+    first = document.recipes[0]
+    low, high = first.assumed["utilisation_low"], first.assumed["utilisation_high"]
+    remarks = [
+        f"predicted for {first.machine} and the model {first.model}, at {low:.0%} to {high:.0%} of the peak that its "
+        "maker states; nothing here is measured"
+    ]
+    return Report("predicted costs of training", [Table("costs", "predicted costs", rows)], remarks)

@@ -1,0 +1,1 @@
+"""The training loop: steps, optimisers, states, and the files of a run."""

@@ -1,0 +1,102 @@
+"""The report of a finished run, made from its own files: lengths, speeds, losses, evaluations before and after."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from microvlm.bench.provenance import provenance
+from microvlm.formats import documents
+from microvlm.training.loop.run_files import EVALUATIONS, METRICS
+from microvlm.training.recipe import Recipe, StageConfig
+from microvlm.training.watching import names
+from microvlm.training.watching.metrics_file import read_rows
+
+_STEP_SECONDS = "train/step_s"
+_FIRST = 0.1
+"""Share of a stage's logged lines that `loss_first` and `loss_last` average."""
+
+Row = dict[str, Any]
+
+
+def summarize(run: Path, recipe: Recipe, model: str, data: str, samples: int | None) -> dict[str, Any]:
+    """The document of a finished run, of kind `training`. Raises UserError for damaged files."""
+    rows = [dict(row) for row in read_rows(run / METRICS)]
+    evaluations = _evaluations(run / EVALUATIONS)
+    stages, first = [], 0
+    for stage in recipe.stages:
+        own = [row for row in rows if first < row["step"] <= first + stage.steps and _is_logged(row)]
+        sizes = next((row for row in rows if row["step"] == first and names.TOTAL_PARAMS in row), {})
+        if own:
+            stages.append(_stage(stage, own, sizes, [e for e in evaluations if e["stage"] == stage.name]))
+        first += stage.steps
+    times = [row["time"] for row in rows if isinstance(row.get("time"), int | float)]
+    return {
+        "report": "training",
+        "recipe": recipe.name,
+        "model": model,
+        "data": data,
+        "samples": samples,
+        "stages": stages,
+        "wall_seconds": round(max(times) - min(times), 1) if times else 0.0,
+        "peak_rss_bytes": peak_rss_bytes(),
+        "provenance": provenance({}, None),
+    }
+
+
+def peak_rss_bytes() -> int:
+    """The largest resident set of this process so far."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def _stage(stage: StageConfig, rows: list[Row], sizes: Row, evaluations: list[Row]) -> dict[str, Any]:
+    previous, seconds, tokens = 0, 0.0, 0.0
+    for row in rows:
+        count = row[names.STAGE_STEP] - previous
+        previous = row[names.STAGE_STEP]
+        seconds += count * row[_STEP_SECONDS]
+        tokens += count * row[_STEP_SECONDS] * row[names.TOKENS_PER_SECOND]
+    part = max(1, round(_FIRST * len(rows)))
+    key = names.LM_LOSS if names.LM_LOSS in rows[0] else names.LOSS
+    samples = previous * stage.batch_size
+    seconds = max(seconds, 1e-9)
+    return {
+        "name": stage.name,
+        "steps": stage.steps,
+        "batch_size": stage.batch_size,
+        "decoder_bits": stage.decoder_bits,
+        "trainable_params": int(sizes.get(names.TRAINABLE_PARAMS, 0)),
+        "total_params": int(sizes.get(names.TOTAL_PARAMS, 0)),
+        "seconds": round(seconds, 2),
+        "samples": samples,
+        "samples_per_second": round(samples / seconds, 3),
+        "tokens_per_second": round(tokens / seconds, 2),
+        "loss_first": round(sum(row[key] for row in rows[:part]) / part, 4),
+        "loss_last": round(sum(row[key] for row in rows[-part:]) / part, 4),
+        "before": _figures(evaluations[0]) if evaluations else {},
+        "after": _figures(evaluations[-1]) if evaluations else {},
+    }
+
+
+def _is_logged(row: Row) -> bool:
+    wanted = (names.LOSS, names.STAGE_STEP, _STEP_SECONDS, names.TOKENS_PER_SECOND)
+    return all(isinstance(row.get(name), int | float) for name in wanted)
+
+
+def _figures(row: Row) -> dict[str, float]:
+    return {name: value for name, value in row.items() if "/" in name and isinstance(value, int | float)}
+
+
+def _evaluations(path: Path) -> list[Row]:
+    try:
+        lines = documents.read_file(path).splitlines()
+    except FileNotFoundError:
+        return []
+    return [json.loads(line) for line in lines]
