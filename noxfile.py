@@ -48,7 +48,7 @@ UTF8 = {"PYTHONUTF8": "1"}
 
 built_wheels: list[Path] = []
 
-nox.options.sessions = ["lint", "build", "equivalence", "fuzz", "tests", "pi"]
+nox.options.sessions = ["lint", "build", "equivalence", "fuzz", "tests", "road", "pi"]
 nox.options.reuse_existing_virtualenvs = True
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import math
 import os
@@ -24,8 +25,12 @@ from microvlm import MicroVLM
 from microvlm.bench.report import report_of_file
 from microvlm.errors import UserError
 from microvlm.inputs.processor import Processor
+from microvlm.model.pretrained.assembly import assembled_weights
+from microvlm.model.pretrained.parts import find_part
+from microvlm.training.budget import Budget, parse_budget, resolve_steps
 from microvlm.training.caption_options import CaptionOptions, TeacherOptions
-from microvlm.training.loop.loss_guard import STOPPED_BATCH
+from microvlm.training.frozen_base import check_base_bits
+from microvlm.training.loop.loss_guard import STOPPED_BATCH, LossGuard
 from microvlm.training.loop.run_state import state_folders
 from microvlm.training.loop.training_loop import step_generator
 from microvlm.training.recipe import Recipe, StageConfig, load_recipe, packaged_recipes
@@ -319,3 +324,81 @@ def test_a_recipe_for_an_existing_model_asks_for_one(data, tmp_path):
     with pytest.raises(UserError, match="give --start, a checkpoint that microvlm assemble"):
         train(STAGES, opened(data), tmp_path / "run", silent)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_frozen_decoder_at_four_bits_needs_bitsandbytes(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "bitsandbytes" else find(name)
+    )
+    with pytest.raises(UserError, match=r"--base-bits 4 .* needs bitsandbytes: pip install bitsandbytes"):
+        check_base_bits(4)
+    check_base_bits(32)
+
+
+def test_a_frozen_decoder_at_four_bits_trains_the_new_parts_and_leaves_its_own_bytes(data, start, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    recipe = msgspec.structs.replace(STAGES, stages=(FIRST,))
+    out, lines = tmp_path / "run", []
+    assert train(recipe, opened(data), out, lines.append, start=str(start), base_bits=4)
+    assert "stage1: 14 frozen layers of the decoder are held at four bits" in lines
+    before, after = weights(start), weights(out / "checkpoint")
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == set(NEW)
+
+
+def test_a_jump_of_the_loss_is_a_spike_and_its_noise_is_not(tmp_path):
+    guard = LossGuard(tmp_path, "stage1")
+    rng = np.random.default_rng(0)
+    for step in range(200):
+        guard.check(step, 2.0 + 0.2 * float(rng.standard_normal()), 1.0, ["a"])
+    with pytest.raises(UserError, match="the loss jumped to 9 from a mean of 2"):
+        guard.check(200, 9.0, 1.0, ["a", "b"])
+    with pytest.raises(UserError, match="the gradient is no number"):
+        guard.check(201, 2.0, float("inf"), [])
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [
+        ("300", Budget(steps=300)),
+        ("20 steps", Budget(steps=20)),
+        ("90s", Budget(seconds=90)),
+        ("8m", Budget(seconds=480)),
+        ("1.5h", Budget(seconds=5400)),
+    ],
+)
+def test_a_budget_is_steps_or_a_time(text, budget):
+    assert parse_budget(text) == budget
+
+
+@pytest.mark.parametrize("text", ["", "0", "-3", "1.5", "two", "5 days", "nan", "1e9h"])
+def test_a_budget_of_another_kind_is_one_sentence(text):
+    with pytest.raises(UserError, match=r"--budget is .*: give steps \(300\) or a time"):
+        parse_budget(text)
+
+
+def test_a_budget_is_divided_as_the_recipe_divides_its_steps():
+    recipe = msgspec.structs.replace(
+        STAGES, stages=(msgspec.structs.replace(FIRST, steps=0, epochs=2), SECOND), save_every_epochs=0.5
+    )
+    resolved = resolve_steps(recipe, 80, None, lambda _: 1.0)
+    assert [stage.steps for stage in resolved.stages] == [20, 3]
+    assert (resolved.save_every, resolved.save_every_epochs) == (5, 0)
+    resolved = resolve_steps(recipe, 80, Budget(steps=46), lambda _: 1.0)
+    assert [stage.steps for stage in resolved.stages] == [40, 6]
+    resolved = resolve_steps(recipe, 80, Budget(seconds=100), lambda index: (2.0, 0.5)[index])
+    assert [stage.steps for stage in resolved.stages] == [36, 22]
+    with pytest.raises(UserError, match="is in epochs, which this data has not"):
+        resolve_steps(recipe, None, None, lambda _: 1.0)
+
+
+def test_the_vision_encoder_of_a_checkpoint_is_a_part(start, tmp_path, hf_folders):
+    root, _ = hf_folders
+    decoder = next(path for path in sorted(root.iterdir()) if "qwen2" in path.name or "llama" in path.name)
+    part = find_part(start, "vision")
+    assert part.vision_config() == tiny_config(FLOAT).vision
+    weights_of = assembled_weights(part, find_part(decoder, "decoder"), tiny_config(FLOAT))
+    own = {name: tensor for name, tensor in weights(start).items() if name.startswith("vision.")}
+    assert own
+    assert all(torch.equal(weights_of.tensors[name].read(), tensor) for name, tensor in own.items())

@@ -40,7 +40,9 @@ from microvlm.training.loop.run_files import (
     BEST,
     BEST_CHECKPOINT,
     CHECKPOINT,
+    CURVES,
     DONE,
+    METRICS,
     RECIPE,
     RUN,
     SUMMARY,
@@ -56,6 +58,7 @@ from microvlm.training.recipe import Recipe, StageConfig
 from microvlm.training.stages.registry import task_class
 from microvlm.training.stages.task import DataFolder, StageInputs, Task, WholeModelTask
 from microvlm.training.warm_start import start_from, stored_dtypes, weights_sha256
+from microvlm.training.watching.plots import curves
 from microvlm.training.watching.run_name import next_run_name
 from microvlm.training.watching.tracking import Tracking, accelerator_options
 
@@ -132,10 +135,9 @@ class TrainingRun:
         self.given_start = start is not None
         self.base = ModelBase.of(recipe, start, start_stage, lambda: self.classes[0].tokenizer_texts(data))
         self._check_fresh()
-        if start is not None:
+        if start is not None and not self.base.keeps_start:
             # Checked before anything is written: a start that does not fit must not claim the folder.
-            with torch.device("cpu"):
-                self._load_start(MicroVLM(self.config(self.skipped)), self.skipped)
+            self._load_start(MicroVLM(self.config(self.skipped)), self.skipped)
 
     def config(self, index: int) -> MicroVLMConfig:
         """The model's configuration in a stage."""
@@ -191,6 +193,7 @@ class TrainingRun:
             context.tracking.close()
         if complete and context.accelerator.is_main_process:
             self.finish()
+            curves(self.out / METRICS, self.out / CURVES)
             self._write_summary()
             write_status(context, "finished", context.total_steps)
             log(f"checkpoint written to {self.out / CHECKPOINT}")

@@ -10,15 +10,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from microvlm.errors import UserError
-from microvlm.formats.lowered_layer import LAYERS, parse_layers
-from microvlm.formats.op_table import MATMUL_BY_KIND
-from microvlm.model.checkpoint import WEIGHTS, read_tensors, resolve_checkpoint
+from microvlm.model.checkpoint import WEIGHTS, resolve_checkpoint
+from microvlm.model.float_weights import float_weights
 from microvlm.model.linear import TernaryLinear
 from microvlm.model.microvlm import MicroVLM
 
@@ -37,22 +35,6 @@ def stored_dtypes(source: str) -> dict[str, torch.dtype]:
     """The precision that a checkpoint stores each tensor at, by name."""
     with safe_open(str(resolve_checkpoint(source) / WEIGHTS), framework="pt") as file:
         return {name: file.get_slice(name)[:0].dtype for name in file.keys()}  # noqa: SIM118 (no mapping)
-
-
-def float_weights(source: str) -> dict[str, Tensor]:
-    """A checkpoint's tensors under a float model's names, float32. Raises UserError for a kind without float values."""
-    path = resolve_checkpoint(source) / WEIGHTS
-    tensors, metadata = read_tensors(path)
-    for name, layer in parse_layers(metadata.get(LAYERS, "{}"), path).items():
-        packed, scale = tensors.pop(f"{name}.packed", None), tensors.pop(f"{name}.scale", None)
-        op = MATMUL_BY_KIND.get(layer.kind)
-        if packed is None or scale is None or op is None or op.has_multiplier:
-            raise UserError(f"{path} stores {name} as {layer.kind}, which no stage can start from.")
-        rows = scale.numpy()[:, None] if scale.numel() > 1 else scale.numpy()
-        integers = op.unpack(packed.numpy(), rows=layer.rows, columns=layer.columns)
-        weight = torch.from_numpy(integers.astype(np.float32) * rows)
-        tensors[("embedding" if name.startswith("embedding.") else name) + ".weight"] = weight
-    return {name: tensor.float() for name, tensor in tensors.items()}
 
 
 def start_from(model: MicroVLM, source: str, fresh: Sequence[str] = ()) -> list[str]:

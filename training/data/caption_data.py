@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,6 +77,15 @@ class CaptionData(ABC):
         return int(self.shard_sizes(split).sum())
 
 
+def fingerprint(data: CaptionData) -> str:
+    """sha256 of the file that describes a data folder; empty for data of another kind."""
+    for name in ("dataset.json", "emoji.json"):
+        path = data.folder / name
+        if path.is_file():
+            return hashlib.sha256(path.read_bytes()).hexdigest()
+    return ""
+
+
 def open_data(folder: str | Path) -> CaptionData:
     """Open a data folder: one of `microvlm-data images`, or of `microvlm-data emoji`.
 
@@ -98,6 +108,8 @@ def open_data(folder: str | Path) -> CaptionData:
         )
     if not folder.exists():
         raise UserError(f"{folder} does not exist; make it with microvlm-data images SOURCE -o {folder}.")
+    if (folder / "data" / DATA_FILE).exists():
+        raise UserError(f"{folder} holds its data in a folder below it: give {folder / 'data'}.")
     raise UserError(
         f"{folder} holds no {DATA_FILE}, so it is no data folder; make one of your pictures with "
         f"microvlm-data images {folder} -o DIR, and give DIR."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,13 +18,13 @@ from microvlm.errors import UserError
 from microvlm.loaded_model import LoadedModel, load_processor
 from microvlm.model.torch_runtime import TorchRuntime
 from microvlm.sources.model_source import find_model
-from microvlm.training.data.caption_data import CaptionData, open_data
+from microvlm.training.batches.text_windows import text_windows
+from microvlm.training.data.caption_data import CaptionData, fingerprint, open_data
 from microvlm.training.scoring import answer_scores as answering
 from microvlm.training.scoring.contact_sheet import chosen_pictures, sheet_path, write_sheet
 from microvlm.training.scoring.held_out import Episode, HeldOut, Picture, Question, read_held_out
-from microvlm.training.scoring.registry import SCORES, Log, ScoreRequest
+from microvlm.training.scoring.registry import Log, ScoreRequest
 from microvlm.training.scoring.text_measures import Measure, answer_measures, ratio
-from microvlm.training.scoring.text_windows import text_windows
 from microvlm.training.scoring.token_scores import count_tokens, score_tokens, tokenize
 from microvlm.training.stages.caption_evaluation import text_perplexity
 from microvlm.training.watching.progress import Progress
@@ -67,7 +66,7 @@ def score(request: ScoreRequest, log: Log) -> dict[str, Any]:
         "split": split,
         "samples": held_out.samples,
         "available": held_out.available,
-        "sha256": _fingerprint(data),
+        "sha256": fingerprint(data),
     }
     scored = _score_model(request.model, request, data, held_out, log)
     document = {"report": "captions", "backend": request.backend, "data": described, **scored.document}
@@ -112,12 +111,6 @@ def load_model(source: str, backend: str, device: str | None) -> LoadedModel:
             raise
         raise UserError(f"device '{device}' is not available here: leave out --device.") from None
     return LoadedModel(runtime, load_processor(runtime))
-
-
-def _fingerprint(data: CaptionData) -> str:
-    """sha256 of the file that describes a data folder."""
-    described = [data.folder / scores.file for scores in SCORES.values()]
-    return next(hashlib.sha256(path.read_bytes()).hexdigest() for path in described if path.is_file())
 
 
 def _score_model(

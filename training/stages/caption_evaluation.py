@@ -14,14 +14,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from microvlm.atomic import new_file, write_file
-from microvlm.errors import UserError
-from microvlm.formats import documents
 from microvlm.model.checkpoint import read_tensors, write_tensors
 from microvlm.model.microvlm import MicroVLM
 from microvlm.training.batches.caption_batches import CaptionBatch, plain_exchange
 from microvlm.training.batches.conversation_rows import Exchange
 from microvlm.training.batches.picture_views import plain_view
 from microvlm.training.batches.sample_texts import IGNORED
+from microvlm.training.batches.text_windows import text_windows
 from microvlm.training.data.caption_data import CaptionData, CaptionSample
 from microvlm.training.loop.run_files import SAMPLES
 from microvlm.training.losses.alignment_loss import recall_at_one
@@ -35,9 +34,6 @@ if TYPE_CHECKING:
 SAMPLED, CAPTIONED, BATCH = 128, 8, 16
 """Held-out samples that are evaluated, those that are captioned, and samples of a batch."""
 CAPTION_TOKENS = 32
-MAX_TEXT_BYTES = 50_000_000
-TEXT_WINDOWS, WINDOW_TOKENS = 32, 128
-"""Windows of plain text whose perplexity is measured, spread evenly over the file, and their length."""
 PICTURE_PX = 224
 BASELINE = "attention.safetensors"
 """File in a stage's folder: attention on a few held-out samples before the first step."""
@@ -57,7 +53,7 @@ class CaptionEvaluation:
         for source in sources:
             self.samples += _spread(source, SAMPLED // len(sources))
         if self.text_path is not None:
-            self.windows = self._windows(self.text_path)
+            self.windows = text_windows(self.text_path, self.task.rows.processor)
 
     def run(self, folder: Path, step: int) -> dict[str, float]:
         """All metrics, under `evaluation/`; also writes captions of a few pictures into the run's folder."""
@@ -207,26 +203,6 @@ class CaptionEvaluation:
             truth = next(turn.answer for turn in sample.turns if turn.images == (0,))
             rows.append({"key": sample.key, "picture": name, "truth": truth, "answer": answer})
         write_file(target / f"{step:08d}.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
-
-    def _windows(self, path: Path) -> Tensor:
-        """int64 [n, WINDOW_TOKENS] of a text file's tokens."""
-        try:
-            text = documents.read_file(path, MAX_TEXT_BYTES).decode()
-        except FileNotFoundError:
-            raise UserError(f"there is no file {path}: give --text a text file in UTF-8.") from None
-        except UnicodeDecodeError:
-            raise UserError(f"{path} is not UTF-8 text: give --text another file.") from None
-        processor = self.task.rows.processor
-        # Cut into pieces: a tokenizer's time may grow faster than its text.
-        words = self.task.conversations.clean(text)
-        step = 20_000
-        pieces = (words[at : at + step] for at in range(0, min(len(words), 100 * step), step))
-        ids = [token for piece in pieces for token in processor.tokenizer.encode(piece)]
-        count = len(ids) // WINDOW_TOKENS
-        if count == 0:
-            raise UserError(f"{path} has fewer than {WINDOW_TOKENS} tokens: give --text a longer text.")
-        chosen = np.unique(np.linspace(0, count - 1, min(TEXT_WINDOWS, count)).round().astype(int))
-        return torch.tensor([ids[at * WINDOW_TOKENS : (at + 1) * WINDOW_TOKENS] for at in chosen])
 
 
 def text_perplexity(model: MicroVLM, windows: Tensor) -> float:

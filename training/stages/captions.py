@@ -7,7 +7,6 @@ rate. With a teacher it distils a float decoder into a ternary one.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from microvlm.model.vision import normalise
 from microvlm.training.batches.caption_batches import CaptionBatch, CaptionSampler
 from microvlm.training.batches.conversation_rows import ConversationRows, Rows
 from microvlm.training.batches.sample_texts import CAPTION_PROMPTS, IGNORED
-from microvlm.training.data.caption_data import CaptionData, open_data
+from microvlm.training.data.caption_data import CaptionData, fingerprint, open_data
 from microvlm.training.data.mixture import Mixture
 from microvlm.training.losses.alignment_loss import AlignmentHeads, alignment_loss
 from microvlm.training.losses.loss_terms import binary_loss
@@ -113,7 +112,7 @@ class CaptionTask(WholeModelTask):
                 "name": source.name,
                 "weight": weight,
                 "samples": source.count("train"),
-                "sha256": _fingerprint(source),
+                "sha256": fingerprint(source),
             }
             for source, weight in data.sources
         ]
@@ -265,12 +264,3 @@ class CaptionTask(WholeModelTask):
         captions = [batch.caption_texts[index] for index in chosen]
         loss = alignment_loss(image, text, module.alignment.scale(), captions)
         return loss, torch.tensor(float(np.log(len(chosen))))
-
-
-def _fingerprint(source: CaptionData) -> str:
-    """sha256 of the file that describes a data folder."""
-    for name in ("dataset.json", "emoji.json"):
-        path = source.folder / name
-        if path.is_file():
-            return hashlib.sha256(path.read_bytes()).hexdigest()
-    return ""

@@ -38,10 +38,15 @@ from microvlm.model.microvlm import MicroVLM
 from microvlm.model.pretrained.decoder_tokenizer import DecoderTokenizer, read_decoder_tokenizer
 from microvlm.model.pretrained.gguf_weights import gguf_weights
 from microvlm.model.pretrained.hf_config import BitNet, bitnet_storage
-from microvlm.model.pretrained.part_tensors import decoder_tensors, vision_tensors
+from microvlm.model.pretrained.part_tensors import (
+    checkpoint_vision_tensors,
+    decoder_tensors,
+    vision_tensors,
+)
 from microvlm.model.pretrained.parts import Part, find_part
 from microvlm.model.pretrained.stored_weights import folder_weights
 from microvlm.model.tensor_writer import LazyTensor, write_lazily
+from microvlm.sources.foreign_models import OURS
 
 Source = str | os.PathLike[str] | Part
 
@@ -111,7 +116,10 @@ def assembled_weights(
     """The weights of both parts under the model's names, and new ones for the rest; at least `vocab_size` tokens."""
     bitnet = None if decoder.gguf is not None else bitnet_storage(decoder.folder)
     config = assembled_config(encoder, decoder, base, bitnet)
-    vision = vision_tensors(encoder.folder, config)
+    if encoder.family == OURS:
+        vision = checkpoint_vision_tensors(encoder.folder)
+    else:
+        vision = vision_tensors(encoder.folder, config)
     stored = (
         folder_weights(decoder.folder) if decoder.gguf is None else gguf_weights(decoder.gguf, config.text)
     )

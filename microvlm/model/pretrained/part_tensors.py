@@ -6,6 +6,7 @@ Raises UserError for a name that is missing or unexpected and for another shape 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from torch import Tensor
 from microvlm.config import MicroVLMConfig
 from microvlm.errors import UserError
 from microvlm.formats.weight_shapes import weight_shapes
+from microvlm.model.float_weights import float_weights
 from microvlm.model.pretrained.bitnet import BitNetLayers, unpack_bitnet
 from microvlm.model.pretrained.hf_config import BitNet
 from microvlm.model.pretrained.stored_weights import (
@@ -81,6 +83,14 @@ def vision_tensors(folder: Path, config: MicroVLMConfig) -> dict[str, LazyTensor
     _require_weights(PartWeights(weights.origin, tensors), shapes)
     names = {key: _vision_name(key.removeprefix("vision."), is_old) for key in shapes}
     return _named(PartWeights(weights.origin, tensors), names, shapes)
+
+
+def checkpoint_vision_tensors(folder: Path) -> dict[str, LazyTensor]:
+    """The tensors `vision.*` of a MicroVLM checkpoint, as the float values that its encoder computes with."""
+    tensors = {name: t for name, t in float_weights(folder).items() if name.startswith("vision.")}
+    return {
+        name: LazyTensor(tuple(t.shape), t.dtype, partial(Tensor.clone, t)) for name, t in tensors.items()
+    }
 
 
 def decoder_tensors(

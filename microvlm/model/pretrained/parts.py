@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from microvlm.config import CONFIG, TextConfig, VisionConfig
+from microvlm.config import CONFIG, MicroVLMConfig, TextConfig, VisionConfig
 from microvlm.errors import UserError
 from microvlm.escaping import printable
 from microvlm.formats.documents import quote
@@ -54,12 +54,12 @@ class Part:
 
     def vision_config(self) -> VisionConfig:
         """The configuration of an encoder. Raises UserError."""
-        return vision_config(self.folder)
+        return MicroVLMConfig.load(self.folder).vision if self.family == OURS else vision_config(self.folder)
 
 
 def find_part(source: str | os.PathLike[str] | Part, role: Role | None = None) -> Part:
     """The encoder or decoder that `source` means: the one that `role` asks for, if it does. Raises UserError."""
-    part = source if isinstance(source, Part) else _find(source)
+    part = source if isinstance(source, Part) else _find(source, role=role)
     if role is not None and part.role != role:
         raise UserError(
             f"{printable(part.given)} is {_article(part)}: give it as --{part.role}, "
@@ -87,7 +87,9 @@ def part_of(source: str | os.PathLike[str]) -> Part | None:
 
 
 def _find(
-    source: str | os.PathLike[str], find: Callable[[str | os.PathLike[str]], Path] = find_part_folder
+    source: str | os.PathLike[str],
+    find: Callable[[str | os.PathLike[str]], Path] = find_part_folder,
+    role: Role | None = None,
 ) -> Part:
     path = Path(source)
     if path.is_file() and is_gguf(path):
@@ -100,9 +102,12 @@ def _find(
         if files:
             raise UserError(f"{folder} holds {len(files)} GGUF files: give one of them, such as {files[0]}.")
     family = model_type(folder)
+    if family == OURS and role == "vision":
+        return Part(os.fspath(source), "vision", OURS, folder)
     if family == OURS:
         raise UserError(
-            f"{folder} is a whole MicroVLM: it needs no assembly; give it to microvlm caption or train it."
+            f"{folder} is a whole MicroVLM: give it to microvlm caption, train it, or give it as --vision for its "
+            "encoder alone."
         )
     if family in ENCODERS:
         return Part(os.fspath(source), "vision", family, folder)

@@ -12,8 +12,10 @@ from microvlm.errors import UserError
 from microvlm.formats import documents
 from microvlm.inputs.processor import Processor
 from microvlm.training.batches.conversation_rows import ConversationRows
-from microvlm.training.stages.caption_evaluation import MAX_TEXT_BYTES, TEXT_WINDOWS, WINDOW_TOKENS
 
+MAX_TEXT_BYTES = 50_000_000
+TEXT_WINDOWS, WINDOW_TOKENS = 32, 128
+"""Windows whose perplexity is measured, and their length."""
 _PIECE, _MOST_PIECES = 20_000, 100
 """Characters that are tokenized at once, because a tokenizer's time may grow faster than its text; and how many."""
 
