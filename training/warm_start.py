@@ -16,9 +16,9 @@ from torch import Tensor
 
 from microvlm.errors import UserError
 from microvlm.model.checkpoint import WEIGHTS, resolve_checkpoint
-from microvlm.model.float_weights import float_weights
 from microvlm.model.linear import TernaryLinear
 from microvlm.model.microvlm import MicroVLM
+from microvlm.model.pretrained.float_weights import float_weights
 
 LATENT_SEED = 0
 MARGIN = 1e-3

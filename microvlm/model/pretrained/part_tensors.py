@@ -16,8 +16,8 @@ from torch import Tensor
 from microvlm.config import MicroVLMConfig
 from microvlm.errors import UserError
 from microvlm.formats.weight_shapes import weight_shapes
-from microvlm.model.float_weights import float_weights
 from microvlm.model.pretrained.bitnet import BitNetLayers, unpack_bitnet
+from microvlm.model.pretrained.float_weights import float_weights
 from microvlm.model.pretrained.hf_config import BitNet
 from microvlm.model.pretrained.stored_weights import (
     KEPT_DTYPES,
