@@ -25,6 +25,7 @@ from microvlm import MicroVLM
 from microvlm.bench.report import report_of_file
 from microvlm.errors import UserError
 from microvlm.inputs.processor import Processor
+from microvlm.model.checkpoint import HEADS
 from microvlm.model.pretrained.assembly import assembled_weights
 from microvlm.model.pretrained.parts import find_part
 from microvlm.training.budget import Budget, parse_budget, resolve_steps
@@ -89,6 +90,7 @@ def test_frozen_parts_stay_bit_equal_and_every_chosen_part_learns(finished, star
     assert {name for name in changed if name.startswith("decoder.")} == {
         name for name in before if name.startswith("decoder.layers.1.")
     }
+    assert (finished / "checkpoint" / HEADS).is_file()
     stored = load_file(finished / "stage1" / "weights.safetensors")
     assert {name.split(".")[0] for name in stored} == set(NEW)
 
@@ -402,3 +404,17 @@ def test_the_vision_encoder_of_a_checkpoint_is_a_part(start, tmp_path, hf_folder
     own = {name: tensor for name, tensor in weights(start).items() if name.startswith("vision.")}
     assert own
     assert all(torch.equal(weights_of.tensors[name].read(), tensor) for name, tensor in own.items())
+
+
+def test_alignment_heads_go_on_from_stage_to_stage_and_from_run_to_run(finished, data):
+    """A second run that starts from a checkpoint has its heads, so that alignment does not begin at chance again."""
+    last = load_file(finished / "stage2" / HEADS)
+    kept = load_file(finished / "checkpoint" / HEADS)
+    assert all(torch.equal(value, kept[name]) for name, value in last.items())
+    recipe = msgspec.structs.replace(STAGES, stages=(FIRST,))
+    run = TrainingRun(recipe, opened(data), Path("unused"), silent, start=str(finished / "checkpoint"))
+    task = run.task(0)
+    run._begin(task, 0, None)
+    assert isinstance(task, CaptionTask)
+    heads = task.with_heads.alignment.state_dict()
+    assert all(torch.equal(value, heads[name]) for name, value in last.items())

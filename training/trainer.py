@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -23,6 +24,7 @@ from microvlm.formats.documents import quote
 from microvlm.formats.weight_format import WeightFormat
 from microvlm.inputs.processor import Processor
 from microvlm.model.checkpoint import (
+    HEADS,
     load_strictly,
     read_tensors,
     resolve_checkpoint,
@@ -230,9 +232,11 @@ class TrainingRun:
             else:
                 tensors, _ = read_tensors(path)
             task.continue_from(tensors, str(path.parent))
+            _load_heads(task, path.with_name(HEADS))
         elif self.start is not None:
             assert isinstance(task, WholeModelTask)  # `_stages_before` refuses the others
             absent = self._load_start(task.model, index)
+            _load_heads(task, resolve_checkpoint(self.start) / HEADS)
             self.log(f"starting from {self.start}" + (f"; not from it: {_summary(absent)}" if absent else ""))
 
     def _load_start(self, model: MicroVLM, index: int) -> list[str]:
@@ -284,7 +288,11 @@ class TrainingRun:
             "runs": runs,
         }
 
+        heads = self.out / self.recipe.stages[index].name / HEADS
+
         def complete(folder: Path) -> None:
+            if heads.is_file():
+                shutil.copyfile(heads, folder / HEADS)
             self.base.save_processor(model.config, folder)
             (folder / "training.json").write_text(json.dumps(provenance, indent=2) + "\n")
 
@@ -410,7 +418,22 @@ def _save_weights(task: Task, folder: Path) -> None:
         tensors = result.state_dict()
     with new_file(folder / WEIGHTS) as temporary:
         write_tensors(tensors, temporary)
+    heads = task.heads()
+    if heads is not None:
+        with new_file(folder / HEADS) as temporary:
+            write_tensors(heads.state_dict(), temporary)
     (folder / DONE).touch()
+
+
+def _load_heads(task: Task, path: Path) -> None:
+    """Go on with the heads of an earlier stage or run, where there are any of the same shapes."""
+    heads = task.heads()
+    if heads is None or not path.is_file():
+        return
+    stored, _ = read_tensors(path)
+    own = heads.state_dict()
+    if {name: t.shape for name, t in stored.items()} == {name: t.shape for name, t in own.items()}:
+        heads.load_state_dict(stored)
 
 
 def _restore_dtypes(model: MicroVLM, dtypes: dict[str, torch.dtype], trained: set[str]) -> None:

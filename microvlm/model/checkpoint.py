@@ -45,7 +45,9 @@ PROCESSOR_FILES = (
     PREPROCESSOR,
     GENERATION,
 )
-CHECKPOINT_FILES = frozenset({CONFIG, WEIGHTS, "training.json", INCOMPLETE, TABLES, *PROCESSOR_FILES})
+HEADS = "training_heads.safetensors"
+"""Heads that exist in training only, so that another run can go on with them. Nothing else reads them."""
+CHECKPOINT_FILES = frozenset({CONFIG, WEIGHTS, "training.json", HEADS, INCOMPLETE, TABLES, *PROCESSOR_FILES})
 """Names of the files that a checkpoint may have; a folder with others in it is never replaced as a whole."""
 
 

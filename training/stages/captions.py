@@ -150,6 +150,9 @@ class CaptionTask(WholeModelTask):
             tokens += int((batch.episodes.answers.labels != IGNORED).sum())
         return len(batch.keys), tokens
 
+    def heads(self) -> nn.Module:
+        return self.with_heads.alignment
+
     def memory(self) -> tuple[Tensor, ...]:
         return self._memory
 

@@ -144,6 +144,10 @@ class Task(ABC):
         """The module whose weights the next stage starts from."""
         return self.module
 
+    def heads(self) -> nn.Module | None:
+        """Heads that exist in training only and that the next stage, or the next run, goes on with; None if none do."""
+        return None
+
 
 class WholeModelTask(Task):
     """A stage that trains a whole model, which a checkpoint can start."""
