@@ -11,6 +11,8 @@ from torch import nn
 from microvlm.errors import UserError
 
 FOUR_BITS = 4
+BLOCK = 64
+"""Weights of a row that share a scale; rows of another length stay in float."""
 MISSING = (
     "--base-bits 4 holds the frozen decoder at four bits, which needs bitsandbytes: pip install bitsandbytes, or leave "
     "--base-bits out."
@@ -36,12 +38,20 @@ def quantize_frozen(decoder: nn.Module, device: torch.device) -> int:
     """
     import bitsandbytes as bnb
 
+    class FrozenLinear(bnb.nn.Linear4bit):
+        """Stays in training mode: in evaluation, bitsandbytes packs weights for a kernel without gradients."""
+
+        def train(self, mode: bool = True) -> FrozenLinear:
+            return super().train(True)
+
     count = 0
     for parent in list(decoder.modules()):
         for name, layer in list(parent.named_children()):
             if type(layer) is not nn.Linear or layer.weight.requires_grad:
                 continue
-            four: Any = bnb.nn.Linear4bit(
+            if layer.in_features % BLOCK:
+                continue
+            four: Any = FrozenLinear(
                 layer.in_features,
                 layer.out_features,
                 bias=layer.bias is not None,
