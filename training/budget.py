@@ -54,21 +54,22 @@ def resolve_steps(
     epoch_samples: int | None,
     budget: Budget | None,
     step_seconds: Callable[[int], float],
+    skipped: int = 0,
 ) -> Recipe:
     """The recipe with the steps of every stage and of its states, and no epochs.
 
     A budget is divided among the stages as the recipe divides its steps; time is converted by `step_seconds`, which
-    measures a step of a stage. Raises UserError for epochs over data that has none.
+    measures a step of a stage. The first `skipped` stages are not run. Raises UserError for epochs over data that has
+    none.
     """
     shares = [_steps(stage, epoch_samples) for stage in recipe.stages]
-    steps = shares
+    steps, run = list(shares), shares[skipped:]
     if budget is not None and budget.steps is not None:
-        steps = divide(budget.steps, shares)
+        steps[skipped:] = divide(budget.steps, run)
     elif budget is not None and budget.seconds is not None:
-        whole = sum(shares)
-        steps = [
-            max(1, int(budget.seconds * TRAINING_SHARE * share / whole / step_seconds(index)))
-            for index, share in enumerate(shares)
+        steps[skipped:] = [
+            max(1, int(budget.seconds * TRAINING_SHARE * share / sum(run) / step_seconds(index)))
+            for index, share in enumerate(run, skipped)
         ]
     stages = tuple(
         msgspec.structs.replace(stage, steps=count, epochs=0.0)
@@ -80,6 +81,8 @@ def resolve_steps(
             raise UserError("this data has no epochs: give save_every in steps.")
         batch = recipe.stages[0].batch_size
         save_every = max(1, round(recipe.save_every_epochs * epoch_samples / batch))
+        # A kill should not lose more than a twentieth of a stage, however large the data is.
+        save_every = min(save_every, max(10, max(steps) // 20))
     return msgspec.structs.replace(recipe, stages=stages, save_every=save_every, save_every_epochs=0.0)
 
 

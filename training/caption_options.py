@@ -30,11 +30,11 @@ class TeacherOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     temperature: Annotated[float, Meta(gt=0, le=100)] = 5.0
     """tau of KL(teacher || student) tau^2 on the answers' tokens."""
     logits_weight: Weight = 1.0
-    relation_weight: Weight = 1.0
+    relation_weight: Weight = 1000.0
     """Weight of the attention relations of Q, K and V, the mean over rows of the KL divergence (eq. 9)."""
     relation_depth: Share = 0.75
     """The one layer whose relations are compared, as a share of all layers."""
-    relation_heads: Annotated[int, Meta(ge=1, le=1024)] = 8
+    relation_heads: Annotated[int, Meta(ge=1, le=1024)] = 32
     """Groups into which a layer's Q, K and V are split for their relations."""
 
 

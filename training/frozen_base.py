@@ -10,7 +10,7 @@ from torch import nn
 
 from microvlm.errors import UserError
 
-FOUR_BITS = 4
+FOUR_BITS, FLOAT_BITS = 4, 32
 BLOCK = 64
 """Weights of a row that share a scale; rows of another length stay in float."""
 MISSING = (

@@ -40,7 +40,7 @@ class ModelBase:
 
         A start that replaces the first stages of a preset's recipe changes neither sizes nor tokenizer.
         """
-        if start is not None and start_stage is None:
+        if start is not None and (start_stage is None or recipe.preset is None):
             folder = resolve_checkpoint(start)
             config = MicroVLMConfig.load(folder)
             return cls(config, load_tokenizer(folder), read_documents(folder), folder)

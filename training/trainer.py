@@ -27,9 +27,13 @@ from microvlm.model.checkpoint import (
     HEADS,
     load_strictly,
     read_tensors,
+    read_weights_header,
     resolve_checkpoint,
     save_checkpoint,
     write_tensors,
+)
+from microvlm.model.checkpoint import (
+    WEIGHTS as WEIGHTS_FILE,
 )
 from microvlm.model.lowering import lower
 from microvlm.model.microvlm import MicroVLM
@@ -37,7 +41,7 @@ from microvlm.presets import preset
 from microvlm.temporary_folder import remove_leftovers
 from microvlm.training.batches.sample_texts import TextRows
 from microvlm.training.budget import Budget, resolve_steps
-from microvlm.training.frozen_base import FOUR_BITS, quantize_frozen
+from microvlm.training.frozen_base import FLOAT_BITS, FOUR_BITS, quantize_frozen
 from microvlm.training.loop.run_files import (
     BEST,
     BEST_CHECKPOINT,
@@ -65,6 +69,7 @@ from microvlm.training.watching.run_name import next_run_name
 from microvlm.training.watching.tracking import Tracking, accelerator_options
 
 Log = Callable[[str], None]
+STAGE_SEED = 1_000_003
 _NEW_WITH_TERNARY = "sub_norm"
 """Parameters that a decoder gets when it becomes ternary, and that no start has."""
 
@@ -132,6 +137,7 @@ class TrainingRun:
         self.classes = [task_class(stage.task, stage.name) for stage in recipe.stages]
         for cls, stage in zip(self.classes, recipe.stages, strict=True):
             cls.check(stage)
+        _check_teachers(recipe)
         self.skipped = _stages_before(recipe, self.classes, start, start_stage)
         self.start, self.start_stage = start if start is not None else recipe.start, start_stage
         self.given_start = start is not None
@@ -173,11 +179,13 @@ class TrainingRun:
             if resolved is not None:
                 self.recipe = documents.convert(resolved, Recipe, self.out / RECIPE, "delete the folder")
             return
+        _check_folder(self.out, self.recipe.stages[self.skipped].name)
         self.recipe = resolve_steps(
             self.recipe,
             self.classes[0].epoch_samples(self.data),
             budget,
             lambda index: measure_step_seconds(self.task(index), self.recipe, index),
+            self.skipped,
         )
         if json.loads(json.dumps(self.recipe.to_dict())) != description["recipe"]:
             description["resolved"] = self.recipe.to_dict()
@@ -208,6 +216,8 @@ class TrainingRun:
                 continue
             folder = self.out / stage.name
             if not (folder / DONE).is_file():
+                # Not the generator of the stage before: a resumed process has not run that stage.
+                torch.manual_seed(self.recipe.seed + STAGE_SEED * index)
                 task = self.task(index)
                 self._begin(task, index, previous)
                 if self.base_bits == FOUR_BITS and isinstance(task, WholeModelTask):
@@ -254,7 +264,7 @@ class TrainingRun:
         return absent
 
     def finish(self) -> None:
-        """Write `checkpoint`, and `best` where another step than the last has the lowest evaluation loss."""
+        """Write `checkpoint`, and `best` with the weights of the lowest evaluation loss, if there were evaluations."""
         index = len(self.recipe.stages) - 1
         folder = self.out / self.recipe.stages[index].name
         self._write_checkpoint(index, folder / WEIGHTS, self.out / CHECKPOINT)
@@ -266,7 +276,8 @@ class TrainingRun:
         described = self.classes[0].describe_data(self.data)
         named = ", ".join(entry["name"] for entry in described) if described else "emoji"
         samples = self.classes[0].epoch_samples(self.data)
-        document = summarize(self.out, self.recipe, self.base.config.name, named, samples)
+        stages = self.recipe.stages[self.skipped :]
+        document = summarize(self.out, self.recipe.name, stages, self.base.config.name, named, samples)
         write_file(self.out / SUMMARY, json.dumps(document, indent=1) + "\n")
 
     def _write_checkpoint(self, index: int, weights: Path, target: Path) -> None:
@@ -277,7 +288,9 @@ class TrainingRun:
             shipped = QuantizationConfig(1.58, 8, 8)
             model.config = dataclasses.replace(model.config, quantization=shipped)
         elif self.base.keeps_start and self.start is not None:
-            _restore_dtypes(model, stored_dtypes(self.start), set(read_tensors(weights)[0]))
+            _restore_dtypes(model, stored_dtypes(self.start), self._trained_names(index))
+        if self.base.keeps_start and self.start is not None:
+            _restore_packed(model, self.start, self._trained_names(index))
         model.directory = None
         runs = recorded_runs(self.out, (stage.name for stage in self.recipe.stages))
         recorded = _read_description(self.out) or {}
@@ -297,6 +310,14 @@ class TrainingRun:
             (folder / "training.json").write_text(json.dumps(provenance, indent=2) + "\n")
 
         save_checkpoint(model, target, complete)
+
+    def _trained_names(self, last: int) -> set[str]:
+        """Names of the parameters that the stages up to `last` have trained."""
+        names: set[str] = set()
+        for stage in self.recipe.stages[self.skipped : last + 1]:
+            stored = read_weights_header(self.out / stage.name / WEIGHTS).tensors
+            names |= {name.removeprefix("model.") for name in stored}
+        return names
 
     def load_stage(self, index: int, weights: Path) -> MicroVLM:
         """The model that a stage has stored in a file, with what it did not train from the run's start."""
@@ -322,6 +343,8 @@ class TrainingRun:
 
         # Autocast is entered by the loop: an Accelerator's own cannot change from one stage of a process to the next.
         accelerator = Accelerator(mixed_precision="no", **accelerator_options(trackers, self.out))
+        if accelerator.num_processes > 1:
+            raise UserError("training in several processes is not supported yet: start one process.")
         name = self._run_name()
         tracking = Tracking(accelerator, self.out, name, self._describe(None))
         total = sum(stage.steps for stage in self.recipe.stages[self.skipped :])
@@ -353,6 +376,8 @@ class TrainingRun:
             run["data"] = described
         if budget is not None:
             run["budget"] = dataclasses.asdict(budget)
+        if self.base_bits != FLOAT_BITS:
+            run["base_bits"] = self.base_bits
         plain: dict[str, Any] = json.loads(json.dumps({**run, "preset": self.base.config.to_dict()}))
         return plain
 
@@ -381,6 +406,16 @@ def stage_config(
     if any(stage.decoder_bits == 1.58 for stage in stages) and not float_control:
         text = dataclasses.replace(text, sub_norm=True)
     return dataclasses.replace(base, quantization=widths, text=text)
+
+
+def _check_teachers(recipe: Recipe) -> None:
+    """A teacher is the model that the run starts from: another stage's would have to be loaded from a half-made run."""
+    for stage in recipe.stages[1:]:
+        if stage.caption.teacher is not None:
+            raise UserError(
+                f"stage '{stage.name}' has a teacher, which is the model that the run starts from: make it the first "
+                "stage of a recipe of its own, and give --start the checkpoint of the run before."
+            )
 
 
 def _stages_before(
@@ -448,6 +483,21 @@ def _summary(names: Sequence[str]) -> str:
     return ", ".join(names if len(names) <= 8 else dict.fromkeys(name.split(".")[0] for name in names))
 
 
+def _restore_packed(model: MicroVLM, start: str, trained: set[str]) -> None:
+    """Give packed layers that nothing has trained the bytes of the start, which another rounding may change."""
+    stored, _ = read_tensors(resolve_checkpoint(start) / WEIGHTS_FILE)
+    for name, tensor in model.state_dict().items():
+        layer = "embedding" if name.startswith("embedding.") else name.rpartition(".")[0]
+        untrained = f"{layer}.weight" not in trained and name not in trained
+        if (
+            untrained
+            and name in stored
+            and stored[name].shape == tensor.shape
+            and stored[name].dtype == tensor.dtype
+        ):
+            tensor.copy_(stored[name])
+
+
 def _read_description(out: Path) -> dict[str, Any] | None:
     path = out / RECIPE
     if not path.is_file():
@@ -456,11 +506,16 @@ def _read_description(out: Path) -> dict[str, Any] | None:
     return documents.load(path, dict[str, Any], f"delete {out}, or choose another --output")
 
 
-def _claim(out: Path, first_stage: str, description: dict[str, Any]) -> None:
-    """Write a run's description into its folder, or refuse a folder that belongs to something else."""
+def _check_folder(out: Path, first_stage: str) -> None:
+    """Raises UserError for a folder that holds something else than a run."""
     remove_leftovers(out)  # of a start that was killed before it had its recipe written
     if out.exists() and any(out.iterdir()) and not (out / first_stage).exists():
         raise UserError(f"{out} exists and is not a training folder: choose another --output.")
+
+
+def _claim(out: Path, first_stage: str, description: dict[str, Any]) -> None:
+    """Write a run's description into its folder, or refuse a folder that belongs to something else."""
+    _check_folder(out, first_stage)
     out.mkdir(parents=True, exist_ok=True)
     write_file(out / RECIPE, json.dumps(description, indent=2) + "\n")
 

@@ -19,8 +19,8 @@ from microvlm.training.recipe import StageConfig
 
 OTHER_PROMPT_SHARE = 0.2
 """Share of the captions that are asked for in other words than the model's own caption prompt."""
-MASKED, STRANGE, EMPTY = 0, 1, 2
-"""What a row sees of a memory: nothing, one of other pictures, an empty one."""
+MASKED, EMPTY = -2, -1
+"""What a row sees of a memory: nothing, or an empty one. A number from 0 is that episode's, of other pictures."""
 
 
 class Episodes(NamedTuple):
@@ -52,8 +52,8 @@ class CaptionBatch(NamedTuple):
     captions: Rows
     """int64 [C, S]: the pictures' caption prompts with their captions: what is written into a memory."""
     caption_texts: list[str]
-    sight: np.ndarray
-    """int64 [B]: MASKED, STRANGE or EMPTY, what each row sees of a memory."""
+    visible_memory: np.ndarray
+    """int64 [B]: MASKED, EMPTY, or the episode whose memory a row sees, which says nothing about its picture."""
     episodes: Episodes | None
 
 
@@ -118,7 +118,7 @@ class CaptionSampler:
             np.array(caption_row, np.int64),
             captions,
             texts,
-            self._sight(len(exchanges), rng),
+            self._visible_memories(exchanges, plans, caption_row, texts, rng),
             self._episodes(plans, rng),
         )
 
@@ -167,10 +167,27 @@ class CaptionSampler:
             torch.from_numpy(noise),
         )
 
-    def _sight(self, count: int, rng: np.random.Generator) -> np.ndarray:
-        draws = rng.random(count)
+    def _visible_memories(
+        self,
+        exchanges: Sequence[Exchange],
+        plans: Sequence[tuple[list[int], str, str]],
+        caption_row: Sequence[int],
+        texts: Sequence[str],
+        rng: np.random.Generator,
+    ) -> np.ndarray:
+        """What each row sees of a memory. A row sees no memory that holds its own picture, or one with its answer."""
         share = self.options.memory_rows if self.options.episode_length else 0.0
-        return np.where(draws >= share, MASKED, np.where(draws < share / 2, STRANGE, EMPTY)).astype(np.int64)
+        draws, choices = rng.random(len(exchanges)), rng.random(len(exchanges))
+        result = np.full(len(exchanges), MASKED, np.int64)
+        for row, exchange in enumerate(exchanges):
+            if draws[row] >= share:
+                continue
+            result[row] = EMPTY
+            own = {n for n, other in enumerate(caption_row) if other == row or texts[n] == exchange.answer}
+            others = [n for n, (written, _, _) in enumerate(plans) if not own.intersection(written)]
+            if draws[row] < share / 2 and others:
+                result[row] = others[int(choices[row] * len(others))]
+        return result
 
 
 def plain_exchange(

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from microvlm.bench.provenance import provenance
 from microvlm.formats import documents
 from microvlm.training.loop.run_files import EVALUATIONS, METRICS
-from microvlm.training.recipe import Recipe, StageConfig
+from microvlm.training.recipe import StageConfig
 from microvlm.training.watching import names
 from microvlm.training.watching.metrics_file import read_rows
 
@@ -21,12 +22,14 @@ _FIRST = 0.1
 Row = dict[str, Any]
 
 
-def summarize(run: Path, recipe: Recipe, model: str, data: str, samples: int | None) -> dict[str, Any]:
-    """The document of a finished run, of kind `training`. Raises UserError for damaged files."""
+def summarize(
+    run: Path, recipe: str, of_stages: Sequence[StageConfig], model: str, data: str, samples: int | None
+) -> dict[str, Any]:
+    """The document of a finished run of these stages, of kind `training`. Raises UserError for damaged files."""
     rows = [dict(row) for row in read_rows(run / METRICS)]
     evaluations = _evaluations(run / EVALUATIONS)
     stages, first = [], 0
-    for stage in recipe.stages:
+    for stage in of_stages:
         own = [row for row in rows if first < row["step"] <= first + stage.steps and _is_logged(row)]
         sizes = next((row for row in rows if row["step"] == first and names.TOTAL_PARAMS in row), {})
         if own:
@@ -35,7 +38,7 @@ def summarize(run: Path, recipe: Recipe, model: str, data: str, samples: int | N
     times = [row["time"] for row in rows if isinstance(row.get("time"), int | float)]
     return {
         "report": "training",
-        "recipe": recipe.name,
+        "recipe": recipe,
         "model": model,
         "data": data,
         "samples": samples,

@@ -83,7 +83,11 @@ class StageBatches(Dataset):
         self.task, self.seed, self.stage, self.process = task, seed, stage, process
 
     def __getitem__(self, step: int) -> Any:
-        return self.task.draw_step(step, step_generator(self.seed, self.stage, step, self.process))
+        """The batch of a step, or the UserError that drawing it raised, which a worker would pack into another one."""
+        try:
+            return self.task.draw_step(step, step_generator(self.seed, self.stage, step, self.process))
+        except UserError as error:
+            return error
 
 
 def step_generator(seed: int, stage: int, step: int, process: int) -> torch.Generator:
@@ -157,26 +161,27 @@ class StepMetrics:
         # Sums stay on the device: fetching a number each step would make the device wait.
         self.sums: dict[str, Tensor] = {}
         self.samples = self.tokens = 0
-        self.began = time.perf_counter()
+        self.seconds = 0.0
 
-    def add(self, metrics: dict[str, Any], samples: int, tokens: int) -> None:
+    def add(self, metrics: dict[str, Any], samples: int, tokens: int, seconds: float) -> None:
+        """Add a step's metrics. seconds : of waiting for its batch and of the step, without evaluations and pictures."""
         for key, value in metrics.items():
             self.sums[key] = self.sums.get(key, 0.0) + torch.as_tensor(value).detach()
         self.count += 1
         self.samples += samples
         self.tokens += tokens
+        self.seconds += seconds
 
     def take(self) -> dict[str, float]:
         """The means since the last call, and the rates of samples and tokens."""
-        seconds = max(1e-9, time.perf_counter() - self.began)
+        seconds = max(1e-9, self.seconds)
         row = {_metric_name(key): round(float(value) / self.count, 6) for key, value in self.sums.items()}
         row |= {
             "train/step_s": round(seconds / self.count, 4),
             names.SAMPLES_PER_SECOND: round(self.samples / seconds, 3),
             names.TOKENS_PER_SECOND: round(self.tokens / seconds, 2),
         }
-        self.sums, self.count, self.samples, self.tokens = {}, 0, 0, 0
-        self.began = time.perf_counter()
+        self.sums, self.count, self.samples, self.tokens, self.seconds = {}, 0, 0, 0, 0.0
         return row
 
 
@@ -195,6 +200,7 @@ class StageRun:
         self.evaluate_every = recipe.evaluate_every or parts
         self.picture_every = recipe.picture_every or parts
         self._status_written = 0.0
+        self.last_step = 0
 
     def resume(self) -> int:
         """Load the stage's newest state; returns the number of steps that are done."""
@@ -208,8 +214,12 @@ class StageRun:
             )
         self.best = {} if state is None else dict(state.best)
         if self.is_main:
-            self.context.tracking.rewind(self.context.first_step + step)
-            _cut_evaluations(self.context.folder / EVALUATIONS, self.context.first_step + step)
+            self.context.tracking.rewind(
+                self.context.first_step + step if step or self.context.first_step else -1
+            )
+            _cut_evaluations(
+                self.context.folder / EVALUATIONS, self.context.first_step + step, self.stage.name, step
+            )
             record_run(self.folder, step, trainer.precision, trainer.optimizer_names)
         return step
 
@@ -303,15 +313,19 @@ class StageRun:
             else None
         )
         with stop, progress or nullcontext():
+            began = time.perf_counter()
             for step, batch in enumerate(batches, start + 1):
+                if isinstance(batch, UserError):
+                    raise batch
                 metrics = trainer.step(batch)
                 loss = float(metrics["loss"].detach())
                 guard.check(step, loss, float(metrics["gradient_norm"]), self.task.keys(batch))
+                self.last_step = step
                 samples, tokens = self.task.size(batch)
-                means.add(metrics, samples, tokens)
+                means.add(metrics, samples, tokens, time.perf_counter() - began)
                 if progress is not None:
                     progress.update(step, loss, samples, tokens)
-                if step % self.recipe.log_every == 0 and self.is_main:
+                if (step % self.recipe.log_every == 0 or step == stage.steps) and self.is_main:
                     self._log(step, means.take())
                 stopping = stop.requested or (stop_after is not None and step - start >= stop_after)
                 if step % self.picture_every == 0 or step == stage.steps:
@@ -323,8 +337,8 @@ class StageRun:
                 self.write_status("running", step)
                 if stopping and step < stage.steps:
                     break
+                began = time.perf_counter()
         if stop.requested:
-            self.write_status("stopped", step, "interrupted")
             context.log(f"stopped after step {step} of {stage.name}, which is saved")
             raise KeyboardInterrupt
         if step < stage.steps:
@@ -359,8 +373,20 @@ def run_stage(
             run.log_sizes()
             run.evaluate(0)
         complete = run.train(start, stop_after) if start < stage.steps else True
+    except (torch.OutOfMemoryError, MemoryError):
+        run.write_status("failed", start, "out of memory")
+        raise UserError(
+            f"stage '{stage.name}' needs more memory than there is: give a smaller --batch-size, or --base-bits 4; the "
+            "last saved state stays."
+        ) from None
     except UserError as error:
         run.write_status("failed", start, str(error))
+        raise
+    except KeyboardInterrupt:
+        run.write_status("stopped", run.last_step, "interrupted")
+        raise
+    except Exception as error:  # a defect: its traceback follows
+        run.write_status("failed", run.last_step, type(error).__name__)
         raise
     finally:
         run.trainer.release()
@@ -405,13 +431,15 @@ def _metric_name(key: str) -> str:
     return key if "/" in key else f"train/{key}"
 
 
-def _cut_evaluations(path: Path, step: int) -> None:
-    """Drop the evaluations after `step`, which a resumed run makes again."""
+def _cut_evaluations(path: Path, step: int, stage: str, done: int) -> None:
+    """Drop the evaluations after `step`, which a resumed run makes again, and the first of a stage with `done` 0 steps."""
     try:
         lines = documents.read_file(path).splitlines(keepends=True)
     except FileNotFoundError:
         return
     kept = [line for line in lines if line.endswith(b"\n") and _step_of(line) <= step]
+    if done == 0:
+        kept = [line for line in kept if json.loads(line).get("stage") != stage]
     if len(kept) < len(lines):
         write_file(path, b"".join(kept).decode())
 

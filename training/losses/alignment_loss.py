@@ -59,6 +59,19 @@ def alignment_loss(image: Tensor, text: Tensor, scale: Tensor, captions: Sequenc
     return 0.5 * (F.cross_entropy(scores, partner) + F.cross_entropy(scores.T, partner))
 
 
+def chance_loss(captions: Sequence[str]) -> float:
+    """The alignment loss of features that say nothing, nats: ln B for B different captions, less where some are equal."""
+    words = np.asarray(captions)
+    same = (words[:, None] == words).sum(1)
+    return float(np.log(len(words) - same + 1).mean())
+
+
+def chance_recall(captions: Sequence[str]) -> float:
+    """R@1 of features that say nothing: the mean share of captions with a picture's own words."""
+    words = np.asarray(captions)
+    return float((words[:, None] == words).mean())
+
+
 def recall_at_one(image: Tensor, text: Tensor, captions: Sequence[str]) -> float:
     """Share of pictures [n, 256] whose nearest caption [n, 256] is theirs, or has the same words."""
     nearest = (image @ text.T).argmax(1).tolist()

@@ -50,7 +50,7 @@ def _relations(part: Tensor, mask: Tensor, groups: int) -> Tensor:
     flat = merge_heads(part).float()
     count = gcd(groups, flat.shape[-1])
     split = F.normalize(flat.unflatten(-1, (count, -1)).transpose(1, 2), dim=-1)
-    scores = split @ split.mT * split.shape[-1] ** 0.5
+    scores = split @ split.mT
     # A finite number: a padded row would otherwise be all minus infinity, whose gradient is NaN.
     return F.log_softmax(scores.masked_fill(~mask.bool()[:, None, None, :], -1e4), -1)
 

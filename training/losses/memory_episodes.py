@@ -16,7 +16,7 @@ from microvlm.model.decoder import Cache
 from microvlm.model.memory_algebra import MemoryState, addressing_kl, memory_kl
 from microvlm.model.microvlm import MicroVLM
 from microvlm.model.torch_ops import full_precision
-from microvlm.training.batches.caption_batches import CaptionBatch, Episodes
+from microvlm.training.batches.caption_batches import MASKED, CaptionBatch, Episodes
 from microvlm.training.batches.conversation_rows import ConversationRows
 
 
@@ -78,26 +78,24 @@ def read_episodes(
     return EpisodeReading(slot, scope, state, write_keys, divergence, kl)
 
 
-def slots_of_sight(
-    model: MicroVLM, sight: Tensor, queries: tuple[Tensor, Tensor], strange: MemoryState | None
+def slots_of_rows(
+    model: MicroVLM, visible: Tensor, queries: tuple[Tensor, Tensor], others: MemoryState | None
 ) -> tuple[Cache, Tensor, Tensor]:
-    """The memory slot of each row, which rows see it, and the scope detector's probabilities.
+    """The memory slot of each row, which rows see it, and the scope detector's probabilities of those.
 
-    sight : int64 [B], MASKED, STRANGE or EMPTY. queries : latents [B, C] and keys [B, K] of the rows' prompts.
-    strange : memories of other pictures, of which row i gets number i (mod n); None if there are none: the empty one
-    stands for them.
+    visible : int64 [B], MASKED, EMPTY or an index into `others`. queries : latents [B, C] and keys [B, K] of the rows'
+    prompts. others : the memories of the batch's episodes.
     """
     latent, key = queries
-    count = len(sight)
-    mean, covariance = (part.float() for part in model.memory_reset(count))
-    if strange is not None:
-        chosen = torch.arange(count, device=sight.device) % len(strange.mean)
-        is_strange = (sight == 1)[:, None, None]
-        mean = torch.where(is_strange, strange.mean.detach()[chosen], mean)
-        covariance = torch.where(is_strange, strange.covariance.detach()[chosen], covariance)
-    with full_precision(sight.device.type):
+    mean, covariance = (part.float() for part in model.memory_reset(len(visible)))
+    if others is not None:
+        chosen, has_other = visible.clamp(min=0), (visible >= 0)[:, None, None]
+        mean = torch.where(has_other, others.mean.detach()[chosen], mean)
+        covariance = torch.where(has_other, others.covariance.detach()[chosen], covariance)
+    with full_precision(visible.device.type):
         _, scope, _, slot = model.memory_read(key.float(), latent.float(), mean, covariance)
-    return slot, (sight > 0).long(), scope[sight > 0]
+    sees = visible > MASKED
+    return slot, sees.long(), scope[sees]
 
 
 def utilization(keys: Tensor) -> float:

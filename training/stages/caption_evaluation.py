@@ -23,7 +23,7 @@ from microvlm.training.batches.sample_texts import IGNORED
 from microvlm.training.batches.text_windows import text_windows
 from microvlm.training.data.caption_data import CaptionData, CaptionSample
 from microvlm.training.loop.run_files import SAMPLES
-from microvlm.training.losses.alignment_loss import recall_at_one
+from microvlm.training.losses.alignment_loss import chance_recall, recall_at_one
 from microvlm.training.losses.memory_episodes import read_episodes
 from microvlm.training.stages.caption_pictures import attention_divergence, prefix_attention
 from microvlm.training.watching import names
@@ -85,7 +85,7 @@ class CaptionEvaluation:
         if parts:
             image, text = (torch.cat([part[side] for part in parts]) for side in (0, 1))
             values["evaluation/alignment_recall_at_1"] = recall_at_one(image, text, captions)
-            values["evaluation/alignment_chance"] = 1 / len(captions)
+            values["evaluation/alignment_chance"] = chance_recall(captions)
         for kind in ("on", "off", "empty"):
             if totals.get("episode_tokens"):
                 values[f"evaluation/episode_loss_{kind}"] = (

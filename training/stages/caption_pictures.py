@@ -70,7 +70,8 @@ def prefix_attention(
     weights: list[Tensor] = []
     tokens: list[str] = []
     for row in range(count):
-        columns = is_image[row].nonzero()[:, 0]
+        # Of the last picture alone: rows with one picture and with several have the same width.
+        columns = is_image[row].nonzero()[:, 0][-task.config.prefix_tokens :]
         if not len(columns):
             continue
         after = torch.arange(ids.shape[1], device=ids.device) > columns[-1]

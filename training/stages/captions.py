@@ -19,14 +19,14 @@ from torch.nn import functional as F
 from microvlm.errors import UserError
 from microvlm.model.microvlm import MicroVLM
 from microvlm.model.vision import normalise
-from microvlm.training.batches.caption_batches import CaptionBatch, CaptionSampler
+from microvlm.training.batches.caption_batches import MASKED, CaptionBatch, CaptionSampler
 from microvlm.training.batches.conversation_rows import ConversationRows, Rows
 from microvlm.training.batches.sample_texts import CAPTION_PROMPTS, IGNORED
 from microvlm.training.data.caption_data import CaptionData, fingerprint, open_data
 from microvlm.training.data.mixture import Mixture
-from microvlm.training.losses.alignment_loss import AlignmentHeads, alignment_loss
+from microvlm.training.losses.alignment_loss import AlignmentHeads, alignment_loss, chance_loss
 from microvlm.training.losses.loss_terms import binary_loss
-from microvlm.training.losses.memory_episodes import EpisodeReading, read_episodes, slots_of_sight
+from microvlm.training.losses.memory_episodes import EpisodeReading, read_episodes, slots_of_rows
 from microvlm.training.parameter_selection import relative_rates
 from microvlm.training.recipe import StageConfig
 from microvlm.training.stages.caption_evaluation import CaptionEvaluation
@@ -87,6 +87,12 @@ class CaptionTask(WholeModelTask):
         if all(rate == 0 for rate in stage.caption.trained.values()):
             raise UserError(
                 f"stage '{stage.name}' trains nothing: give its `trained` a part with a rate above 0."
+            )
+        trained = {name.split(".")[0] for name, rate in stage.caption.trained.items() if rate > 0}
+        random = [part for part in stage.fresh if part not in trained and "all" not in trained]
+        if random:
+            raise UserError(
+                f"stage '{stage.name}' begins {random[0]} anew and does not train it: name it in `trained` too."
             )
 
     @classmethod
@@ -171,10 +177,11 @@ class CaptionTask(WholeModelTask):
         rows = batch.rows.to(prefixes.device)
         images = int((rows.ids == self.rows.processor.image_id).sum()) // self.config.prefix_tokens
         embeds = model.place_images(rows.ids, self.rows.processor.image_id, prefixes[:images])
-        direct, strange_scope, extra = self._direct(model, batch, rows, embeds, reading)
+        direct, unknown_scope, extra = self._direct(model, batch, rows, embeds, reading)
         loss, metrics = direct, {names.LM_LOSS: direct}
-        loss = loss + sum(extra.values(), start=loss.new_zeros(()))
-        metrics |= extra
+        for name, (weight, value) in extra.items():
+            loss = loss + weight * value
+            metrics[name] = value
         if reading is not None and batch.episodes is not None:
             episode = self._episode(model, batch.episodes.answers.to(prefixes.device), reading)
             share = (len(batch.episodes.written) / len(rows.ids)) ** 0.5
@@ -182,7 +189,7 @@ class CaptionTask(WholeModelTask):
             loss = loss + options.memory_kl_weight * reading.memory_kl
             loss = loss + options.addressing_kl_weight * reading.addressing_kl
             known = binary_loss(reading.scope, 1.0)
-            unknown = binary_loss(strange_scope, 0.0)
+            unknown = binary_loss(unknown_scope, 0.0)
             loss = loss + options.scope_weight * 0.5 * (known + unknown)
             metrics |= {
                 "train/episode_loss": episode,
@@ -236,21 +243,22 @@ class CaptionTask(WholeModelTask):
         rows: Rows,
         embeds: Tensor,
         reading: EpisodeReading | None,
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    ) -> tuple[Tensor, Tensor, dict[str, tuple[float, Tensor]]]:
         """Cross-entropy of rows that see their pictures; the scope of what they see of a memory; a teacher's losses."""
-        sight = torch.from_numpy(batch.sight).to(embeds.device)
+        memories = torch.from_numpy(batch.visible_memory).to(embeds.device)
         slot, visible, scope = None, None, embeds.new_zeros(0)
-        if self.options.episode_length and bool((sight > 0).any()):
+        if self.options.episode_length and bool((batch.visible_memory > MASKED).any()):
             # The query is the whole prompt, as at inference. Its last token has the answer's first as its label.
             prompt = rows.mask * (rows.labels != IGNORED).cumsum(1).le(1)
             queries = model.memory_encode(embeds.detach(), prompt)
             state = None if reading is None else reading.state
-            slot, visible, scope = slots_of_sight(model, sight, queries, state)
+            slot, visible, scope = slots_of_rows(model, memories, queries, state)
         labelled = rows.labels != IGNORED
         if self.teacher is not None:
             logits, extra = self.teacher.compare(model, batch, rows, embeds, slot, visible, labelled)
         else:
-            logits, extra = model(embeds, rows.mask, slot, visible, labelled), {}
+            logits = model(embeds, rows.mask, slot, visible, labelled)
+            extra = {}
         loss = F.cross_entropy(
             logits.float(), rows.labels[labelled], label_smoothing=self.stage.label_smoothing
         )
@@ -266,4 +274,4 @@ class CaptionTask(WholeModelTask):
         image, text = module.alignment.features(prefixes[pictures], embeds[which], rows.labels[which])
         captions = [batch.caption_texts[index] for index in chosen]
         loss = alignment_loss(image, text, module.alignment.scale(), captions)
-        return loss, torch.tensor(float(np.log(len(chosen))))
+        return loss, torch.tensor(chance_loss(captions))

@@ -28,6 +28,10 @@ class Teacher:
             )
         self.options, self.config = options, inputs.config
         self.model = load_checkpoint(inputs.start).requires_grad_(False)
+        if self.model.config.quantization.is_ternary:
+            raise UserError(
+                f"stage '{inputs.stage.name}' has a teacher, and {inputs.start} is ternary: give --start a float model."
+            )
         self.image_id = inputs.rows.processor.image_id
         depth = self.config.text.num_hidden_layers
         self.layer = min(depth - 1, round(options.relation_depth * depth))
@@ -41,8 +45,8 @@ class Teacher:
         slot: Cache | None,
         visible: Tensor | None,
         labelled: Tensor,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The student's logits at the labelled positions [n, V], and the weighted losses of distillation."""
+    ) -> tuple[Tensor, dict[str, tuple[float, Tensor]]]:
+        """The student's logits at the labelled positions [n, V], and the losses of distillation with their weights."""
         options = self.options
         teacher = self._on(embeds.device)
         with recorded_heads(student.decoder, self.layer) as own:
@@ -57,8 +61,8 @@ class Teacher:
         divergence = logits_divergence(logits, target, options.temperature)
         relation = relation_divergence(own[0], theirs[0], rows.mask, options.relation_heads)
         return logits, {
-            names.DISTILLATION_KL: options.logits_weight * divergence,
-            names.RELATION_LOSS: options.relation_weight * relation,
+            names.DISTILLATION_KL: (options.logits_weight, divergence),
+            names.RELATION_LOSS: (options.relation_weight, relation),
         }
 
     def _on(self, device: torch.device) -> MicroVLM:

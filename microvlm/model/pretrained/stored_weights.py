@@ -118,6 +118,11 @@ def _pickled(path: Path) -> Iterator[tuple[str, LazyTensor]]:
             raise UserError(f"{path} holds something beside tensors, {quote(name)}: convert it to {WEIGHTS}.")
         if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
             raise UserError(f"{path}: {quote(name)} is no plain tensor: convert it to {WEIGHTS}.")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+            # Strides of 0 make a tensor of any size from a few bytes.
+            raise UserError(
+                f"{path}: {quote(name)} is larger than what is stored of it: copy the checkpoint again."
+            )
         yield name, LazyTensor(tuple(tensor.shape), tensor.dtype, partial(_detached, path, tensor))
 
 

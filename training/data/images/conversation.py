@@ -79,6 +79,11 @@ def find_turns(
     given = _parse(row, columns)
     if given.turns:
         turns = tuple(_turn(turn, pictures, max_text) for turn in given.turns)
+        captioned = any(turn.question is None and len(turn.images) == 1 for turn in turns)
+        if not captioned and not any(turn.images for turn in turns):
+            raise BadRecord(
+                NO_CAPTION, "questions without pictures need a picture with a caption to remember"
+            )
         return _bounded(turns), ()
     if given.answer is not None:
         return (_turn(GivenTurn(given.answer, given.question), pictures, max_text),), ()
