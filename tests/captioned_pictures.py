@@ -49,13 +49,15 @@ def write_pictures(folder: Path, copies: int = 4) -> Path:
 
 def write_data(folder: Path, copies: int = 4) -> Path:
     """A data folder of those pictures, as `microvlm-data images` writes it."""
+    return build_data(write_pictures(folder / "pictures", copies), folder / "data")
+
+
+def build_data(captions: Path, out: Path) -> Path:
+    """The data folder `out`, which `microvlm-data images` makes of a file of captions."""
     from click.testing import CliRunner
 
     from microvlm.training.data.data_command import command
 
-    captions = write_pictures(folder / "pictures", copies)
-    result = CliRunner().invoke(
-        command, ["images", str(captions), "-o", str(folder / "data")], catch_exceptions=False
-    )
+    result = CliRunner().invoke(command, ["images", str(captions), "-o", str(out)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-    return folder / "data"
+    return out

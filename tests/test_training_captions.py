@@ -7,6 +7,7 @@ import importlib.util
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,15 +18,18 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from captioned_pictures import write_data
+from captioned_pictures import build_data, write_data, write_pictures
 from conftest import FLOAT, seeded_model, tiny_config
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from microvlm import MicroVLM
 from microvlm.bench.report import report_of_file
+from microvlm.config import QuantizationConfig
 from microvlm.errors import UserError
+from microvlm.formats.weight_format import WeightFormat
 from microvlm.inputs.processor import Processor
 from microvlm.model.checkpoint import HEADS
+from microvlm.model.lowering import lower
 from microvlm.model.pretrained.assembly import assembled_weights
 from microvlm.model.pretrained.parts import find_part
 from microvlm.training.budget import Budget, parse_budget, resolve_steps
@@ -33,7 +37,9 @@ from microvlm.training.caption_options import CaptionOptions, TeacherOptions
 from microvlm.training.frozen_base import check_base_bits
 from microvlm.training.loop.loss_guard import STOPPED_BATCH, LossGuard
 from microvlm.training.loop.run_state import state_folders
-from microvlm.training.loop.training_loop import step_generator
+from microvlm.training.loop.stage_trainer import step_generator
+from microvlm.training.losses.alignment_loss import chance_loss, chance_recall
+from microvlm.training.losses.distillation_loss import relation_divergence
 from microvlm.training.recipe import Recipe, StageConfig, load_recipe, packaged_recipes
 from microvlm.training.stages.captions import CaptionTask
 from microvlm.training.stages.task import DataFolder
@@ -418,3 +424,160 @@ def test_alignment_heads_go_on_from_stage_to_stage_and_from_run_to_run(finished,
     assert isinstance(task, CaptionTask)
     heads = task.with_heads.alignment.state_dict()
     assert all(torch.equal(value, heads[name]) for name, value in last.items())
+
+
+def mixed_data(folder: Path) -> Path:
+    """Captions, a question about two pictures, and an episode that asks about a picture that is gone."""
+    captions = write_pictures(folder)
+    rows = [json.loads(line) for line in captions.read_text().splitlines()]
+    first = [row["image"] for row in rows]
+    for number in range(16):
+        pair = [first[number], first[number + 16]]
+        rows.append({"images": pair, "question": "are they the same?", "answer": "no"})
+        turns = [
+            {"answer": rows[number]["caption"], "images": [0]},
+            {"answer": rows[number + 16]["caption"], "images": [1]},
+            {"question": "what came first?", "answer": rows[number]["caption"], "images": []},
+        ]
+        rows.append({"images": pair, "turns": turns})
+    captions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return build_data(captions, folder.parent / "mixed-data")
+
+
+def test_several_pictures_and_episodes_of_the_data_train_beside_captions(start, tmp_path):
+    data = mixed_data(tmp_path / "mixed")
+    recipe = msgspec.structs.replace(STAGES, stages=(FIRST,))
+    assert train(recipe, opened(data), tmp_path / "run", silent, start=str(start))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert any("attention/entropy" in row for row in rows)
+
+
+def test_a_row_sees_no_memory_that_holds_its_picture_or_its_answer(data, start):
+    task = make_task(data, start)
+    seen = 0
+    for step in range(6):
+        batch = task.draw_step(step, step_generator(0, 0, step, 0))
+        for row, memory in enumerate(batch.visible_memory):
+            if memory < 0:
+                continue
+            seen += 1
+            written = batch.episodes.written[memory]
+            own = {number for number, other in enumerate(batch.caption_row) if other == row}
+            texts = {batch.caption_texts[number] for number in written if number >= 0}
+            assert not own.intersection(written.tolist())
+            assert batch.caption_texts[next(iter(own))] not in texts
+    assert seen > 3
+
+
+def test_a_run_that_is_cut_between_two_stages_ends_with_the_weights_of_an_unbroken_one(
+    finished, data, start, tmp_path
+):
+    """The second process has not run the first stage, whose draws must therefore not matter."""
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    for name in ("stage2", "checkpoint", "best", "metrics.jsonl", "evaluations.jsonl"):
+        path = out / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    torch.manual_seed(12345)
+    torch.randn(7)
+    assert train(STAGES, opened(data), out, silent, start=str(start))
+    unbroken = weights(finished / "checkpoint")
+    assert all(torch.equal(value, unbroken[name]) for name, value in weights(out / "checkpoint").items())
+
+
+def test_untouched_weights_keep_their_precision_and_trained_ones_theirs_in_both_checkpoints(
+    data, start, tmp_path
+):
+    half = tmp_path / "half"
+    shutil.copytree(start, half)
+    tensors = {name: tensor.bfloat16() for name, tensor in weights(start).items()}
+    save_file(tensors, half / "model.safetensors", {"format": "pt"})
+    out = tmp_path / "run"
+    assert train(STAGES, opened(data), out, silent, start=str(half))
+    last, best = weights(out / "checkpoint"), weights(out / "best")
+    assert {name: tensor.dtype for name, tensor in last.items()} == {
+        name: tensor.dtype for name, tensor in best.items()
+    }
+    assert last["decoder.norm.weight"].dtype == torch.bfloat16
+    assert last["adapter.fc1.weight"].dtype == torch.float32
+
+
+def test_a_ternary_start_keeps_the_bytes_of_its_frozen_layers(data, speaking_checkpoint, tmp_path):
+    model = MicroVLM.from_pretrained(speaking_checkpoint)
+    packed = lower(model, WeightFormat(1.58, "2bit", 8))
+    packed.config = dataclasses.replace(
+        model.config, quantization=QuantizationConfig(decoder_bits=1.58, vision_bits=8, embedding_bits=8)
+    )
+    packed.directory = model.directory
+    packed.save_pretrained(tmp_path / "packed")
+    recipe = msgspec.structs.replace(STAGES, stages=(FIRST,))
+    assert train(recipe, opened(data), tmp_path / "run", silent, start=str(tmp_path / "packed"))
+    before, after = weights(tmp_path / "packed"), weights(tmp_path / "run" / "checkpoint")
+    for name, tensor in before.items():
+        if name.startswith(("decoder.", "vision.")):
+            assert torch.equal(tensor, after[name]), name
+
+
+def test_relations_are_compared_as_softmax_of_unit_rows():
+    torch.manual_seed(0)
+    student, teacher = (tuple(torch.randn(1, 2, 3, 4) for _ in range(3)) for _ in range(2))
+    mask = torch.tensor([[1, 1, 0]])
+    expected = []
+    for own, other in zip(student, teacher, strict=True):
+        relations = []
+        for part in (own, other):
+            rows = torch.nn.functional.normalize(part[0, :, :2].double(), dim=-1)
+            relations.append((rows @ rows.mT).softmax(-1))
+        expected.append((relations[1] * (relations[1] / relations[0]).log()).sum(-1).mean())
+    value = relation_divergence(student, teacher, mask, groups=2)
+    assert float(value) == pytest.approx(float(sum(expected) / 3), rel=1e-4)
+
+
+def test_a_teacher_must_be_float_and_come_first(data, start, speaking_checkpoint, tmp_path):
+    stage = msgspec.structs.replace(SECOND, caption=CaptionOptions(trained=NEW, teacher=TeacherOptions()))
+    with pytest.raises(UserError, match="make it the first stage"):
+        train(
+            msgspec.structs.replace(STAGES, stages=(FIRST, stage)),
+            opened(data),
+            tmp_path / "a",
+            silent,
+            start=str(start),
+        )
+    alone = msgspec.structs.replace(STAGES, stages=(stage,))
+    with pytest.raises(UserError, match="is ternary: give --start a float model"):
+        train(alone, opened(data), tmp_path / "b", silent, start=str(speaking_checkpoint))
+
+
+@pytest.mark.posix
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+def test_an_error_in_a_worker_is_the_same_sentence(data, start, tmp_path, monkeypatch):
+    def fails(*_):
+        raise UserError("a picture of the data set cannot be read: build the data folder again.")
+
+    monkeypatch.setattr("microvlm.training.batches.caption_batches.random_view", fails)
+    with pytest.raises(UserError, match=r"^a picture of the data set cannot be read"):
+        train(STAGES, opened(data), tmp_path / "run", silent, start=str(start), workers=1)
+
+
+def test_running_out_of_memory_is_one_sentence(data, start, tmp_path, monkeypatch):
+    def fails(*_):
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr(CaptionTask, "loss", fails)
+    with pytest.raises(UserError, match="needs more memory than there is: give a smaller --batch-size"):
+        train(STAGES, opened(data), tmp_path / "run", silent, start=str(start))
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["state"] == "failed"
+
+
+def test_a_run_can_begin_at_a_later_stage_of_a_recipe_for_existing_models(data, start, tmp_path):
+    out = tmp_path / "run"
+    assert train(STAGES, opened(data), out, silent, start=str(start), start_stage="stage2")
+    assert not (out / "stage1").exists()
+    report = json.loads((out / "summary.json").read_text())
+    assert [stage["name"] for stage in report["stages"]] == ["stage2"]
+
+
+def test_chance_levels_count_equal_captions():
+    assert chance_loss(["a", "b", "c", "d"]) == pytest.approx(math.log(4))
+    assert chance_loss(["a", "a", "b", "b"]) == pytest.approx(math.log(3))
+    assert chance_recall(["a", "a", "b", "b"]) == 0.5

@@ -11,7 +11,7 @@ from conftest import files_below
 from microvlm.errors import UserError
 from microvlm.model.linear import ternarize
 from microvlm.presets import preset
-from microvlm.training import trainer
+from microvlm.training import run_checks
 from microvlm.training.loop.muon import Float32Muon, orthogonalise
 from microvlm.training.loop.optimizers import usable_precision
 from microvlm.training.tokenizer_training import save_tokenizer, train_tokenizer
@@ -103,9 +103,9 @@ _KILLED_CLAIM = """
 import os, signal, sys
 from pathlib import Path
 from microvlm.presets import preset
-from microvlm.training import trainer
+from microvlm.training import run_checks
 os.replace = lambda old, new: os.kill(os.getpid(), signal.SIGKILL)
-trainer._claim(Path(sys.argv[1]), "caption", {"recipe": {}})
+run_checks.claim_folder(Path(sys.argv[1]), "caption", {"recipe": {}})
 """
 
 
@@ -114,11 +114,11 @@ def test_a_start_that_was_killed_while_it_wrote_its_recipe_can_be_repeated(tmp_p
     process = subprocess.run([sys.executable, "-P", "-c", _KILLED_CLAIM, str(tmp_path)], check=False)
     assert process.returncode == -signal.SIGKILL
     assert [path.name.split("-")[0] for path in tmp_path.iterdir()] == [".recipe.json.new"]
-    trainer._claim(tmp_path, "caption", {"recipe": {}})
+    run_checks.claim_folder(tmp_path, "caption", {"recipe": {}})
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.json"]
     (tmp_path / "recipe.json").rename(tmp_path / "notes.txt")
     with pytest.raises(UserError, match="not a training folder"):
-        trainer._claim(tmp_path, "caption", {"recipe": {}})
+        run_checks.claim_folder(tmp_path, "caption", {"recipe": {}})
 
 
 @pytest.mark.posix

@@ -21,7 +21,7 @@ from microvlm.training.emoji.stages import distill
 from microvlm.training.emoji.stages.vlm import VLMTask
 from microvlm.training.emoji.teacher import TEACHER_WIDTH
 from microvlm.training.emoji.tokenizer_corpus import tokenizer_corpus
-from microvlm.training.loop.training_loop import step_generator
+from microvlm.training.loop.stage_trainer import step_generator
 from microvlm.training.recipe import Recipe, StageConfig
 from microvlm.training.stages.registry import TASKS, task_class
 from microvlm.training.stages.task import StageInputs, Task

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from microvlm.atomic import new_file, write_file
+from microvlm.atomic import write_file
 from microvlm.config import MicroVLMConfig, QuantizationConfig
 from microvlm.errors import UserError
 from microvlm.formats import documents
@@ -30,18 +30,14 @@ from microvlm.model.checkpoint import (
     read_weights_header,
     resolve_checkpoint,
     save_checkpoint,
-    write_tensors,
-)
-from microvlm.model.checkpoint import (
-    WEIGHTS as WEIGHTS_FILE,
 )
 from microvlm.model.lowering import lower
 from microvlm.model.microvlm import MicroVLM
 from microvlm.presets import preset
-from microvlm.temporary_folder import remove_leftovers
 from microvlm.training.batches.sample_texts import TextRows
 from microvlm.training.budget import Budget, resolve_steps
 from microvlm.training.frozen_base import FLOAT_BITS, FOUR_BITS, quantize_frozen
+from microvlm.training.loop.run_context import RunContext, write_status
 from microvlm.training.loop.run_files import (
     BEST,
     BEST_CHECKPOINT,
@@ -55,12 +51,20 @@ from microvlm.training.loop.run_files import (
     WEIGHTS,
 )
 from microvlm.training.loop.run_provenance import recorded_runs
-from microvlm.training.loop.run_state import changing_tensors
 from microvlm.training.loop.run_summary import summarize
 from microvlm.training.loop.step_timing import measure_step_seconds
-from microvlm.training.loop.training_loop import RunContext, run_stage, write_status
+from microvlm.training.loop.training_loop import run_stage
 from microvlm.training.model_base import ModelBase
 from microvlm.training.recipe import Recipe, StageConfig
+from microvlm.training.run_checks import (
+    check_folder,
+    check_teachers,
+    claim_folder,
+    read_description,
+    stages_before,
+    summarize_names,
+)
+from microvlm.training.stage_weights import load_heads, restore_dtypes, restore_packed, save_weights
 from microvlm.training.stages.registry import task_class
 from microvlm.training.stages.task import DataFolder, StageInputs, Task, WholeModelTask
 from microvlm.training.warm_start import start_from, stored_dtypes, weights_sha256
@@ -137,8 +141,8 @@ class TrainingRun:
         self.classes = [task_class(stage.task, stage.name) for stage in recipe.stages]
         for cls, stage in zip(self.classes, recipe.stages, strict=True):
             cls.check(stage)
-        _check_teachers(recipe)
-        self.skipped = _stages_before(recipe, self.classes, start, start_stage)
+        check_teachers(recipe)
+        self.skipped = stages_before(recipe, self.classes, start, start_stage)
         self.start, self.start_stage = start if start is not None else recipe.start, start_stage
         self.given_start = start is not None
         self.base = ModelBase.of(recipe, start, start_stage, lambda: self.classes[0].tokenizer_texts(data))
@@ -168,7 +172,7 @@ class TrainingRun:
         Raises UserError for a folder that belongs to another run.
         """
         description = self._describe(budget)
-        recorded = _read_description(self.out)
+        recorded = read_description(self.out)
         if recorded is not None:
             asked = {"preset": description["preset"]} | {k: v for k, v in recorded.items() if k != "resolved"}
             if asked != description:
@@ -179,7 +183,7 @@ class TrainingRun:
             if resolved is not None:
                 self.recipe = documents.convert(resolved, Recipe, self.out / RECIPE, "delete the folder")
             return
-        _check_folder(self.out, self.recipe.stages[self.skipped].name)
+        check_folder(self.out, self.recipe.stages[self.skipped].name)
         self.recipe = resolve_steps(
             self.recipe,
             self.classes[0].epoch_samples(self.data),
@@ -189,7 +193,7 @@ class TrainingRun:
         )
         if json.loads(json.dumps(self.recipe.to_dict())) != description["recipe"]:
             description["resolved"] = self.recipe.to_dict()
-        _claim(self.out, self.recipe.stages[self.skipped].name, description)
+        claim_folder(self.out, self.recipe.stages[self.skipped].name, description)
 
     def train(self, stop_after: int | None, workers: int, trackers: Sequence[str]) -> bool:
         """Train the stages that are not done. Returns whether the recipe is finished."""
@@ -227,7 +231,7 @@ class TrainingRun:
                     self.log(f"stopped in stage {stage.name}; run the same command to go on")
                     return False
                 if context.accelerator.is_main_process:
-                    _save_weights(task, folder)
+                    save_weights(task, folder)
                 del task
             previous = index
             context.first_step += stage.steps
@@ -242,12 +246,15 @@ class TrainingRun:
             else:
                 tensors, _ = read_tensors(path)
             task.continue_from(tensors, str(path.parent))
-            _load_heads(task, path.with_name(HEADS))
+            load_heads(task, path.with_name(HEADS))
         elif self.start is not None:
             assert isinstance(task, WholeModelTask)  # `_stages_before` refuses the others
             absent = self._load_start(task.model, index)
-            _load_heads(task, resolve_checkpoint(self.start) / HEADS)
-            self.log(f"starting from {self.start}" + (f"; not from it: {_summary(absent)}" if absent else ""))
+            load_heads(task, resolve_checkpoint(self.start) / HEADS)
+            self.log(
+                f"starting from {self.start}"
+                + (f"; not from it: {summarize_names(absent)}" if absent else "")
+            )
 
     def _load_start(self, model: MicroVLM, index: int) -> list[str]:
         """Load the run's start into a model; returns the parameters that it lacks."""
@@ -288,12 +295,12 @@ class TrainingRun:
             shipped = QuantizationConfig(1.58, 8, 8)
             model.config = dataclasses.replace(model.config, quantization=shipped)
         elif self.base.keeps_start and self.start is not None:
-            _restore_dtypes(model, stored_dtypes(self.start), self._trained_names(index))
+            restore_dtypes(model, stored_dtypes(self.start), self._trained_names(index))
         if self.base.keeps_start and self.start is not None:
-            _restore_packed(model, self.start, self._trained_names(index))
+            restore_packed(model, self.start, self._trained_names(index))
         model.directory = None
         runs = recorded_runs(self.out, (stage.name for stage in self.recipe.stages))
-        recorded = _read_description(self.out) or {}
+        recorded = read_description(self.out) or {}
         provenance = {
             **{key: value for key, value in recorded.items() if key not in ("preset", "resolved")},
             "recipe": self.recipe.to_dict(),
@@ -406,118 +413,6 @@ def stage_config(
     if any(stage.decoder_bits == 1.58 for stage in stages) and not float_control:
         text = dataclasses.replace(text, sub_norm=True)
     return dataclasses.replace(base, quantization=widths, text=text)
-
-
-def _check_teachers(recipe: Recipe) -> None:
-    """A teacher is the model that the run starts from: another stage's would have to be loaded from a half-made run."""
-    for stage in recipe.stages[1:]:
-        if stage.caption.teacher is not None:
-            raise UserError(
-                f"stage '{stage.name}' has a teacher, which is the model that the run starts from: make it the first "
-                "stage of a recipe of its own, and give --start the checkpoint of the run before."
-            )
-
-
-def _stages_before(
-    recipe: Recipe, classes: Sequence[type[Task]], start: str | None, start_stage: str | None
-) -> int:
-    """Number of stages that a start replaces. Raises UserError if the two options do not go together."""
-    names = [stage.name for stage in recipe.stages]
-    if start_stage is None and (start is None or recipe.preset is None or recipe.start is not None):
-        if start is None and recipe.preset is None:
-            raise UserError(
-                f"recipe '{recipe.name}' trains a model that exists: give --start, a checkpoint that microvlm assemble "
-                "or another run wrote."
-            )
-        return 0
-    if start is None or start_stage is None:
-        raise UserError(
-            "--start and --start-stage go together: the checkpoint, and the first stage to run from it."
-        )
-    if start_stage not in names:
-        raise UserError(
-            f"recipe '{recipe.name}' has no stage '{start_stage}'; choose one of {', '.join(names)}."
-        )
-    index = names.index(start_stage)
-    if not issubclass(classes[index], WholeModelTask):
-        raise UserError(f"stage '{start_stage}' starts from nothing: choose a later --start-stage.")
-    return index
-
-
-def _save_weights(task: Task, folder: Path) -> None:
-    """Write what the stage has trained, or all of a model that was trained from its beginning."""
-    result = task.result()
-    tensors = changing_tensors(result)
-    frozen = len(tensors) < len(result.state_dict())
-    if not (frozen and task.keeps_frozen_parts_out):
-        tensors = result.state_dict()
-    with new_file(folder / WEIGHTS) as temporary:
-        write_tensors(tensors, temporary)
-    heads = task.heads()
-    if heads is not None:
-        with new_file(folder / HEADS) as temporary:
-            write_tensors(heads.state_dict(), temporary)
-    (folder / DONE).touch()
-
-
-def _load_heads(task: Task, path: Path) -> None:
-    """Go on with the heads of an earlier stage or run, where there are any of the same shapes."""
-    heads = task.heads()
-    if heads is None or not path.is_file():
-        return
-    stored, _ = read_tensors(path)
-    own = heads.state_dict()
-    if {name: t.shape for name, t in stored.items()} == {name: t.shape for name, t in own.items()}:
-        heads.load_state_dict(stored)
-
-
-def _restore_dtypes(model: MicroVLM, dtypes: dict[str, torch.dtype], trained: set[str]) -> None:
-    """Give weights that nothing has trained the precision that the start stores them at."""
-    for name, parameter in model.named_parameters():
-        if name not in trained and name in dtypes:
-            parameter.data = parameter.data.to(dtypes[name])
-
-
-def _summary(names: Sequence[str]) -> str:
-    """Names of parameters, or of the parts that they belong to where there are many."""
-    return ", ".join(names if len(names) <= 8 else dict.fromkeys(name.split(".")[0] for name in names))
-
-
-def _restore_packed(model: MicroVLM, start: str, trained: set[str]) -> None:
-    """Give packed layers that nothing has trained the bytes of the start, which another rounding may change."""
-    stored, _ = read_tensors(resolve_checkpoint(start) / WEIGHTS_FILE)
-    for name, tensor in model.state_dict().items():
-        layer = "embedding" if name.startswith("embedding.") else name.rpartition(".")[0]
-        untrained = f"{layer}.weight" not in trained and name not in trained
-        if (
-            untrained
-            and name in stored
-            and stored[name].shape == tensor.shape
-            and stored[name].dtype == tensor.dtype
-        ):
-            tensor.copy_(stored[name])
-
-
-def _read_description(out: Path) -> dict[str, Any] | None:
-    path = out / RECIPE
-    if not path.is_file():
-        return None
-    # Folders of older versions do not record their preset.
-    return documents.load(path, dict[str, Any], f"delete {out}, or choose another --output")
-
-
-def _check_folder(out: Path, first_stage: str) -> None:
-    """Raises UserError for a folder that holds something else than a run."""
-    remove_leftovers(out)  # of a start that was killed before it had its recipe written
-    if out.exists() and any(out.iterdir()) and not (out / first_stage).exists():
-        raise UserError(f"{out} exists and is not a training folder: choose another --output.")
-
-
-def _claim(out: Path, first_stage: str, description: dict[str, Any]) -> None:
-    """Write a run's description into its folder, or refuse a folder that belongs to something else."""
-    _check_folder(out, first_stage)
-    out.mkdir(parents=True, exist_ok=True)
-    write_file(out / RECIPE, json.dumps(description, indent=2) + "\n")
 
 
 __all__ = ["BEST_CHECKPOINT", "CHECKPOINT", "TrainingRun", "open_data", "preset", "stage_config", "train"]

@@ -1,4 +1,4 @@
-"""The training loop: Accelerate, metrics, evaluation, resumable states. Knows no particular stage.
+"""The training loop: steps, metrics, evaluation, resumable states. Knows no particular stage.
 
 A batch is a function of (seed, stage, step) alone, so a resumed run trains on the batches of an unbroken one.
 """
@@ -6,183 +6,33 @@ A batch is a function of (seed, stage, step) alone, so a resumed run trains on t
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import nullcontext
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from microvlm.atomic import new_file, write_file
+from microvlm.atomic import new_file
 from microvlm.errors import UserError
-from microvlm.formats import documents
 from microvlm.model.checkpoint import write_tensors
-from microvlm.model.linear import weights_rounded_once
 from microvlm.training.loop.loss_guard import LossGuard
-from microvlm.training.loop.optimizers import build_optimizers, cosine, usable_precision
-from microvlm.training.loop.run_files import BEST, CURVES, EVALUATIONS, METRICS, PICTURES, STATUS
+from microvlm.training.loop.optimizers import usable_precision
+from microvlm.training.loop.run_context import RunContext, cut_evaluations, write_status
+from microvlm.training.loop.run_files import BEST, CURVES, EVALUATIONS, METRICS, PICTURES
 from microvlm.training.loop.run_provenance import record_run
 from microvlm.training.loop.run_state import changing_tensors, load_state, save_state
-from microvlm.training.recipe import Recipe, StageConfig
+from microvlm.training.loop.stage_trainer import StageTrainer
+from microvlm.training.loop.step_metrics import StepMetrics
+from microvlm.training.loop.stop_request import StopRequest
+from microvlm.training.recipe import Recipe
 from microvlm.training.stages.task import Task
 from microvlm.training.watching import names
 from microvlm.training.watching.plots import curves
 from microvlm.training.watching.progress import Progress
-from microvlm.training.watching.tracking import Tracking
 
 PARTS_OF_A_STAGE = 5
 """Evaluations and sets of pictures of a stage whose recipe does not say after how many steps."""
 _STATUS_SECONDS = 2.0
-
-
-@dataclass
-class RunContext:
-    """What all stages of a run share."""
-
-    folder: Path
-    log: Callable[[str], None]
-    accelerator: Accelerator
-    tracking: Tracking
-    total_steps: int
-    """Of all stages of this run."""
-    first_step: int = 0
-    """Steps of the stages before this one."""
-    workers: int = 0
-
-
-def write_status(
-    context: RunContext, state: str, step: int, reason: str = "", place: Mapping[str, Any] | None = None
-) -> None:
-    """Write a run's status.json: its state, the step over all stages, and why it ended."""
-    document = {
-        "state": state,
-        **(place or {}),
-        "step": step,
-        "steps": context.total_steps,
-        "reason": reason,
-        "updated": round(time.time(), 1),
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-    }
-    write_file(context.folder / STATUS, json.dumps(document) + "\n")
-
-
-class StageBatches(Dataset):
-    """The batches of a stage, indexed by step."""
-
-    def __init__(self, task: Task, seed: int, stage: int, process: int):
-        self.task, self.seed, self.stage, self.process = task, seed, stage, process
-
-    def __getitem__(self, step: int) -> Any:
-        """The batch of a step, or the UserError that drawing it raised, which a worker would pack into another one."""
-        try:
-            return self.task.draw_step(step, step_generator(self.seed, self.stage, step, self.process))
-        except UserError as error:
-            return error
-
-
-def step_generator(seed: int, stage: int, step: int, process: int) -> torch.Generator:
-    """The generator that the batch of this step is drawn with. Part of the recipes' reproducibility."""
-    return torch.Generator().manual_seed(((seed * 101 + stage) * 1_000_003 + step) * 257 + process)
-
-
-class StageTrainer:
-    """A stage's module with its optimisers and schedules, on the accelerator."""
-
-    def __init__(self, task: Task, stage: StageConfig, precision: str, accelerator: Accelerator):
-        self.task, self.stage, self.precision = task, stage, precision
-        self.accelerator, self.device = accelerator, accelerator.device
-        optimizers = build_optimizers(task, stage, self.device)
-        self.optimizer_names = [type(optimizer).__name__ for optimizer in optimizers]
-        self.optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
-        self.schedulers = [
-            accelerator.prepare(torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(stage)))
-            for optimizer in self.optimizers
-        ]
-        self.module = accelerator.prepare(task.module)
-
-    @contextmanager
-    def precise(self) -> Iterator[None]:
-        """The stage's precision; within it every latent weight is rounded once."""
-        bfloat16 = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
-        with bfloat16, weights_rounded_once():
-            yield
-
-    def step(self, batch: Any) -> dict[str, Any]:
-        """Take one optimiser step; returns the loss, the gradient norm and the task's metrics."""
-        with self.precise():
-            loss, metrics = self.task.loss(self.module, batch)
-        self.accelerator.backward(loss)
-        learning = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-        norm = self.accelerator.clip_grad_norm_(learning, self.stage.max_grad_norm)
-        for optimizer, scheduler in zip(self.optimizers, self.schedulers, strict=True):
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad(set_to_none=True)
-        return {"loss": loss, "gradient_norm": norm, **metrics}
-
-    def rates(self) -> list[float]:
-        """The learning rates of all groups, of AdamW first."""
-        return [rate for scheduler in self.schedulers for rate in scheduler.get_last_lr()]
-
-    def batches(self, seed: int, index: int, start: int, workers: int) -> DataLoader:
-        """The batches from step `start` on, drawn by `workers` processes ahead of the steps."""
-        return DataLoader(
-            StageBatches(self.task, seed, index, self.accelerator.process_index),
-            batch_size=None,
-            collate_fn=_unchanged,
-            sampler=range(start, self.stage.steps),
-            num_workers=workers,
-            # Its own generator: a loader draws its workers' seed, which would advance torch's in a resumed run twice.
-            generator=torch.Generator(),
-            pin_memory=self.device.type == "cuda",
-            multiprocessing_context="fork" if workers else None,
-        )
-
-    def release(self) -> None:
-        """Forget the stage's module and optimisers, so that the next stage's do not add to them."""
-        self.accelerator.free_memory()
-
-
-class StepMetrics:
-    """Averages the metrics of `every` steps."""
-
-    def __init__(self, every: int):
-        self.every, self.count = every, 0
-        # Sums stay on the device: fetching a number each step would make the device wait.
-        self.sums: dict[str, Tensor] = {}
-        self.samples = self.tokens = 0
-        self.seconds = 0.0
-
-    def add(self, metrics: dict[str, Any], samples: int, tokens: int, seconds: float) -> None:
-        """Add a step's metrics. seconds : of waiting for its batch and of the step, without evaluations and pictures."""
-        for key, value in metrics.items():
-            self.sums[key] = self.sums.get(key, 0.0) + torch.as_tensor(value).detach()
-        self.count += 1
-        self.samples += samples
-        self.tokens += tokens
-        self.seconds += seconds
-
-    def take(self) -> dict[str, float]:
-        """The means since the last call, and the rates of samples and tokens."""
-        seconds = max(1e-9, self.seconds)
-        row = {_metric_name(key): round(float(value) / self.count, 6) for key, value in self.sums.items()}
-        row |= {
-            "train/step_s": round(seconds / self.count, 4),
-            names.SAMPLES_PER_SECOND: round(self.samples / seconds, 3),
-            names.TOKENS_PER_SECOND: round(self.tokens / seconds, 2),
-        }
-        self.sums, self.count, self.samples, self.tokens, self.seconds = {}, 0, 0, 0, 0.0
-        return row
 
 
 class StageRun:
@@ -217,7 +67,7 @@ class StageRun:
             self.context.tracking.rewind(
                 self.context.first_step + step if step or self.context.first_step else -1
             )
-            _cut_evaluations(
+            cut_evaluations(
                 self.context.folder / EVALUATIONS, self.context.first_step + step, self.stage.name, step
             )
             record_run(self.folder, step, trainer.precision, trainer.optimizer_names)
@@ -393,59 +243,5 @@ def run_stage(
     return complete
 
 
-class StopRequest:
-    """Turns the first SIGINT or SIGTERM into a flag, so that a step ends and is saved; the second ends at once."""
-
-    def __init__(self, log: Callable[[str], None]):
-        self.log, self.requested = log, False
-        self._old: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._old[number] = signal.signal(number, self._request)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _request(self, *_: object) -> None:
-        if self.requested:
-            raise KeyboardInterrupt
-        self.requested = True
-        self.log("stopping after this step; once more to stop at once, without saving it")
-
-
 def _bare(trainer: StageTrainer) -> Any:
     return trainer.accelerator.unwrap_model(trainer.module)
-
-
-def _unchanged(batch: Any) -> Any:
-    """Replaces the loader's own conversion, which would turn arrays into tensors."""
-    return batch
-
-
-def _metric_name(key: str) -> str:
-    return key if "/" in key else f"train/{key}"
-
-
-def _cut_evaluations(path: Path, step: int, stage: str, done: int) -> None:
-    """Drop the evaluations after `step`, which a resumed run makes again, and the first of a stage with `done` 0 steps."""
-    try:
-        lines = documents.read_file(path).splitlines(keepends=True)
-    except FileNotFoundError:
-        return
-    kept = [line for line in lines if line.endswith(b"\n") and _step_of(line) <= step]
-    if done == 0:
-        kept = [line for line in kept if json.loads(line).get("stage") != stage]
-    if len(kept) < len(lines):
-        write_file(path, b"".join(kept).decode())
-
-
-def _step_of(line: bytes) -> int:
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return 2**60

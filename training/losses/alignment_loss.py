@@ -60,7 +60,7 @@ def alignment_loss(image: Tensor, text: Tensor, scale: Tensor, captions: Sequenc
 
 
 def chance_loss(captions: Sequence[str]) -> float:
-    """The alignment loss of features that say nothing, nats: ln B for B different captions, less where some are equal."""
+    """The alignment loss of features that say nothing, nats: ln B for B different captions, less for equal ones."""
     words = np.asarray(captions)
     same = (words[:, None] == words).sum(1)
     return float(np.log(len(words) - same + 1).mean())

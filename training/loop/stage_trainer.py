@@ -1,0 +1,99 @@
+"""A stage's module with its optimisers, schedules and batches, on Accelerate's device. Knows no files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, Dataset
+
+from microvlm.errors import UserError
+from microvlm.model.linear import weights_rounded_once
+from microvlm.training.loop.optimizers import build_optimizers, cosine
+from microvlm.training.recipe import StageConfig
+from microvlm.training.stages.task import Task
+
+
+class StageBatches(Dataset):
+    """The batches of a stage, indexed by step."""
+
+    def __init__(self, task: Task, seed: int, stage: int, process: int):
+        self.task, self.seed, self.stage, self.process = task, seed, stage, process
+
+    def __getitem__(self, step: int) -> Any:
+        """The batch of a step, or the UserError that drawing it raised, which a worker would pack into another one."""
+        try:
+            return self.task.draw_step(step, step_generator(self.seed, self.stage, step, self.process))
+        except UserError as error:
+            return error
+
+
+def step_generator(seed: int, stage: int, step: int, process: int) -> torch.Generator:
+    """The generator that the batch of this step is drawn with. Part of the recipes' reproducibility."""
+    return torch.Generator().manual_seed(((seed * 101 + stage) * 1_000_003 + step) * 257 + process)
+
+
+class StageTrainer:
+    """A stage's module with its optimisers and schedules, on the accelerator."""
+
+    def __init__(self, task: Task, stage: StageConfig, precision: str, accelerator: Accelerator):
+        self.task, self.stage, self.precision = task, stage, precision
+        self.accelerator, self.device = accelerator, accelerator.device
+        optimizers = build_optimizers(task, stage, self.device)
+        self.optimizer_names = [type(optimizer).__name__ for optimizer in optimizers]
+        self.optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
+        self.schedulers = [
+            accelerator.prepare(torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(stage)))
+            for optimizer in self.optimizers
+        ]
+        self.module = accelerator.prepare(task.module)
+
+    @contextmanager
+    def precise(self) -> Iterator[None]:
+        """The stage's precision; within it every latent weight is rounded once."""
+        bfloat16 = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        with bfloat16, weights_rounded_once():
+            yield
+
+    def step(self, batch: Any) -> dict[str, Any]:
+        """Take one optimiser step; returns the loss, the gradient norm and the task's metrics."""
+        with self.precise():
+            loss, metrics = self.task.loss(self.module, batch)
+        self.accelerator.backward(loss)
+        learning = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
+        norm = self.accelerator.clip_grad_norm_(learning, self.stage.max_grad_norm)
+        for optimizer, scheduler in zip(self.optimizers, self.schedulers, strict=True):
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad(set_to_none=True)
+        return {"loss": loss, "gradient_norm": norm, **metrics}
+
+    def rates(self) -> list[float]:
+        """The learning rates of all groups, of AdamW first."""
+        return [rate for scheduler in self.schedulers for rate in scheduler.get_last_lr()]
+
+    def batches(self, seed: int, index: int, start: int, workers: int) -> DataLoader:
+        """The batches from step `start` on, drawn by `workers` processes ahead of the steps."""
+        return DataLoader(
+            StageBatches(self.task, seed, index, self.accelerator.process_index),
+            batch_size=None,
+            collate_fn=_unchanged,
+            sampler=range(start, self.stage.steps),
+            num_workers=workers,
+            # Its own generator: a loader draws its workers' seed, which would advance torch's in a resumed run twice.
+            generator=torch.Generator(),
+            pin_memory=self.device.type == "cuda",
+            multiprocessing_context="fork" if workers else None,
+        )
+
+    def release(self) -> None:
+        """Forget the stage's module and optimisers, so that the next stage's do not add to them."""
+        self.accelerator.free_memory()
+
+
+def _unchanged(batch: Any) -> Any:
+    """Replaces the loader's own conversion, which would turn arrays into tensors."""
+    return batch

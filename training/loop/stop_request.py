@@ -1,0 +1,33 @@
+"""The first interrupt of a run: the step ends and is saved."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+
+class StopRequest:
+    """Turns the first SIGINT or SIGTERM into a flag, so that a step ends and is saved; the second ends at once."""
+
+    def __init__(self, log: Callable[[str], None]):
+        self.log, self.requested = log, False
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._old[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _request(self, *_: object) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        self.log("stopping after this step; once more to stop at once, without saving it")

@@ -1,0 +1,79 @@
+"""What a run checks before it writes: stages that fit together, and a folder that is its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from microvlm.atomic import write_file
+from microvlm.errors import UserError
+from microvlm.formats import documents
+from microvlm.temporary_folder import remove_leftovers
+from microvlm.training.loop.run_files import RECIPE
+from microvlm.training.recipe import Recipe
+from microvlm.training.stages.task import Task, WholeModelTask
+
+
+def check_teachers(recipe: Recipe) -> None:
+    """A teacher is the model that the run starts from: another stage's would have to be loaded from a half-made run."""
+    for stage in recipe.stages[1:]:
+        if stage.caption.teacher is not None:
+            raise UserError(
+                f"stage '{stage.name}' has a teacher, which is the model that the run starts from: make it the first "
+                "stage of a recipe of its own, and give --start the checkpoint of the run before."
+            )
+
+
+def stages_before(
+    recipe: Recipe, classes: Sequence[type[Task]], start: str | None, start_stage: str | None
+) -> int:
+    """Number of stages that a start replaces. Raises UserError if the two options do not go together."""
+    names = [stage.name for stage in recipe.stages]
+    if start_stage is None and (start is None or recipe.preset is None or recipe.start is not None):
+        if start is None and recipe.preset is None:
+            raise UserError(
+                f"recipe '{recipe.name}' trains a model that exists: give --start, a checkpoint that microvlm assemble "
+                "or another run wrote."
+            )
+        return 0
+    if start is None or start_stage is None:
+        raise UserError(
+            "--start and --start-stage go together: the checkpoint, and the first stage to run from it."
+        )
+    if start_stage not in names:
+        raise UserError(
+            f"recipe '{recipe.name}' has no stage '{start_stage}'; choose one of {', '.join(names)}."
+        )
+    index = names.index(start_stage)
+    if not issubclass(classes[index], WholeModelTask):
+        raise UserError(f"stage '{start_stage}' starts from nothing: choose a later --start-stage.")
+    return index
+
+
+def check_folder(out: Path, first_stage: str) -> None:
+    """Raises UserError for a folder that holds something else than a run."""
+    remove_leftovers(out)  # of a start that was killed before it had its recipe written
+    if out.exists() and any(out.iterdir()) and not (out / first_stage).exists():
+        raise UserError(f"{out} exists and is not a training folder: choose another --output.")
+
+
+def claim_folder(out: Path, first_stage: str, description: dict[str, Any]) -> None:
+    """Write a run's description into its folder, or refuse a folder that belongs to something else."""
+    check_folder(out, first_stage)
+    out.mkdir(parents=True, exist_ok=True)
+    write_file(out / RECIPE, json.dumps(description, indent=2) + "\n")
+
+
+def read_description(out: Path) -> dict[str, Any] | None:
+    path = out / RECIPE
+    if not path.is_file():
+        return None
+    # Folders of older versions do not record their preset.
+    return documents.load(path, dict[str, Any], f"delete {out}, or choose another --output")
+
+
+def summarize_names(names: Sequence[str]) -> str:
+    """Names of parameters, or of the parts that they belong to where there are many."""
+    return ", ".join(names if len(names) <= 8 else dict.fromkeys(name.split(".")[0] for name in names))
