@@ -11,7 +11,7 @@ from microvlm.atomic import write_file
 from microvlm.errors import UserError
 from microvlm.formats import documents
 from microvlm.temporary_folder import remove_leftovers
-from microvlm.training.loop.run_files import RECIPE
+from microvlm.training.loop.run_files import CHECKPOINT, RECIPE, RUN
 from microvlm.training.recipe import Recipe
 from microvlm.training.stages.task import Task, WholeModelTask
 
@@ -52,10 +52,22 @@ def stages_before(
     return index
 
 
+def describe_difference(out: Path, recorded: dict[str, Any], asked: dict[str, Any]) -> str:
+    """A sentence about a folder that holds another run: what differs, and what to do."""
+    words = {"recipe": "recipe", "start": "start", "data": "data", "budget": "budget", "preset": "model"}
+    differing = [words.get(key, key) for key in asked | recorded if asked.get(key) != recorded.get(key)]
+    return (
+        f"{out} holds another run ({out / RECIPE}), with another {' and '.join(differing)}: choose another --output "
+        f"or delete it. To train a finished model further, start a new run with --start {out / CHECKPOINT}."
+    )
+
+
 def check_folder(out: Path, first_stage: str) -> None:
     """Raises UserError for a folder that holds something else than a run."""
     remove_leftovers(out)  # of a start that was killed before it had its recipe written
-    if out.exists() and any(out.iterdir()) and not (out / first_stage).exists():
+    ours = {RECIPE, RUN}  # of a run that took no step
+    others = out.exists() and any(path.name not in ours for path in out.iterdir())
+    if others and not (out / first_stage).exists():
         raise UserError(f"{out} exists and is not a training folder: choose another --output.")
 
 

@@ -139,6 +139,12 @@ def train_recipe(
     folders = [_data_folder(source) for source in sources]
     if not folders:
         raise UserError("--data is missing: give a folder that microvlm-data images SOURCE -o FOLDER wrote.")
+    for folder in folders:
+        # Before torch is imported, which takes seconds.
+        if not folder.path.exists():
+            raise UserError(
+                f"{folder.path} does not exist; make it with microvlm-data images SOURCE -o {folder.path}."
+            )
     if workers and "fork" not in multiprocessing.get_all_start_methods():
         raise UserError("--workers needs a system that can fork: leave it out here.")
     from microvlm.training.watching.tracking import check_trackers
@@ -177,7 +183,10 @@ def train_recipe(
         if as_json:
             print_json({"output": str(out), "recipe": loaded.name, "complete": complete})
         elif complete:
-            echo(f"{checkpoint}: trained. Next: microvlm caption PICTURE --model {checkpoint}")
+            echo(f"{checkpoint}: trained. Next: microvlm-score {checkpoint} --data {folders[0].path}")
+            echo(
+                f"or microvlm caption PICTURE --model {checkpoint}, or microvlm-export {checkpoint} --bits 1.58"
+            )
 
 
 def _changed(recipe: Any, batch_size: int | None, learning_rate: float | None, seed: int | None) -> Any:
@@ -249,7 +258,9 @@ class RecipeGroup(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        return super().resolve_command(ctx, args if args[0] in self.commands else ["train", *args])
+        if args[0] in self.commands:
+            return super().resolve_command(ctx, args)
+        return args[0], self.commands["train"], args
 
 
 @click.group(cls=RecipeGroup, help=command.help, invoke_without_command=False)

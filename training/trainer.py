@@ -22,6 +22,7 @@ from microvlm.errors import UserError
 from microvlm.formats import documents
 from microvlm.formats.documents import quote
 from microvlm.formats.weight_format import WeightFormat
+from microvlm.formats.weight_shapes import weight_shapes
 from microvlm.inputs.processor import Processor
 from microvlm.model.checkpoint import (
     HEADS,
@@ -55,11 +56,13 @@ from microvlm.training.loop.run_summary import summarize
 from microvlm.training.loop.step_timing import measure_step_seconds
 from microvlm.training.loop.training_loop import run_stage
 from microvlm.training.model_base import ModelBase
+from microvlm.training.parameter_selection import relative_rates
 from microvlm.training.recipe import Recipe, StageConfig
 from microvlm.training.run_checks import (
     check_folder,
     check_teachers,
     claim_folder,
+    describe_difference,
     read_description,
     stages_before,
     summarize_names,
@@ -147,6 +150,7 @@ class TrainingRun:
         self.given_start = start is not None
         self.base = ModelBase.of(recipe, start, start_stage, lambda: self.classes[0].tokenizer_texts(data))
         self._check_fresh()
+        self._check_trained()
         if start is not None and not self.base.keeps_start:
             # Checked before anything is written: a start that does not fit must not claim the folder.
             self._load_start(MicroVLM(self.config(self.skipped)), self.skipped)
@@ -175,14 +179,13 @@ class TrainingRun:
         recorded = read_description(self.out)
         if recorded is not None:
             asked = {"preset": description["preset"]} | {k: v for k, v in recorded.items() if k != "resolved"}
-            if asked != description:
-                raise UserError(
-                    f"{self.out} holds another run ({self.out / RECIPE}): choose another --output or delete it."
-                )
+            if asked != description and (self.out / self.recipe.stages[self.skipped].name).exists():
+                raise UserError(describe_difference(self.out, asked, description))
             resolved = recorded.get("resolved")
-            if resolved is not None:
+            if resolved is not None and asked == description:
                 self.recipe = documents.convert(resolved, Recipe, self.out / RECIPE, "delete the folder")
-            return
+            if asked == description:
+                return
         check_folder(self.out, self.recipe.stages[self.skipped].name)
         self.recipe = resolve_steps(
             self.recipe,
@@ -228,7 +231,7 @@ class TrainingRun:
                     count = quantize_frozen(task.model.decoder, context.accelerator.device)
                     self.log(f"{stage.name}: {count} frozen layers of the decoder are held at four bits")
                 if not run_stage(task, self.recipe, index, context, stop_after):
-                    self.log(f"stopped in stage {stage.name}; run the same command to go on")
+                    self.log(f"stopped in stage {stage.name}; the same command with -o {self.out} goes on")
                     return False
                 if context.accelerator.is_main_process:
                     save_weights(task, folder)
@@ -387,6 +390,12 @@ class TrainingRun:
             run["base_bits"] = self.base_bits
         plain: dict[str, Any] = json.loads(json.dumps({**run, "preset": self.base.config.to_dict()}))
         return plain
+
+    def _check_trained(self) -> None:
+        """Raises UserError for a name of something to train that the model has not, before a folder is claimed."""
+        for index, stage in enumerate(self.recipe.stages):
+            if issubclass(self.classes[index], WholeModelTask) and self.classes[index].keeps_frozen_parts_out:
+                relative_rates(weight_shapes(self.config(index)), stage.caption.trained)
 
     def _check_fresh(self) -> None:
         with torch.device("meta"):

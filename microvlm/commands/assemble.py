@@ -13,7 +13,9 @@ import click
 
 from microvlm.commands.info import PARTS
 from microvlm.commands.options import WholeNumber
+from microvlm.config import CONFIG
 from microvlm.console import after_saving, echo, print_json
+from microvlm.errors import UserError
 from microvlm.escaping import printable
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ def assemble(
     if prompt_template is not None:
         prompt_template = prompt_template.replace("\\n", "\n")
         check_template(prompt_template)
+    _require_own_folder(output)
     encoder, text = find_part(vision, "vision"), find_part(decoder, "decoder")
     base = base_config(encoder, text, memory_slots, prefix_tokens)
     from microvlm.model.pretrained.assembly import assemble_checkpoint
@@ -170,3 +173,9 @@ def _progress() -> Iterator[Callable[[str, int], None] | None]:
             bar.update(1)
 
         yield written
+
+
+def _require_own_folder(output: Path) -> None:
+    """Raises UserError for a folder with files that is no checkpoint, such as a data folder."""
+    if output.is_dir() and any(output.iterdir()) and not (output / CONFIG).exists():
+        raise UserError(f"{output} holds other files: give --output a new folder, or one with a checkpoint.")

@@ -50,7 +50,13 @@ class ThreadCount(click.types.IntParamType):
         from microvlm.backends.threads import check_threads
 
         number = super().convert(value, param, ctx)
-        return number if self.zero and number == 0 else check_threads(number)
+        if self.zero and number == 0:
+            return number
+        try:
+            return check_threads(number)
+        except UserError as error:
+            option = param.opts[0] if param is not None else "--threads"
+            raise UserError(str(error).replace("--threads", option)) from None
 
 
 backend_option = click.option(

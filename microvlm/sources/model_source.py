@@ -210,6 +210,10 @@ def _describe_what_is_missing(path: Path) -> str:
         return f"{_shown(path)} is an incomplete bundle ({MANIFEST} is missing): copy or export it again."
     if has_config:
         return f"{_shown(path)} is an incomplete checkpoint ({WEIGHTS} is missing): copy it again."
+    if (path / "dataset.json").is_file():
+        return f"{_shown(path)} is a data folder: train a model on it with microvlm-train test --data {_shown(path)}."
+    if (path / "recipe.json").is_file() and not _is_model(path / "checkpoint"):
+        return f"{_shown(path)} is a run without a checkpoint: microvlm-train watch {_shown(path)} shows where it is."
     inner = _models_in(path)
     hint = f"give {' or '.join(inner)}" if inner else _CHOICES
     return f"{_shown(path)} is neither a bundle ({MANIFEST}) nor a checkpoint ({WEIGHTS}): {hint}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -87,11 +88,19 @@ class StageTrainer:
             generator=torch.Generator(),
             pin_memory=self.device.type == "cuda",
             multiprocessing_context="fork" if workers else None,
+            worker_init_fn=_leave_signals_to_the_parent,
         )
 
     def release(self) -> None:
         """Forget the stage's module and optimisers, so that the next stage's do not add to them."""
         self.accelerator.free_memory()
+
+
+def _leave_signals_to_the_parent(_: int) -> None:
+    """A terminal's Ctrl-C and a service's SIGTERM reach workers too: the parent ends its step, and then them."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def _unchanged(batch: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable
@@ -14,10 +15,12 @@ class StopRequest:
     def __init__(self, log: Callable[[str], None]):
         self.log, self.requested = log, False
         self._old: dict[int, Any] = {}
+        self._owner = os.getpid()
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            hangup = [signal.SIGHUP] if hasattr(signal, "SIGHUP") else []
+            for number in (signal.SIGINT, signal.SIGTERM, *hangup):
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._old[number] = signal.signal(number, self._request)
         return self
@@ -27,6 +30,8 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _request(self, *_: object) -> None:
+        if os.getpid() != self._owner:  # a worker, which the parent ends
+            return
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True

@@ -6,6 +6,7 @@ A batch is a function of (seed, stage, step) alone, so a resumed run trains on t
 from __future__ import annotations
 
 import json
+import math
 import time
 from contextlib import nullcontext
 from typing import Any
@@ -30,6 +31,13 @@ from microvlm.training.watching import names
 from microvlm.training.watching.plots import curves
 from microvlm.training.watching.progress import Progress
 
+SHOWN = {
+    names.EVALUATION_LOSS: "caption loss",
+    "evaluation/token_accuracy": "next token right",
+    "evaluation/alignment_recall_at_1": "own caption nearest",
+    "evaluation/text_perplexity": "perplexity of the text",
+}
+"""Metrics of an evaluation that the console shows; evaluations.jsonl has all."""
 PARTS_OF_A_STAGE = 5
 """Evaluations and sets of pictures of a stage whose recipe does not say after how many steps."""
 _STATUS_SECONDS = 2.0
@@ -46,7 +54,7 @@ class StageRun:
         self.trainer = StageTrainer(task, self.stage, precision, context.accelerator)
         self.best: dict[str, float] = {}
         self.is_main = context.accelerator.is_main_process
-        parts = max(1, self.stage.steps // PARTS_OF_A_STAGE)
+        parts = max(1, math.ceil(self.stage.steps / PARTS_OF_A_STAGE))
         self.evaluate_every = recipe.evaluate_every or parts
         self.picture_every = recipe.picture_every or parts
         self._status_written = 0.0
@@ -112,8 +120,8 @@ class StageRun:
         with (context.folder / EVALUATIONS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         context.tracking.log(context.first_step + step, values)
-        shown = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
-        context.log(f"{self.stage.name} {step}/{self.stage.steps}  {shown}")
+        shown = "  ".join(f"{words} {values[key]:.4g}" for key, words in SHOWN.items() if key in values)
+        context.log(f"{self.stage.name} {step}/{self.stage.steps}  held out: {shown}")
         loss = values.get(names.EVALUATION_LOSS)
         if step and loss is not None and loss < self.best.get("loss", float("inf")):
             self.best = {"loss": loss, "step": step}
@@ -174,7 +182,8 @@ class StageRun:
                 samples, tokens = self.task.size(batch)
                 means.add(metrics, samples, tokens, time.perf_counter() - began)
                 if progress is not None:
-                    progress.update(step, loss, samples, tokens)
+                    answers = metrics.get(names.LM_LOSS, metrics["loss"])
+                    progress.update(step, float(answers.detach()), samples, tokens)
                 if (step % self.recipe.log_every == 0 or step == stage.steps) and self.is_main:
                     self._log(step, means.take())
                 stopping = stop.requested or (stop_after is not None and step - start >= stop_after)
@@ -219,8 +228,10 @@ def run_stage(
     try:
         with run.trainer.precise():
             task.prepare()
+        run.write_status("running", start)
         if start == 0:
             run.log_sizes()
+            context.log(f"{stage.name}: evaluating before the first step")
             run.evaluate(0)
         complete = run.train(start, stop_after) if start < stage.steps else True
     except (torch.OutOfMemoryError, MemoryError):

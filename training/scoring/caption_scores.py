@@ -68,6 +68,8 @@ def score(request: ScoreRequest, log: Log) -> dict[str, Any]:
         "available": held_out.available,
         "sha256": fingerprint(data),
     }
+    import sacrebleu  # noqa: F401 (a missing package is told before minutes of captions)
+
     scored = _score_model(request.model, request, data, held_out, log)
     document = {"report": "captions", "backend": request.backend, "data": described, **scored.document}
     other = None

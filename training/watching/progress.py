@@ -37,7 +37,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ):
         self.total_steps, self.step, self.every, self.name = total_steps, start, max(1, every), name
-        self._log, self._clock = log, clock
+        self._log, self._clock, self._first = log, clock, start
         self._loss: float | None = None
         # (time, step, samples so far, tokens so far)
         self._marks: deque[tuple[float, int, int, int]] = deque(maxlen=_WINDOW + 1)
@@ -70,7 +70,7 @@ class Progress:
         if self._bar is not None:
             self._bar.set_postfix_str("  ".join(self._facts()), refresh=False)
             self._bar.update(step - before)
-        elif step // self.every > before // self.every or step == self.total_steps:
+        elif step // self.every > before // self.every or step == self.total_steps or before == self._first:
             left = self.seconds_left
             facts = [*self._facts(), *([f"{duration(left)} left"] if left is not None and left > 0 else [])]
             self._log("  ".join([f"{self.name} {step}/{self.total_steps}".strip(), *facts]))
