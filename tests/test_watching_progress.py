@@ -30,8 +30,9 @@ def test_lines_have_the_loss_the_speeds_and_the_time_left():
         for step in range(41, 101):
             clock.now += 2.0
             progress.update(step, loss=1 / step if step % 10 == 0 else None, samples=8, tokens=4000)
-    assert len(lines) == 6
-    assert lines[0] == "stage1 50/100  loss 0.02  4 samples/s  2,000 tokens/s  1:40 left"
+    assert len(lines) == 7
+    assert lines[0] == "stage1 41/100  4 samples/s  2,000 tokens/s  1:58 left"
+    assert lines[1] == "stage1 50/100  loss 0.02  4 samples/s  2,000 tokens/s  1:40 left"
     assert lines[-1] == "stage1 100/100  loss 0.01  4 samples/s  2,000 tokens/s"
     assert progress.seconds_left == 0
 
