@@ -106,7 +106,7 @@ def test_a_pickle_that_runs_code_is_one_sentence_and_runs_nothing(hf_folders, tm
         ({"model": {"a": torch.ones(1)}}, "something beside tensors"),
         ({1: torch.ones(1)}, "something beside tensors"),
         ({"a": torch.ones(2, 2).to_sparse()}, "no plain tensor"),
-        ({"a": torch.ones(1).expand(10**12)}, "unexpected 'a'|lacks"),
+        ({"a": torch.ones(1).expand(10**12)}, "'a' is larger than what is stored of it"),
     ],
 )
 def test_pickles_of_anything_but_tensors_by_name_are_refused(hf_folders, tmp_path, content, sentence):

@@ -384,7 +384,7 @@ def test_a_storage_of_a_later_version_says_upgrade(damaged_checkpoint):
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        (lambda raw: raw.update(model_type="qwen2"), "not a MicroVLM"),
+        (lambda raw: raw.update(model_type="qwen2"), r"is a decoder \(qwen2\) alone: assemble it first"),
         (lambda raw: raw.update(format=99), "newer microvlm"),
         (lambda raw: raw["text"].update(flux=1), "flux"),
         (lambda raw: raw["memory"].update(slots=48), "fewer than 'code_size'"),

@@ -71,7 +71,8 @@ def tensors(checkpoint):
 
 
 def logged(run):
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if "train/loss" in row]
 
 
 def metrics(row):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 from microvlm.bench.records import Figure, Provenance
 from microvlm.formats.documents import Count
@@ -74,4 +77,4 @@ class SeveralCosts(msgspec.Struct, frozen=True, kw_only=True):
     """Predicted costs of several recipes."""
 
     report: str
-    recipes: list[CostsReport]
+    recipes: Annotated[list[CostsReport], Meta(min_length=1, max_length=100)]

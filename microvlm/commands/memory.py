@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from microvlm.commands.memory_picture import plot
+from microvlm.commands.memory_plot import plot
 from microvlm.commands.options import (
     WholeNumber,
     check_sampling,

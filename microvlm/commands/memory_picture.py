@@ -1,18 +1,13 @@
-"""`microvlm memory plot`: a picture of what a memory file holds. Needs no model.
+"""Draws what a memory file holds, for `microvlm memory plot`. Needs no model.
 
 Drawn with Pillow, which every installation has: a Raspberry Pi has no matplotlib.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import click
 import numpy as np
-
-from microvlm.console import after_saving, echo, print_json
-from microvlm.errors import UserError
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -65,41 +60,6 @@ class StateNumbers(NamedTuple):
             (self.numbers[rows[at]], self.numbers[columns[at]], float(cosines[rows[at], columns[at]]))
             for at in order
         ]
-
-
-@click.command()
-@click.argument("file", metavar="FILE")
-@click.option("-o", "--output", required=True, metavar="PICTURE.png", help="The picture's file.")
-@click.option(
-    "--memory", "number", type=int, help="Which memory of a file with several; the last if left out."
-)
-@click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def plot(file: str, output: str, number: int | None, as_json: bool) -> None:
-    """Draw the facts in FILE over the memory's slots: addressing, use, variance, and which facts look alike."""
-    from microvlm.atomic import new_file
-    from microvlm.memory.memory_file import read_memory
-
-    path = Path(output)
-    if path.suffix.lower() != ".png":
-        raise UserError(f"--output {output} is not a .png; give a file name that ends in .png.")
-    if path.exists() and Path(file).exists() and path.samefile(file):
-        raise UserError(f"--output {output} would replace the memory itself; give another name.")
-    memory, _ = read_memory(file)
-    number = memory.state_count if number is None else number
-    if not 1 <= number <= memory.state_count:
-        raise UserError(
-            f"--memory is {number} and {file} has {memory.state_count}: give 1 to {memory.state_count}."
-        )
-    state = numbers_of(memory, number - 1)
-    if not state.numbers:
-        raise UserError(f"{file} holds no facts: write one with 'microvlm memory write' first.")
-    with new_file(path) as temporary:
-        draw_state(state).save(temporary, format="PNG")
-    with after_saving():
-        if as_json:
-            print_json(_document(state, number, output))
-        else:
-            echo(_sentence(state))
 
 
 def numbers_of(memory: EpisodicMemory, number: int) -> StateNumbers:
@@ -160,7 +120,7 @@ def draw_state(state: StateNumbers) -> Image.Image:
     return sheet
 
 
-def _document(state: StateNumbers, number: int, output: str) -> dict[str, Any]:
+def document_of(state: StateNumbers, number: int, output: str) -> dict[str, Any]:
     return {
         "picture": output,
         "memory": number,
@@ -173,7 +133,7 @@ def _document(state: StateNumbers, number: int, output: str) -> dict[str, Any]:
     }
 
 
-def _sentence(state: StateNumbers) -> str:
+def sentence_of(state: StateNumbers) -> str:
     count = len(state.numbers)
     facts = "1 fact" if count == 1 else f"{count} facts"
     text = f"{facts} over {state.keys.shape[1]} slots, of which {state.utilization:.0%} are in use"

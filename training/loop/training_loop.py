@@ -231,7 +231,8 @@ def run_stage(
         run.write_status("running", start)
         if start == 0:
             run.log_sizes()
-            context.log(f"{stage.name}: evaluating before the first step")
+            if type(task).evaluate is not Task.evaluate:
+                context.log(f"{stage.name}: evaluating before the first step")
             run.evaluate(0)
         complete = run.train(start, stop_after) if start < stage.steps else True
     except (torch.OutOfMemoryError, MemoryError):
