@@ -61,6 +61,16 @@ class StageCosts(msgspec.Struct, frozen=True, kw_only=True):
     predicted_bytes: Figure
 
 
+class Assumptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What a prediction rests on."""
+
+    prompt_tokens: Count
+    answer_tokens: Count
+    utilisation_low: Figure
+    """Share of the peak that training reaches."""
+    utilisation_high: Figure
+
+
 class CostsReport(msgspec.Struct, frozen=True, kw_only=True):
     """Predicted costs of a recipe on a machine; nothing in it is measured."""
 
@@ -69,7 +79,7 @@ class CostsReport(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     machine: str
     samples: Count
-    assumed: dict[str, Figure]
+    assumed: Assumptions
     stages: list[StageCosts]
 
 

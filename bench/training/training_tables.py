@@ -62,7 +62,7 @@ def costs_report(document: SeveralCosts) -> Report:
                 ]
             )
     first = document.recipes[0]
-    low, high = first.assumed["utilisation_low"], first.assumed["utilisation_high"]
+    low, high = first.assumed.utilisation_low, first.assumed.utilisation_high
     remarks = [
         f"predicted for {first.machine} and the model {first.model}, at {low:.0%} to {high:.0%} of the peak that its "
         "maker states; nothing here is measured"
