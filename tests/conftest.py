@@ -31,6 +31,8 @@ os.environ["PYTHONSAFEPATH"] = "1"
 os.environ["COLUMNS"] = "100"
 
 LONGEST = (
+    "test_pages.py",
+    "test_training_captions.py",
     "test_readme.py",
     "test_training_run.py",
     "test_packaging.py",
