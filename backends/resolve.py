@@ -65,7 +65,7 @@ def exporter_digest() -> str:
 
     package = Path(microvlm.__file__).parent
     sources = sorted(package.glob("*.py"))
-    for folder in ("exporters", "formats", "inputs", "model"):
+    for folder in ("configuration", "exporters", "formats", "inputs", "model"):
         sources += sorted((package / folder).rglob("*.py"))
     digest = hashlib.sha256(microvlm.__version__.encode())
     for path in sources:

@@ -5,14 +5,33 @@ from __future__ import annotations
 import dataclasses
 import json
 from dataclasses import dataclass, field
-from functools import cache
 from math import ceil
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
+from microvlm.configuration.answers import AnswersConfig as AnswersConfig
+from microvlm.configuration.checked_fields import (
+    Base,
+    Bits,
+    Deviation,
+    Epsilon,
+    Heads,
+    Label,
+    Layers,
+    Mean,
+    Phrase,
+    Positions,
+    Share,
+    Side,
+    Token,
+    Variance,
+    Width,
+    check_fields,
+    require,
+)
 from microvlm.errors import UserError
 from microvlm.formats import documents
 
@@ -21,76 +40,12 @@ CONFIG = "config.json"
 CONFIG_FORMAT = 1
 MAX_BYTES = 1_000_000
 """Size of the largest config.json that is read."""
-
-
-# Limits are far above every model that this package could run, and far below what would exhaust a machine in names,
-# shapes and positions alone: a configuration is read before the weights that it must fit.
-Width = Annotated[int, Meta(ge=1, le=262_144)]
-Layers = Annotated[int, Meta(ge=1, le=1024)]
-Heads = Annotated[int, Meta(ge=1, le=4096)]
-Side = Annotated[int, Meta(ge=1, le=2048)]
-Positions = Annotated[int, Meta(ge=1, le=2**24)]
-Epsilon = Annotated[float, Meta(ge=1e-30, le=1)]
-Share = Annotated[float, Meta(ge=0, le=1)]
-Base = Annotated[float, Meta(ge=1, le=1e12)]
-Variance = Annotated[float, Meta(ge=1e-12, le=1e6)]
-Mean = Annotated[float, Meta(ge=-1e6, le=1e6)]
-Deviation = Annotated[float, Meta(ge=1e-6, le=1e6)]
-Bits = int | float
-"""1.58, or a whole number, which is saved as one."""
-Label = Annotated[str, Meta(max_length=200)]
-Token = Annotated[str, Meta(min_length=1, max_length=200)]
-Phrase = Annotated[str, Meta(max_length=20_000)]
-
 MAX_PATCHES = 65_536
 _REMEDY = "correct it, or copy the model again"
 
 
 class _Format(msgspec.Struct, frozen=True):
     format: int
-
-
-class BadConfiguration(UserError, ValueError):
-    """A value that a part of a configuration refuses. `args[0]` says what is wrong, without a full stop.
-
-    As a ValueError it becomes a sentence with the file's and the part's name where a file is read.
-    """
-
-    def __str__(self) -> str:
-        return f"bad configuration: {self.args[0]}."
-
-
-def _require(condition: bool, problem: str) -> None:
-    if not condition:
-        raise BadConfiguration(problem)
-
-
-@cache
-def _record_of(part: type) -> type[msgspec.Struct]:
-    """A record with the fields of a dataclass, which checks their types and ranges and nothing else."""
-    hints = get_type_hints(part, include_extras=True)
-    return msgspec.defstruct(
-        part.__name__, [(item.name, hints[item.name]) for item in dataclasses.fields(part)]
-    )
-
-
-def _check_fields(part: Any) -> None:
-    """Hold every field against its annotated type and range; a list becomes a tuple. Raises UserError.
-
-    Reading a file has checked them before. A part that a program builds is checked here.
-    """
-    values = {item.name: _plain(getattr(part, item.name)) for item in dataclasses.fields(part)}
-    kind: type = type(part)
-    record = documents.convert(values, _record_of(kind), "bad configuration", "change it")
-    for name in values:
-        object.__setattr__(part, name, getattr(record, name))
-
-
-def _plain(value: Any) -> Any:
-    """The value with Python's own floats: numpy's are a kind of them that msgspec does not take."""
-    if isinstance(value, list | tuple):
-        return tuple(map(_plain, value))
-    return float(value) if isinstance(value, float) else value
 
 
 @dataclass(frozen=True)
@@ -111,10 +66,10 @@ class VisionConfig:
     image_std: tuple[Deviation, Deviation, Deviation] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
-        _check_fields(self)
-        _require(self.image_size % self.patch_size == 0, "'image_size' must be a multiple of 'patch_size'")
-        _require(self.num_patches <= MAX_PATCHES, f"there are more than {MAX_PATCHES:,} patches in an image")
-        _require(
+        check_fields(self)
+        require(self.image_size % self.patch_size == 0, "'image_size' must be a multiple of 'patch_size'")
+        require(self.num_patches <= MAX_PATCHES, f"there are more than {MAX_PATCHES:,} patches in an image")
+        require(
             self.hidden_size % self.num_attention_heads == 0,
             "'hidden_size' must be a multiple of 'num_attention_heads'",
         )
@@ -148,12 +103,12 @@ class TextConfig:
     max_position_embeddings: Positions = 32_768
 
     def __post_init__(self) -> None:
-        _check_fields(self)
-        _require(
+        check_fields(self)
+        require(
             self.num_attention_heads % self.num_key_value_heads == 0,
             "'num_attention_heads' must be a multiple of 'num_key_value_heads'",
         )
-        _require(self.head_dim % 2 == 0, "'head_dim' must be even for rotary embeddings")
+        require(self.head_dim % 2 == 0, "'head_dim' must be even for rotary embeddings")
 
     @property
     def kv_width(self) -> int:
@@ -177,8 +132,8 @@ class MemoryConfig:
     """Hidden width of the layers that correct a reading before W_M; 0 for none, as in the paper."""
 
     def __post_init__(self) -> None:
-        _check_fields(self)
-        _require(self.slots < self.code_size, "'slots' must be fewer than 'code_size'")
+        check_fields(self)
+        require(self.slots < self.code_size, "'slots' must be fewer than 'code_size'")
 
 
 @dataclass(frozen=True)
@@ -193,10 +148,10 @@ class QuantizationConfig:
     """The token embedding, which is the output head too: 32 or 8."""
 
     def __post_init__(self) -> None:
-        _check_fields(self)
-        _require(self.decoder_bits in (32, 1.58), "'decoder_bits' must be 32 or 1.58")
-        _require(self.vision_bits in (32, 8), "'vision_bits' must be 32 or 8")
-        _require(self.embedding_bits in (32, 8), "'embedding_bits' must be 32 or 8")
+        check_fields(self)
+        require(self.decoder_bits in (32, 1.58), "'decoder_bits' must be 32 or 1.58")
+        require(self.vision_bits in (32, 8), "'vision_bits' must be 32 or 8")
+        require(self.embedding_bits in (32, 8), "'embedding_bits' must be 32 or 8")
 
     @property
     def is_ternary(self) -> bool:
@@ -219,9 +174,9 @@ class PromptConfig:
     (`Processor.normalize_text`), for a model that was trained on such text only."""
 
     def __post_init__(self) -> None:
-        _check_fields(self)
+        check_fields(self)
         for part in (self.image_token, "{prompt}"):
-            _require(self.template.count(part) == 1, f"'template' must have {documents.quote(part)} once")
+            require(self.template.count(part) == 1, f"'template' must have {documents.quote(part)} once")
 
 
 @dataclass(frozen=True)
@@ -236,13 +191,15 @@ class MicroVLMConfig:
     prompt: PromptConfig = field(default_factory=PromptConfig)
     prefix_tokens: Annotated[int, Meta(ge=0, le=16_384)] = 0
     """k, the embeddings of one image; 0 takes clamp(ceil(patches / 8), 8, 64)."""
+    answers: AnswersConfig | None = None
+    """How sure answers are; None for a model that was never calibrated, which declines nothing."""
 
     def __post_init__(self) -> None:
-        _check_fields(self)
-        _require(self.name.isprintable(), "'name' has characters that cannot be printed")
+        check_fields(self)
+        require(self.name.isprintable(), "'name' has characters that cannot be printed")
         if self.prefix_tokens == 0:
             object.__setattr__(self, "prefix_tokens", min(64, max(8, ceil(self.vision.num_patches / 8))))
-        _require(
+        require(
             self.prefix_tokens < self.text.max_position_embeddings,
             "'prefix_tokens' must be fewer than 'text.max_position_embeddings'",
         )
@@ -253,8 +210,9 @@ class MicroVLMConfig:
         return self.text.num_hidden_layers * 2 * self.text.kv_width
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of config.json."""
-        return {"model_type": "microvlm", "format": CONFIG_FORMAT, **dataclasses.asdict(self)}
+        """The content of config.json. A part that the model lacks has no key."""
+        parts = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        return {"model_type": "microvlm", "format": CONFIG_FORMAT, **parts}
 
     def save(self, directory: Path) -> None:
         """Write config.json into a directory."""
@@ -309,6 +267,7 @@ _PARTS: dict[str, type] = {
     "memory": MemoryConfig,
     "quantization": QuantizationConfig,
     "prompt": PromptConfig,
+    "answers": AnswersConfig,
 }
 
 

@@ -18,7 +18,8 @@ from microvlm.errors import UserError
 from microvlm.runtime import Memories, MemoryArrays, MemoryReading, Past, Runtime
 from microvlm.sampling import Chooser as Chooser
 from microvlm.sampling import GenerationOptions as GenerationOptions
-from microvlm.sampling import nucleus as nucleus  # the three are names of this module, too
+from microvlm.sampling import log_probability as log_probability
+from microvlm.sampling import nucleus as nucleus  # the four are names of this module, too
 from microvlm.state_choice import state_for
 
 PHASES = ("vision", "embed", "memory_read", "prefill", "decode")
@@ -75,6 +76,13 @@ class GenerationResult:
     memory_slot: MemorySlot
     steps: int = field(default=0)
     """Decoder calls after the prefill."""
+    log_probabilities: list[list[float]] = field(default_factory=list)
+    """Natural log probability of every chosen token per row, the stop token's last (`log_probability`). Empty where
+    another package's `speak` does not tell."""
+
+    def log_probability(self, row: int) -> float | None:
+        """The log probability of a row's whole answer, with its stop token; None where it is not told."""
+        return sum(self.log_probabilities[row]) if self.log_probabilities else None
 
 
 @runtime_checkable
@@ -195,6 +203,18 @@ def generate(
     timings = timings or Timings()
     check_length(runtime, prompt, options)
     memory_slot = read_slot(runtime, prompt, memory, timings)
+    return speak_where_it_runs(runtime, prompt, options, memory_slot, on_token, timings)
+
+
+def speak_where_it_runs(
+    runtime: Runtime,
+    prompt: Prompt,
+    options: GenerationOptions,
+    memory_slot: MemorySlot,
+    on_token: OnToken | None,
+    timings: Timings,
+) -> GenerationResult:
+    """`speak`, on the other machine where the model is on one."""
     # The type decides, so that a wrapper which forwards attributes and records calls still sees every call.
     if issubclass(type(runtime), SpeaksItself):
         return cast(SpeaksItself, runtime).speak(prompt, options, memory_slot, on_token, timings)
@@ -217,12 +237,16 @@ def speak(
     position = positions_of(prompt.attention_mask)[:, -1:]
     choosers = [Chooser(options) for _ in range(batch)]
     result = GenerationResult([[] for _ in range(batch)], [False] * batch, timings.milliseconds, memory_slot)
+    result.log_probabilities = [[] for _ in range(batch)]
     with timings.phase("decode"):
         while True:
             chosen = [
                 choose(row) if not stopped else 0
                 for choose, row, stopped in zip(choosers, logits[:, -1], result.stopped, strict=True)
             ]
+            for row, token in enumerate(chosen):
+                if not result.stopped[row]:
+                    result.log_probabilities[row].append(log_probability(logits[row, -1], token))
             _append(result, chosen, options.stop_tokens or (), on_token)
             if all(result.stopped) or result.steps + 1 == options.max_new_tokens:
                 return result

@@ -67,6 +67,15 @@ class Chooser:
         return int(order[min(np.searchsorted(cumulative, draw, side="right"), len(order) - 1)])
 
 
+def log_probability(logits: np.ndarray, token: int) -> float:
+    """The natural logarithm of the probability that logits float32 [V] give a token, in float64; at most 0.
+
+    It is the model's own, without temperature and top-p: how an answer was drawn does not change how likely it was.
+    """
+    below_best = logits.astype(np.float64) - float(logits.max())
+    return float(below_best[token] - np.log(np.exp(below_best).sum()))
+
+
 def nucleus(logits: np.ndarray, temperature: float, top_p: float) -> tuple[np.ndarray, np.ndarray]:
     """The smallest set of most probable tokens that reaches `top_p`, and their cumulative probabilities in float64.
 

@@ -141,11 +141,11 @@ def test_without_a_greeting_what_was_printed_is_in_the_error(output: bytes, erro
     assert caught.value.args[0].startswith(output[:4])
 
 
-@pytest.mark.parametrize("line", [b"microvlm-worker 2\n", b"microvlm-worker 10\r\n"])
+@pytest.mark.parametrize("line", [b"microvlm-worker 1\n", b"microvlm-worker 10\r\n"])
 def test_a_greeting_of_another_version_is_refused_at_once(line: bytes) -> None:
     stream = io.BytesIO(b"Welcome!\n" + line + b"MVLM")
     with pytest.raises(
-        VersionMismatch, match=r"speaks version \d+ of the protocol and this side version 1: .*remove"
+        VersionMismatch, match=r"speaks version \d+ of the protocol and this side version 2: .*remove"
     ):
         read_greeting(stream)
     assert stream.read() == b"MVLM"

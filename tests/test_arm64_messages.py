@@ -22,7 +22,13 @@ HEADERS: list[tuple[type, dict[str, Any]]] = [
     (messages.Loaded, {"id": 1, "device": DEVICE, "kernels": "native neon", "threads": 4}),
     (messages.Shapes, {"id": 1, "shapes": {"1": [1, 2], "2": []}}),
     (messages.TokenEvent, {"id": 1, "event": "token", "token": [0, 5]}),
-    (messages.Spoken, {"tokens": [[1, 2]], "stopped": [True], "steps": 2, "timings_ms": {"decode": 1.5}}),
+    (
+        messages.Spoken,
+        {
+            **{"tokens": [[1, 2]], "stopped": [True], "steps": 2, "timings_ms": {"decode": 1.5}},
+            "log_probabilities": [[-0.5, -1.25, -0.0625]],
+        },
+    ),
     (
         messages.Run,
         {"graph": "decoder", "inputs": [None, 1], "keep": [2], "names": ["a", "b"], "outputs": ["c"]},
@@ -139,7 +145,7 @@ def test_a_device_that_changes_the_shape_of_a_value_is_refused() -> None:
 
 def test_an_answer_of_a_newer_worker_without_an_id_is_its_last_sentence() -> None:
     process = WorkerProcess([sys.executable, "-P", "-c", HOSTILE, json.dumps([({"id": None}, [])])])
-    process.answers.read(len("microvlm-worker 1\n"))
+    process.answers.read(len("microvlm-worker 2\n"))
     with pytest.raises(BrokenWorker, match="the worker ended"):
         exchange(process, {"id": 1, "do": "condition"})
     process.end(patience_s=1)
@@ -149,7 +155,7 @@ def test_the_installer_answers_malformed_requests_and_goes_on(tmp_path: Path, mo
     monkeypatch.setenv("MICROVLM_CACHE", str(tmp_path))
     command = [sys.executable, "-P", "-m", "microvlm.backends.arm64.device.installer"]
     process = WorkerProcess(command)
-    process.answers.read(len("microvlm-worker 1\n"))
+    process.answers.read(len("microvlm-worker 2\n"))
     for number, (request, sentence) in enumerate(
         [
             ({}, "malformed request"),

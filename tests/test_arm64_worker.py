@@ -114,6 +114,8 @@ def test_the_decode_loop_runs_on_the_worker_and_reports_each_token_at_once(
     expected = generate(ort, prompt, OPTIONS, memory_after_writes(ort, prompt))
     assert result.tokens == expected.tokens
     assert (result.steps, result.stopped) == (expected.steps, expected.stopped)
+    assert result.log_probabilities == expected.log_probabilities
+    assert [len(row) for row in result.log_probabilities] == [12, 12]
     assert tokens == [(row, result.tokens[row][n]) for n in range(12) for row in range(2)]
     assert result.timings_ms["decode"] > 0
 
@@ -122,7 +124,9 @@ def test_sampling_on_the_worker_equals_sampling_here(
     ort, device_runtime: Arm64Runtime, prompt: Prompt
 ) -> None:
     options = GenerationOptions(max_new_tokens=8, temperature=3.0, top_p=0.9, seed=4, stop_tokens=(1,))
-    assert generate(device_runtime, prompt, options).tokens == generate(ort, prompt, options).tokens
+    there, here = (generate(runtime, prompt, options) for runtime in (device_runtime, ort))
+    assert there.tokens == here.tokens
+    assert there.log_probabilities == here.log_probabilities
 
 
 def test_caches_and_states_stay_on_the_device_until_somebody_looks(
@@ -285,10 +289,10 @@ def test_a_worker_of_another_version_is_refused_at_once_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, speaking_bundle: Path
 ) -> None:
     program = tmp_path / "python"
-    program.write_text("#!/bin/sh\necho microvlm-worker 2\nexec cat\n")
+    program.write_text("#!/bin/sh\necho microvlm-worker 3\nexec cat\n")
     program.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(program))
-    with pytest.raises(UserError, match="speaks version 2 of the protocol and this side version 1"):
+    with pytest.raises(UserError, match="speaks version 3 of the protocol and this side version 2"):
         load("ort-arm64", speaking_bundle, target="local")
 
 

@@ -16,7 +16,7 @@ from microvlm.errors import UserError
 from microvlm.formats import bundle as bundle_format
 from microvlm.formats.bundle import open_bundle
 from microvlm.formats.onnx_weights import read_initializers
-from microvlm.generation import embed_prompt, read_slot, teacher_force
+from microvlm.generation import GenerationOptions, embed_prompt, generate, read_slot, teacher_force
 
 BACKENDS = ("ort", "torch")
 ANSWERS = np.array([[5, 60, 7, 120], [200, 9, 9, 31]])
@@ -65,6 +65,22 @@ def test_both_backends_give_the_same_logits_with_and_without_a_memory(runtimes, 
     for torch_logits, ort_logits in zip(logits["torch"], logits["ort"], strict=True):
         assert close(torch_logits, ort_logits)
     assert not close(*logits["ort"])
+
+
+def test_both_backends_give_an_answer_the_same_log_probability(runtimes, tiny_processor):
+    inputs = tiny_processor(["what is this?", "a"], [[np.full((20, 50, 3), 90, np.uint8)], []])
+    results = {
+        name: generate(
+            runtime,
+            embed_prompt(runtime, *inputs, tiny_processor.image_id),
+            GenerationOptions(max_new_tokens=6),
+        )
+        for name, runtime in runtimes.items()
+    }
+    torch, ort = results["torch"], results["ort"]
+    assert torch.tokens == ort.tokens
+    assert [len(row) for row in ort.log_probabilities] == [6, 6]
+    assert close(np.array(torch.log_probabilities), np.array(ort.log_probabilities))
 
 
 def test_a_cache_built_token_by_token_gives_the_logits_of_one_prefill(runtimes):

@@ -6,6 +6,7 @@ import math
 import re
 import subprocess
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from microvlm.config import (
+    AnswersConfig,
     MemoryConfig,
     MicroVLMConfig,
     PromptConfig,
@@ -95,6 +97,17 @@ def test_an_unknown_preset_is_refused_with_the_names():
         (PromptConfig, {"image_token": "<picture>"}, "'template' must have '<picture>' once"),
         (PromptConfig, {"image_token": ""}, "'image_token' must be text of length >= 1"),
         (PromptConfig, {"caption_prompt": "a" * 20_001}, "'caption_prompt' must be text of length <= 20000"),
+        (AnswersConfig, {"points": (-1, -2), "values": (0, 1)}, "'points' must increase"),
+        (AnswersConfig, {"points": (-1, -1), "values": (0, 1)}, "'points' must increase"),
+        (AnswersConfig, {"points": (-2, -1), "values": (0.5, 0.4)}, "'values' must not decrease"),
+        (AnswersConfig, {"points": (-2, -1), "values": (0.5,)}, "'points' and 'values' differ in length"),
+        (AnswersConfig, {"points": (-2, 0.5), "values": (0, 1)}, "'points[1]' must be a number <= 0.0"),
+        (AnswersConfig, {"points": (-2, -1), "values": (0, 1.5)}, "'values[1]' must be a number <= 1.0"),
+        (AnswersConfig, {"points": (-math.inf, -1), "values": (0, 1)}, "a number that is not finite"),
+        (AnswersConfig, {"threshold": 0.5}, "'threshold' needs 'points' and 'values'"),
+        (AnswersConfig, {"decline": ""}, "'decline' must be text of length >= 1"),
+        (AnswersConfig, {"declining": ("\x1b[31m",)}, "a declining text cannot be printed"),
+        (MicroVLMConfig, {"answers": 1}, "'answers' must be an object or null, not a whole number"),
         (MicroVLMConfig, {"prefix_tokens": -1}, "'prefix_tokens' must be a whole number >= 0"),
         (MicroVLMConfig, {"prefix_tokens": 10**6}, "'prefix_tokens' must be a whole number <= 16384"),
         (MicroVLMConfig, {"name": "\x1b[31m"}, "'name' has characters that cannot be printed"),
@@ -149,6 +162,14 @@ def test_a_configuration_of_a_program_gets_the_values_that_a_file_would_give():
             '{"model_type": "microvlm", "quantization": {"vision_bits": 4}}',
             ": 'quantization': 'vision_bits' must be 32 or 8: correct it",
         ),
+        (
+            '{"model_type": "microvlm", "answers": {"points": [-1, -2], "values": [0, 1]}}',
+            ": 'answers': 'points' must increase: correct it",
+        ),
+        (
+            '{"model_type": "microvlm", "answers": {"wings": 2}}',
+            ": 'answers.wings' is not known to this version",
+        ),
         ('{"model_type": "microvlm", "name": "\\u001b"}', ": the document: 'name' has characters"),
     ],
 )
@@ -163,9 +184,47 @@ def test_a_file_that_is_no_configuration_is_a_sentence(tmp_path, text, sentence)
     assert len(message) < len(str(tmp_path)) + 200
 
 
+CALIBRATED = tiny_config(answers=AnswersConfig((-4.0, -1.0), (0.25, 0.75), 0.5))
+
+
+def test_the_map_of_confidence_is_linear_between_its_points_and_constant_outside():
+    answers = CALIBRATED.answers
+    expected = {-9.0: 0.25, -4.0: 0.25, -2.5: 0.5, -1.0: 0.75, 0.0: 0.75}
+    assert {point: answers.confidence(point) for point in expected} == expected
+    assert AnswersConfig((-2.0,), (0.3,)).confidence(-7) == 0.3
+    assert AnswersConfig().confidence(-1) is None
+
+
+@given(
+    st.lists(st.floats(-1e6, 0), min_size=1, max_size=20, unique=True),
+    st.data(),
+)
+def test_a_surer_answer_never_has_less_confidence(points, data):
+    values = data.draw(st.lists(st.floats(0, 1), min_size=len(points), max_size=len(points)))
+    answers = AnswersConfig(tuple(sorted(points)), tuple(sorted(values)))
+    places = sorted(data.draw(st.lists(st.floats(-1e7, 0), min_size=2, max_size=20)))
+    confidences = [answers.confidence(place) for place in places]
+    # Interpolation rounds: by an ulp or so of a value.
+    assert all(a <= b + 1e-12 for a, b in pairwise(confidences))
+
+
+def test_an_answer_declines_in_its_own_words_whatever_the_case_and_the_full_stop():
+    answers = AnswersConfig(declining=("I don't see one",), decline="no idea")
+    for text in ("I don't see one", "i don\u2019t  see one.", "No idea."):
+        assert answers.is_declining(text)
+    for text in ("I don't see one here", "", "one"):
+        assert not answers.is_declining(text)
+
+
+def test_a_model_that_was_never_calibrated_has_no_key_in_its_file():
+    assert "answers" not in tiny_config().to_dict()
+    assert CALIBRATED.to_dict()["answers"]["threshold"] == 0.5
+    assert MicroVLMConfig.from_dict(json.loads(json.dumps(CALIBRATED.to_dict()))) == CALIBRATED
+
+
 PLACES = [
     (part, key)
-    for part, values in tiny_config().to_dict().items()
+    for part, values in CALIBRATED.to_dict().items()
     for key in (values if isinstance(values, dict) else [None])
 ]
 VALUES = st.recursive(
@@ -177,7 +236,7 @@ VALUES = st.recursive(
 
 @given(place=st.sampled_from(PLACES), value=VALUES)
 def test_any_value_in_place_of_any_other_is_a_configuration_or_a_sentence(place, value):
-    raw = tiny_config().to_dict()
+    raw = CALIBRATED.to_dict()
     part, key = place
     if key is None:
         raw[part] = value

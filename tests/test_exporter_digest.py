@@ -13,7 +13,7 @@ def test_the_digest_changes_with_the_code_that_exports(tmp_path, monkeypatch):
     package_copy.mkdir()
     for path in package.glob("*.py"):
         shutil.copy(path, package_copy)
-    for name in ("exporters", "formats", "inputs", "model"):
+    for name in ("configuration", "exporters", "formats", "inputs", "model"):
         shutil.copytree(package / name, package_copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(microvlm, "__file__", str(package_copy / "__init__.py"))
     digests = [exporter_digest()]
@@ -23,6 +23,7 @@ def test_the_digest_changes_with_the_code_that_exports(tmp_path, monkeypatch):
         "exporters/vocabulary/shrink.py",
         "model/memory_modules.py",
         "config.py",
+        "configuration/checked_fields.py",
     ):
         assert (package_copy / name).is_file()
         (package_copy / name).write_text("changed = True\n")

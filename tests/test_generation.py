@@ -13,6 +13,7 @@ from microvlm.generation import (
     Prompt,
     embed_prompt,
     generate,
+    log_probability,
     nucleus,
     prefill,
     read_slot,
@@ -76,6 +77,45 @@ def test_a_stop_token_ends_its_row_and_is_not_in_the_answer(runtime, tiny_proces
         assert result.tokens[row] == expected
         assert result.stopped[row] == (stop in tokens)
         assert [token for at, token in calls if at == row] == expected
+
+
+@pytest.mark.parametrize(
+    "choice", [{}, {"temperature": 1.0, "seed": 5}, {"temperature": 2.5, "top_p": 0.7, "seed": 2}]
+)
+def test_log_probabilities_are_log_softmax_of_the_logits_whatever_the_sampling(
+    choice, runtime, tiny_processor
+):
+    prompt = ready(runtime, tiny_processor)
+    result = generate(runtime, prompt, GenerationOptions(max_new_tokens=6, **choice))
+    logits = teacher_force(runtime, prompt, np.asarray(result.tokens), read_slot(runtime, prompt, None))
+    by_torch = torch.log_softmax(torch.from_numpy(logits).double(), -1)
+    for row, tokens in enumerate(result.tokens):
+        expected = [by_torch[row, step, token].item() for step, token in enumerate(tokens)]
+        assert np.allclose(result.log_probabilities[row], expected, rtol=0, atol=1e-5)
+        assert result.log_probability(row) == sum(result.log_probabilities[row])
+
+
+def test_an_answer_has_the_log_probabilities_that_it_has_alone_with_its_stop_token(runtime, tiny_processor):
+    prompt = ready(runtime, tiny_processor)
+    free = generate(runtime, prompt, GenerationOptions(max_new_tokens=8))
+    options = GenerationOptions(max_new_tokens=8, stop_tokens=(free.tokens[0][3],))
+    together = generate(runtime, prompt, options)
+    assert together.stopped[0]
+    assert len(together.log_probabilities[0]) == len(together.tokens[0]) + 1
+    assert together.log_probabilities[0] == free.log_probabilities[0][: len(together.tokens[0]) + 1]
+    for row, (question, pictures) in enumerate(zip(PROMPTS, ROWS, strict=True)):
+        alone = generate(runtime, ready(runtime, tiny_processor, [question], [pictures]), options)
+        assert np.allclose(alone.log_probabilities[0], together.log_probabilities[row], rtol=0, atol=1e-5)
+
+
+def test_the_log_probability_of_a_token_by_hand_also_where_exp_overflows():
+    assert log_probability(np.log(np.array([0.25, 0.5, 0.25], np.float32)), 1) == pytest.approx(
+        np.log(0.5), abs=1e-7
+    )
+    assert log_probability(np.array([0, 0], np.float32), 1) == -np.log(2.0)
+    assert log_probability(np.array([2000, 0], np.float32), 0) == 0
+    assert log_probability(np.array([2000, 0], np.float32), 1) == -2000
+    assert log_probability(np.array([-3e38, 0, -3e38], np.float32), 1) == 0
 
 
 def test_teacher_forcing_gives_the_logits_of_free_running(runtime, tiny_processor):

@@ -71,7 +71,12 @@ class Arm64Runtime(InstrumentedGraphRuntime):
         result = self._remote_graphs.speak(inputs, asdict(options), on_token or (lambda row, token: None))
         timings.milliseconds.update(result.timings_ms)
         return GenerationResult(
-            result.tokens, result.stopped, timings.milliseconds, memory_slot, result.steps
+            result.tokens,
+            result.stopped,
+            timings.milliseconds,
+            memory_slot,
+            result.steps,
+            result.log_probabilities,
         )
 
     def run_graph(self, graph: str, inputs: Sequence[Any]) -> list[Any]:

@@ -22,7 +22,7 @@ import re
 import struct
 from typing import IO, Any, NamedTuple
 
-VERSION = 1
+VERSION = 2
 GREETING = b"microvlm-worker %d" % VERSION
 _GREETINGS = re.compile(rb"microvlm-worker (\d{1,9})")
 _PREFIX = struct.Struct("<4sIIQ")

@@ -84,6 +84,15 @@ class Spoken(msgspec.Struct, frozen=True):
     stopped: list[bool]
     steps: Count
     timings_ms: dict[Words, float]
+    log_probabilities: list[list[Annotated[float, Meta(le=0)]]]
+    """Of every chosen token per row; one more than `tokens` has where the row stopped."""
+
+    def __post_init__(self) -> None:
+        rows = list(zip(self.tokens, self.stopped, strict=False))
+        if len(rows) != max(len(self.tokens), len(self.stopped)):
+            raise ValueError("there are other numbers of answers than of their ends")
+        if [len(tokens) + stopped for tokens, stopped in rows] != list(map(len, self.log_probabilities)):
+            raise ValueError("there are other numbers of log probabilities than of tokens")
 
 
 class Load(msgspec.Struct, frozen=True):

@@ -20,7 +20,7 @@ def _hash_code() -> str:
     """sha256 over the names and bytes of the Python files of the model and of the training."""
     package = Path(microvlm.__file__).parent
     files = sorted(package.glob("*.py"))
-    for folder in ("formats", "inputs", "memory", "model", "training"):
+    for folder in ("configuration", "formats", "inputs", "memory", "model", "training"):
         files += sorted((package / folder).rglob("*.py"))
     digest = hashlib.sha256()
     for file in files:

@@ -162,7 +162,8 @@ class GraphServer:
             lambda row, token: self._send({"event": "token", "token": [row, token]}),
             Timings(),
         )
-        return {name: getattr(result, name) for name in ("tokens", "stopped", "steps", "timings_ms")}, ()
+        names = ("tokens", "stopped", "steps", "timings_ms", "log_probabilities")
+        return {name: getattr(result, name) for name in names}, ()
 
     def _inputs(self, numbers: list[int | None], tensors: list[Tensor]) -> list[Any]:
         received = iter(messages.take(tensors, numbers.count(None), ORIGIN))

@@ -1,0 +1,1 @@
+"""Parts of a configuration, and how they check their values. numpy only."""

@@ -1,0 +1,68 @@
+"""How sure an answer is, as a model's configuration says it: the map to a confidence, its threshold, and the declining
+texts. Knows no model and computes no probability.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated
+
+import numpy as np
+from msgspec import Meta
+
+from microvlm.configuration.checked_fields import Share, check_fields, require
+
+UNKNOWN = "I don't know what this is"
+ABSENT = "I don't see one"
+NOT_UNDERSTOOD = "I don't understand the question"
+MOST_POINTS = 64
+LogProbability = Annotated[float, Meta(ge=-1e6, le=0)]
+Saying = Annotated[str, Meta(min_length=1, max_length=200)]
+
+
+@dataclass(frozen=True)
+class AnswersConfig:
+    """The calibration of a model's answers.
+
+    Without points no answer has a confidence, and none is declined for it. Raises UserError for a map that falls.
+    """
+
+    points: Annotated[tuple[LogProbability, ...], Meta(max_length=MOST_POINTS)] = ()
+    """Log probabilities of answers, natural, strictly increasing."""
+    values: Annotated[tuple[Share, ...], Meta(max_length=MOST_POINTS)] = ()
+    """The confidence at each point, not decreasing: the share of such answers that is right. Linear in between, and
+    constant outside."""
+    threshold: Share = 0.0
+    """An answer with less confidence is declined; 0 declines none."""
+    decline: Saying = UNKNOWN
+    """What is said in place of a declined answer."""
+    declining: Annotated[tuple[Saying, ...], Meta(max_length=64)] = (UNKNOWN, ABSENT, NOT_UNDERSTOOD)
+    """Answers of the model itself that decline, whatever their probability."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        require(len(self.points) == len(self.values), "'points' and 'values' differ in length")
+        require(all(a < b for a, b in pairwise(self.points)), "'points' must increase")
+        require(all(a <= b for a, b in pairwise(self.values)), "'values' must not decrease")
+        require(bool(self.points) or self.threshold == 0, "'threshold' needs 'points' and 'values'")
+        for text in (self.decline, *self.declining):
+            require(text.isprintable() and bool(text.strip()), "a declining text cannot be printed")
+
+    @property
+    def is_calibrated(self) -> bool:
+        return bool(self.points)
+
+    def confidence(self, log_probability: float) -> float | None:
+        """The calibrated confidence, 0 to 1, of an answer; None for a model without a map."""
+        if not self.points:
+            return None
+        return float(np.interp(log_probability, self.points, self.values))
+
+    def is_declining(self, text: str) -> bool:
+        """Whether an answer declines in its own words. Case, blanks and a final full stop do not matter."""
+        return _plain(text) in {_plain(known) for known in (*self.declining, self.decline)}
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.replace("\u2019", "'").casefold().split()).rstrip(".")
