@@ -1,0 +1,1 @@
+"""The preset `photo`: its language, data, batches and stages."""
