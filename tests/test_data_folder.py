@@ -60,7 +60,7 @@ def test_samples_are_read_back_in_any_order_with_all_their_pictures(tmp_path, sm
     assert data.shard_sizes("train").tolist() == [7, 7, 3]
     for number in (16, 0, 8, 3):
         key, pictures, turns = sample(number)
-        assert data.sample("train", number) == (key, tuple(p.content for p in pictures), tuple(turns))
+        assert data.sample("train", number)[:3] == (key, tuple(p.content for p in pictures), tuple(turns))
     with pytest.raises(IndexError):
         data.sample("train", 17)
     with pytest.raises(ValueError, match="a split is one of train"):

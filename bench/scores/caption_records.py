@@ -7,6 +7,9 @@ import msgspec
 from microvlm.bench.records import Figure, Provenance
 from microvlm.formats.documents import Count
 
+NAMING_ROWS = ("label", "synonym", "right", "parent", "right_or_parent", "wrong", "declined")
+"""Outcomes of naming, in the order of the table."""
+
 
 class Estimate(msgspec.Struct, frozen=True):
     """A score, or a difference of scores, with its 95 % interval."""
@@ -35,6 +38,40 @@ class CaptionScores(msgspec.Struct, frozen=True):
     word_f1: Estimate
     bleu4: Estimate
     cider_d: Estimate | None = None
+
+
+class ObjectScores(msgspec.Struct, frozen=True):
+    """Objects that captions name: recall of all that is there, of what people mention, and CHAIR."""
+
+    pictures: Count
+    object_recall: Estimate
+    mentioned_recall: Estimate
+    chair_i: Estimate
+    chair_s: Estimate
+
+
+class NamedShare(msgspec.Struct, frozen=True):
+    """A share of named pictures with its Wilson interval."""
+
+    count: Count
+    value: Figure
+    low: Figure
+    high: Figure
+
+
+class NamingScores(msgspec.Struct, frozen=True):
+    """What labelled pictures were called; `rows` by outcome."""
+
+    question: str
+    pictures: Count
+    classes: Count
+    rows: dict[str, NamedShare]
+    with_synonyms: Count = 0
+
+    def __post_init__(self) -> None:
+        missing = [name for name in NAMING_ROWS if name not in self.rows]
+        if missing:
+            raise ValueError(f"rows lacks {', '.join(missing)}")
 
 
 class TokenRow(msgspec.Struct, frozen=True):
@@ -106,7 +143,9 @@ class ModelScores(msgspec.Struct, frozen=True, kw_only=True):
     """The scores of one model."""
 
     model: str
+    naming: NamingScores | None = None
     captions: CaptionScores | None = None
+    objects: ObjectScores | None = None
     tokens: TokenScores | None = None
     questions: QuestionScores | None = None
     episodes: list[EpisodeScores] = []
@@ -119,6 +158,15 @@ class OtherScores(ModelScores, frozen=True, kw_only=True):
     differences: dict[str, Estimate]
 
 
+class CaptionBaseline(msgspec.Struct, frozen=True, kw_only=True):
+    """Captions that were made of words alone, and the model's scores minus theirs, paired by picture."""
+
+    name: str
+    captions: CaptionScores
+    objects: ObjectScores | None = None
+    differences: dict[str, Estimate]
+
+
 class CaptionReport(ModelScores, frozen=True, kw_only=True):
     """The whole document."""
 
@@ -126,3 +174,4 @@ class CaptionReport(ModelScores, frozen=True, kw_only=True):
     data: ScoredData
     provenance: Provenance
     against: OtherScores | None = None
+    caption_baselines: list[CaptionBaseline] = []

@@ -7,10 +7,15 @@ from collections.abc import Sequence
 import msgspec
 
 from microvlm.bench.scores.caption_records import (
+    NAMING_ROWS,
+    CaptionBaseline,
     CaptionReport,
     CaptionScores,
     Estimate,
     ModelScores,
+    NamedShare,
+    NamingScores,
+    ObjectScores,
     QuestionKind,
 )
 from microvlm.bench.tables import Report, Rows, Table
@@ -21,6 +26,22 @@ _CAPTION_ROWS = (
     ("BLEU-4", "bleu4"),
     ("CIDEr-D (of 10)", "cider_d"),
 )
+_OBJECT_ROWS = (
+    ("object recall", "object_recall"),
+    ("recall of objects that people mention", "mentioned_recall"),
+    ("CHAIR_i, objects named that are not there", "chair_i"),
+    ("CHAIR_s, captions with one of them", "chair_s"),
+)
+_NAMING_LABELS = {
+    "label": "the label",
+    "synonym": "a synonym",
+    "right": "label or synonym",
+    "parent": "a parent of at most ten classes",
+    "right_or_parent": "label, synonym or parent",
+    "wrong": "something wrong",
+    "declined": "declined",
+}
+EVERY_SPLIT = "all"
 _TOKEN_ROWS = {"model": "", "shuffled": ", pictures shuffled", "unigram": "frequencies of words alone"}
 _DIFFERENCES = {
     "exact_match": "captions, exact match",
@@ -30,6 +51,10 @@ _DIFFERENCES = {
     "loss": "caption loss, nats per token",
     "token_accuracy": "top-1 accuracy of tokens",
     "questions": "questions, exact match",
+    "naming": "named, label or synonym",
+    "naming_or_parent": "named, label, synonym or parent",
+    "naming_wrong": "named wrongly",
+    **{name: title for title, name in _OBJECT_ROWS},
 }
 
 
@@ -38,9 +63,18 @@ def report(document: CaptionReport) -> Report:
     heads = [model.model for model in models]
     data = document.data
     tables = []
-    captioned = [(model.model, model.captions) for model in models if model.captions is not None]
+    named = [(model.model, model.naming) for model in models if model.naming is not None]
+    if named:
+        question = named[0][1].question
+        tables.append(Table("naming", f'labelled pictures, asked "{question}"', _naming(named)))
+    lines: list[ModelScores | CaptionBaseline] = [*models, *document.caption_baselines]
+    captioned = [(_name(line), line.captions) for line in lines if line.captions is not None]
     if captioned:
         tables.append(Table("captions", "captions against all that people wrote", _captions(captioned)))
+    with_objects = [(_name(line), line.objects) for line in lines if line.objects is not None]
+    if with_objects:
+        title = "objects that captions name, of COCO's 80 categories"
+        tables.append(Table("objects", title, _objects(with_objects)))
     if document.tokens is not None:
         title = "captions token by token, given the tokens before"
         tables.append(Table("tokens", title, _tokens(models)))
@@ -57,9 +91,14 @@ def report(document: CaptionReport) -> Report:
     if document.against is not None:
         title = f"{heads[0]} minus {heads[1]}, paired by picture"
         tables.append(Table("differences", title, _differences(document.against.differences)))
+    for number, baseline in enumerate(document.caption_baselines, 1):
+        title = f"{heads[0]} minus {baseline.name}, paired by picture"
+        tables.append(Table(f"differences-baseline-{number}", title, _differences(baseline.differences)))
+    split = "all splits" if data.split == EVERY_SPLIT else f"{data.split} split"
     remarks = [
-        f"{data.samples:,} of {data.available:,} {data.split} samples of {data.name}, on {document.backend}; in "
+        f"{data.samples:,} of {data.available:,} samples of {data.name} ({split}), on {document.backend}; in "
         "brackets 95 % bootstrap intervals over pictures, or over samples of questions and episodes"
+        + ("; of names Wilson's" if named else "")
     ]
     return Report(f"scores of {heads[0]}", tables, [*remarks, *_remarks(document)])
 
@@ -70,6 +109,26 @@ def _with_short_names(models: Sequence[ModelScores]) -> list[ModelScores]:
     if len(set(short)) < len(models):
         return list(models)
     return [msgspec.structs.replace(model, model=name) for model, name in zip(models, short, strict=True)]
+
+
+def _name(line: ModelScores | CaptionBaseline) -> str:
+    return line.name if isinstance(line, CaptionBaseline) else line.model
+
+
+def _naming(named: Sequence[tuple[str, NamingScores]]) -> Rows:
+    rows = [["", *(model for model, _ in named)]]
+    for name in NAMING_ROWS:
+        rows.append([_NAMING_LABELS[name], *(_cell(scores.rows[name]) for _, scores in named)])
+    rows.append(["pictures", *(f"{scores.pictures} of {scores.classes} classes" for _, scores in named)])
+    return rows
+
+
+def _objects(scored: Sequence[tuple[str, ObjectScores]]) -> Rows:
+    rows = [["", *(name for name, _ in scored)]]
+    for title, name in _OBJECT_ROWS:
+        rows.append([title, *(_cell(getattr(scores, name)) for _, scores in scored)])
+    rows.append(["pictures", *(str(scores.pictures) for _, scores in scored)])
+    return rows
 
 
 def _captions(captioned: Sequence[tuple[str, CaptionScores]]) -> Rows:
@@ -128,10 +187,12 @@ def _episodes(models: Sequence[ModelScores]) -> Rows:
 
 
 def _differences(differences: dict[str, Estimate]) -> Rows:
-    rows = [["", "difference", "95 % interval"]]
+    rows = [["", "difference", "95 % interval", "verdict"]]
     for name, estimate in differences.items():
         interval = f"[{estimate.low:+.3f}, {estimate.high:+.3f}]"
-        rows.append([_DIFFERENCES.get(name, name), f"{estimate.value:+.3f}", interval])
+        # An interval that contains 0 does not say which of the two is better.
+        verdict = "undecided" if estimate.low <= 0 <= estimate.high else "decided"
+        rows.append([_DIFFERENCES.get(name, name), f"{estimate.value:+.3f}", interval, verdict])
     return rows
 
 
@@ -154,5 +215,5 @@ def _kind_cell(kind: QuestionKind | None) -> str:
     return "" if kind is None else _cell(kind.exact_match)
 
 
-def _cell(estimate: Estimate | None) -> str:
+def _cell(estimate: Estimate | NamedShare | None) -> str:
     return "" if estimate is None else f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"

@@ -16,6 +16,7 @@ import numpy as np
 from msgspec import Meta
 
 from microvlm.errors import UserError
+from microvlm.training.data.annotations import Annotations
 
 SPLITS = ("train", "validation", "test")
 MAX_TEXT = 4000
@@ -47,6 +48,8 @@ class CaptionSample(NamedTuple):
     images: tuple[bytes, ...]
     """Picture files: their bytes, for `microvlm.inputs.images.load_square`."""
     turns: tuple[Turn, ...]
+    annotations: Annotations = Annotations()
+    """What the picture is known to show."""
 
 
 class CaptionData(ABC):

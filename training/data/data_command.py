@@ -13,6 +13,7 @@ from microvlm.training.data.download.cc12m_command import cc12m
 from microvlm.training.data.download.models_command import models
 from microvlm.training.data.examples.examples_command import examples
 from microvlm.training.data.images.images_command import images
+from microvlm.training.data.names_command import names
 from microvlm.training.emoji.data.drawing_sources import SOURCES, TEST_VENDOR, find_packages
 
 
@@ -25,6 +26,7 @@ command.add_command(cc12m)
 command.add_command(models)
 command.add_command(images)
 command.add_command(examples)
+command.add_command(names)
 
 
 class _Progress:

@@ -6,6 +6,7 @@
 | `train-00000.tar`, ... | WebDataset shards: the pictures `KEY.0.jpg`, ... and `KEY.json` of each sample |
 | `train-00000.jsonl`, ... | the shard's index: the record `SampleLine` of each sample, one a line |
 | `skipped.jsonl`, `preview.jpg` | what was left out and why; some of the pictures with their captions |
+| `names.json` | where `microvlm-data names` wrote it, the record `NamesDocument`: other names of classes, by wnid |
 
 The index repeats the text of the shard, so that texts are read without pictures, and says where each picture's bytes
 are, so that a sample is read without its neighbours. Its size and the shard's are in `dataset.json`: a shard that was
@@ -26,6 +27,14 @@ from msgspec import Meta
 from microvlm.errors import UserError
 from microvlm.formats import documents
 from microvlm.formats.documents import Count, Sha256, Size
+from microvlm.training.data.annotations import (
+    NAMES_FILE,
+    NAMES_FORMAT,
+    Annotations,
+    ClassNames,
+    NamesDocument,
+    with_names,
+)
 from microvlm.training.data.caption_data import (
     MAX_PICTURES,
     MAX_TURNS,
@@ -55,12 +64,13 @@ class PictureSpan(msgspec.Struct, frozen=True):
     sha256: Sha256
 
 
-class SampleLine(msgspec.Struct, frozen=True):
+class SampleLine(msgspec.Struct, frozen=True, omit_defaults=True):
     """One line of a shard's index."""
 
     key: Key
     images: Annotated[tuple[PictureSpan, ...], Meta(min_length=1, max_length=MAX_PICTURES)]
     turns: Annotated[tuple[Turn, ...], Meta(min_length=1, max_length=MAX_TURNS)]
+    annotations: Annotations | None = None
 
     def __post_init__(self) -> None:
         if any(number >= len(self.images) for turn in self.turns for number in turn.images):
@@ -122,6 +132,7 @@ class ShardedData(CaptionData):
         self.description = description
         self._starts = {split: _starts(self.shards(split)) for split in SPLITS}
         self._indexes: OrderedDict[str, list[bytes]] = OrderedDict()
+        self._class_names: dict[str, ClassNames] | None = None
 
     @property
     def _remedy(self) -> str:
@@ -147,7 +158,21 @@ class ShardedData(CaptionData):
         number = int(np.searchsorted(starts, index, side="right")) - 1
         shard = shards[number]
         line = self._parse(shard, self._lines(shard)[index - int(starts[number])])
-        return CaptionSample(line.key, self._pictures(shard, line), line.turns)
+        annotations = with_names(line.annotations or Annotations(), self.class_names)
+        return CaptionSample(line.key, self._pictures(shard, line), line.turns, annotations)
+
+    @property
+    def class_names(self) -> dict[str, ClassNames]:
+        """What `microvlm-data names` wrote, by wnid; read once. Raises UserError for a damaged file."""
+        if self._class_names is None:
+            path, remedy = self.folder / NAMES_FILE, "write it again with microvlm-data names"
+            self._class_names = {}
+            if path.exists():
+                document = documents.load(path, NamesDocument, remedy)
+                if document.format != NAMES_FORMAT:
+                    raise UserError(f"{path} is not in the format {NAMES_FORMAT}: {remedy}.")
+                self._class_names = document.classes
+        return self._class_names
 
     def lines(self, split: str, longer: bool = False) -> Iterator[SampleLine]:
         """The index of a split: every sample's key, turns and hashes, in order.

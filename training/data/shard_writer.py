@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from microvlm.training.data.annotations import Annotations
 from microvlm.training.data.caption_data import Turn
 from microvlm.training.data.data_folder import PictureSpan, SampleLine, Shard
 
@@ -60,14 +61,23 @@ class SplitWriter:
         """Samples written so far."""
         return sum(shard.samples for shard in self._shards) + (self._samples if self._tar else 0)
 
-    def write(self, key: str, pictures: Sequence[StoredPicture], turns: Sequence[Turn]) -> None:
+    def write(
+        self,
+        key: str,
+        pictures: Sequence[StoredPicture],
+        turns: Sequence[Turn],
+        annotations: Annotations | None = None,
+    ) -> None:
         """Append a sample."""
         if self._tar is None:
             self._open()
         start = self._end + self._writer.tarstream.offset
         names = [f"{n}.{p.extension}" if len(pictures) > 1 else p.extension for n, p in enumerate(pictures)]
         members: dict[str, Any] = {n: p.content for n, p in zip(names, pictures, strict=True)}
-        members["json"] = msgspec.json.encode({"turns": turns, "sha256": [p.sha256 for p in pictures]})
+        known = {} if annotations is None else msgspec.to_builtins(annotations)
+        members["json"] = msgspec.json.encode(
+            {"turns": turns, **known, "sha256": [p.sha256 for p in pictures]}
+        )
         offsets = {}
         for name in sorted(members):  # the order in which the writer takes them
             offsets[name] = start + _HEADER
@@ -76,7 +86,7 @@ class SplitWriter:
         spans = [
             PictureSpan(offsets[n], len(p.content), p.sha256) for n, p in zip(names, pictures, strict=True)
         ]
-        line = SampleLine(key, tuple(spans), tuple(turns))
+        line = SampleLine(key, tuple(spans), tuple(turns), annotations)
         assert self._index is not None
         self._index_bytes += self._index.write(msgspec.json.encode(line) + b"\n")
         self._samples += 1

@@ -10,7 +10,7 @@ from microvlm.training.emoji.data.emoji import load_emoji
 from microvlm.training.emoji.evaluate import paired_difference, score_model
 from microvlm.training.scoring.registry import Log, ScoreRequest
 
-_OF_CAPTIONS = ("split", "count", "device", "text", "pictures")
+_OF_CAPTIONS = ("split", "count", "device", "text", "pictures", "decoder", "words")
 
 
 def score(request: ScoreRequest, log: Log) -> dict[str, Any]:

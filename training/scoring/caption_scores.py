@@ -21,8 +21,17 @@ from microvlm.sources.model_source import find_model
 from microvlm.training.batches.text_windows import text_windows
 from microvlm.training.data.caption_data import CaptionData, fingerprint, open_data
 from microvlm.training.scoring import answer_scores as answering
+from microvlm.training.scoring import naming_scores as naming
 from microvlm.training.scoring.contact_sheet import chosen_pictures, sheet_path, write_sheet
-from microvlm.training.scoring.held_out import Episode, HeldOut, Picture, Question, read_held_out
+from microvlm.training.scoring.held_out import (
+    Episode,
+    HeldOut,
+    NamedPicture,
+    Picture,
+    Question,
+    read_held_out,
+)
+from microvlm.training.scoring.object_scores import annotated, object_measures
 from microvlm.training.scoring.registry import Log, ScoreRequest
 from microvlm.training.scoring.text_measures import Measure, answer_measures, ratio
 from microvlm.training.scoring.token_scores import count_tokens, score_tokens, tokenize
@@ -36,7 +45,7 @@ _LINES = 4
 
 
 @dataclass
-class _Scored:
+class Scored:
     """One model's part of the document, and what is compared with another model's."""
 
     document: dict[str, Any]
@@ -75,8 +84,13 @@ def score(request: ScoreRequest, log: Log) -> dict[str, Any]:
     other = None
     if request.against is not None:
         other = _score_model(request.against, request, data, held_out, log)
-        document["against"] = {**other.document, "differences": _differences(scored, other)}
-    chosen = chosen_pictures(held_out.pictures)
+        document["against"] = {**other.document, "differences": differences(scored, other)}
+    if request.template or request.decoder is not None:
+        from microvlm.training.scoring.caption_baselines import score_baselines
+
+        if scored.captions:
+            document["caption_baselines"] = score_baselines(request, held_out.pictures, scored, log)
+    chosen = chosen_pictures(held_out.pictures) if scored.captions else []
     document["examples"] = [
         {
             "key": held_out.pictures[number].key,
@@ -117,32 +131,61 @@ def load_model(source: str, backend: str, device: str | None) -> LoadedModel:
 
 def _score_model(
     source: str, request: ScoreRequest, data: CaptionData, held_out: HeldOut, log: Log
-) -> _Scored:
+) -> Scored:
     loaded = load_model(source, request.backend, request.device)
     log(f"scoring {source} on {request.backend}")
     # Read first, as above.
     windows = None if request.text is None else text_windows(request.text, loaded.processor)
     facts = provenance(describe_model(loaded.runtime.directory), None)
-    scored = _Scored({"model": source, "provenance": facts}, {}, {}, [])
-    if held_out.pictures:
+    scored = Scored({"model": source, "provenance": facts}, {}, {}, [])
+    if held_out.named and request.wants("naming"):
+        _score_names(loaded, held_out.named, request.question, scored)
+    if held_out.pictures and request.wants("captions"):
         _score_captions(loaded, held_out.pictures, scored)
+    if held_out.pictures and request.wants("tokens"):
         _score_tokens(loaded, held_out.pictures, data if request.baselines else None, scored)
-    if held_out.questions:
+    if held_out.questions and request.wants("questions"):
         _score_questions(loaded, held_out.questions, scored)
-    _score_episodes(loaded, held_out, scored)
+    if request.wants("episodes"):
+        _score_episodes(loaded, held_out, scored)
     if windows is not None:
         scored.document["text"] = _score_text(loaded, request.text, windows)
     return scored
 
 
-def _score_captions(loaded: LoadedModel, pictures: list[Picture], scored: _Scored) -> None:
+def _score_names(loaded: LoadedModel, pictures: list[NamedPicture], question: str, scored: Scored) -> None:
+    with _progress("names", len(pictures)) as progress:
+        answers = naming.name_pictures(loaded, pictures, question, progress)
+    measures = naming.naming_measures(pictures, answers)
+    scored.measures |= measures
+    scored.items |= dict.fromkeys(measures, len(pictures))
+    scored.document["naming"] = naming.naming_document(pictures, answers, question)
+
+
+def _score_captions(loaded: LoadedModel, pictures: list[Picture], scored: Scored) -> None:
     with _progress("captions", len(pictures)) as progress:
         answers = answering.caption_pictures(loaded, pictures, progress)
+    enter_captions(answers, pictures, scored)
+
+
+def enter_captions(answers: list[str], pictures: list[Picture], scored: Scored) -> None:
+    """Score captions, whoever wrote them, against people's and against the objects that are there."""
     references = [picture.captions for picture in pictures]
     measures = answer_measures(answers, references)
     scored.captions = answers
     scored.measures |= measures
     scored.items |= dict.fromkeys(measures, len(pictures))
+    numbers = annotated(pictures)
+    if numbers:
+        of_objects = object_measures(
+            [answers[number] for number in numbers], [pictures[number] for number in numbers]
+        )
+        scored.measures |= of_objects
+        scored.items |= dict.fromkeys(of_objects, len(numbers))
+        scored.document["objects"] = {
+            "pictures": len(numbers),
+            **{name: answering.as_estimate(measure) for name, measure in of_objects.items()},
+        }
     scored.document["captions"] = {
         "pictures": len(pictures),
         "references": sum(map(len, references)),
@@ -152,7 +195,7 @@ def _score_captions(loaded: LoadedModel, pictures: list[Picture], scored: _Score
 
 
 def _score_tokens(
-    loaded: LoadedModel, pictures: list[Picture], data: CaptionData | None, scored: _Scored
+    loaded: LoadedModel, pictures: list[Picture], data: CaptionData | None, scored: Scored
 ) -> None:
     """Scores of the captions' tokens, with the baselines where `data` is given."""
     captions = tokenize(loaded, pictures)
@@ -180,7 +223,7 @@ def _score_tokens(
     scored.items |= {"loss": tails, "token_accuracy": tails}
 
 
-def _score_questions(loaded: LoadedModel, questions: list[Question], scored: _Scored) -> None:
+def _score_questions(loaded: LoadedModel, questions: list[Question], scored: Scored) -> None:
     fitting = answering.fitting(loaded, questions)
     part: dict[str, Any] = {"count": len(fitting), "left_out": len(questions) - len(fitting)}
     if fitting:
@@ -194,7 +237,7 @@ def _score_questions(loaded: LoadedModel, questions: list[Question], scored: _Sc
     scored.document["questions"] = part
 
 
-def _score_episodes(loaded: LoadedModel, held_out: HeldOut, scored: _Scored) -> None:
+def _score_episodes(loaded: LoadedModel, held_out: HeldOut, scored: Scored) -> None:
     rows = []
     kinds: list[tuple[str, list[Episode]]] = [
         ("asked in the data", held_out.episodes),
@@ -226,8 +269,8 @@ def _score_text(loaded: LoadedModel, file: Path | None, windows: Tensor) -> dict
     return {"file": file.name, "tokens": windows.numel(), "perplexity": perplexity}
 
 
-def _differences(scored: _Scored, other: _Scored) -> dict[str, dict[str, float]]:
-    """This model's scores minus the other's, of what both were scored on."""
+def differences(scored: Scored, other: Scored) -> dict[str, dict[str, float]]:
+    """The first's scores minus the second's, of what both were scored on."""
     return {
         name: measure.minus(other.measures[name])._asdict()
         for name, measure in scored.measures.items()

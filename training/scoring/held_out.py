@@ -13,11 +13,14 @@ import numpy as np
 
 from microvlm.errors import UserError
 from microvlm.training.batches.picture_views import plain_view
+from microvlm.training.data.annotations import Annotations
 from microvlm.training.data.caption_data import SPLITS, CaptionData, CaptionSample
 from microvlm.training.data.mixture import permutation
 
 MOST_SAMPLES = 1000
 """Samples that are scored where `--count` does not say how many."""
+EVERY_SPLIT = "all"
+"""Stands for all splits together, for data that no model was trained on."""
 _SEED = 4
 _Asked = dict[str | None, list[str]]
 
@@ -29,10 +32,20 @@ class Picture(NamedTuple):
     image: bytes
     """The picture's file."""
     captions: tuple[str, ...]
+    objects: tuple[str, ...] = ()
+    """Names of annotated objects."""
 
     def view(self, side: int) -> np.ndarray:
         """uint8 [side, side, 3]. Raises UserError, which names the sample, for a damaged one."""
         return view(self.key, self.image, side)
+
+
+class NamedPicture(NamedTuple):
+    """A picture and the annotations that name it."""
+
+    key: str
+    image: bytes
+    annotations: Annotations
 
 
 class Question(NamedTuple):
@@ -60,6 +73,7 @@ class HeldOut:
     available: int
     """Samples of the whole split."""
     pictures: list[Picture] = field(default_factory=list)
+    named: list[NamedPicture] = field(default_factory=list)
     questions: list[Question] = field(default_factory=list)
     episodes: list[Episode] = field(default_factory=list)
 
@@ -73,8 +87,10 @@ def view(key: str, image: bytes, side: int) -> np.ndarray:
 
 
 def read_held_out(data: CaptionData, split: str, count: int | None = None) -> HeldOut:
-    """Read `count` samples of a split. Raises UserError for a split without samples."""
-    total = data.count(split)
+    """Read `count` samples of a split, or of all of them. Raises UserError for a split without samples."""
+    splits = SPLITS if split == EVERY_SPLIT else (split,)
+    starts = np.cumsum([0, *(data.count(name) for name in splits)])
+    total = int(starts[-1])
     if not total:
         others = (
             ", ".join(f"{name} {data.count(name):,}" for name in SPLITS if data.count(name)) or "none at all"
@@ -86,7 +102,11 @@ def read_held_out(data: CaptionData, split: str, count: int | None = None) -> He
     chosen = permutation(total, _SEED)[: count or MOST_SAMPLES]
     held_out = HeldOut(len(chosen), total)
     for index in chosen:
-        _sort_turns(data.sample(split, int(index)), held_out)
+        place = int(np.searchsorted(starts, index, side="right")) - 1
+        sample = data.sample(splits[place], int(index - starts[place]))
+        if len(sample.images) == 1 and sample.annotations.label is not None:
+            held_out.named.append(NamedPicture(sample.key, sample.images[0], sample.annotations))
+        _sort_turns(sample, held_out)
     return held_out
 
 
@@ -112,7 +132,9 @@ def _sort_turns(sample: CaptionSample, into: HeldOut) -> None:
             into.questions += questions
     for number in sorted(captions):
         key = sample.key if len(captions) == 1 else f"{sample.key}.{number}"
-        into.pictures.append(Picture(key, sample.images[number], captions[number]))
+        objects = sample.annotations.objects if len(sample.images) == 1 else ()
+        names = tuple(known.name for known in objects)
+        into.pictures.append(Picture(key, sample.images[number], captions[number], names))
     if about_earlier and captions:
         shown = tuple(sample.images[number] for number in sorted(captions))
         into.episodes.append(Episode(shown, tuple(about_earlier)))

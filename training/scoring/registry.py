@@ -12,6 +12,8 @@ from microvlm.temporary_folder import recover
 from microvlm.training.data.caption_data import open_data
 
 Log = Callable[[str], None]
+PARTS = ("naming", "captions", "tokens", "questions", "episodes")
+"""Parts of the scores of captioned pictures; `captions` includes the objects that they name."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,20 @@ class ScoreRequest:
     count: int | None = None
     text: Path | None = None
     pictures: Path | None = None
+    parts: tuple[str, ...] = ()
+    """Of PARTS, those that are scored; empty: all."""
+    question: str = "what is this?"
+    """What labelled pictures are named by."""
+    template: bool = False
+    """Also score a template with the words of annotated or detected objects."""
+    decoder: Path | None = None
+    """A GGUF file whose model also writes captions from these words."""
+    words: Path | None = None
+    """Words of a detector: JSON lines with `key` and `words`."""
+
+    def wants(self, part: str) -> bool:
+        """Whether a part of the scores is asked for."""
+        return not self.parts or part in self.parts
 
 
 class Scores(NamedTuple):

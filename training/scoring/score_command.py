@@ -10,6 +10,7 @@ import click
 from microvlm.bench.report_flags import ReportOutput, report_flags
 from microvlm.console import note, run_click
 from microvlm.training.data.caption_data import SPLITS
+from microvlm.training.scoring.registry import PARTS, ScoreRequest
 
 _PATH = click.Path(path_type=Path)
 
@@ -24,7 +25,7 @@ _PATH = click.Path(path_type=Path)
     type=click.Choice(["emoji", "captions"]),
     help="Which scores; an emoji folder has both, and its own by default.",
 )
-@click.option("--split", type=click.Choice(SPLITS), help="Split of the data.  [default: test]")
+@click.option("--split", type=click.Choice([*SPLITS, "all"]), help="Split of the data.  [default: test]")
 @click.option("--count", type=click.IntRange(1), help="Samples of the split.  [default: at most 1000]")
 @click.option(
     "--against",
@@ -41,14 +42,39 @@ _PATH = click.Path(path_type=Path)
 @click.option(
     "--pictures", type=_PATH, help="Draw 20 held-out pictures with their captions: FILE.png or a folder."
 )
+@click.option(
+    "--only",
+    "parts",
+    type=click.Choice(PARTS),
+    multiple=True,
+    help="Leave out all other scores of captioned pictures; may be repeated.",
+)
+@click.option(
+    "--question",
+    default=ScoreRequest.question,
+    show_default=True,
+    help="What is asked about labelled pictures.",
+)
+@click.option("--template", is_flag=True, help="Also score the objects' words in a template.")
+@click.option(
+    "--decoder",
+    type=_PATH,
+    help="A GGUF file, such as SmolLM2's: also score what it writes from the objects' words, with four examples.",
+)
+@click.option(
+    "--words",
+    type=_PATH,
+    help="What a detector saw, for both: JSON lines of key and words.  [default: the annotated objects]",
+)
 @report_flags
 def command(scores: str | None, output: ReportOutput, **options: Any) -> None:
     """Score MODEL (a checkpoint, a bundle or 'nano') as users run it: greedy answers about held-out pictures.
 
-    Captions against people's, questions by kind, episodes with and without the memory, and the caption loss. An emoji
-    folder has scores of its own: test emoji, scene questions on held-out pairs, episodes.
+    Captions against people's and against annotated objects, names of labelled pictures, questions by kind, episodes
+    with and without the memory, and the caption loss. An emoji folder has scores of its own: test emoji, scene
+    questions on held-out pairs, episodes.
     """
-    from microvlm.training.scoring.registry import ScoreRequest, score
+    from microvlm.training.scoring.registry import score
 
     output.deliver(score(ScoreRequest(**options), scores, note))
 

@@ -220,7 +220,7 @@ class _Builder:
         except BadRecord as problem:
             self._skip(record, Skip(problem.reason, problem.detail))
             return
-        self.writers[split].write(f"{self.kept:09d}", pictures, record.turns)
+        self.writers[split].write(f"{self.kept:09d}", pictures, record.turns, record.annotations)
         self.kept += 1
 
     def _skip(self, record: SourceRecord, skip: Skip) -> None:

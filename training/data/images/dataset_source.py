@@ -15,6 +15,7 @@ from typing import Any
 
 from microvlm.errors import UserError
 from microvlm.escaping import printable
+from microvlm.training.data.annotations import ANNOTATION_KEYS, find_annotations
 from microvlm.training.data.images.conversation import (
     CAPTION_KEYS,
     IMAGE_KEYS,
@@ -132,7 +133,7 @@ class DatasetSource:
             raise UserError(
                 f"{self.name} has no column of pictures (it has {', '.join(features)}); give --image-column."
             )
-        wanted = {image, self.columns.caption or "", *_TURN_KEYS}
+        wanted = {image, self.columns.caption or "", *_TURN_KEYS, *ANNOTATION_KEYS}
         wanted |= set(CAPTION_KEYS) if not self.columns.caption else set()
         kept = [name for name in features if name in wanted]
         rows = rows.select_columns(kept)
@@ -149,8 +150,9 @@ class DatasetSource:
                 row[name] = as_label(names[row[name]])
         try:
             pictures = tuple(self._picture(value) for value in find_images(row, self.columns))
-            turns, skips = find_turns(_without_nulls(row), self.columns, len(pictures), self.max_text)
-            return SourceRecord(place, pictures, turns, skips)
+            said = _without_nulls(row)
+            turns, skips = find_turns(said, self.columns, len(pictures), self.max_text)
+            return SourceRecord(place, pictures, turns, skips, find_annotations(said))
         except BadRecord as problem:
             return SourceRecord(place, skips=(Skip(problem.reason, problem.detail),))
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from microvlm.errors import UserError
 from microvlm.formats import documents
+from microvlm.training.data.annotations import find_annotations
 from microvlm.training.data.images.conversation import Columns, as_label, find_turns
 from microvlm.training.data.images.source_record import (
     BAD_RECORD,
@@ -67,9 +68,10 @@ class FolderSource:
     def _record(self, path: Path) -> SourceRecord:
         name = path.relative_to(self.folder).as_posix()
         try:
-            row = {"caption": as_label(path.parent.name)} if self.kind == "labels" else self._read(path)
+            row = {"label": as_label(path.parent.name)} if self.kind == "labels" else self._read(path)
             turns, skips = find_turns(row, self.columns, 1, self.max_text)
-            return SourceRecord(name, (Picture(name, path=path),), turns, skips)
+            picture = Picture(name, path=path)
+            return SourceRecord(name, (picture,), turns, skips, find_annotations(row))
         except BadRecord as problem:
             return SourceRecord(name, skips=(Skip(problem.reason, problem.detail),))
 

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 from microvlm.errors import UserError
 from microvlm.formats import documents
+from microvlm.training.data.annotations import find_annotations
 from microvlm.training.data.images.conversation import CAPTION_KEYS, Columns, find_turns
 from microvlm.training.data.images.folder_source import MAX_CAPTION_FILE, PICTURE_SUFFIXES
 from microvlm.training.data.images.pictures import MAX_SOURCE_BYTES
@@ -77,7 +78,7 @@ class ShardSource:
                 )
                 for n in names
             )
-            return SourceRecord(place, pictures, turns, skips)
+            return SourceRecord(place, pictures, turns, skips, find_annotations(row))
         except BadRecord as problem:
             return SourceRecord(place, skips=(Skip(problem.reason, problem.detail),))
 

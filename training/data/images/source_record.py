@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
+from microvlm.training.data.annotations import Annotations
 from microvlm.training.data.caption_data import Turn
 
 NO_PICTURE = "no picture named"
@@ -58,6 +59,7 @@ class SourceRecord(NamedTuple):
     turns: tuple[Turn, ...] = ()
     skips: tuple[Skip, ...] = ()
     """With turns: captions that are left out of it. Without: why the record is."""
+    annotations: Annotations | None = None
 
 
 class Source(Protocol):

@@ -17,6 +17,7 @@ import msgspec
 
 from microvlm.errors import UserError
 from microvlm.formats import documents
+from microvlm.training.data.annotations import find_annotations
 from microvlm.training.data.images.conversation import IMAGE_KEYS, Columns, find_images, find_turns
 from microvlm.training.data.images.source_record import (
     BAD_RECORD,
@@ -63,7 +64,7 @@ class TableSource:
         try:
             pictures = tuple(self._picture(value) for value in find_images(row, self.columns))
             turns, skips = find_turns(row, self.columns, len(pictures), self.max_text)
-            return SourceRecord(place, pictures, turns, skips)
+            return SourceRecord(place, pictures, turns, skips, find_annotations(row))
         except BadRecord as problem:
             return SourceRecord(place, skips=(Skip(problem.reason, problem.detail),))
 
