@@ -303,7 +303,7 @@ def test_values_are_many_short_and_in_disjoint_halves(kind):
 def test_every_kind_of_memory_has_a_kind_of_value():
     assert set(VALUE_OF_KIND) == set(MEMORY_KINDS)
     assert set(VALUE_OF_KIND.values()) <= set(VALUE_KINDS)
-    assert len(value_words()["nouns"]) > 1500
+    assert len(value_words()["noun"]) > 1500
     with pytest.raises(ValueError, match="kind must be one of"):
         fact_value("colour", np.random.default_rng(0))
 

@@ -3,7 +3,7 @@
     python -m microvlm.training.photo.language.build_forms [raw.json]
 
 With `raw.json` of `write_forms`, its lines are checked by `paraphrase_checks` first, and those that pass are written to
-`model_lines.json`, less the ones of `REJECTED` there (read by a person and found wrong). Without it, the committed
+`model_lines.json`, less the ones that are `rejected` there: read and found wrong. Without it, the committed
 `model_lines.json` is taken as it is. The build has no random choices.
 
 Families of one kind that share their main words become one family, so that no held-out wording is a trained one with
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from microvlm.training.photo.language.grammars import GRAMMARS, GROUPS
 from microvlm.training.photo.language.held_out import text_hash
-from microvlm.training.photo.language.paraphrase_checks import accepted_forms, main_words
+from microvlm.training.photo.language.paraphrase_checks import accepted_forms, main_words, off_topic_forms
 from microvlm.training.photo.language.wrappings import PLAIN, WRAPPINGS
 
 FOLDER = Path(__file__).parent
@@ -146,6 +146,22 @@ def build(written: dict[str, list[str]]) -> dict:
     }
 
 
+def new_forms(raw: dict[str, list[str]]) -> dict[str, list[str]]:
+    """Kind -> the forms of a model's lines that keep the rules and are in no grammar; `raw`: kind -> lines."""
+    answered = [
+        forms for group in ("picture", "memory") for kind in GROUPS[group].values() for forms in kind.values()
+    ]
+    known = {word for forms in answered for word in _words(forms)}
+    there = {form[2:] for grammar in GRAMMARS.values() for forms in grammar.values() for form in forms}
+    accepted = {kind: accepted_forms(kind, lines) for kind, lines in raw.items()}
+    for lines in raw.values():
+        accepted["not_understood"] = accepted.get("not_understood", []) + off_topic_forms(lines, known)
+    return {
+        kind: [form for form in dict.fromkeys(forms) if form[2:] not in there]
+        for kind, forms in accepted.items()
+    }
+
+
 def document_text(document: dict) -> str:
     """The document as JSON, one family a line."""
     rows = {
@@ -165,8 +181,8 @@ def main() -> None:
         raw = json.loads(arguments.raw.read_text(encoding="utf-8"))
         rejected = document["rejected"]
         document["forms"] = {
-            kind: [form for form in accepted_forms(kind, lines) if form not in rejected.get(kind, [])]
-            for kind, lines in raw.items()
+            kind: [form for form in forms if form not in rejected.get(kind, [])]
+            for kind, forms in new_forms(raw).items()
         }
         MODEL_LINES.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     FORMS.write_text(document_text(build(document["forms"])), encoding="utf-8")

@@ -7,7 +7,7 @@ Words are from `value_words.json` (WordNet), some given names from the facts of 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
 from functools import lru_cache
 from importlib import resources
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from microvlm.training.emoji.data.fact_texts import NAMES
 from microvlm.training.photo.language.english import article, plural
-from microvlm.training.photo.language.held_out import is_held_out, words
+from microvlm.training.photo.language.held_out import is_held_out
 
 MAX_CHARACTERS = 48
 """The longest value."""
@@ -29,256 +29,153 @@ VALUE_OF_KIND = {
     "fact": "phrase",
 }
 """Kind of a question about a shown picture -> the kind of value that answers it."""
-_ROOMS = """
-kitchen garage attic cellar garden office hall bedroom bathroom balcony shed car van boat library workshop studio school
-pantry porch barn cabin laundry tent caravan nursery greenhouse gym
-"""
-_SPOTS = words("""
-    drawer cupboard box basket shelf cabinet bag jar tin suitcase trunk bin tray chest locker pocket bucket
-    crate
-""")
-_NEAR = ("behind", "under", "on", "beside", "near", "next to", "on top of", "below", "in front of", "inside")
-_VERBS = words("""
-    bring buy call carry catch check clean close cook cut draw feed find fix fold hide hold keep lend lift
-    lock mend move open pack paint plant pull push read return save sell send show sort take turn wash water
-    wrap write
-""")
-_MONTHS = [
-    "january",
-    "february",
-    "march",
-    "april",
-    "may",
-    "june",
-    "july",
-    "august",
-    "september",
-    "october",
-    "november",
-    "december",
-]
-_WEEKDAYS = ["monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday"]
-_SEASONS = ["spring", "summer", "autumn", "winter"]
-_UNITS = words("""
-    kg grams metres cm litres miles km degrees percent pages watts volts bar minutes hours days euros
-""")
-_SHOPS = (
-    "flea market",
-    "toy shop",
-    "book shop",
-    "bakery",
-    "museum shop",
-    "market",
-    "airport",
-    "antique shop",
-    "junk shop",
-    "department store",
-    "station",
-    "harbour",
-    "craft fair",
-)
-_ONSETS = words("""
-    b br ch d dr f fl g gr h j k kl kr l m n p pl r s sh sk st t tr v w z
-""")
-_VOWELS = ["a", "e", "i", "o", "u", "ai", "ee", "io", "ou"]
-_CODAS = ["", "", "", *["l", "m", "n", "r", "s", "t", "k", "sh", "x"]]
+_PATTERNS: dict[str, tuple[str, ...]] = {
+    "name": (
+        "{given_name}",
+        "{given_name}",
+        "{invented}",
+        "{given_name} {surname}",
+        "{title} {surname}",
+        "{kin} {given_name}",
+        "{given_name} {invented}",
+    ),
+    "word": ("{noun}", "{noun}", "{adjective}", "{invented}"),
+    "phrase": (
+        "{adjective} {noun}",
+        "{noun} and {noun}",
+        "{adjective} and {adjective}",
+        "a {adjective} {noun} from {city}",
+        "{noun}, {noun} and {noun}",
+        "a present from {given_name}",
+        "{verb} the {noun}",
+        "{verb} the {adjective} {noun} for {given_name}",
+        "never {verb} it with a {noun}",
+        "it smells of {noun}",
+        "{given_name} likes {noun}s",
+        "as {adjective} as a {noun}",
+        "do not {verb} the {noun}",
+        "the {noun} of {given_name}",
+        "{given_name} and {given_name} made it",
+        "it needs a {adjective} {noun}",
+    ),
+    "number": (
+        "{digits1_5}",
+        "{digits1_5}",
+        "{digits1_3}.{digits1_2}",
+        "{digits1_4} {unit}",
+        "0{digits3_3} {digits4_6}",
+        "no. {digits1_5}",
+    ),
+    "code": (
+        "{noun}{digits1_4}",
+        "{digits4_6}",
+        "{mixed4_8}",
+        "{letters2_2}-{digits3_4}",
+        "{letters1_1}{digits1_1}-{mixed2_2}-{digits2_2}",
+        "{noun}-{noun}-{digits1_4}",
+        "{given_name}{digits1_4}{mark}",
+    ),
+    "date": (
+        "{day} {month}",
+        "{month} {day}",
+        "{day} {month} {year}",
+        "{year}-{mm}-{dd}",
+        "{dd}.{mm}.{year}",
+        "{weekday}, {day} {month}",
+        "in {month} {year}",
+        "in {season} {year}",
+        "on {weekday} at {hour12}",
+    ),
+    "time": ("{hour}:{minute}", "at {hour}:{minute}", "{hour12}.{minute} {half}"),
+    "place": (
+        "in the {room} {spot}",
+        "{near} the {noun}",
+        "{near} the {noun} in the {room}",
+        "in the {adjective} {spot}",
+        "in {given_name}'s {room}",
+        "in {given_name}'s {spot}",
+        "at {digits1_3} {noun} street",
+        "{near} the {adjective} {noun}",
+    ),
+    "origin": (
+        "{city}",
+        "a {shop} in {city}",
+        "the {shop} in {noun} street",
+        "from {given_name}",
+        "{given_name}'s {room}",
+        "the {adjective} {noun} shop",
+        "{invented}",
+    ),
+    "price": (
+        "{digits1_4} {money}",
+        "{digits1_3}.{digits2_2} {money}",
+        "${digits1_4}.{digits2_2}",
+        "{digits1_4}.{digits2_2}",
+    ),
+}
+"""Kind of value -> its patterns, each as likely as another. A slot is a list of
+`value_words.json`, or made by `_slot`."""
+VALUE_KINDS = tuple(_PATTERNS)
+_RANGES = {
+    "day": (1, 29),
+    "year": (1950, 2030),
+    "mm": (1, 13),
+    "dd": (1, 29),
+    "hour": (0, 24),
+    "hour12": (1, 13),
+    "minute": (0, 60),
+}
+"""Slot -> the lowest number, and the one above the highest."""
+_CHARACTERS = {
+    "digits": "0123456789",
+    "letters": "abcdefghijklmnopqrstuvwxyz",
+    # Without characters that are read as others: 0 and o, 1 and l and i.
+    "mixed": "abcdefghjkmnpqrstuvwxyz23456789",
+}
+_SLOT = re.compile(r"(\ba )?\{(\w+)\}(s\b)?")
 
 
 @lru_cache(maxsize=1)
 def value_words() -> dict[str, tuple[str, ...]]:
-    """`nouns`, `adjectives`, `given_names`, `surnames` and `cities`."""
-    document = json.loads(
-        resources.files(__package__).joinpath("value_words.json").read_text(encoding="utf-8")
-    )
-    return {key: tuple(" ".join(lines).split()) for key, lines in document.items() if key != "source"}
+    """Name of a slot (`noun`, `adjective`, `given_name`, `surname`, `city`, ...) -> its words."""
+    text = resources.files(__package__).joinpath("value_words.json").read_text(encoding="utf-8")
+    lists = {
+        key: tuple(", ".join(lines).split(", ")) for key, lines in json.loads(text).items() if key != "source"
+    }
+    lists["given_name"] = tuple(sorted({*NAMES, *lists["given_name"]}))
+    return lists
 
 
-@lru_cache(maxsize=1)
-def given_names() -> tuple[str, ...]:
-    return tuple(sorted({*NAMES, *value_words()["given_names"]}))
+def _slot(rng: np.random.Generator, name: str) -> str:
+    lists = value_words()
+    if name in lists:
+        return lists[name][int(rng.integers(len(lists[name])))]
+    if name in _RANGES:
+        number = int(rng.integers(*_RANGES[name]))
+        return f"{number:02}" if name in ("mm", "dd", "minute") else str(number)
+    if name == "invented":
+        # Two or three syllables that mean nothing.
+        return "".join(
+            _slot(rng, part)
+            for _ in range(int(rng.integers(2, 4)))
+            for part in ("onset", "vowel", "coda")[: 2 + int(rng.integers(2))]
+        )
+    characters, low, high = re.fullmatch(r"([a-z]+)(\d)_(\d)", name).groups()  # type: ignore[union-attr]
+    alphabet = _CHARACTERS[characters]
+    length = int(rng.integers(int(low), int(high) + 1))
+    return "".join(alphabet[int(index)] for index in rng.integers(len(alphabet), size=length))
 
 
-def _pick(rng: np.random.Generator, options: tuple[str, ...] | list[str]) -> str:
-    return options[int(rng.integers(len(options)))]
+def _made(kind: str, rng: np.random.Generator) -> str:
+    """A random value of a kind, of either half."""
+    pattern = _PATTERNS[kind][int(rng.integers(len(_PATTERNS[kind])))]
 
+    def replacement(match: re.Match[str]) -> str:
+        text = _slot(rng, match[2])
+        text = plural(text) if match[3] else text
+        return f"{article(text)} {text}" if match[1] else text
 
-def _noun(rng: np.random.Generator) -> str:
-    return _pick(rng, value_words()["nouns"])
-
-
-def _adjective(rng: np.random.Generator) -> str:
-    return _pick(rng, value_words()["adjectives"])
-
-
-def _invented(rng: np.random.Generator) -> str:
-    """A word of two or three syllables that means nothing."""
-    return "".join(
-        _pick(rng, _ONSETS) + _pick(rng, _VOWELS) + _pick(rng, _CODAS) for _ in range(int(rng.integers(2, 4)))
-    )
-
-
-def _letters(rng: np.random.Generator, count: int) -> str:
-    return "".join(chr(97 + int(letter)) for letter in rng.integers(26, size=count))
-
-
-def _digits(rng: np.random.Generator, count: int) -> str:
-    return "".join(map(str, rng.integers(10, size=count)))
-
-
-def _mixed(rng: np.random.Generator, count: int) -> str:
-    return "".join(_pick(rng, list("abcdefghjkmnpqrstuvwxyz23456789")) for _ in range(count))
-
-
-def _name(rng: np.random.Generator) -> str:
-    given, surname = _pick(rng, given_names()), _pick(rng, value_words()["surnames"])
-    title = _pick(rng, ["mr", "mrs", "ms", "dr", "aunt", "uncle", "old", "little"])
-    family = surname if title in ("mr", "mrs", "ms", "dr") else given
-    invented = _invented(rng)
-    return _pick(
-        rng, [given, given, invented, f"{given} {surname}", f"{title} {family}", f"{given} {invented}"]
-    )
-
-
-def _word(rng: np.random.Generator) -> str:
-    return _pick(rng, [_noun(rng), _noun(rng), _adjective(rng), _invented(rng)])
-
-
-def _phrase(rng: np.random.Generator) -> str:
-    noun, other, third = _noun(rng), _noun(rng), _noun(rng)
-    adjective, second = _adjective(rng), _adjective(rng)
-    name, verb, city = _pick(rng, given_names()), _pick(rng, _VERBS), _pick(rng, value_words()["cities"])
-    return _pick(
-        rng,
-        [
-            f"{adjective} {noun}",
-            f"{noun} and {other}",
-            f"{adjective} and {second}",
-            f"{article(adjective)} {adjective} {noun} from {city}",
-            f"{noun}, {other} and {third}",
-            f"a present from {name}",
-            f"{verb} the {noun}",
-            f"{verb} the {adjective} {noun} for {name}",
-            f"never {verb} it with {article(noun)} {noun}",
-            f"it smells of {noun}",
-            f"{name} likes {plural(noun)}",
-            f"as {adjective} as {article(noun)} {noun}",
-            f"do not {verb} the {noun}",
-            f"the {noun} of {name}",
-            f"{name} and {_pick(rng, given_names())} made it",
-            f"it needs {article(adjective)} {adjective} {noun}",
-        ],
-    )
-
-
-def _number(rng: np.random.Generator) -> str:
-    whole = str(int(rng.integers(10 ** int(rng.integers(1, 6)))))
-    decimal = f"{int(rng.integers(1000))}.{_digits(rng, int(rng.integers(1, 3)))}"
-    phone = f"0{_digits(rng, 3)} {_digits(rng, int(rng.integers(4, 7)))}"
-    return _pick(rng, [whole, whole, decimal, f"{whole} {_pick(rng, _UNITS)}", phone, f"no. {whole}"])
-
-
-def _code(rng: np.random.Generator) -> str:
-    noun, digits = _noun(rng), _digits(rng, int(rng.integers(1, 5)))
-    return _pick(
-        rng,
-        [
-            noun + digits,
-            _digits(rng, int(rng.integers(4, 7))),
-            _mixed(rng, int(rng.integers(4, 9))),
-            f"{_letters(rng, 2)}-{_digits(rng, int(rng.integers(3, 5)))}",
-            f"{_letters(rng, 1)}{_digits(rng, 1)}-{_mixed(rng, 2)}-{_digits(rng, 2)}",
-            f"{noun}-{_noun(rng)}-{digits}",
-            f"{_pick(rng, given_names())}{digits}{_pick(rng, list('!#?*'))}",
-        ],
-    )
-
-
-def _date(rng: np.random.Generator) -> str:
-    day, month, year = int(rng.integers(1, 29)), int(rng.integers(12)), int(rng.integers(1950, 2030))
-    name = _MONTHS[month]
-    return _pick(
-        rng,
-        [
-            f"{day} {name}",
-            f"{name} {day}",
-            f"{day} {name} {year}",
-            f"{year}-{month + 1:02}-{day:02}",
-            f"{day:02}.{month + 1:02}.{year}",
-            f"{_pick(rng, _WEEKDAYS)}, {day} {name}",
-            f"in {name} {year}",
-            f"in {_pick(rng, _SEASONS)} {year}",
-            f"on {_pick(rng, _WEEKDAYS)} at {int(rng.integers(1, 12))}",
-        ],
-    )
-
-
-def _time(rng: np.random.Generator) -> str:
-    hour, minute = int(rng.integers(24)), int(rng.integers(60))
-    return _pick(
-        rng,
-        [
-            f"{hour}:{minute:02}",
-            f"at {hour}:{minute:02}",
-            f"{hour % 12 + 1}.{minute:02} {_pick(rng, ['am', 'pm'])}",
-        ],
-    )
-
-
-def _place(rng: np.random.Generator) -> str:
-    room, spot, noun, adjective = _pick(rng, _ROOMS.split()), _pick(rng, _SPOTS), _noun(rng), _adjective(rng)
-    near = _pick(rng, list(_NEAR))
-    return _pick(
-        rng,
-        [
-            f"in the {room} {spot}",
-            f"{near} the {noun}",
-            f"{near} the {noun} in the {room}",
-            f"in the {adjective} {spot}",
-            f"in {_pick(rng, given_names())}'s {_pick(rng, [room, spot])}",
-            f"at {int(rng.integers(1, 200))} {noun} street",
-            f"{near} the {adjective} {noun}",
-        ],
-    )
-
-
-def _origin(rng: np.random.Generator) -> str:
-    city, shop = _pick(rng, value_words()["cities"]), _pick(rng, list(_SHOPS))
-    return _pick(
-        rng,
-        [
-            city,
-            f"{article(shop)} {shop} in {city}",
-            f"the {shop} in {_noun(rng)} street",
-            f"from {_pick(rng, given_names())}",
-            f"{_pick(rng, given_names())}'s {_pick(rng, _ROOMS.split())}",
-            f"the {_adjective(rng)} {_noun(rng)} shop",
-            f"{_invented(rng)}",
-        ],
-    )
-
-
-def _price(rng: np.random.Generator) -> str:
-    euros, cents = int(rng.integers(1, 10 ** int(rng.integers(1, 5)))), int(rng.integers(100))
-    money = _pick(rng, ["euros", "dollars", "pounds", "francs", "crowns", "yen"])
-    return _pick(
-        rng,
-        [f"{euros} {money}", f"{euros}.{cents:02} {money}", f"${euros}.{cents:02}", f"{euros}.{cents:02}"],
-    )
-
-
-_MAKERS: dict[str, Callable[[np.random.Generator], str]] = {
-    "name": _name,
-    "word": _word,
-    "phrase": _phrase,
-    "number": _number,
-    "code": _code,
-    "date": _date,
-    "time": _time,
-    "place": _place,
-    "origin": _origin,
-    "price": _price,
-}
-VALUE_KINDS = tuple(_MAKERS)
+    return _SLOT.sub(replacement, pattern)
 
 
 def value_is_held_out(text: str) -> bool:
@@ -288,11 +185,11 @@ def value_is_held_out(text: str) -> bool:
 
 def fact_value(kind: str, rng: np.random.Generator, split: str = "train") -> str:
     """A random value of a kind of VALUE_KINDS, of the split's half. Raises ValueError for an unknown kind or split."""
-    if kind not in _MAKERS:
+    if kind not in _PATTERNS:
         raise ValueError(f"kind must be one of {', '.join(VALUE_KINDS)}: {kind!r}")
     if split not in ("train", "held_out"):
         raise ValueError(f"split must be one of train, held_out: {split!r}")
     while True:
-        text = _MAKERS[kind](rng)
+        text = _made(kind, rng)
         if len(text) <= MAX_CHARACTERS and value_is_held_out(text) == (split == "held_out"):
             return text

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from microvlm.training.photo.language.held_out import words
-from microvlm.training.photo.language.wrappings import PLAIN, SIDES_OF
+from microvlm.training.photo.language.wrappings import SIDES_OF
 
 EXAMPLE_NAMES: dict[str, dict[str, str]] = {
     "what_at": {"side": "on the left"},
@@ -225,6 +225,22 @@ def _keeps_meaning(kind: str, form: str) -> bool:
 
 def accepted_forms(kind: str, lines: list[str]) -> list[str]:
     """The forms of `lines` that keep the rules, each once, at most MAX_FORMS."""
-    forms = (to_form(kind, line) for line in lines)
-    plain = {wrapping for row in PLAIN.values() for wrapping in row}
-    return [form for form in dict.fromkeys(filter(None, forms)) if form[2:] not in plain][:MAX_FORMS]
+    return list(dict.fromkeys(filter(None, (to_form(kind, line) for line in lines))))[:MAX_FORMS]
+
+
+def off_topic_forms(lines: list[str], known_words: set[str]) -> list[str]:
+    """Questions among `lines` that have left their kind: they have two or more words that are not `known_words`.
+
+    known_words : the words of all kinds that have answers. The questions are wordings of `not_understood`, once
+    it is read that a picture does not answer them.
+    """
+    forms = []
+    for line in lines:
+        text = line.strip().lower().replace("teapots", "{x}s").replace("teapot", "{x}")
+        if not re.fullmatch(r"[a-z{}' ,]+\?", text) or not 3 <= len(text.split()) <= MAX_WORDS:
+            continue
+        text = re.sub(r"\bcolor", "colour", text.rstrip("?"))
+        names = set(EXAMPLE_NAMES["is_at"].values()) | {"left"}
+        if len(set(re.findall(r"[a-z']+", re.sub(r"\{x\}('s|s\b)?", " ", text))) - known_words - names) >= 2:
+            forms.append(f"q {text}")
+    return list(dict.fromkeys(forms))

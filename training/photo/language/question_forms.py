@@ -132,8 +132,11 @@ def forms(kind: str, split: Split) -> tuple[str, ...]:
 @cache
 def _usable(
     kind: str, split: Split, names: frozenset[str], word: str
-) -> tuple[tuple[tuple[str, ...], ...], ...]:
-    """[family][form][wrapping]: templates that need no other names; of `fact_text`, those of a question word."""
+) -> tuple[tuple[tuple[tuple[str, ...], ...], ...], np.ndarray]:
+    """[family][form][wrapping]: templates that need no other names; of `fact_text`, those of a question word.
+
+    Also the families' cumulative probabilities, float64 [families]: as the square roots of their numbers of forms.
+    """
     usable = []
     for family in families(kind, split):
         if word and family.name.split(" ")[0] != word:
@@ -141,7 +144,8 @@ def _usable(
         kept = tuple(form for form in family.forms if placeholders(form[0]) <= names)
         if kept:
             usable.append(kept)
-    return tuple(usable)
+    sizes = np.cumsum(np.sqrt([len(family) for family in usable]))
+    return tuple(usable), sizes / sizes[-1:]
 
 
 def question(kind: str, rng: np.random.Generator, split: Split = "train", **names: str) -> str:
@@ -158,10 +162,10 @@ def question(kind: str, rng: np.random.Generator, split: Split = "train", **name
             subjects = fact_subjects(split)
             names["x"] = subjects[int(rng.integers(len(subjects)))].text
         word = question_word(names["x"])
-    usable = _usable(kind, split, frozenset(names), word)
+    usable, cumulative = _usable(kind, split, frozenset(names), word)
     if not usable:
         raise ValueError(f"{kind} needs more names than {', '.join(sorted(names)) or 'none'}")
-    family = usable[int(rng.integers(len(usable)))]
+    family = usable[int(np.searchsorted(cumulative, rng.random(), side="right"))]
     templates = family[int(rng.integers(len(family)))]
     template = templates[0 if rng.random() < PLAIN_SHARE else int(rng.integers(len(templates)))]
     if "side" in names and "{side}" in template:
