@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast, overload, runtime_checkable
 
+from microvlm.answers.answering import Answer, answer_prompt
 from microvlm.errors import UserError
 from microvlm.generation import GenerationOptions, embed_prompt
-from microvlm.generation import generate as run_decode_loop
 from microvlm.inputs.batch import Images, Prompts, build_batch
 from microvlm.inputs.images import ImageSource
 from microvlm.inputs.processor import Processor
@@ -116,18 +116,49 @@ class LoadedModel:
         one prompt. `prompts` is one text or a list. A single image goes with every prompt and a single prompt with
         every image. Returns a string when neither is a list, else a list of strings. The keywords replace values of
         `options`, whose defaults are the model's. Prompts read `memory` where it is in scope; it is not changed.
-        Raises UserError for anything else.
+        A declined answer (`answer` tells) is the model's declining text. Raises UserError for anything else.
         """
+        changes = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
+        answers = self._answer(images, prompts, complete_options(self.processor, options, **changes), memory)
+        return answers.text if isinstance(answers, Answer) else [answer.text for answer in answers]
+
+    def answer(
+        self,
+        images: Images | None = None,
+        prompts: Prompts | None = None,
+        options: GenerationOptions | None = None,
+        *,
+        memory: MemorySource | None = None,
+        guesses: int = 0,
+        min_confidence: float | None = None,
+    ) -> Answer | list[Answer]:
+        """Answer as `generate` does -> an `Answer` with its confidence, or a list of them.
+
+        `guesses`: how many of the likeliest answers to find for each prompt, which takes several times as long.
+        `min_confidence`: the threshold in place of the model's own; 0 declines only what the model's own words decline.
+        Raises UserError, also for a threshold where the model's answers were never calibrated.
+        """
+        return self._answer(
+            images, prompts, complete_options(self.processor, options), memory, guesses, min_confidence
+        )
+
+    def _answer(
+        self,
+        images: Images | None,
+        prompts: Prompts | None,
+        options: GenerationOptions,
+        memory: MemorySource | None,
+        guesses: int = 0,
+        min_confidence: float | None = None,
+    ) -> Answer | list[Answer]:
         default_prompt = self.config.prompt.caption_prompt
         batch = build_batch(images, prompts, default_prompt, self.config.vision.image_size)
-        changes = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed}
-        options = complete_options(self.processor, options, **changes)
         states = _states(memory, self.runtime)
-        prompt = embed_prompt(
-            self.runtime, *self.processor(batch.prompts, batch.images), self.processor.image_id
+        inputs = self.processor(batch.prompts, batch.images)
+        prompt = embed_prompt(self.runtime, *inputs, self.processor.image_id)
+        answers = answer_prompt(
+            self.runtime, self.processor, prompt, options, states, guesses, min_confidence
         )
-        result = run_decode_loop(self.runtime, prompt, options, states)
-        answers = [self.processor.decode(tokens).strip() for tokens in result.tokens]
         return answers[0] if batch.is_single else answers
 
 

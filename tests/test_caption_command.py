@@ -15,6 +15,9 @@ from microvlm.commands.main import cli
 from microvlm.console import run_click
 from microvlm.loaded_model import default_backend
 
+SAID = {"caption", "tokens", "confidence", "declined", "guesses", "timings_ms"}
+"""Keys of an answer in JSON."""
+
 
 @pytest.fixture
 def picture(tmp_path):
@@ -61,7 +64,7 @@ def test_json_of_one_image_is_caption_tokens_and_timings(backend, run, picture, 
     )
     document = json.loads(out)
     assert status == 0
-    assert set(document) == {"caption", "tokens", "timings_ms"}
+    assert set(document) == SAID
     assert isinstance(document["caption"], str)
     assert len(document["tokens"]) <= 4
     assert all(isinstance(token, int) for token in document["tokens"])
@@ -75,7 +78,7 @@ def test_json_of_several_images_is_one_document(run, picture, speaking_bundle):
     status, out, _ = run("caption", picture, picture, "--model", str(speaking_bundle), "--json")
     results = json.loads(out)["results"]
     assert status == 0
-    assert [set(result) for result in results] == [{"image", "caption", "tokens", "timings_ms"}] * 2
+    assert [set(result) for result in results] == [{"image", *SAID}] * 2
     assert results[0]["tokens"] == results[1]["tokens"]
 
 

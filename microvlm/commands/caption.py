@@ -7,14 +7,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from microvlm.atomic import new_file
 from microvlm.commands.options import (
     check_sampling,
+    confidence_options,
     generation_options,
+    guess_lines,
     model_options,
     open_model,
     sampling_options,
@@ -29,6 +31,24 @@ if TYPE_CHECKING:
     from microvlm.inputs.processor import Processor
     from microvlm.runtime import Memories
     from microvlm.sampling import GenerationOptions
+
+
+class Sureness(NamedTuple):
+    """What is asked for about an answer's confidence."""
+
+    min_confidence: float | None = None
+    """None: the model's own threshold."""
+    guesses: int = 0
+
+
+class Drawings(NamedTuple):
+    """Files that an answer's maps are drawn into; None for none."""
+
+    attention: str | None = None
+    evidence: str | None = None
+
+
+_MODELS_OWN, _NO_DRAWINGS = Sureness(), Drawings()
 
 
 @click.command()
@@ -48,6 +68,7 @@ if TYPE_CHECKING:
     help="Draw which parts of the picture each word rests on (one image, any backend, the time of 82 prompts).",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@confidence_options
 @sampling_options
 @model_options
 def caption(
@@ -57,6 +78,8 @@ def caption(
     attention: str | None,
     evidence: str | None,
     as_json: bool,
+    min_confidence: float | None,
+    guesses: bool,
     max_new_tokens: int | None,
     temperature: float,
     top_p: float,
@@ -66,12 +89,15 @@ def caption(
     threads: int | None,
     target: str | None,
 ) -> int:
-    """Describe each IMAGE, or answer a question about it.
+    """Describe each IMAGE, or answer a question about it; a model that is not sure enough says so.
 
     Of several images those that cannot be read are named on stderr, and the others are described; the exit status is
     then 2.
     """
+    from microvlm.answers.answering import GUESSES, check_min_confidence, check_share
+
     check_sampling(max_new_tokens, temperature, top_p, seed)
+    check_share(min_confidence)
     if prompt is not None and not prompt.strip():
         raise UserError("--prompt is empty: write a question, or leave it out for a caption.")
     errors = _unreadable(images)
@@ -84,13 +110,16 @@ def caption(
         backend = _attention_backend(backend)
     runtime, processor, load_ms = open_model(model, backend, threads, target)
     options = generation_options(processor, max_new_tokens, temperature, top_p, seed)
+    check_min_confidence(runtime.config.answers, min_confidence)
+    sureness = Sureness(min_confidence, GUESSES if guesses else 0)
     memory = read_memory(memory_file, runtime)
     results: list[dict[str, Any]] = []
     for image in images:
         try:
             if image in errors:
                 raise UserError(errors[image])
-            result = caption_one(runtime, processor, image, prompt, options, memory, attention, evidence)
+            drawings = Drawings(attention, evidence)
+            result = caption_one(runtime, processor, image, prompt, options, memory, sureness, drawings)
         except (UserError, OSError) as error:
             sentence = describe_os_error(error) if isinstance(error, OSError) else str(error)
             if len(images) == 1:
@@ -103,8 +132,13 @@ def caption(
         results.append({"image": image, **result})
         if not as_json:
             echo(result["caption"] if len(images) == 1 else f"{printable(image)}: {result['caption']}")
+            for line in guess_lines(result["guesses"]):
+                echo(line)
     if as_json:
-        single = {key: results[0][key] for key in ("caption", "tokens", "timings_ms") if len(images) == 1}
+        for result in results:
+            if result.get("guesses") is not None:
+                result["guesses"] = [guess._asdict() for guess in result["guesses"]]
+        single = {key: value for key, value in results[0].items() if key != "image"}
         print_json(single if len(images) == 1 else {"results": results})
     return BAD_INPUT if errors else 0
 
@@ -140,20 +174,23 @@ def caption_one(
     prompt: str | None,
     options: GenerationOptions,
     memory: Memories | None,
-    attention: str | None = None,
-    evidence: str | None = None,
+    sureness: Sureness = _MODELS_OWN,
+    drawings: Drawings = _NO_DRAWINGS,
 ) -> dict[str, Any]:
-    """Caption one image -> `caption`, `tokens` (ids) and `timings_ms`. Draws into the files `attention`, `evidence`."""
-    from microvlm.generation import Timings, embed_prompt, generate
+    """Caption one image -> `caption`, `tokens` (ids), `confidence`, `declined`, `guesses` and `timings_ms`."""
+    from microvlm.answers.answering import answer_prompt
+    from microvlm.generation import Timings, embed_prompt
 
     start, timings = time.perf_counter(), Timings()
     question = processor.config.prompt.caption_prompt if prompt is None else prompt
     with timings.phase("preprocess"):
         inputs = processor([question], [[image]])
     embedded = embed_prompt(runtime, *inputs, processor.image_id, timings)
-    tokens = generate(runtime, embedded, options, memory, timings=timings).tokens[0]
+    (answer,) = answer_prompt(
+        runtime, processor, embedded, options, memory, sureness.guesses, sureness.min_confidence, timings
+    )
     timings.milliseconds["total"] = (time.perf_counter() - start) * 1e3
-    text = processor.decode(tokens).strip()
+    tokens, text, (attention, evidence) = answer.tokens, answer.own_text, drawings
     if attention is not None:
         from microvlm.commands import attention_reading
         from microvlm.model.torch_runtime import TorchRuntime
@@ -170,7 +207,14 @@ def caption_one(
         with _counted("pictures scored") as progress:
             maps = read_evidence(runtime, processor, inputs, tokens, memory, progress)
         _save(evidence, image, maps, text, FLOOR, LEGEND)
-    return {"caption": text, "tokens": tokens, "timings_ms": timings.milliseconds}
+    return {
+        "caption": answer.text,
+        "tokens": tokens,
+        "confidence": answer.confidence,
+        "declined": answer.declined,
+        "guesses": answer.guesses,
+        "timings_ms": timings.milliseconds,
+    }
 
 
 def _save(

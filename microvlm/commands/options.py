@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from microvlm.errors import UserError
+from microvlm.escaping import printable
 
 if TYPE_CHECKING:
+    from microvlm.answers.answering import Guess
     from microvlm.backends import LoadedRuntime
     from microvlm.inputs.processor import Processor
     from microvlm.sampling import GenerationOptions
@@ -114,6 +117,34 @@ def sampling_options(command: Callable) -> Callable:
     ):
         command = option(command)
     return command
+
+
+def confidence_options(command: Callable) -> Callable:
+    """Add --min-confidence and --guesses to a command that answers."""
+    for option in (
+        click.option(
+            "--guesses", is_flag=True, help="Also print the two likeliest answers (several times the time)."
+        ),
+        click.option(
+            "--min-confidence",
+            type=float,
+            metavar="P",
+            help="Decline answers of less confidence, 0 to 1; the model's own threshold when left out, 0 for none.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def guess_lines(guesses: Sequence[Guess] | None) -> list[str]:
+    """A line for each guess, with its confidence, or its probability where the model was never calibrated."""
+    lines = []
+    for guess in guesses or ():
+        kind, value = ("confidence", guess.confidence)
+        if value is None:
+            kind, value = "probability", math.exp(guess.log_probability)
+        lines.append(f"  {printable(guess.text)} ({kind} {value:.2f})")
+    return lines
 
 
 def open_model(

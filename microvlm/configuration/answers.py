@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated
 
-import numpy as np
 from msgspec import Meta
 
 from microvlm.configuration.checked_fields import Share, check_fields, require
@@ -57,6 +56,8 @@ class AnswersConfig:
         """The calibrated confidence, 0 to 1, of an answer; None for a model without a map."""
         if not self.points:
             return None
+        import numpy as np  # not with the module, which a help text loads too
+
         return float(np.interp(log_probability, self.points, self.values))
 
     def is_declining(self, text: str) -> bool:

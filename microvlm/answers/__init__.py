@@ -1,0 +1,1 @@
+"""How sure an answer is: declined answers, confidences, and the likeliest answers. numpy only."""
