@@ -26,6 +26,8 @@ MAX_PICTURES = 64
 MAX_TURNS = 256
 """Most turns of one sample."""
 
+Declines = Annotated[str, Meta(pattern=r"^[0-9a-z][0-9a-z _-]{0,39}\Z")]
+"""A kind of thing that is to be declined: noise, textures, clutter, absent, ..."""
 TurnText = Annotated[str, Meta(min_length=1, max_length=MAX_TEXT)]
 PictureNumber = Annotated[int, Meta(ge=0, lt=MAX_PICTURES)]
 
@@ -38,6 +40,8 @@ class Turn(msgspec.Struct, frozen=True):
     """None: the answer is a caption, asked for with the model's own caption prompt."""
     images: Annotated[tuple[PictureNumber, ...], Meta(max_length=MAX_PICTURES)] = (0,)
     """Which of the sample's pictures are shown with it, from 0; none: only the memory can answer."""
+    declines: Declines | msgspec.UnsetType = msgspec.UNSET
+    """Set where the right answer is to decline: the kind of what cannot be answered; `answer` declines in words."""
 
 
 class CaptionSample(NamedTuple):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from microvlm.errors import UserError
 from microvlm.temporary_folder import recover
 from microvlm.training.data.caption_data import open_data
 
@@ -31,6 +32,8 @@ class ScoreRequest:
     count: int | None = None
     text: Path | None = None
     pictures: Path | None = None
+    fit_answers: bool = False
+    """Fit the calibration of answers, and write it into the model's config.json."""
     parts: tuple[str, ...] = ()
     """Of PARTS, those that are scored; empty: all."""
     question: str = "what is this?"
@@ -59,12 +62,19 @@ class Scores(NamedTuple):
 SCORES = {
     "emoji": Scores("emoji.json", "microvlm.training.emoji.emoji_scores:score"),
     "captions": Scores("dataset.json", "microvlm.training.scoring.caption_scores:score"),
+    "answers": Scores("dataset.json", "microvlm.training.honesty.honesty_scores:score"),
 }
 
 
 def score(request: ScoreRequest, name: str | None, log: Log) -> dict[str, Any]:
     """The document of the scores `name`, or of those that the data folder stands for. Raises UserError."""
     recover(request.data)
+    if request.fit_answers:
+        if name not in (None, "answers"):
+            raise UserError(
+                f"--fit-answers belongs to the scores 'answers', not '{name}': leave out --scores."
+            )
+        name = "answers"
     chosen = name or next((n for n, s in SCORES.items() if (request.data / s.file).is_file()), None)
     if chosen is None:
         open_data(request.data)  # which says what is wrong with the folder

@@ -22,8 +22,8 @@ _PATH = click.Path(path_type=Path)
 )
 @click.option(
     "--scores",
-    type=click.Choice(["emoji", "captions"]),
-    help="Which scores; an emoji folder has both, and its own by default.",
+    type=click.Choice(["emoji", "captions", "answers"]),
+    help="Which scores; by default the folder's own. answers: confidence, and what is declined.",
 )
 @click.option("--split", type=click.Choice([*SPLITS, "all"]), help="Split of the data.  [default: test]")
 @click.option("--count", type=click.IntRange(1), help="Samples of the split.  [default: at most 1000]")
@@ -66,8 +66,14 @@ _PATH = click.Path(path_type=Path)
     type=_PATH,
     help="What a detector saw, for both: JSON lines of key and words.  [default: the annotated objects]",
 )
+@click.option(
+    "--fit-answers",
+    is_flag=True,
+    help="Calibrate the answers of MODEL, a checkpoint's folder, on the split validation; writes its config.json.",
+)
+@click.option("--plots", type=_PATH, help="Draw the curves of the scores answers into this folder (SVG).")
 @report_flags
-def command(scores: str | None, output: ReportOutput, **options: Any) -> None:
+def command(scores: str | None, plots: Path | None, output: ReportOutput, **options: Any) -> None:
     """Score MODEL (a checkpoint, a bundle or 'nano') as users run it: greedy answers about held-out pictures.
 
     Captions against people's and against annotated objects, names of labelled pictures, questions by kind, episodes
@@ -76,7 +82,13 @@ def command(scores: str | None, output: ReportOutput, **options: Any) -> None:
     """
     from microvlm.training.scoring.registry import score
 
-    output.deliver(score(ScoreRequest(**options), scores, note))
+    document = score(ScoreRequest(**options), scores, note)
+    output.deliver(document)
+    if plots is not None:
+        from microvlm.bench.scores.answer_plots import write_plots
+
+        for path in write_plots(document, plots):
+            note(f"{path} drawn")
 
 
 def main() -> None:

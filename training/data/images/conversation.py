@@ -11,9 +11,10 @@ from typing import Annotated, Any, NamedTuple
 import msgspec
 from msgspec import Meta
 
+from microvlm.configuration.answers import ABSENT, NOT_UNDERSTOOD, UNKNOWN
 from microvlm.errors import UserError
 from microvlm.formats import documents
-from microvlm.training.data.caption_data import MAX_PICTURES, MAX_TURNS, PictureNumber, Turn
+from microvlm.training.data.caption_data import MAX_PICTURES, MAX_TURNS, Declines, PictureNumber, Turn
 from microvlm.training.data.images.source_record import (
     BAD_RECORD,
     CONTROL_CHARACTERS,
@@ -28,26 +29,35 @@ from microvlm.training.data.images.source_record import (
 IMAGE_KEYS = ("image", "images", "image_path", "file_name", "filename", "path", "url", "jpg", "png")
 CAPTION_KEYS = ("caption", "captions", "text", "title", "label")
 """Names of columns that are tried, in this order."""
+TURN_KEYS = ("question", "answer", "turns", "declines")
 MAX_SAMPLE_TEXT = 60_000
 """Most characters of all turns of a sample."""
+
+
+_SAYINGS = {"absent": ABSENT, "question": NOT_UNDERSTOOD}
+"""What is said to a kind of thing that is to be declined, where the record does not say; else `UNKNOWN`."""
 
 
 class GivenTurn(msgspec.Struct, frozen=True):
     """One turn as a user writes it."""
 
-    answer: str
+    answer: str | None = None
+    """None: `declines` says which declining text is meant."""
     question: str | None = None
     images: Annotated[list[PictureNumber], Meta(max_length=MAX_PICTURES)] | None = None
     """None: all pictures of the record."""
+    declines: Declines | None = None
 
 
 class Conversation(msgspec.Struct, frozen=True):
-    """What a record says beside its pictures. One of caption(s), question and answer, or turns."""
+    """What a record says beside its pictures. One of caption(s), question and answer, or turns; or `declines` alone."""
 
     captions: Annotated[list[str], Meta(max_length=MAX_TURNS)] = []
     question: str | None = None
     answer: str | None = None
     turns: Annotated[list[GivenTurn], Meta(max_length=MAX_TURNS)] = []
+    declines: Declines | None = None
+    """Of the one turn that question and answer or a caption make."""
 
 
 class Columns(NamedTuple):
@@ -85,13 +95,14 @@ def find_turns(
                 NO_CAPTION, "questions without pictures need a picture with a caption to remember"
             )
         return _bounded(turns), ()
-    if given.answer is not None:
-        return (_turn(GivenTurn(given.answer, given.question), pictures, max_text),), ()
+    if given.answer is not None or (given.declines is not None and not given.captions):
+        turn = GivenTurn(given.answer, given.question, None, given.declines)
+        return (_turn(turn, pictures, max_text),), ()
     each = pictures > 1 and len(given.captions) == pictures
     kept, skips = [], []
     for number, caption in enumerate(given.captions):
         try:
-            turn = GivenTurn(caption, None, [number] if each else None)
+            turn = GivenTurn(caption, None, [number] if each else None, given.declines)
             kept.append(_turn(turn, pictures, max_text))
         except BadRecord as problem:
             skips.append(Skip(problem.reason, problem.detail))
@@ -102,7 +113,9 @@ def find_turns(
 
 def _parse(row: dict[str, Any], columns: Columns) -> Conversation:
     """A row's own keys as a `Conversation`."""
-    kept = {key: row[key] for key in ("question", "answer", "turns") if row.get(key) is not None}
+    kept = {key: row[key] for key in TURN_KEYS if row.get(key) is not None}
+    if kept.get("declines") == "":  # a cell of a table that has the column
+        del kept["declines"]
     keys = (columns.caption,) if columns.caption else CAPTION_KEYS
     caption = next((row[key] for key in keys if row.get(key) not in (None, "", [])), None)
     if caption is not None:
@@ -120,7 +133,13 @@ def _turn(given: GivenTurn, pictures: int, max_text: int) -> Turn:
     if not images and given.question is None:
         raise BadRecord(BAD_RECORD, "a turn without pictures needs a question")
     question = None if given.question is None else clean_text(given.question, max_text)
-    return Turn(clean_text(given.answer, max_text), question, images)
+    answer = given.answer
+    if answer is None:
+        if given.declines is None:
+            raise BadRecord(BAD_RECORD, "a turn needs an answer, or the kind of what it declines")
+        answer = _SAYINGS.get(given.declines, UNKNOWN)
+    declines = msgspec.UNSET if given.declines is None else given.declines
+    return Turn(clean_text(answer, max_text), question, images, declines)
 
 
 def _bounded(turns: tuple[Turn, ...]) -> tuple[Turn, ...]:

@@ -19,6 +19,7 @@ from microvlm.training.data.annotations import ANNOTATION_KEYS, find_annotations
 from microvlm.training.data.images.conversation import (
     CAPTION_KEYS,
     IMAGE_KEYS,
+    TURN_KEYS,
     Columns,
     as_label,
     find_images,
@@ -38,7 +39,6 @@ from microvlm.training.data.images.source_record import (
 
 HUB_ID = re.compile(r"(hf://datasets/)?(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(:(?P<config>[\w.-]+))?")
 """A data set of a hub: `owner/name`, or `owner/name:configuration`."""
-_TURN_KEYS = ("question", "answer", "turns")
 
 
 class DatasetSource:
@@ -133,7 +133,7 @@ class DatasetSource:
             raise UserError(
                 f"{self.name} has no column of pictures (it has {', '.join(features)}); give --image-column."
             )
-        wanted = {image, self.columns.caption or "", *_TURN_KEYS, *ANNOTATION_KEYS}
+        wanted = {image, self.columns.caption or "", *TURN_KEYS, *ANNOTATION_KEYS}
         wanted |= set(CAPTION_KEYS) if not self.columns.caption else set()
         kept = [name for name in features if name in wanted]
         rows = rows.select_columns(kept)

@@ -1,0 +1,1 @@
+"""Pictures of nothing that has a name, which a model should decline."""
