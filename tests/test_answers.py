@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -236,6 +238,20 @@ def test_json_of_a_caption_has_confidence_declined_and_guesses(
     )
     assert [result["declined"] for result in several["results"]] == [False, False]
     assert several["results"][0]["confidence"] == document["confidence"]
+
+
+def test_chat_declines_remembers_what_it_said_and_guesses_when_asked(unsure, own, picture, run, monkeypatch):
+    flags = ("chat", "--model", unsure, "--backend", "torch", "--max-new-tokens", 4)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"/guesses\n/image {picture}\n/guesses\n/memory\n"))
+    status, out, err = run(*flags)
+    lines = out.splitlines()
+    assert status == 2  # of the first line alone
+    assert "ask something before /guesses" in err
+    assert lines[0] == "no idea"
+    assert all(line.startswith("  ") and "(confidence 0." in line for line in lines[1:3])
+    assert any(line.endswith("describe the image no idea") for line in lines[3:])
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"/image {picture}\n"))
+    assert run(*flags, "--min-confidence", 0)[:2] == (0, f"{own.text}\n")
 
 
 @pytest.mark.posix

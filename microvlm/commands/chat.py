@@ -17,6 +17,7 @@ from microvlm.commands.memory import count_of_entries, describe
 from microvlm.commands.options import (
     check_sampling,
     generation_options,
+    guess_lines,
     model_options,
     open_model,
     sampling_options,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 HELP = """\
 /image PATH [QUESTION]  show a picture; it is described, or the question answered, and it stays in view
 /recall QUESTION        ask without the picture in view, from the memory alone
+/guesses                the two likeliest answers to the last question
 /memory                 what was written into the memory
 /reset                  empty the memory and put the picture away
 /quit                   leave
@@ -49,10 +51,17 @@ _BYTE_ORDER_MARK = "\ufeff"
 @click.option(
     "--memory", "memory_file", help="Continue the memory in this file, which is created if missing."
 )
+@click.option(
+    "--min-confidence",
+    type=float,
+    metavar="P",
+    help="Decline answers of less confidence, 0 to 1; the model's own threshold when left out, 0 for none.",
+)
 @sampling_options
 @model_options
 def chat(
     memory_file: str | None,
+    min_confidence: float | None,
     max_new_tokens: int | None,
     temperature: float,
     top_p: float,
@@ -66,12 +75,14 @@ def chat(
 
     Lines may come from a pipe. Exit status 2 then means that a line was refused; the others were answered.
     """
+    from microvlm.answers.answering import check_share
     from microvlm.memory.conversation import Chat
 
     check_sampling(max_new_tokens, temperature, top_p, seed)
+    check_share(min_confidence)
     runtime, processor, _ = open_model(model, backend, threads, target)
     options = generation_options(processor, max_new_tokens, temperature, top_p, seed)
-    return ChatLoop(Chat(runtime, processor, options), memory_file).run()
+    return ChatLoop(Chat(runtime, processor, options, min_confidence=min_confidence), memory_file).run()
 
 
 class ChatLoop:
@@ -86,6 +97,8 @@ class ChatLoop:
 
         self.chat, self.memory_file = chat, memory_file
         self.image: str | None = None
+        self._last: tuple[str, str | None] | None = None
+        """The last question and its picture."""
         if memory_file is None:
             self._lock = ExitStack()
             return
@@ -131,6 +144,8 @@ class ChatLoop:
             return True
         if command == "/help":
             echo(HELP)
+        elif command == "/guesses":
+            self._guess()
         elif command == "/memory":
             self._list()
         elif command == "/reset":
@@ -164,9 +179,25 @@ class ChatLoop:
             question, image, new_image=is_new, on_text=lambda text: echo(text, end=""), label=label
         )
         echo()
+        self._last = question, image
         if turn.from_memory:
             note(f"(from the memory, scope {turn.scope:.2f})")
         self._save()
+
+    def _guess(self) -> None:
+        from microvlm.answers.answering import GUESSES, Answer
+        from microvlm.loaded_model import LoadedModel
+
+        if self._last is None:
+            raise UserError("ask something before /guesses.")
+        question, image = self._last
+        model = LoadedModel(self.chat.runtime, self.chat.processor)
+        memory = self.chat.memory if image is None else None
+        answer = model.answer(image, question, self.chat.options, memory=memory, guesses=GUESSES)
+        assert isinstance(answer, Answer)  # of one question
+        assert isinstance(answer, Answer)
+        for line in guess_lines(answer.guesses):
+            echo(line)
 
     def _save(self) -> None:
         if self.memory_file is not None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from microvlm.answers.answering import check_min_confidence, judge
 from microvlm.errors import UserError
 from microvlm.generation import GenerationOptions, Prompt, Timings, embed_prompt, generate
 from microvlm.inputs.images import ImageSource
@@ -44,6 +45,10 @@ class Turn:
     """Probability that the memory answers the question."""
     stored: bool
     """Whether the turn was written into the memory."""
+    declined: bool = False
+    """Whether the model was not sure enough of its own words, or these decline."""
+    answer_confidence: float | None = None
+    """Calibrated probability that the model's own words are right; None as in `Answer`."""
 
 
 class Chat:
@@ -55,12 +60,16 @@ class Chat:
         processor: Processor | None = None,
         options: GenerationOptions | None = None,
         memory: EpisodicMemory | None = None,
+        min_confidence: float | None = None,
     ):
         """`model` is what `microvlm.load` or `MicroVLM.from_pretrained` returned, or a runtime with its `processor`.
 
-        Stop tokens of None in `options` are the processor's. Raises UserError for anything else.
+        Stop tokens of None in `options` are the processor's. `min_confidence` takes the place of the model's threshold,
+        below which an answer is declined. Raises UserError for anything else.
         """
         self.runtime, self.processor = runtime_and_processor(model, processor)
+        check_min_confidence(self.runtime.config.answers, min_confidence)
+        self.min_confidence = min_confidence
         self.options = complete_options(self.processor, options)
         self.memory = memory or EpisodicMemory.empty(self.runtime)
         self.memory.write_pending(self.runtime)
@@ -89,23 +98,31 @@ class Chat:
         prompt = embed_prompt(self.runtime, *inputs, self.processor.image_id, timings)
         stream = self.processor.stream()
 
+        # Whether an answer is declined is known at its end: a calibrated model's is told whole.
+        is_whole = self.runtime.config.answers is not None
+
         def show(_: int, token: int) -> None:
-            if on_text is not None:
+            if on_text is not None and not is_whole:
                 on_text(stream.feed(token))
 
         result = generate(self.runtime, prompt, self.options, self.memory.states, show, timings)
+        (judged,) = judge(self.runtime.config.answers, self.processor, result, self.min_confidence)
         if on_text is not None:
-            on_text(stream.finish())
-        tokens, reading = result.tokens[0], result.memory_slot.reading
-        answer = self.processor.decode(tokens).strip()
-        from_memory = bool(result.memory_slot.slot_mask[0])
+            on_text(judged.text if is_whole else stream.finish())
+        answer, from_memory, reading = judged.text, judged.from_memory, result.memory_slot.reading
+        # What was said is remembered, and not what was declined.
+        tokens = judged.tokens if answer == judged.own_text else self.processor.text_ids(answer)
         stored = image is not None or not from_memory
         if stored:
             with timings.phase("memory_write"):
                 log_text = f"{label}: {question} {answer}" if label else f"{question} {answer}"
                 self._write(prompt, query, log_text, tokens, self._is_new(query, new_image))
         scope = float(reading.scope[0]) if reading is not None else 0.0
-        return Turn(question, answer, tokens, timings.milliseconds, from_memory, scope, stored)
+        return Turn(
+            *(question, answer, tokens, timings.milliseconds, from_memory, scope, stored),
+            declined=judged.declined,
+            answer_confidence=judged.confidence,
+        )
 
     def reset(self) -> None:
         """Empty the memory and forget which images were shown."""
