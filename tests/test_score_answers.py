@@ -19,6 +19,8 @@ from microvlm.config import AnswersConfig, MicroVLMConfig
 from microvlm.console import run_click
 from microvlm.errors import UserError
 from microvlm.sources.model_source import find_model
+from microvlm.training.data.annotations import Annotations
+from microvlm.training.data.caption_data import CaptionSample, Turn
 from microvlm.training.data.images.build import BuildOptions, build
 from microvlm.training.data.images.conversation import Columns
 from microvlm.training.data.images.sources import open_sources
@@ -32,7 +34,7 @@ from microvlm.training.honesty.calibration import (
     reduce_blocks,
 )
 from microvlm.training.honesty.honesty_scores import measure
-from microvlm.training.honesty.items import Item, Said, is_right
+from microvlm.training.honesty.items import Item, Said, _items, is_right
 from microvlm.training.honesty.measures import auroc, calibration_bins, calibration_error, risks
 from microvlm.training.scoring.score_command import command
 
@@ -153,6 +155,15 @@ def test_measures_tell_known_things_from_strangers_and_own_words_from_low_confid
     assert document["auroc"] == 0.5
 
 
+def test_a_label_and_its_synonyms_are_right_answers_to_what_a_picture_is():
+    known = Annotations(label="tabby", synonyms=("tabby cat",))
+    turns = (Turn("a cat"), Turn("red", "what colour is it?"), Turn("no", "is it?", declines="absent"))
+    naming, colour, absent = _items(CaptionSample("k", (b"",), turns, known))
+    assert (naming.answers, naming.kind) == (("a cat", "tabby", "tabby cat"), "captions")
+    assert (colour.answers, colour.kind) == (("red",), "what colour")
+    assert (absent.answers, absent.kind) == ((), "absent")
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Drawings with their names, and pictures without a thing in them, most of them in the validation split."""
@@ -211,6 +222,7 @@ def test_a_fit_changes_the_checkpoints_answers_alone_and_the_test_split_measures
     ("arguments", "sentence"),
     [
         (("nano", "--fit-answers"), "'nano' is not one: copy the checkpoint into a folder of its own"),
+        (("nano", "--fit-answers", "--split", "all"), "--fit-answers never uses the test split"),
         (("nano", "--fit-answers", "--split", "test"), "--fit-answers never uses the test split"),
         (
             ("nano", "--fit-answers", "--scores", "captions"),

@@ -18,18 +18,19 @@ from microvlm.bench.stats import wilson
 from microvlm.config import CONFIG, AnswersConfig, MicroVLMConfig
 from microvlm.errors import UserError
 from microvlm.sources.model_source import find_model
-from microvlm.training.data.caption_data import CaptionData, fingerprint, open_data
+from microvlm.training.data.caption_data import SPLITS, CaptionData, fingerprint, open_data
 from microvlm.training.honesty.calibration import fit_answers
 from microvlm.training.honesty.items import Said, answer_items, read_items
 from microvlm.training.honesty.measures import auroc, calibration_part, risk_coverage
 from microvlm.training.scoring.caption_scores import load_model
+from microvlm.training.scoring.held_out import EVERY_SPLIT
 from microvlm.training.scoring.registry import Log, ScoreRequest
 from microvlm.training.watching.progress import Progress
 
 LEAST_RIGHT = 50
 """Right answers without which no calibration is fitted: a threshold on a twentieth of fewer is one answer's chance."""
 _LINES = 4
-_OTHER_SCORES = ("against", "text", "pictures")
+_OTHER_SCORES = ("against", "text", "pictures", "decoder", "words")
 
 
 def score(request: ScoreRequest, log: Log) -> dict[str, Any]:
@@ -165,14 +166,14 @@ def _describe(data: CaptionData, split: str, items_of: Sequence[Said]) -> dict[s
         "name": data.name,
         "split": split,
         "samples": len({answer.item.key for answer in items_of}),
-        "available": data.count(split),
+        "available": sum(map(data.count, SPLITS if split == EVERY_SPLIT else (split,))),
         "sha256": fingerprint(data),
     }
 
 
 def _checkpoint_to_fit(request: ScoreRequest) -> Path:
     """The folder whose config.json is to change. Raises UserError for anything that is not the user's checkpoint."""
-    if request.split == "test":
+    if request.split in ("test", EVERY_SPLIT):
         raise UserError(
             "--fit-answers never uses the test split, which measures the result: give another --split."
         )

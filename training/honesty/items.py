@@ -10,14 +10,16 @@ import numpy as np
 
 from microvlm.errors import UserError
 from microvlm.loaded_model import LoadedModel
-from microvlm.training.data.caption_data import CaptionData, CaptionSample
+from microvlm.training.data.caption_data import SPLITS, CaptionData, CaptionSample
 from microvlm.training.data.mixture import permutation
 from microvlm.training.scoring.answer_scores import Progress
-from microvlm.training.scoring.held_out import MOST_SAMPLES, view
+from microvlm.training.scoring.held_out import EVERY_SPLIT, MOST_SAMPLES, view
 from microvlm.training.scoring.text_measures import is_exact, words_of
 
 BATCH = 16
 _SEED = 4
+_NAMING = (None, "what is this?")
+"""Questions that a labelled picture's label and synonyms answer."""
 _ARTICLES = ("a", "an", "the")
 
 
@@ -60,9 +62,10 @@ class Said(NamedTuple):
 
 def read_items(data: CaptionData, split: str, count: int | None = None) -> list[Item]:
     """The items of `count` samples of a split, which are the same for every model. Raises UserError without any."""
-    total = data.count(split)
-    order = permutation(total, _SEED)[: count or MOST_SAMPLES].tolist() if total else []
-    items = [item for index in order for item in _items(data.sample(split, index))]
+    splits = SPLITS if split == EVERY_SPLIT else (split,)
+    places = [(name, index) for name in splits for index in range(data.count(name))]
+    order = permutation(len(places), _SEED)[: count or MOST_SAMPLES].tolist() if places else []
+    items = [item for number in order for item in _items(data.sample(*places[number]))]
     if not items:
         raise UserError(
             f"{data.folder} has no {split} samples with shown pictures: give another --split, or build it again with "
@@ -83,6 +86,9 @@ def _items(sample: CaptionSample) -> list[Item]:
         named = tuple(answer for answer, kind in given if not kind)
         declines = "" if named else given[0][1]
         images = tuple(sample.images[number] for number in numbers)
+        label = sample.annotations.label
+        if named and label is not None and len(sample.images) == 1 and question in _NAMING:
+            named = (*named, label, *sample.annotations.synonyms)
         items.append(Item(sample.key, question, images, named, declines))
     return items
 
