@@ -34,6 +34,7 @@ from microvlm.configuration.checked_fields import (
 )
 from microvlm.errors import UserError
 from microvlm.formats import documents
+from microvlm.memory.pointing.confidence import PointingConfig, PointingWeights
 
 CONFIG = "config.json"
 """The configuration's file in a checkpoint and in a bundle."""
@@ -130,6 +131,8 @@ class MemoryConfig:
     """The decoder sees a reading when the scope detector's probability is at least this."""
     readout_size: Annotated[int, Meta(ge=0, le=262_144)] = 0
     """Hidden width of the layers that correct a reading before W_M; 0 for none, as in the paper."""
+    pointing: PointingConfig = field(default_factory=PointingConfig)
+    """When an entry's own text is said. `microvlm-bench memory --fit-pointing` fits it to a model."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -210,8 +213,10 @@ class MicroVLMConfig:
         return self.text.num_hidden_layers * 2 * self.text.kv_width
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of config.json. A part that the model lacks has no key."""
+        """The content of config.json. A part that the model lacks has no key, and weights that are the default none."""
         parts = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
+        if self.memory.pointing == PointingConfig():
+            del parts["memory"]["pointing"]
         return {"model_type": "microvlm", "format": CONFIG_FORMAT, **parts}
 
     def save(self, directory: Path) -> None:
@@ -268,6 +273,8 @@ _PARTS: dict[str, type] = {
     "quantization": QuantizationConfig,
     "prompt": PromptConfig,
     "answers": AnswersConfig,
+    "pointing": PointingConfig,
+    "weights": PointingWeights,
 }
 
 

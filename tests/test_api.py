@@ -181,7 +181,7 @@ def test_stop_tokens_are_the_models_unless_options_give_others_or_none(
     assert torch_model.generate(RED, max_new_tokens=4) == ""
     assert torch_model.generate(RED, options=unstopped) == answer
     assert Chat(torch_model, options=unstopped).ask("what?", RED).tokens != []
-    assert FactMemory(torch_model).read("what?", RED, unstopped).answer != ""
+    assert FactMemory(torch_model).read("what?", RED, unstopped, "decoder").answer != ""
 
 
 def test_a_temperature_next_to_zero_takes_the_most_probable_token() -> None:
@@ -202,17 +202,18 @@ def test_a_chat_knows_new_images_and_forgets_them_on_reset(model: LoadedModel) -
     for image in (RED, BLUE, RED):
         chat.ask("what is this?", image)
     questions = [entry.question for entry in chat.memory.entries]
-    assert questions == ["what was in the first image?", "what was in the second image?", "what is this?"]
+    first, second, asked = "what was in the first image?", "what was in the second image?", "what is this?"
+    assert questions == [first, asked, second, asked, asked]
     chat.reset()
     chat.ask("what is this?", RED)
-    assert [entry.question for entry in chat.memory.entries] == ["what was in the first image?"]
+    assert [entry.question for entry in chat.memory.entries] == [first, asked]
 
 
 def test_facts_are_read_by_generate_from_a_memory_or_its_file(model: LoadedModel, tmp_path: Path) -> None:
     facts = FactMemory(model)
     facts.write("anna", "whose is this?", RED)
     facts.save(tmp_path / "facts.mem")
-    answer = facts.read("whose is this?", RED).answer
+    answer = facts.read("whose is this?", RED, source="decoder").answer
     for memory in (facts, facts.memory, facts.memory.states, facts.memory.states[0], tmp_path / "facts.mem"):
         assert model.generate(RED, "whose is this?", memory=memory) == answer
 

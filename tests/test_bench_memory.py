@@ -65,6 +65,16 @@ def test_the_document_has_every_table_and_an_untrained_model_recalls_nothing(ben
     assert {"recall", "nearest_neighbour"} <= document["other_vendor"].keys()
     assert document["drift"]["float32_vs_float64"] < 1e-2
     assert "tuning" not in document
+    values = document["open_values"]
+    ways = ["same", "view", "wording", "view and wording"]
+    assert [(row["facts"], row["asked"], row["trials"]) for row in values["rows"]] == [
+        (8, way, 96) for way in ways
+    ]
+    for row in values["rows"]:
+        assert row["right"] + row["wrong"] + row["not_found"] == pytest.approx(1)
+        assert row["decoder"] == 0
+    assert sum(row["values"] for row in values["decoder_by_length"]) == 4 * 96
+    assert values["strangers"] == []
     assert {"forgotten", "retained", "attack"} <= document["forget"].keys()
     assert (document["forget"]["facts_forgotten"], document["forget"]["forgotten"]) == (4, 0)
     assert document["forget"]["retained"] is None
@@ -74,7 +84,12 @@ def test_the_document_has_every_table_and_an_untrained_model_recalls_nothing(ben
     assert min(document["latency_ms"].values()) > 0
     assert {"auroc", "eer"} <= document["gate"].keys()
     assert document["gate"]["kinds"].keys() == {"other_object", "other_question"}
-    for part in ("recall, facts written once", "retention after 5 edits of 8 facts", "in one memory"):
+    for part in (
+        "facts with any values, their own text",
+        "recall, facts written once",
+        "retention after 5 edits of 8 facts",
+        "in one memory",
+    ):
         assert part in out
     names = ["addressing.svg", "recall.svg", "scope_roc.svg", "slot_use.svg"]
     assert sorted(path.name for path in plots_folder.iterdir()) == names

@@ -80,7 +80,7 @@ def test_a_fact_is_told_asked_for_and_forgotten_with_the_packages_bits(example, 
     assert np.array_equal(state["covariance"], facts.memory.states[0].covariance)
 
     options = GenerationOptions(facts.processor.max_new_tokens, stop_tokens=facts.processor.stop_tokens)
-    reading = facts.read("who owns this?", picture, options)
+    reading = facts.read("who owns this?", picture, options, source="decoder")
     ask_process = example("ask", picture, "who owns this?")
     assert ask_process.stdout == f"{reading.answer}\n(scope {reading.scope:.4f})\n", ask_process.stderr
 

@@ -16,6 +16,7 @@ from microvlm.commands.chat import LONGEST_LINE, ChatLoop, _read_line, _split_pa
 from microvlm.commands.main import cli
 from microvlm.console import run_click
 from microvlm.errors import UserError
+from microvlm.memory.ordinal_questions import place_asked_for
 
 
 @pytest.fixture
@@ -92,6 +93,41 @@ def test_a_question_for_an_earlier_image_goes_to_the_memory_and_not_to_the_image
         ("What was in the first image?", None),
         ("what was in the eleventh image?", None),
     ]
+
+
+def test_a_place_that_no_picture_has_is_refused_and_not_stored(chat, picture, tmp_path):
+    trip = str(tmp_path / "trip.mem")
+    lines = f"/image {picture}\nwhat was in the ninth image\n/recall What was in the 2nd photo?\n/memory\n"
+    status, out, err = chat(lines, "--memory", trip)
+    assert status == 2
+    assert "no picture was shown as the ninth, the memory has 1: ask for one of those." in err
+    assert "no picture was shown as the second" in err
+    assert "1 entry in a memory" in out
+
+
+def test_a_picture_that_is_dropped_on_the_terminal_is_shown(chat, picture, tmp_path):
+    trip = str(tmp_path / "trip.mem")
+    status, out, err = chat(f"{picture}\n'{picture}'\n/memory\n", "--memory", trip)
+    assert (status, "Error" in err) == (0, False)
+    assert "2 entries in a memory of 16 slots" in out
+    assert out.count("my cat.png: describe the image") == 2
+    assert chat(f"{tmp_path}/none.png\n")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("question", "place"),
+    [
+        ("what was in the first image?", 0),
+        ("What was  in the SECOND picture", 1),
+        ("what is on the 3rd photo!", 2),
+        ("what was in the 21st image?", 20),
+        ("what was in the 0th image?", None),
+        ("what was in the red image?", None),
+        ("what was in the first image of the day?", None),
+    ],
+)
+def test_a_place_is_asked_for_in_several_ways(question, place):
+    assert place_asked_for(question) == place
 
 
 def test_a_path_that_is_not_there_is_named_as_it_was_meant(chat):

@@ -47,8 +47,11 @@ def test_a_fact_is_written_listed_read_overwritten_and_forgotten(memory, bike, t
     assert "2 entries in a memory of 16 slots" in out
     assert "a heart is red" in out
     before = trip.read_bytes()
-    status, out, _ = memory("read", *about, "--max-new-tokens", 3, trip)
-    assert (status, "the memory, scope" in out, trip.read_bytes() == before) == (0, True, True)
+    status, out, _ = memory("read", *about, "--from", "decoder", "--max-new-tokens", 3, trip)
+    assert (status, "(from the decoder, the reading" in out, trip.read_bytes() == before) == (0, True, True)
+    status, out, _ = memory("read", *about, trip)
+    assert (status, "confidence" in out, trip.read_bytes() == before) == (0, True, True)
+    assert out.splitlines()[0] in ("mine", "not in this memory")
     status, out, _ = memory("overwrite", "--text", "yours", *about, trip)
     assert (status, "-> bike.png: whose is this? yours" in out) == (0, True)
     assert "forgotten: a heart is red" in memory("forget", "--entry", 2, trip)[1]
@@ -158,7 +161,8 @@ def test_json_is_one_document_a_command(memory, tmp_path, speaking_checkpoint):
             "torch",
         )[1]
     )
-    assert {"answer", "recalled", "scope", "residual", "timings_ms"} <= reading.keys()
+    assert {"answer", "recalled", "entry", "confidence", "source", "scope", "timings_ms"} <= reading.keys()
+    assert (reading["entry"] is None) == (not reading["recalled"])
     listed = json.loads(memory("list", "--json", trip)[1])
     assert (listed["slots"], listed["entries"][0]["text"]) == (16, "what? a red heart")
     assert json.loads(memory("rebuild", "--json", trip)[1])["drift"] == 0

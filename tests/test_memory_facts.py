@@ -53,7 +53,7 @@ def test_a_fact_is_named_by_its_words_and_picture_whatever_its_key(ternary_model
     assert [facts.find("whose is this?", image) for image in (RED, BLUE, None)] == [0, 1, 2]
     for question, image in (
         ("who owns this?", RED),
-        ("whose is this", RED),
+        ("whose is that", RED),
         ("who owns this?", None),
         ("", RED),
     ):
@@ -118,7 +118,10 @@ def test_a_model_that_folds_words_finds_those_that_were_logged_as_typed(facts):
 def test_facts_of_an_older_file_are_found_by_their_keys(facts, tmp_path):
     facts.write("anna", "whose is this?", RED)
     facts.write("bert", "whose is this?", BLUE)
-    facts.memory.entries[:] = [dataclasses.replace(e, question=None, picture="") for e in facts.entries]
+    facts.memory.entries[:] = [
+        dataclasses.replace(entry, question=None, picture="", value_start=None, cue=None)
+        for entry in facts.entries
+    ]
     facts.save(tmp_path / "old.mem")
     with safe_open(tmp_path / "old.mem", "np") as file:
         assert [sorted(row) for row in json.loads(file.metadata()["log"])] == [
@@ -147,20 +150,13 @@ def test_facts_of_an_older_file_are_found_by_their_keys(facts, tmp_path):
 
 def test_what_a_chat_wrote_is_found_by_its_words(ternary_model, tiny_processor, tmp_path):
     chat = Chat(OneKey(ternary_model), tiny_processor)
-    for question, image, new in (
-        ("what is this?", RED, True),
-        ("whose is this?", RED, False),
-        ("who?", None, False),
-    ):
+    for question, image, new in (("what is this?", RED, True), ("whose is this?", RED, False)):
         chat.ask(question, image, new_image=new)
     chat.save(tmp_path / "trip.mem")
     facts = FactMemory(OneKey(ternary_model), tiny_processor)
     facts.load(tmp_path / "trip.mem")
-    questions = [("what was in the first image?", None), ("whose is this?", RED), ("who?", None)][
-        : len(facts.entries)
-    ]
-    assert [facts.find(*question) for question in questions] == list(range(len(questions)))
-    assert len(questions) >= 2
+    questions = [("what was in the first image?", None), ("what is this?", RED), ("whose is this", RED)]
+    assert [facts.find(*question) for question in questions] == [0, 1, 2]
 
 
 def test_a_fact_longer_than_the_models_positions_is_refused(facts):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from microvlm.errors import UserError
@@ -145,6 +147,23 @@ def test_a_file_of_the_first_format_is_still_read(memory, tmp_path):
     assert [entry.memory for entry in loaded_memory.entries] == [0, 0]
 
 
+def test_questions_latents_come_back_and_others_than_the_rows_are_refused(memory, tmp_path):
+    path = tmp_path / "trip.mem"
+    cue = np.arange(1, memory.width + 1, dtype=np.float32)
+    memory.entries[0] = dataclasses.replace(memory.entries[0], cue=cue, value_start=2, told=False)
+    save_memory(memory, path, PRINT)
+    first, second = load_memory(path, PRINT).entries
+    assert np.array_equal(first.cue, cue)
+    assert (first.value_start, first.told, second.cue, second.told) == (2, False, None, True)
+    tensors = load_file(path)
+    tensors["log_cues"] = tensors["log_cues"][:, 1:].copy()
+    with safe_open(path, "np") as file:
+        metadata = {name: text for name, text in file.metadata().items() if name != "sha256"}
+    save_file(tensors, path, metadata | {"sha256": digest_of(tensors, metadata).hex()})
+    with pytest.raises(UserError, match="damaged"):
+        load_memory(path, PRINT)
+
+
 def test_a_newer_format_is_refused(memory, tmp_path):
     path = tmp_path / "trip.mem"
     save_memory(memory, path, PRINT)
@@ -235,7 +254,8 @@ def test_each_turn_writes_one_row_and_a_new_picture_is_keyed_by_its_place(runtim
 
     chat = Chat(runtime, tiny_processor)
     picture = np.full((20, 20, 3), 200, np.uint8)
-    chat.ask("what is this?", picture, new_image=True, label="a.png")
+    caption_prompt = runtime.config.prompt.caption_prompt
+    chat.ask(caption_prompt, picture, new_image=True, label="a.png")
     chat.ask("what is this?", picture)
     first, second = chat.memory.entries
     assert first.image
@@ -245,21 +265,28 @@ def test_each_turn_writes_one_row_and_a_new_picture_is_keyed_by_its_place(runtim
     assert not np.array_equal(second.key, first.key)
     assert (first.question, first.picture) == (ordinal_question(0), "")
     assert (second.question, len(second.picture)) == ("what is this?", 64)
-    assert first.text.startswith("a.png: what is this?")
+    assert first.text == f"a.png: {caption_prompt} {first.value}"
+    assert not first.told
     chat.reset()
     assert chat.memory.entries == []
     assert np.array_equal(chat.memory.states[0].mean, runtime.memory_prior().mean)
 
 
-def test_an_answer_out_of_the_memory_alone_is_not_written_back_and_a_picture_always_is(
-    ternary_model, tiny_processor
-):
-    runtime = TorchRuntime(ternary_model)
-    config = ternary_model.config
-    always = type(config.memory)(**{**vars(config.memory), "scope_threshold": 0.0})
-    runtime.config = type(config)(**{**vars(config), "memory": always})
+def test_a_question_about_a_new_picture_is_not_what_its_place_is_asked_for(runtime, tiny_processor):
+    """The answer to "what colour is it?" once came back as what was in the first image."""
     chat = Chat(runtime, tiny_processor)
-    turn = chat.ask("what is this?")
-    assert (turn.from_memory, turn.stored, len(chat.memory.entries)) == (True, False, 0)
-    turn = chat.ask("what is this?", np.zeros((9, 9, 3), np.uint8), new_image=True)
-    assert (turn.from_memory, turn.stored, len(chat.memory.entries)) == (True, True, 1)
+    picture = np.full((20, 20, 3), 200, np.uint8)
+    turn = chat.ask("what colour is it?", picture, label="a.png")
+    place, colour = chat.memory.entries
+    caption = Chat(runtime, tiny_processor).ask(runtime.config.prompt.caption_prompt, picture).answer
+    assert (place.question, place.value, place.image) == ("what was in the first image?", caption, True)
+    assert (colour.question, colour.value, colour.image) == ("what colour is it?", turn.answer, False)
+
+
+def test_a_question_without_a_picture_is_never_written_back(runtime, tiny_processor):
+    chat = Chat(runtime, tiny_processor)
+    for question in ("what is this?", "what was in the first image?"):
+        turn = chat.ask(question)
+        assert (turn.answer, turn.from_memory, turn.stored) == ("not in this memory", False, False)
+    assert chat.memory.entries == []
+    assert chat.ask("what is this?", np.zeros((9, 9, 3), np.uint8), new_image=True).stored

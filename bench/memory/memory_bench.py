@@ -18,6 +18,7 @@ from microvlm.bench.memory.edits import edit
 from microvlm.bench.memory.fact_sets import NAMES, deal
 from microvlm.bench.memory.memoryset_reader import load_memoryset
 from microvlm.bench.memory.model_under_test import ModelUnderTest
+from microvlm.bench.memory.open_values.open_value_scores import open_value_scores
 from microvlm.bench.memory.other_vendor import other_vendor
 from microvlm.bench.memory.scores import Encoded, addressing, forget, gate, recall_curve, sequential
 from microvlm.bench.provenance import describe_model, kernels_of, provenance
@@ -29,6 +30,8 @@ from microvlm.inputs.processor import Processor
 from microvlm.presets import preset
 from microvlm.sources.model_source import warn_of_folder
 
+MOST_OPEN = 192
+"""Objects that facts with open values are about."""
 DRAWN_STEPS = 64
 """Most rows of the addressing heatmap, which the document carries."""
 RANDOM_MODEL = "full"
@@ -145,6 +148,8 @@ def score(runtime: LoadedRuntime, options: Options, progress: Progress) -> dict[
     progress("the scope gate")
     tables["gate"] = gate(model, encoded, min(slots, count // 4))
     tables["addressing"] = addressing(model, encoded, min(slots, count, DRAWN_STEPS))
+    progress("values that no training saw")
+    tables["open_values"] = open_value_scores(model, options.facts or MOST_OPEN, options.seed)
     progress("drift")
     tables["drift"] = drift(runtime, encoded.keys, encoded.values, seed=options.seed)
     if options.tune != 0 and _has_torch():

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
 from microvlm.bench.report_flags import ReportOutput, report_flags
 from microvlm.commands.options import ThreadCount, WholeNumber
-from microvlm.console import GATE_FAILED, note
+from microvlm.console import GATE_FAILED, after_saving, echo, note, print_json
+from microvlm.errors import UserError
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -44,6 +46,16 @@ from microvlm.console import GATE_FAILED, note
     help="Facts also trained into the decoder, to compare; 5 where torch is, 0 for none.",
 )
 @click.option(
+    "--fit-pointing",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Fit the confidence of this checkpoint's readings and write it into its config.json; measures nothing else.",
+)
+@click.option(
+    "--pictures",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="With --fit-pointing: half of the pictures are of this folder.",
+)
+@click.option(
     "--plots",
     type=click.Path(file_okay=False, path_type=Path),
     help="Draw recall, addressing, slot use and ROC as SVG into this folder.",
@@ -59,6 +71,8 @@ def memory(
     seed: int,
     costs: bool,
     tune: int | None,
+    fit_pointing: Path | None,
+    pictures: Path | None,
     plots: Path | None,
     output: ReportOutput,
 ) -> None:
@@ -70,6 +84,13 @@ def memory(
     from microvlm.bench.memory.memory_bench import Options, run_each
     from microvlm.bench.memory.memory_plots import write_plots
 
+    if fit_pointing is not None:
+        if models:
+            raise UserError("--fit-pointing names the model itself; leave the others out.")
+        _fit_pointing(fit_pointing, backends[0], threads, seed, pictures, output.as_json)
+        return
+    if pictures is not None:
+        raise UserError("--pictures is for --fit-pointing; give both.")
     options = Options(
         threads=threads,
         facts=facts,
@@ -85,6 +106,30 @@ def memory(
     if plots is not None:
         for path in write_plots(document, plots):
             note(f"drew {path}")
+
+
+def _fit_pointing(
+    checkpoint: Path, backend: str, threads: int, seed: int, pictures: Path | None, as_json: bool
+) -> None:
+    from microvlm.backends import load
+    from microvlm.bench.memory.model_under_test import ModelUnderTest
+    from microvlm.bench.memory.open_values.pointing_fit import check_writable, fit_pointing, write_pointing
+    from microvlm.inputs.processor import Processor
+
+    check_writable(checkpoint)
+    runtime = load(backend, checkpoint, threads)
+    model = ModelUnderTest(runtime, Processor.from_pretrained(runtime.directory))
+    fit = fit_pointing(model, seed, pictures, note)
+    write_pointing(checkpoint, fit["pointing"])
+    with after_saving():
+        if as_json:
+            print_json({**fit, "pointing": asdict(fit["pointing"])})
+            return
+        echo(f"threshold {fit['pointing'].threshold:.2f}, calibration error {fit['calibration_error']:.3f}")
+        for row in fit["kinds"]:
+            echo(
+                f"{row['kind']}: right {row['right']:.3f}, wrong {row['wrong']:.3f} of {row['questions']} questions"
+            )
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

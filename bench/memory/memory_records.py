@@ -169,6 +169,49 @@ class Costs(msgspec.Struct, frozen=True):
             raise ValueError("bars must be read_write_share_of_answer and encode_share_of_prefill")
 
 
+class OpenValueRow(msgspec.Struct, frozen=True, kw_only=True):
+    """Facts with values that no training saw, asked for in one way."""
+
+    facts: Count
+    asked: str
+    trials: Count
+    right: Figure
+    right_ci95: Interval
+    wrong: Figure
+    wrong_ci95: Interval
+    not_found: Figure
+    nearest_key: Figure
+    decoder: Figure
+
+
+class StrangerRow(msgspec.Struct, frozen=True):
+    """Pictures never told of, under the question of all facts: the shares that get a text."""
+
+    facts: Count
+    strangers: Count
+    let_in: Figure
+    let_in_ci95: Interval
+    nearest_key: Figure
+    decoder: Figure
+
+
+class LengthRow(msgspec.Struct, frozen=True):
+    """Values of some length that the decoder says exactly."""
+
+    tokens: str
+    values: Count
+    exact: Figure
+    exact_ci95: Interval
+
+
+class OpenValues(msgspec.Struct, frozen=True):
+    """Facts with any values."""
+
+    rows: list[OpenValueRow]
+    strangers: list[StrangerRow]
+    decoder_by_length: list[LengthRow]
+
+
 class Scores(msgspec.Struct, frozen=True):
     """Every table that is a share of right answers; all or none of a report's part."""
 
@@ -202,6 +245,7 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     addressing: Addressing | None = None
     drift: Drift | None = None
     tuning: Tuning | None = None
+    open_values: OpenValues | None = None
 
     def __post_init__(self) -> None:
         values = {name: getattr(self, name) for name in Scores.__struct_fields__}

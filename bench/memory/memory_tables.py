@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from microvlm.bench.memory.memory_records import (
     NeighbourKind,
     Neighbours,
+    OpenValues,
     Part,
     RecallRow,
     Scores,
@@ -51,6 +52,9 @@ def report(document: Part | SeveralParts) -> Report:
             ),
         ]
         remarks.append(f"a guess among the names is right in {scored[0][1].chance:.3f} of the cases")
+    for part, _ in scored:
+        if part.open_values is not None:
+            tables += _open_values(part.open_values, f": {part.label}" if len(parts) > 1 else "")
     tuned = [(part.label, part.tuning) for part, _ in scored if part.tuning is not None]
     if tuned:
         title = "one fact written, or trained into the decoder"
@@ -148,6 +152,35 @@ def _tuning(tuning: Tuning) -> Figures:
         ("trained: paraphrase", _share(tuning.tuned_paraphrase)),
         ("trained: neighbours' answers that stay", _share(tuning.tuned_neighbourhood)),
     ]
+
+
+def _open_values(values: OpenValues, label: str) -> list[Table]:
+    recall = [
+        [
+            *("facts", "asked for", "times", "right", "95 %", "wrong", "95 %", "not in this memory"),
+            *("nearest key alone", "from the decoder"),
+        ]
+    ]
+    for row in values.rows:
+        shares = (_share(row.right), _interval(row.right_ci95), _share(row.wrong), _interval(row.wrong_ci95))
+        others = map(_share, (row.not_found, row.nearest_key, row.decoder))
+        recall.append([str(row.facts), row.asked, str(row.trials), *shares, *others])
+    strangers = [["facts", "strangers", "let in", "95 %", "by the nearest key", "by the scope detector"]]
+    for stranger in values.strangers:
+        let_in = (_share(stranger.let_in), _interval(stranger.let_in_ci95))
+        others = map(_share, (stranger.nearest_key, stranger.decoder))
+        strangers.append([str(stranger.facts), str(stranger.strangers), *let_in, *others])
+    lengths = [["tokens of the value", "values", "said exactly by the decoder", "95 %"]]
+    for length in values.decoder_by_length:
+        lengths.append(
+            [length.tokens, str(length.values), _share(length.exact), _interval(length.exact_ci95)]
+        )
+    tables = [
+        Table("open-values", f"facts with any values, their own text{label}", recall),
+        Table("strangers", f"pictures never told of, under the question of all facts{label}", strangers),
+        Table("decoder-lengths", f"what the decoder says from the reading alone{label}", lengths),
+    ]
+    return [table for table in tables if len(table.rows) > 1]
 
 
 def _latencies(part: Part) -> Figures:

@@ -9,7 +9,14 @@ from contextlib import contextmanager
 import numpy as np
 
 from microvlm.backends.base import LoadedRuntime
-from microvlm.generation import GenerationOptions, Prompt, embed_prompt, generate, read_slot
+from microvlm.generation import (
+    GenerationOptions,
+    Prompt,
+    embed_prompt,
+    generate,
+    place_images,
+    read_slot,
+)
 from microvlm.inputs.processor import Processor
 from microvlm.memory.episodic import Entry, EpisodicMemory
 from microvlm.memory.in_place import hold
@@ -50,6 +57,19 @@ class ModelUnderTest:
         images = [[] if image is None else [image] for _, image in queries]
         inputs = self.processor([question for question, _ in queries], images)
         return embed_prompt(self.runtime, *inputs, self.processor.image_id)
+
+    def prompt_with_features(
+        self, question: str, picture: np.ndarray | None, features: dict[int, np.ndarray]
+    ) -> Prompt:
+        """One question, batch 1. `features` keeps those of each picture, by the array's id, for its next question."""
+        images = [[] if picture is None else [picture]]
+        ids, mask, pixels = self.processor([question], images)
+        embeds = self.runtime.embed_tokens(ids)
+        if picture is None or pixels is None:
+            return Prompt(embeds, mask)
+        if id(picture) not in features:
+            features[id(picture)] = np.array(self.runtime.encode_image(pixels))
+        return Prompt(place_images(embeds, ids, self.processor.image_id, features[id(picture)]), mask)
 
     def answers(self, queries: Sequence[Query], memory: Memories | None) -> list[str]:
         """The model's answers; all questions share `memory`."""

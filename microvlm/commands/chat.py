@@ -25,13 +25,14 @@ from microvlm.commands.options import (
 from microvlm.console import BAD_INPUT, describe_os_error, echo, note, note_error
 from microvlm.errors import UserError
 from microvlm.formats.documents import quote
-from microvlm.memory.ordinal_questions import is_ordinal_question
+from microvlm.memory.ordinal_questions import ORDINALS, is_ordinal_question, place_asked_for
 
 if TYPE_CHECKING:
     from microvlm.memory.conversation import Chat
 
 HELP = """\
 /image PATH [QUESTION]  show a picture; it is described, or the question answered, and it stays in view
+PATH                    the same: a picture dropped on the terminal
 /recall QUESTION        ask without the picture in view, from the memory alone
 /guesses                the two likeliest answers to the last question
 /memory                 what was written into the memory
@@ -42,6 +43,7 @@ Anything else is a question about the picture in view, or for the memory when th
 
 LONGEST_LINE = 1_000_000
 """Characters; above any model's positions."""
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _ENDLESS = 1_000_000_000
 _BYTE_ORDER_MARK = "\ufeff"
 """Some editors and shells, mainly on Windows, put it before the first line of UTF-8 text."""
@@ -138,6 +140,9 @@ class ChatLoop:
         """Handle one line -> whether to stop. Raises UserError and OSError."""
         if len(line) > LONGEST_LINE:
             raise UserError(f"a line has more than {LONGEST_LINE:,} characters; shorten it.")
+        if _is_picture(line):
+            self._show(line)
+            return False
         command, _, rest = line.partition(" ")
         rest = rest.strip()
         if command in ("/quit", "/exit"):
@@ -163,6 +168,21 @@ class ChatLoop:
             self._ask(line, None if is_ordinal_question(line) else self.image)
         return False
 
+    def _check_place(self, question: str) -> None:
+        """Raise UserError for a question about the place of an image that was not shown."""
+        place = place_asked_for(question)
+        shown = self.chat.memory.image_count
+        if place is None:
+            return
+        if place >= len(ORDINALS):
+            raise UserError(
+                f"only the first {len(ORDINALS)} pictures are found by their place; ask otherwise."
+            )
+        if place >= shown:
+            raise UserError(
+                f"no picture was shown as the {ORDINALS[place]}, the memory has {shown}: ask for one of those."
+            )
+
     def _show(self, rest: str) -> None:
         from microvlm.inputs.images import check_file
 
@@ -174,6 +194,8 @@ class ChatLoop:
     def _ask(self, question: str, image: str | None, is_new: bool = False) -> None:
         if not question:
             raise UserError("ask something after /recall.")
+        if image is None:
+            self._check_place(question)
         label = Path(image).name if image else ""
         turn = self.chat.ask(
             question, image, new_image=is_new, on_text=lambda text: echo(text, end=""), label=label
@@ -181,7 +203,7 @@ class ChatLoop:
         echo()
         self._last = question, image
         if turn.from_memory:
-            note(f"(from the memory, scope {turn.scope:.2f})")
+            note(f"(from the memory, confidence {turn.confidence:.2f})")
         self._save()
 
     def _guess(self) -> None:
@@ -230,6 +252,14 @@ def _split_path(rest: str) -> tuple[str, str]:
         path = None
     # The lexer reads one character at a time and stops after the one that ends the word.
     return (path, rest[stream.tell() :].strip()) if path else (word, question.strip())
+
+
+def _is_picture(line: str) -> bool:
+    """Whether a line is the path of a picture file, as a terminal writes one that is dropped on it."""
+    if not line.rstrip("'\"").lower().endswith(PICTURE_SUFFIXES):
+        return False
+    path, question = _split_path(line)
+    return not question and os.path.isfile(path)
 
 
 def _is_terminal() -> bool:

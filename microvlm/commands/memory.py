@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -27,7 +27,7 @@ from microvlm.escaping import printable
 
 if TYPE_CHECKING:
     from microvlm.memory.episodic import Entry
-    from microvlm.memory.facts import FactMemory
+    from microvlm.memory.facts import FactMemory, FactReading
 
 
 _JSON_KEYS = {"from_memory": "recalled"}
@@ -80,20 +80,50 @@ def write(file: str, text: str, question: str, image: str | None, as_json: bool,
 @memory.command()
 @_query_options
 @click.option(
-    "--max-new-tokens", type=WholeNumber(1), help="Longest answer; the model's default when left out."
+    "--from",
+    "source",
+    type=click.Choice(("entry", "decoder")),
+    default="entry",
+    show_default=True,
+    help="Say the text of the entry that the reading points at, or what the decoder says from the reading alone.",
+)
+@click.option(
+    "--max-new-tokens",
+    type=WholeNumber(1),
+    help="Longest answer of --from decoder; the model's default when left out.",
 )
 @_options
 def read(
-    file: str, question: str, image: str | None, max_new_tokens: int | None, as_json: bool, **model: Any
+    file: str,
+    question: str,
+    image: str | None,
+    source: Literal["entry", "decoder"],
+    max_new_tokens: int | None,
+    as_json: bool,
+    **model: Any,
 ) -> None:
-    """Answer --question about --image with the memory; FILE is not changed."""
+    """Answer --question about --image with the memory; FILE is not changed.
+
+    The answer is the text of one entry, or "not in this memory".
+    """
     check_sampling(max_new_tokens)
     facts = _open(file, image, model)
     facts.load(file)
-    reading = facts.read(question, image, generation_options(facts.processor, max_new_tokens, 0.0, 1.0, 0))
-    source = "from the memory" if reading.from_memory else "not from the memory"
+    options = generation_options(facts.processor, max_new_tokens, 0.0, 1.0, 0)
+    reading = facts.read(question, image, options, source)
     document = {_JSON_KEYS.get(name, name): value for name, value in vars(reading).items()}
-    _print_result(f"{reading.answer}\n({source}, scope {reading.scope:.2f})", document, facts, as_json)
+    document["entry"] = None if reading.entry is None else reading.entry + 1
+    _print_result(f"{reading.answer}\n({_describe(reading)})", document, facts, as_json)
+
+
+def _describe(reading: FactReading) -> str:
+    """Where an answer is from, and how sure that is."""
+    if reading.source == "decoder":
+        visible = "seen" if reading.from_memory else "not seen"
+        return f"from the decoder, the reading {visible}, scope {reading.scope:.2f}"
+    if reading.entry is None:
+        return f"confidence {reading.confidence:.2f}"
+    return f"from the memory, entry {reading.entry + 1}, confidence {reading.confidence:.2f}"
 
 
 @memory.command()

@@ -134,8 +134,11 @@ def open_regular(path: str | Path) -> Iterator[BinaryIO]:
 
 
 def quote(value: object) -> str:
-    """A value of a document as errors show it: on one line, without control characters, and shortened."""
-    text = printable(str(value))
+    """A value of a document as errors show it: on one line, only of characters that print, and shortened."""
+    text = "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode()
+        for char in printable(str(value))
+    )
     return f"'{text}'" if len(text) <= _LONGEST_QUOTE else f"'{text[:_LONGEST_QUOTE]}…'"
 
 

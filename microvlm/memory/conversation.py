@@ -1,7 +1,8 @@
 """A conversation with a model over its episodic memory. Knows no terminal and no backend.
 
-A new image is written under the question of its place ("what was in the first image?"), which finds it again when it is
-gone from view. Any other turn is written under its own question and image. The value is the whole turn with its answer.
+The caption of a new image is written under the question of its place ("what was in the first image?"), which finds it
+again when it is gone from view. Any other turn about an image is written under its own question and image. The value is
+the whole turn with its answer.
 """
 
 from __future__ import annotations
@@ -9,19 +10,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from microvlm.answers.answering import check_min_confidence, judge
+from microvlm.answers.answering import Answer, check_min_confidence, judge
 from microvlm.errors import UserError
-from microvlm.generation import GenerationOptions, Prompt, Timings, embed_prompt, generate
+from microvlm.generation import (
+    GenerationOptions,
+    Prompt,
+    Timings,
+    check_length,
+    embed_prompt,
+    generate,
+    place_images,
+)
 from microvlm.inputs.images import ImageSource
 from microvlm.inputs.processor import Processor
 from microvlm.loaded_model import complete_options, runtime_and_processor
 from microvlm.memory.episodic import Entry, EpisodicMemory
 from microvlm.memory.memory_file import open_memory, store_memory
 from microvlm.memory.ordinal_questions import ORDINALS, ordinal_question
+from microvlm.memory.pointing.pointer import NOT_FOUND, find_entry
 from microvlm.memory.query import Query
 from microvlm.runtime import Runtime
 
@@ -40,15 +50,32 @@ class Turn:
     timings_ms: dict[str, float]
     """Milliseconds by phase."""
     from_memory: bool
-    """Whether the memory was in scope, so that the answer could come from it."""
+    """Whether the answer is the text of an entry."""
     scope: float
-    """Probability that the memory answers the question."""
+    """Probability of the scope detector that the memory answers the question."""
     stored: bool
     """Whether the turn was written into the memory."""
     declined: bool = False
     """Whether the model was not sure enough of its own words, or these decline."""
     answer_confidence: float | None = None
     """Calibrated probability that the model's own words are right; None as in `Answer`."""
+    confidence: float = 0.0
+    """Probability that the entry which the reading points at answers the question."""
+    entry: int | None = None
+    """Index of the entry whose text is the answer; None for the decoder's answers and `NOT_FOUND`."""
+
+
+class Said(NamedTuple):
+    """One turn as it goes into the log."""
+
+    question: str
+    """As it was typed."""
+    answer: str
+    tokens: list[int]
+    label: str
+    """Name of the image; empty without one."""
+    is_told: bool = False
+    """Whether the answer is a fact's, which is in the memory already."""
 
 
 class Chat:
@@ -85,9 +112,11 @@ class Chat:
     ) -> Turn:
         """Answer `question` about `image`, or from the memory alone, then write the turn into the memory.
 
-        `new_image` says whether the image takes the next place of the conversation; None: if it was not shown before.
-        `on_text` gets the answer piece by piece. `label` names the image in the log. An answer that came from the
-        memory alone is not written again. Raises UserError, and then nothing was written.
+        A fact that was told answers first, by its own text; then the decoder looks at the image. Without an image the
+        answer is an entry's text or `NOT_FOUND`. What the memory said is not written again. `new_image` says whether
+        the image takes the next place of the conversation, under which its caption is written; None: if it was not
+        shown before. `on_text` gets the answer piece by piece. `label` names the image in the log. Raises UserError,
+        and then nothing was written.
         """
         if not question.strip():
             raise UserError("the question is empty: ask something.")
@@ -96,32 +125,35 @@ class Chat:
             query = Query.build(self.processor, question, image)
             inputs = query.inputs(self.processor)
         prompt = embed_prompt(self.runtime, *inputs, self.processor.image_id, timings)
-        stream = self.processor.stream()
-
-        # Whether an answer is declined is known at its end: a calibrated model's is told whole.
-        is_whole = self.runtime.config.answers is not None
-
-        def show(_: int, token: int) -> None:
-            if on_text is not None and not is_whole:
-                on_text(stream.feed(token))
-
-        result = generate(self.runtime, prompt, self.options, self.memory.states, show, timings)
-        (judged,) = judge(self.runtime.config.answers, self.processor, result, self.min_confidence)
-        if on_text is not None:
-            on_text(judged.text if is_whole else stream.finish())
-        answer, from_memory, reading = judged.text, judged.from_memory, result.memory_slot.reading
-        # What was said is remembered, and not what was declined.
-        tokens = judged.tokens if answer == judged.own_text else self.processor.text_ids(answer)
-        stored = image is not None or not from_memory
+        check_length(self.runtime, prompt, self.options)
+        with timings.phase("memory_read"):
+            pointing = find_entry(self.runtime, self.memory, *_key_and_latent(self.runtime, prompt))
+        entry = None if pointing.entry is None else self.memory.entries[pointing.entry]
+        if image is not None and entry is not None and not entry.told:
+            entry = None  # what the model said of an image before adds nothing to the image
+        judged = None
+        if entry is None and image is not None:
+            judged, tokens = self._generate(prompt, timings, on_text)
+            answer = judged.text
+        else:
+            answer = NOT_FOUND if entry is None else entry.value
+            tokens = self.processor.text_ids(answer)
+            if on_text is not None:
+                on_text(answer)
+        is_new = image is not None and self._is_new(query, new_image)
+        stored = image is not None and (is_new or entry is None)
         if stored:
             with timings.phase("memory_write"):
-                log_text = f"{label}: {question} {answer}" if label else f"{question} {answer}"
-                self._write(prompt, query, log_text, tokens, self._is_new(query, new_image))
-        scope = float(reading.scope[0]) if reading is not None else 0.0
+                said = Said(question, answer, tokens, label, is_told=entry is not None)
+                self._write_turn(query, prompt, said, is_new, timings)
+        index = None if entry is None else pointing.entry
+        scope = float(pointing.reading.scope[0])
         return Turn(
-            *(question, answer, tokens, timings.milliseconds, from_memory, scope, stored),
-            declined=judged.declined,
-            answer_confidence=judged.confidence,
+            *(question, answer, tokens, timings.milliseconds, entry is not None, scope, stored),
+            declined=judged is not None and judged.declined,
+            answer_confidence=None if judged is None else judged.confidence,
+            confidence=pointing.confidence,
+            entry=index,
         )
 
     def reset(self) -> None:
@@ -138,26 +170,87 @@ class Chat:
         self.memory = open_memory(path, self.runtime)
         self._shown_pictures = _pictures(self.memory)
 
+    def _generate(
+        self, prompt: Prompt, timings: Timings, on_text: Callable[[str], None] | None = None
+    ) -> tuple[Answer, list[int]]:
+        """The decoder's answer, without a memory, and the tokens of what is said, which may decline."""
+        stream = self.processor.stream()
+        # Whether an answer is declined is known at its end: a calibrated model's is told whole.
+        is_whole = self.runtime.config.answers is not None
+
+        def show(_: int, token: int) -> None:
+            if on_text is not None and not is_whole:
+                on_text(stream.feed(token))
+
+        result = generate(self.runtime, prompt, self.options, None, show, timings)
+        (judged,) = judge(self.runtime.config.answers, self.processor, result, self.min_confidence)
+        if on_text is not None:
+            on_text(judged.text if is_whole else stream.finish())
+        # What was said is remembered, and not what was declined.
+        is_own = judged.text == judged.own_text
+        return judged, judged.tokens if is_own else self.processor.text_ids(judged.text)
+
     def _is_new(self, query: Query, new_image: bool | None) -> bool:
-        if query.pixels is None:
-            return False
         is_new = query.picture not in self._shown_pictures if new_image is None else new_image
         self._shown_pictures.add(query.picture)
         return is_new
 
-    def _write(self, prompt: Prompt, query: Query, log_text: str, tokens: list[int], new_image: bool) -> None:
+    def _write_turn(self, query: Query, prompt: Prompt, said: Said, is_new: bool, timings: Timings) -> None:
+        """Write a turn about an image, unless a fact answered it; of a new image its caption too, under its place."""
         place = self.memory.image_count
-        by_place = new_image and place < len(ORDINALS)
-        cue, cue_prompt = query, prompt
-        if by_place:
-            cue = Query(ordinal_question(place))
-            cue_prompt = text_prompt(self.runtime, self.processor, cue.question)
-        _, key = self.runtime.memory_encode(*cue_prompt)
-        latent, _ = self.runtime.memory_encode(*with_answer(self.runtime, prompt, tokens))
+        if not is_new or place >= len(ORDINALS):
+            if not said.is_told:
+                self._write(query, prompt, prompt, said)
+            return
+        cue = Query(ordinal_question(place))
+        cue_prompt = text_prompt(self.runtime, self.processor, cue.question)
+        caption_prompt = self.processor.config.prompt.caption_prompt
+        caption_query = query._replace(question=self.processor.normalize_text(caption_prompt))
+        if caption_query.question == query.question:
+            self._write(cue, cue_prompt, prompt, said, image=True)
+            return
+        shown = _same_image(self.runtime, self.processor, query, prompt, caption_query)
+        check_length(self.runtime, shown, self.options)
+        caption, tokens = self._generate(shown, timings)
+        self._write(
+            cue, cue_prompt, shown, Said(caption_prompt, caption.text, tokens, said.label), image=True
+        )
+        if not said.is_told:
+            self._write(query, prompt, prompt, said)
+
+    def _write(self, cue: Query, cue_prompt: Prompt, turn: Prompt, said: Said, image: bool = False) -> None:
+        """Write what was said after `turn` under the key of `cue`."""
+        question_latent, key = self.runtime.memory_encode(*cue_prompt)
+        latent, _ = self.runtime.memory_encode(*with_answer(self.runtime, turn, said.tokens))
+        text = f"{said.question} {said.answer}"
+        text = f"{said.label}: {text}" if said.label else text
         # Copies: a row of a batch of one would keep the batch's array alive beside itself.
-        key, latent = np.array(key[0]), np.array(latent[0])
-        entry = Entry(log_text, key, latent, image=by_place, question=cue.question, picture=cue.picture)
+        entry = Entry(
+            text,
+            np.array(key[0]),
+            np.array(latent[0]),
+            image=image,
+            question=cue.question,
+            picture=cue.picture,
+            value_start=len(text) - len(said.answer),
+            told=False,
+            cue=np.array(question_latent[0]),
+        )
         self.memory.write(self.runtime, entry)
+
+
+def _key_and_latent(runtime: Runtime, prompt: Prompt) -> tuple[np.ndarray, np.ndarray]:
+    latent, key = runtime.memory_encode(*prompt)
+    return key, latent
+
+
+def _same_image(runtime: Runtime, processor: Processor, query: Query, prompt: Prompt, other: Query) -> Prompt:
+    """The prompt of `other` about the image of `query`, whose features are taken from its `prompt`."""
+    ids, _, _ = query.inputs(processor)
+    features = prompt.inputs_embeds[ids == processor.image_id]
+    other_ids, mask, _ = other.inputs(processor)
+    embeds = place_images(runtime.embed_tokens(other_ids), other_ids, processor.image_id, features[None])
+    return Prompt(embeds, mask)
 
 
 def text_prompt(runtime: Runtime, processor: Processor, question: str) -> Prompt:

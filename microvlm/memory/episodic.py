@@ -45,6 +45,23 @@ class Entry:
     """The words that the key encodes; None where they are unknown, as in files from before they were logged."""
     picture: str = ""
     """`Query.picture` of the image that the key encodes; empty without one."""
+    value_start: int | None = None
+    """Where the answer to the question begins in `text`, which ends with it; None in older files."""
+    told: bool = True
+    """Whether the row is a fact that somebody told, not an answer of the model in a conversation."""
+    cue: np.ndarray | None = None
+    """Latent of the question, float32 [C]; None in older files."""
+
+    @property
+    def value(self) -> str:
+        """The answer to the question: what is said when a reading points at this row.
+
+        Of an older row it is what follows the logged question in the text, or else the whole text.
+        """
+        if self.value_start is not None:
+            return self.text[self.value_start :]
+        _, question, after = self.text.partition(f"{self.question} ")
+        return after if question and self.question is not None else self.text
 
     @property
     def row(self) -> tuple[np.ndarray, np.ndarray]:
@@ -120,6 +137,10 @@ class EpisodicMemory:
     def is_full(self, number: int) -> bool:
         """Whether state `number` has as many rows as slots."""
         return self._current_counts().rows.get(number, 0) >= self.slots
+
+    def rows_of(self, number: int) -> list[int]:
+        """Indices of the rows of state `number`, oldest first."""
+        return [index for index, entry in enumerate(self.entries) if entry.memory == number]
 
     def write_pending(self, runtime: Runtime) -> None:
         """Write the rows that the states lack, in the order in which they were logged."""
@@ -259,7 +280,8 @@ class EpisodicMemory:
 
 def check_entry(entry: Entry) -> None:
     """Raise UserError for a row that no memory can hold: numbers that are not finite, or a text without measure."""
-    if not (np.isfinite(entry.key).all() and np.isfinite(entry.latent).all()):
+    arrays = [entry.key, entry.latent, *(() if entry.cue is None else (entry.cue,))]
+    if not all(np.isfinite(array).all() for array in arrays):
         raise UserError(
             "the model made numbers of this that are not finite, so nothing was written; get the model again."
         )

@@ -1,28 +1,29 @@
 """Facts in an episodic memory, by text and image: write, read, forget, overwrite, reset, save and load.
 
 The key of a fact encodes the question that will ask for it, with the image if there is one. Its value is the whole
-turn, with the fact as the answer. Reading finds a fact by the meaning of a question; forgetting and overwriting name it
-by the same words and image. Works on any backend, without torch.
+turn, with the fact as the answer. Reading finds a fact by the meaning of a question and says the fact's own text;
+forgetting and overwriting name it by the same words and image. Works on any backend, without torch.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from microvlm.errors import UserError
 from microvlm.escaping import printable
-from microvlm.generation import GenerationOptions, Prompt, check_length, embed_prompt, generate
+from microvlm.generation import GenerationOptions, Prompt, Timings, check_length, embed_prompt, generate
 from microvlm.inputs.images import ImageSource
 from microvlm.inputs.processor import Processor
 from microvlm.loaded_model import complete_options, runtime_and_processor
 from microvlm.memory.conversation import with_answer
 from microvlm.memory.episodic import Entry, EpisodicMemory
 from microvlm.memory.memory_file import open_memory, store_memory
-from microvlm.memory.query import Query
+from microvlm.memory.pointing.pointer import NOT_FOUND, find_entry
+from microvlm.memory.query import Query, normalize_question
 
 if TYPE_CHECKING:
     from microvlm.loaded_model import ModelSource
@@ -36,21 +37,31 @@ closer paraphrases may confuse two facts, which is why the words are logged.
 """
 
 
+Source = Literal["entry", "decoder"]
+"""What answers: the text of the entry that the reading points at, or what the decoder says from the reading alone."""
+
+
 @dataclass(frozen=True)
 class FactReading:
     """The answer to a question and what the memory had to do with it."""
 
     answer: str
+    """The entry's own text or `NOT_FOUND`; from the decoder, whatever it says."""
     tokens: list[int]
     """Token ids of the answer."""
     from_memory: bool
-    """Whether the memory was in scope, so that the answer could come from it."""
+    """Whether the answer is an entry's; from the decoder, whether the memory was in scope and the reading seen."""
     scope: float
-    """Probability that the memory answers the question."""
+    """Probability of the scope detector that the memory answers the question."""
     residual: float
     """|z_r - z_q|, the distance between the reading and the question's own latent."""
     timings_ms: dict[str, float]
     """Milliseconds by phase."""
+    entry: int | None = None
+    """Index of the entry that the reading points at clearly."""
+    confidence: float = 0.0
+    """Probability that the entry which the reading points at answers the question."""
+    source: Source = "entry"
 
 
 class FactMemory:
@@ -83,21 +94,44 @@ class FactMemory:
         return self.memory.write(self.runtime, self._entry(text, question, image, label))
 
     def read(
-        self, question: str = "", image: ImageSource | None = None, options: GenerationOptions | None = None
+        self,
+        question: str = "",
+        image: ImageSource | None = None,
+        options: GenerationOptions | None = None,
+        source: Source = "entry",
     ) -> FactReading:
-        """Answer `question` about `image`, or from the memory alone. Changes nothing. Raises UserError."""
-        prompt = self._prompt(self._query(question, image))
+        """Answer `question` about `image`, or from the memory alone, by an entry's own text or `NOT_FOUND`.
+
+        `source="decoder"`: what the decoder says, which knows only the words that it was trained on; `options` are for
+        it. Changes nothing. Raises UserError.
+        """
+        if source not in ("entry", "decoder"):
+            raise UserError(f"source= is {source!r}; give 'entry' or 'decoder'.")
         options = complete_options(self.processor, options)
-        result = generate(self.runtime, prompt, options, self.memory.states)
-        reading = result.memory_slot.reading
-        assert reading is not None
+        timings = Timings()
+        prompt = self._prompt(self._query(question, image), timings)
+        check_length(self.runtime, prompt, GenerationOptions(max_new_tokens=1))
+        with timings.phase("memory_read"):
+            latent, key = self.runtime.memory_encode(*prompt)
+            pointing = find_entry(self.runtime, self.memory, key, latent)
+        from_memory = pointing.entry is not None
+        answer = NOT_FOUND if pointing.entry is None else self.entries[pointing.entry].value
+        if source == "entry":
+            tokens = self.processor.text_ids(answer)
+        else:
+            result = generate(self.runtime, prompt, options, self.memory.states, timings=timings)
+            tokens, from_memory = result.tokens[0], bool(result.memory_slot.slot_mask[0])
+            answer = self.processor.decode(tokens).strip()
         return FactReading(
-            self.processor.decode(result.tokens[0]).strip(),
-            result.tokens[0],
-            bool(result.memory_slot.slot_mask[0]),
-            float(reading.scope[0]),
-            float(reading.residual[0]),
-            result.timings_ms,
+            answer,
+            tokens,
+            from_memory,
+            float(pointing.reading.scope[0]),
+            float(pointing.reading.residual[0]),
+            timings.milliseconds,
+            pointing.entry,
+            pointing.confidence,
+            source,
         )
 
     def find(self, question: str = "", image: ImageSource | None = None) -> int:
@@ -107,7 +141,7 @@ class FactMemory:
         fact, when there is none.
         """
         query = self._query(question, image)
-        index = self.memory.find(query.question, query.picture, normalize=self.processor.normalize_text)
+        index = self.memory.find(query.question, query.picture, normalize=self._normalize)
         if index is not None:
             return index
         prompt = self._prompt(query)
@@ -123,9 +157,8 @@ class FactMemory:
         entry = self.entries[index]
         older = None
         if entry.question is not None:
-            normalize = self.processor.normalize_text
-            question = normalize(entry.question)
-            older = self.memory.find(question, entry.picture, before=index, normalize=normalize)
+            question = self._normalize(entry.question)
+            older = self.memory.find(question, entry.picture, before=index, normalize=self._normalize)
         return self._find_unlogged(entry.key, index) if older is None else older
 
     def forget(self, index: int) -> Entry:
@@ -163,8 +196,11 @@ class FactMemory:
             raise UserError("give a question, a picture or both.")
         return Query.build(self.processor, question or self.processor.config.prompt.caption_prompt, image)
 
-    def _prompt(self, query: Query) -> Prompt:
-        return embed_prompt(self.runtime, *query.inputs(self.processor), self.processor.image_id)
+    def _normalize(self, question: str) -> str:
+        return normalize_question(self.processor, question)
+
+    def _prompt(self, query: Query, timings: Timings | None = None) -> Prompt:
+        return embed_prompt(self.runtime, *query.inputs(self.processor), self.processor.image_id, timings)
 
     def _find_unlogged(self, key: np.ndarray, before: int) -> int | None:
         """Index of the newest row before row `before` without logged words and with this key, or None."""
@@ -197,11 +233,17 @@ class FactMemory:
         query = self._query(question or ("" if image is not None else text), image)
         prompt, tokens = self._prompt(query), self.processor.text_ids(text)
         self._check_length(prompt, len(tokens))
-        _, key = self.runtime.memory_encode(*prompt)
+        cue, key = self.runtime.memory_encode(*prompt)
         latent, _ = self.runtime.memory_encode(*with_answer(self.runtime, prompt, tokens))
         log_text = " ".join(part for part in (f"{label}:" if label else "", question, text) if part)
         return Entry(
-            log_text, np.array(key[0]), np.array(latent[0]), question=query.question, picture=query.picture
+            log_text,
+            np.array(key[0]),
+            np.array(latent[0]),
+            question=query.question,
+            picture=query.picture,
+            value_start=len(log_text) - len(text),
+            cue=np.array(cue[0]),
         )
 
     def _check_length(self, prompt: Prompt, tokens: int) -> None:

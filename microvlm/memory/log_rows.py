@@ -37,6 +37,8 @@ class LogRow(msgspec.Struct, frozen=True):
     memory: Count = 0
     question: Text | None = None
     picture: Annotated[str, Meta(pattern="^([0-9a-f]{64})?$")] = ""
+    value_start: Count | None = None
+    told: bool = True
 
 
 def encode_logs(entries: Sequence[Entry]) -> list[tuple[Sequence[Entry], str]]:
@@ -62,12 +64,30 @@ def parse_rows(log: str, origin: object) -> list[LogRow]:
     )
 
 
-def entries_of(rows: Sequence[LogRow], keys: np.ndarray, latents: np.ndarray) -> list[Entry]:
-    """Rows with their keys [N, K] and latents [N, C], as views. Raises ValueError for other numbers of them."""
+def entries_of(
+    rows: Sequence[LogRow], keys: np.ndarray, latents: np.ndarray, cues: np.ndarray | None = None
+) -> list[Entry]:
+    """Rows with their keys [N, K], latents [N, C] and cues [N, C], as views.
+
+    Raises ValueError for other numbers of them.
+    """
+    known = [None] * len(rows) if cues is None else [cue if cue.any() else None for cue in cues]
     return [
-        Entry(row.text, key, latent, row.time, row.image, row.memory, row.question, row.picture)
-        for row, key, latent in zip(rows, keys, latents, strict=True)
+        Entry(
+            **{name: getattr(row, name) for name in LogRow.__struct_fields__},
+            key=key,
+            latent=latent,
+            cue=cue,
+        )
+        for row, key, latent, cue in zip(rows, keys, latents, known, strict=True)
     ]
+
+
+def cues_of(entries: Sequence[Entry], width: int) -> np.ndarray:
+    """Latents of the entries' questions, float32 [N, `width`]; zeros where one is unknown."""
+    unknown = np.zeros(width, np.float32)
+    cues = [unknown if entry.cue is None else entry.cue for entry in entries]
+    return np.array(cues, np.float32).reshape(-1, width)
 
 
 def parse_numbers(numbers: str, origin: object) -> list[int]:
@@ -76,15 +96,17 @@ def parse_numbers(numbers: str, origin: object) -> list[int]:
 
 
 def _row(entry: Entry) -> dict[str, Any]:
-    row = {
+    row: dict[str, Any] = {
         "text": encodable(entry.text),
         "time": entry.time,
         "image": entry.image,
         "memory": entry.memory,
     }
-    if entry.question is None:
-        return row
-    return {**row, "question": encodable(entry.question), "picture": entry.picture}
+    if entry.question is not None:
+        row |= {"question": encodable(entry.question), "picture": entry.picture}
+    if entry.value_start is not None:
+        row["value_start"] = len(encodable(entry.text[: entry.value_start]))
+    return row if entry.told else {**row, "told": False}
 
 
 def _without_lone_surrogates(log: str) -> str:

@@ -18,7 +18,14 @@ from microvlm.memory.appended_file import ENDING_BYTES, AppendedFile
 from microvlm.memory.episodic import Entry, EpisodicMemory
 from microvlm.memory.log_rows import entries_of, parse_numbers, parse_rows
 from microvlm.memory.record_chain import RecordReader
-from microvlm.memory.tensor_blob import TENSORS, Blob, metadata_of, read_header, read_tensors
+from microvlm.memory.tensor_blob import (
+    OPTIONAL_TENSORS,
+    TENSORS,
+    Blob,
+    metadata_of,
+    read_header,
+    read_tensors,
+)
 from microvlm.runtime import MemoryArrays
 
 MEMORY_FORMAT = 3
@@ -59,7 +66,7 @@ def read_content(path: Path) -> FileContent:
 def digest_of(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> bytes:
     """One sha256 over names, dtypes, shapes and bytes of the tensors, and the metadata but their own hash."""
     digest = hashlib.sha256()
-    for name in TENSORS:
+    for name in (*TENSORS, *(name for name in OPTIONAL_TENSORS if name in tensors)):
         digest.update(f"{name} {tensors[name].dtype} {tensors[name].shape}".encode())
         digest.update(np.ascontiguousarray(tensors[name]).reshape(-1).view(np.uint8).data)
     hashed = {key: metadata[key] for key in HASHED_METADATA if key in metadata}
@@ -113,7 +120,9 @@ def _read_base(file: BinaryIO, size: int, path: Path) -> Blob:
     if int(file_format) > MEMORY_FORMAT:
         raise UserError(f"{path} was written by a newer microvlm; upgrade the package.")
     base = read_tensors(file, header, size - file.tell())
-    if base.tensors.keys() != {*TENSORS} or digest_of(base.tensors, metadata).hex() != metadata.get("sha256"):
+    if base.tensors.keys() - {*OPTIONAL_TENSORS} != {*TENSORS}:
+        raise ValueError("other tensors than a memory's")
+    if digest_of(base.tensors, metadata).hex() != metadata.get("sha256"):
         raise ValueError("a hash is wrong")
     return base
 
@@ -188,8 +197,11 @@ class _Parts:
     def _rows(self, blob: Blob) -> list[Entry]:
         """The rows of a blob. Raises ValueError, and UserError that names what is wrong in the log."""
         keys, latents = blob.tensors["log_keys"], blob.tensors["log_codes"]
+        cues = blob.tensors.get("log_cues")
         rows = parse_rows(blob.metadata["log"], self._path)
         if (keys.shape, latents.shape) != ((len(rows), self._slots), (len(rows), self._width)):
             raise ValueError("rows of another size")
-        check_numbers(keys, latents)
-        return entries_of(rows, keys, latents)
+        if cues is not None and cues.shape != latents.shape:
+            raise ValueError("rows of another size")
+        check_numbers(keys, latents, *(() if cues is None else (cues,)))
+        return entries_of(rows, keys, latents, cues)

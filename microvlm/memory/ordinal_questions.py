@@ -1,5 +1,9 @@
 """Questions that name an image of a conversation by its place, such as "what was in the first image?"."""
 
+from __future__ import annotations
+
+import re
+
 ORDINALS = (
     "first",
     "second",
@@ -24,6 +28,12 @@ ORDINALS = (
 )
 
 
+_FORM = re.compile(
+    r"what (?:was|is) (?:in|on) the (?:(?P<word>[a-z]+)|(?P<number>[0-9]{1,6})(?:st|nd|rd|th)) "
+    r"(?:image|picture|photo)\W*"
+)
+
+
 def ordinal_question(step: int) -> str:
     """The question about image `step` (from 0): a conversation writes the image under it, so that it can be asked for.
 
@@ -32,7 +42,19 @@ def ordinal_question(step: int) -> str:
     return f"what was in the {ORDINALS[step]} image?"
 
 
+def place_asked_for(question: str) -> int | None:
+    """The place (from 0) of the image that a question asks for; None for any other question.
+
+    Upper case, blanks, signs at the end, "picture" or "photo" and "2nd" make no difference.
+    """
+    match = _FORM.fullmatch(" ".join(question.lower().split()))
+    if match is None:
+        return None
+    if match["number"]:
+        return int(match["number"]) - 1 if int(match["number"]) else None
+    return ORDINALS.index(match["word"]) if match["word"] in ORDINALS else None
+
+
 def is_ordinal_question(question: str) -> bool:
     """Whether a question asks for an image by its place: such a question is about the memory, not the image in view."""
-    words = question.strip().lower()
-    return any(words == ordinal_question(step) for step in range(len(ORDINALS)))
+    return place_asked_for(question) is not None

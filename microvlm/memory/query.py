@@ -13,6 +13,26 @@ import numpy as np
 
 from microvlm.inputs.images import ImageSource, load_square
 from microvlm.inputs.processor import Inputs, Processor
+from microvlm.memory.ordinal_questions import ORDINALS, ordinal_question, place_asked_for
+
+_QUESTION_WORDS = (
+    *("who", "whose", "whom", "what", "when", "where", "which", "why", "how"),
+    *("is", "are", "was", "were", "do", "does", "did", "can"),
+)
+
+
+def normalize_question(processor: Processor, question: str) -> str:
+    """The words by which a query is known: `Processor.normalize_text`, and a question mark that was left out.
+
+    A question for an image by its place gets the words under which a conversation writes it.
+    """
+    words = processor.normalize_text(question)
+    place = place_asked_for(words)
+    if place is not None and place < len(ORDINALS):
+        return ordinal_question(place)
+    first, _, rest = words.partition(" ")
+    is_question = first.lower() in _QUESTION_WORDS and "?" not in words and rest[-1:].isalnum()
+    return f"{words}?" if is_question else words
 
 
 class Query(NamedTuple):
@@ -28,7 +48,7 @@ class Query(NamedTuple):
         """Normalize the words and scale the image, which is read once. Raises UserError for a bad image."""
         side = processor.config.vision.image_size
         pixels = None if image is None else np.asarray(load_square(image, side))
-        return cls(processor.normalize_text(question), pixels)
+        return cls(normalize_question(processor, question), pixels)
 
     @property
     def picture(self) -> str:

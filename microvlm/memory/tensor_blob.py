@@ -19,6 +19,8 @@ from microvlm.formats import documents
 from microvlm.formats.documents import Count
 
 TENSORS = ("memory_mean", "memory_cov", "log_keys", "log_codes")
+OPTIONAL_TENSORS = ("log_cues",)
+"""Tensors that the blobs of older versions lack."""
 HEADER_LIMIT = 100_000_000
 """Bytes of a header; the safetensors library reads no longer one."""
 _LENGTH_BYTES = 8
@@ -41,6 +43,7 @@ class _Header(_Metadata, frozen=True, forbid_unknown_fields=True):
     memory_cov: TensorEntry | None = None
     log_keys: TensorEntry | None = None
     log_codes: TensorEntry | None = None
+    log_cues: TensorEntry | None = None
 
 
 class Blob(NamedTuple):
@@ -48,13 +51,13 @@ class Blob(NamedTuple):
 
     metadata: dict[str, str]
     tensors: dict[str, np.ndarray]
-    """float32, by their names in `TENSORS`."""
+    """float32, by their names in `TENSORS` and `OPTIONAL_TENSORS`."""
     size: int
     """Bytes of the blob in the file."""
 
 
 def encode(tensors: dict[str, np.ndarray], metadata: dict[str, str]) -> bytes:
-    """The blob of some of `TENSORS`. Raises UserError for more text than a header may have."""
+    """The blob of some of the tensors. Raises UserError for more text than a header may have."""
     arrays = {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}
     # Every character of the metadata is ASCII, and at worst escaped by another one.
     if 2 * sum(map(len, metadata.values())) > HEADER_LIMIT - 10_000:
@@ -84,10 +87,11 @@ def metadata_of(header: bytes) -> dict[str, str]:
 def read_tensors(file: BinaryIO, header: bytes, available: int) -> Blob:
     """Read the tensors behind a header; `file`, right behind it, has `available` more bytes.
 
-    Raises ValueError unless they are float32 tensors of `TENSORS`, one behind the other, as the header describes them.
+    Raises ValueError unless they are float32 tensors of these names, one behind the other, as the header says.
     """
     fields = _parsed(header, _Header)
-    entries = {name: getattr(fields, name) for name in TENSORS if getattr(fields, name) is not None}
+    names = (*TENSORS, *OPTIONAL_TENSORS)
+    entries = {name: getattr(fields, name) for name in names if getattr(fields, name) is not None}
     tensors, position = {}, 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
         begin, end = entry.data_offsets

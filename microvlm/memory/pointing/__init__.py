@@ -1,0 +1,1 @@
+"""Which entry of the log a reading points at, and how surely. Imports no torch."""

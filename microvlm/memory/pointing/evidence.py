@@ -1,0 +1,163 @@
+"""Shares of the log's rows in a reading of a state, and the evidence that the row with the largest one is meant.
+
+Writing to a prior R0 by recursive least squares makes what a key w reads the mixture
+
+    w M - w R0 = sum_i c_i (z_i - w_i R0)
+
+of the rows i of that state, and of nothing else. So the shares c are solved from what was *read*, with the log as the
+dictionary: rows that the state lacks get none, and a reading that is no mixture of the log's rows is seen by what is
+left over (`residual`). A search of the log by its keys could see neither. Plain numpy in float64; knows no text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from microvlm.memory.pointing.confidence import EVIDENCE
+from microvlm.runtime import MemoryArrays
+
+MOST_RESIDUAL = 0.02
+"""Largest part of a reading, by length, that no row of the log explains. Float32 leaves 1e-5; a state with other rows
+than the log's leaves a tenth and more."""
+LEAST_OWN_SHARE = 0.05
+"""Least share of a row in what its own key reads. It is over .2 in a full state of `nano`, and rounding alone (1e-3)
+for a row that the state lacks."""
+SAME_SHARE = 1e-3
+"""Rows under one key have equal shares but for rounding."""
+_SAME_KEY = 1e-6
+"""Of a key's squared length: the squared distance of keys that count as one."""
+_RIDGE = 1e-6
+_LEAST_LENGTH = 1e-6
+_LEAST_OWN = 1e-2
+_TINY = 1e-12
+
+
+class Rows(NamedTuple):
+    """The log's rows of one state, oldest first."""
+
+    keys: np.ndarray
+    """w [E, K]."""
+    latents: np.ndarray
+    """z [E, C]."""
+    cues: np.ndarray
+    """Latents of the rows' questions [E, C]; zeros where the log has none."""
+
+
+class Readings(NamedTuple):
+    """Questions and what the state returned for them."""
+
+    keys: np.ndarray
+    """w [N, K]."""
+    latents: np.ndarray
+    """Latents of the questions [N, C]."""
+    read: np.ndarray
+    """z_r [N, C]."""
+    scope: np.ndarray
+    """Probability of the scope detector [N]."""
+
+
+class Pointed(NamedTuple):
+    """Where readings point."""
+
+    row: np.ndarray
+    """int [N], the row with the largest share; -1 where the reading is none of the log's or no row is in the state."""
+    evidence: np.ndarray
+    """float64 [N, len(EVIDENCE)]."""
+
+
+def point(readings: Readings, state: MemoryArrays, prior: np.ndarray, rows: Rows, facts: int) -> Pointed:
+    """Where readings of `state` (batch 1) point. prior [K, C] is R0; `facts` counts the entries of all states.
+
+    Of rows under one key the newest is taken.
+    """
+    count = len(readings.keys)
+    if not len(rows.keys):
+        return Pointed(np.full(count, -1), np.zeros((count, len(EVIDENCE))))
+    keys, mean, covariance = (np.asarray(part, np.float64) for part in (readings.keys, *_first(state)))
+    row_keys, row_latents = np.asarray(rows.keys, np.float64), np.asarray(rows.latents, np.float64)
+    differences = row_latents - row_keys @ prior
+    solve = _solver(differences)
+    read = readings.read - keys @ prior
+    mixture = solve(read)
+    own = np.diagonal(solve(row_keys @ mean - row_keys @ prior))
+    is_written = own >= LEAST_OWN_SHARE
+    shares = np.where(is_written, mixture / np.maximum(own, _LEAST_OWN), -1.0)
+    # The newest of equals: rows under one key are read alike.
+    best = shares.shape[1] - 1 - (shares >= shares.max(1, keepdims=True) - SAME_SHARE)[:, ::-1].argmax(1)
+    each = np.arange(count)
+    lengths = np.linalg.norm(read, axis=1)
+    left = np.linalg.norm(read - mixture @ differences, axis=1) / np.maximum(lengths, _TINY)
+    is_reading = (lengths >= _LEAST_LENGTH) & (left <= MOST_RESIDUAL) & is_written[best]
+    is_other = ~_same_key(row_keys)[best]
+    cosines = _unit(keys) @ _unit(row_keys).T
+    agreements = _agreements(readings, keys, rows, row_keys, cosines)
+    squares = np.maximum((keys * keys).sum(1), _TINY)
+    apart = keys - row_keys[best]
+    scope = np.clip(np.asarray(readings.scope, np.float64), 1e-6, 1 - 1e-6)
+    evidence = [
+        np.clip(shares[each, best], -1, 2),
+        np.clip(_largest(shares, is_other), -1, 2),
+        own[best],
+        cosines[each, best],
+        _largest(cosines, is_other),
+        _log(((apart @ covariance) * apart).sum(1) / squares),
+        agreements[each, best],
+        _largest(agreements, is_other),
+        _log(((keys @ covariance) * keys).sum(1) / squares),
+        np.log(scope / (1 - scope)),
+        np.full(count, np.log(max(1, facts))),
+    ]
+    return Pointed(np.where(is_reading, best, -1), np.stack(evidence, 1))
+
+
+def _first(state: MemoryArrays) -> tuple[np.ndarray, np.ndarray]:
+    return np.asarray(state.mean[0]), np.asarray(state.covariance[0])
+
+
+def _solver(differences: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """Least squares with a small ridge: readings [N, C] -> shares [N, E] of the rows of `differences` [E, C]."""
+    gram = differences @ differences.T
+    gram[np.diag_indices_from(gram)] += _RIDGE * max(float(np.trace(gram)) / len(gram), _TINY)
+    return lambda read: np.linalg.solve(gram, differences @ read.T).T
+
+
+def _same_key(keys: np.ndarray) -> np.ndarray:
+    """bool [E, E]: which rows were written under one key; a row's own is always."""
+    products = keys @ keys.T
+    squares = np.diagonal(products)
+    distances = squares[:, None] + squares[None] - 2 * products
+    return distances <= _SAME_KEY * np.maximum(squares, _TINY)[:, None]
+
+
+def _agreements(
+    readings: Readings, keys: np.ndarray, rows: Rows, row_keys: np.ndarray, cosines: np.ndarray
+) -> np.ndarray:
+    """Cosines [N, E] of the questions' latents with those of the rows' questions, outside the subspace of the keys.
+
+    The rows of M_ref are orthonormal, so keys have the products of the part inside. A row without a cue gets the cosine
+    of the keys.
+    """
+    latents, cues = np.asarray(readings.latents, np.float64), np.asarray(rows.cues, np.float64)
+    outside = [
+        np.sqrt(np.maximum((latent * latent).sum(1) - (key * key).sum(1), _TINY))
+        for latent, key in ((latents, keys), (cues, row_keys))
+    ]
+    agreements = (latents @ cues.T - keys @ row_keys.T) / np.maximum(np.outer(*outside), _TINY)
+    has_cue = np.abs(cues).max(axis=1, keepdims=True).T > 0
+    return np.where(has_cue, np.clip(agreements, -1, 1), cosines)
+
+
+def _largest(values: np.ndarray, allowed: np.ndarray) -> np.ndarray:
+    """The largest value [N] of the allowed columns of each row; 0 where there is none."""
+    return np.where(allowed.any(1), np.where(allowed, values, -np.inf).max(1, initial=-np.inf), 0.0)
+
+
+def _unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), _TINY)
+
+
+def _log(values: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(values, 1e-6))

@@ -1,0 +1,80 @@
+"""Read a memory and choose the entry that the reading points at, on any backend. Says no text and decodes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from microvlm.memory.episodic import Entry, EpisodicMemory
+from microvlm.memory.log_rows import cues_of
+from microvlm.memory.pointing.confidence import confidence_of
+from microvlm.memory.pointing.evidence import Pointed, Readings, Rows, point
+from microvlm.runtime import MemoryReading, Runtime
+from microvlm.state_choice import key_variance
+
+NOT_FOUND = "not in this memory"
+"""What is said where no entry is pointed at clearly."""
+
+
+MOST_STATES = 4
+"""States that are read for one question. The one that knows the key best is the right one for a question as it was
+written; for another wording it may be the next."""
+
+
+class Pointing(NamedTuple):
+    """What one question found in a memory."""
+
+    entry: int | None
+    """Index of the entry that answers the question; None where none does clearly."""
+    confidence: float
+    """Probability that the entry which the reading points at answers the question; 0 where it points at none."""
+    reading: MemoryReading
+    """Batch 1."""
+
+
+def find_entry(runtime: Runtime, memory: EpisodicMemory, key: np.ndarray, latent: np.ndarray) -> Pointing:
+    """Read `memory` with a question's key [1, K] and latent [1, C] and say which entry its reading points at.
+
+    Of more states, the `MOST_STATES` that know the key best are read, and the surest of their readings counts.
+    """
+    pointing, prior = runtime.config.memory.pointing, prior_of(runtime)
+    best: Pointing | None = None
+    for number in candidate_states(key, memory)[0]:
+        reading = runtime.memory_read(key, latent, memory.state(int(number)))
+        indices = memory.rows_of(int(number))
+        pointed = point_at(memory, int(number), Readings(key, latent, reading.latent, reading.scope), prior)
+        row = int(pointed.row[0])
+        confidence = float(confidence_of(pointed.evidence[0], pointing.weights)) if row >= 0 else 0.0
+        if best is None:
+            best = Pointing(None, 0.0, reading)
+        if confidence > best.confidence:
+            is_clear = confidence >= pointing.threshold and bool(memory.entries[indices[row]].value)
+            best = Pointing(indices[row] if is_clear else None, confidence, reading)
+    assert best is not None, "a memory has a state"
+    return best
+
+
+def candidate_states(keys: np.ndarray, memory: EpisodicMemory) -> np.ndarray:
+    """Indices of at most `MOST_STATES` states for each key [B, K], those that know it best first -> [B, S]."""
+    variances = np.stack([key_variance(keys, state.covariance) for state in memory.states], 1)
+    return np.argsort(variances, 1, kind="stable")[:, :MOST_STATES]
+
+
+def prior_of(runtime: Runtime) -> np.ndarray:
+    """The mean R0 of an empty memory, float64 [K, C]."""
+    return np.asarray(runtime.memory_prior().mean[0], np.float64)
+
+
+def point_at(memory: EpisodicMemory, number: int, readings: Readings, prior: np.ndarray) -> Pointed:
+    """Where readings of state `number` point, as places among `memory.rows_of(number)`."""
+    entries = [memory.entries[index] for index in memory.rows_of(number)]
+    return point(readings, memory.state(number), prior, rows_from(entries, memory.width), len(memory.entries))
+
+
+def rows_from(entries: Sequence[Entry], width: int) -> Rows:
+    """Keys, latents and cues of entries."""
+    keys = np.array([entry.key for entry in entries])
+    latents = np.array([entry.latent for entry in entries])
+    return Rows(keys, latents, cues_of(entries, width))

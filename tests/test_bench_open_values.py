@@ -1,0 +1,104 @@
+"""Values that no training saw, and the fit of the confidence: on made-up evidence, and into a checkpoint's file."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from microvlm.bench.memory.open_values.fact_pool import is_on_white
+from microvlm.bench.memory.open_values.pointed_queries import PointedQueries
+from microvlm.bench.memory.open_values.pointing_fit import (
+    Sample,
+    calibration_error,
+    check_writable,
+    choose_threshold,
+    fit_weights,
+    shares_by_kind,
+    write_pointing,
+)
+from microvlm.bench.memory.open_values.values import KINDS, open_value, open_values
+from microvlm.config import MicroVLMConfig
+from microvlm.errors import UserError
+from microvlm.memory.pointing.confidence import EVIDENCE, PointingConfig, PointingWeights
+
+SHARE = EVIDENCE.index("share")
+
+
+def sample(kind: str, known: bool, share: float, facts: int = 8, count: int = 400) -> Sample:
+    """Readings whose share is about `share`, all of which point at entry 0."""
+    rng = np.random.default_rng(len(kind))
+    evidence = rng.normal(size=(count, 1, len(EVIDENCE)))
+    evidence[..., SHARE] = share + 0.1 * rng.normal(size=(count, 1))
+    answers = np.zeros(count, int) if known else np.full(count, -2)
+    return Sample(kind, facts, PointedQueries(np.zeros((count, 1), int), evidence), answers)
+
+
+def test_values_are_made_by_seed_of_every_kind_and_differ():
+    first, again = (open_values(200, np.random.default_rng(3)) for _ in range(2))
+    assert first == again
+    assert len(set(first)) == 200
+    assert any(not value.isascii() for value in first)
+    assert {value.isdigit() for value in first} == {True, False}
+    assert all(open_value(kind, np.random.default_rng(0)) for kind in KINDS)
+    with pytest.raises(ValueError, match="no kind of value"):
+        open_value("colour", np.random.default_rng(0))
+
+
+def test_the_fit_finds_the_number_that_tells_facts_from_strangers():
+    samples = [sample("view", True, 0.9), sample("stranger", False, 0.4)]
+    weights = fit_weights(samples)
+    others = [abs(getattr(weights, name)) for name in EVIDENCE if name != "share"]
+    assert weights.share > 5 * max(others)
+    threshold = choose_threshold(samples, weights, slots=64)
+    shares = {row["kind"]: row for row in shares_by_kind(samples, weights, threshold)}
+    assert (shares["view"]["known"], shares["stranger"]["known"]) == (True, False)
+    assert shares["view"]["right"] > 0.95
+    assert shares["stranger"]["said"] <= 0.05
+    assert calibration_error(samples, weights) < 0.1
+
+
+def test_the_threshold_rises_until_strangers_of_every_kind_are_out():
+    samples = [sample("view", True, 0.9), sample("near", False, 0.8), sample("far one", False, 0.1)]
+    weights = PointingWeights(**dict.fromkeys(EVIDENCE, 0.0), constant=-8.0)
+    weights = dataclasses.replace(weights, share=10.0)
+    threshold = choose_threshold(samples, weights, slots=64)
+    said = {row["kind"]: row["said"] for row in shares_by_kind(samples, weights, threshold - 0.01)}
+    assert said["near"] > 0.05 > said["far one"]
+
+
+def test_a_reading_that_points_at_nothing_is_never_said():
+    nothing = PointedQueries(np.full((3, 2), -1), np.zeros((3, 2, len(EVIDENCE))))
+    sure = PointingWeights(**dict.fromkeys(EVIDENCE, 0.0), constant=50.0)
+    entries, confidence = nothing.surest(sure)
+    assert (entries.tolist(), confidence.tolist()) == ([-1] * 3, [0.0] * 3)
+
+
+def test_the_numbers_go_into_a_checkpoints_configuration_and_into_nothing_else(
+    speaking_checkpoint, speaking_bundle, tmp_path
+):
+    folder = tmp_path / "model"
+    shutil.copytree(speaking_checkpoint, folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    pointing = PointingConfig(0.125, PointingWeights(share=2.0))
+    check_writable(folder)
+    write_pointing(folder, pointing)
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert {name for name in after if after[name] != before[name]} == {"config.json"}
+    assert MicroVLMConfig.load(folder).memory.pointing == pointing
+    old, new = (json.loads(files["config.json"]) for files in (before, after))
+    del old["memory"], new["memory"]
+    assert old == new
+    with pytest.raises(UserError, match="is a bundle: fit its checkpoint"):
+        check_writable(speaking_bundle)
+
+
+def test_a_drawing_on_white_is_told_from_a_photograph():
+    white = np.full((8, 8, 3), 255, np.uint8)
+    assert is_on_white(white)
+    dark = white.copy()
+    dark[-1, -1] = 0
+    assert not is_on_white(dark)

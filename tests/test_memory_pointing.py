@@ -1,0 +1,219 @@
+"""Any text comes back as it was told, because a reading of the state points at its entry, and for no other reason."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from microvlm.backends import load
+from microvlm.bench.memory.fact_sets import another_view
+from microvlm.bench.memory.memoryset_reader import load_memoryset
+from microvlm.config import MemoryConfig, MicroVLMConfig
+from microvlm.errors import UserError
+from microvlm.memory.episodic import Entry, EpisodicMemory
+from microvlm.memory.facts import FactMemory
+from microvlm.memory.pointing.confidence import EVIDENCE, PointingConfig, PointingWeights, confidence_of
+from microvlm.memory.pointing.evidence import Readings, Rows, point
+from microvlm.memory.pointing.pointer import NOT_FOUND
+from microvlm.model.torch_runtime import TorchRuntime
+from microvlm.runtime import MemoryArrays
+
+VALUES = ("tulip42", "the key is under the red pot", "0815 4711", "пароль", "鍵は赤い鉢の下", "zo'rqa")
+QUESTION = "whose is this?"
+
+
+@pytest.fixture(scope="module", params=["torch", pytest.param("ort", marks=pytest.mark.export)])
+def nano(request):
+    return load(request.param, "nano", 1)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[np.ndarray]:
+    objects = load_memoryset()
+    return [objects.pixels(item.file) for item in objects.objects[:40]]
+
+
+def told(model, pictures, values=VALUES) -> FactMemory:
+    facts = FactMemory(model)
+    for picture, value in zip(pictures, values, strict=False):
+        facts.write(value, QUESTION, picture)
+    return facts
+
+
+def test_words_that_no_training_saw_come_back_exactly(nano, pictures, tmp_path):
+    facts = told(nano, pictures)
+    facts.write("swordfish 7", "what is the wifi code?")
+    facts.save(tmp_path / "trip.mem")
+    loaded = FactMemory(nano)
+    loaded.load(tmp_path / "trip.mem")
+    for memory in (facts, loaded):
+        for index, (value, picture) in enumerate(zip(VALUES, pictures, strict=False)):
+            reading = memory.read(QUESTION, picture)
+            assert (reading.answer, reading.from_memory, reading.entry) == (value, True, index)
+            assert memory.read("Whose is this", picture).answer == value
+            assert memory.read("who owns this?", picture).answer == value
+        assert memory.read("what is the wifi code").answer == "swordfish 7"
+
+
+def test_another_view_of_the_picture_finds_the_text_or_nothing(nano, pictures):
+    facts, rng = told(nano, pictures), np.random.default_rng(0)
+    answers = [
+        facts.read(QUESTION, another_view(picture, pictures[-1], rng)).answer
+        for picture in pictures[: len(VALUES)]
+    ]
+    assert set(answers) <= {*VALUES, NOT_FOUND}
+    assert sum(map(str.__eq__, answers, VALUES)) >= 4
+
+
+def test_strangers_of_every_kind_find_nothing(nano, pictures):
+    facts = told(nano, pictures)
+    strangers = [(QUESTION, picture) for picture in pictures[10:40]]
+    strangers += [("when did i get this?", pictures[0]), ("what is the wifi code?", None), (QUESTION, None)]
+    readings = [facts.read(*stranger) for stranger in strangers]
+    found = [reading for reading in readings if reading.from_memory]
+    assert len(found) <= 2
+    assert all(reading.answer == NOT_FOUND for reading in readings if not reading.from_memory)
+    assert FactMemory(nano).read(QUESTION, pictures[0]).answer == NOT_FOUND
+
+
+def with_states(facts: FactMemory, states) -> FactMemory:
+    """The same log over other states."""
+    return FactMemory(facts.runtime, facts.processor, EpisodicMemory(states, list(facts.entries)))
+
+
+def test_without_its_row_in_the_state_a_text_does_not_come_back_though_the_log_has_it(nano, pictures):
+    facts = told(nano, pictures)
+    mean, covariance = facts.memory.states[0]
+    others = told(nano, pictures, [f"another {number}" for number in range(len(VALUES))])
+    elsewhere = told(nano, pictures[20:])
+    prior = nano.memory_prior()
+    swapped = {
+        "zeros": MemoryArrays(np.zeros_like(mean), np.zeros_like(covariance)),
+        "zeros, the covariance kept": MemoryArrays(np.zeros_like(mean), covariance),
+        "empty": MemoryArrays(*prior),
+        "empty, the covariance kept": MemoryArrays(prior.mean, covariance),
+        "the same questions with other values": others.memory.states[0],
+        "other pictures": elsewhere.memory.states[0],
+    }
+    for name, state in swapped.items():
+        attacked = with_states(facts, [state])
+        for picture in pictures[: len(VALUES)]:
+            assert attacked.read(QUESTION, picture).answer == NOT_FOUND, name
+
+
+def test_a_row_that_only_the_state_forgot_does_not_come_back(nano, pictures):
+    facts = told(nano, pictures)
+    for index, entry in enumerate(facts.entries):
+        state = nano.memory_forget(*entry.row, facts.memory.states[0])
+        attacked = with_states(facts, [state])
+        assert attacked.read(QUESTION, pictures[index]).answer != entry.value
+        other = (index + 1) % len(VALUES)
+        assert attacked.read(QUESTION, pictures[other]).answer == VALUES[other]
+
+
+def test_an_overwritten_text_is_gone_and_of_two_under_one_question_the_newer_is_said(nano, pictures):
+    facts = told(nano, pictures)
+    facts.overwrite("dora 5", QUESTION, pictures[0])
+    assert facts.read(QUESTION, pictures[0]).answer == "dora 5"
+    facts.write("eve 6", QUESTION, pictures[1])
+    assert facts.read(QUESTION, pictures[1]).answer == "eve 6"
+    facts.forget(len(facts.entries) - 1)
+    assert facts.read(QUESTION, pictures[1]).answer == VALUES[1]
+
+
+def test_the_decoders_words_are_named_as_such(nano, pictures):
+    facts = told(nano, pictures)
+    reading = facts.read(QUESTION, pictures[0], source="decoder")
+    assert (reading.source, reading.entry) == ("decoder", 0)
+    assert reading.answer != VALUES[0], "this decoder has no such word"
+    with pytest.raises(UserError, match="give 'entry' or 'decoder'"):
+        facts.read(QUESTION, pictures[0], source="log")
+
+
+def random_rows(count: int, slots: int = 16, width: int = 48) -> tuple[Rows, MemoryArrays, np.ndarray]:
+    """(rows, the state of them, the prior mean), by the ridge solution."""
+    rng = np.random.default_rng(count)
+    basis = np.linalg.qr(rng.normal(size=(width, slots)))[0]
+    latents, cues = (rng.normal(size=(count, width)) for _ in range(2))
+    latents, cues = (part / np.linalg.norm(part, axis=1, keepdims=True) for part in (latents, cues))
+    keys, prior = cues @ basis, 0.1 * rng.normal(size=(slots, width))
+    covariance = np.linalg.inv(np.eye(slots) + keys.T @ keys / 0.01)
+    mean = covariance @ (prior + keys.T @ latents / 0.01)
+    state = MemoryArrays(*(part[None].astype(np.float32) for part in (mean, covariance)))
+    return Rows(keys, latents, cues), state, prior
+
+
+def asked(rows: Rows, state: MemoryArrays) -> Readings:
+    return Readings(rows.keys, rows.cues, rows.keys @ state.mean[0], np.full(len(rows.keys), 0.5))
+
+
+@pytest.mark.parametrize("count", [1, 2, 16])
+def test_a_row_asked_by_its_own_key_has_the_whole_share(count):
+    rows, state, prior = random_rows(count)
+    pointed = point(asked(rows, state), state, prior, rows, count)
+    assert pointed.row.tolist() == list(range(count))
+    evidence = dict(zip(EVIDENCE, pointed.evidence.T, strict=True))
+    for name in ("share", "key_cosine", "cue_agreement"):
+        assert np.allclose(evidence[name], 1, atol=1e-3), name
+    assert np.array_equal(evidence["log_facts"], np.full(count, np.log(count)))
+
+
+def test_a_reading_that_is_no_mixture_of_the_log_points_at_nothing():
+    rows, state, prior = random_rows(8)
+    _, other_state, _ = random_rows(9)
+    assert point(asked(rows, other_state), other_state, prior, rows, 8).row.tolist() == [-1] * 8
+    fewer = Rows(*(part[:0] for part in rows))
+    assert point(asked(rows, state), state, prior, fewer, 0).row.tolist() == [-1] * 8
+
+
+def test_rows_of_older_files_without_a_cue_take_the_cosine_of_the_keys():
+    rows, state, prior = random_rows(4)
+    older = rows._replace(cues=np.zeros_like(rows.cues))
+    pointed = point(asked(rows, state), state, prior, older, 4)
+    place = EVIDENCE.index("cue_agreement")
+    assert np.array_equal(pointed.evidence[:, place], pointed.evidence[:, EVIDENCE.index("key_cosine")])
+
+
+def test_the_answer_of_an_entry_is_what_was_told_also_in_older_files():
+    arrays = (np.zeros(2, np.float32), np.zeros(3, np.float32))
+    assert Entry("a.png: who? anna", *arrays, question="who?", value_start=12).value == "anna"
+    assert Entry("a.png: who? anna", *arrays, question="who?").value == "anna"
+    assert Entry("who? anna", *arrays).value == "who? anna"
+    assert Entry("a.png: anna", *arrays, question="describe").value == "a.png: anna"
+
+
+def test_the_threshold_and_the_weights_are_read_from_a_configuration():
+    weights = PointingWeights(**dict.fromkeys(EVIDENCE, 0.0), constant=2.0)
+    config = MicroVLMConfig(memory=MemoryConfig(pointing=PointingConfig(0.25, weights)))
+    assert MicroVLMConfig.from_dict(config.to_dict()) == config
+    assert confidence_of(np.zeros((2, len(EVIDENCE))), weights).tolist() == [1 / (1 + np.exp(-2.0))] * 2
+    raw = config.to_dict()
+    del raw["memory"]["pointing"]
+    assert MicroVLMConfig.from_dict(raw).memory.pointing == PointingConfig()
+    assert "pointing" not in MicroVLMConfig().to_dict()["memory"]
+    for path, value, sentence in (
+        (("pointing",), {"threshold": 2}, "threshold"),
+        (("pointing", "weights"), {"share": "much"}, "share"),
+        (("pointing", "weights"), {"weight": 1.0}, "weight"),
+    ):
+        raw = config.to_dict()
+        part = raw["memory"]
+        for name in path[:-1]:
+            part = part[name]
+        part[path[-1]] = value
+        with pytest.raises(UserError, match=sentence):
+            MicroVLMConfig.from_dict(raw)
+
+
+def test_no_threshold_lets_an_untrained_model_say_what_the_state_lacks(ternary_model, tiny_processor):
+    runtime = TorchRuntime(ternary_model)
+    config = runtime.config
+    always = dataclasses.replace(config.memory, pointing=PointingConfig(threshold=0.0))
+    runtime.config = dataclasses.replace(config, memory=always)
+    facts = FactMemory(runtime, tiny_processor)
+    facts.write("tulip42", "who?")
+    assert facts.read("who?").answer == "tulip42"
+    attacked = with_states(facts, [runtime.memory_prior()])
+    assert attacked.read("who?").answer == NOT_FOUND
