@@ -25,6 +25,19 @@ Interval = tuple[Figure, Figure]
 """Low and high end."""
 
 
+class Estimate(msgspec.Struct, frozen=True):
+    """A score, or a difference of scores, with its 95 % interval."""
+
+    value: Figure
+    low: Figure
+    high: Figure
+
+    @property
+    def verdict(self) -> str:
+        """Of a difference: an interval that contains 0 does not say which of the two is better."""
+        return "undecided" if self.low <= 0 <= self.high else "decided"
+
+
 class Commit(msgspec.Struct, frozen=True):
     """The commit of the code that measured; `changed`: whether files differed from it."""
 

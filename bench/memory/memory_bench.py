@@ -20,6 +20,9 @@ from microvlm.bench.memory.memoryset_reader import load_memoryset
 from microvlm.bench.memory.model_under_test import ModelUnderTest
 from microvlm.bench.memory.open_values.open_value_scores import open_value_scores
 from microvlm.bench.memory.other_vendor import other_vendor
+from microvlm.bench.memory.personalisation.concept_bench import personalisation
+from microvlm.bench.memory.personalisation.concept_sets import built_in_concepts, concepts_of_folder
+from microvlm.bench.memory.personalisation.fact_stream import fact_stream
 from microvlm.bench.memory.scores import Encoded, addressing, forget, gate, recall_curve, sequential
 from microvlm.bench.provenance import describe_model, kernels_of, provenance
 from microvlm.bench.speed.harness import Progress
@@ -52,6 +55,12 @@ class Options:
     seed: int = 0
     costs: bool = False
     """Time and count only; an untrained model is enough."""
+    concepts: tuple[int, ...] = ()
+    """Numbers of named concepts that are told from strangers."""
+    concept_pictures: Path | None = None
+    """A folder with a sub-folder of pictures for each concept; None takes the package's drawings."""
+    stream: int = 0
+    """Facts that are written one after another, some of them forgotten."""
     tune: int | None = None
     """Facts that are also trained into the decoder; None takes five where torch is installed, 0 none."""
 
@@ -61,6 +70,8 @@ class Options:
             ("--edits", self.edits, 1),
             ("--repeats", self.repeats, 1),
             ("--tune", self.tune or 0, 0),
+            ("--stream", self.stream, 0),
+            ("--concepts", min(self.concepts, default=1), 1),
         ):
             if value < least:
                 raise UserError(f"{flag} is {value}; give {least} or more.")
@@ -99,6 +110,7 @@ def run(options: Options, progress: Progress = lambda _: None) -> dict[str, Any]
     began = time.perf_counter()
     runtime = load(options.backend, _source(options, progress), options.threads)
     scored = {} if options.costs else score(runtime, options, progress)
+    scored |= personalise(runtime, options, progress)
     progress("timing")
     times = timings(runtime, options.repeats, options.seed)
     measured = measured_shares(times)
@@ -154,6 +166,25 @@ def score(runtime: LoadedRuntime, options: Options, progress: Progress) -> dict[
     tables["drift"] = drift(runtime, encoded.keys, encoded.values, seed=options.seed)
     if options.tune != 0 and _has_torch():
         tables |= _tuned(model, encoded, options, progress)
+    return tables
+
+
+def personalise(runtime: LoadedRuntime, options: Options, progress: Progress) -> dict[str, Any]:
+    """`concepts` and `stream`, where they are asked for. Raises UserError."""
+    if not options.concepts and not options.stream:
+        return {}
+    model = ModelUnderTest(runtime, Processor.from_pretrained(runtime.directory))
+    side = runtime.config.vision.image_size
+    concepts = (
+        built_in_concepts(options.seed)
+        if options.concept_pictures is None
+        else concepts_of_folder(options.concept_pictures, side, options.seed)
+    )
+    tables: dict[str, Any] = {}
+    if options.concepts:
+        tables["concepts"] = personalisation(model, concepts, sorted(set(options.concepts)), progress)
+    if options.stream:
+        tables["stream"] = fact_stream(model, concepts.scored, options.stream, options.seed, progress)
     return tables
 
 

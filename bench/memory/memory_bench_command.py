@@ -56,6 +56,23 @@ from microvlm.errors import UserError
     help="With --fit-pointing: half of the pictures are of this folder.",
 )
 @click.option(
+    "--concepts",
+    type=WholeNumber(1),
+    multiple=True,
+    help="Also tell so many named concepts from strangers; may be repeated: 10, 64, 256.",
+)
+@click.option(
+    "--concept-pictures",
+    type=click.Path(path_type=Path),
+    help="Folder with a sub-folder of pictures for each concept, in place of the package's drawings.",
+)
+@click.option(
+    "--stream",
+    type=WholeNumber(0),
+    default=0,
+    help="Also write so many facts one after another, and forget some: 10000 takes minutes.",
+)
+@click.option(
     "--plots",
     type=click.Path(file_okay=False, path_type=Path),
     help="Draw recall, addressing, slot use and ROC as SVG into this folder.",
@@ -73,6 +90,9 @@ def memory(
     tune: int | None,
     fit_pointing: Path | None,
     pictures: Path | None,
+    concepts: tuple[int, ...],
+    concept_pictures: Path | None,
+    stream: int,
     plots: Path | None,
     output: ReportOutput,
 ) -> None:
@@ -99,6 +119,9 @@ def memory(
         seed=seed,
         costs=costs,
         tune=tune,
+        concepts=concepts,
+        concept_pictures=concept_pictures,
+        stream=stream,
     )
     names = [name.strip() for part in backends for name in part.split(",") if name.strip()]
     document = run_each(models or ("nano",), list(dict.fromkeys(names)), options, progress=note)

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from microvlm.bench.records import MOST_COLUMNS, Figure, Interval, ModelProvenance
+from microvlm.bench.records import MOST_COLUMNS, Estimate, Figure, Interval, ModelProvenance
 from microvlm.formats.documents import Count
 
 
@@ -122,6 +122,50 @@ class Drift(msgspec.Struct, frozen=True):
     float32_vs_float64: Figure
     without_rebuilds: Figure
     after_rebuild: Figure
+
+
+class Recognition(msgspec.Struct, frozen=True):
+    """Shares of positives that get their own name and of negatives that get none; weighted: their mean."""
+
+    weighted_accuracy: Estimate
+    positives: Figure
+    positives_ci95: Interval
+    negatives: Figure
+    negatives_ci95: Interval
+
+
+class ConceptRow(msgspec.Struct, frozen=True):
+    """Named concepts against strangers of one kind, by the memory and by the encoder's features."""
+
+    concepts: Count
+    strangers: str
+    positives: Count
+    negatives: Count
+    memory: Recognition
+    nearest_features: Recognition
+    threshold: Figure
+    threshold_concepts: Count
+    difference: Estimate
+    """Weighted accuracy, memory minus features, paired by picture."""
+
+
+class StreamRow(msgspec.Struct, frozen=True):
+    """What is known after so many facts were written one after another, and what a write costs."""
+
+    writes: Count
+    live: Count
+    asked: Count
+    recall: Figure
+    recall_ci95: Interval
+    wrong: Figure
+    forgotten_asked: Count
+    forgotten: Figure | None
+    memories: Count
+    write_ms: Figure
+    read_ms: Figure
+    state_bytes: Count
+    file_bytes: Count
+    forget_ms: Figure | None = None
 
 
 class Tuning(msgspec.Struct, frozen=True):
@@ -246,6 +290,8 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     drift: Drift | None = None
     tuning: Tuning | None = None
     open_values: OpenValues | None = None
+    concepts: list[ConceptRow] = []
+    stream: list[StreamRow] = []
 
     def __post_init__(self) -> None:
         values = {name: getattr(self, name) for name in Scores.__struct_fields__}

@@ -14,6 +14,7 @@ from microvlm.bench.memory.memory_records import (
     SeveralParts,
     Tuning,
 )
+from microvlm.bench.memory.personalisation.personalisation_tables import personalisation_tables
 from microvlm.bench.tables import Report, Table
 
 Rows = list[list[str]]
@@ -61,9 +62,15 @@ def report(document: Part | SeveralParts) -> Report:
         names = [label for label, _ in tuned]
         tables.append(Table("tuning", title, _columns(names, [_tuning(tuning) for _, tuning in tuned])))
     tables += [
+        *personalisation_tables(parts),
         Table("latency", "time, ms (median)", _columns(labels, list(map(_latencies, parts)))),
         Table("cost", "cost", _costs(parts)),
     ]
+    if any(part.concepts for part in parts):
+        remarks.append(
+            "weighted accuracy is the mean of both shares, .5 for always declining; look-alikes are the strangers that "
+            "are nearest to a concept by the encoder's features, whose threshold was chosen on other objects"
+        )
     return Report("; ".join(heads), tables, remarks)
 
 

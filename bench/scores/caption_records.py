@@ -4,19 +4,11 @@ from __future__ import annotations
 
 import msgspec
 
-from microvlm.bench.records import Figure, Provenance
+from microvlm.bench.records import Estimate, Figure, Provenance
 from microvlm.formats.documents import Count
 
 NAMING_ROWS = ("label", "synonym", "right", "parent", "right_or_parent", "wrong", "declined")
 """Outcomes of naming, in the order of the table."""
-
-
-class Estimate(msgspec.Struct, frozen=True):
-    """A score, or a difference of scores, with its 95 % interval."""
-
-    value: Figure
-    low: Figure
-    high: Figure
 
 
 class ScoredData(msgspec.Struct, frozen=True):

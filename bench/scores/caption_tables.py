@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import msgspec
 
+from microvlm.bench.records import Estimate
 from microvlm.bench.scores.caption_records import (
     NAMING_ROWS,
     CaptionBaseline,
     CaptionReport,
     CaptionScores,
-    Estimate,
     ModelScores,
     NamedShare,
     NamingScores,
@@ -190,9 +190,7 @@ def _differences(differences: dict[str, Estimate]) -> Rows:
     rows = [["", "difference", "95 % interval", "verdict"]]
     for name, estimate in differences.items():
         interval = f"[{estimate.low:+.3f}, {estimate.high:+.3f}]"
-        # An interval that contains 0 does not say which of the two is better.
-        verdict = "undecided" if estimate.low <= 0 <= estimate.high else "decided"
-        rows.append([_DIFFERENCES.get(name, name), f"{estimate.value:+.3f}", interval, verdict])
+        rows.append([_DIFFERENCES.get(name, name), f"{estimate.value:+.3f}", interval, estimate.verdict])
     return rows
 
 
