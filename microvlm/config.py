@@ -32,9 +32,9 @@ from microvlm.configuration.checked_fields import (
     check_fields,
     require,
 )
+from microvlm.configuration.pointing import PointingConfig, PointingWeights
 from microvlm.errors import UserError
 from microvlm.formats import documents
-from microvlm.memory.pointing.confidence import PointingConfig, PointingWeights
 
 CONFIG = "config.json"
 """The configuration's file in a checkpoint and in a bundle."""

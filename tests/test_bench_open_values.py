@@ -22,8 +22,8 @@ from microvlm.bench.memory.open_values.pointing_fit import (
 )
 from microvlm.bench.memory.open_values.values import KINDS, open_value, open_values
 from microvlm.config import MicroVLMConfig
+from microvlm.configuration.pointing import EVIDENCE, PointingConfig, PointingWeights
 from microvlm.errors import UserError
-from microvlm.memory.pointing.confidence import EVIDENCE, PointingConfig, PointingWeights
 
 SHARE = EVIDENCE.index("share")
 

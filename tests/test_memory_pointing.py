@@ -11,10 +11,11 @@ from microvlm.backends import load
 from microvlm.bench.memory.fact_sets import another_view
 from microvlm.bench.memory.memoryset_reader import load_memoryset
 from microvlm.config import MemoryConfig, MicroVLMConfig
+from microvlm.configuration.pointing import EVIDENCE, PointingConfig, PointingWeights
 from microvlm.errors import UserError
 from microvlm.memory.episodic import Entry, EpisodicMemory
 from microvlm.memory.facts import FactMemory
-from microvlm.memory.pointing.confidence import EVIDENCE, PointingConfig, PointingWeights, confidence_of
+from microvlm.memory.pointing.confidence import confidence_of
 from microvlm.memory.pointing.evidence import Readings, Rows, point
 from microvlm.memory.pointing.pointer import NOT_FOUND
 from microvlm.model.torch_runtime import TorchRuntime

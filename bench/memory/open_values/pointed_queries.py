@@ -7,9 +7,10 @@ from typing import NamedTuple
 import numpy as np
 
 from microvlm.bench.memory.model_under_test import ModelUnderTest
+from microvlm.configuration.pointing import EVIDENCE, PointingWeights
 from microvlm.generation import repeat_memory
 from microvlm.memory.episodic import EpisodicMemory
-from microvlm.memory.pointing.confidence import EVIDENCE, PointingWeights, confidence_of
+from microvlm.memory.pointing.confidence import confidence_of
 from microvlm.memory.pointing.evidence import Readings
 from microvlm.memory.pointing.pointer import candidate_states, point_at, prior_of
 

@@ -22,10 +22,11 @@ from microvlm.bench.memory.open_values.fact_pool import ASKED, NO_PICTURE, Pool,
 from microvlm.bench.memory.open_values.pointed_queries import PointedQueries, point_queries
 from microvlm.bench.speed.harness import Progress
 from microvlm.config import CONFIG, MicroVLMConfig
+from microvlm.configuration.pointing import EVIDENCE, PointingConfig, PointingWeights
 from microvlm.errors import UserError
 from microvlm.formats.bundle import is_bundle
 from microvlm.memory.ordinal_questions import ORDINALS, ordinal_question
-from microvlm.memory.pointing.confidence import EVIDENCE, PointingConfig, PointingWeights, confidence_of
+from microvlm.memory.pointing.confidence import confidence_of
 
 PICTURES = 128
 """Most pictures of the fit; half of them choose the threshold."""

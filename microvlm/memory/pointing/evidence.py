@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from microvlm.memory.pointing.confidence import EVIDENCE
+from microvlm.configuration.pointing import EVIDENCE
 from microvlm.runtime import MemoryArrays
 
 MOST_RESIDUAL = 0.02
