@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from microvlm.exporters import contract
 from microvlm.exporters.contract import OPSET, Dim, GraphSpec, TensorSpec
+from microvlm.exporters.convolution_nodes import CONVOLUTION_NODES
 from microvlm.exporters.graph_cleanup import tidy
 from microvlm.formats.op_spec import OpSpec
 from microvlm.formats.op_table import DOMAIN, DOMAIN_VERSION, OPS
@@ -111,26 +112,43 @@ def trace(model: MicroVLM, spec: GraphSpec) -> onnx_ir.Model:
     `model` is lowered and set to traced. Raises RuntimeError when torch gives a graph that breaks the contract.
     """
     inputs = example_inputs(spec, _EXAMPLE, vocab_size=model.config.text.vocab_size)
-    wrapper = _Graph(model, spec).eval()
+    graph = _export(
+        _Graph(model, spec).eval(),
+        inputs,
+        [tensor.name for tensor in spec.inputs],
+        [tensor.name for tensor in spec.outputs],
+        {"inputs": tuple(_dynamic(tensor) for tensor in spec.inputs)},
+    )
+    graph.graph.name = spec.name
+    tidy(graph, set(model.state_dict()), prefix="model.")
+    _apply_contract(graph, spec)
+    return graph
+
+
+def graph_of(module: nn.Module, example: Tensor) -> onnx_ir.Model:
+    """The graph of a module that is no part of a bundle, from `pixel_values` [B, ...] to `features`, for any B."""
+    dynamic = ({0: torch.export.Dim.DYNAMIC},)
+    return _export(module, (example,), ["pixel_values"], ["features"], dynamic)
+
+
+def _export(
+    module: nn.Module, inputs: tuple[Tensor, ...], names: list[str], results: list[str], dynamic: Any
+) -> onnx_ir.Model:
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
-            wrapper,
+            module,
             inputs,
             dynamo=True,
             opset_version=OPSET,
-            input_names=[tensor.name for tensor in spec.inputs],
-            output_names=[tensor.name for tensor in spec.outputs],
-            dynamic_shapes=({"inputs": tuple(_dynamic(tensor) for tensor in spec.inputs)}),
+            input_names=names,
+            output_names=results,
+            dynamic_shapes=dynamic,
             custom_translation_table=_translations(),
             optimize=False,
             verbose=False,
         )
     assert program is not None
-    graph = program.model
-    graph.graph.name = spec.name
-    tidy(graph, set(model.state_dict()), prefix="model.")
-    _apply_contract(graph, spec)
-    return graph
+    return program.model
 
 
 def _dynamic(tensor: TensorSpec) -> dict[int, Any]:
@@ -171,7 +189,11 @@ def _keep_last(hidden: Any, count: Any) -> Any:
 def _translations() -> dict[Callable, Callable]:
     namespace = torch.ops.microvlm
     table = {getattr(namespace, op.torch_op).default: _translation(op) for op in OPS.values()}
-    return {**table, namespace.keep_last.default: _keep_last}
+    return {
+        **table,
+        namespace.keep_last.default: _keep_last,
+        **{getattr(namespace, name).default: function for name, function in CONVOLUTION_NODES.items()},
+    }
 
 
 def _apply_contract(model: onnx_ir.Model, spec: GraphSpec) -> None:

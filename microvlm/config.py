@@ -7,7 +7,7 @@ import json
 from dataclasses import dataclass, field
 from math import ceil
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
@@ -35,6 +35,8 @@ from microvlm.configuration.checked_fields import (
 from microvlm.configuration.pointing import PointingConfig, PointingWeights
 from microvlm.errors import UserError
 from microvlm.formats import documents
+from microvlm.formats.encoders.efficientnet_lite import HEAD_WIDTH, STRIDE, WINDOW
+from microvlm.memory.pointing.confidence import PointingConfig, PointingWeights
 
 CONFIG = "config.json"
 """The configuration's file in a checkpoint and in a bundle."""
@@ -51,18 +53,29 @@ class _Format(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """Sizes of a ViT or DeiT encoder (Touvron et al. 2021, arXiv 2012.12877)."""
+    """Sizes of a vision encoder: ViT or DeiT (Touvron et al. 2021, arXiv 2012.12877), or EfficientNet-Lite (Tan and Le
+    2019, arXiv 1905.11946), whose layers follow from its two multipliers."""
 
+    architecture: Literal["vit", "efficientnet-lite"] = "vit"
     image_size: Side = 224
     """Side of the square input, pixels."""
     patch_size: Side = 16
+    """Pixels on a side of what one token describes: a ViT's patch, or 64 for EfficientNet-Lite, 2 x 2 places of its
+    last feature map."""
     hidden_size: Width = 192
+    """Width of a ViT's token, or EfficientNet-Lite's 1280 features of a place."""
     num_hidden_layers: Layers = 12
     num_attention_heads: Heads = 3
     intermediate_size: Width = 768
     layer_norm_eps: Epsilon = 1e-12
     distillation_token: bool = False
     """Whether the encoder has DeiT's distillation token beside [CLS]."""
+    width_multiplier: Annotated[float, Meta(ge=0.1, le=4)] = 1.0
+    """Of EfficientNet-Lite: 1.0 in Lite0 and Lite1, 1.1 in Lite2."""
+    depth_multiplier: Annotated[float, Meta(ge=0.1, le=4)] = 1.0
+    """Of EfficientNet-Lite: 1.0 in Lite0, 1.1 in Lite1, 1.2 in Lite2."""
+    num_classes: Annotated[int, Meta(ge=0, le=65_536)] = 0
+    """Classes whose probabilities stand behind the features of a token; EfficientNet-Lite has 1,000, a ViT none."""
     image_mean: tuple[Mean, Mean, Mean] = (0.5, 0.5, 0.5)
     image_std: tuple[Deviation, Deviation, Deviation] = (0.5, 0.5, 0.5)
 
@@ -70,18 +83,45 @@ class VisionConfig:
         check_fields(self)
         require(self.image_size % self.patch_size == 0, "'image_size' must be a multiple of 'patch_size'")
         require(self.num_patches <= MAX_PATCHES, f"there are more than {MAX_PATCHES:,} patches in an image")
+        if self.is_convolutional:
+            kind = f"for {self.architecture}"
+            require(self.patch_size == WINDOW * STRIDE, f"'patch_size' must be {WINDOW * STRIDE} {kind}")
+            require(self.hidden_size == HEAD_WIDTH, f"'hidden_size' must be {HEAD_WIDTH} {kind}")
+            require(self.num_classes > 0, f"'num_classes' must be at least 1 {kind}")
+            # Quarters of the last feature map are whole numbers of places, and means over them exact.
+            side = self.image_size // STRIDE
+            require(
+                self.image_size % STRIDE == 0 and side & (side - 1) == 0 and side >= 2 * WINDOW,
+                f"'image_size' must be {2 * WINDOW * STRIDE}, {4 * WINDOW * STRIDE} or a further doubling {kind}",
+            )
+            return
+        require(self.num_classes == 0, "'num_classes' must be 0 for a ViT")
         require(
             self.hidden_size % self.num_attention_heads == 0,
             "'hidden_size' must be a multiple of 'num_attention_heads'",
         )
 
     @property
+    def is_convolutional(self) -> bool:
+        return self.architecture == "efficientnet-lite"
+
+    @property
     def num_patches(self) -> int:
         return (self.image_size // self.patch_size) ** 2
 
     @property
+    def features_of_token(self) -> int:
+        """Features of a token, without class probabilities."""
+        return WINDOW * WINDOW * self.hidden_size if self.is_convolutional else self.hidden_size
+
+    @property
     def num_leading_tokens(self) -> int:
         return 2 if self.distillation_token else 1
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the adapter gets: one or two of the whole picture, and one of each patch or window."""
+        return self.num_leading_tokens + self.num_patches
 
 
 @dataclass(frozen=True)
@@ -193,7 +233,7 @@ class MicroVLMConfig:
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     prefix_tokens: Annotated[int, Meta(ge=0, le=16_384)] = 0
-    """k, the embeddings of one image; 0 takes clamp(ceil(patches / 8), 8, 64)."""
+    """k, the embeddings of one image; 0 takes clamp(ceil(patches / 8), 8, 64), or every token of EfficientNet-Lite."""
     answers: AnswersConfig | None = None
     """How sure answers are; None for a model that was never calibrated, which declines nothing."""
 
@@ -201,7 +241,14 @@ class MicroVLMConfig:
         check_fields(self)
         require(self.name.isprintable(), "'name' has characters that cannot be printed")
         if self.prefix_tokens == 0:
-            object.__setattr__(self, "prefix_tokens", min(64, max(8, ceil(self.vision.num_patches / 8))))
+            k = min(64, max(8, ceil(self.vision.num_patches / 8)))
+            object.__setattr__(
+                self, "prefix_tokens", self.vision.num_tokens if self.vision.is_convolutional else k
+            )
+        require(
+            not self.vision.is_convolutional or self.prefix_tokens == self.vision.num_tokens,
+            "'prefix_tokens' must be one more than the windows of the encoder's last feature map, or 0",
+        )
         require(
             self.prefix_tokens < self.text.max_position_embeddings,
             "'prefix_tokens' must be fewer than 'text.max_position_embeddings'",

@@ -52,6 +52,35 @@ _PRESETS: dict[str, MicroVLMConfig] = {
         # The two leading tokens and a 4 x 4 grid of regions.
         prefix_tokens=18,
     ),
+    # 256 px: 8 x 8 places see two objects side by side better than the 7 x 7 of 224 px, at 1.3 times the work.
+    "photo": MicroVLMConfig(
+        name="photo",
+        vision=VisionConfig(
+            architecture="efficientnet-lite",
+            image_size=256,
+            patch_size=64,
+            hidden_size=1280,
+            num_attention_heads=1,
+            num_classes=1000,
+            # Pixels are bytes of zero 127 and step 1 / 128.
+            image_mean=(127 / 255,) * 3,
+            image_std=(128 / 255,) * 3,
+        ),
+        text=TextConfig(
+            vocab_size=8192,
+            hidden_size=256,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=1,
+            intermediate_size=512,
+            rope_theta=10_000.0,
+            sub_norm=True,
+            max_position_embeddings=1024,
+        ),
+        memory=MemoryConfig(slots=128, code_size=256, observation_variance=0.1, readout_size=512),
+        prompt=PromptConfig(fold_text=True),
+        quantization=QuantizationConfig(decoder_bits=1.58, vision_bits=8, embedding_bits=8),
+    ),
     "small": MicroVLMConfig(
         name="small",
         text=TextConfig(

@@ -52,7 +52,7 @@ def test_prefix_tokens_are_an_eighth_of_the_patches_within_8_and_64(side, patch,
 
 
 def test_an_unknown_preset_is_refused_with_the_names():
-    with pytest.raises(UserError, match="nano, small, full"):
+    with pytest.raises(UserError, match="nano, photo, small, full"):
         preset("huge")
 
 

@@ -75,7 +75,7 @@ def test_a_stage_is_named_as_one_folder(name):
         ({"stages": [VLM, VLM]}, "two stages have one name"),
         ({"stages": [VLM, {"name": "GROUND"}]}, "two stages have one name"),
         ({"stages": []}, "'stages' must be a list of length >= 1"),
-        ({"preset": "pico"}, "unknown preset 'pico'; use one of nano, small, full"),
+        ({"preset": "pico"}, "unknown preset 'pico'; use one of nano, photo, small, full"),
         ({"vendor_weights": {"notto": 1.0}}, "unknown vendor 'notto'; use noto, "),
         ({"seed": -1}, "'seed' must be a whole number >= 0"),
         ({"stages": [{"scene_kinds": {"what": 1.0}}]}, "must have a share for each of what, where"),

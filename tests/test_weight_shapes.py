@@ -153,7 +153,7 @@ def change_config(folder: Path, part: str, values: dict[str, Any]) -> None:
         ("vision", {"image_size": 2048}, "is (1, 18, 48) in"),
         ("vision", {"image_size": 12_000}, "'vision.image_size' must be a whole number <= 2048"),
         ("memory", {"slots": 200_000, "code_size": 262_144}, "the configuration as"),
-        ("", {"prefix_tokens": 200}, "'adapter.queries' is (1, 4, 48) in"),
+        ("", {"prefix_tokens": 200}, "'adapter.places' is (1, 4, 64) in"),
         ("", {"prefix_tokens": 1_000_000}, "'prefix_tokens' must be a whole number <= 16384"),
     ],
 )

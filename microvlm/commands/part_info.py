@@ -121,7 +121,7 @@ def _dimensions(config: MicroVLMConfig, part: Part) -> dict[str, int]:
             "width": vision.hidden_size,
             "layers": vision.num_hidden_layers,
             "heads": vision.num_attention_heads,
-            "tokens": vision.num_leading_tokens + vision.num_patches,
+            "tokens": vision.num_tokens,
         }
     text = config.text
     return {

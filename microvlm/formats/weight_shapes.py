@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple, Protocol
 
-from microvlm.config import MicroVLMConfig, TextConfig
+from microvlm.config import MicroVLMConfig, TextConfig, VisionConfig
 from microvlm.errors import UserError
 from microvlm.formats.documents import quote
+from microvlm.formats.encoders.efficientnet_lite import convolutions
 from microvlm.formats.lowered_layer import DENSE_KINDS, FLOAT_EMBEDDING, HALF, HALF_EMBEDDING, LoweredLayer
 from microvlm.formats.op_table import MATMUL_BY_KIND
 
@@ -40,13 +41,8 @@ def weight_shapes(config: MicroVLMConfig) -> dict[str, tuple[int, ...]]:
     """Shape by name of every tensor of a model that is not lowered: the keys of `MicroVLM.state_dict()`."""
     vision, text, memory = config.vision, config.text, config.memory
     narrow, wide, k = vision.hidden_size, text.hidden_size, config.prefix_tokens
-    tokens = vision.num_leading_tokens + vision.num_patches
     shapes: dict[str, tuple[int, ...]] = {
         "memory_prior": (memory.slots, memory.code_size),
-        "vision.cls_token": (1, 1, narrow),
-        "vision.position_embeddings": (1, tokens, narrow),
-        "adapter.queries": (1, k, narrow),
-        "adapter.pooling_bias": (k, tokens),
         "adapter.places": (1, k, wide),
         "embedding.weight": (text.vocab_size, wide),
         "decoder.norm.weight": (wide,),
@@ -54,17 +50,16 @@ def weight_shapes(config: MicroVLMConfig) -> dict[str, tuple[int, ...]]:
         "memory_encoder.pseudo_inverse": (memory.code_size, memory.slots),
         "memory_encoder.norm.weight": (wide,),
     }
-    if vision.distillation_token:
-        shapes["vision.distillation_token"] = (1, 1, narrow)
-    shapes.update(_linear("vision.patch_embedding", narrow, 3 * vision.patch_size**2))
-    for layer in range(vision.num_hidden_layers):
-        shapes.update(_vision_layer(f"vision.layers.{layer}", narrow, vision.intermediate_size))
-    shapes.update(_norm("vision.norm", narrow))
-    for name, width in (("norm_in", narrow), ("norm_mlp", wide), ("norm_out", wide)):
-        shapes.update(_norm(f"adapter.{name}", width))
-    for name in ("query", "key", "value"):
-        shapes.update(_linear(f"adapter.{name}", narrow, narrow))
-    shapes.update(_linear("adapter.projection", wide, narrow))
+    if vision.is_convolutional:
+        shapes |= {name: tensor.shape for name, tensor in _integer_encoder(vision).items()}
+        shapes.update(_linear("vision.classifier", vision.num_classes, narrow))
+        shapes.update(_linear("adapter.classes", wide, vision.num_classes, bias=False))
+        shapes.update(_linear("adapter.whole", wide, vision.features_of_token))
+    else:
+        shapes.update(_transformer_encoder(vision, k))
+    for name in ("norm_mlp", "norm_out"):
+        shapes.update(_norm(f"adapter.{name}", wide))
+    shapes.update(_linear("adapter.projection", wide, vision.features_of_token))
     shapes.update(_linear("adapter.fc1", 2 * wide, wide))
     shapes.update(_linear("adapter.fc2", wide, 2 * wide))
     for layer in range(text.num_hidden_layers):
@@ -79,6 +74,38 @@ def weight_shapes(config: MicroVLMConfig) -> dict[str, tuple[int, ...]]:
     shapes.update(_linear("scope.fc1", SCOPE_WIDTH, memory.code_size + SCOPE_SCALARS))
     shapes.update(_linear("scope.fc2", 1, SCOPE_WIDTH))
     return shapes
+
+
+def _transformer_encoder(vision: VisionConfig, k: int) -> Shapes:
+    """A ViT, and what its adapter pools its tokens into k embeddings with."""
+    narrow = vision.hidden_size
+    yield "vision.cls_token", (1, 1, narrow)
+    yield "vision.position_embeddings", (1, vision.num_tokens, narrow)
+    if vision.distillation_token:
+        yield "vision.distillation_token", (1, 1, narrow)
+    yield from _linear("vision.patch_embedding", narrow, 3 * vision.patch_size**2)
+    for layer in range(vision.num_hidden_layers):
+        yield from _vision_layer(f"vision.layers.{layer}", narrow, vision.intermediate_size)
+    yield from _norm("vision.norm", narrow)
+    yield "adapter.queries", (1, k, narrow)
+    yield "adapter.pooling_bias", (k, vision.num_tokens)
+    yield from _norm("adapter.norm_in", narrow)
+    for name in ("query", "key", "value"):
+        yield from _linear(f"adapter.{name}", narrow, narrow)
+
+
+def _integer_encoder(vision: VisionConfig) -> dict[str, TensorType]:
+    """The tensors of a convolutional encoder, which are whole numbers and scales at every width of an export."""
+    types = {"vision.pixel_scale": TensorType((), FLOAT)}
+    for convolution in convolutions(vision.width_multiplier, vision.depth_multiplier):
+        name, outputs = f"vision.{convolution.name}", (convolution.outputs,)
+        types |= {
+            f"{name}.weight": TensorType(convolution.weight_shape, "uint8"),
+            f"{name}.bias": TensorType(outputs, "int32"),
+            f"{name}.weight_scale": TensorType(outputs, FLOAT),
+            f"{name}.output_scale": TensorType((), FLOAT),
+        }
+    return types
 
 
 SCOPE_WIDTH, SCOPE_SCALARS = 64, 5
@@ -120,7 +147,8 @@ def stored_types(
         lowered |= {f"{name}.{leaf}": value for leaf, value in types.items()}
         if bias is not None:
             lowered[f"{name}.bias"] = TensorType(bias, FLOAT)
-    return {name: TensorType(shape, FLOAT) for name, shape in shapes.items()} | lowered
+    whole_numbers = _integer_encoder(config.vision) if config.vision.is_convolutional else {}
+    return {name: TensorType(shape, FLOAT) for name, shape in shapes.items()} | whole_numbers | lowered
 
 
 def compare_types(expected: Mapping[str, TensorType], stored: Mapping[str, HasType], origin: object) -> None:

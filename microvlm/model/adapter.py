@@ -48,7 +48,7 @@ class Adapter(nn.Module):
         wide, narrow = config.text.hidden_size, config.vision.hidden_size
         self.heads = config.vision.num_attention_heads
         self.queries = nn.Parameter(normal(1, config.prefix_tokens, narrow, std=0.02))
-        tokens = config.vision.num_leading_tokens + config.vision.num_patches
+        tokens = config.vision.num_tokens
         self.pooling_bias = nn.Parameter(
             computed(config.prefix_tokens, tokens, values=lambda: regional_bias(config))
         )
@@ -82,3 +82,35 @@ class Adapter(nn.Module):
         """Weight of each vision token in each prefix embedding, averaged over heads -> [B, k, tokens]."""
         query, key, _ = self._heads(features)
         return attention_weights(query, key, self.pooling_bias).mean(1)
+
+
+class GridAdapter(nn.Module):
+    """Every token of a convolutional encoder becomes a prefix embedding: [B, k, 4 x features + classes] -> [B, k, H].
+
+    The token of the whole picture and those of windows have a projection each, and so have class probabilities.
+    A learned embedding of the place is added, as in `Adapter`.
+    """
+
+    def __init__(self, config: MicroVLMConfig, linear: LinearFactory):
+        super().__init__()
+        wide, vision = config.text.hidden_size, config.vision
+        self.features = vision.features_of_token
+        self.whole = linear(self.features, wide, True)
+        self.projection = linear(self.features, wide, True)
+        self.classes = linear(vision.num_classes, wide, False)
+        self.norm_mlp = nn.LayerNorm(wide)
+        self.fc1 = linear(wide, 2 * wide, True)
+        self.fc2 = linear(2 * wide, wide, True)
+        self.norm_out = nn.LayerNorm(wide)
+        self.places = nn.Parameter(normal(1, config.prefix_tokens, wide, std=PLACE_SCALE))
+
+    def forward(self, features: Tensor) -> Tensor:
+        seen, posterior = features[..., : self.features], features[..., self.features :]
+        x = torch.cat([self.whole(seen[:, :1]), self.projection(seen[:, 1:])], 1) + self.classes(posterior)
+        x = x + self.fc2(F.gelu(self.fc1(self.norm_mlp(x))))
+        return self.norm_out(x) + self.places
+
+    def pooling_weights(self, features: Tensor) -> Tensor:
+        """Weight of each token in each prefix embedding -> [B, k, k]: each is made of its own token."""
+        tokens = features.shape[1]
+        return torch.eye(tokens, device=features.device).expand(features.shape[0], -1, -1)

@@ -13,6 +13,7 @@ from microvlm.errors import UserError
 from microvlm.formats.op_spec import OpSpec
 from microvlm.formats.op_table import MATMUL_BY_KIND, MATMUL_BY_PACKING
 from microvlm.formats.weight_format import WeightFormat
+from microvlm.model.convolution.efficientnet import EfficientNetLite, IntegerConvolution, InvertedResidual
 from microvlm.model.embedding import HalfEmbedding, PackedEmbedding, TiedEmbedding
 from microvlm.model.linear import (
     TERNARY_SCALE_FLOOR,
@@ -60,9 +61,9 @@ def lower(model: MicroVLM, weights: WeightFormat) -> MicroVLM:
 
 
 def set_traced(model: nn.Module, traced: bool) -> None:
-    """Switch every packed layer between eager arithmetic and the custom op that an exporter keeps as one node."""
+    """Switch every layer in whole numbers between eager arithmetic and the custom op that an exporter has nodes for."""
     for module in model.modules():
-        if isinstance(module, PackedLinear):
+        if isinstance(module, PackedLinear | IntegerConvolution | InvertedResidual | EfficientNetLite):
             module.traced = traced
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from microvlm.config import MicroVLMConfig
 from microvlm.errors import UserError
-from microvlm.model.adapter import Adapter
+from microvlm.model.adapter import Adapter, GridAdapter
+from microvlm.model.convolution.efficientnet import EfficientNetLite
 from microvlm.model.decoder import Cache, Decoder
 from microvlm.model.embedding import TiedEmbedding
 from microvlm.model.linear import linear_factory
@@ -39,8 +40,12 @@ class MicroVLM(nn.Module):
         self.config = config
         widths = config.quantization
         ternary, eight = linear_factory(widths.decoder_bits), linear_factory(widths.vision_bits)
-        self.vision = VisionEncoder(config.vision, eight)
-        self.adapter = Adapter(config, eight)
+        self.vision: VisionEncoder | EfficientNetLite
+        self.adapter: Adapter | GridAdapter
+        if config.vision.is_convolutional:
+            self.vision, self.adapter = EfficientNetLite(config.vision, eight), GridAdapter(config, eight)
+        else:
+            self.vision, self.adapter = VisionEncoder(config.vision, eight), Adapter(config, eight)
         self.embedding = TiedEmbedding(config.text.vocab_size, config.text.hidden_size, widths.embedding_bits)
         self.decoder = Decoder(config.text, ternary)
         self.memory_encoder = MemoryEncoder(config, ternary)

@@ -26,6 +26,8 @@ _KEPT_AT_EVERY_WIDTH = (
     "memory_encoder.pool",
 )
 """Trained tensors that lowering never touches: the same bytes in a checkpoint and in every bundle made of it."""
+_KEPT_OF_CONVOLUTIONAL = ("adapter.places", "vision.head.weight", "memory_prior", "memory_encoder.pool")
+"""The same of a model whose encoder is convolutional."""
 
 
 class TorchRuntime:
@@ -156,7 +158,8 @@ def fingerprint_of(model: MicroVLM) -> str:
     """16 hex digits: equal for a checkpoint and every bundle made of it, different between trainings."""
     digest = hashlib.sha256()
     tensors = model.state_dict()
-    for name in _KEPT_AT_EVERY_WIDTH:
+    names = _KEPT_OF_CONVOLUTIONAL if model.config.vision.is_convolutional else _KEPT_AT_EVERY_WIDTH
+    for name in names:
         digest.update(name.encode())
         digest.update(_array(tensors[name].float()).tobytes())
     return digest.hexdigest()[:16]

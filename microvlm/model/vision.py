@@ -49,7 +49,7 @@ class VisionEncoder(nn.Module):
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         if config.distillation_token:
             self.distillation_token = nn.Parameter(torch.zeros(1, 1, width))
-        tokens = config.num_leading_tokens + config.num_patches
+        tokens = config.num_tokens
         self.position_embeddings = nn.Parameter(normal(1, tokens, width, std=0.02))
         self.patch_embedding = linear(3 * config.patch_size**2, width, True)
         self.layers = nn.ModuleList(VisionLayer(config, linear) for _ in range(config.num_hidden_layers))

@@ -1,0 +1,1 @@
+"""Sizes of vision encoders, layer by layer."""

@@ -1,0 +1,1 @@
+"""The convolutional vision encoder in whole numbers."""

@@ -1,0 +1,154 @@
+"""The convolutional vision encoder: EfficientNet-Lite in whole numbers, pixels to features of places.
+
+Every convolution is integer arithmetic with a fixed scale a layer (Jacob et al. 2018, arXiv 1712.05877, section 2), so
+that all backends have the same bytes behind every one. It is made from float weights
+(`pretrained/efficientnet_weights.py`) and does not learn.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from microvlm.config import VisionConfig
+from microvlm.formats.encoders.efficientnet_lite import (
+    BYTE_ZERO,
+    LINEAR_ZERO,
+    RELU_ZERO,
+    WINDOW,
+    Block,
+    Convolution,
+    blocks,
+    head,
+    same_padding,
+    stem,
+)
+from microvlm.model.convolution import integer_ops
+from microvlm.model.linear import LinearFactory
+
+POSTERIOR_SCALE = 6.0
+"""Brings square roots of probabilities to the range of the features, ReLU6's 0 to 6."""
+
+
+class IntegerConvolution(nn.Module):
+    """uint8 [B, inputs, S, S] -> uint8 [B, outputs, T, T]. Weights are uint8 (q + 128), biases int32.
+
+    y = clip(rint(float32(sum + bias) * (input_scale * weight_scale / output_scale)) + zero, 0, 255), rounded half to
+    even, the bracket from left to right in float32: ONNX's QLinearConv as ONNX Runtime computes it.
+    """
+
+    def __init__(self, convolution: Convolution, size: int, input_zero: int):
+        """`size` is S; `input_zero` the byte of the input that means 0."""
+        super().__init__()
+        self.stride, self.groups, self.input_zero = convolution.stride, convolution.groups, input_zero
+        self.output_zero = LINEAR_ZERO if convolution.is_linear else RELU_ZERO
+        before, after = same_padding(size, convolution.kernel, convolution.stride)
+        self.pads = [before, before, after, after]
+        self.register_buffer("weight", torch.zeros(convolution.weight_shape, dtype=torch.uint8))
+        self.register_buffer("bias", torch.zeros(convolution.outputs, dtype=torch.int32))
+        self.register_buffer("weight_scale", torch.ones(convolution.outputs))
+        self.register_buffer("output_scale", torch.ones(()))
+        self.traced = False
+
+    weight: Tensor
+    bias: Tensor
+    weight_scale: Tensor
+    output_scale: Tensor
+
+    def forward(self, x: Tensor, input_scale: Tensor) -> Tensor:
+        run = torch.ops.microvlm.integer_convolution if self.traced else integer_ops.integer_convolution_eager
+        return run(
+            x, input_scale, self.weight, self.weight_scale, self.output_scale, self.bias,
+            self.input_zero, self.output_zero, self.pads, self.stride, self.groups,
+        )  # fmt: skip
+
+
+class InvertedResidual(nn.Module):
+    """A block of the encoder: uint8 [B, inputs, S, S] -> uint8 [B, outputs, T, T]."""
+
+    def __init__(self, block: Block, size: int, input_zero: int):
+        super().__init__()
+        self.has_shortcut = block.has_shortcut
+        for convolution in block.convolutions:
+            name = convolution.name.rpartition(".")[2]
+            self.add_module(name, IntegerConvolution(convolution, size, input_zero))
+            size, input_zero = -(-size // convolution.stride), RELU_ZERO
+        self.traced = False
+
+    def forward(self, x: Tensor, input_scale: Tensor) -> tuple[Tensor, Tensor]:
+        y, scale = x, input_scale
+        for child in self.children():
+            layer = cast(IntegerConvolution, child)
+            y, scale = layer(y, scale), layer.output_scale
+        if self.has_shortcut:
+            add = torch.ops.microvlm.integer_sum if self.traced else integer_ops.integer_sum_eager
+            # The blocks of a stage share one scale, so that the sum of their bytes is the byte of their sum.
+            y = add(x, y, scale)
+        return y, scale
+
+
+class EfficientNetLite(nn.Module):
+    """Encodes normalised pixels float32 [B, 3, side, side] -> [B, 1 + windows, 4 x 1280 features + classes].
+
+    A window is a square of 2 x 2 places of the last feature map; its token has the features of the four. The first
+    token describes the whole picture by the mean features of its quarters. Behind the features stand square roots of
+    class probabilities, times 6, of their mean, by the classifier that the encoder was trained with.
+    """
+
+    def __init__(self, config: VisionConfig, linear: LinearFactory):
+        super().__init__()
+        self.config = config
+        size = config.image_size
+        self.stem = IntegerConvolution(stem(), size, BYTE_ZERO)
+        size //= 2
+        layers = []
+        input_zero = RELU_ZERO
+        for block in blocks(config.width_multiplier, config.depth_multiplier):
+            layers.append(InvertedResidual(block, size, input_zero))
+            input_zero = LINEAR_ZERO
+            size //= max(convolution.stride for convolution in block.convolutions)
+        self.blocks = nn.ModuleList(layers)
+        self.head = IntegerConvolution(
+            head(config.width_multiplier, config.depth_multiplier), size, LINEAR_ZERO
+        )
+        self.classifier = linear(config.hidden_size, config.num_classes, True)
+        self.classifier.requires_grad_(False)
+        self.register_buffer("pixel_scale", torch.tensor(1 / 128))
+        self.traced = False
+
+    pixel_scale: Tensor
+
+    def features(self, pixel_values: Tensor) -> Tensor:
+        """The last feature map as bytes: float32 [B, 3, side, side] -> uint8 [B, 1280, side / 32, side / 32]."""
+        quantize = torch.ops.microvlm.pixel_bytes if self.traced else integer_ops.pixel_bytes_eager
+        x = quantize(pixel_values, self.pixel_scale)
+        x, scale = self.stem(x, self.pixel_scale), self.stem.output_scale
+        for block in self.blocks:
+            x, scale = block(x, scale)
+        return self.head(x, scale)
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.tokens(self.features(pixel_values))
+
+    def tokens(self, feature_bytes: Tensor) -> Tensor:
+        """Tokens from the bytes of `features`. Means are of whole numbers over powers of two, exact in any order."""
+        side = feature_bytes.shape[-1]
+        places = feature_bytes.float()
+        parts = torch.cat([self._squares(places, 2, side // 2), self._squares(places, side // WINDOW, 1)], 1)
+        parts = parts * self.head.output_scale
+        posterior = self.classifier(parts.mean(2)).softmax(-1).sqrt() * POSTERIOR_SCALE
+        return torch.cat([parts.flatten(2), posterior], -1)
+
+    @staticmethod
+    def _squares(places: Tensor, count: int, size: int) -> Tensor:
+        """Cut maps [B, F, S, S] into squares of 2 x 2 cells of `size` x `size` places: [B, squares, 4, F] of means.
+
+        `count` cells lie on a side of the whole picture for `size` > 1, `count` squares otherwise.
+        """
+        squares = count // 2 if size > 1 else count
+        cut = places.unflatten(3, (squares, 2, size)).unflatten(2, (squares, 2, size))
+        # [B, F, rows, 2, size, columns, 2, size] -> rows, columns, 2, 2, F
+        means = cut.mean((4, 7)) if size > 1 else cut[:, :, :, :, 0, :, :, 0]
+        return means.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)
