@@ -1,0 +1,1 @@
+"""Questions about encoded pictures, and batches of them."""

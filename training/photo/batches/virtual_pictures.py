@@ -1,0 +1,73 @@
+"""Feature maps of classes that no photograph shows: real maps, moved towards a class in the metric of real ones.
+
+The classifier that the encoder was trained with knows a direction for each of its classes. Added to a photograph's
+features in a part of its map, as much of it as the classifier needs to be sure, it makes features of a picture of that
+class: so names are learnt without pictures, as DeCap (arXiv 2303.03032) learns captions from text alone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+STEPS = np.geomspace(0.5, 60, 24)
+"""Amounts of a direction that are tried."""
+LEAST_SURE, LEAST_LEAD = 0.1, 1.5
+"""Least probability of the likeliest class, and least ratio to the second, for a map to count as its picture."""
+SHRINKAGE = 0.1
+
+
+class VirtualPictures:
+    """Makes maps of classes from maps of photographs."""
+
+    def __init__(self, features: np.ndarray, weight: Tensor, bias: Tensor, scale: float):
+        """`features` are mean features of photographs, in bytes, float32 [n, F]; `scale` is a byte's step; the
+        classifier has weight [classes, F] and bias [classes]."""
+        self.scale, self.weight, self.bias = scale, weight.float(), bias.float()
+        centred = torch.from_numpy(features * scale)
+        self.mean = centred.mean(0)
+        centred = centred - self.mean
+        covariance = centred.T @ centred / len(centred)
+        covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * covariance.diagonal().mean() * torch.eye(
+            len(covariance)
+        )
+        directions = self.weight @ covariance
+        length = (directions * self.weight).sum(1, keepdim=True).sqrt()
+        self.directions = directions / length
+
+    def make(self, maps: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Feature maps uint8 [n, F, S, S] of photographs -> (maps of classes, their classes, -1 where none is clear)."""
+        count, _, side, _ = maps.shape
+        classes = rng.integers(len(self.weight), size=count)
+        real = torch.from_numpy(maps).float() * self.scale
+        # Some photographs are faded towards the mean, so that what they show does not stay visible.
+        fade = torch.from_numpy(rng.uniform(0.3, 1.0, (count, 1, 1, 1))).float()
+        real = real * fade + (1 - fade) * self.mean[:, None, None]
+        mask = torch.from_numpy(np.stack([_part(side, rng) for _ in range(count)])).float()
+        direction = self.directions[classes]
+        share = mask.mean((1, 2))
+        base = real.mean((2, 3)) @ self.weight.T + self.bias
+        move = (direction @ self.weight.T) * share[:, None]
+        amounts = torch.from_numpy(STEPS).float()
+        logits = base[:, None] + amounts[None, :, None] * move[:, None]
+        chance = logits.softmax(-1)[torch.arange(count), :, torch.from_numpy(classes)]
+        wanted = torch.from_numpy(rng.uniform(0.15, 0.95, count)).float()
+        first = (chance >= wanted[:, None]).float().argmax(1)
+        amount = amounts[first][:, None, None, None]
+        moved = (real + amount * direction[:, :, None, None] * mask[:, None]).clamp(0, 255 * self.scale)
+        made = torch.round(moved / self.scale).to(torch.uint8)
+        sure, found = (
+            ((made.float() * self.scale).mean((2, 3)) @ self.weight.T + self.bias).softmax(-1).max(1)
+        )
+        classes_found = np.where(sure.numpy() >= LEAST_SURE, found.numpy(), -1)
+        return made.numpy(), classes_found
+
+
+def _part(side: int, rng: np.random.Generator) -> np.ndarray:
+    """A rectangle of places, float64 [side, side] of 0 and 1, from a quarter of the map to all of it."""
+    height, width = rng.integers(side // 2, side + 1, 2)
+    top, left = rng.integers(0, side - height + 1), rng.integers(0, side - width + 1)
+    mask = np.zeros((side, side))
+    mask[top : top + height, left : left + width] = 1
+    return mask

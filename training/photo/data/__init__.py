@@ -1,0 +1,1 @@
+"""Pictures that the preset `photo` learns from: photographs, drawings and compositions of both, as encoded features."""

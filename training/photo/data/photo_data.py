@@ -1,0 +1,102 @@
+"""Opens a folder that `microvlm-data photo` has built: encoded pictures by split, and what they show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import numpy as np
+from msgspec import Meta
+
+from microvlm.errors import UserError
+from microvlm.formats import documents
+from microvlm.training.photo.data.builder import FORMAT, INDEX, Plan, chunk_paths
+from microvlm.training.photo.data.composer import Description
+from microvlm.training.photo.data.encoder import fingerprint
+
+REMEDY = "build the folder again with microvlm-data photo"
+
+
+class _Class(msgspec.Struct, frozen=True):
+    wnid: str
+    name: str
+    synonyms: list[str]
+
+
+class _Classes(msgspec.Struct, frozen=True):
+    source: str
+    classes: Annotated[list[_Class], Meta(min_length=1)]
+
+
+class _Index(Plan, frozen=True, kw_only=True):
+    format: str
+    encoder: str
+    chunk: int
+
+
+def class_names() -> list[str]:
+    """The names of the encoder's 1,000 classes, in its order. A few classes share one."""
+    text = resources.files(__package__).joinpath("imagenet_names.json").read_bytes()
+    return [row.name for row in msgspec.json.decode(text, type=_Classes).classes]
+
+
+@dataclass
+class PhotoData:
+    """An opened folder."""
+
+    folder: Path
+    index: _Index
+    _features: dict[tuple[str, int], np.ndarray] = field(default_factory=dict, repr=False)
+    _descriptions: dict[str, list[Description]] = field(default_factory=dict, repr=False)
+
+    @classmethod
+    def open(cls, folder: Path) -> PhotoData:
+        """Raises UserError for a folder that cannot be used."""
+        path = folder / INDEX
+        try:
+            index = documents.parse(documents.read_file(path), _Index, path, REMEDY)
+        except FileNotFoundError:
+            raise UserError(f"{folder} holds no {INDEX}: {REMEDY}.") from None
+        if index.format != FORMAT:
+            raise UserError(f"{path} is not in the format {FORMAT}: {REMEDY}.")
+        if fingerprint(folder) != index.encoder:
+            raise UserError(f"{folder} holds another encoder than its features are of: {REMEDY}.")
+        return cls(folder, index)
+
+    def descriptions(self, split: str) -> list[Description]:
+        """What the pictures of a split show, in their order."""
+        if split not in self._descriptions:
+            found: list[Description] = []
+            for number in range(self.index.chunks.get(split, 0)):
+                lines = chunk_paths(self.folder, split, number)[1].read_bytes().splitlines()
+                found += [msgspec.json.decode(line, type=Description) for line in lines]
+            self._descriptions[split] = found
+        return self._descriptions[split]
+
+    def features(self, split: str, rows: np.ndarray) -> np.ndarray:
+        """Feature maps of these pictures, uint8 [n, 1280, 8, 8]."""
+        return np.stack([self._one(split, int(row)) for row in rows])
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Every name that training pictures have, and those of the encoder's classes, each once, sorted."""
+        shown = {
+            thing.name for d in self.descriptions("train") for thing in d.things if thing.name is not None
+        }
+        return sorted(shown | set(class_names()))
+
+    def _one(self, split: str, row: int) -> np.ndarray:
+        number, place = divmod(row, self.index.chunk)
+        if (split, number) not in self._features:
+            path = chunk_paths(self.folder, split, number)[0]
+            try:
+                self._features[split, number] = np.load(path, mmap_mode="r")
+            except (OSError, ValueError):
+                raise UserError(f"{path} cannot be read: {REMEDY}.") from None
+        places = self._features[split, number][place]
+        side = int(len(places) ** 0.5)
+        return np.ascontiguousarray(places.T).reshape(-1, side, side)
