@@ -18,6 +18,7 @@ from microvlm.training.scoring import score_command
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = "".join((DOCS / name).read_text() for name in ("training-nano.md", "training.md"))
+PHOTO_PAGE = (DOCS / "training-photo.md").read_text()
 PROGRAMS = {
     "microvlm": cli,
     "microvlm-data": data_command.command,
@@ -29,7 +30,7 @@ PROGRAMS = {
 
 
 def commands() -> list[str]:
-    blocks = re.findall(r"^```bash\n(.*?)^```", PAGE, re.M | re.S)
+    blocks = re.findall(r"^```bash\n(.*?)^```", PAGE + PHOTO_PAGE, re.M | re.S)
     return [line for block in blocks for line in block.splitlines() if line.startswith("microvlm")]
 
 
@@ -37,6 +38,11 @@ def test_the_table_of_stages_is_the_recipe():
     rows = re.findall(r"^\| `([\w-]+)` \| `(\w+)` \| (\d+) \|", PAGE, re.M)
     recipe = load_recipe("nano")
     assert rows == [(stage.name, stage.task, str(stage.steps)) for stage in recipe.stages]
+
+
+def test_the_stages_of_photo_are_the_recipes():
+    rows = re.findall(r"^\| `([\w-]+)` \| `([\w-]+)` \|", PHOTO_PAGE, re.M)
+    assert rows == [(stage.name, stage.task) for stage in load_recipe("photo").stages]
 
 
 @pytest.mark.parametrize("line", commands())

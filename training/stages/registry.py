@@ -14,6 +14,8 @@ TASKS = {
     "vlm": "microvlm.training.emoji.stages.vlm:VLMTask",
     "recall": "microvlm.training.emoji.stages.recall:RecallTask",
     "scope": "microvlm.training.emoji.stages.scope:ScopeTask",
+    "photo": "microvlm.training.photo.stages.answer:AnswerTask",
+    "photo-memory": "microvlm.training.photo.stages.remember:MemoryTask",
 }
 """A stage's `task` in a recipe -> where the class is that trains it."""
 

@@ -113,7 +113,7 @@ class EfficientNetLite(nn.Module):
         self.head = IntegerConvolution(
             head(config.width_multiplier, config.depth_multiplier), size, LINEAR_ZERO
         )
-        self.classifier = linear(config.hidden_size, config.num_classes, True)
+        self.classifier = cast(nn.Linear, linear(config.hidden_size, config.num_classes, True))
         self.classifier.requires_grad_(False)
         self.register_buffer("pixel_scale", torch.tensor(1 / 128))
         self.traced = False

@@ -37,7 +37,7 @@ class VirtualPictures:
         self.directions = directions / length
 
     def make(self, maps: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Feature maps uint8 [n, F, S, S] of photographs -> (maps of classes, their classes, -1 where none is clear)."""
+        """Feature maps uint8 [n, F, S, S] of photographs -> (maps of classes, classes or -1)."""
         count, _, side, _ = maps.shape
         classes = rng.integers(len(self.weight), size=count)
         real = torch.from_numpy(maps).float() * self.scale

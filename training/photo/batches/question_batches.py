@@ -1,0 +1,90 @@
+"""Batches of encoded pictures, each with several questions that share its prefix embeddings."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from microvlm.training.batches.sample_texts import IGNORED, TextRows
+from microvlm.training.photo.batches.picture_questions import Asked, Questioner
+from microvlm.training.photo.batches.virtual_pictures import VirtualPictures
+from microvlm.training.photo.data.composer import WHOLE, Description, Thing
+from microvlm.training.photo.data.photo_data import PhotoData, class_names
+
+VIRTUAL_SHARE = 0.25
+"""Share of a batch's pictures that are maps of classes which no photograph shows."""
+
+
+class QuestionRows(NamedTuple):
+    """Questions and answers behind the prefix embeddings of their pictures, padded on the right."""
+
+    ids: Tensor
+    """int64 [R, S]."""
+    mask: Tensor
+    labels: Tensor
+    """The token that each position must predict, IGNORED on questions and padding."""
+    pictures: Tensor
+    """int64 [R], the picture of each row."""
+
+
+class QuestionBatch(NamedTuple):
+    """One batch."""
+
+    features: Tensor
+    """uint8 [B, F, S, S]."""
+    rows: QuestionRows
+    asked: list[Asked]
+    descriptions: list[Description]
+
+
+def question_rows(rows: TextRows, asked: list[tuple[int, str, str]], prefix_tokens: int) -> QuestionRows:
+    """(picture, question, answer) of every row -> token rows without the image tokens, which come first."""
+    parts = []
+    for _, question, answer in asked:
+        prompt = rows.processor.prompt_ids(question, 1)
+        if prompt[:prefix_tokens] != [rows.processor.image_id] * prefix_tokens:
+            raise ValueError("the template must begin with the image")
+        parts.append((prompt[prefix_tokens:], rows.answer_ids(answer)))
+    shape = len(parts), max(len(head) + len(tail) - 1 for head, tail in parts)
+    ids, mask, labels = (np.full(shape, fill) for fill in (rows.processor.pad_id, 0, IGNORED))
+    for row, (head, tail) in enumerate(parts):
+        start, end = len(head), len(head) + len(tail) - 1
+        ids[row, :start], ids[row, start:end] = head, tail[:-1]
+        mask[row, :end] = 1
+        labels[row, start - 1 : end] = tail
+    pictures = torch.tensor([picture for picture, _, _ in asked])
+    return QuestionRows(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(labels), pictures)
+
+
+class QuestionSampler:
+    """Draws batches of one split."""
+
+    def __init__(self, data: PhotoData, rows: TextRows, virtual: VirtualPictures | None, prefix_tokens: int):
+        self.data, self.rows, self.virtual, self.prefix_tokens = data, rows, virtual, prefix_tokens
+        self.descriptions = data.descriptions("train")
+        self.questioner = Questioner(data.names)
+        self.photos = np.array([i for i, d in enumerate(self.descriptions) if d.kind in ("photo", "clutter")])
+        self.classes = class_names()
+
+    def draw(self, rng: np.random.Generator, pictures: int, questions: int) -> QuestionBatch:
+        """`pictures` pictures with `questions` questions each."""
+        virtual = round(pictures * VIRTUAL_SHARE) if self.virtual is not None and len(self.photos) else 0
+        chosen = rng.integers(len(self.descriptions), size=pictures - virtual)
+        descriptions = [self.descriptions[row] for row in chosen]
+        features = [self.data.features("train", chosen)]
+        if virtual:
+            assert self.virtual is not None
+            maps = self.data.features("train", rng.choice(self.photos, virtual))
+            made, classes = self.virtual.make(maps, rng)
+            keep = classes >= 0
+            features.append(made[keep])
+            descriptions += [
+                Description("virtual", (Thing(self.classes[number], WHOLE),)) for number in classes[keep]
+            ]
+        asked = [self.questioner.ask(d, rng) for d in descriptions for _ in range(questions)]
+        numbered = [(i // questions, a.question, a.answer) for i, a in enumerate(asked)]
+        rows = question_rows(self.rows, numbered, self.prefix_tokens)
+        return QuestionBatch(torch.from_numpy(np.concatenate(features)), rows, asked, descriptions)

@@ -1,0 +1,274 @@
+"""Stage `photo-memory`: the memory encoder, W_M and the scope detector learn facts with open values.
+
+The vision encoder, adapter, embedding and decoder are frozen, so that pictures are answered as before. Losses:
+
+- keys: InfoNCE (van den Oord et al. 2018, arXiv 1807.03748) makes keys of another view and another wording of one query
+  equal, and those of other queries, strangers' among them, different;
+- readings: what a query reads must point at the latent of its own fact among all of the memory, by InfoNCE;
+- outside of the key space: the same for the part of latents that the scope detector compares;
+- spread: the frame potential of the keys (Benedetto and Fickus 2003);
+- scope: cross-entropy of written facts against strangers;
+- decoder: cross-entropy of the value, said from the reading alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from microvlm.model.memory_algebra import MemoryState, batch_solution
+from microvlm.model.microvlm import MicroVLM
+from microvlm.training.batches.sample_texts import IGNORED
+from microvlm.training.losses.loss_terms import TEMPERATURE, binary_loss, frame_potential
+from microvlm.training.photo.batches.open_facts import FactSampler
+from microvlm.training.photo.data.builder import VIEWS
+from microvlm.training.photo.stages.photo_task import PhotoTask, prefixes_of
+from microvlm.training.stages.task import StageInputs
+
+FACTS, STRANGERS = 64, 32
+SIZES = (64, 32, 16, 8)
+"""Facts of a memory; a batch has FACTS in all."""
+SAID = 16
+"""Facts whose value the decoder says."""
+KEY_WEIGHT, READ_WEIGHT, OUTSIDE_WEIGHT, SPREAD_WEIGHT, SAID_WEIGHT = 1.0, 1.0, 0.5, 2.0, 0.3
+EVALUATED = 8
+"""Batches of the evaluation."""
+
+
+class Rows(NamedTuple):
+    """Token rows, with a picture each or none."""
+
+    ids: Tensor
+    """int64 [R, S], padded on the right."""
+    mask: Tensor
+    pictures: Tensor
+    """int64 [R], the row of the picture in the features of the batch; -1 for none."""
+
+
+class MemoryBatch(NamedTuple):
+    """Facts of memories of one size, and strangers."""
+
+    features: Tensor
+    """uint8 [P, F, S, S]."""
+    written: Rows
+    """The question of each fact, with a view of its picture."""
+    full: Rows
+    """The same with the value."""
+    asked: Rows
+    """Another view, other words: FACTS rows of facts and then STRANGERS rows."""
+    values: Tensor
+    """int64 [SAID, T], the values of the first facts, padded with IGNORED."""
+    size: int
+
+
+class MemoryTask(PhotoTask):
+    """The losses of this stage."""
+
+    def __init__(self, inputs: StageInputs):
+        super().__init__(inputs)
+        prompt = self.config.prompt.caption_prompt
+        self.things = {
+            part: len(self.data.descriptions(part)) // VIEWS for part in ("views", "calibration_views")
+        }
+        self.samplers = {
+            "views": FactSampler(self.things["views"], prompt),
+            "calibration_views": FactSampler(self.things["calibration_views"], prompt, "held_out"),
+        }
+
+    def trained_parts(self) -> list[nn.Module]:
+        return [self.model.memory_encoder, self.model.memory_projection, self.model.scope]
+
+    def draw(self, generator: torch.Generator) -> MemoryBatch:
+        rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
+        return self._draw("views", rng, SIZES[int(rng.integers(len(SIZES)))])
+
+    def size(self, batch: MemoryBatch) -> tuple[int, int]:
+        return FACTS, int(batch.written.mask.sum() + batch.full.mask.sum() + batch.asked.mask.sum())
+
+    def loss(self, module: MicroVLM, batch: MemoryBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        return memory_losses(module, batch, self.rows.processor.image_id, self.rows.processor.eos_id)
+
+    def evaluate(self, run: Path, step: int) -> dict[str, float]:
+        """Facts of other pictures, with held-out wordings and values: the share of readings that point at their own
+        fact, and the scope detector's accuracy."""
+        sums: dict[str, list[float]] = {}
+        for number in range(EVALUATED):
+            rng = np.random.default_rng(number)
+            batch = self._draw("calibration_views", rng, SIZES[number % len(SIZES)])
+            loss, metrics = self.loss(self.model, batch)
+            for name, value in {"loss": loss, **metrics}.items():
+                sums.setdefault(f"evaluation/{name}", []).append(float(value))
+        return {name: float(np.mean(values)) for name, values in sums.items()}
+
+    def _draw(self, part: str, rng: np.random.Generator, size: int) -> MemoryBatch:
+        sampler = self.samplers[part]
+        memories = [sampler.facts(size, rng) for _ in range(FACTS // size)]
+        each = STRANGERS // len(memories)
+        strangers = [query for facts in memories for query in sampler.strangers(facts, each, rng)]
+        facts = [fact for memory in memories for fact in memory]
+        pictures: dict[tuple[int, int], int] = {}
+
+        def view(thing: int, number: int) -> int:
+            return -1 if thing < 0 else pictures.setdefault((thing, number), len(pictures))
+
+        first = [view(fact.query.thing, int(rng.integers(VIEWS // 2))) for fact in facts]
+        questions = [sampler.ask(fact.query, rng) for fact in facts]
+        written = self._rows(questions, first)
+        full = self._rows(questions, first, [fact.value for fact in facts])
+        queries = [fact.query for fact in facts] + strangers
+        others = [view(query.thing, VIEWS // 2 + int(rng.integers(VIEWS - VIEWS // 2))) for query in queries]
+        asked = self._rows([sampler.ask(query, rng) for query in queries], others)
+        rows = np.array([thing * VIEWS + number for thing, number in pictures])
+        features = torch.from_numpy(self.data.features(part, rows))
+        said = [self.rows.answer_ids(self.rows.processor.normalize_text(fact.value)) for fact in facts[:SAID]]
+        values = torch.full((SAID, max(map(len, said))), IGNORED)
+        for row, ids in enumerate(said):
+            values[row, : len(ids)] = torch.tensor(ids)
+        return MemoryBatch(features, written, full, asked, values, size)
+
+    def _rows(
+        self, questions: Sequence[str], pictures: Sequence[int], values: Sequence[str] | None = None
+    ) -> Rows:
+        processor = self.rows.processor
+        tokens: list[list[int]] = []
+        for number, (question, picture) in enumerate(zip(questions, pictures, strict=True)):
+            row = list(processor.prompt_ids(processor.normalize_text(question), int(picture >= 0)))
+            if values is not None:
+                row += processor.text_ids(processor.normalize_text(values[number]))
+            tokens.append(row)
+        ids = torch.full((len(tokens), max(map(len, tokens))), processor.pad_id)
+        mask = torch.zeros_like(ids)
+        for number, row in enumerate(tokens):
+            ids[number, : len(row)] = torch.tensor(row)
+            mask[number, : len(row)] = 1
+        return Rows(ids, mask, torch.tensor(list(pictures)))
+
+
+def memory_losses(
+    model: MicroVLM, batch: MemoryBatch, image_id: int, eos_id: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted sum of the losses, and each of them with shares of readings that point at their own fact."""
+    device = model.memory_prior.device
+    prefixes = prefixes_of(model, batch.features).detach()
+
+    def encode(rows: Rows) -> tuple[Tensor, Tensor]:
+        latent, key = model.memory_encode(_embedded(model, rows, prefixes, image_id), rows.mask.to(device))
+        return latent, key
+
+    (_, keys), (latents, latent_keys), (queries, query_keys) = map(
+        encode, (batch.written, batch.full, batch.asked)
+    )
+    count, groups = len(keys), len(keys) // batch.size
+    asked_keys, stranger_keys = query_keys[:count], query_keys[count:]
+    loss_keys = _key_loss(keys, asked_keys, stranger_keys, batch)
+    stored_keys, stored = keys.unflatten(0, (groups, -1)), latents.unflatten(0, (groups, -1))
+    variance = model.config.memory.observation_variance
+    state = batch_solution(model.memory_reset().mean[0], stored_keys, stored, variance)
+    readings = asked_keys.unflatten(0, (groups, -1)) @ state.mean
+    cosines = F.normalize(readings, dim=-1) @ stored.mT
+    own = torch.arange(batch.size, device=device).expand(groups, -1)
+    loss_read = F.cross_entropy((cosines / TEMPERATURE).flatten(0, 1), own.flatten())
+    loss_outside = _nce(
+        _outside(model, queries[:count], asked_keys) @ _outside(model, latents, latent_keys).T
+    )
+    spread = frame_potential(keys)
+    in_scope, slot = _read(model, state, asked_keys, queries[:count], groups)
+    out_of_scope, _ = _read(model, state, stranger_keys, queries[count:], groups)
+    scope = 0.5 * (binary_loss(in_scope, 1) + binary_loss(out_of_scope, 0))
+    said, exact = _said(model, batch, slot, prefixes, image_id, eos_id)
+    loss = (
+        KEY_WEIGHT * loss_keys + READ_WEIGHT * loss_read + OUTSIDE_WEIGHT * loss_outside
+        + SPREAD_WEIGHT * spread + scope + SAID_WEIGHT * said
+    )  # fmt: skip
+    return loss, {
+        "keys": loss_keys,
+        "read": loss_read,
+        "outside": loss_outside,
+        "spread": spread,
+        "scope": scope,
+        "said": said,
+        "said_tokens": exact,
+        "pointing": (cosines.argmax(-1) == own).float().mean(),
+        "let_in": (out_of_scope > 0.5).float().mean(),
+        "kept_out": (in_scope <= 0.5).float().mean(),
+    }
+
+
+def _key_loss(keys: Tensor, asked: Tensor, strangers: Tensor, batch: MemoryBatch) -> Tensor:
+    """Symmetric InfoNCE of written and asked keys; strangers are further candidates for each written key.
+
+    Facts of other memories of the batch may ask the same: they are candidates only inside of a memory.
+    """
+    written, asked, others = (F.normalize(rows, dim=-1) for rows in (keys, asked, strangers))
+    group = torch.arange(len(keys), device=keys.device) // batch.size
+    other_group = torch.arange(len(strangers), device=keys.device) // (
+        len(strangers) // (len(keys) // batch.size)
+    )
+    apart = group[:, None] != group
+    scores = (written @ asked.T / TEMPERATURE).masked_fill(apart, float("-inf"))
+    strange = (written @ others.T / TEMPERATURE).masked_fill(group[:, None] != other_group, float("-inf"))
+    target = torch.arange(len(keys), device=keys.device)
+    forth = F.cross_entropy(torch.cat([scores, strange], 1), target)
+    return 0.5 * (forth + F.cross_entropy(scores.T, target))
+
+
+def _outside(model: MicroVLM, latents: Tensor, keys: Tensor) -> Tensor:
+    """The directions of the parts of latents that their keys do not determine, [n, C]."""
+    return F.normalize(latents - keys @ model.memory_encoder.pseudo_inverse.T, dim=-1)
+
+
+def _nce(scores: Tensor) -> Tensor:
+    target = torch.arange(len(scores), device=scores.device)
+    scores = scores / TEMPERATURE
+    return 0.5 * (F.cross_entropy(scores, target) + F.cross_entropy(scores.T, target))
+
+
+def _read(
+    model: MicroVLM, state: MemoryState, keys: Tensor, latents: Tensor, groups: int
+) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Scope [n] and memory slot of queries, the first ones of the first memory."""
+    memory = torch.arange(len(keys), device=keys.device) // (len(keys) // groups)
+    _, scope, _, slot = model.memory_read(keys, latents, state.mean[memory], state.covariance[memory])
+    return scope, slot
+
+
+def _said(
+    model: MicroVLM,
+    batch: MemoryBatch,
+    slot: list[tuple[Tensor, Tensor]],
+    prefixes: Tensor,
+    image_id: int,
+    eos_id: int,
+) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of the first facts' values, said from the reading alone, and the share of right tokens."""
+    device = prefixes.device
+    rows = Rows(*(part[:SAID] for part in batch.asked))
+    heads = rows.mask.sum(1)
+    values = batch.values
+    ids = torch.cat([rows.ids, torch.full_like(values, eos_id)], 1)
+    mask = torch.cat([rows.mask, torch.zeros_like(values)], 1)
+    labels = torch.full_like(ids, IGNORED)
+    for row, head in enumerate(heads.tolist()):
+        length = int((values[row] != IGNORED).sum())
+        ids[row, head : head + length - 1] = values[row, : length - 1]
+        mask[row, head : head + length - 1] = 1
+        labels[row, head - 1 : head + length - 1] = values[row, :length]
+    embeds = _embedded(model, Rows(ids, mask, rows.pictures), prefixes, image_id)
+    slots = [(key[:SAID], value[:SAID]) for key, value in slot]
+    labels = labels.to(device)
+    labelled = labels != IGNORED
+    logits = model(embeds, mask.to(device), slots, None, labelled)
+    targets = labels[labelled]
+    return F.cross_entropy(logits.float(), targets), (logits.argmax(-1) == targets).float().mean()
+
+
+def _embedded(model: MicroVLM, rows: Rows, prefixes: Tensor, image_id: int) -> Tensor:
+    """Embeddings [R, S, H] of rows, with the prefix embeddings of their pictures in place of the image tokens."""
+    shown = rows.pictures[rows.pictures >= 0].to(prefixes.device)
+    return model.place_images(rows.ids.to(prefixes.device), image_id, prefixes[shown])
