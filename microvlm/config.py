@@ -44,6 +44,8 @@ CONFIG_FORMAT = 1
 MAX_BYTES = 1_000_000
 """Size of the largest config.json that is read."""
 MAX_PATCHES = 65_536
+CONVOLUTIONAL = ("architecture", "width_multiplier", "depth_multiplier", "num_classes")
+"""Fields of the vision part that a ViT's config.json does not have."""
 _REMEDY = "correct it, or copy the model again"
 
 
@@ -56,7 +58,6 @@ class VisionConfig:
     """Sizes of a vision encoder: ViT or DeiT (Touvron et al. 2021, arXiv 2012.12877), or EfficientNet-Lite (Tan and Le
     2019, arXiv 1905.11946), whose layers follow from its two multipliers."""
 
-    architecture: Literal["vit", "efficientnet-lite"] = "vit"
     image_size: Side = 224
     """Side of the square input, pixels."""
     patch_size: Side = 16
@@ -70,14 +71,15 @@ class VisionConfig:
     layer_norm_eps: Epsilon = 1e-12
     distillation_token: bool = False
     """Whether the encoder has DeiT's distillation token beside [CLS]."""
+    image_mean: tuple[Mean, Mean, Mean] = (0.5, 0.5, 0.5)
+    image_std: tuple[Deviation, Deviation, Deviation] = (0.5, 0.5, 0.5)
+    architecture: Literal["vit", "efficientnet-lite"] = "vit"
     width_multiplier: Annotated[float, Meta(ge=0.1, le=4)] = 1.0
     """Of EfficientNet-Lite: 1.0 in Lite0 and Lite1, 1.1 in Lite2."""
     depth_multiplier: Annotated[float, Meta(ge=0.1, le=4)] = 1.0
     """Of EfficientNet-Lite: 1.0 in Lite0, 1.1 in Lite1, 1.2 in Lite2."""
     num_classes: Annotated[int, Meta(ge=0, le=65_536)] = 0
     """Classes whose probabilities stand behind the features of a token; EfficientNet-Lite has 1,000, a ViT none."""
-    image_mean: tuple[Mean, Mean, Mean] = (0.5, 0.5, 0.5)
-    image_std: tuple[Deviation, Deviation, Deviation] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -260,10 +262,13 @@ class MicroVLMConfig:
         return self.text.num_hidden_layers * 2 * self.text.kv_width
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of config.json. A part that the model lacks has no key, and weights that are the default none."""
+        """The content of config.json. What the model lacks has no key, and weights that are the default none."""
         parts = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         if self.memory.pointing == PointingConfig():
             del parts["memory"]["pointing"]
+        if not self.vision.is_convolutional:
+            for name in CONVOLUTIONAL:
+                del parts["vision"][name]
         return {"model_type": "microvlm", "format": CONFIG_FORMAT, **parts}
 
     def save(self, directory: Path) -> None:

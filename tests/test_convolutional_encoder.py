@@ -264,3 +264,8 @@ def test_weights_of_another_network_and_no_pictures_are_refused():
     del state["_conv_head.weight"]
     with pytest.raises(UserError, match=r"weights\.bin has no '_conv_head\.weight'"):
         integer_tensors(state, config, [pictures(1, 128)], "weights.bin")
+
+
+def test_a_vits_configuration_has_no_keys_of_convolutions():
+    assert not {"architecture", "num_classes", "width_multiplier"} & preset("nano").to_dict()["vision"].keys()
+    assert preset("photo").to_dict()["vision"]["architecture"] == "efficientnet-lite"
