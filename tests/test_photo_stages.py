@@ -90,6 +90,7 @@ def test_a_run_ends_with_a_checkpoint_that_keeps_the_encoder(trained, photo_fold
         if not name.startswith("classifier."):
             assert torch.equal(stored[f"vision.{name}"], tensor)
     evaluations = [json.loads(line) for line in (trained / "evaluations.jsonl").read_text().splitlines()]
+    assert load_checkpoint(trained / "best").config == model.config
     assert {"evaluation/exact", "evaluation/pointing"} <= {key for row in evaluations for key in row}
 
 

@@ -129,8 +129,12 @@ class StageRun:
         return values
 
     def _keep_best(self) -> None:
+        """Write what the stage trains, or all of a model that was trained from its beginning."""
+        tensors = changing_tensors(_bare(self.trainer))
+        if not self.task.keeps_frozen_parts_out:
+            tensors = self.task.result().state_dict()
         with new_file(self.folder / BEST) as temporary:
-            write_tensors(changing_tensors(_bare(self.trainer)), temporary)
+            write_tensors(tensors, temporary)
 
     def draw_pictures(self, step: int, batch: Any) -> None:
         """Draw the task's heatmaps of this batch, and hand them to the trackers."""
