@@ -36,7 +36,6 @@ from microvlm.configuration.pointing import PointingConfig, PointingWeights
 from microvlm.errors import UserError
 from microvlm.formats import documents
 from microvlm.formats.encoders.efficientnet_lite import HEAD_WIDTH, STRIDE, WINDOW
-from microvlm.memory.pointing.confidence import PointingConfig, PointingWeights
 
 CONFIG = "config.json"
 """The configuration's file in a checkpoint and in a bundle."""
