@@ -97,7 +97,7 @@ def test_without_a_memory_it_says_what_the_package_says(example, picture, speaki
     runtime = load("ort", speaking_bundle, threads=1)
     processor = Processor.from_pretrained(speaking_bundle)
     options = GenerationOptions(processor.max_new_tokens, stop_tokens=processor.stop_tokens)
-    caption = caption_one(runtime, processor, str(picture), None, options, None, None)["caption"]
+    caption = caption_one(runtime, processor, str(picture), None, options, None)["caption"]
     process = example("ask", picture)
     assert process.stdout == f"{caption.strip()}\n", process.stderr
     kernels = native.library_path()
