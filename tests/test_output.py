@@ -235,7 +235,8 @@ def test_a_turn_that_could_not_be_printed_is_not_remembered(program, folder, spe
     assert program(*chat, stdout="/dev/full", stdin=folder / "lines").status == 2
     assert read_memory(folder / "trip.mem")[0].entries == []
     assert program(*chat, stdin=folder / "lines").status == 0
-    assert len(read_memory(folder / "trip.mem")[0].entries) == 1
+    # The picture under its place, and the answered question.
+    assert len(read_memory(folder / "trip.mem")[0].entries) == 2
 
 
 @pytest.mark.parametrize("stderr", [None, "/dev/full", "broken pipe"])

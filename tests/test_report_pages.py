@@ -17,7 +17,7 @@ from microvlm.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
-OF_USERS = {"captions"}
+OF_USERS = {"answers", "captions"}
 """Kinds of reports about data that users bring."""
 DOCUMENTS = sorted((ROOT / "docs" / "results").glob("*.json"))
 

@@ -15,6 +15,8 @@ from microvlm.configuration.checked_fields import Share, check_fields, require
 UNKNOWN = "I don't know what this is"
 ABSENT = "I don't see one"
 NOT_UNDERSTOOD = "I don't understand the question"
+LEAST_GAP = 1e-9
+"""Between two points of a map."""
 MOST_POINTS = 64
 LogProbability = Annotated[float, Meta(ge=-1e6, le=0)]
 Saying = Annotated[str, Meta(min_length=1, max_length=200)]
@@ -42,7 +44,11 @@ class AnswersConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         require(len(self.points) == len(self.values), "'points' and 'values' differ in length")
-        require(all(a < b for a, b in pairwise(self.points)), "'points' must increase")
+        # Between points any nearer to each other the slope is infinite, and interpolation no number.
+        require(
+            all(a + LEAST_GAP <= b for a, b in pairwise(self.points)),
+            "'points' must increase",
+        )
         require(all(a <= b for a, b in pairwise(self.values)), "'values' must not decrease")
         require(bool(self.points) or self.threshold == 0, "'threshold' needs 'points' and 'values'")
         for text in (self.decline, *self.declining):
