@@ -11,7 +11,7 @@ from torch import Tensor
 
 from microvlm.errors import UserError
 from microvlm.inputs.processor import Processor
-from microvlm.training.batches.sample_texts import IGNORED
+from microvlm.training.batches.sample_texts import IGNORED, labelled_rows
 
 MAX_ANSWER_TOKENS = 128
 """Longer answers are cut, without an end token."""
@@ -53,15 +53,7 @@ class ConversationRows:
 
     def build(self, exchanges: Sequence[Exchange]) -> Rows:
         """Rows of one exchange each. Raises UserError for a question with more images than the model has positions."""
-        parts = [self._ids(exchange) for exchange in exchanges]
-        shape = len(parts), max(len(head) + len(tail) - 1 for head, tail in parts)
-        ids, mask, labels = (np.full(shape, fill) for fill in (self.processor.pad_id, 0, IGNORED))
-        for row, (head, tail) in enumerate(parts):
-            start, end = len(head), len(head) + len(tail) - 1
-            ids[row, :start], ids[row, start:end] = head, tail[:-1]
-            mask[row, :end] = 1
-            labels[row, start - 1 : end] = tail
-        return Rows(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(labels))
+        return Rows(*labelled_rows([self._ids(exchange) for exchange in exchanges], self.processor.pad_id))
 
     def prompts(self, questions: Sequence[str], images: int = 0) -> Rows:
         """Rows of questions without answers, with `images` pictures each."""

@@ -23,6 +23,24 @@ CAPTION_PROMPTS = (
 """The first is the prompt of `microvlm caption`."""
 
 
+def labelled_rows(
+    parts: Sequence[tuple[Sequence[int], Sequence[int]]], pad_id: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(prompt's ids, answer's ids) -> input_ids, attention_mask, labels, each int64 [B, S], padded on the right.
+
+    labels[t] is the token that position t must predict; on prompt and padding it is IGNORED. An answer's last token is
+    only predicted.
+    """
+    shape = len(parts), max(len(head) + len(tail) - 1 for head, tail in parts)
+    ids, mask, labels = (np.full(shape, fill) for fill in (pad_id, 0, IGNORED))
+    for row, (head, tail) in enumerate(parts):
+        start, end = len(head), len(head) + len(tail) - 1
+        ids[row, :start], ids[row, start:end] = head, tail[:-1]
+        mask[row, :end] = 1
+        labels[row, start - 1 : end] = tail
+    return torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(labels)
+
+
 class TextRows:
     """Makes padded token rows: image placeholders, prompt, answer, end token; only the answer has labels."""
 
@@ -45,19 +63,9 @@ class TextRows:
         return self._answers[answer]
 
     def rows(self, samples: Sequence[tuple[str, str]], image: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """(prompt, answer) pairs -> input_ids, attention_mask, labels, each int64 [B, S], padded on the right.
-
-        labels[t] is the token that position t must predict; on prompt, prefix and padding it is IGNORED.
-        """
+        """(prompt, answer) pairs -> input_ids, attention_mask, labels, as `labelled_rows` makes them."""
         parts = [(self.prompt_ids(prompt, image), self.answer_ids(answer)) for prompt, answer in samples]
-        shape = len(parts), max(len(head) + len(tail) - 1 for head, tail in parts)
-        ids, mask, labels = (np.full(shape, fill) for fill in (self.processor.pad_id, 0, IGNORED))
-        for row, (head, tail) in enumerate(parts):
-            start, end = len(head), len(head) + len(tail) - 1
-            ids[row, :start], ids[row, start:end] = head, tail[:-1]
-            mask[row, :end] = 1
-            labels[row, start - 1 : end] = tail
-        return torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(labels)
+        return labelled_rows(parts, self.processor.pad_id)
 
     def embedded(
         self, model: MicroVLM, samples: list[tuple[str, str]], prefixes: Tensor | None

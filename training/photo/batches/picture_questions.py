@@ -22,6 +22,8 @@ APART = 0.14
 CLEARER = 1.25
 """How much more two things must lie apart along an axis than across it."""
 NOT_UNDERSTOOD_SHARE = 0.04
+MOST_TRIES = 20
+"""Kinds that are tried before a caption is asked for: a picture has no clear answer to many."""
 SIDES = ("left", "right", "above", "below")
 
 
@@ -69,26 +71,21 @@ class Questioner:
             "is_colour": self._is_colour, "is_at": self._is_at, "is_it": self._is_it,
         }  # fmt: skip
 
-    def ask(self, description: Description, rng: np.random.Generator, kind: str | None = None) -> Asked:
-        """A question about a picture: of this kind, or of a random one."""
-        if kind is None and rng.random() < NOT_UNDERSTOOD_SHARE:
+    def ask(self, description: Description, rng: np.random.Generator) -> Asked:
+        """A question of a random kind about a picture."""
+        if rng.random() < NOT_UNDERSTOOD_SHARE:
             return Asked(
                 "not_understood", question("not_understood", rng, self.split), answers.NOT_UNDERSTOOD
             )
         weights = KIND_WEIGHTS[description.kind]
         kinds, shares = list(weights), np.array(list(weights.values()))
-        for _ in range(20):
-            chosen = kind or kinds[int(rng.choice(len(kinds), p=shares / shares.sum()))]
-            asked = self._askers[chosen](description, rng)
+        for _ in range(MOST_TRIES):
+            asked = self._askers[kinds[int(rng.choice(len(kinds), p=shares / shares.sum()))]](
+                description, rng
+            )
             if asked is not None:
                 return asked
-            if kind is not None:
-                break
         return self._describe(description, rng)
-
-    def try_kind(self, description: Description, rng: np.random.Generator, kind: str) -> Asked | None:
-        """A question of this kind, None where the picture has no clear answer to one."""
-        return self._askers[kind](description, rng)
 
     def _asked(self, kind: str, answer: str, rng: np.random.Generator, **names: str) -> Asked:
         return Asked(kind, question(kind, rng, self.split, **names), answer)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from microvlm.training.batches.sample_texts import IGNORED, TextRows
+from microvlm.training.batches.sample_texts import TextRows, labelled_rows
 from microvlm.training.photo.batches.picture_questions import Asked, Questioner
 from microvlm.training.photo.batches.virtual_pictures import VirtualPictures
 from microvlm.training.photo.data.composer import WHOLE, Description, Thing
@@ -48,15 +48,8 @@ def question_rows(rows: TextRows, asked: list[tuple[int, str, str]], prefix_toke
         if prompt[:prefix_tokens] != [rows.processor.image_id] * prefix_tokens:
             raise ValueError("the template must begin with the image")
         parts.append((prompt[prefix_tokens:], rows.answer_ids(answer)))
-    shape = len(parts), max(len(head) + len(tail) - 1 for head, tail in parts)
-    ids, mask, labels = (np.full(shape, fill) for fill in (rows.processor.pad_id, 0, IGNORED))
-    for row, (head, tail) in enumerate(parts):
-        start, end = len(head), len(head) + len(tail) - 1
-        ids[row, :start], ids[row, start:end] = head, tail[:-1]
-        mask[row, :end] = 1
-        labels[row, start - 1 : end] = tail
     pictures = torch.tensor([picture for picture, _, _ in asked])
-    return QuestionRows(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(labels), pictures)
+    return QuestionRows(*labelled_rows(parts, rows.processor.pad_id), pictures)
 
 
 class QuestionSampler:

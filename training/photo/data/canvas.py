@@ -33,14 +33,6 @@ def crop(photo: Image.Image, rng: np.random.Generator, least: float, size: tuple
     return part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if rng.random() < 0.5 else part
 
 
-def middle(photo: Image.Image, side: int = SIDE) -> Image.Image:
-    """The middle square of a photograph."""
-    width, height = photo.size
-    s = min(width, height)
-    x, y = (width - s) // 2, (height - s) // 2
-    return photo.resize((side, side), Image.Resampling.BICUBIC, (x, y, x + s, y + s), reducing_gap=2.0)
-
-
 def recolour(drawing: np.ndarray, colour: tuple[int, int, int]) -> np.ndarray:
     """A drawing uint8 [S, S, 4] in one colour: its alpha channel stays."""
     result = drawing.copy()

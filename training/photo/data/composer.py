@@ -17,7 +17,7 @@ from microvlm.errors import UserError
 from microvlm.training.photo.data import canvas
 from microvlm.training.photo.data.canvas import SIDE, Box
 from microvlm.training.photo.data.colours import NAMES, shade
-from microvlm.training.photo.data.sources import ONE_COLOUR, TEST_VENDOR, Drawing, Photo, Sources, Split
+from microvlm.training.photo.data.sources import ONE_COLOUR, Drawing, Photo, Sources, Split
 
 MOST_OBJECTS = 6
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
@@ -114,18 +114,6 @@ class Composer:
             return [self._view_of(photo, rng) for _ in range(count)]
         drawing = _pick(self.named if rng.random() < 0.4 or not self.unnamed else self.unnamed, rng)
         return [self._alone(drawing, "single", rng) for _ in range(count)]
-
-    def plain_photo(self, photo: Photo) -> Sample:
-        """The middle square of a photograph, as it is used."""
-        pixels = np.asarray(canvas.middle(canvas.open_photo(photo.read())))
-        return Sample(pixels, Description("photo", (Thing(photo.label, WHOLE),), None, photo.key))
-
-    def plain_drawing(self, drawing: Drawing, ground: str = "white") -> Sample:
-        """A whole drawing upright on a plain ground."""
-        picture = Image.new("RGB", (SIDE, SIDE), {"white": (255, 255, 255)}.get(ground, (255, 255, 255)))
-        box = canvas.place(picture, self.sources.pixels(drawing), 1.0, 0.0, (0.5, 0.5)) or WHOLE
-        things = (Thing(drawing.name, box),)
-        return Sample(np.asarray(picture), Description("single", things, ground, _source(drawing)))
 
     def _photo(self, rng: np.random.Generator) -> Sample:
         return self._view_of(_pick(self.labelled, rng), rng)
@@ -282,8 +270,3 @@ def _source(drawing: Drawing) -> str:
 
 def _pick(items: list, rng: np.random.Generator):
     return items[int(rng.integers(len(items)))]
-
-
-def held_out_vendor(sources: Sources) -> list[Drawing]:
-    """The named drawings of the vendor that is never trained on."""
-    return [d for d in sources.drawings if d.sheet == TEST_VENDOR and d.name is not None]
