@@ -13,6 +13,7 @@ from microvlm.bench.pi.pi_command import pi
 from microvlm.bench.report_flags import ReportOutput, report_flags
 from microvlm.commands.options import ThreadCount, WholeNumber
 from microvlm.console import GATE_FAILED, echo, note, run_click
+from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 _HELP = {"help_option_names": ["-h", "--help"]}
@@ -23,7 +24,7 @@ def command() -> None:
     """Measure, compare, report."""
 
 
-@command.command(context_settings=_HELP)
+@command.command(context_settings=_HELP, epilog=BUNDLED_HELP)
 @click.argument("models", nargs=-1)
 @click.option(
     "--backend", "backends", multiple=True, help="A backend by name; may be repeated. All by default."
@@ -44,7 +45,7 @@ def run(
     new_tokens: int,
     output: ReportOutput,
 ) -> int:
-    """Time MODELS (bundles, checkpoints or 'nano', the default): each backend in its own process, round by round.
+    """Time MODELS (bundles or checkpoints): each backend in its own process, round by round.
 
     Several models are timed in turns, so that two precisions can be compared. On a machine without an ARM processor,
     ort-arm64 is timed on the device that MICROVLM_TARGET=ssh:USER@HOST names; without one nothing of it is timed, but
@@ -52,7 +53,9 @@ def run(
     """
     from microvlm.bench.speed.speed_bench import run as measure
 
-    document = measure(models or ("nano",), backends, threads, repeats, warmup, new_tokens, progress=note)
+    document = measure(
+        models or (DEFAULT_MODEL,), backends, threads, repeats, warmup, new_tokens, progress=note
+    )
     output.deliver(document)
     states = {entry["status"] for entry in document["results"]}
     if "failed" in states or not states & {"ok", "counted"}:
@@ -61,8 +64,8 @@ def run(
     return 0
 
 
-@command.command(context_settings=_HELP)
-@click.argument("model", default="nano")
+@command.command(context_settings=_HELP, epilog=BUNDLED_HELP)
+@click.argument("model", default=DEFAULT_MODEL)
 @click.option("--reference", default="torch", show_default=True, help="Backend taken as right.")
 @click.option("--candidate", default="ort", show_default=True, help="Backend that is checked.")
 @click.option("--against", help="Run the candidate on this other model: between precisions.")
@@ -88,7 +91,7 @@ def equivalence(
     new_tokens: int,
     output: ReportOutput,
 ) -> int:
-    """Compare MODEL (a bundle, a checkpoint or 'nano') on two backends. Status 1 when they are not the same model.
+    """Compare MODEL (a bundle or a checkpoint) on two backends. Status 1 when they are not the same model.
 
     A difference that disappears when both get the same int8 activations is a rounding tie: AMBIGUOUS, status 0.
     """

@@ -14,14 +14,14 @@ from microvlm.commands.options import ThreadCount
 from microvlm.console import GATE_FAILED, after_saving, echo, note, print_json, run_click
 from microvlm.errors import UserError
 from microvlm.formats.weight_format import PACKING_HELP, WeightFormat
-from microvlm.sources.model_source import find_model
+from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL, find_model
 
 if TYPE_CHECKING:
     from microvlm.exporters.bundle_writer import ExportReport
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("checkpoint", default="nano")
+@click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog=BUNDLED_HELP)
+@click.argument("checkpoint", default=DEFAULT_MODEL)
 @click.option(
     "-o",
     "--output",
@@ -63,7 +63,7 @@ def command(
     force: bool,
     as_json: bool,
 ) -> int:
-    """Export CHECKPOINT (a folder, a hub id, or 'nano') to a folder of ONNX graphs with everything they need.
+    """Export CHECKPOINT (a folder, a hub id or a bundled name) to a folder of ONNX graphs with everything they need.
 
     Each graph is compared with PyTorch after it was saved. Status 1 and no folder when one differs.
     """

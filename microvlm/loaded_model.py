@@ -14,6 +14,7 @@ from microvlm.inputs.batch import Images, Prompts, build_batch
 from microvlm.inputs.images import ImageSource
 from microvlm.inputs.processor import Processor
 from microvlm.runtime import Memories, MemoryArrays
+from microvlm.sources.model_source import DEFAULT_MODEL, find_model
 
 if TYPE_CHECKING:
     from microvlm.backends.base import LoadedRuntime
@@ -163,7 +164,7 @@ class LoadedModel:
 
 
 def load(
-    source: str | os.PathLike[str] = "nano",
+    source: str | os.PathLike[str] = DEFAULT_MODEL,
     backend: str | None = None,
     threads: int | None = None,
     target: str | None = None,
@@ -175,7 +176,6 @@ def load(
     emulated[:CPU]); it implies that backend. Raises UserError for a bad model and for a backend that cannot run here.
     """
     from microvlm.backends import load as load_runtime
-    from microvlm.sources.model_source import find_model
 
     folder = find_model(source).folder
     name = backend or ("ort-arm64" if target is not None else default_backend(folder))
@@ -186,7 +186,6 @@ def load(
 def default_backend(source: str | os.PathLike[str]) -> str:
     """`ort` for a bundle; `torch` for a checkpoint, because it needs no export, unless torch is not installed."""
     from microvlm.backends import get_backend
-    from microvlm.sources.model_source import find_model
 
     is_checkpoint = find_model(source).kind == "checkpoint"
     return "torch" if is_checkpoint and get_backend("torch").unavailable() is None else "ort"

@@ -1,4 +1,4 @@
-"""The newest wheel in a folder: its only top-level name is microvlm, it is at most 10 MB, the parts are in it, and its
+"""The newest wheel in a folder: its only top-level name is microvlm, it is at most 25 MB, the parts are in it, and its
 tag tells whether it carries the native library, for which machine and which glibc. Standard library only.
 """
 
@@ -9,7 +9,8 @@ import sys
 import zipfile
 from pathlib import Path
 
-LIMIT_BYTES = 10_000_000
+ROOT = Path(__file__).parents[1]
+LIMIT_BYTES = 25_000_000
 LIBRARY_LIMIT_BYTES = 1_000_000
 LIBRARY = "microvlm/backends/native/libmicrovlm_ops.so"
 REASON = "microvlm/backends/native/not_built.txt"
@@ -30,8 +31,7 @@ WANTED = (
     "microvlm/bench/pi/counting/sources/instruction_count.c",
     "microvlm/bench/evalset/evalset.json",
     "microvlm/bench/memoryset/memoryset.json",
-    "microvlm/checkpoints/nano/model.safetensors",
-    "microvlm/checkpoints/nano/tokenizer.json",
+    *(path.relative_to(ROOT).as_posix() for path in ROOT.glob("microvlm/checkpoints/*/*")),
     "microvlm/py.typed",
 )
 ELF_MACHINES = {62: "x86_64", 183: "aarch64"}

@@ -418,7 +418,7 @@ def test_a_machine_without_the_library_for_a_board_says_at_once_how_to_get_it(
         monkeypatch.setattr(device_package.native, "__file__", str(site / "__init__.py"))
     began = time.perf_counter()
     for part in ([], ["--part", "cost"], ["--part", "peers"]):
-        result = CliRunner().invoke(command, ["pi", "--target", "emulated", *part])
+        result = CliRunner().invoke(command, ["pi", "nano", "--target", "emulated", *part])
         assert isinstance(result.exception, UserError), result.output
         sentence = str(result.exception)
         assert "counting instructions needs this package's native library for aarch64" in sentence
@@ -431,7 +431,7 @@ def test_a_machine_without_the_library_for_a_board_says_at_once_how_to_get_it(
 def test_a_machine_that_cannot_count_says_at_once_what_is_missing(path_without_compiler):
     for program, package in (("cc", "gcc"), ("qemu-aarch64", "qemu-user")):
         (path_without_compiler / program).unlink()
-        result = CliRunner().invoke(command, ["pi", "--target", "emulated"])
+        result = CliRunner().invoke(command, ["pi", "nano", "--target", "emulated"])
         assert isinstance(result.exception, UserError)
         assert f"apt-get install {package}." in str(result.exception)
 
@@ -441,6 +441,6 @@ def test_a_wheel_without_a_library_is_refused_before_counting(tmp_path, monkeypa
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("microvlm/__init__.py", "")
     monkeypatch.setenv(device_package.SWITCH, str(wheel))
-    result = CliRunner().invoke(command, ["pi", "--target", "emulated"])
+    result = CliRunner().invoke(command, ["pi", "nano", "--target", "emulated"])
     assert isinstance(result.exception, UserError)
     assert "microvlm-0.1.0-py3-none-any.whl has none" in str(result.exception)

@@ -145,10 +145,10 @@ run_click(command, sys.argv[2:])
 @pytest.mark.parametrize(
     "command",
     [
-        ("microvlm", "caption", "PICTURE", "--backend", "ort"),
-        ("microvlm", "caption", "PICTURE", "--target", "emulated"),
+        ("microvlm", "caption", "PICTURE", "--model", "nano", "--backend", "ort"),
+        ("microvlm", "caption", "PICTURE", "--model", "nano", "--target", "emulated"),
         ("microvlm-bench", "full"),
-        ("microvlm-bench", "equivalence"),
+        ("microvlm-bench", "equivalence", "nano"),
     ],
     ids=" ".join,
 )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import click
 import pytest
 from conftest import another_user, use_hub_cache
 from PIL import Image
@@ -16,14 +18,19 @@ import microvlm
 from microvlm.backends import load as load_runtime
 from microvlm.backends import resolve_bundle
 from microvlm.bench.bench_command import command as bench_command
+from microvlm.bench.equivalence.equivalence_bench import Options as EquivalenceOptions
+from microvlm.bench.memory.memory_bench import Options as MemoryOptions
+from microvlm.bench.pi.pi_bench import Options as PiOptions
 from microvlm.commands.main import cli
+from microvlm.config import MicroVLMConfig
 from microvlm.console import run_click
 from microvlm.errors import UserError
 from microvlm.exporters.export_command import command as export_command
 from microvlm.inputs.processor import Processor
 from microvlm.model.checkpoint import load_checkpoint, resolve_checkpoint
 from microvlm.sources import hub, model_source
-from microvlm.sources.model_source import WEIGHTS, find_folder, find_model
+from microvlm.sources.model_source import BUNDLED, DEFAULT_MODEL, WEIGHTS, find_folder, find_model
+from microvlm.training.scoring.score_command import command as score_command
 
 
 @pytest.fixture(autouse=True)
@@ -102,6 +109,37 @@ def test_a_bundled_name_is_the_bundled_model_and_a_folder_of_that_name_is_named_
     assert capsys.readouterr().err == model.remark + "\n"
     find_model("nano")
     assert capsys.readouterr().err == "", "it is said once"
+
+
+def test_every_bundled_name_is_a_checkpoint_of_the_preset_of_that_name():
+    assert DEFAULT_MODEL in BUNDLED
+    for name in BUNDLED:
+        found = find_model(name, "checkpoint")
+        assert (found.folder.name, MicroVLMConfig.load(found.folder).name) == (name, name)
+    folders = model_source._BUNDLED_FOLDER.iterdir()
+    assert sorted(entry.name for entry in folders) == sorted(BUNDLED), "all that a wheel takes has a name"
+
+
+def models_of(command: click.Command) -> Iterator[click.Parameter]:
+    """The parameters of a command, and of those below it, that name the one model it works on."""
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            yield from models_of(inner)
+    yield from (
+        parameter
+        for parameter in command.params
+        if parameter.name in ("model", "checkpoint") and not parameter.required
+    )
+
+
+def test_every_command_and_function_has_the_same_default():
+    commands = (cli, bench_command, export_command, score_command)
+    parameters = [parameter for command in commands for parameter in models_of(command)]
+    assert len(parameters) > 10
+    assert {parameter.default for parameter in parameters} == {DEFAULT_MODEL}
+    assert inspect.signature(microvlm.load).parameters["source"].default == DEFAULT_MODEL
+    for options in (EquivalenceOptions, MemoryOptions, PiOptions):
+        assert options().model == DEFAULT_MODEL
 
 
 @pytest.mark.parametrize("source", ["./nano", "nano/", "ABSOLUTE", Path("nano")], ids=str)
@@ -234,7 +272,10 @@ def make(name: str) -> None:
         Path(path).write_text(json.dumps({"model_type": model_type}) if model_type else "")
 
 
-CHOICES = "give the folder of a checkpoint or a bundle, a hub id (owner/name) or nano."
+CHOICES = (
+    "give the folder of a checkpoint or a bundle, a hub id (owner/name) or the name of a bundled model "
+    f"({', '.join(BUNDLED)})."
+)
 REFUSED = [
     ([], "nanoo", f"there is no model 'nanoo' (near it: 'nano'): {CHOICES}"),
     (
@@ -432,7 +473,7 @@ def test_weights_outside_of_the_bundle_are_refused_behind_a_link(backend, folder
 
 def test_a_bundled_name_captions_beside_a_folder_that_hides_nothing(folder, picture, capsys):
     (folder / "nano").mkdir()
-    assert status_of(cli, "caption", picture) == 0
+    assert status_of(cli, "caption", picture, "--model", "nano") == 0
     out, err = capsys.readouterr()
     assert out.strip()
     assert err == "'nano' is the model of that name, not the folder here; give ./nano for the folder.\n"

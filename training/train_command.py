@@ -15,6 +15,7 @@ from microvlm.commands.options import ThreadCount
 from microvlm.console import after_saving, echo, note, print_json, run_click
 from microvlm.errors import UserError
 from microvlm.formats.documents import quote
+from microvlm.sources.model_source import BUNDLED
 
 DEFAULT_RECIPE = "nano"
 RUNS = Path("runs")
@@ -39,7 +40,8 @@ RUNS = Path("runs")
 @click.option(
     "--start",
     default=None,
-    help="The checkpoint to train (folder, hub id or nano): what `microvlm assemble` or another run wrote.",
+    help=f"The checkpoint to train (folder, hub id or {' or '.join(BUNDLED)}): what `microvlm assemble` or another run "
+    "wrote.",
 )
 @click.option("--budget", default=None, metavar="STEPS|TIME", help="Length of the run: 300, 90s, 8m, 1.5h.")
 @click.option("--batch-size", type=click.IntRange(1, 65_536), default=None, help="Samples of a batch.")

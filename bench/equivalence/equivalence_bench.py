@@ -18,6 +18,7 @@ from microvlm.bench.provenance import describe_model, kernels_of, provenance
 from microvlm.bench.stats import paired_difference, percentile
 from microvlm.errors import UserError
 from microvlm.inputs.processor import Processor
+from microvlm.sources.model_source import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from microvlm.model.microvlm import MicroVLM
@@ -30,7 +31,7 @@ PRECISION = "what did storing it narrower cost?"
 class Options:
     """Options of one comparison."""
 
-    model: str = "nano"
+    model: str = DEFAULT_MODEL
     against: str | None = None
     """A second model: the candidate's."""
     reference: str = "torch"

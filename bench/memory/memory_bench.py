@@ -31,7 +31,7 @@ from microvlm.formats.bundle import is_bundle
 from microvlm.formats.manifest import read_manifest
 from microvlm.inputs.processor import Processor
 from microvlm.presets import preset
-from microvlm.sources.model_source import warn_of_folder
+from microvlm.sources.model_source import DEFAULT_MODEL, warn_of_folder
 
 MOST_OPEN = 192
 """Objects that facts with open values are about."""
@@ -45,7 +45,7 @@ RANDOM_MODEL = "full"
 class Options:
     """Spelled as the flags of the command."""
 
-    model: str = "nano"
+    model: str = DEFAULT_MODEL
     backend: str = "ort"
     threads: int = 1
     facts: int = 0

@@ -11,9 +11,10 @@ from microvlm.bench.report_flags import ReportOutput, report_flags
 from microvlm.commands.options import ThreadCount, WholeNumber
 from microvlm.console import GATE_FAILED, after_saving, echo, note, print_json
 from microvlm.errors import UserError
+from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog=BUNDLED_HELP)
 @click.argument("models", nargs=-1)
 @click.option(
     "--backend",
@@ -96,7 +97,7 @@ def memory(
     plots: Path | None,
     output: ReportOutput,
 ) -> None:
-    """Measure the memory of MODELS (bundles, checkpoints or 'nano'): recall, edits, forgetting, scope and costs.
+    """Measure the memory of MODELS (bundles or checkpoints): recall, edits, forgetting, scope and costs.
 
     Several models or backends are put side by side. '--costs full' times a full-size model with random weights, which
     is made once (minutes, 6 GB) and kept.
@@ -124,7 +125,7 @@ def memory(
         stream=stream,
     )
     names = [name.strip() for part in backends for name in part.split(",") if name.strip()]
-    document = run_each(models or ("nano",), list(dict.fromkeys(names)), options, progress=note)
+    document = run_each(models or (DEFAULT_MODEL,), list(dict.fromkeys(names)), options, progress=note)
     output.deliver(document)
     if plots is not None:
         for path in write_plots(document, plots):
@@ -155,8 +156,8 @@ def _fit_pointing(
             )
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model", default="nano")
+@click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog=BUNDLED_HELP)
+@click.argument("model", default=DEFAULT_MODEL)
 @click.option("--backend", default="ort", show_default=True, help="Backend that remembers.")
 @click.option(
     "--turns", type=WholeNumber(1), default=10_000, show_default=True, help="Turns of the conversation."
@@ -164,7 +165,7 @@ def _fit_pointing(
 @click.option("--threads", type=ThreadCount(), default=1, show_default=True, help="Threads of one operator.")
 @report_flags
 def conversation(model: str, backend: str, turns: int, threads: int, output: ReportOutput) -> int:
-    """Talk with MODEL (a bundle, a checkpoint or 'nano') for many turns, its memory in a file: memory, bytes and time.
+    """Talk with MODEL (a bundle or a checkpoint) for many turns, its memory in a file: memory, bytes and time.
 
     Status 1 when the process grows by more than its facts, a turn's bytes grow, or the first picture is forgotten.
     """

@@ -1,7 +1,7 @@
 """`--calibrate`: measures this machine and writes a profile of it, for predictions that rest on the board itself.
 
 Bandwidth: a read-only stream with one thread and with all. Kernels: the operators of the table, in a cache, on a core.
-Other code: the bundled model's decode on one thread, less what its kernels take, against the baseline's count of it.
+Other code: a model's decode on one thread, less what its kernels take, against the baseline's count of it.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from microvlm.bench.roofline import ARRAY_BYTES, StreamingRoofline
 from microvlm.bench.stats import median
 from microvlm.errors import UserError
 from microvlm.formats.op_table import MATMUL_BY_KIND, OPS, TERNARY_2X4, TERNARY_3X5
+from microvlm.sources.model_source import DEFAULT_MODEL
 
 SHAPE = (896, 896)
 """K and N of a product: 200 KB at two bits, which every board's L2 holds."""
@@ -40,7 +41,7 @@ def calibrate(
     progress: Callable[[str], None] = lambda _: None,
     root: Path = Path("/"),
     array_bytes: int = ARRAY_BYTES,
-    model: str = "nano",
+    model: str = DEFAULT_MODEL,
 ) -> dict[str, Any]:
     """A profile's document, with what was measured on this machine in place of `like`'s numbers, and the tables.
 

@@ -23,7 +23,7 @@ from microvlm.bench.speed.lengths import check_length
 from microvlm.bench.temporary_environment import environment
 from microvlm.errors import UserError
 from microvlm.presets import preset
-from microvlm.sources.model_source import warn_of_folder
+from microvlm.sources.model_source import DEFAULT_MODEL, warn_of_folder
 
 Progress = Callable[[str], None]
 PARTS = ("equivalence", "fit", "cost", "peers")
@@ -43,7 +43,7 @@ EQUIVALENCE_IMAGES = 2
 class Options:
     """Options of one run, spelled as the flags. Raises UserError."""
 
-    model: str = "nano"
+    model: str = DEFAULT_MODEL
     target: str | None = None
     parts: tuple[str, ...] = ()
     profile: str = profiles.DEFAULT

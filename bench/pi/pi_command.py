@@ -13,12 +13,13 @@ from microvlm.bench.report_flags import ReportOutput, report_flags
 from microvlm.commands.options import WholeNumber
 from microvlm.console import GATE_FAILED, note
 from microvlm.errors import UserError
+from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("model", default="nano")
+@click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog=BUNDLED_HELP)
+@click.argument("model", default=DEFAULT_MODEL)
 @click.option(
     "--target", help="emulated[:CPU], local or ssh:USER@HOST[:PORT]; the default is what this machine has."
 )
@@ -53,7 +54,7 @@ def pi(
     output: ReportOutput,
     **options: Any,
 ) -> int:
-    """Check and predict MODEL (a bundle, a checkpoint, 'nano' or 'full') on a Raspberry Pi.
+    """Check and predict MODEL (a bundle, a checkpoint or 'full') on a Raspberry Pi.
 
     Emulated: equivalence with torch and ort, instructions counted by phase, times predicted for a board, peers by the
     same count. On a board: the same phases timed. Status 1 when the gate or the equivalence fails.

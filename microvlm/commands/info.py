@@ -16,6 +16,7 @@ from microvlm.commands.options import backend_option, open_model, target_option
 from microvlm.console import echo, print_json
 from microvlm.errors import UserError
 from microvlm.escaping import printable
+from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL, find_model
 
 if TYPE_CHECKING:
     from microvlm.config import MicroVLMConfig
@@ -34,19 +35,18 @@ _BODY_WIDTHS = {"1.6 bit": 1.6, "2 bit": 2.0}
 _EMBEDDING_WIDTHS = {"fp16": 16.0, "int8 per row": 8.0, "int4, groups of 32": 4.25}
 
 
-@click.command()
-@click.argument("model", default="nano")
+@click.command(epilog=BUNDLED_HELP)
+@click.argument("model", default=DEFAULT_MODEL)
 @target_option
 @backend_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def info(model: str, backend: str | None, target: str | None, as_json: bool) -> None:
-    """Parameters, bytes and bits per weight of MODEL (a checkpoint, a bundle or 'nano'), measured from its files.
+    """Parameters, bytes and bits per weight of MODEL (a checkpoint or a bundle), measured from its files.
 
     With --backend or --target the model is also loaded, and the machine and the code that run it are shown. Of an
     encoder or a decoder to assemble (a folder, a hub id or a GGUF file): dimensions, parameters, sizes at each width.
     """
     from microvlm.model.pretrained.parts import part_of
-    from microvlm.sources.model_source import find_model
 
     part = part_of(model)
     if part is not None:
@@ -73,7 +73,6 @@ def info(model: str, backend: str | None, target: str | None, as_json: bool) -> 
 def describe_model(source: str | Path) -> dict[str, Any]:
     """The document of `microvlm info --json`. Raises UserError for a bad model."""
     from microvlm.config import MicroVLMConfig
-    from microvlm.sources.model_source import find_model
 
     model = find_model(source)
     directory, is_bundle = model.folder, model.kind == "bundle"

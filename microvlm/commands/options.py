@@ -12,6 +12,7 @@ import click
 
 from microvlm.errors import UserError
 from microvlm.escaping import printable
+from microvlm.sources.model_source import BUNDLED, DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from microvlm.answers.answering import Guess
@@ -85,9 +86,10 @@ def model_options(command: Callable) -> Callable:
         backend_option,
         click.option(
             "--model",
-            default="nano",
+            default=DEFAULT_MODEL,
             show_default=True,
-            help="A checkpoint or a bundle: its folder, a hub id (owner/name) or nano, which is bundled.",
+            help="A checkpoint or a bundle: its folder, a hub id (owner/name) or the name of a bundled model "
+            f"({', '.join(BUNDLED)}).",
         ),
     ):
         command = option(command)

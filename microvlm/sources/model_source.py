@@ -1,6 +1,6 @@
 """Where a model comes from: the one decision of every command, backend and function that takes a model.
 
-- A text that is a bundled name (`nano`) means the bundled model, whatever lies in the working directory.
+- A text that is a bundled name (such as `nano`) means the bundled model, whatever lies in the working directory.
 - Any other path of a folder means that folder: `./nano`, `nano/` and a Path object are always paths.
 - `owner/name`, where no such folder exists, is a model of the Hugging Face hub.
 
@@ -32,6 +32,11 @@ from microvlm.sources.foreign_models import describe_foreign, describe_gguf, for
 from microvlm.temporary_folder import recover
 
 BUNDLED = ("nano",)
+"""Names of the models that the package brings, each a folder of `checkpoints`; the default first."""
+DEFAULT_MODEL = "nano"
+"""What every command and function takes where no model is given."""
+BUNDLED_HELP = f"Bundled models: {', '.join(BUNDLED)}. Where none is given: {DEFAULT_MODEL}."
+"""The last lines of a command's help."""
 _BUNDLED_FOLDER = Path(__file__).parents[1] / "checkpoints"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -39,7 +44,10 @@ INDEX = "model.safetensors.index.json"
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 """Weights of other makers that are assembled into a checkpoint, and never run as they are."""
 Kind: TypeAlias = Literal["bundle", "checkpoint"]
-_CHOICES = "give the folder of a checkpoint or a bundle, a hub id (owner/name) or " + ", ".join(BUNDLED)
+_CHOICES = (
+    "give the folder of a checkpoint or a bundle, a hub id (owner/name) "
+    f"or the name of a bundled model ({', '.join(BUNDLED)})"
+)
 _NEAR_NAMES = 3
 _COMPARED_NAMES = 10_000
 """Names of a folder that are compared with one that is missing."""

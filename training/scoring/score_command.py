@@ -9,14 +9,15 @@ import click
 
 from microvlm.bench.report_flags import ReportOutput, report_flags
 from microvlm.console import note, run_click
+from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL
 from microvlm.training.data.caption_data import SPLITS
 from microvlm.training.scoring.registry import PARTS, ScoreRequest
 
 _PATH = click.Path(path_type=Path)
 
 
-@click.command()
-@click.argument("model", default="nano")
+@click.command(epilog=BUNDLED_HELP)
+@click.argument("model", default=DEFAULT_MODEL)
 @click.option(
     "--data", type=_PATH, required=True, help="Folder that `microvlm-data images` or `emoji` wrote."
 )
@@ -74,7 +75,7 @@ _PATH = click.Path(path_type=Path)
 @click.option("--plots", type=_PATH, help="Draw the curves of the scores answers into this folder (SVG).")
 @report_flags
 def command(scores: str | None, plots: Path | None, output: ReportOutput, **options: Any) -> None:
-    """Score MODEL (a checkpoint, a bundle or 'nano') as users run it: greedy answers about held-out pictures.
+    """Score MODEL (a checkpoint or a bundle) as users run it: greedy answers about held-out pictures.
 
     Captions against people's and against annotated objects, names of labelled pictures, questions by kind, episodes
     with and without the memory, and the caption loss. An emoji folder has scores of its own: test emoji, scene
