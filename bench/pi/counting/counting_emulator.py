@@ -1,8 +1,8 @@
 """Runs programs on an emulated board and counts every instruction, by QEMU with a plugin.
 
-One thread, fixed addresses and hashes, no memory returned to the system, no telemetry, and a clock that advances by the
-call: two runs of one program from the same folders agree to the last instruction. ONNX Runtime reads the time in each
-run, and with a real clock the heap came to lie differently.
+One thread, fixed addresses, hashes and random bytes, no memory returned to the system, no telemetry, and a clock that
+advances by the call: two runs of one program from the same folders agree to the last instruction. ONNX Runtime reads
+the time in each run and libraries draw keys of hash tables; with real ones the heap came to lie differently.
 """
 
 from __future__ import annotations
