@@ -47,6 +47,7 @@ NO_NATIVE = {"MICROVLM_BUILD_NATIVE": "0"}
 UTF8 = {"PYTHONUTF8": "1"}
 
 built_wheels: list[Path] = []
+exported: list[Path] = []
 
 nox.options.sessions = ["lint", "build", "equivalence", "fuzz", "tests", "road", "pi"]
 nox.options.reuse_existing_virtualenvs = True
@@ -130,7 +131,7 @@ def equivalence(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def road(session: nox.Session) -> None:
-    """From photographs that packages carry to a trained, exported, captioning model; `-- 400` steps"""
+    """From photographs that packages carry to a trained, exported, captioning model; `-- 120` steps"""
     need(session, *COMPILER)
     install(session, "dev")
     run(session, "python", ".ci/road.py", session.create_tmp(), *session.posargs)
@@ -138,11 +139,11 @@ def road(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def fuzz(session: nox.Session) -> None:
-    """Mutated files of every kind: right or refused; `-- --count 3000` takes an hour"""
+    """20 mutated files of every kind: right or refused; `-- --count 3000` takes an hour"""
     need(session, *COMPILER)
     install(session, "dev")
     bundle = export(session)
-    run(session, "python", "-P", "tests/fuzz", "--bundle", bundle, *session.posargs or ["--count", "60"])
+    run(session, "python", "-P", "tests/fuzz", "--bundle", bundle, *session.posargs or ["--count", "20"])
     # Wheels of atheris exist for some versions of Python only.
     guided = ("python", "-m", "pip", "install", "-q", "--only-binary", "atheris", "atheris", *CONSTRAINTS)
     session.run(*(str(SHARED / "bin" / guided[0]), *guided[1:]), success_codes=[0, 1], silent=True)
@@ -241,10 +242,12 @@ def install(session: nox.Session, extra: str, *packages: str) -> None:
 
 
 def export(session: nox.Session) -> str:
-    """Exports MODEL at 1.58 bits with the shared environment; returns the bundle's folder."""
-    bundle = f"{session.create_tmp()}/{MODEL}"
-    run(session, "microvlm-export", MODEL, "-o", bundle, "--bits", "1.58", "--force")
-    return bundle
+    """Exports MODEL at 1.58 bits with the shared environment, once per run of nox; returns the bundle's folder."""
+    if not exported:
+        bundle = SHARED / MODEL
+        run(session, "microvlm-export", MODEL, "-o", str(bundle), "--bits", "1.58", "--force")
+        exported.append(bundle)
+    return str(exported[0])
 
 
 def run(session: nox.Session, program: str, *arguments: str, **environment: str) -> None:

@@ -1,6 +1,7 @@
 """Walks the road of docs/training.md with photographs that packages carry: data, training, score, export, caption.
 
-Fails when a step fails, when the caption loss is not halved, or when a file is missing that the page promises.
+Fails when a step fails, when the caption loss does not fall far enough, or when a file is missing that the page
+promises.
 """
 
 from __future__ import annotations
@@ -10,7 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-STEPS = "120"
+STEPS = "40"
+"""On each push: minutes. A longer run's caption loss fell from 7.0 to 4.2 in 30 steps of the first stage."""
+HALVED = 120
+"""Steps after which it must be below the half; it was 2.7."""
 PROMISED = (
     "metrics.jsonl",
     "evaluations.jsonl",
@@ -44,7 +48,10 @@ def main(folder: Path, steps: str) -> None:
     assert not missing, f"the run lacks {missing}"
     assert list((run / "pictures").glob("attention-*.png")), "the run drew no heatmap"
     first = json.loads((run / "summary.json").read_text())["stages"][0]
-    assert first["loss_last"] <= first["loss_first"] / 2, f"the caption loss is not halved: {first}"
+    share = 0.5 if int(steps) >= HALVED else 0.75
+    assert first["loss_last"] <= first["loss_first"] * share, (
+        f"the caption loss is not below {share}: {first}"
+    )
     print(program("microvlm-score", run / "checkpoint", "--data", data))
     program("microvlm-export", run / "checkpoint", "-o", bundle, "--bits", "1.58", "--force")
     shown = sorted(pictures.glob("**/*.jpg"))[0]
