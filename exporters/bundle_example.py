@@ -137,6 +137,7 @@ class Bundle:
         self.rescale = np.float32(preprocessor.get("rescale_factor", 1 / 255))
         if not preprocessor.get("do_rescale", True):
             self.rescale = np.float32(1)
+        self.stretch = vision.get("resize") == "stretch"
         numbers = {**vision, **preprocessor} if preprocessor.get("do_normalize", True) else {}
         self.mean = np.broadcast_to(np.float32(numbers.get("image_mean", 0)), 3)
         self.deviation = np.broadcast_to(np.float32(numbers.get("image_std", 1)), 3)
@@ -188,9 +189,9 @@ class Bundle:
         return self.run("embed_tokens", np.array([ids], np.int64))[0]
 
     def pixels(self, path):
-        """float32 [1, 3, side, side]: upright, on white, scaled to fit, centred and normalised."""
+        """float32 [1, 3, side, side]: upright, on white, scaled to a square and normalised."""
         with about(path):
-            square = read_square(path, self.shape("vision_encoder", 0)[-1])
+            square = read_square(path, self.shape("vision_encoder", 0)[-1], self.stretch)
         values = np.asarray(square, np.float32) * self.rescale
         return np.ascontiguousarray(((values - self.mean) / self.deviation).transpose(2, 0, 1)[None])
 
@@ -288,8 +289,8 @@ class Bundle:
         return facts
 
 
-def read_square(path, side):
-    """RGB [side, side]: turned upright, on white, scaled to fit and centred, as README.md says."""
+def read_square(path, side, stretch):
+    """RGB [side, side]: turned upright, on white, scaled to a square, as README.md says."""
     # Not by its name: Pillow would map the file, and map some turned TIFFs with the wrong width.
     with open(path, "rb") as stream, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -311,7 +312,7 @@ def read_square(path, side):
     image = to_rgb(image, transparent)
     whole = drafted[1][2:] if drafted else image.size
     factor = max(1, max(image.size) // (2 * side))  # whole pixels are averaged first
-    size = [max(1, min(side, round(length * (side / max(whole))))) for length in whole]
+    size = [side if stretch else max(1, min(side, round(length * (side / max(whole))))) for length in whole]
     small = image.reduce(factor) if factor > 1 else image
     if small.size != tuple(size):
         small = small.resize(size, Image.Resampling.BICUBIC, (0, 0, whole[0] / factor, whole[1] / factor))

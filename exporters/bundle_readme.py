@@ -64,8 +64,8 @@ in any language: the operators of the domain `{DOMAIN}` are defined as functions
 
 LAYER is 0 to {text.num_hidden_layers - 1}.
 
-**Picture.** Rotate the picture upright, lay it on white, scale it to fit {side} x {side} without stretching, and centre
-it on white. To scale, first average squares of f x f whole pixels, f = max(1, longer side // {2 * side}); then resize
+**Picture.** Rotate the picture upright, lay it on white, and {_framing(config)}.
+To scale, first average squares of f x f whole pixels, f = max(1, longer side // {2 * side}); then resize
 with Pillow's bicubic filter (a = -.5, widened when it reduces). Convert to float32, channels first, and normalise:
 (x * {rescale} - mean) / deviation, with the mean ({mean}) and the deviation ({std}). Grey of 16 bits becomes
 round(x / 257) first, transparent pixels are white, and of 16-bit colours the upper byte is kept. The microvlm package
@@ -161,3 +161,10 @@ def _tensors(specs: tuple[TensorSpec, ...]) -> str:
 
 def _escape_line_feeds(template: str) -> str:
     return template.replace("\n", "\\n")
+
+
+def _framing(config: MicroVLMConfig) -> str:
+    side = config.vision.image_size
+    if config.vision.resize == "stretch":
+        return f"scale it to {side} x {side}, each side for itself"
+    return f"scale it to fit {side} x {side} without stretching, and centre\nit on white"

@@ -43,7 +43,7 @@ CONFIG_FORMAT = 1
 MAX_BYTES = 1_000_000
 """Size of the largest config.json that is read."""
 MAX_PATCHES = 65_536
-CONVOLUTIONAL = ("architecture", "width_multiplier", "depth_multiplier", "num_classes")
+NOT_OF_VIT = ("architecture", "width_multiplier", "depth_multiplier", "num_classes", "resize")
 """Fields of the vision part that a ViT's config.json does not have."""
 _REMEDY = "correct it, or copy the model again"
 
@@ -78,7 +78,9 @@ class VisionConfig:
     depth_multiplier: Annotated[float, Meta(ge=0.1, le=4)] = 1.0
     """Of EfficientNet-Lite: 1.0 in Lite0, 1.1 in Lite1, 1.2 in Lite2."""
     num_classes: Annotated[int, Meta(ge=0, le=65_536)] = 0
-    """Classes whose probabilities stand behind the features of a token; EfficientNet-Lite has 1,000, a ViT none."""
+    """Classes whose probabilities stand behind the features of a token; a ViT has none."""
+    resize: Literal["pad", "stretch"] = "pad"
+    """How a picture becomes a square: laid in the middle of a white one, or stretched. A ViT pads."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -97,6 +99,7 @@ class VisionConfig:
             )
             return
         require(self.num_classes == 0, "'num_classes' must be 0 for a ViT")
+        require(self.resize == "pad", "'resize' must be \"pad\" for a ViT")
         require(
             self.hidden_size % self.num_attention_heads == 0,
             "'hidden_size' must be a multiple of 'num_attention_heads'",
@@ -266,7 +269,7 @@ class MicroVLMConfig:
         if self.memory.pointing == PointingConfig():
             del parts["memory"]["pointing"]
         if not self.vision.is_convolutional:
-            for name in CONVOLUTIONAL:
+            for name in NOT_OF_VIT:
                 del parts["vision"][name]
         return {"model_type": "microvlm", "format": CONFIG_FORMAT, **parts}
 

@@ -153,7 +153,7 @@ class LoadedModel:
         min_confidence: float | None = None,
     ) -> Answer | list[Answer]:
         default_prompt = self.config.prompt.caption_prompt
-        batch = build_batch(images, prompts, default_prompt, self.config.vision.image_size)
+        batch = build_batch(images, prompts, default_prompt, self.config.vision)
         states = _states(memory, self.runtime)
         inputs = self.processor(batch.prompts, batch.images)
         prompt = embed_prompt(self.runtime, *inputs, self.processor.image_id)

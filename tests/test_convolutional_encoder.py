@@ -14,7 +14,7 @@ from microvlm.errors import UserError
 from microvlm.exporters.tracing import graph_of
 from microvlm.formats.encoders.efficientnet_lite import blocks, convolutions, same_padding
 from microvlm.formats.weight_shapes import weight_shapes
-from microvlm.model.convolution.efficientnet import POSTERIOR_SCALE, EfficientNetLite
+from microvlm.model.convolution.efficientnet import POSTERIOR_SCALE, EfficientNetLite, pooling_matrix
 from microvlm.model.convolution.integer_ops import (
     integer_convolution_eager,
     integer_sum_eager,
@@ -221,6 +221,26 @@ def test_tokens_are_quarters_and_windows_with_probabilities(encoder):
         mean = features[1].float().mean((1, 2)) * scale
         expected = F.softmax(encoder.classifier(mean), -1).sqrt() * POSTERIOR_SCALE
         torch.testing.assert_close(tokens[1, 0, 4 * 1280 :], expected)
+        # Around a window of this small map lies all of it.
+        own = features[1, :, 2:, :2].float().mean((1, 2)) * scale
+        expected = F.softmax(encoder.window_classifier((own + mean) / 2), -1).sqrt() * POSTERIOR_SCALE
+        torch.testing.assert_close(tokens[1, 3, 4 * 1280 :], expected)
+
+
+def test_windows_are_told_by_their_places_and_those_around():
+    weights = pooling_matrix(8)
+    assert weights.shape == (17, 64)
+    assert torch.equal(weights.sum(1), torch.ones(17))
+    assert torch.equal(weights[0], torch.full((64,), 1 / 64))
+    # Window 6 is in row 1, column 1: places 2 and 3 of each axis, and 1 to 4 around them.
+    window = weights[1 + 5].view(8, 8)
+    assert window[2, 2] == 0.5 / 4 + 0.5 / 16
+    assert window[1, 4] == 0.5 / 16
+    assert window[0, 2] == window[5, 2] == 0
+    # At an edge the larger square moves inwards.
+    corner = weights[1].view(8, 8)
+    assert corner[3, 3] == 0.5 / 16
+    assert corner[4, 0] == 0
 
 
 def test_a_model_with_this_encoder_has_the_shapes_of_its_configuration():

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from microvlm.errors import UserError
+from microvlm.training.photo.batches.class_targets import UNTOLD, Classes
 from microvlm.training.photo.batches.picture_questions import (
     Questioner,
     caption,
@@ -21,9 +22,10 @@ from microvlm.training.photo.batches.picture_questions import (
 from microvlm.training.photo.batches.virtual_pictures import VirtualPictures
 from microvlm.training.photo.data import canvas
 from microvlm.training.photo.data.builder import generator, read_texts, split_of_part
+from microvlm.training.photo.data.class_names import class_names
 from microvlm.training.photo.data.colours import COLOURS, NAMES, shade
 from microvlm.training.photo.data.composer import MIXTURE, WHOLE, Composer, Description, Thing
-from microvlm.training.photo.data.photo_data import class_names
+from microvlm.training.photo.data.held_out_pictures import write_pictures
 from microvlm.training.photo.data.sources import Sources, read_shard, split_of
 
 CAT = Thing("cat", (0.0, 0.4, 0.2, 0.6))
@@ -183,13 +185,52 @@ def test_a_virtual_picture_is_its_class_for_the_classifier():
     generator_of_weights = torch.Generator().manual_seed(0)
     weight = torch.randn(20, 64, generator=generator_of_weights) * 0.3
     maps = rng.integers(0, 60, (16, 64, 8, 8), dtype=np.uint8)
-    virtual = VirtualPictures(maps.astype(np.float32).mean((2, 3)), weight, torch.zeros(20), 0.02)
+    encoder = {
+        "classifier.weight": weight,
+        "classifier.bias": torch.zeros(20),
+        "head.output_scale": torch.tensor(0.02),
+    }
+    virtual = VirtualPictures(maps.astype(np.float32).mean((2, 3)), encoder)
     made, classes = virtual.make(maps, rng)
     assert made.shape == maps.shape
     assert made.dtype == np.uint8
     assert (classes >= 0).mean() > 0.5
     logits = torch.from_numpy(made.astype(np.float32).mean((2, 3)) * 0.02) @ weight.T
     assert (logits.argmax(1).numpy() == classes)[classes >= 0].all()
+    means, told = virtual.means(torch.from_numpy(maps.astype(np.float32).mean((2, 3)) * 0.02), rng)
+    assert means.shape == (16, 64)
+    torch.testing.assert_close(told, (means @ weight.T).softmax(-1))
+    assert told.max(1).values.mean() > 0.3
+
+
+def test_classes_of_pictures_and_windows():
+    classes = Classes.of(["cat", "Dog"], 6)
+    assert (classes.unknown, classes.nothing) == (4, 5)
+    dog, cat = Thing("dog", (0.0, 0.0, 0.5, 0.5)), Thing("cat", (0.55, 0.5, 1.0, 1.0))
+    assert classes.of_picture(Description("single", (dog,), "white")) == 1
+    assert classes.of_picture(Description("clutter", ())) == 4
+    assert classes.of_picture(Description("scene", (dog, cat), "white")) == UNTOLD
+    windows = classes.of_windows(Description("scene", (dog, cat), "white"), 4).reshape(4, 4)
+    assert windows.tolist() == [[1, 1, 5, 5], [1, 1, 5, 5], [5, 5, 0, 0], [5, 5, 0, 0]]
+    small = Description("scene", (Thing("cat", (0.3, 0.3, 0.4, 0.4)),), "white")
+    assert classes.of_windows(small, 4).reshape(4, 4)[1, 1] == 0
+    shared = Description("scene", (Thing(None, (0.0, 0.0, 0.3, 0.25)),), "white")
+    assert classes.of_windows(shared, 4)[:3].tolist() == [4, UNTOLD, 5]
+    assert set(classes.of_windows(Description("photo", (cat,)), 4)) == {UNTOLD}
+    with pytest.raises(UserError, match="room for 1"):
+        Classes.of(["a", "b"], 3)
+
+
+def test_held_out_pictures_are_read_by_the_data_command(tmp_path, drawn_build):
+    shard = write_shard(tmp_path / "photos.tar", "mine", ["red mug", "lamp", None] * 30)
+    sources = Sources.open([shard], drawn_build[0])
+    count = write_pictures(sources, "test", tmp_path / "held", 3)
+    lines = [json.loads(line) for line in (tmp_path / "held" / "test.jsonl").read_text().splitlines()]
+    assert len(lines) == count
+    assert all((tmp_path / "held" / line["image"]).is_file() for line in lines)
+    assert all(("label" in line) != ("declines" in line) for line in lines)
+    assert {"clutter", "noise"} <= {line.get("declines") for line in lines}
+    assert {"red mug", "lamp"} & {line.get("label") for line in lines}
 
 
 def test_parts_of_a_folder_belong_to_splits():

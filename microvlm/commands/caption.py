@@ -191,6 +191,7 @@ def caption_one(
     )
     timings.milliseconds["total"] = (time.perf_counter() - start) * 1e3
     tokens, text, (attention, evidence) = answer.tokens, answer.own_text, drawings
+    stretch = runtime.config.vision.resize == "stretch"
     if attention is not None:
         from microvlm.commands import attention_reading
         from microvlm.model.torch_runtime import TorchRuntime
@@ -200,13 +201,13 @@ def caption_one(
         reading = attention_reading.read_attention(runtime, processor, inputs, embedded, tokens, memory)
         side = runtime.config.vision.image_size // runtime.config.vision.patch_size
         legend = attention_reading.LEGEND
-        _save(attention, image, reading.maps, text, 1 / side**2, legend, reading.table)
+        _save(attention, image, reading.maps, text, 1 / side**2, legend, reading.table, stretch)
     if evidence is not None:
         from microvlm.commands.evidence import FLOOR, LEGEND, read_evidence
 
         with _counted("pictures scored") as progress:
             maps = read_evidence(runtime, processor, inputs, tokens, memory, progress)
-        _save(evidence, image, maps, text, FLOOR, LEGEND)
+        _save(evidence, image, maps, text, FLOOR, LEGEND, stretch=stretch)
     return {
         "caption": answer.text,
         "tokens": tokens,
@@ -225,11 +226,12 @@ def _save(
     floor: float,
     legend: str,
     table: Table | None = None,
+    stretch: bool = False,
 ) -> None:
     from microvlm.commands.heatmap import draw
 
     with new_file(path) as temporary:
-        draw(image, maps, text, floor, legend, table).save(temporary, format="PNG")
+        draw(image, maps, text, floor, legend, table, stretch).save(temporary, format="PNG")
 
 
 @contextmanager

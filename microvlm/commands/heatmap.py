@@ -69,13 +69,14 @@ def draw(
     floor: float,
     legend: str,
     table: Table | None = None,
+    stretch: bool = False,
 ) -> Image.Image:
     """Draw the image, then one panel per word, six in a row; the legend; and the table under them.
 
     All maps have one scale: from 0 to the largest weight of any, but at least to `floor`, so that maps which say little
-    look flat.
+    look flat. `stretch`: the model sees the picture stretched to a square.
     """
-    picture = load_square(image, PANEL_PX)
+    picture = load_square(image, PANEL_PX, stretch)
     scale = max([floor, *(float(m.weights.max()) for m in maps)])
     panels = [(picture, caption)] + [
         (_overlay(picture, m.weights / scale), f"{m.word}{m.note}") for m in maps

@@ -53,6 +53,7 @@ def weight_shapes(config: MicroVLMConfig) -> dict[str, tuple[int, ...]]:
     if vision.is_convolutional:
         shapes |= {name: tensor.shape for name, tensor in _integer_encoder(vision).items()}
         shapes.update(_linear("vision.classifier", vision.num_classes, narrow))
+        shapes.update(_linear("vision.window_classifier", vision.num_classes, narrow))
         shapes.update(_linear("adapter.classes", wide, vision.num_classes, bias=False))
         shapes.update(_linear("adapter.whole", wide, vision.features_of_token))
     else:

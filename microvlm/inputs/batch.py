@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from microvlm.config import VisionConfig
 from microvlm.errors import UserError
 from microvlm.inputs.images import ImageSource, is_image, load_square
 
@@ -27,7 +28,9 @@ class Batch:
     """Whether neither images nor prompts were a list, so that the result is one answer."""
 
 
-def build_batch(images: Images | None, prompts: Prompts | None, default_prompt: str, side: int) -> Batch:
+def build_batch(
+    images: Images | None, prompts: Prompts | None, default_prompt: str, vision: VisionConfig
+) -> Batch:
     """Load every image once and pair it with its prompt.
 
     A single image goes with every prompt of a list, and a single prompt with every image. Lists of both must be equally
@@ -36,7 +39,7 @@ def build_batch(images: Images | None, prompts: Prompts | None, default_prompt: 
     if images is None and prompts is None:
         raise UserError("give images=, prompts= or both.")
     texts = _texts(default_prompt if prompts is None else prompts)
-    rows = [[]] if images is None else _rows(images, side)
+    rows = [[]] if images is None else _rows(images, vision)
     has_many_images, has_many_prompts = isinstance(images, list | tuple), not isinstance(prompts, str | None)
     if not (has_many_images and has_many_prompts):
         count = max(len(texts), len(rows))
@@ -60,7 +63,7 @@ def _texts(prompts: Prompts) -> list[str]:
     return list(texts)
 
 
-def _rows(images: Images, side: int) -> list[list[np.ndarray]]:
+def _rows(images: Images, vision: VisionConfig) -> list[list[np.ndarray]]:
     if is_image(images):
         images = [images]
     if not isinstance(images, list | tuple):
@@ -71,4 +74,5 @@ def _rows(images: Images, side: int) -> list[list[np.ndarray]]:
     if not images:
         raise UserError("images= is an empty list: give at least one image.")
     groups = [list(entry) if isinstance(entry, list | tuple) else [entry] for entry in images]
-    return [[np.asarray(load_square(image, side)) for image in group] for group in groups]
+    side, stretch = vision.image_size, vision.resize == "stretch"
+    return [[np.asarray(load_square(image, side, stretch)) for image in group] for group in groups]

@@ -1,7 +1,7 @@
 """Loads an image as an RGB square of a given side, in bounded memory. Knows no model and no normalisation.
 
-The whole image is kept: it is scaled to fit (bicubic, antialiased) and centred on white, like the drawings that the
-bundled model was trained on. An image that already has the side is not resampled. `load_within` keeps an image's own
+The whole image is kept: it is scaled to fit (bicubic, antialiased) and centred on white, or stretched for a
+model that was trained so. An image that already has the side is not resampled. `load_within` keeps an image's own
 shape, and enlarges nothing.
 """
 
@@ -79,27 +79,34 @@ def is_image(value: object) -> bool:
     return isinstance(value, str | os.PathLike | bytes | Image.Image | np.ndarray) or hasattr(value, "read")
 
 
-def load_square(source: ImageSource, side: int) -> Image.Image:
-    """Load one image -> Pillow image, RGB, side x side. Raises UserError for a bad one and for another type."""
+def load_square(source: ImageSource, side: int, stretch: bool = False) -> Image.Image:
+    """Load one image -> Pillow image, RGB, side x side. Raises UserError for a bad one and for another type.
+
+    stretch : scale each side to `side`, instead of the longer one and white beside it.
+    """
     if not is_image(source):
         raise UserError(
             "an image is a path, the bytes of an image file, an open binary file, a Pillow image or a uint8 array, "
             f"not {type(source).__name__}."
         )
     if isinstance(source, np.ndarray):
-        return fit_square(_from_array(source), side)
+        return fit_square(_from_array(source), side, stretch=stretch)
     if isinstance(source, Image.Image):
-        return _decode("the Pillow image", lambda: fit_square(source, side))
+        return _decode("the Pillow image", lambda: fit_square(source, side, stretch=stretch))
+
+    def fit(image: Image.Image, side: int, extent: tuple[float, float] | None) -> Image.Image:
+        return fit_square(image, side, extent, stretch)
+
     if isinstance(source, str | os.PathLike):
         check_file(source)
-        return _load_file(printable(str(source)), lambda: _open_path(source), side)
+        return _load_file(printable(str(source)), lambda: _open_path(source), side, fit)
     content = source if isinstance(source, bytes) else source.read()
     name = printable(str(getattr(source, "name", "the image")))
     if not isinstance(content, bytes):
         raise UserError(f"{name} is open as text; open image files in binary mode ('rb').")
     if not content:
         raise UserError(f"{name} is empty (0 bytes); a file that was read before needs seek(0).")
-    return _load_file(name, lambda: io.BytesIO(content), side)
+    return _load_file(name, lambda: io.BytesIO(content), side, fit)
 
 
 class UprightPicture(NamedTuple):
@@ -142,10 +149,10 @@ def _load_file(
     name: str,
     open_file: Callable[[], BinaryIO],
     side: int,
-    fit: Callable[[Image.Image, int, tuple[float, float] | None], Image.Image] | None = None,
+    fit: Callable[[Image.Image, int, tuple[float, float] | None], Image.Image],
     facts: list[tuple[int, int, str]] | None = None,
 ) -> Image.Image:
-    """Decode a file and let `fit` (`fit_square`) scale it. Its width, height and format are appended to `facts`."""
+    """Decode a file and let `fit` scale it. Its width, height and format are appended to `facts`."""
 
     def load() -> Image.Image:
         with warnings.catch_warnings():
@@ -158,7 +165,7 @@ def _load_file(
                     _check_size(name, image)
                 extent = _reduce_while_decoding(image, side)
                 _check_size(name, image)
-                return (fit or fit_square)(image, side, extent)
+                return fit(image, side, extent)
 
     return _decode(name, load)
 
@@ -180,14 +187,16 @@ def _decode(name: str, load: Callable[[], Image.Image]) -> Image.Image:
         raise UserError(f"{name} is a damaged picture ({reason}); copy it again.") from None
 
 
-def fit_square(image: Image.Image, side: int, extent: tuple[float, float] | None = None) -> Image.Image:
-    """Turn the first frame upright, scale it to fit and centre it on white -> RGB, side x side.
+def fit_square(
+    image: Image.Image, side: int, extent: tuple[float, float] | None = None, stretch: bool = False
+) -> Image.Image:
+    """Turn the first frame upright, scale it to fit and centre it on white, or stretch it -> RGB, side x side.
 
     `extent`: the exact width and height in pixels of an image whose last row and column are fractions of a pixel.
 
     Raises UnreadableImage for an image without pixels and as `shrink_to_rgb` does.
     """
-    small = _fit(image, side, extent)
+    small = _fit(image, side, extent, stretch)
     if small.size == (side, side):
         return small
     square = Image.new("RGB", (side, side), "white")
@@ -195,8 +204,10 @@ def fit_square(image: Image.Image, side: int, extent: tuple[float, float] | None
     return square
 
 
-def _fit(image: Image.Image, side: int, extent: tuple[float, float] | None = None) -> Image.Image:
-    """Turn the first frame upright and scale it until its longer side is `side` -> RGB."""
+def _fit(
+    image: Image.Image, side: int, extent: tuple[float, float] | None = None, stretch: bool = False
+) -> Image.Image:
+    """Turn the first frame upright and scale it until its longer side, or each side, is `side` -> RGB."""
     if not (image.width and image.height):
         raise UnreadableImage("has no pixels; give another one.")
     factor = max(1, max(image.size) // (2 * side))
@@ -206,7 +217,7 @@ def _fit(image: Image.Image, side: int, extent: tuple[float, float] | None = Non
     whole = extent or image.size
     scale = side / max(whole)
     # Size and box come from the exact size: the reduced image is rounded up, and would be stretched by a pixel.
-    width, height = (max(1, min(side, round(length * scale))) for length in whole)
+    width, height = (side if stretch else max(1, min(side, round(length * scale))) for length in whole)
     if small.size != (width, height):
         box = (0, 0, whole[0] / factor, whole[1] / factor)
         small = small.resize((width, height), Image.Resampling.BICUBIC, box)

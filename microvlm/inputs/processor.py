@@ -117,7 +117,8 @@ class Processor:
 
     def pixels(self, image: ImageSource) -> np.ndarray:
         """Load, scale and normalise an image -> float32 [3, side, side]. Raises UserError for a bad one."""
-        square = load_square(image, self.config.vision.image_size)
+        vision = self.config.vision
+        square = load_square(image, vision.image_size, vision.resize == "stretch")
         return self._files.statistics.normalize(np.asarray(square).transpose(2, 0, 1))
 
     def normalize_text(self, text: str) -> str:

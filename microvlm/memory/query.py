@@ -46,8 +46,10 @@ class Query(NamedTuple):
     @classmethod
     def build(cls, processor: Processor, question: str, image: ImageSource | None) -> Query:
         """Normalize the words and scale the image, which is read once. Raises UserError for a bad image."""
-        side = processor.config.vision.image_size
-        pixels = None if image is None else np.asarray(load_square(image, side))
+        vision = processor.config.vision
+        pixels = None
+        if image is not None:
+            pixels = np.asarray(load_square(image, vision.image_size, vision.resize == "stretch"))
         return cls(normalize_question(processor, question), pixels)
 
     @property

@@ -21,7 +21,11 @@ def build_optimizers(task: Task, stage: StageConfig, device: torch.device) -> li
     blocks = {
         id(p)
         for name, p in task.module.named_parameters()
-        if name.endswith(".weight") and p.ndim == 2 and ("layers." in name or "adapter." in name)
+        if name.endswith(".weight")
+        and p.ndim == 2
+        and ("layers." in name or "adapter." in name)
+        # A table with a column a class: most of them have no gradient in a step.
+        and name != "adapter.classes.weight"
     }
     muon, adam = [], []
     for group in task.parameter_groups():

@@ -14,6 +14,7 @@ TASKS = {
     "vlm": "microvlm.training.emoji.stages.vlm:VLMTask",
     "recall": "microvlm.training.emoji.stages.recall:RecallTask",
     "scope": "microvlm.training.emoji.stages.scope:ScopeTask",
+    "photo-classes": "microvlm.training.photo.stages.classify:ClassifyTask",
     "photo": "microvlm.training.photo.stages.answer:AnswerTask",
     "photo-memory": "microvlm.training.photo.stages.remember:MemoryTask",
 }

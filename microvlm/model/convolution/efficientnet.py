@@ -94,7 +94,8 @@ class EfficientNetLite(nn.Module):
 
     A window is a square of 2 x 2 places of the last feature map; its token has the features of the four. The first
     token describes the whole picture by the mean features of its quarters. Behind the features stand square roots of
-    class probabilities, times 6, of their mean, by the classifier that the encoder was trained with.
+    class probabilities, times 6: of the whole picture by its mean features, of a window by the mean of its own features
+    and those of the square around it, twice as wide, each with a classifier of its own.
     """
 
     def __init__(self, config: VisionConfig, linear: LinearFactory):
@@ -114,11 +115,15 @@ class EfficientNetLite(nn.Module):
             head(config.width_multiplier, config.depth_multiplier), size, LINEAR_ZERO
         )
         self.classifier = cast(nn.Linear, linear(config.hidden_size, config.num_classes, True))
+        self.window_classifier = cast(nn.Linear, linear(config.hidden_size, config.num_classes, True))
         self.classifier.requires_grad_(False)
+        self.window_classifier.requires_grad_(False)
         self.register_buffer("pixel_scale", torch.tensor(1 / 128))
+        self.register_buffer("pooling", pooling_matrix(size), persistent=False)
         self.traced = False
 
     pixel_scale: Tensor
+    pooling: Tensor
 
     def features(self, pixel_values: Tensor) -> Tensor:
         """The last feature map as bytes: float32 [B, 3, side, side] -> uint8 [B, 1280, side / 32, side / 32]."""
@@ -138,8 +143,17 @@ class EfficientNetLite(nn.Module):
         places = feature_bytes.float()
         parts = torch.cat([self._squares(places, 2, side // 2), self._squares(places, side // WINDOW, 1)], 1)
         parts = parts * self.head.output_scale
-        posterior = self.classifier(parts.mean(2)).softmax(-1).sqrt() * POSTERIOR_SCALE
+        means = self.class_features(places)
+        logits = torch.cat([self.classifier(means[:, :1]), self.window_classifier(means[:, 1:])], 1)
+        posterior = logits.softmax(-1).sqrt() * POSTERIOR_SCALE
         return torch.cat([parts.flatten(2), posterior], -1)
+
+    def class_features(self, places: Tensor) -> Tensor:
+        """What classes are told by: maps [B, F, S, S] of whole numbers -> [B, 1 + windows, F], by `pooling_matrix`.
+
+        Whole numbers times powers of two are summed, so the sums are exact in any order.
+        """
+        return torch.matmul(places.flatten(2), self.pooling.T).mT * self.head.output_scale
 
     @staticmethod
     def _squares(places: Tensor, count: int, size: int) -> Tensor:
@@ -152,3 +166,26 @@ class EfficientNetLite(nn.Module):
         # [B, F, rows, 2, size, columns, 2, size] -> rows, columns, 2, 2, F
         means = cut.mean((4, 7)) if size > 1 else cut[:, :, :, :, 0, :, :, 0]
         return means.permute(0, 2, 4, 3, 5, 1).flatten(3, 4).flatten(1, 2)
+
+
+def pooling_matrix(side: int) -> Tensor:
+    """The weights of a map's places in what classes are told by, float32 [1 + windows, side x side].
+
+    The first row is the mean of all places. A window's is the mean of its 2 x 2 places and, with equal weight, of the
+    4 x 4 around them; at an edge the larger square moves inwards.
+    """
+    places = torch.arange(side)
+    around = min(2 * WINDOW, side)
+    rows = []
+    for window in range(side // WINDOW):
+        first = WINDOW * window
+        start = min(max(first - WINDOW // 2, 0), side - around)
+        rows.append(
+            [(places >= low) & (places < low + size) for low, size in ((first, WINDOW), (start, around))]
+        )
+    windows = [
+        0.5 * torch.outer(y[0], x[0]) / WINDOW**2 + 0.5 * torch.outer(y[1], x[1]) / around**2
+        for y in rows
+        for x in rows
+    ]
+    return torch.stack([torch.full((side, side), 1 / side**2), *windows]).flatten(1).float()

@@ -25,6 +25,7 @@ from microvlm.formats.encoders.efficientnet_lite import (
 )
 from microvlm.model.convolution.integer_ops import WEIGHT_ZERO
 
+CLASSIFIERS = ("classifier", "window_classifier")
 EPSILON = 1e-3
 """Of batch normalization, in all Lite models."""
 PIXEL_SCALE = 1 / 128
@@ -109,10 +110,11 @@ def integer_tensors(
             f"{name}.output_scale": scale_out,
         }
         scale_in = scale_out
-    tensors["classifier.weight"] = _tensor(
-        state, "_fc.weight", (config.num_classes, config.hidden_size), origin
-    )
-    tensors["classifier.bias"] = _tensor(state, "_fc.bias", (config.num_classes,), origin)
+    weight = _tensor(state, "_fc.weight", (config.num_classes, config.hidden_size), origin)
+    bias = _tensor(state, "_fc.bias", (config.num_classes,), origin)
+    # The network was trained to classify whole pictures; a stage may train the classifier of windows.
+    for name in CLASSIFIERS:
+        tensors |= {f"{name}.weight": weight.clone(), f"{name}.bias": bias.clone()}
     return tensors
 
 

@@ -11,11 +11,17 @@ from torch import Tensor
 from microvlm.training.batches.sample_texts import TextRows, labelled_rows
 from microvlm.training.photo.batches.picture_questions import Asked, Questioner
 from microvlm.training.photo.batches.virtual_pictures import VirtualPictures
+from microvlm.training.photo.data.builder import PLAIN
+from microvlm.training.photo.data.class_names import class_names
 from microvlm.training.photo.data.composer import WHOLE, Description, Thing
-from microvlm.training.photo.data.photo_data import PhotoData, class_names
+from microvlm.training.photo.data.photo_data import PhotoData
 
 VIRTUAL_SHARE = 0.25
 """Share of a batch's pictures that are maps of classes which no photograph shows."""
+
+
+UNNAMED_CHANCE = 0.3
+"""How often a drawing of an unnamed thing is drawn, next to another picture: people show few of them."""
 
 
 class QuestionRows(NamedTuple):
@@ -57,17 +63,27 @@ class QuestionSampler:
 
     def __init__(self, data: PhotoData, rows: TextRows, virtual: VirtualPictures | None, prefix_tokens: int):
         self.data, self.rows, self.virtual, self.prefix_tokens = data, rows, virtual, prefix_tokens
-        self.descriptions = data.descriptions("train")
+        parts = [part for part in ("train", PLAIN) if data.index.chunks.get(part, 0)]
+        self.pictures = [(part, row) for part in parts for row in range(len(data.descriptions(part)))]
+        self._chances = np.array(
+            [
+                UNNAMED_CHANCE if data.descriptions(part)[row].kind == "unnamed" else 1.0
+                for part, row in self.pictures
+            ]
+        )
+        self._chances /= self._chances.sum()
         self.questioner = Questioner(data.names)
-        self.photos = np.array([i for i, d in enumerate(self.descriptions) if d.kind in ("photo", "clutter")])
+        photos = [i for i, d in enumerate(data.descriptions("train")) if d.kind in ("photo", "clutter")]
+        self.photos = np.array(photos)
         self.classes = class_names()
 
     def draw(self, rng: np.random.Generator, pictures: int, questions: int) -> QuestionBatch:
         """`pictures` pictures with `questions` questions each."""
         virtual = round(pictures * VIRTUAL_SHARE) if self.virtual is not None and len(self.photos) else 0
-        chosen = rng.integers(len(self.descriptions), size=pictures - virtual)
-        descriptions = [self.descriptions[row] for row in chosen]
-        features = [self.data.features("train", chosen)]
+        places = rng.choice(len(self.pictures), pictures - virtual, p=self._chances)
+        chosen = [self.pictures[i] for i in places]
+        descriptions = [self.data.descriptions(part)[row] for part, row in chosen]
+        features = [self.data.features(part, np.array([row])) for part, row in chosen]
         if virtual:
             assert self.virtual is not None
             maps = self.data.features("train", rng.choice(self.photos, virtual))

@@ -7,6 +7,8 @@ class: so names are learnt without pictures, as DeCap (arXiv 2303.03032) learns 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -21,11 +23,12 @@ SHRINKAGE = 0.1
 class VirtualPictures:
     """Makes maps of classes from maps of photographs."""
 
-    def __init__(self, features: np.ndarray, weight: Tensor, bias: Tensor, scale: float):
-        """`features` are mean features of photographs, in bytes, float32 [n, F]; `scale` is a byte's step; the
-        classifier has weight [classes, F] and bias [classes]."""
-        self.scale, self.weight, self.bias = scale, weight.float(), bias.float()
-        centred = torch.from_numpy(features * scale)
+    def __init__(self, features: np.ndarray, encoder: Mapping[str, Tensor]):
+        """`features` are mean features of photographs, in bytes, float32 [n, F]; `encoder` are the tensors of the
+        encoder, with the classifier that it was trained with."""
+        self.scale = float(encoder["head.output_scale"])
+        self.weight, self.bias = encoder["classifier.weight"].float(), encoder["classifier.bias"].float()
+        centred = torch.from_numpy(features * self.scale)
         self.mean = centred.mean(0)
         centred = centred - self.mean
         covariance = centred.T @ centred / len(centred)
@@ -46,15 +49,7 @@ class VirtualPictures:
         real = real * fade + (1 - fade) * self.mean[:, None, None]
         mask = torch.from_numpy(np.stack([_part(side, rng) for _ in range(count)])).float()
         direction = self.directions[classes]
-        share = mask.mean((1, 2))
-        base = real.mean((2, 3)) @ self.weight.T + self.bias
-        move = (direction @ self.weight.T) * share[:, None]
-        amounts = torch.from_numpy(STEPS).float()
-        logits = base[:, None] + amounts[None, :, None] * move[:, None]
-        chance = logits.softmax(-1)[torch.arange(count), :, torch.from_numpy(classes)]
-        wanted = torch.from_numpy(rng.uniform(0.15, 0.95, count)).float()
-        first = (chance >= wanted[:, None]).float().argmax(1)
-        amount = amounts[first][:, None, None, None]
+        amount = self._amounts(real.mean((2, 3)), classes, mask.mean((1, 2)), rng)[:, None, None, None]
         moved = (real + amount * direction[:, :, None, None] * mask[:, None]).clamp(0, 255 * self.scale)
         made = torch.round(moved / self.scale).to(torch.uint8)
         sure, found = (
@@ -62,6 +57,30 @@ class VirtualPictures:
         )
         classes_found = np.where(sure.numpy() >= LEAST_SURE, found.numpy(), -1)
         return made.numpy(), classes_found
+
+    def means(self, features: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Mean features [n, F] of photographs -> those of classes, and probabilities [n, classes] by the classifier."""
+        classes = rng.integers(len(self.weight), size=len(features))
+        fade = torch.from_numpy(rng.uniform(0.3, 1.0, (len(features), 1))).float()
+        real = features * fade + (1 - fade) * self.mean
+        amount = self._amounts(real, classes, torch.ones(len(real)), rng)
+        made = (real + amount[:, None] * self.directions[classes]).clamp(0, 255 * self.scale)
+        return made, (made @ self.weight.T + self.bias).softmax(-1)
+
+    def _amounts(
+        self, features: Tensor, classes: np.ndarray, share: Tensor, rng: np.random.Generator
+    ) -> Tensor:
+        """How far mean features [n, F] must move along their class for the classifier to be as sure as is drawn -> [n].
+
+        `share` [n] is the part of the map that moves.
+        """
+        base = features @ self.weight.T + self.bias
+        move = (self.directions[classes] @ self.weight.T) * share[:, None]
+        amounts = torch.from_numpy(STEPS).float()
+        logits = base[:, None] + amounts[None, :, None] * move[:, None]
+        chance = logits.softmax(-1)[torch.arange(len(features)), :, torch.from_numpy(classes)]
+        wanted = torch.from_numpy(rng.uniform(0.15, 0.95, len(features))).float()
+        return amounts[(chance >= wanted[:, None]).float().argmax(1)]
 
 
 def _part(side: int, rng: np.random.Generator) -> np.ndarray:

@@ -25,7 +25,10 @@ FORMAT = "microvlm-photo-1"
 CHUNK = sum(MIXTURE.values())
 CALIBRATION_BATCHES, BATCH = 6, 32
 TEXTS = "texts.txt"
-_SEED_OF_PART = {"train": 0, "calibration": 1, "test": 2, "views": 3, "calibration_views": 4, "test_views": 5}
+PLAIN = "plain"
+"""The part of a folder in which every named thing is shown alone, large and upright."""
+_PARTS = ("train", "calibration", "test", "views", "calibration_views", "test_views", PLAIN)
+"""In the order of their seeds."""
 VIEWS = 4
 """Pictures of one thing, one after another, in the parts of a folder that are called views."""
 
@@ -102,11 +105,15 @@ def chunk_paths(folder: Path, part: str, number: int) -> tuple[Path, Path]:
 
 def generator(seed: int, part: str, number: int) -> np.random.Generator:
     """The generator of a chunk."""
-    return np.random.default_rng([seed, _SEED_OF_PART[part], number])
+    return np.random.default_rng([seed, _PARTS.index(part), number])
 
 
 def samples(composer: Composer, part: str, rng: np.random.Generator) -> Iterator[Sample]:
     """The samples of a chunk: in the order of `MIXTURE`, or `VIEWS` of each of some things."""
+    if part == PLAIN:
+        for _ in range(CHUNK):
+            yield composer.plain(rng)
+        return
     if part.endswith("views"):
         for _ in range(CHUNK // VIEWS):
             yield from composer.views(rng, VIEWS)
@@ -118,7 +125,7 @@ def samples(composer: Composer, part: str, rng: np.random.Generator) -> Iterator
 
 def split_of_part(part: str) -> Split:
     """The split that a part of a folder is composed of: `views` is of train, `test_views` of test."""
-    split: Any = part.removesuffix("views").rstrip("_") or "train"
+    split: Any = "train" if part == PLAIN else part.removesuffix("views").rstrip("_") or "train"
     return split
 
 

@@ -115,6 +115,24 @@ class Composer:
         drawing = _pick(self.named if rng.random() < 0.4 or not self.unnamed else self.unnamed, rng)
         return [self._alone(drawing, "single", rng) for _ in range(count)]
 
+    def plain(self, rng: np.random.Generator) -> Sample:
+        """A photograph nearly whole, or a drawing that fills a plain ground: as people show things."""
+        if not self.named or (self.labelled and rng.random() < 0.5):
+            photo = _pick(self.labelled, rng)
+            picture = canvas.crop(canvas.open_photo(photo.read()), rng, 0.85, (SIDE, SIDE))
+            return Sample(
+                canvas.with_noise(picture, rng),
+                Description("photo", (Thing(photo.label, WHOLE),), None, photo.key),
+            )
+        drawing = _pick(self.named, rng)
+        picture, ground = self._ground(rng, 0.0)
+        angle = 0.0 if rng.random() < 0.7 else float(rng.uniform(-15, 15))
+        box = canvas.place(picture, self.sources.pixels(drawing), rng.uniform(0.75, 1.0), angle, (0.5, 0.5))
+        things = (Thing(drawing.name, box or WHOLE),)
+        return Sample(
+            canvas.with_noise(picture, rng), Description("single", things, ground, _source(drawing))
+        )
+
     def _photo(self, rng: np.random.Generator) -> Sample:
         return self._view_of(_pick(self.labelled, rng), rng)
 

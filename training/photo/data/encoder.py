@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 import onnx_ir
 import onnxruntime
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from microvlm.atomic import new_file
 from microvlm.config import VisionConfig
 from microvlm.errors import UserError
-from microvlm.model.checkpoint import write_tensors
+from microvlm.model.checkpoint import read_tensors, write_tensors
 from microvlm.model.convolution.efficientnet import EfficientNetLite
 from microvlm.model.linear import linear_factory
 from microvlm.model.lowering import set_traced
-from microvlm.model.pretrained.efficientnet_weights import integer_tensors
+from microvlm.model.pretrained.efficientnet_weights import CLASSIFIERS, integer_tensors
+from microvlm.training.photo.data.class_names import class_names
 
 ENCODER = "encoder.safetensors"
 """The encoder's tensors in a data folder."""
@@ -45,19 +46,33 @@ def load_weights(name: str = "efficientnet-lite0") -> dict[str, Tensor]:
 
 def make_encoder(config: VisionConfig, pictures: Iterable[np.ndarray], folder: Path) -> None:
     """Calibrate the encoder on batches of pictures uint8 [B, side, side, 3] and write it into `folder`."""
+    config = dataclasses.replace(config, num_classes=len(class_names()))
     tensors = integer_tensors(load_weights(), config, pictures, "efficientnet-lite0")
     with new_file(folder / ENCODER) as temporary:
         write_tensors(tensors, temporary)
 
 
 def load_encoder(config: VisionConfig, folder: Path) -> EfficientNetLite:
-    """The encoder of a data folder, with a float classifier. Raises UserError."""
+    """The encoder of a data folder, with its convolutions only. Raises UserError."""
+    encoder = EfficientNetLite(config, linear_factory(32))
+    load_convolutions(encoder, read_encoder(folder))
+    return encoder.eval()
+
+
+def read_encoder(folder: Path) -> dict[str, Tensor]:
+    """The encoder's tensors in a data folder, with the classifier it was trained with. Raises UserError."""
     path = folder / ENCODER
     if not path.is_file():
         raise UserError(f"{folder} holds no {ENCODER}: build it with microvlm-data photo.")
-    encoder = EfficientNetLite(config, linear_factory(32))
-    encoder.load_state_dict(load_file(path))
-    return encoder.eval()
+    return dict(read_tensors(path)[0])
+
+
+def load_convolutions(encoder: EfficientNetLite, tensors: Mapping[str, Tensor]) -> None:
+    """Load everything but the classifiers, which have the classes of a model."""
+    own = encoder.state_dict()
+    encoder.load_state_dict(
+        {name: own[name] if name.split(".")[0] in CLASSIFIERS else tensors[name] for name in own}
+    )
 
 
 class _Features(nn.Module):

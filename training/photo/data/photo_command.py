@@ -36,6 +36,11 @@ from microvlm.errors import UserError
     help="Training pictures.",
 )
 @click.option("--seed", type=click.IntRange(0, 2**31), default=2026, show_default=True)
+@click.option(
+    "--held-out",
+    type=click.Path(path_type=Path),
+    help="Also write the pictures of calibration and test here, one a file, for microvlm-data images.",
+)
 @click.option("--workers", type=click.IntRange(1, 256), default=2, show_default=True, help="Processes.")
 def photo(
     output: Path,
@@ -44,6 +49,7 @@ def photo(
     texts: Path | None,
     count: int,
     seed: int,
+    held_out: Path | None,
     workers: int,
 ) -> None:
     """Compose scenes of photographs and drawings, and encode them once with a calibrated EfficientNet-Lite0.
@@ -51,6 +57,8 @@ def photo(
     A shard is a tar file with KEY.jpg and KEY.json, which has a label (null for clutter) and a key.
     """
     from microvlm.training.photo.data.builder import CHUNK, Plan, build
+    from microvlm.training.photo.data.held_out_pictures import write_pictures
+    from microvlm.training.photo.data.sources import HELD_OUT, Sources
 
     shards = [
         shard for path in pictures for shard in (sorted(path.glob("*.tar")) if path.is_dir() else [path])
@@ -62,7 +70,8 @@ def photo(
     few = max(2, train // 12)
     chunks = {
         "train": train, "calibration": few, "test": few,
-        "views": max(2, train // 5), "calibration_views": max(1, train // 40), "test_views": max(1, train // 40),
+        "plain": max(1, train * 2 // 5), "views": max(2, train // 5),
+        "calibration_views": max(1, train // 40), "test_views": max(1, train // 40),
     }  # fmt: skip
     named = tuple(str(shard) for shard in shards)
     plan = Plan(
@@ -70,4 +79,9 @@ def photo(
     )
     build(output, plan, workers, note)
     echo(f"{output}: {sum(chunks.values()) * CHUNK:,} pictures, of which {train * CHUNK:,} to train on")
+    if held_out is not None:
+        sources = Sources.open(shards, emoji)
+        for split in HELD_OUT:
+            written = write_pictures(sources, split, held_out, seed)
+            echo(f"{held_out / f'{split}.jsonl'}: {written:,} pictures")
     echo(f"next: microvlm-train photo --data {output} -o runs/photo")

@@ -4,44 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib import resources
 from pathlib import Path
-from typing import Annotated
 
 import msgspec
 import numpy as np
-from msgspec import Meta
 
 from microvlm.errors import UserError
 from microvlm.formats import documents
-from microvlm.training.photo.data.builder import FORMAT, INDEX, Plan, chunk_paths
+from microvlm.training.photo.data.builder import FORMAT, INDEX, PLAIN, Plan, chunk_paths
+from microvlm.training.photo.data.class_names import class_names
 from microvlm.training.photo.data.composer import Description
 from microvlm.training.photo.data.encoder import fingerprint
 
 REMEDY = "build the folder again with microvlm-data photo"
 
 
-class _Class(msgspec.Struct, frozen=True):
-    wnid: str
-    name: str
-    synonyms: list[str]
-
-
-class _Classes(msgspec.Struct, frozen=True):
-    source: str
-    classes: Annotated[list[_Class], Meta(min_length=1)]
-
-
 class _Index(Plan, frozen=True, kw_only=True):
     format: str
     encoder: str
     chunk: int
-
-
-def class_names() -> list[str]:
-    """The names of the encoder's 1,000 classes, in its order. A few classes share one."""
-    text = resources.files(__package__).joinpath("imagenet_names.json").read_bytes()
-    return [row.name for row in msgspec.json.decode(text, type=_Classes).classes]
 
 
 @dataclass
@@ -80,6 +61,11 @@ class PhotoData:
     def features(self, split: str, rows: np.ndarray) -> np.ndarray:
         """Feature maps of these pictures, uint8 [n, 1280, 8, 8]."""
         return np.stack([self._one(split, int(row)) for row in rows])
+
+    @property
+    def named_parts(self) -> list[str]:
+        """The parts that classes are learnt from: training pictures, views of things, and things shown alone."""
+        return [part for part in ("train", "views", PLAIN) if self.index.chunks.get(part, 0)]
 
     @cached_property
     def names(self) -> list[str]:

@@ -25,6 +25,7 @@ from microvlm.training.emoji.data.drawings import load_drawings
 from microvlm.training.emoji.data.emoji import EmojiData, load_emoji
 
 Split = Literal["train", "calibration", "test"]
+HELD_OUT: tuple[Split, ...] = ("calibration", "test")
 DRAWING_SIZES = (160, 96)
 """Sides of the rendered emoji, pixels; the first that a folder has of a vendor is taken."""
 ONE_COLOUR = "fluent-emoji-high-contrast"

@@ -24,7 +24,8 @@ from microvlm.training.photo.batches.question_batches import (
     question_rows,
 )
 from microvlm.training.photo.batches.virtual_pictures import VirtualPictures
-from microvlm.training.photo.stages.photo_task import PhotoTask, encoder_of, prefixes_of
+from microvlm.training.photo.data.encoder import read_encoder
+from microvlm.training.photo.stages.photo_task import PhotoTask, prefixes_of
 from microvlm.training.stages.task import StageInputs
 
 QUESTIONS = 5
@@ -60,9 +61,7 @@ class AnswerTask(PhotoTask):
                     for i in range(0, len(rows), 64)
                 ]
             )
-            encoder = encoder_of(self.model)
-            weight, bias = encoder.classifier.weight.detach(), encoder.classifier.bias.detach()
-            virtual = VirtualPictures(means, weight, bias, float(encoder.head.output_scale))
+            virtual = VirtualPictures(means, read_encoder(self.data.folder))
         self._sampler = QuestionSampler(self.data, self.rows, virtual, self.config.prefix_tokens)
         questioner = Questioner(self.data.names, "held_out")
         for row, description in enumerate(self.data.descriptions("calibration")[:EVALUATED]):

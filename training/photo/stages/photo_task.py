@@ -10,12 +10,11 @@ import numpy as np
 from torch import Tensor, nn
 
 from microvlm.errors import UserError
-from microvlm.model.checkpoint import read_tensors
 from microvlm.model.convolution.efficientnet import EfficientNetLite
 from microvlm.model.microvlm import MicroVLM
 from microvlm.training.photo.batches.picture_questions import Questioner
 from microvlm.training.photo.data.builder import TEXTS
-from microvlm.training.photo.data.encoder import ENCODER
+from microvlm.training.photo.data.encoder import load_convolutions, read_encoder
 from microvlm.training.photo.data.photo_data import PhotoData
 from microvlm.training.photo.language.question_forms import KINDS, forms
 from microvlm.training.stages.task import DataFolder, StageInputs, WholeModelTask
@@ -35,7 +34,7 @@ class PhotoTask(WholeModelTask):
             )
         self.data: PhotoData = inputs.data
         self.module = self.model
-        encoder_of(self.model).load_state_dict(read_tensors(self.data.folder / ENCODER)[0])
+        load_convolutions(encoder_of(self.model), read_encoder(self.data.folder))
         self.model.requires_grad_(False)
         for part in self.trained_parts():
             part.requires_grad_(True)
