@@ -88,7 +88,7 @@ class GridAdapter(nn.Module):
     """Every token of a convolutional encoder becomes a prefix embedding: [B, k, 4 x features + classes] -> [B, k, H].
 
     The token of the whole picture and those of windows have a projection each, and so have class probabilities.
-    A learned embedding of the place is added, as in `Adapter`.
+    A learned embedding of the place is added, as in `Adapter`. The first tokens alone give the first embeddings.
     """
 
     def __init__(self, config: MicroVLMConfig, linear: LinearFactory):
@@ -108,7 +108,7 @@ class GridAdapter(nn.Module):
         seen, posterior = features[..., : self.features], features[..., self.features :]
         x = torch.cat([self.whole(seen[:, :1]), self.projection(seen[:, 1:])], 1) + self.classes(posterior)
         x = x + self.fc2(F.gelu(self.fc1(self.norm_mlp(x))))
-        return self.norm_out(x) + self.places
+        return self.norm_out(x) + self.places[:, : features.shape[1]]
 
     def pooling_weights(self, features: Tensor) -> Tensor:
         """Weight of each token in each prefix embedding -> [B, k, k]: each is made of its own token."""

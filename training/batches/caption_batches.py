@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from microvlm.config import VisionConfig
 from microvlm.errors import UserError
 from microvlm.memory.ordinal_questions import ordinal_question
 from microvlm.training.batches.conversation_rows import ConversationRows, Exchange, Rows
@@ -58,12 +59,17 @@ class CaptionBatch(NamedTuple):
 
 
 class CaptionSampler:
-    """Samples the batches of one stage. `side`: of the pictures, in pixels; `slots`: K of the memory."""
+    """Samples the batches of one stage. `vision` frames the pictures; `slots`: K of the memory."""
 
     def __init__(
-        self, rows: ConversationRows, stage: StageConfig, side: int, slots: int, caption_prompt: str
+        self,
+        rows: ConversationRows,
+        stage: StageConfig,
+        vision: VisionConfig,
+        slots: int,
+        caption_prompt: str,
     ):
-        self.rows, self.stage, self.side, self.slots = rows, stage, side, slots
+        self.rows, self.stage, self.vision, self.slots = rows, stage, vision, slots
         self.caption_prompt = caption_prompt
         self.options = stage.caption
 
@@ -135,7 +141,7 @@ class CaptionSampler:
     def _view(self, sample: CaptionSample, image: int, rng: np.random.Generator) -> np.ndarray:
         if image >= len(sample.images):
             raise UserError(f"sample {sample.key} has no picture {image}: build the data folder again.")
-        return random_view(sample.images[image], self.side, rng, self.stage.augment_strength)
+        return random_view(sample.images[image], self.vision, rng, self.stage.augment_strength)
 
     def _own_episodes(
         self, captioned: int, rng: np.random.Generator, texts: list[str]
@@ -191,11 +197,11 @@ class CaptionSampler:
 
 
 def plain_exchange(
-    sample: CaptionSample, turn: Turn, caption_prompt: str, side: int
+    sample: CaptionSample, turn: Turn, caption_prompt: str, vision: VisionConfig
 ) -> tuple[Exchange, list[np.ndarray]]:
     """A turn as evaluation asks it, with the pictures that it shows, uint8 [side, side, 3] each."""
     question = caption_prompt if turn.question is None else turn.question
-    views = [plain_view(sample.images[image], side) for image in turn.images]
+    views = [plain_view(sample.images[image], vision) for image in turn.images]
     return Exchange(question, turn.answer, len(views)), views
 
 

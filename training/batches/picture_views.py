@@ -9,6 +9,7 @@ import io
 import numpy as np
 from PIL import Image, ImageEnhance
 
+from microvlm.config import VisionConfig
 from microvlm.errors import UserError
 from microvlm.inputs.images import load_square
 
@@ -21,21 +22,25 @@ CROPPED_SHARE = 0.7
 """Share of the views that are crops; the others show the whole picture, as at inference."""
 
 
-def plain_view(content: bytes, side: int) -> np.ndarray:
+def plain_view(content: bytes, vision: VisionConfig) -> np.ndarray:
     """The picture as inference sees it, uint8 [side, side, 3]. Raises UserError for a bad picture."""
-    return np.asarray(load_square(content, side))
+    return np.asarray(load_square(content, vision.image_size, vision.resize == "stretch"))
 
 
-def random_view(content: bytes, side: int, rng: np.random.Generator, strength: float) -> np.ndarray:
+def random_view(
+    content: bytes, vision: VisionConfig, rng: np.random.Generator, strength: float
+) -> np.ndarray:
     """A random view, uint8 [side, side, 3]; the plain one at strength 0. Raises UserError for a bad picture."""
     # The draws do not depend on the picture: a bad one changes no other picture's view.
     draws = rng.random(8)
     if strength <= 0:
-        return plain_view(content, side)
-    # The loader keeps the whole picture on white: a crop is taken from a larger square, inside of the picture.
-    square = load_square(content, round(side * 1.4))
+        return plain_view(content, vision)
+    side, stretch = vision.image_size, vision.resize == "stretch"
+    # The loader keeps the whole picture: a crop is taken from a larger square, inside of the picture.
+    square = load_square(content, round(side * 1.4), stretch)
     if draws[0] < CROPPED_SHARE * min(1.0, strength):
-        square = _crop(square, _extent(content), draws[1:5], strength)
+        extent = (1.0, 1.0) if stretch else _extent(content)
+        square = _crop(square, extent, draws[1:5], strength, stretch)
     view = square.resize((side, side), Image.Resampling.BICUBIC, reducing_gap=2.0)
     for enhance, draw in zip(
         (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color), draws[5:8], strict=True
@@ -58,7 +63,7 @@ def _extent(content: bytes) -> tuple[float, float]:
 
 
 def _crop(
-    square: Image.Image, extent: tuple[float, float], draws: np.ndarray, strength: float
+    square: Image.Image, extent: tuple[float, float], draws: np.ndarray, strength: float, stretch: bool
 ) -> Image.Image:
     side = square.width
     area = 1 - draws[0] * (1 - SMALLEST_CROP) * min(1.0, strength)
@@ -68,6 +73,8 @@ def _crop(
     left = (1 - extent[0]) / 2 * side + draws[2] * (extent[0] * side - width)
     top = (1 - extent[1]) / 2 * side + draws[3] * (extent[1] * side - height)
     part = square.crop(tuple(map(round, (left, top, left + max(1.0, width), top + max(1.0, height)))))
+    if stretch:
+        return part
     longer = max(part.size)
     padded = Image.new("RGB", (longer, longer), "white")
     padded.paste(part, ((longer - part.width) // 2, (longer - part.height) // 2))

@@ -95,12 +95,12 @@ def _items(sample: CaptionSample) -> list[Item]:
 
 def answer_items(loaded: LoadedModel, items: Sequence[Item], progress: Progress) -> list[Said]:
     """The model's greedy answers. Raises UserError for a backend that tells no log probabilities."""
-    side, prompt = loaded.config.vision.image_size, loaded.config.prompt.caption_prompt
+    vision, prompt = loaded.config.vision, loaded.config.prompt.caption_prompt
     config = loaded.config.answers
     said: list[Said] = []
     for start in range(0, len(items), BATCH):
         part = items[start : start + BATCH]
-        views = [[view(item.key, image, side) for image in item.images] for item in part]
+        views = [[view(item.key, image, vision) for image in item.images] for item in part]
         answers = loaded.answer(views, [item.question or prompt for item in part])
         assert isinstance(answers, list)
         for item, answer in zip(part, answers, strict=True):

@@ -35,10 +35,10 @@ class EpisodeAnswers(NamedTuple):
 
 def caption_pictures(loaded: LoadedModel, pictures: Sequence[Picture], progress: Progress) -> list[str]:
     """The model's caption of each picture."""
-    side = loaded.config.vision.image_size
+    vision = loaded.config.vision
     answers: list[str] = []
     for start in range(0, len(pictures), BATCH):
-        views = [picture.view(side) for picture in pictures[start : start + BATCH]]
+        views = [picture.view(vision) for picture in pictures[start : start + BATCH]]
         answers += loaded.generate(views)
         progress(len(answers))
     return answers
@@ -60,11 +60,11 @@ def fitting(loaded: LoadedModel, questions: Sequence[Question]) -> list[Question
 
 def answer_questions(loaded: LoadedModel, questions: Sequence[Question], progress: Progress) -> list[str]:
     """The model's answer to each question about shown pictures."""
-    side = loaded.config.vision.image_size
+    vision = loaded.config.vision
     answers: list[str] = []
     for start in range(0, len(questions), BATCH):
         part = questions[start : start + BATCH]
-        views = [[view(q.key, image, side) for image in q.images] for q in part]
+        views = [[view(q.key, image, vision) for image in q.images] for q in part]
         answers += loaded.generate(views, prompts=[_text(loaded, question) for question in part])
         progress(len(answers))
     return answers
@@ -90,14 +90,14 @@ def answer_episodes(loaded: LoadedModel, episodes: Sequence[Episode], progress: 
 
     Questions do not change what is remembered.
     """
-    prompt, side = loaded.config.prompt.caption_prompt, loaded.config.vision.image_size
+    prompt, vision = loaded.config.prompt.caption_prompt, loaded.config.vision
     result = EpisodeAnswers([], [], [])
     for number, episode in enumerate(episodes[:MOST_EPISODES]):
         questions = fitting(loaded, episode.questions)
         if questions:
             chat = Chat(loaded)
             for image in episode.images:
-                chat.ask(prompt, view(questions[0].key, image, side), new_image=True)
+                chat.ask(prompt, view(questions[0].key, image, vision), new_image=True)
             texts = [_text(loaded, question) for question in questions]
             result.questions.extend(questions)
             result.remembered.extend(loaded.generate(prompts=texts, memory=chat))

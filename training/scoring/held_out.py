@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from microvlm.config import VisionConfig
 from microvlm.errors import UserError
 from microvlm.training.batches.picture_views import plain_view
 from microvlm.training.data.annotations import Annotations
@@ -35,9 +36,9 @@ class Picture(NamedTuple):
     objects: tuple[str, ...] = ()
     """Names of annotated objects."""
 
-    def view(self, side: int) -> np.ndarray:
+    def view(self, vision: VisionConfig) -> np.ndarray:
         """uint8 [side, side, 3]. Raises UserError, which names the sample, for a damaged one."""
-        return view(self.key, self.image, side)
+        return view(self.key, self.image, vision)
 
 
 class NamedPicture(NamedTuple):
@@ -78,10 +79,10 @@ class HeldOut:
     episodes: list[Episode] = field(default_factory=list)
 
 
-def view(key: str, image: bytes, side: int) -> np.ndarray:
+def view(key: str, image: bytes, vision: VisionConfig) -> np.ndarray:
     """A picture as inference sees it, uint8 [side, side, 3]. Raises UserError, which names the sample."""
     try:
-        return plain_view(image, side)
+        return plain_view(image, vision)
     except UserError as error:
         raise UserError(f"sample {key}: {error}") from None
 

@@ -32,11 +32,11 @@ def name_pictures(
     loaded: LoadedModel, pictures: Sequence[NamedPicture], question: str, progress: Callable[[int], None]
 ) -> list[str]:
     """The model's answer to the question about each picture."""
-    side = loaded.config.vision.image_size
+    vision = loaded.config.vision
     answers: list[str] = []
     for start in range(0, len(pictures), _BATCH):
         part = pictures[start : start + _BATCH]
-        views = [view(picture.key, picture.image, side) for picture in part]
+        views = [view(picture.key, picture.image, vision) for picture in part]
         answers += loaded.generate(views, prompts=question)
         progress(len(answers))
     return answers

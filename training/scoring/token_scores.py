@@ -94,11 +94,11 @@ def score_tokens(
     progress: Callable[[int], None],
 ) -> TokenScores:
     """Run the decoder over all captions, on any backend, with the memory off. `progress` gets the pictures done."""
-    runtime, side = loaded.runtime, loaded.config.vision.image_size
+    runtime, vision = loaded.runtime, loaded.config.vision
     shuffle = shuffle and len(pictures) > 1
     scores = np.zeros((1 + shuffle, len(pictures), COLUMNS))
     for start, end in _batches(len(pictures)):
-        pixels = np.stack([loaded.processor.pixels(picture.view(side)) for picture in pictures[start:end]])
+        pixels = np.stack([loaded.processor.pixels(picture.view(vision)) for picture in pictures[start:end]])
         features = runtime.encode_image(pixels)
         for number, seen in enumerate((features, np.roll(features, 1, 0))[: 1 + shuffle]):
             rows = [(at, seen[at], caption) for at in range(end - start) for caption in captions[start + at]]

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from microvlm.atomic import new_file, write_file
+from microvlm.inputs.images import load_square
 from microvlm.model.checkpoint import read_tensors, write_tensors
 from microvlm.model.microvlm import MicroVLM
 from microvlm.training.batches.caption_batches import CaptionBatch, plain_exchange
@@ -97,7 +97,7 @@ class CaptionEvaluation:
         self, samples: list[CaptionSample], parts: list[tuple[Tensor, Tensor]], captions: list[str]
     ) -> dict[str, float]:
         task = self.task
-        model, side = task.model, task.config.vision.image_size
+        model, vision = task.model, task.config.vision
         prompt = task.config.prompt.caption_prompt
         exchanges: list[Exchange] = []
         views: list[np.ndarray] = []
@@ -106,7 +106,7 @@ class CaptionEvaluation:
             turn = next((turn for turn in sample.turns if turn.images), None)
             if turn is None:
                 continue
-            exchange, shown = plain_exchange(sample, turn, prompt, side)
+            exchange, shown = plain_exchange(sample, turn, prompt, vision)
             if turn.question is None and len(shown) == 1:
                 captioned.append((len(exchanges), len(views), turn.answer))
             exchanges.append(exchange)
@@ -188,7 +188,7 @@ class CaptionEvaluation:
         shown = shown[:: max(1, len(shown) // CAPTIONED)][:CAPTIONED]
         task = self.task
         loaded = task.model.to_loaded_model(task.rows.processor)
-        pictures = [plain_view(sample.images[0], task.config.vision.image_size) for sample in shown]
+        pictures = [plain_view(sample.images[0], task.config.vision) for sample in shown]
         # In float32, as a user's model answers, whatever the stage's precision.
         with torch.autocast(task.model.memory_prior.device.type, enabled=False):
             answers = loaded.generate(pictures, max_new_tokens=CAPTION_TOKENS) if pictures else []
@@ -197,9 +197,7 @@ class CaptionEvaluation:
             name = f"{number:02d}.jpg"
             if not (target / name).exists():
                 with new_file(target / name) as temporary:
-                    Image.fromarray(plain_view(sample.images[0], PICTURE_PX)).save(
-                        temporary, "JPEG", quality=85
-                    )
+                    load_square(sample.images[0], PICTURE_PX).save(temporary, "JPEG", quality=85)
             truth = next(turn.answer for turn in sample.turns if turn.images == (0,))
             rows.append({"key": sample.key, "picture": name, "truth": truth, "answer": answer})
         write_file(target / f"{step:08d}.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")

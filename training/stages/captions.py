@@ -68,7 +68,7 @@ class CaptionTask(WholeModelTask):
         self.sampler = CaptionSampler(
             self.conversations,
             self.stage,
-            self.config.vision.image_size,
+            self.config.vision,
             self.config.memory.slots,
             self.config.prompt.caption_prompt,
         )

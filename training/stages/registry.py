@@ -15,6 +15,7 @@ TASKS = {
     "recall": "microvlm.training.emoji.stages.recall:RecallTask",
     "scope": "microvlm.training.emoji.stages.scope:ScopeTask",
     "photo-classes": "microvlm.training.photo.stages.classify:ClassifyTask",
+    "photo-names": "microvlm.training.photo.stages.name:NameTask",
     "photo": "microvlm.training.photo.stages.answer:AnswerTask",
     "photo-memory": "microvlm.training.photo.stages.remember:MemoryTask",
 }

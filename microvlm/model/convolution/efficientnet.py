@@ -148,6 +148,11 @@ class EfficientNetLite(nn.Module):
         posterior = logits.softmax(-1).sqrt() * POSTERIOR_SCALE
         return torch.cat([parts.flatten(2), posterior], -1)
 
+    def whole_token(self, quarters: Tensor) -> Tensor:
+        """The first token alone: mean features [B, 4, F] of the quarters of pictures -> [B, 1, 4 x F + classes]."""
+        posterior = self.classifier(quarters.mean(1, keepdim=True)).softmax(-1).sqrt() * POSTERIOR_SCALE
+        return torch.cat([quarters.flatten(1)[:, None], posterior], -1)
+
     def class_features(self, places: Tensor) -> Tensor:
         """What classes are told by: maps [B, F, S, S] of whole numbers -> [B, 1 + windows, F], by `pooling_matrix`.
 

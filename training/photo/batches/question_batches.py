@@ -73,8 +73,7 @@ class QuestionSampler:
         )
         self._chances /= self._chances.sum()
         self.questioner = Questioner(data.names)
-        photos = [i for i, d in enumerate(data.descriptions("train")) if d.kind in ("photo", "clutter")]
-        self.photos = np.array(photos)
+        self.photos = data.photographs("train")
         self.classes = class_names()
 
     def draw(self, rng: np.random.Generator, pictures: int, questions: int) -> QuestionBatch:

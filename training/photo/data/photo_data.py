@@ -67,6 +67,17 @@ class PhotoData:
         """The parts that classes are learnt from: training pictures, views of things, and things shown alone."""
         return [part for part in ("train", "views", PLAIN) if self.index.chunks.get(part, 0)]
 
+    def photographs(self, split: str) -> np.ndarray:
+        """The rows of a split that show one photograph, int64 [n]."""
+        kinds = ("photo", "clutter")
+        return np.array([row for row, d in enumerate(self.descriptions(split)) if d.kind in kinds], np.int64)
+
+    def mean_features(self, split: str, rng: np.random.Generator, most: int) -> np.ndarray:
+        """Mean features of random photographs of a split, in bytes, float32 [n <= most, 1280]."""
+        rows = rng.permutation(self.photographs(split))[:most]
+        parts = [rows[start : start + 64] for start in range(0, len(rows), 64)]
+        return np.concatenate([self.features(split, part).astype(np.float32).mean((2, 3)) for part in parts])
+
     @cached_property
     def names(self) -> list[str]:
         """Every name that training pictures have, and those of the encoder's classes, each once, sorted."""

@@ -25,7 +25,7 @@ from microvlm.training.photo.batches.question_batches import (
 )
 from microvlm.training.photo.batches.virtual_pictures import VirtualPictures
 from microvlm.training.photo.data.encoder import read_encoder
-from microvlm.training.photo.stages.photo_task import PhotoTask, prefixes_of
+from microvlm.training.photo.stages.photo_task import TRAINED, PhotoTask, prefixes_of
 from microvlm.training.stages.task import StageInputs
 
 QUESTIONS = 5
@@ -34,7 +34,6 @@ STATISTICS = 3000
 """Photographs whose features give the metric of virtual pictures."""
 EVALUATED = 1024
 """Pictures of the calibration split that are evaluated, with a question each."""
-TRAINED = ("adapter", "embedding", "decoder")
 
 
 class AnswerTask(PhotoTask):
@@ -49,18 +48,10 @@ class AnswerTask(PhotoTask):
         return [self.model.get_submodule(name) for name in TRAINED]
 
     def prepare(self) -> None:
-        descriptions = self.data.descriptions("train")
         rng = np.random.default_rng(self.recipe.seed)
-        photos = np.array([i for i, d in enumerate(descriptions) if d.kind in ("photo", "clutter")])
         virtual = None
-        if len(photos):
-            rows = rng.permutation(photos)[:STATISTICS]
-            means = np.concatenate(
-                [
-                    self.data.features("train", rows[i : i + 64]).astype(np.float32).mean((2, 3))
-                    for i in range(0, len(rows), 64)
-                ]
-            )
+        if len(self.data.photographs("train")):
+            means = self.data.mean_features("train", rng, STATISTICS)
             virtual = VirtualPictures(means, read_encoder(self.data.folder))
         self._sampler = QuestionSampler(self.data, self.rows, virtual, self.config.prefix_tokens)
         questioner = Questioner(self.data.names, "held_out")

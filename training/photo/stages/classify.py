@@ -120,19 +120,14 @@ class ClassifyTask(PhotoTask):
         nameless = [(part, row) for part, row, d in places if d.kind in NAMELESS]
         scenes = [(part, row) for part, row, d in places if d.kind not in (*ALONE, *NAMELESS)]
         self._pools = [np.array(pool, np.int64).reshape(-1, 2) for pool in (named, nameless, scenes)]
-        shown = {self.classes.numbers[thing.name.lower()] for *_, d in places for thing in d.things if thing.name}
+        shown = {
+            self.classes.numbers[thing.name.lower()] for *_, d in places for thing in d.things if thing.name
+        }
         unshown = [number for number in range(len(self.data.names)) if number not in shown]
         self._offset[unshown] = UNSHOWN_OFFSET
         self._offset[self.classes.unknown] = UNKNOWN_OFFSET
-        photos = np.array([row for part, row, d in places if part == 0 and d.kind in ("photo", "clutter")])
-        if len(photos):
-            rows = np.random.default_rng(self.recipe.seed).permutation(photos)[:STATISTICS]
-            means = np.concatenate(
-                [
-                    self.data.features(self._parts[0], rows[i : i + 64]).astype(np.float32).mean((2, 3))
-                    for i in range(0, len(rows), 64)
-                ]
-            )
+        if len(self.data.photographs("train")):
+            means = self.data.mean_features("train", np.random.default_rng(self.recipe.seed), STATISTICS)
             self._virtual = VirtualPictures(means, read_encoder(self.data.folder))
             self._means = torch.from_numpy(means * self._virtual.scale)
 

@@ -19,6 +19,8 @@ from microvlm.training.photo.data.photo_data import PhotoData
 from microvlm.training.photo.language.question_forms import KINDS, forms
 from microvlm.training.stages.task import DataFolder, StageInputs, WholeModelTask
 
+TRAINED = ("adapter", "embedding", "decoder")
+"""The parts that answers about pictures train."""
 TOKENIZER_PICTURES, TOKENIZER_FORMS, NAME_REPEATS = 20_000, 2000, 4
 """Pictures and wordings of a kind that the tokenizer learns from, and how often each name is repeated."""
 
