@@ -71,6 +71,7 @@ def trained(photo_folder, tmp_path_factory):
         "name": "photo", "preset": "photo", "seed": 0, "mixed_precision": "no",
         "stages": [
             {"name": "classify", "task": "photo-classes", "steps": 2, "batch_size": 8, "decoder_bits": 1.58},
+            {"name": "name", "task": "photo-names", "steps": 2, "batch_size": 8, "decoder_bits": 1.58},
             {"name": "answer", "task": "photo", "steps": 2, "batch_size": 3, "decoder_bits": 1.58, "muon_factor": 2.0},
             {"name": "remember", "task": "photo-memory", "steps": 2, "batch_size": 1, "decoder_bits": 1.58},
         ],
@@ -92,7 +93,7 @@ def test_a_run_ends_with_a_checkpoint_that_keeps_the_encoder(trained, photo_fold
             assert torch.equal(stored[f"vision.{name}"], tensor)
     evaluations = [json.loads(line) for line in (trained / "evaluations.jsonl").read_text().splitlines()]
     assert load_checkpoint(trained / "best").config == model.config
-    assert {"evaluation/photo", "evaluation/windows/scene", "evaluation/exact", "evaluation/pointing"} <= {
+    assert {"evaluation/photo", "evaluation/windows/scene", "evaluation/names", "evaluation/exact", "evaluation/pointing"} <= {
         key for row in evaluations for key in row
     }
 
