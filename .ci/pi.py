@@ -22,8 +22,10 @@ def main(out: Path, arguments: list[str]) -> int:
         wheel = build("aarch64", out)
     shared = ["--target", "emulated", "--baselines", str(BASELINES)]
     shared += [] if "--update-baseline" in arguments else ["--gate"]
-    if any(not argument.startswith("-") for argument in arguments):
+    if arguments and not arguments[0].startswith("-"):
         argument_lists = [arguments]
+    elif "--part" in arguments:
+        argument_lists = [["nano", *arguments]]
     else:
         argument_lists = [["nano", "--part", part, *arguments] for part in PARTS]
     with step("microvlm-bench pi"):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from microvlm.bench.evalset_reader import EvalSet
+from microvlm.bench.photograph_reader import read_photographs
 from microvlm.config import MicroVLMConfig
 
 CAPTION = "caption"
@@ -41,10 +42,15 @@ class EpisodeScript:
 
 
 def choose(evalset: EvalSet, config: MicroVLMConfig, images: int, scenes: int) -> list[Sample]:
-    """`images` captions and `scenes` questions, evenly spread over the set; all of them where it holds fewer."""
-    captions = [
-        Sample(image.file, CAPTION, config.prompt.caption_prompt, (evalset.path(image.file),), image.caption)
-        for image in spread(evalset.images, images)
+    """`images` captions and `scenes` questions, evenly spread over the set; all of them where it holds fewer.
+
+    A model that sees photographs gets photographs in place of half of the images.
+    """
+    prompt = config.prompt.caption_prompt
+    photographs = spread(read_photographs(), -(-images // 2)) if config.vision.is_convolutional else []
+    captions = [Sample(photo.file, CAPTION, prompt, (photo.path,), photo.shows) for photo in photographs] + [
+        Sample(image.file, CAPTION, prompt, (evalset.path(image.file),), image.caption)
+        for image in spread(evalset.images, images - len(photographs))
     ]
     questions = [
         Sample(scene.file, scene.kind, scene.question, (evalset.path(scene.file),), scene.answer)
