@@ -20,6 +20,8 @@ VIRTUAL_SHARE = 0.25
 """Share of a batch's pictures that are maps of classes which no photograph shows."""
 
 
+TOLD_SHARE = 0.5
+"""Share of the pictures whose first token has class probabilities alone, as in the stage before."""
 UNNAMED_CHANCE = 0.3
 """How often a drawing of an unnamed thing is drawn, next to another picture: people show few of them."""
 
@@ -44,6 +46,8 @@ class QuestionBatch(NamedTuple):
     rows: QuestionRows
     asked: list[Asked]
     descriptions: list[Description]
+    is_told: Tensor
+    """bool [B], pictures of which the first token has class probabilities alone."""
 
 
 def question_rows(rows: TextRows, asked: list[tuple[int, str, str]], prefix_tokens: int) -> QuestionRows:
@@ -95,4 +99,5 @@ class QuestionSampler:
         asked = [self.questioner.ask(d, rng) for d in descriptions for _ in range(questions)]
         numbered = [(i // questions, a.question, a.answer) for i, a in enumerate(asked)]
         rows = question_rows(self.rows, numbered, self.prefix_tokens)
-        return QuestionBatch(torch.from_numpy(np.concatenate(features)), rows, asked, descriptions)
+        is_told = torch.from_numpy(rng.random(len(descriptions)) < TOLD_SHARE)
+        return QuestionBatch(torch.from_numpy(np.concatenate(features)), rows, asked, descriptions, is_told)

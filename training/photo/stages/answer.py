@@ -70,7 +70,7 @@ class AnswerTask(PhotoTask):
         return len(batch.features), int(batch.rows.mask.sum())
 
     def loss(self, module: MicroVLM, batch: QuestionBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        logits, labels, _ = answer_logits(module, batch.features, batch.rows)
+        logits, labels, _ = answer_logits(module, batch.features, batch.rows, batch.is_told)
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.stage.label_smoothing)
         return loss, {"accuracy": (logits.argmax(-1) == labels).float().mean()}
 
@@ -101,10 +101,12 @@ class AnswerTask(PhotoTask):
         }
 
 
-def answer_logits(model: MicroVLM, features: Tensor, rows: QuestionRows) -> tuple[Tensor, Tensor, Tensor]:
+def answer_logits(
+    model: MicroVLM, features: Tensor, rows: QuestionRows, is_told: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Logits [N, V] at the labelled positions, their labels [N] and rows [N], with the memory slot masked."""
     device = model.memory_prior.device
-    prefix = prefixes_of(model, features)
+    prefix = prefixes_of(model, features, is_told)
     pictures, k = prefix.shape[:2]
     ids, mask, labels, owner = (part.to(device) for part in rows)
     slot = model.empty_slot(pictures)

@@ -24,11 +24,13 @@ from microvlm.training.photo.data.class_names import class_names
 from microvlm.training.photo.data.encoder import read_encoder
 from microvlm.training.photo.language import answers
 from microvlm.training.photo.language.question_forms import question
-from microvlm.training.photo.stages.photo_task import TRAINED, PhotoTask, encoder_of
+from microvlm.training.photo.stages.photo_task import TRAINED, PhotoTask, encoder_of, hide_features
 from microvlm.training.stages.task import StageInputs
 
 VIRTUAL_SHARE, NAMELESS_SHARE = 0.5, 0.08
-QUARTERS = 4
+TOLD_SHARE = 0.5
+"""Share of the rows that see class probabilities alone: with features always in view the decoder told made ones from real
+ones, and said that it did not know photographs of what has none here."""
 PLAIN_QUESTIONS = ("what is this?", "what do you see?", "describe the image")
 """Most rows ask one of these; the others ask in any wording of `what`."""
 PLAIN_SHARE = 0.7
@@ -41,6 +43,8 @@ class NameBatch(NamedTuple):
 
     quarters: Tensor
     """float32 [B, 4, F], mean features of the quarters of each picture, in bytes."""
+    is_told: Tensor
+    """bool [B], whether only class probabilities are seen and the features are hidden."""
     rows: QuestionRows
 
 
@@ -52,7 +56,7 @@ class NameTask(PhotoTask):
         self._parts = self.data.named_parts
         self._named, self._nameless = np.zeros((0, 2), np.int64), np.zeros((0, 2), np.int64)
         self._virtual: VirtualPictures | None = None
-        self._means = torch.zeros(0)
+        self._photos = np.zeros(0, np.int64)
         self._classes = class_names()
         self._held_out: list[tuple[int, str]] = []
 
@@ -69,11 +73,10 @@ class NameTask(PhotoTask):
             np.array([(part, row) for part, row, kind in places if kind in kinds], np.int64).reshape(-1, 2)
             for kinds in (ALONE, NAMELESS)
         )
-        photos = self.data.photographs("train")
-        if len(photos):
+        self._photos = self.data.photographs("train")
+        if len(self._photos):
             means = self.data.mean_features("train", np.random.default_rng(self.recipe.seed), STATISTICS)
             self._virtual = VirtualPictures(means, read_encoder(self.data.folder))
-            self._means = torch.from_numpy(means)
         for row, d in enumerate(self.data.descriptions("calibration")):
             if d.kind in ALONE and len(self._held_out) < EVALUATED:
                 self._held_out.append((row, d.things[0].name or answers.UNKNOWN_THING))
@@ -96,16 +99,18 @@ class NameTask(PhotoTask):
         quarters = [self._quarters(self._parts[part], np.array([row])) for part, row in chosen]
         if self._virtual is not None and virtual:
             scale = self._virtual.scale
-            of = self._means[torch.from_numpy(rng.integers(len(self._means), size=virtual))] * scale
-            made, told = self._virtual.means(of, rng)
-            quarters.append((made / scale)[:, None].expand(-1, QUARTERS, -1))
+            real = torch.cat([self._quarters("train", rng.choice(self._photos, 1)) for _ in range(virtual)])
+            made, told = self._virtual.means(real.mean(1) * scale, rng)
+            # The quarters differ as those of a photograph do.
+            quarters.append((real + (made / scale - real.mean(1))[:, None]).clamp(0, 255))
             names += [self._classes[number] for number in told.argmax(1).tolist()]
         asked = [
             (number, self._question(rng), answers.UNKNOWN_THING if name is None else name)
             for number, name in enumerate(names)
         ]
         rows = question_rows(self.rows, asked, self.config.prefix_tokens)
-        return NameBatch(torch.cat(quarters), rows)
+        is_told = torch.from_numpy(rng.random(len(names)) < TOLD_SHARE)
+        return NameBatch(torch.cat(quarters), rows, is_told)
 
     def _question(self, rng: np.random.Generator) -> str:
         if rng.random() < PLAIN_SHARE:
@@ -133,7 +138,9 @@ class NameTask(PhotoTask):
             quarters = self._quarters("calibration", np.array([row for row, _ in part]))
             asked = [(number, PLAIN_QUESTIONS[0], name) for number, (_, name) in enumerate(part)]
             rows = question_rows(self.rows, asked, self.config.prefix_tokens)
-            logits, labels, owner = _name_logits(self.model, NameBatch(quarters, rows))
+            logits, labels, owner = _name_logits(
+                self.model, NameBatch(quarters, rows, torch.zeros(len(part), dtype=torch.bool))
+            )
             losses.append(F.cross_entropy(logits.float(), labels))
             wrong = torch.zeros(len(part), device=owner.device)
             right.append(wrong.index_add(0, owner, (logits.argmax(-1) != labels).float()) == 0)
@@ -150,6 +157,7 @@ def _name_logits(model: MicroVLM, batch: NameBatch) -> tuple[Tensor, Tensor, Ten
     encoder = encoder_of(model)
     with torch.no_grad():
         token = encoder.whole_token(batch.quarters.to(device) * encoder.head.output_scale)
+        token = hide_features(token, batch.is_told.to(device), encoder.config.features_of_token)
     prefix = model.adapter(token)
     ids, mask, labels, _ = (part.to(device) for part in batch.rows)
     k = model.config.prefix_tokens

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from microvlm.errors import UserError
@@ -88,9 +89,21 @@ def encoder_of(model: MicroVLM) -> EfficientNetLite:
     return cast(EfficientNetLite, model.vision)
 
 
-def prefixes_of(model: MicroVLM, features: Tensor) -> Tensor:
-    """Prefix embeddings [B, k, H] of feature maps uint8 [B, F, S, S]; gradients reach the adapter."""
-    prefixes: Tensor = model.adapter(
-        encoder_of(model).tokens(features.to(model.memory_prior.device)).detach()
-    )
+def prefixes_of(model: MicroVLM, features: Tensor, is_told: Tensor | None = None) -> Tensor:
+    """Prefix embeddings [B, k, H] of feature maps uint8 [B, F, S, S]; gradients reach the adapter.
+
+    is_told : bool [B], pictures whose first token has class probabilities alone.
+    """
+    encoder, device = encoder_of(model), model.memory_prior.device
+    tokens = encoder.tokens(features.to(device)).detach()
+    if is_told is not None:
+        first = hide_features(tokens[:, :1], is_told.to(device), encoder.config.features_of_token)
+        tokens = torch.cat([first, tokens[:, 1:]], 1)
+    prefixes: Tensor = model.adapter(tokens)
     return prefixes
+
+
+def hide_features(tokens: Tensor, is_told: Tensor, features: int) -> Tensor:
+    """Tokens [B, n, features + classes] with zeros for the features of the pictures `is_told`, bool [B]."""
+    seen = torch.where(is_told[:, None, None], torch.zeros(()).to(tokens), tokens[..., :features])
+    return torch.cat([seen, tokens[..., features:]], -1)
