@@ -29,8 +29,8 @@ from microvlm.training.stages.task import StageInputs
 
 VIRTUAL_SHARE, NAMELESS_SHARE = 0.5, 0.08
 TOLD_SHARE = 0.5
-"""Share of the rows that see class probabilities alone: with features always in view the decoder told made ones from real
-ones, and said that it did not know photographs of what has none here."""
+"""Share of the rows that see class probabilities alone: with features always in view the decoder told made ones from
+real ones, and said that it did not know photographs of what has none here."""
 PLAIN_QUESTIONS = ("what is this?", "what do you see?", "describe the image")
 """Most rows ask one of these; the others ask in any wording of `what`."""
 PLAIN_SHARE = 0.7
@@ -43,9 +43,9 @@ class NameBatch(NamedTuple):
 
     quarters: Tensor
     """float32 [B, 4, F], mean features of the quarters of each picture, in bytes."""
+    rows: QuestionRows
     is_told: Tensor
     """bool [B], whether only class probabilities are seen and the features are hidden."""
-    rows: QuestionRows
 
 
 class NameTask(PhotoTask):
