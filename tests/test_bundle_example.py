@@ -197,6 +197,8 @@ def test_a_large_jpeg_and_a_turned_picture_have_the_packages_pixels(speaking_bun
     for name in ("large.jpg", "turned.png", "turned.jpg"):
         smooth.save(tmp_path / name, exif=exif if "turned" in name else Image.Exif())
         assert np.array_equal(bundle.pixels(tmp_path / name)[0], facts.processor.pixels(tmp_path / name))
+        stretched = np.asarray(read_square(tmp_path / name, SIDE, True))
+        assert np.array_equal(stretched, np.asarray(load_square(tmp_path / name, SIDE, stretch=True)))
 
 
 @pytest.mark.parametrize("row", table(), ids=lambda row: row.name)
@@ -205,10 +207,10 @@ def test_every_kind_of_picture_has_the_packages_pixels_or_is_refused(row, tmp_pa
     path.write_bytes(row.content)
     if isinstance(row.expected, str) or row.name.startswith(("float", "int", "uint")):
         with pytest.raises(Refusal) as refusal, about(path):
-            read_square(path, SIDE)
+            read_square(path, SIDE, False)
         assert "\n" not in str(refusal.value)
     else:
-        square = np.asarray(read_square(path, SIDE))
+        square = np.asarray(read_square(path, SIDE, False))
         assert np.array_equal(square, np.asarray(load_square(path, SIDE)))
 
 

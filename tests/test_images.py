@@ -60,6 +60,20 @@ def test_a_wide_picture_is_kept_whole_and_centred_on_white():
     assert near(square, (90, 48), BLUE)
 
 
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_a_stretched_picture_fills_the_square(suffix, tmp_path):
+    halves(size=(1000, 400)).save(tmp_path / f"a.{suffix}")
+    square = load_square(tmp_path / f"a.{suffix}", 96, stretch=True)
+    assert square.size == (96, 96)
+    for y in (1, 94):
+        assert near(square, (5, y), RED)
+        assert near(square, (90, y), BLUE)
+    square_already = halves(size=(96, 96))
+    assert np.array_equal(
+        np.asarray(load_square(square_already, 96, stretch=True)), np.asarray(square_already)
+    )
+
+
 def test_a_one_pixel_picture_is_its_colour_everywhere(tmp_path):
     Image.new("RGB", (1, 1), GREEN).save(tmp_path / "dot.png")
     assert (np.asarray(load_square(tmp_path / "dot.png", 96)) == GREEN).all()
