@@ -43,7 +43,7 @@ CONFIG_FORMAT = 1
 MAX_BYTES = 1_000_000
 """Size of the largest config.json that is read."""
 MAX_PATCHES = 65_536
-NOT_OF_VIT = ("architecture", "width_multiplier", "depth_multiplier", "num_classes", "resize")
+NOT_OF_VIT = ("architecture", "width_multiplier", "depth_multiplier", "num_classes", "name_pieces", "resize")
 """Fields of the vision part that a ViT's config.json does not have."""
 _REMEDY = "correct it, or copy the model again"
 
@@ -79,6 +79,8 @@ class VisionConfig:
     """Of EfficientNet-Lite: 1.0 in Lite0, 1.1 in Lite1, 1.2 in Lite2."""
     num_classes: Annotated[int, Meta(ge=0, le=65_536)] = 0
     """Classes whose probabilities stand behind the features of a token; a ViT has none."""
+    name_pieces: Annotated[int, Meta(ge=0, le=16)] = 0
+    """Prefix embeddings behind those of the tokens, which spell the likeliest class's name: tokens of text."""
     resize: Literal["pad", "stretch"] = "pad"
     """How a picture becomes a square: laid in the middle of a white one, or stretched. A ViT pads."""
 
@@ -99,6 +101,7 @@ class VisionConfig:
             )
             return
         require(self.num_classes == 0, "'num_classes' must be 0 for a ViT")
+        require(self.name_pieces == 0, "'name_pieces' must be 0 for a ViT")
         require(self.resize == "pad", "'resize' must be \"pad\" for a ViT")
         require(
             self.hidden_size % self.num_attention_heads == 0,
@@ -237,7 +240,7 @@ class MicroVLMConfig:
     quantization: QuantizationConfig = field(default_factory=QuantizationConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
     prefix_tokens: Annotated[int, Meta(ge=0, le=16_384)] = 0
-    """k, the embeddings of one image; 0 takes clamp(ceil(patches / 8), 8, 64), or every token of EfficientNet-Lite."""
+    """k, the embeddings of one image; 0 takes clamp(ceil(patches / 8), 8, 64), or all that EfficientNet-Lite gives."""
     answers: AnswersConfig | None = None
     """How sure answers are; None for a model that was never calibrated, which declines nothing."""
 
@@ -246,12 +249,12 @@ class MicroVLMConfig:
         require(self.name.isprintable(), "'name' has characters that cannot be printed")
         if self.prefix_tokens == 0:
             k = min(64, max(8, ceil(self.vision.num_patches / 8)))
-            object.__setattr__(
-                self, "prefix_tokens", self.vision.num_tokens if self.vision.is_convolutional else k
-            )
+            whole = self.vision.num_tokens + self.vision.name_pieces
+            object.__setattr__(self, "prefix_tokens", whole if self.vision.is_convolutional else k)
         require(
-            not self.vision.is_convolutional or self.prefix_tokens == self.vision.num_tokens,
-            "'prefix_tokens' must be one more than the windows of the encoder's last feature map, or 0",
+            not self.vision.is_convolutional
+            or self.prefix_tokens == self.vision.num_tokens + self.vision.name_pieces,
+            "'prefix_tokens' must be 1 + 'name_pieces' more than the windows of the encoder's last feature map, or 0",
         )
         require(
             self.prefix_tokens < self.text.max_position_embeddings,

@@ -63,6 +63,7 @@ _PRESETS: dict[str, MicroVLMConfig] = {
             num_attention_heads=1,
             # About 1,000 names of photographs, 540 of drawings and what has no name; the rest are for further names.
             num_classes=1664,
+            name_pieces=4,
             resize="stretch",
             # Pixels are bytes of zero 127 and step 1 / 128.
             image_mean=(127 / 255,) * 3,
@@ -73,7 +74,7 @@ _PRESETS: dict[str, MicroVLMConfig] = {
             hidden_size=256,
             num_hidden_layers=4,
             num_attention_heads=4,
-            num_key_value_heads=1,
+            num_key_value_heads=4,
             intermediate_size=512,
             rope_theta=10_000.0,
             sub_norm=True,

@@ -14,6 +14,7 @@ from microvlm.errors import UserError
 from microvlm.exporters.tracing import graph_of
 from microvlm.formats.encoders.efficientnet_lite import blocks, convolutions, same_padding
 from microvlm.formats.weight_shapes import weight_shapes
+from microvlm.model.adapter import GridAdapter
 from microvlm.model.convolution.efficientnet import POSTERIOR_SCALE, EfficientNetLite, pooling_matrix
 from microvlm.model.convolution.integer_ops import (
     integer_convolution_eager,
@@ -244,15 +245,36 @@ def test_windows_are_told_by_their_places_and_those_around():
 
 
 def test_a_model_with_this_encoder_has_the_shapes_of_its_configuration():
-    config = dataclasses.replace(preset("photo"), vision=vision(), prefix_tokens=0)
+    config = dataclasses.replace(preset("photo"), vision=vision(name_pieces=2), prefix_tokens=0)
     model = MicroVLM(config)
-    assert config.prefix_tokens == 5
+    assert config.prefix_tokens == 5 + 2
     assert {name: tuple(value.shape) for name, value in model.state_dict().items()} == weight_shapes(config)
     prefix = model.encode_image(torch.randn(2, 3, 128, 128))
-    assert prefix.shape == (2, 5, config.text.hidden_size)
+    assert prefix.shape == (2, 7, config.text.hidden_size)
     prefix.square().sum().backward()
     assert all(parameter.grad is not None for parameter in model.adapter.parameters())
     assert all(parameter.grad is None for parameter in model.vision.parameters())
+
+
+def test_the_likeliest_class_is_spelled_behind_the_tokens():
+    config = dataclasses.replace(preset("photo"), vision=vision(name_pieces=2), prefix_tokens=0)
+    adapter = GridAdapter(config, linear_factory(32))
+    wide = config.text.hidden_size
+    table = torch.randn(10, 2, wide)
+    with torch.no_grad():
+        adapter.names.weight.copy_(table.flatten(1).T)
+        features = torch.rand(1, 5, config.vision.features_of_token + 10)
+        probabilities = torch.zeros(10)
+        probabilities[3], probabilities[7] = 0.9, 0.1
+        features[0, 0, -10:] = probabilities.sqrt() * POSTERIOR_SCALE
+        spelled = adapter(features)[0, 5:]
+        # Squares of .9 and .1: the second class has a part in 82.
+        torch.testing.assert_close(spelled, (81 * table[3] + table[7]) / 82)
+        torch.testing.assert_close(adapter(features, table), adapter(features))
+        torch.testing.assert_close(adapter(features[:, :1])[:, 0], adapter(features)[:, 0])
+    weights = adapter.pooling_weights(features)
+    assert weights.shape == (1, 7, 5)
+    assert torch.equal(weights[0, 5:].argmax(1), torch.zeros(2, dtype=torch.int64))
 
 
 @pytest.mark.parametrize(
@@ -271,7 +293,7 @@ def test_sizes_that_do_not_fit_are_refused(changes, sentence):
 
 
 def test_prefix_tokens_are_the_encoders_tokens():
-    with pytest.raises(UserError, match="one more than the windows"):
+    with pytest.raises(UserError, match="more than the windows"):
         dataclasses.replace(preset("photo"), prefix_tokens=16)
     assert MicroVLMConfig.from_dict(preset("photo").to_dict()) == preset("photo")
 

@@ -120,6 +120,23 @@ def test_questions_behind_shared_prefixes_equal_whole_rows(trained, photo_folder
             assert torch.equal(labels[row == number], whole[labelled])
 
 
+def test_the_adapter_spells_names_with_the_embeddings_of_their_tokens(trained, photo_folder):
+    checkpoint = trained / "checkpoint"
+    model, processor = load_checkpoint(checkpoint), Processor.from_pretrained(checkpoint)
+    data, wide = PhotoData.open(photo_folder), model.config.text.hidden_size
+    weights = torch.zeros(1, 1, model.config.vision.num_classes)
+    number = data.names.index("red mug")
+    weights[..., number] = 1.0
+    with torch.no_grad():
+        spelled = model.adapter.names(weights)[0, 0].view(-1, wide)
+        tokens = [*processor.text_ids(" red mug"), processor.eos_id][: len(spelled)]
+        expected = model.embed(torch.tensor([tokens]))[0]
+    # Both are rounded to eight bits, in other rows.
+    torch.testing.assert_close(
+        spelled[: len(tokens)], expected, rtol=0, atol=float(expected.abs().max()) / 40
+    )
+
+
 def test_other_data_is_refused(tmp_path, photo_folder):
     status, _, error = train("photo", "--data", tmp_path, "-o", tmp_path / "run")
     assert status == 2

@@ -56,6 +56,10 @@ def weight_shapes(config: MicroVLMConfig) -> dict[str, tuple[int, ...]]:
         shapes.update(_linear("vision.window_classifier", vision.num_classes, narrow))
         shapes.update(_linear("adapter.classes", wide, vision.num_classes, bias=False))
         shapes.update(_linear("adapter.whole", wide, vision.features_of_token))
+        shapes["adapter.places"] = (1, vision.num_tokens, wide)
+        if vision.name_pieces:
+            pieces = vision.name_pieces * wide
+            shapes.update(_linear("adapter.names", pieces, vision.num_classes, bias=False))
     else:
         shapes.update(_transformer_encoder(vision, k))
     for name in ("norm_mlp", "norm_out"):

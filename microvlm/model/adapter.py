@@ -85,32 +85,47 @@ class Adapter(nn.Module):
 
 
 class GridAdapter(nn.Module):
-    """Every token of a convolutional encoder becomes a prefix embedding: [B, k, 4 x features + classes] -> [B, k, H].
+    """Every token of a convolutional encoder becomes a prefix embedding: [B, n, 4 x features + classes] -> [B, n, H].
 
     The token of the whole picture and those of windows have a projection each, and so have class probabilities.
     A learned embedding of the place is added, as in `Adapter`. The first tokens alone give the first embeddings.
+
+    Behind them stand `name_pieces` embeddings that spell the name of the whole picture's class: of each piece, the mean
+    over classes of that token's embedding, weighted by squared probabilities. The decoder copies them, so that it says
+    names that it was never trained on (pointer networks: Vinyals et al. 2015, arXiv 1506.03134).
     """
 
     def __init__(self, config: MicroVLMConfig, linear: LinearFactory):
         super().__init__()
         wide, vision = config.text.hidden_size, config.vision
-        self.features = vision.features_of_token
+        self.features, self.pieces = vision.features_of_token, vision.name_pieces
         self.whole = linear(self.features, wide, True)
         self.projection = linear(self.features, wide, True)
         self.classes = linear(vision.num_classes, wide, False)
+        if self.pieces:
+            self.names = linear(vision.num_classes, self.pieces * wide, False)
         self.norm_mlp = nn.LayerNorm(wide)
         self.fc1 = linear(wide, 2 * wide, True)
         self.fc2 = linear(2 * wide, wide, True)
         self.norm_out = nn.LayerNorm(wide)
-        self.places = nn.Parameter(normal(1, config.prefix_tokens, wide, std=PLACE_SCALE))
+        self.places = nn.Parameter(normal(1, vision.num_tokens, wide, std=PLACE_SCALE))
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Tensor, table: Tensor | None = None) -> Tensor:
+        """`table`: embeddings [classes, pieces, H] of the names' tokens in place of the stored ones, in training."""
         seen, posterior = features[..., : self.features], features[..., self.features :]
         x = torch.cat([self.whole(seen[:, :1]), self.projection(seen[:, 1:])], 1) + self.classes(posterior)
         x = x + self.fc2(F.gelu(self.fc1(self.norm_mlp(x))))
-        return self.norm_out(x) + self.places[:, : features.shape[1]]
+        prefix = self.norm_out(x) + self.places[:, : features.shape[1]]
+        if not self.pieces:
+            return prefix
+        # The posterior holds square roots of probabilities.
+        weights = posterior[:, :1].square().square()
+        weights = weights / weights.sum(-1, keepdim=True)
+        spelled = self.names(weights) if table is None else weights @ table.flatten(1)
+        return torch.cat([prefix, spelled.unflatten(-1, (self.pieces, -1)).flatten(1, 2)], 1)
 
     def pooling_weights(self, features: Tensor) -> Tensor:
-        """Weight of each token in each prefix embedding -> [B, k, k]: each is made of its own token."""
+        """Weight of each token in each prefix embedding -> [B, k, n]: it is made of its own, and names of the first."""
         tokens = features.shape[1]
-        return torch.eye(tokens, device=features.device).expand(features.shape[0], -1, -1)
+        own = torch.eye(tokens, device=features.device)
+        return torch.cat([own, own[:1].expand(self.pieces, -1)]).expand(features.shape[0], -1, -1)

@@ -51,13 +51,16 @@ class QuestionBatch(NamedTuple):
 
 
 def question_rows(rows: TextRows, asked: list[tuple[int, str, str]], prefix_tokens: int) -> QuestionRows:
-    """(picture, question, answer) of every row -> token rows without the image tokens, which come first."""
+    """(picture, question, answer) of every row -> token rows without the image tokens, which come first.
+
+    An answer begins with a blank: a name then has the same tokens everywhere.
+    """
     parts = []
     for _, question, answer in asked:
         prompt = rows.processor.prompt_ids(question, 1)
         if prompt[:prefix_tokens] != [rows.processor.image_id] * prefix_tokens:
             raise ValueError("the template must begin with the image")
-        parts.append((prompt[prefix_tokens:], rows.answer_ids(answer)))
+        parts.append((prompt[prefix_tokens:], rows.answer_ids(f" {answer}")))
     pictures = torch.tensor([picture for picture, _, _ in asked])
     return QuestionRows(*labelled_rows(parts, rows.processor.pad_id), pictures)
 

@@ -70,12 +70,15 @@ class AnswerTask(PhotoTask):
         return len(batch.features), int(batch.rows.mask.sum())
 
     def loss(self, module: MicroVLM, batch: QuestionBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        logits, labels, _ = answer_logits(module, batch.features, batch.rows, batch.is_told)
+        logits, labels, _ = answer_logits(
+            module, batch.features, batch.rows, batch.is_told, self.name_table()
+        )
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.stage.label_smoothing)
         return loss, {"accuracy": (logits.argmax(-1) == labels).float().mean()}
 
     def evaluate(self, run: Path, step: int) -> dict[str, float]:
         """Answers about calibration pictures in held-out wordings that teacher forcing gives exactly, by kind."""
+        self.store_names()
         right: dict[str, list[bool]] = defaultdict(list)
         losses = []
         for start in range(0, len(self._held_out), 64):
@@ -102,11 +105,15 @@ class AnswerTask(PhotoTask):
 
 
 def answer_logits(
-    model: MicroVLM, features: Tensor, rows: QuestionRows, is_told: Tensor | None = None
+    model: MicroVLM,
+    features: Tensor,
+    rows: QuestionRows,
+    is_told: Tensor | None = None,
+    table: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Logits [N, V] at the labelled positions, their labels [N] and rows [N], with the memory slot masked."""
     device = model.memory_prior.device
-    prefix = prefixes_of(model, features, is_told)
+    prefix = prefixes_of(model, features, is_told, table)
     pictures, k = prefix.shape[:2]
     ids, mask, labels, owner = (part.to(device) for part in rows)
     slot = model.empty_slot(pictures)

@@ -24,7 +24,7 @@ from microvlm.training.photo.batches.virtual_pictures import VirtualPictures
 from microvlm.training.photo.data.class_names import class_names
 from microvlm.training.photo.data.encoder import read_encoder
 from microvlm.training.photo.language import answers
-from microvlm.training.photo.stages.photo_task import PhotoTask, encoder_of
+from microvlm.training.photo.stages.photo_task import PhotoTask, answer_ids, encoder_of
 from microvlm.training.stages.task import StageInputs
 
 NAMELESS_SHARE, SCENE_SHARE = 0.18, 0.24
@@ -105,7 +105,7 @@ class ClassifyTask(PhotoTask):
         columns = torch.zeros(self.config.vision.num_classes, table.shape[1])
         spoken = dict(enumerate(self.data.names)) | {self.classes.unknown: answers.UNKNOWN_THING}
         for number, name in spoken.items():
-            for place, token in enumerate(self.rows.answer_ids(name)[:NAME_PIECES]):
+            for place, token in enumerate(answer_ids(self.rows, name)[:NAME_PIECES]):
                 columns[number] += table[token].roll(head * place)
             columns[number] *= NAME_SPREAD / columns[number].std()
         return columns

@@ -126,12 +126,13 @@ class NameTask(PhotoTask):
         return len(batch.quarters), int(batch.rows.mask.sum())
 
     def loss(self, module: MicroVLM, batch: NameBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        logits, labels, _ = _name_logits(module, batch)
+        logits, labels, _ = _name_logits(module, batch, self.name_table())
         loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.stage.label_smoothing)
         return loss, {"accuracy": (logits.argmax(-1) == labels).float().mean()}
 
     def evaluate(self, run: Path, step: int) -> dict[str, float]:
         """The share of calibration pictures of one thing whose name teacher forcing gives exactly."""
+        self.store_names()
         right, losses = [], []
         for start in range(0, len(self._held_out), 128):
             part = self._held_out[start : start + 128]
@@ -150,24 +151,25 @@ class NameTask(PhotoTask):
         }
 
 
-def _name_logits(model: MicroVLM, batch: NameBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits [N, V] at the labelled positions, their labels [N] and rows [N]: the first prefix embedding is all that is
-    seen of a picture, at its usual position."""
+def _name_logits(
+    model: MicroVLM, batch: NameBatch, table: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits [N, V] at the labelled positions, their labels [N] and rows [N]. The first prefix embedding and those that
+    spell the name are all that is seen of a picture, at their usual positions."""
     device = model.memory_prior.device
     encoder = encoder_of(model)
     with torch.no_grad():
         token = encoder.whole_token(batch.quarters.to(device) * encoder.head.output_scale)
         token = hide_features(token, batch.is_told.to(device), encoder.config.features_of_token)
-    prefix = model.adapter(token)
+    prefix = model.adapter(token, table)
     ids, mask, labels, _ = (part.to(device) for part in batch.rows)
-    k = model.config.prefix_tokens
+    k, tokens = model.config.prefix_tokens, model.config.vision.num_tokens
     embeds = torch.cat([prefix, model.embed(ids)], 1)
-    ones = torch.ones(len(ids), 1, dtype=torch.long, device=device)
-    visible = torch.cat([torch.zeros_like(ones), ones, mask], 1)
-    positions = torch.cat(
-        [ones, torch.arange(k + 1, k + 1 + ids.shape[1], device=device).expand(len(ids), -1)], 1
-    )
+    shown = torch.ones(len(ids), prefix.shape[1], dtype=torch.long, device=device)
+    visible = torch.cat([torch.zeros_like(shown[:, :1]), shown, mask], 1)
+    places = [1, *range(tokens + 1, k + 1), *range(k + 1, k + 1 + ids.shape[1])]
+    positions = torch.tensor(places, device=device).expand(len(ids), -1)
     states, _ = model.decoder(embeds, visible, positions, model.empty_slot(len(ids)))
     labelled = labels != IGNORED
     owner = torch.arange(len(ids), device=device)[:, None].expand(-1, ids.shape[1])[labelled]
-    return model.embedding.head(states[:, 1:][labelled]), labels[labelled], owner
+    return model.embedding.head(states[:, prefix.shape[1] :][labelled]), labels[labelled], owner

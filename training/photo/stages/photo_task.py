@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from microvlm.errors import UserError
 from microvlm.model.convolution.efficientnet import EfficientNetLite
 from microvlm.model.microvlm import MicroVLM
+from microvlm.training.batches.sample_texts import TextRows
 from microvlm.training.photo.batches.picture_questions import Questioner
 from microvlm.training.photo.data.builder import TEXTS
 from microvlm.training.photo.data.encoder import load_convolutions, read_encoder
 from microvlm.training.photo.data.photo_data import PhotoData
+from microvlm.training.photo.language import answers
 from microvlm.training.photo.language.question_forms import KINDS, forms
 from microvlm.training.stages.task import DataFolder, StageInputs, WholeModelTask
 
@@ -41,6 +43,38 @@ class PhotoTask(WholeModelTask):
         self.model.requires_grad_(False)
         for part in self.trained_parts():
             part.requires_grad_(True)
+        if self.config.vision.name_pieces:
+            # They follow the embedding.
+            cast(nn.Module, self.model.adapter.names).requires_grad_(False)
+        self._spelling = self._spell()
+
+    def _spell(self) -> Tensor:
+        """The tokens of each class's name, int64 [classes, pieces]; -1 behind its end and for what has no name."""
+        pieces = self.config.vision.name_pieces
+        tokens = torch.full((self.config.vision.num_classes, pieces), -1)
+        spoken = dict(enumerate(self.data.names)) | {len(tokens) - 2: answers.UNKNOWN_THING}
+        for number, name in spoken.items():
+            ids = answer_ids(self.rows, name)[:pieces]
+            tokens[number, : len(ids)] = torch.tensor(ids)
+        return tokens
+
+    def name_table(self) -> Tensor | None:
+        """Embeddings [classes, pieces, H] of the names' tokens; gradients reach the embedding."""
+        if not self.config.vision.name_pieces:
+            return None
+        spelling = self._spelling.to(self.model.memory_prior.device)
+        return self.model.embed(spelling.clamp(min=0)) * (spelling >= 0)[..., None]
+
+    @torch.no_grad()
+    def store_names(self) -> None:
+        """Bring the adapter's names up to date with the embedding."""
+        table = self.name_table()
+        if table is not None:
+            cast(nn.Linear, self.model.adapter.names).weight.copy_(table.flatten(1).T)
+
+    def result(self) -> nn.Module:
+        self.store_names()
+        return super().result()
 
     @abstractmethod
     def trained_parts(self) -> list[nn.Module]:
@@ -80,7 +114,7 @@ class PhotoTask(WholeModelTask):
         return [{"name": data.folder.name, "samples": index.chunks["train"] * index.chunk, **described}]
 
     def parameter_groups(self) -> list[dict]:
-        parameters = [parameter for part in self.trained_parts() for parameter in part.parameters()]
+        parameters = [p for part in self.trained_parts() for p in part.parameters() if p.requires_grad]
         return [{"params": parameters, "lr": self.stage.learning_rate}]
 
 
@@ -89,17 +123,24 @@ def encoder_of(model: MicroVLM) -> EfficientNetLite:
     return cast(EfficientNetLite, model.vision)
 
 
-def prefixes_of(model: MicroVLM, features: Tensor, is_told: Tensor | None = None) -> Tensor:
+def answer_ids(rows: TextRows, answer: str) -> list[int]:
+    """Tokens of an answer and the end token. It begins with a blank: a name then has the same tokens everywhere."""
+    return rows.answer_ids(f" {answer}")
+
+
+def prefixes_of(
+    model: MicroVLM, features: Tensor, is_told: Tensor | None = None, table: Tensor | None = None
+) -> Tensor:
     """Prefix embeddings [B, k, H] of feature maps uint8 [B, F, S, S]; gradients reach the adapter.
 
-    is_told : bool [B], pictures whose first token has class probabilities alone.
+    is_told : bool [B], pictures whose first token has class probabilities alone. table : `PhotoTask.name_table`.
     """
     encoder, device = encoder_of(model), model.memory_prior.device
     tokens = encoder.tokens(features.to(device)).detach()
     if is_told is not None:
         first = hide_features(tokens[:, :1], is_told.to(device), encoder.config.features_of_token)
         tokens = torch.cat([first, tokens[:, 1:]], 1)
-    prefixes: Tensor = model.adapter(tokens)
+    prefixes: Tensor = model.adapter(tokens, table)
     return prefixes
 
 

@@ -28,7 +28,7 @@ from microvlm.training.batches.sample_texts import IGNORED
 from microvlm.training.losses.loss_terms import TEMPERATURE, binary_loss, frame_potential
 from microvlm.training.photo.batches.open_facts import FactSampler
 from microvlm.training.photo.data.builder import VIEWS
-from microvlm.training.photo.stages.photo_task import PhotoTask, prefixes_of
+from microvlm.training.photo.stages.photo_task import PhotoTask, answer_ids, prefixes_of
 from microvlm.training.stages.task import StageInputs
 
 FACTS, STRANGERS = 64, 32
@@ -126,7 +126,9 @@ class MemoryTask(PhotoTask):
         asked = self._rows([sampler.ask(query, rng) for query in queries], others)
         rows = np.array([thing * VIEWS + number for thing, number in pictures])
         features = torch.from_numpy(self.data.features(part, rows))
-        said = [self.rows.answer_ids(self.rows.processor.normalize_text(fact.value)) for fact in facts[:SAID]]
+        said = [
+            answer_ids(self.rows, self.rows.processor.normalize_text(fact.value)) for fact in facts[:SAID]
+        ]
         values = torch.full((SAID, max(map(len, said))), IGNORED)
         for row, ids in enumerate(said):
             values[row, : len(ids)] = torch.tensor(ids)
