@@ -28,4 +28,6 @@ class BenchPhotograph(msgspec.Struct, frozen=True):
 def read_photographs() -> list[BenchPhotograph]:
     """All photographs, in the order of photographs.json. Raises UserError for a damaged installation."""
     path = _FOLDER / "photographs.json"
-    return list(documents.parse(documents.read_file(path), list[BenchPhotograph], path, "install microvlm again"))
+    return list(
+        documents.parse(documents.read_file(path), list[BenchPhotograph], path, "install microvlm again")
+    )

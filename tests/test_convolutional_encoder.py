@@ -7,12 +7,16 @@ import onnx_ir
 import onnxruntime
 import pytest
 import torch
+from conftest import seeded_model, tiny_config
 from torch.nn import functional as F
 
+from microvlm.backends import load
 from microvlm.config import MicroVLMConfig, VisionConfig
 from microvlm.errors import UserError
+from microvlm.exporters.bundle_writer import export
 from microvlm.exporters.tracing import graph_of
 from microvlm.formats.encoders.efficientnet_lite import blocks, convolutions, same_padding
+from microvlm.formats.weight_format import WeightFormat
 from microvlm.formats.weight_shapes import weight_shapes
 from microvlm.model.adapter import GridAdapter
 from microvlm.model.convolution.efficientnet import POSTERIOR_SCALE, EfficientNetLite, pooling_matrix
@@ -275,6 +279,20 @@ def test_the_likeliest_class_is_spelled_behind_the_tokens():
     weights = adapter.pooling_weights(features)
     assert weights.shape == (1, 7, 5)
     assert torch.equal(weights[0, 5:].argmax(1), torch.zeros(2, dtype=torch.int64))
+
+
+def test_an_exported_model_with_this_encoder_is_the_same_model(encoder, tmp_path):
+    config = tiny_config(vision=vision(name_pieces=2), prefix_tokens=0)
+    model = seeded_model(config)
+    model.vision.load_state_dict(encoder.state_dict())
+    model.save_pretrained(tmp_path / "checkpoint")
+    # It raises CheckFailed if a graph differs from torch.
+    report = export(tmp_path / "checkpoint", tmp_path / "bundle", WeightFormat(), threads=1)
+    assert "vision_encoder" in {check.graph for check in report.checks}
+    pixels = normalised(pictures(3, 128, seed=3)).numpy()
+    of_torch, of_ort = (load(name, tmp_path / "bundle").encode_image(pixels) for name in ("torch", "ort"))
+    assert of_ort.shape == (3, 7, config.text.hidden_size)
+    np.testing.assert_allclose(of_ort, of_torch, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 from microvlm.config import MicroVLMConfig, TextConfig, VisionConfig
 from microvlm.errors import UserError
 from microvlm.formats.documents import quote
-from microvlm.formats.encoders.efficientnet_lite import convolutions
+from microvlm.formats.encoders.efficientnet_lite import STRIDE, convolutions
 from microvlm.formats.lowered_layer import DENSE_KINDS, FLOAT_EMBEDDING, HALF, HALF_EMBEDDING, LoweredLayer
 from microvlm.formats.op_table import MATMUL_BY_KIND
 
@@ -101,7 +101,11 @@ def _transformer_encoder(vision: VisionConfig, k: int) -> Shapes:
 
 def _integer_encoder(vision: VisionConfig) -> dict[str, TensorType]:
     """The tensors of a convolutional encoder, which are whole numbers and scales at every width of an export."""
-    types = {"vision.pixel_scale": TensorType((), FLOAT)}
+    places = (vision.image_size // STRIDE) ** 2
+    types = {
+        "vision.pixel_scale": TensorType((), FLOAT),
+        "vision.pooling": TensorType((vision.num_tokens, places), FLOAT),
+    }
     for convolution in convolutions(vision.width_multiplier, vision.depth_multiplier):
         name, outputs = f"vision.{convolution.name}", (convolution.outputs,)
         types |= {

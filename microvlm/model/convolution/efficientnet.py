@@ -119,7 +119,7 @@ class EfficientNetLite(nn.Module):
         self.classifier.requires_grad_(False)
         self.window_classifier.requires_grad_(False)
         self.register_buffer("pixel_scale", torch.tensor(1 / 128))
-        self.register_buffer("pooling", pooling_matrix(size), persistent=False)
+        self.register_buffer("pooling", pooling_matrix(size))
         self.traced = False
 
     pixel_scale: Tensor

@@ -18,11 +18,13 @@ from torch.nn import functional as F
 from microvlm.config import VisionConfig
 from microvlm.errors import UserError
 from microvlm.formats.encoders.efficientnet_lite import (
+    STRIDE,
     Convolution,
     blocks,
     convolutions,
     same_padding,
 )
+from microvlm.model.convolution.efficientnet import pooling_matrix
 from microvlm.model.convolution.integer_ops import WEIGHT_ZERO
 
 CLASSIFIERS = ("classifier", "window_classifier")
@@ -94,7 +96,10 @@ def integer_tensors(
             largest.setdefault(shared.get(name, name), []).append(value)
     if not largest:
         raise UserError("there are no pictures to calibrate the encoder on: give a folder with pictures.")
-    tensors = {"pixel_scale": torch.tensor(PIXEL_SCALE)}
+    tensors = {
+        "pixel_scale": torch.tensor(PIXEL_SCALE),
+        "pooling": pooling_matrix(config.image_size // STRIDE),
+    }
     scale_in = tensors["pixel_scale"]
     for name, layer in layers.items():
         peak = max(largest[shared.get(name, name)])

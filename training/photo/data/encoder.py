@@ -68,10 +68,11 @@ def read_encoder(folder: Path) -> dict[str, Tensor]:
 
 
 def load_convolutions(encoder: EfficientNetLite, tensors: Mapping[str, Tensor]) -> None:
-    """Load everything but the classifiers, which have the classes of a model."""
+    """Load everything but the classifiers, which have the classes of a model, and the pooling, which is a constant."""
     own = encoder.state_dict()
+    kept = (*CLASSIFIERS, "pooling")
     encoder.load_state_dict(
-        {name: own[name] if name.split(".")[0] in CLASSIFIERS else tensors[name] for name in own}
+        {name: own[name] if name.split(".")[0] in kept else tensors[name] for name in own}
     )
 
 

@@ -80,10 +80,9 @@ class PhotoData:
 
     @cached_property
     def names(self) -> list[str]:
-        """Every name that training pictures have, and those of the encoder's classes, each once, sorted."""
-        shown = {
-            thing.name for d in self.descriptions("train") for thing in d.things if thing.name is not None
-        }
+        """Every name that the pictures of `named_parts` have, and those of the encoder's classes, each once, sorted."""
+        pictures = [d for part in self.named_parts for d in self.descriptions(part)]
+        shown = {thing.name for d in pictures for thing in d.things if thing.name is not None}
         return sorted(shown | set(class_names()))
 
     def _one(self, split: str, row: int) -> np.ndarray:
