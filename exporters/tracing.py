@@ -235,12 +235,12 @@ def _without_repeated_work() -> Iterator[None]:
     compile_operators = getattr(apis, "get_torchlib_ops", None)
     collects = gc.isenabled()
     gc.disable()
-    if compile_operators:
+    if apis is not None and compile_operators:
         apis.get_torchlib_ops = lambda: _operators(compile_operators)
     try:
         yield
     finally:
-        if compile_operators:
+        if apis is not None and compile_operators:
             apis.get_torchlib_ops = compile_operators
         if collects:
             gc.enable()

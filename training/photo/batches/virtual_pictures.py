@@ -42,7 +42,7 @@ class VirtualPictures:
     def make(self, maps: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Feature maps uint8 [n, F, S, S] of photographs -> (maps of classes, classes or -1)."""
         count, _, side, _ = maps.shape
-        classes = rng.integers(len(self.weight), size=count)
+        classes = rng.integers(len(self.weight), size=(count,))
         real = torch.from_numpy(maps).float() * self.scale
         # Some photographs are faded towards the mean, so that what they show does not stay visible.
         fade = torch.from_numpy(rng.uniform(0.3, 1.0, (count, 1, 1, 1))).float()

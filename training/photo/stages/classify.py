@@ -95,7 +95,7 @@ class ClassifyTask(PhotoTask):
         for classifier in (encoder.classifier, encoder.window_classifier):
             classifier.weight.copy_(weight)
             classifier.bias.copy_(bias)
-        self.model.adapter.classes.weight.copy_(self._name_columns().T)
+        cast(nn.Linear, self.model.adapter.classes).weight.copy_(self._name_columns().T)
 
     def _name_columns(self) -> Tensor:
         """The adapter's first column of each class [classes, H]: the embeddings of the name's tokens, the second one
