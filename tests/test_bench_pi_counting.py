@@ -220,7 +220,7 @@ def test_phases_are_counted_and_gated(tiny_bundle, tmp_path):
     assert failures[0].startswith("FAIL: cost: decode: ")
     again = {row["phase"]: row for row in json.loads(second.stdout)["cost"]}
     # Whole processes, from the same folders: equal as a rule. Should the C library's heap come to lie differently, a
-    # phase costs a few thousand instructions more or less whatever its size: 2,417 were the most that was seen.
+    # phase costs a few thousand instructions more or less whatever its size: 2,415 were the most that was seen.
     for phase in PHASES:
         for figure in ("simd", "instructions"):
             counted, expected = again[phase][figure], cost[phase][figure]
