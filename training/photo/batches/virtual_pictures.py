@@ -28,7 +28,9 @@ class VirtualPictures:
         encoder, with the classifier that it was trained with."""
         self.scale = float(encoder["head.output_scale"])
         self.weight, self.bias = encoder["classifier.weight"].float(), encoder["classifier.bias"].float()
-        centred = torch.from_numpy(features * self.scale)
+        self.features = torch.from_numpy(features * self.scale)
+        """Mean features of the photographs, float32 [n, F]."""
+        centred = self.features
         self.mean = centred.mean(0)
         centred = centred - self.mean
         covariance = centred.T @ centred / len(centred)

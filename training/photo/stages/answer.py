@@ -23,15 +23,11 @@ from microvlm.training.photo.batches.question_batches import (
     QuestionSampler,
     question_rows,
 )
-from microvlm.training.photo.batches.virtual_pictures import VirtualPictures
-from microvlm.training.photo.data.encoder import read_encoder
 from microvlm.training.photo.stages.photo_task import TRAINED, PhotoTask, prefixes_of
 from microvlm.training.stages.task import StageInputs
 
 QUESTIONS = 5
 """Questions about each picture of a batch."""
-STATISTICS = 3000
-"""Photographs whose features give the metric of virtual pictures."""
 EVALUATED = 1024
 """Pictures of the calibration split that are evaluated, with a question each."""
 
@@ -49,10 +45,7 @@ class AnswerTask(PhotoTask):
 
     def prepare(self) -> None:
         rng = np.random.default_rng(self.recipe.seed)
-        virtual = None
-        if len(self.data.photographs("train")):
-            means = self.data.mean_features("train", rng, STATISTICS)
-            virtual = VirtualPictures(means, read_encoder(self.data.folder))
+        virtual = self.virtual_pictures(rng)
         self._sampler = QuestionSampler(self.data, self.rows, virtual, self.config.prefix_tokens)
         questioner = Questioner(self.data.names, "held_out")
         for row, description in enumerate(self.data.descriptions("calibration")[:EVALUATED]):

@@ -23,8 +23,7 @@ from microvlm.training.photo.batches.class_targets import ALONE, NAMELESS, UNTOL
 from microvlm.training.photo.batches.virtual_pictures import VirtualPictures
 from microvlm.training.photo.data.class_names import class_names
 from microvlm.training.photo.data.encoder import read_encoder
-from microvlm.training.photo.language import answers
-from microvlm.training.photo.stages.photo_task import PhotoTask, answer_ids, encoder_of
+from microvlm.training.photo.stages.photo_task import PhotoTask, encoder_of
 from microvlm.training.stages.task import StageInputs
 
 NAMELESS_SHARE, SCENE_SHARE = 0.18, 0.24
@@ -38,11 +37,10 @@ WINDOWS, GROUND_SHARE = 512, 0.2
 """Most windows of a batch that are classified, and the share of those of the ground that are."""
 BRIGHTER = 0.15
 """Features are scaled by a random factor of 1 - BRIGHTER to 1 + BRIGHTER."""
-STATISTICS = 3000
 UNUSED_BIAS = -30.0
 """Bias of classes that no name has."""
-NAME_PIECES, NAME_SPREAD = 4, 0.2
-"""Tokens of a name in its first column of the adapter, and that column's standard deviation."""
+NAME_SPREAD = 0.2
+"""Standard deviation of a name's first column of the adapter."""
 
 
 class ClassBatch(NamedTuple):
@@ -73,7 +71,6 @@ class ClassifyTask(PhotoTask):
         self._pools: list[np.ndarray] = []
         self._parts = self.data.named_parts
         self._virtual: VirtualPictures | None = None
-        self._means = torch.zeros(0)
         self._offset = torch.zeros(self.config.vision.num_classes)
 
     def trained_parts(self) -> list[nn.Module]:
@@ -103,11 +100,12 @@ class ClassifyTask(PhotoTask):
         table = self.model.embedding.weight.detach()
         head = self.config.text.head_dim
         columns = torch.zeros(self.config.vision.num_classes, table.shape[1])
-        spoken = dict(enumerate(self.data.names)) | {self.classes.unknown: answers.UNKNOWN_THING}
-        for number, name in spoken.items():
-            for place, token in enumerate(answer_ids(self.rows, name)[:NAME_PIECES]):
-                columns[number] += table[token].roll(head * place)
-            columns[number] *= NAME_SPREAD / columns[number].std()
+        for column, spelling in zip(columns, self.spelling.tolist(), strict=True):
+            tokens = [token for token in spelling if token >= 0]
+            for place, token in enumerate(tokens):
+                column += table[token].roll(head * place)
+            if tokens:
+                column *= NAME_SPREAD / column.std()
         return columns
 
     def prepare(self) -> None:
@@ -126,10 +124,7 @@ class ClassifyTask(PhotoTask):
         unshown = [number for number in range(len(self.data.names)) if number not in shown]
         self._offset[unshown] = UNSHOWN_OFFSET
         self._offset[self.classes.unknown] = UNKNOWN_OFFSET
-        if len(self.data.photographs("train")):
-            means = self.data.mean_features("train", np.random.default_rng(self.recipe.seed), STATISTICS)
-            self._virtual = VirtualPictures(means, read_encoder(self.data.folder))
-            self._means = torch.from_numpy(means * self._virtual.scale)
+        self._virtual = self.virtual_pictures(np.random.default_rng(self.recipe.seed))
 
     def draw(self, generator: torch.Generator) -> ClassBatch:
         rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
@@ -150,8 +145,9 @@ class ClassifyTask(PhotoTask):
         windows.reshape(-1)[rng.permutation(told)[WINDOWS:]] = UNTOLD
         virtual, probabilities = torch.zeros(0, 0), torch.zeros(0, 0)
         if self._virtual is not None:
-            of = torch.from_numpy(rng.integers(len(self._means), size=VIRTUAL))
-            virtual, of_own = self._virtual.means(self._means[of], rng)
+            real = self._virtual.features
+            of = torch.from_numpy(rng.integers(len(real), size=VIRTUAL))
+            virtual, of_own = self._virtual.means(real[of], rng)
             probabilities = torch.zeros(VIRTUAL, self.config.vision.num_classes)
             probabilities.index_add_(1, torch.tensor(self.own), of_own)
         brightness = torch.from_numpy(rng.uniform(1 - BRIGHTER, 1 + BRIGHTER, len(features))).float()

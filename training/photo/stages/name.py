@@ -1,8 +1,8 @@
 """Stage `photo-names`: the decoder learns to say the name of what the encoder's classifier tells.
 
-A batch is hundreds of short rows: the first prefix embedding of a picture, a plain question, a name. Most names have no
-photographs, so half of the rows are of features moved along the classifier's directions (`virtual_pictures`). Learning
-1,600 names among long questions of all kinds took four times as many steps.
+A batch is hundreds of short rows: the first prefix embedding of a picture and those that spell its class, a plain
+question, a name. Most names have no photographs, so half of the rows are of features moved along the classifier's directions
+(`virtual_pictures`). A step has several times as many names as one among long questions of all kinds.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from microvlm.training.photo.batches.class_targets import ALONE, NAMELESS
 from microvlm.training.photo.batches.question_batches import QuestionRows, question_rows
 from microvlm.training.photo.batches.virtual_pictures import VirtualPictures
 from microvlm.training.photo.data.class_names import class_names
-from microvlm.training.photo.data.encoder import read_encoder
 from microvlm.training.photo.language import answers
 from microvlm.training.photo.language.question_forms import question
 from microvlm.training.photo.stages.photo_task import TRAINED, PhotoTask, encoder_of, hide_features
@@ -34,7 +33,6 @@ real ones, and said that it did not know photographs of what has none here."""
 PLAIN_QUESTIONS = ("what is this?", "what do you see?", "describe the image")
 """Most rows ask one of these; the others ask in any wording of `what`."""
 PLAIN_SHARE = 0.7
-STATISTICS = 3000
 EVALUATED = 512
 
 
@@ -49,7 +47,7 @@ class NameBatch(NamedTuple):
 
 
 class NameTask(PhotoTask):
-    """Cross-entropy of names behind one prefix embedding, with the memory masked."""
+    """Cross-entropy of names behind the first prefix embedding and the spelled name, with the memory masked."""
 
     def __init__(self, inputs: StageInputs):
         super().__init__(inputs)
@@ -74,9 +72,7 @@ class NameTask(PhotoTask):
             for kinds in (ALONE, NAMELESS)
         )
         self._photos = self.data.photographs("train")
-        if len(self._photos):
-            means = self.data.mean_features("train", np.random.default_rng(self.recipe.seed), STATISTICS)
-            self._virtual = VirtualPictures(means, read_encoder(self.data.folder))
+        self._virtual = self.virtual_pictures(np.random.default_rng(self.recipe.seed))
         for row, d in enumerate(self.data.descriptions("calibration")):
             if d.kind in ALONE and len(self._held_out) < EVALUATED:
                 self._held_out.append((row, d.things[0].name or answers.UNKNOWN_THING))

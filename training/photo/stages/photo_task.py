@@ -15,6 +15,7 @@ from microvlm.model.convolution.efficientnet import EfficientNetLite
 from microvlm.model.microvlm import MicroVLM
 from microvlm.training.batches.sample_texts import TextRows
 from microvlm.training.photo.batches.picture_questions import Questioner
+from microvlm.training.photo.batches.virtual_pictures import VirtualPictures
 from microvlm.training.photo.data.builder import TEXTS
 from microvlm.training.photo.data.encoder import load_convolutions, read_encoder
 from microvlm.training.photo.data.photo_data import PhotoData
@@ -24,6 +25,8 @@ from microvlm.training.stages.task import DataFolder, StageInputs, WholeModelTas
 
 TRAINED = ("adapter", "embedding", "decoder")
 """The parts that answers about pictures train."""
+STATISTICS = 3000
+"""Photographs whose features give the metric of virtual pictures."""
 TOKENIZER_PICTURES, TOKENIZER_FORMS, NAME_REPEATS = 20_000, 2000, 4
 """Pictures and wordings of a kind that the tokenizer learns from, and how often each name is repeated."""
 
@@ -46,7 +49,7 @@ class PhotoTask(WholeModelTask):
         if self.config.vision.name_pieces:
             # They follow the embedding.
             cast(nn.Module, self.model.adapter.names).requires_grad_(False)
-        self._spelling = self._spell()
+        self.spelling = self._spell()
 
     def _spell(self) -> Tensor:
         """The tokens of each class's name, int64 [classes, pieces]; -1 behind its end and for what has no name."""
@@ -62,7 +65,7 @@ class PhotoTask(WholeModelTask):
         """Embeddings [classes, pieces, H] of the names' tokens; gradients reach the embedding."""
         if not self.config.vision.name_pieces:
             return None
-        spelling = self._spelling.to(self.model.memory_prior.device)
+        spelling = self.spelling.to(self.model.memory_prior.device)
         return self.model.embed(spelling.clamp(min=0)) * (spelling >= 0)[..., None]
 
     @torch.no_grad()
@@ -75,6 +78,13 @@ class PhotoTask(WholeModelTask):
     def result(self) -> nn.Module:
         self.store_names()
         return super().result()
+
+    def virtual_pictures(self, rng: np.random.Generator) -> VirtualPictures | None:
+        """Made of random training photographs; None if there are none."""
+        if not len(self.data.photographs("train")):
+            return None
+        means = self.data.mean_features("train", rng, STATISTICS)
+        return VirtualPictures(means, read_encoder(self.data.folder))
 
     @abstractmethod
     def trained_parts(self) -> list[nn.Module]:
