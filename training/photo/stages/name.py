@@ -1,8 +1,8 @@
 """Stage `photo-names`: the decoder learns to say the name of what the encoder's classifier tells.
 
 A batch is hundreds of short rows: the first prefix embedding of a picture and those that spell its class, a plain
-question, a name. Most names have no photographs, so half of the rows are of features moved along the classifier's directions
-(`virtual_pictures`). A step has several times as many names as one among long questions of all kinds.
+question, a name. Most names have no photographs, so half of the rows are of features moved along the classifier's
+directions (`virtual_pictures`). A step has several times as many names as one among long questions of all kinds.
 """
 
 from __future__ import annotations
