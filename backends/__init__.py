@@ -1,4 +1,4 @@
-"""Backends by name: `load("ort", "nano")` gives a `Runtime`. Needs neither torch nor transformers."""
+"""Backends by name: `load("ort", "photo")` gives a `Runtime`. Needs neither torch nor transformers."""
 
 if __name__ != "microvlm.backends":
     raise ImportError("this folder is part of the package microvlm: write 'import microvlm.backends'.")

@@ -100,7 +100,7 @@ def refusal(source: object, kind: str | None = None) -> str:
 def test_a_bundled_name_is_the_bundled_model_and_a_folder_of_that_name_is_named_on_stderr(folder, capsys):
     bundled = find_model("nano")
     assert (bundled.kind, bundled.remark, capsys.readouterr().err) == ("checkpoint", None, "")
-    (folder / "nano").mkdir()
+    make("nano/config.json=microvlm")
     model = find_model("nano")
     assert model.folder == bundled.folder
     assert (
@@ -109,6 +109,13 @@ def test_a_bundled_name_is_the_bundled_model_and_a_folder_of_that_name_is_named_
     assert capsys.readouterr().err == model.remark + "\n"
     find_model("nano")
     assert capsys.readouterr().err == "", "it is said once"
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_a_folder_of_pictures_is_not_mistaken_for_a_model_of_its_name(name, capsys):
+    make(f"{name}/0001.jpg")
+    assert find_folder(name) == model_source._BUNDLED_FOLDER / name
+    assert capsys.readouterr().err == ""
 
 
 def test_every_bundled_name_is_a_checkpoint_of_the_preset_of_that_name():
@@ -471,8 +478,8 @@ def test_weights_outside_of_the_bundle_are_refused_behind_a_link(backend, folder
         load_runtime(backend, "bundle")
 
 
-def test_a_bundled_name_captions_beside_a_folder_that_hides_nothing(folder, picture, capsys):
-    (folder / "nano").mkdir()
+def test_a_bundled_name_captions_beside_a_folder_that_hides_nothing(picture, capsys):
+    make("nano/manifest.json")
     assert status_of(cli, "caption", picture, "--model", "nano") == 0
     out, err = capsys.readouterr()
     assert out.strip()

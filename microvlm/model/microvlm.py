@@ -163,7 +163,7 @@ class MicroVLM(nn.Module):
 
     @classmethod
     def from_pretrained(cls, source: str | os.PathLike[str], device: str = "cpu") -> MicroVLM:
-        """Load a checkpoint: a directory, a hub id or a bundled name such as `nano`. Raises UserError."""
+        """Load a checkpoint: a directory, a hub id or a bundled name such as `photo`. Raises UserError."""
         from microvlm.model.checkpoint import load_checkpoint
 
         model = load_checkpoint(source)

@@ -1,7 +1,7 @@
 """Where a model comes from: the one decision of every command, backend and function that takes a model.
 
-- A text that is a bundled name (such as `nano`) means the bundled model, whatever lies in the working directory.
-- Any other path of a folder means that folder: `./nano`, `nano/` and a Path object are always paths.
+- A text that is a bundled name (such as `photo`) means the bundled model, whatever lies in the working directory.
+- Any other path of a folder means that folder: `./photo`, `photo/` and a Path object are always paths.
 - `owner/name`, where no such folder exists, is a model of the Hugging Face hub.
 
 A folder with a manifest is a bundle, another one with weights a checkpoint. What else could have been meant is said
@@ -31,9 +31,9 @@ from microvlm.sources import hub
 from microvlm.sources.foreign_models import describe_foreign, describe_gguf, foreign_type
 from microvlm.temporary_folder import recover
 
-BUNDLED = ("nano",)
+BUNDLED = ("photo", "nano")
 """Names of the models that the package brings, each a folder of `checkpoints`; the default first."""
-DEFAULT_MODEL = "nano"
+DEFAULT_MODEL = "photo"
 """What every command and function takes where no model is given."""
 BUNDLED_HELP = f"Bundled models: {', '.join(BUNDLED)}. Where none is given: {DEFAULT_MODEL}."
 """The last lines of a command's help."""
@@ -147,8 +147,11 @@ def _find(
 
 
 def warn_of_folder(name: str) -> str | None:
-    """Say on stderr, once, that a model's name is not taken for the folder of that name here -> the remark, if any."""
-    if not os.path.isdir(name):
+    """Say on stderr, once, that a model's name is not taken for the folder of that name here -> the remark, if any.
+
+    Only a folder that looks like a model could have been meant: `photo` is also what people call a folder of pictures.
+    """
+    if not any(os.path.isfile(os.path.join(name, file)) for file in (CONFIG, MANIFEST, WEIGHTS, INDEX)):
         return None
     remark = f"'{name}' is the model of that name, not the folder here; give ./{name} for the folder."
     _tell(remark)
