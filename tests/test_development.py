@@ -13,6 +13,8 @@ import pytest
 import yaml
 from page_commands import read_blocks
 
+from microvlm.sources.model_source import BUNDLED, DEFAULT_MODEL
+
 ROOT = Path(__file__).parent.parent
 WORKFLOW = ROOT / ".github" / "workflows" / "ci.yml"
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
@@ -63,6 +65,17 @@ def test_every_session_has_a_description_of_one_clause(sessions):
 def test_the_quick_tier_leaves_out_every_marker_of_a_need():
     (expression,) = re.findall(r'^QUICK = "not \((.*)\)"$', (ROOT / "noxfile.py").read_text(), re.M)
     assert set(expression.split(" or ")) == markers() - SYSTEMS
+
+
+def test_what_is_timed_is_the_default_model_and_what_is_gated_has_a_committed_count():
+    """Neither file can import the package: nox has its own environment."""
+    timed, small = re.search(
+        r'^MODEL, SMALL_MODEL = "(.*)", "(.*)"$', (ROOT / "noxfile.py").read_text(), re.M
+    ).groups()
+    assert timed == DEFAULT_MODEL
+    assert {timed, small} == set(BUNDLED)
+    (gated,) = re.findall(r'^GATED = "(.*)"$', (ROOT / ".ci" / "pi.py").read_text(), re.M)
+    assert (ROOT / "bench" / "pi" / "baselines" / f"{gated}-cortex-a53.json").is_file()
 
 
 def test_the_workflow_runs_everything_once_and_quick_on_three_systems(workflow, sessions):
