@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,6 +15,8 @@ from microvlm.config import MicroVLMConfig
 CAPTION = "caption"
 EPISODE = "episode"
 EPISODE_STEPS = 20
+PHOTOGRAPHS = 0.5
+"""Share of the compared images that are photographs, for a model that sees them."""
 
 T = TypeVar("T")
 
@@ -41,13 +44,16 @@ class EpisodeScript:
     caption_prompt: str
 
 
-def choose(evalset: EvalSet, config: MicroVLMConfig, images: int, scenes: int) -> list[Sample]:
+def choose(
+    evalset: EvalSet, config: MicroVLMConfig, images: int, scenes: int, photograph_share: float = PHOTOGRAPHS
+) -> list[Sample]:
     """`images` captions and `scenes` questions, evenly spread over the set; all of them where it holds fewer.
 
-    A model that sees photographs gets photographs in place of half of the images.
+    A model that sees photographs gets photographs in place of `photograph_share` of the images, rounded up.
     """
     prompt = config.prompt.caption_prompt
-    photographs = spread(read_photographs(), -(-images // 2)) if config.vision.is_convolutional else []
+    count = ceil(images * photograph_share) if config.vision.is_convolutional else 0
+    photographs = spread(read_photographs(), count)
     captions = [Sample(photo.file, CAPTION, prompt, (photo.path,), photo.shows) for photo in photographs] + [
         Sample(image.file, CAPTION, prompt, (evalset.path(image.file),), image.caption)
         for image in spread(evalset.images, images - len(photographs))

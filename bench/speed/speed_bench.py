@@ -26,7 +26,7 @@ from microvlm.inputs.processor import Processor
 
 EMULATED = "emulated"
 IMAGES = 8
-"""Number of evaluation images; repeats cycle through them."""
+"""Number of evaluation images, photographs for a model that sees them; repeats cycle through them."""
 _MEMORY_FIELDS = ("peak_rss_bytes", "rss_bytes", "anonymous_bytes", "file_backed_bytes", "pss_bytes")
 
 
@@ -105,7 +105,7 @@ def _checked(bundle: Path) -> Path:
 
 
 def _workload(bundle: Path, new_tokens: int) -> Workload:
-    samples = choose(load_evalset(), MicroVLMConfig.load(bundle), IMAGES, 0)
+    samples = choose(load_evalset(), MicroVLMConfig.load(bundle), IMAGES, 0, photograph_share=1.0)
     images = tuple(str(sample.images[0]) for sample in samples)
     return Workload(images, tuple(sample.answer for sample in samples), new_tokens=new_tokens)
 
