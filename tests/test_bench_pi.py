@@ -225,7 +225,10 @@ def test_the_gate_names_the_phase_that_changed(tmp_path):
         "the baseline is for another compiler: 'clang 22.1.8' there, 'gcc 12.2.0' here"
     ]
     path.unlink()
-    assert "there is no baseline for nano" in count_baseline.check("nano", KEY, [cost], tmp_path)[0]
+    assert count_baseline.check("photo", KEY, [cost], tmp_path) == [
+        "there is no baseline for photo on cortex-a53: "
+        "give --update-baseline in place of --gate, which writes photo-cortex-a53.json"
+    ]
 
 
 def test_a_baseline_is_named_after_its_model_and_base_3_has_its_own():

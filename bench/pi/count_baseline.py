@@ -105,7 +105,10 @@ def check(name: str, key: dict[str, str], costs: Sequence[Cost], folder: Path = 
     except UserError as error:
         return [str(error)]
     if baseline is None:
-        return [f"there is no baseline for {name} on {key['cpu']} ({path.name})"]
+        return [
+            f"there is no baseline for {name} on {key['cpu']}: "
+            f"give --update-baseline in place of --gate, which writes {path.name}"
+        ]
     recorded = msgspec.structs.asdict(baseline.key)
     differing = [part for part in key if recorded[part] != key[part]]
     if differing:

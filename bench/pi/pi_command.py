@@ -75,7 +75,8 @@ def pi(
     for failure in failures:
         note(f"FAIL: {failure}")
     if failures and options["gate"]:
-        note("a change that is meant: bash .ci/nox -s pi -- --update-baseline, and commit the file")
+        remedy = f"bash .ci/nox -s pi -- {model} --part cost --update-baseline"
+        note(f"a change that is meant: {remedy}, and commit the file")
     return GATE_FAILED if failures else 0
 
 
