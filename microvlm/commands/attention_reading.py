@@ -3,7 +3,7 @@
 A word's map is the attention that the picture draws to a place beyond what a plain picture of its mean colour draws
 there, averaged over heads and layers, at the positions that chose the word's tokens. The difference leaves out where
 attention rests whatever is seen. The adapter's pooling weights distribute a prefix embedding over the patches that it
-is made of; what it takes from the class and distillation tokens has no place, and is given as a number.
+is made of; what it takes from tokens of the whole picture has no place, and is given as a number.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from microvlm.memory.conversation import with_answer
 from microvlm.runtime import Memories
 
 if TYPE_CHECKING:
+    from microvlm.config import VisionConfig
     from microvlm.model.torch_runtime import TorchRuntime
 
 LEGEND = (
     "Bright: attention to a place beyond what a plain picture draws there, on one scale for all words (and never "
     "brighter than it is: full is at least an even share of all attention). Here: that attention, summed. Whole: "
-    "attention to the picture's class tokens, which have no place."
+    "attention to what stands for the whole picture and has no place."
 )
 
 
@@ -73,10 +74,17 @@ def read_attention(
         "Attention of the question's and the answer's tokens to the picture's embeddings",
         labels,
         seen[np.array(rows)][:, columns],
-        f"{len(columns)} prefix embeddings, in order; the first {runtime.config.vision.num_leading_tokens} begin at "
-        "the class tokens, the next at regions in reading order",
+        f"{len(columns)} prefix embeddings, in order; {_order(runtime.config.vision)}",
     )
     return AttentionReading(maps, table)
+
+
+def _order(vision: VisionConfig) -> str:
+    """What the prefix embeddings stand for, in order."""
+    if vision.is_convolutional:
+        name = f", the last {vision.name_pieces} spell the name of its class" if vision.name_pieces else ""
+        return f"the first describes the whole picture, the next regions in reading order{name}"
+    return f"the first {vision.num_leading_tokens} begin at the class tokens, the next at regions in reading order"
 
 
 def _attention(
