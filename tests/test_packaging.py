@@ -36,7 +36,8 @@ MANYLINUX = "manylinux_2_17_x86_64"
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source_copy = tmp_path_factory.mktemp("packaging") / "source"
     shutil.copytree(ROOT, source_copy, symlinks=True, ignore=shutil.ignore_patterns(*GENERATED))
-    for folder in (Path("training", "data"), Path("training", "emoji", "data")):
+    for parts in (("data",), ("emoji", "data"), ("photo", "data")):
+        folder = Path("training", *parts)
         shutil.copytree(ROOT / folder, source_copy / folder, dirs_exist_ok=True)
     return source_copy
 
