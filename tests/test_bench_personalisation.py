@@ -30,8 +30,10 @@ from microvlm.bench.memory.personalisation.concept_sets import (
 )
 from microvlm.bench.memory.personalisation.nearest_features import NearestFeatures, best_threshold, nearest_of
 from microvlm.bench.report import read_report
+from microvlm.config import VisionConfig
 from microvlm.errors import UserError
 from microvlm.inputs.processor import Processor
+from microvlm.presets import preset
 
 
 @pytest.fixture(scope="module")
@@ -217,13 +219,18 @@ def test_a_users_pictures_are_concepts_by_their_folders(tmp_path):
         folder = tmp_path / f"cup{number:02d}"
         folder.mkdir()
         for view in range(2 if number else 1):
-            Image.new("RGB", (20, 20), (number * 20, view * 200, 0)).save(folder / f"{view}.png")
-    concepts = concepts_of_folder(tmp_path, 16, 0)
+            size = (20, 10) if number == 11 else (20, 20)
+            Image.new("RGB", size, (number * 20, view * 200, 0)).save(folder / f"{view}.png")
+    concepts = concepts_of_folder(tmp_path, VisionConfig(image_size=16, patch_size=8), 0)
     everything = {c.name: c for c in (*concepts.choosing, *concepts.scored)}
     assert sorted(everything) == [f"cup{number:02d}" for number in range(12)]
     assert not everything["cup00"].can_be_written
     assert everything["cup03"].written[0, 0].tolist() == [60, 0, 0]
     assert everything["cup03"].asked[0, 0].tolist() == [60, 200, 0]
+    assert everything["cup11"].written[0, 0].tolist() == [255, 255, 255], "white beside the picture"
+    concepts = concepts_of_folder(tmp_path, preset("photo").vision, 0)
+    (stretched,) = (c for c in (*concepts.choosing, *concepts.scored) if c.name == "cup11")
+    assert stretched.written[0, 0].tolist() == [220, 0, 0]
 
 
 def test_mistakes_are_one_sentence(speaking_bundle, tmp_path):

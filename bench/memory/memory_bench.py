@@ -174,11 +174,10 @@ def personalise(runtime: LoadedRuntime, options: Options, progress: Progress) ->
     if not options.concepts and not options.stream:
         return {}
     model = ModelUnderTest(runtime, Processor.from_pretrained(runtime.directory))
-    side = runtime.config.vision.image_size
     concepts = (
         built_in_concepts(options.seed)
         if options.concept_pictures is None
-        else concepts_of_folder(options.concept_pictures, side, options.seed)
+        else concepts_of_folder(options.concept_pictures, runtime.config.vision, options.seed)
     )
     tables: dict[str, Any] = {}
     if options.concepts:

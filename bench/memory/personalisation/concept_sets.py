@@ -15,6 +15,7 @@ import numpy as np
 from microvlm.bench.evalset_reader import load_evalset
 from microvlm.bench.memory.fact_sets import another_view
 from microvlm.bench.memory.memoryset_reader import load_memoryset
+from microvlm.config import VisionConfig
 from microvlm.errors import UserError
 from microvlm.inputs.images import load_square
 
@@ -84,17 +85,20 @@ def built_in_concepts(seed: int) -> ConceptSet:
     return split(concepts)
 
 
-def concepts_of_folder(folder: Path, side: int, seed: int) -> ConceptSet:
+def concepts_of_folder(folder: Path, vision: VisionConfig, seed: int) -> ConceptSet:
     """A folder with a sub-folder for each concept, by its name: the first picture is written, the second asked about.
+
+    Pictures become squares as the model's processor makes them.
 
     Raises UserError for a folder without any, and for a damaged picture.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; give one with a sub-folder of pictures for each concept.")
+    side, stretch = vision.image_size, vision.resize == "stretch"
     concepts = []
     for path in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
         files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
-        views = [np.asarray(load_square(file, side)) for file in files[:2]]
+        views = [np.asarray(load_square(file, side, stretch)) for file in files[:2]]
         if views:
             concepts.append(Concept(path.name, views[0], views[-1], len(views) > 1))
     if len(concepts) < 2 * CHOOSING:
