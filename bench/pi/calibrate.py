@@ -77,6 +77,10 @@ def calibrate(
                 scalar,
                 "the model's decode less its kernels, over the counted instructions",
             )
+        else:
+            progress(
+                f"scalar_ipc stays that of {like.name}: no baseline counts {model}, or its kernels took all time"
+            )
     numbers = {
         name: {
             "value": like[name],
@@ -142,7 +146,7 @@ def kernel_ipc(table: list[dict[str, Any]], clock_hz: float) -> float:
 def scalar_ipc(
     model: str, kernel_ipc_of_core: float, clock_hz: float, cpu: str = "cortex-a53"
 ) -> float | None:
-    """Instructions a cycle outside of the kernels; None where no baseline counts this model."""
+    """Instructions a cycle outside of the kernels; None without a baseline, or if kernels took all the time."""
     baseline = count_baseline.load(count_baseline.path_of(Path(model).name.split("-")[0], cpu))
     counted = None if baseline is None else baseline.phases.get("decode")
     if counted is None:
