@@ -1,4 +1,4 @@
-"""Files for a board: the aarch64 wheel, `nano` as a bundle, a picture. `nox -s pi-files -- FOLDER` runs it.
+"""Files for a board: the aarch64 wheel, `photo` as a bundle, a photograph. `nox -s pi-files -- FOLDER` runs it.
 
 Needs ziglang, build, auditwheel and microvlm[export] beside it.
 """
@@ -12,21 +12,31 @@ from pathlib import Path
 
 import wheels
 
-PICTURE = wheels.ROOT / "bench" / "evalset" / "images" / "1f355.png"
-BUNDLE = "nano-1.58bit"
+PICTURE = wheels.ROOT / "bench" / "photographs" / "koala.jpg"
+MODEL = "photo"
 
 
-def make(folder: Path) -> Path:
-    """Fills `folder` -> the wheel in it. What an earlier run left there is replaced, and nothing else."""
+def bundle_of(model: str) -> str:
+    """Name of a bundled model's folder below the board's."""
+    return f"{model}-1.58bit"
+
+
+def make(folder: Path, *models: str) -> Path:
+    """Fills `folder` -> the wheel in it. What an earlier run left there is replaced, and nothing else.
+
+    models : bundled ones to export; MODEL alone when left out.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for earlier in folder.glob("microvlm-*.whl"):
         earlier.unlink()
     with tempfile.TemporaryDirectory() as build:
         wheel = Path(shutil.copy(wheels.build("aarch64", Path(build)), folder))
     export = "from microvlm.exporters.export_command import main; main()"
-    # From the folder: in the repository's root, `microvlm` would be the source folder.
-    wheels.python("-c", export, "nano", "-o", BUNDLE, "--bits", "1.58", "--force", cwd=folder)
-    shutil.copy(PICTURE, folder / "picture.png")
+    for model in models or (MODEL,):
+        # From the folder: in the repository's root, `microvlm` would be the source folder.
+        flags = ("-o", bundle_of(model), "--bits", "1.58", "--force")
+        wheels.python("-c", export, model, *flags, cwd=folder)
+    shutil.copy(PICTURE, folder / "picture.jpg")
     return wheel
 
 

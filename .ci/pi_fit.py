@@ -1,4 +1,4 @@
-"""Do `nano` and a full-size model fit a board of 512 MB, and of 448? `nox -s pi-fit` runs it on an emulated one.
+"""Do bundled models and a full-size one fit a board of 512 MB, and of 448? `nox -s pi-fit` runs it on an emulated one.
 
 Exit status 1: a program that the OOM killer ended, or the full-size model over its bounds in the smaller machine.
 """
@@ -20,27 +20,27 @@ from microvlm.bench.full.random_bundle import random_full_bundle
 from microvlm.bench.pi.board import memory_fit
 from microvlm.bench.pi.counting.emulated_package import from_wheel
 from microvlm.bench.provenance import describe_model, provenance
+from microvlm.sources.model_source import BUNDLED
 
 VOCABULARY = 50_000
 FULL = "full"
 
 
 def main(*arguments: str) -> int:
-    """`arguments`: which of nano and full, both when left out; then -o FILE.json to save the report."""
+    """`arguments`: which of photo, nano and full, all when left out; then -o FILE.json to save the report."""
     models, _, output = " ".join(arguments).partition("-o ")
-    chosen = models.split() or ["nano", FULL]
+    chosen = models.split() or [*BUNDLED, FULL]
+    bundled = [name for name in BUNDLED if name in chosen]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "board"
         with wheels.step("wheel and bundle"):
-            wheel = pi_files.make(folder)
-        measured = describe_model(folder / pi_files.BUNDLE)
-        subjects = []
-        if "nano" in chosen:
-            subjects.append(memory_fit.FittedModel("nano", folder / pi_files.BUNDLE))
+            wheel = pi_files.make(folder, *bundled)
+        subjects = [memory_fit.FittedModel(name, folder / pi_files.bundle_of(name)) for name in bundled]
         if FULL in chosen:
             with wheels.step("full-size bundle"):
                 bundle = random_full_bundle(print, vocabulary=VOCABULARY)
             subjects.append(memory_fit.full_size_model(FULL, bundle))
+        measured = describe_model(subjects[0].bundle)
         package = from_wheel(wheel)
         with wheels.step("what an emulated board starts from"):
             memory_fit.open_model_board(min(memory_fit.RAM_MB), {}, pi_files.PICTURE, package)

@@ -67,10 +67,10 @@ def test_commands_for_other_targets_have_options_that_exist() -> None:
 def test_the_bundled_model_gives_the_caption_that_the_page_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Newly trained weights may caption the picture differently: this test says so before a session of minutes does."""
     monkeypatch.syspath_prepend(str(ROOT / ".ci"))
-    from pi_files import PICTURE
+    from pi_files import MODEL, PICTURE
 
     with Image.open(PICTURE) as picture:
-        (caption,) = MicroVLM.from_pretrained("nano").generate(images=[picture])
+        (caption,) = MicroVLM.from_pretrained(MODEL).generate(images=[picture])
     steps = read_steps(PAGE)
     captions = {step.promised for step in steps if "microvlm caption" in step.command}
     assert captions == {(caption,)}

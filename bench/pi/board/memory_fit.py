@@ -22,7 +22,8 @@ RAM_MB = (512, 448)
 """MiB of a Pi Zero 2 W: all, and without the 64 MB of the graphics processor."""
 TURNS = 10
 QUESTIONS = ("what is on the left?", "what was in the first image?")
-PICTURE_NAME = "picture.png"
+PICTURE_NAME = "picture"
+"""A PNG or a JPEG: the content tells."""
 FULL_TURNS = 4
 """Turns of a full-size chat: a picture, a question, a recall, a question. A turn takes a minute on two cores."""
 NANO_TOKENS, FULL_TOKENS = 8, 3
