@@ -61,7 +61,7 @@ def test_the_python_example_of_the_readme_prints_a_caption(folder: Path) -> None
         capture_output=True,
         text=True,
     )
-    assert (process.returncode, process.stdout) == (0, "pizza\n"), process.stderr
+    assert (process.returncode, process.stdout) == (0, "koala\n"), process.stderr
 
 
 @pytest.mark.parametrize(
