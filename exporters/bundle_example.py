@@ -110,13 +110,13 @@ class Bundle:
         self.sessions = {}
 
     def check_files(self, files):
-        """Sizes, and hashes unless a bundle is large: then those of its small files. You may edit this program."""
+        """Sizes, and hashes unless a bundle is large: then those of its small files. Program and pages may differ."""
         hash_all = sum(entry["bytes"] for entry in files.values()) < 64_000_000
         for name, entry in files.items():
             path = self.folder / name
             if Path(name).is_absolute() or ".." in Path(name).parts:
                 raise Refusal(f"manifest.json lists a file outside of the bundle: {name!r}.")
-            if name in ("example.py", "README.md"):
+            if name in ("example.py", "README.md", "MODEL_CARD.md"):
                 continue
             if not path.is_file() or path.stat().st_size != entry["bytes"]:
                 raise Refusal(f"{path} is missing or has another size; copy or export the bundle again.")

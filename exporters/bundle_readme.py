@@ -8,6 +8,7 @@ from microvlm.config import CONFIG, MicroVLMConfig
 from microvlm.exporters import contract
 from microvlm.exporters.bundle_manifest import MINIMUM_ONNXRUNTIME
 from microvlm.exporters.contract import TensorSpec
+from microvlm.exporters.model_card import MODEL_CARD
 from microvlm.formats.manifest import MANIFEST
 from microvlm.formats.op_table import DOMAIN
 from microvlm.formats.weight_format import WeightFormat
@@ -112,6 +113,11 @@ def _pixel_numbers(folder: Path, config: MicroVLMConfig) -> tuple[str, str, str]
 
 def _files(folder: Path, config: MicroVLMConfig) -> str:
     rows = (
+        (
+            MODEL_CARD,
+            f"[`{MODEL_CARD}`]({MODEL_CARD})",
+            "what the model knows and what it does not, what it was trained on, its scores",
+        ),
         ("onnx", "`onnx/*.onnx`, `*.data`", "the graphs below and their weights (memory-mapped)"),
         (CONFIG, f"`{CONFIG}`", "model sizes, prompt template, scope threshold"),
         (

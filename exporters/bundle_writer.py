@@ -18,6 +18,7 @@ from microvlm.exporters.bundle_manifest import bits_per_weight, write_manifest
 from microvlm.exporters.bundle_readme import write_readme
 from microvlm.exporters.external_data import WeightStore, save_graph
 from microvlm.exporters.graph_check import Check, check_graph
+from microvlm.exporters.model_card import copy_card
 from microvlm.exporters.staging import staged
 from microvlm.exporters.tracing import trace
 from microvlm.exporters.vocabulary.shrink import SmallerVocabulary, keep_rows, shrink
@@ -115,6 +116,7 @@ def export(
         lowered.config.save(stage.path)
         _save_prior(lowered, stage.path)
         _copy_processor(directory, stage.path, smaller, report, log)
+        copy_card(directory, stage.path)
         report.bits_per_weight = bits_per_weight(lowered)
         vocabulary_cut = smaller.describe() if smaller else None
         write_readme(stage.path, lowered.config, weights)

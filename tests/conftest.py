@@ -19,6 +19,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from microvlm.config import MemoryConfig, MicroVLMConfig, QuantizationConfig, TextConfig, VisionConfig
+from microvlm.exporters.model_card import MODEL_CARD
 from microvlm.inputs.processor import Processor
 from microvlm.memory.file_lock import locked
 from microvlm.model.microvlm import MicroVLM
@@ -57,6 +58,22 @@ collect_ignore = (
 )
 
 FLOAT = QuantizationConfig()
+CARD = """\
+# tiny
+
+It knows [nothing](knows.md#much), as [the paper](https://example.org/paper) says: [scores](#scores).
+
+![What it says](pictures/said.png)
+
+## Scores
+
+<!-- report results/tiny.json section=naming -->
+|  | tiny |
+| --- | ---: |
+| right | 0.000 [0.000, 0.037] |
+<!-- end -->
+"""
+"""A model card as a checkpoint has it, with links to files that lie elsewhere."""
 TERNARY = QuantizationConfig(decoder_bits=1.58, vision_bits=8, embedding_bits=8)
 
 
@@ -262,10 +279,11 @@ def tiny_processor() -> Processor:
 def speaking_checkpoint(
     tiny_checkpoint: Path, tiny_processor: Processor, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """`tiny_checkpoint` with a tokenizer. Tests must not change it."""
+    """`tiny_checkpoint` with a tokenizer and a model card. Tests must not change it."""
     directory = tmp_path_factory.mktemp("speaking") / "checkpoint"
     shutil.copytree(tiny_checkpoint, directory)
     tiny_processor.save(directory)
+    (directory / MODEL_CARD).write_text(CARD)
     return directory
 
 

@@ -44,8 +44,8 @@ FILES_READ_BY_NAME = (
     "tokenizer_tables.safetensors",
 )
 """What loading a bundle reads beside its graphs; none of these may be there without being listed."""
-DOCUMENTS = ("README.md", "example.py")
-"""Listed files that nothing here reads: a model's page is edited, and a program may be removed."""
+DOCUMENTS = ("MODEL_CARD.md", "README.md", "example.py")
+"""Listed files that nothing here reads: a model's pages are edited, and a program may be removed."""
 _READ_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _REMEDY = "copy or export the bundle again"
 _SEEK_LOCK = threading.Lock()
