@@ -12,7 +12,7 @@ from PIL import Image
 
 from microvlm.bench.evalset_reader import EvalScene, load_evalset
 from microvlm.commands import attention_reading, evidence
-from microvlm.commands.heatmap import Table, WordMap, draw, draw_table
+from microvlm.commands.heatmap import WORDS, Table, WordMap, draw, draw_table
 from microvlm.commands.main import cli
 from microvlm.console import run_click
 from microvlm.generation import GenerationOptions, embed_prompt, generate
@@ -158,6 +158,9 @@ def test_the_command_draws_evidence_on_every_backend(backend, speaking_bundle, t
     assert capsys.readouterr().err == ""
     with Image.open(target) as sheet:
         assert sheet.height > 224
+        _, *words = sheet.text[WORDS].splitlines()
+    assert words
+    assert all(word.endswith(" without") for word in words)
 
 
 def test_one_scale_serves_all_words_and_a_table_of_signed_numbers_has_its_own_colours():
@@ -171,6 +174,21 @@ def test_one_scale_serves_all_words_and_a_table_of_signed_numbers_has_its_own_co
     assert first.max() - first.min() > 5 * (second.max() - second.min())
     signed = draw_table(Table("t", ["x", "y"], np.array([[-1.0, 0.0], [0.5, 1.0]]), "columns"))
     assert signed.convert("RGB").getpixel((8 + 170 + 3, 28 + 3)) == (33, 102, 172)
+
+
+def test_a_picture_that_is_stretched_for_the_model_is_drawn_in_its_own_shape_under_its_map():
+    wide = Image.new("RGB", (200, 100), (200, 120, 40))
+    weights = np.zeros((4, 4), np.float32)
+    weights[:, 0] = 1.0
+    sheet = draw(wide, [WordMap("left", weights)], "c", 0.1, "legend", stretch=True)
+    picture, heat = (np.asarray(sheet).astype(int)[8:232, 8 + 232 * n : 232 + 232 * n] for n in (0, 1))
+    for panel in (picture, heat):
+        assert (panel[:56] == 255).all()
+        assert (panel[168:] == 255).all()
+        assert not (panel[56:168] == 255).all(-1).any()
+    assert (picture[56:168] == (200, 120, 40)).all()
+    brightness = heat[112].sum(-1)
+    assert brightness[:40].mean() > 2 * brightness[-40:].mean()
 
 
 @pytest.mark.parametrize("flag", ["--attention", "--evidence"])

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from microvlm.errors import UserError
-from microvlm.inputs.images import MAX_DECODED_PIXELS, fit_square, load_square
+from microvlm.inputs.images import MAX_DECODED_PIXELS, fit_square, load_scaled, load_square
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 
@@ -72,6 +72,19 @@ def test_a_stretched_picture_fills_the_square(suffix, tmp_path):
     assert np.array_equal(
         np.asarray(load_square(square_already, 96, stretch=True)), np.asarray(square_already)
     )
+
+
+@pytest.mark.parametrize(
+    ("size", "scaled"), [((1000, 400), (96, 38)), ((20, 50), (38, 96)), ((9, 1), (96, 11))]
+)
+def test_a_scaled_picture_keeps_its_shape_whatever_it_is_read_from(size, scaled, tmp_path):
+    picture = halves(size=size)
+    picture.save(tmp_path / "a.png")
+    for source in (tmp_path / "a.png", (tmp_path / "a.png").read_bytes(), picture, np.asarray(picture)):
+        image = load_scaled(source, 96)
+        assert image.size == scaled
+        assert near(image, (1, scaled[1] // 2), RED)
+        assert near(image, (scaled[0] - 2, scaled[1] // 2), BLUE)
 
 
 def test_a_one_pixel_picture_is_its_colour_everywhere(tmp_path):

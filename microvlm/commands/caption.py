@@ -228,10 +228,11 @@ def _save(
     table: Table | None = None,
     stretch: bool = False,
 ) -> None:
-    from microvlm.commands.heatmap import draw
+    from microvlm.commands.heatmap import draw, words_of
 
+    sheet = draw(image, maps, text, floor, legend, table, stretch)
     with new_file(path) as temporary:
-        draw(image, maps, text, floor, legend, table, stretch).save(temporary, format="PNG")
+        sheet.save(temporary, format="PNG", pnginfo=words_of(maps, text))
 
 
 @contextmanager

@@ -10,13 +10,17 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 
-from microvlm.inputs.images import ImageSource, load_square
+from microvlm.escaping import printable
+from microvlm.inputs.images import ImageSource, load_scaled, load_square
 from microvlm.inputs.processor import Processor
 
 PANEL_PX = 224
 _TEXT_PX, _MARGIN_PX, _COLUMNS = 28, 8, 6
 _CELL_PX, _LABEL_PX, _LINE_PX = 18, 170, 20
+WORDS = "Description"
+"""The text of a drawn PNG that holds its words."""
 MOST_ROWS = 64
 """Tokens of a table; of a longer text the last ones are drawn."""
 # From dark to bright, so that the map is readable in grey too: (position, red, green, blue).
@@ -74,9 +78,10 @@ def draw(
     """Draw the image, then one panel per word, six in a row; the legend; and the table under them.
 
     All maps have one scale: from 0 to the largest weight of any, but at least to `floor`, so that maps which say little
-    look flat. `stretch`: the model sees the picture stretched to a square.
+    look flat. `stretch`: the model sees the picture stretched to a square, so a map covers all of it; both are drawn in
+    the picture's own shape.
     """
-    picture = load_square(image, PANEL_PX, stretch)
+    picture = load_scaled(image, PANEL_PX) if stretch else load_square(image, PANEL_PX)
     scale = max([floor, *(float(m.weights.max()) for m in maps)])
     panels = [(picture, caption)] + [
         (_overlay(picture, m.weights / scale), f"{m.word}{m.note}") for m in maps
@@ -94,13 +99,20 @@ def draw(
     pen, large = ImageDraw.Draw(sheet), ImageFont.load_default(size=15)
     for index, (panel, text) in enumerate(panels):
         x, y = _MARGIN_PX + index % columns * width, _MARGIN_PX + index // columns * height
-        sheet.paste(panel, (x, y))
+        sheet.paste(panel, (x + (PANEL_PX - panel.width) // 2, y + (PANEL_PX - panel.height) // 2))
         pen.text((x, y + PANEL_PX + 4), _fit(text, large, PANEL_PX), font=large, fill="black")
     for number, line in enumerate(lines):
         pen.text((_MARGIN_PX, top + _LINE_PX * number), line, font=font, fill=(90, 90, 90))
     if drawn_table is not None:
         sheet.paste(drawn_table, (0, below))
     return sheet
+
+
+def words_of(maps: list[WordMap], caption: str) -> PngInfo:
+    """What `draw` writes under the panels, a line each, for programs and people who cannot see them."""
+    info = PngInfo()
+    info.add_text(WORDS, "\n".join(map(printable, [caption, *(f"{m.word}{m.note}" for m in maps)])))
+    return info
 
 
 def draw_table(table: Table, cell_width: int = _CELL_PX) -> Image.Image:

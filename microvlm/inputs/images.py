@@ -1,8 +1,8 @@
 """Loads an image as an RGB square of a given side, in bounded memory. Knows no model and no normalisation.
 
 The whole image is kept: it is scaled to fit (bicubic, antialiased) and centred on white, or stretched for a
-model that was trained so. An image that already has the side is not resampled. `load_within` keeps an image's own
-shape, and enlarges nothing.
+model that was trained so. An image that already has the side is not resampled. `load_scaled` and `load_within` keep an
+image's own shape, and `load_within` enlarges nothing.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ decoded at a fraction of its size."""
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray
 """One image: a path, an image file's bytes, an open binary file, a Pillow image, or a uint8 array: grey [H, W],
 RGB [H, W, 3] or RGBA [H, W, 4]."""
+_Scaling: TypeAlias = Callable[[Image.Image, int, tuple[float, float] | None], Image.Image]
+"""(decoded image, side, its exact width and height or None) -> the scaled image."""
 
 _JPEG_MAGIC = b"\xff\xd8\xff"
 _ICON_MAGIC = b"\0\0\1\0"
@@ -84,19 +86,24 @@ def load_square(source: ImageSource, side: int, stretch: bool = False) -> Image.
 
     stretch : scale each side to `side`, instead of the longer one and white beside it.
     """
+    return _load(source, side, lambda image, side, extent: fit_square(image, side, extent, stretch))
+
+
+def load_scaled(source: ImageSource, side: int) -> Image.Image:
+    """Load one image in its own shape -> RGB, the longer side `side`. Raises UserError as `load_square` does."""
+    return _load(source, side, _fit)
+
+
+def _load(source: ImageSource, side: int, fit: _Scaling) -> Image.Image:
     if not is_image(source):
         raise UserError(
             "an image is a path, the bytes of an image file, an open binary file, a Pillow image or a uint8 array, "
             f"not {type(source).__name__}."
         )
     if isinstance(source, np.ndarray):
-        return fit_square(_from_array(source), side, stretch=stretch)
+        return fit(_from_array(source), side, None)
     if isinstance(source, Image.Image):
-        return _decode("the Pillow image", lambda: fit_square(source, side, stretch=stretch))
-
-    def fit(image: Image.Image, side: int, extent: tuple[float, float] | None) -> Image.Image:
-        return fit_square(image, side, extent, stretch)
-
+        return _decode("the Pillow image", lambda: fit(source, side, None))
     if isinstance(source, str | os.PathLike):
         check_file(source)
         return _load_file(printable(str(source)), lambda: _open_path(source), side, fit)
@@ -149,7 +156,7 @@ def _load_file(
     name: str,
     open_file: Callable[[], BinaryIO],
     side: int,
-    fit: Callable[[Image.Image, int, tuple[float, float] | None], Image.Image],
+    fit: _Scaling,
     facts: list[tuple[int, int, str]] | None = None,
 ) -> Image.Image:
     """Decode a file and let `fit` scale it. Its width, height and format are appended to `facts`."""
