@@ -213,7 +213,10 @@ def test_a_fit_changes_the_checkpoints_answers_alone_and_the_test_split_measures
         "risk_coverage.svg",
     ]
     tables = {table.name: table.rows for table in read_report(measured).tables}
-    assert set(tables) == {"known", "strangers", "confidence", "curve"}
+    assert set(tables) == {"known", "strangers", "confidence", "calibration", "curve"}
+    assert sum(int(count) for _, count, _ in tables["calibration"][1:]) == sum(
+        part["count"] for part in measured["calibration"]["bins"]
+    )
     assert tables["known"][1][0] == "all"
     assert all("<svg" in drawing for drawing in plots(measured).values())
 

@@ -24,6 +24,11 @@ def report(document: AnswerReport) -> Report:
             rows.append([stranger.kind, str(stranger.count), *cells])
         tables.append(Table("strangers", "things that should be declined", rows))
     tables.append(Table("confidence", "is it right when it is sure?", _confidence(document)))
+    if document.calibration is not None:
+        rows = [["mean confidence", "answers", "right"]]
+        for part in document.calibration.bins:
+            rows.append([f"{part.confidence:.3f}", str(part.count), f"{part.right:.3f}"])
+        tables.append(Table("calibration", "answers of neighbouring confidence", rows))
     if document.risk_coverage is not None:
         rows = [["answered", "wrong of the answered"]]
         rows += [[f"{point.coverage:.2f}", _cell(point)] for point in document.risk_coverage.curve]
