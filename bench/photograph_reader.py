@@ -19,6 +19,8 @@ class BenchPhotograph(msgspec.Struct, frozen=True):
     author: str
     licence: str
     source: str
+    also: tuple[str, ...] = ()
+    """Other names that are as right as `shows`."""
 
     @property
     def path(self) -> Path:
