@@ -34,6 +34,9 @@ SWITCH = "MICROVLM_BUILD_NATIVE"
 
 LINKED = ("exporters", "backends", "bench", "training")
 """Top-level folders that links in microvlm/ make its sub-packages."""
+CARD = Path("microvlm", "checkpoints", "photo", "MODEL_CARD.md")
+"""A link to a page of docs/, which a wheel carries as a file."""
+CARD_TARGET = Path("..", "..", "..", "docs", "model-card.md")
 
 
 def restore_links() -> None:
@@ -52,6 +55,18 @@ def restore_links() -> None:
             import _winapi
 
             _winapi.CreateJunction(str(Path(name).resolve()), str(link.absolute()))
+
+
+def restore_card() -> None:
+    """Make the link to the model card where Git checked it out as a text file, or copy the page where links need a
+    privilege. A source distribution has the page itself."""
+    if CARD.is_symlink() or not CARD.is_file() or CARD.read_text(encoding="utf-8") != CARD_TARGET.as_posix():
+        return
+    CARD.unlink()
+    try:
+        CARD.symlink_to(CARD_TARGET)
+    except OSError:
+        shutil.copyfile(CARD.parent / CARD_TARGET, CARD)
 
 
 class CannotBuild(Exception):
@@ -231,6 +246,7 @@ class BdistWheel(bdist_wheel):
 
 
 restore_links()
+restore_card()
 setup(
     cmdclass={"build": Build, "build_native": BuildNative, "install": Install, "bdist_wheel": BdistWheel},
     setup_requires=build_tools(),

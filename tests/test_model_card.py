@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from conftest import CARD
 
 from microvlm.errors import UserError
-from microvlm.exporters.model_card import MODEL_CARD, copy_card
+from microvlm.exporters.model_card import MODEL_CARD, copy_card, stand_alone
 from microvlm.formats.manifest import read_manifest, sha256
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_an_exported_bundle_has_the_card_and_its_manifest_and_page_name_it(speaking_bundle):
@@ -31,6 +34,14 @@ def test_the_card_of_a_bundle_keeps_words_tables_and_web_addresses_and_no_other_
 def test_a_checkpoint_without_a_card_gives_a_bundle_without_one(tiny_bundle):
     assert MODEL_CARD not in read_manifest(tiny_bundle).files
     assert MODEL_CARD not in (tiny_bundle / "README.md").read_text()
+
+
+def test_the_bundled_model_has_the_card_of_the_docs_whose_bundle_holds_no_broken_link():
+    page = ROOT / "docs" / "model-card.md"
+    assert (ROOT / "microvlm" / "checkpoints" / "photo" / MODEL_CARD).read_bytes() == page.read_bytes()
+    text = stand_alone(page.read_text(encoding="utf-8"))
+    assert "<!--" not in text
+    assert re.findall(r"\]\((?!https?:)", text) == []
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,7 @@ GENERATED = (
     "venv",
 )
 MANYLINUX = "manylinux_2_17_x86_64"
+CARD = "microvlm/checkpoints/photo/MODEL_CARD.md"
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,7 @@ def test_a_checkout_without_links_gets_them_back_and_builds_the_same_wheel(
     checkout = shutil.copytree(source, tmp_path / "checkout", symlinks=True)
     links = [path for path in (checkout / "microvlm").iterdir() if path.is_symlink()]
     assert sorted(link.name for link in links) == ["backends", "bench", "exporters", "training"]
+    links.append(checkout / CARD)
     for link in links:
         target = os.readlink(link)
         link.unlink()
@@ -107,6 +109,8 @@ def test_a_checkout_without_links_gets_them_back_and_builds_the_same_wheel(
     ]
     names = [sorted(zipfile.ZipFile(wheel).namelist()) for wheel in wheels]
     assert names[0] == names[1]
+    cards = [zipfile.ZipFile(wheel).read(CARD) for wheel in wheels]
+    assert cards == [(ROOT / "docs" / "model-card.md").read_bytes()] * 2
     assert check(wheels[1]) == []
     assert all(link.is_symlink() for link in links)
 

@@ -13,12 +13,11 @@ from click.testing import CliRunner
 from microvlm.bench import report_pages
 from microvlm.bench.bench_command import command
 from microvlm.bench.report import READERS, UNMEASURED
+from microvlm.bench.scores.answer_plots import plots
 from microvlm.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 PAGES = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
-OF_USERS = {"answers", "captions"}
-"""Kinds of reports about data that users bring."""
 DOCUMENTS = sorted((ROOT / "docs" / "results").glob("*.json"))
 
 
@@ -42,7 +41,13 @@ def test_the_pages_show_every_kind_of_report_and_every_document() -> None:
         shown_paths |= {(page.parent / name).resolve() for name in names}
     assert set(DOCUMENTS) <= shown_paths
     kinds = {json.loads(path.read_text())["report"] for path in shown_paths}
-    assert kinds | OF_USERS == set(READERS)
+    assert kinds == set(READERS)
+
+
+def test_the_plots_that_a_page_shows_are_those_of_its_document() -> None:
+    document = json.loads((ROOT / "docs" / "results" / "answers-photo.json").read_text())
+    folder = ROOT / "docs" / "pictures" / "photo"
+    assert {path.name: path.read_text() for path in folder.iterdir()} == plots(document)
 
 
 MEASURED = [path for path in DOCUMENTS if json.loads(path.read_text())["report"] not in UNMEASURED]
