@@ -44,6 +44,12 @@ def test_the_bundled_model_has_the_card_of_the_docs_whose_bundle_holds_no_broken
     assert re.findall(r"\]\((?!https?:)", text) == []
 
 
+def test_a_page_of_brackets_alone_takes_no_time_and_a_picture_in_a_link_leaves_nothing():
+    assert stand_alone("[" * 1_000_000) == "[" * 1_000_000
+    assert stand_alone("![" * 500_000 + "](") == "![" * 500_000 + "]("
+    assert stand_alone("a [![badge](badge.svg)](builds) b\n") == "a  b\n"
+
+
 @pytest.mark.parametrize(
     ("content", "words"), [(b"\xff\xfe# a card", "is not text in UTF-8"), (b"a" * 1_000_001, "too many")]
 )

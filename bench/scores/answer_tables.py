@@ -35,8 +35,8 @@ def report(document: AnswerReport) -> Report:
         tables.append(Table("curve", "risk over coverage: the surest answers first", rows))
     data = document.data
     remarks = [
-        f"{data.samples:,} of {data.available:,} {data.split} samples of {data.name}, on {document.backend}; 95 % "
-        "intervals in brackets, Wilson's of shares, bootstrap of the rest"
+        f"{data.samples:,} of {data.available:,} samples of {data.name} ({data.split_words}), on {document.backend}; "
+        "95 % intervals in brackets, Wilson's of shares, bootstrap of the rest"
     ]
     if document.fitted:
         remarks.append("map and threshold were fitted on these very answers: measure them on another split")

@@ -9,6 +9,7 @@ from microvlm.formats.documents import Count
 
 NAMING_ROWS = ("label", "synonym", "right", "parent", "right_or_parent", "wrong", "declined")
 """Outcomes of naming, in the order of the table."""
+EVERY_SPLIT = "all"
 
 
 class ScoredData(msgspec.Struct, frozen=True):
@@ -18,6 +19,11 @@ class ScoredData(msgspec.Struct, frozen=True):
     split: str
     samples: Count
     available: Count
+
+    @property
+    def split_words(self) -> str:
+        """The split as a remark names it."""
+        return "all splits" if self.split == EVERY_SPLIT else f"{self.split} split"
 
 
 class CaptionScores(msgspec.Struct, frozen=True):

@@ -41,7 +41,6 @@ _NAMING_LABELS = {
     "wrong": "something wrong",
     "declined": "declined",
 }
-EVERY_SPLIT = "all"
 _TOKEN_ROWS = {"model": "", "shuffled": ", pictures shuffled", "unigram": "frequencies of words alone"}
 _DIFFERENCES = {
     "exact_match": "captions, exact match",
@@ -94,10 +93,9 @@ def report(document: CaptionReport) -> Report:
     for number, baseline in enumerate(document.caption_baselines, 1):
         title = f"{heads[0]} minus {baseline.name}, paired by picture"
         tables.append(Table(f"differences-baseline-{number}", title, _differences(baseline.differences)))
-    split = "all splits" if data.split == EVERY_SPLIT else f"{data.split} split"
     remarks = [
-        f"{data.samples:,} of {data.available:,} samples of {data.name} ({split}), on {document.backend}; in "
-        "brackets 95 % bootstrap intervals over pictures, or over samples of questions and episodes"
+        f"{data.samples:,} of {data.available:,} samples of {data.name} ({data.split_words}), on {document.backend}; "
+        "in brackets 95 % bootstrap intervals over pictures, or over samples of questions and episodes"
         + ("; of names Wilson's" if named else "")
     ]
     return Report(f"scores of {heads[0]}", tables, [*remarks, *_remarks(document)])
