@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 import zipfile
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from document_mutations import check_mutations
+from PIL import Image
 
 from microvlm.backends.arm64.transports import device_package
 from microvlm.bench import report
@@ -28,7 +30,7 @@ from microvlm.bench.pi.counting.counting_emulator import Region, parse_counts
 from microvlm.bench.pi.counting.emulated_package import compiler_of
 from microvlm.bench.pi.counting.instruction_cost import Cost, Counted, weight_bytes
 from microvlm.bench.pi.pi_bench import _byte_bars, bundle_name
-from microvlm.bench.pi.workload_phases import PHASES, Scenario
+from microvlm.bench.pi.workload_phases import PHASES, Scenario, jpeg
 from microvlm.errors import UserError
 
 PROVENANCE = {"cpu": "c", "date_utc": "d", "versions": {}, "model": {"name": "nano"}}
@@ -70,6 +72,23 @@ def test_predicted_times_are_those_calculated_by_hand():
     # 5e8 / .5e9 = 1 s to load, 200 MB at 20 MB/s from the card.
     assert predictions["answer_cold"].at_low_ms == pytest.approx(1000 + 10_000 + 6700)
     assert predictions["decode"].row() == {"phase": "decode", "low": 70.0, "high": 120.0}
+    assert "answer_from_file" not in predictions, "no decoding of a picture was counted"
+
+
+def test_an_answer_from_a_file_decodes_the_picture_first():
+    costs = (*COSTS, Cost("picture", 50_000_000, 0, 0, 0, 0))
+    predictions = {
+        prediction.phase: prediction for prediction in predict.predict(costs, BOARD, Scenario(15, 50), 1)
+    }
+    assert predictions["picture"].at_low_ms == pytest.approx(100)
+    assert predictions["answer_from_file"].at_low_ms == pytest.approx(100 + predictions["answer"].at_low_ms)
+
+
+def test_the_decoded_picture_is_a_photograph_of_three_megapixels():
+    with Image.open(io.BytesIO(jpeg())) as picture:
+        assert picture.format == "JPEG"
+        assert picture.width * picture.height == 3 * 2**20
+        assert picture.entropy() > 6, "detail costs a decoder time"
 
 
 def test_bars_are_read_at_their_end_of_the_bandwidth():

@@ -19,6 +19,7 @@ from microvlm.atomic import write_file
 from microvlm.backends.emulation.sysroot import system_name
 from microvlm.bench.pi.counting.instruction_cost import Cost, Counted
 from microvlm.bench.pi.pi_records import CountReport, PhaseCounts
+from microvlm.bench.pi.workload_phases import PICTURE
 from microvlm.config import CONFIG
 from microvlm.errors import UserError
 from microvlm.formats import documents
@@ -32,8 +33,9 @@ NOISE = 10_000
 """Instructions: a phase of a million may differ by this much on another machine, where paths are longer or shorter and
 the C library finds its memory elsewhere."""
 REMEDY = "export the model again"
-UNGATED = ("load",)
-"""Importing modules and opening files: not the model's, and different when a file is read for the first time."""
+UNGATED = ("load", PICTURE)
+"""Importing modules and opening files, which is different when a file is read for the first time, and Pillow's decoder:
+not the model's."""
 
 
 def key_of(counted: Counted, bundle: Path) -> dict[str, str]:

@@ -1,21 +1,39 @@
-"""The counted and timed phases: the graphs of a bundle on random inputs of a fixed size.
+"""The counted and timed phases: decoding a photograph, and the graphs of a bundle on random inputs of a fixed size.
 
-No phase looks at values, so that random weights and a model without a tokenizer do as well as a trained one.
+No graph looks at values, so that random weights and a model without a tokenizer do as well as a trained one.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
+from microvlm.bench.photograph_reader import read_photographs
 from microvlm.errors import UserError
+from microvlm.inputs.images import load_square
 from microvlm.runtime import MemoryReading, Past, Runtime
 
-PHASES = ("vision", "prefill", "memory_encode", "memory_read", "memory_write", "memory_forget", "decode")
+PICTURE = "picture"
+"""Decoding a JPEG of 3 megapixels and scaling it to the encoder's square: Pillow's work, without a graph."""
+PHASES = (
+    "vision",
+    "prefill",
+    "memory_encode",
+    "memory_read",
+    "memory_write",
+    "memory_forget",
+    "decode",
+    PICTURE,
+)
 """`prefill` embeds and decodes the prompt with the image's prefix; `decode` is one new token, embedding included."""
+PICTURE_SIZE = (2048, 1536)
+"""Pixels of the JPEG: what a camera of 3 megapixels writes."""
+PICTURE_QUALITY = 90
 GRAPHS = {
     "vision": ("vision_encoder",),
     "prefill": ("embed_tokens", "decoder_model_merged"),
@@ -24,6 +42,7 @@ GRAPHS = {
     "memory_write": ("memory_write",),
     "memory_forget": ("memory_forget",),
     "decode": ("embed_tokens", "decoder_model_merged"),
+    PICTURE: (),
 }
 """The graphs that each phase runs."""
 
@@ -61,6 +80,7 @@ class Work:
         self._state = runtime.memory_prior()
         self._latent, self._key = runtime.memory_encode(self._embeds, self._mask)
         self._logits, self._past = self._prefill()
+        self._jpeg = jpeg()
         self._actions: dict[str, Callable[[], Any]] = {
             "vision": lambda: runtime.encode_image(self._pixels),
             "prefill": self._prefill,
@@ -69,6 +89,7 @@ class Work:
             "memory_write": lambda: runtime.memory_write(self._key, self._latent, self._state),
             "memory_forget": lambda: runtime.memory_forget(self._key, self._latent, self._state),
             "decode": self._decode,
+            PICTURE: self._decode_picture,
         }
 
     def run(self, phase: str) -> None:
@@ -91,6 +112,10 @@ class Work:
         positions = np.arange(1, length + 1)[None]
         return self._runtime.decode(embeds, _mask(length), positions, self._runtime.empty_slot(1), 1)
 
+    def _decode_picture(self) -> None:
+        vision = self._runtime.config.vision
+        load_square(self._jpeg, vision.image_size, vision.resize == "stretch")
+
     def _decode(self) -> None:
         """Greedy; the logits and the cache of the prefill stay for the next time."""
         logits, past, length = self._logits, self._past, self._embeds.shape[1]
@@ -99,6 +124,21 @@ class Work:
             logits, past = self._runtime.decode(
                 embeds, _mask(length + step), np.array([[length + step]]), past, 1
             )
+
+
+def jpeg() -> bytes:
+    """A JPEG of PICTURE_SIZE with the detail of photographs, which decoding depends on: the bench's, in rows of 4."""
+    columns = 4
+    pictures = read_photographs()
+    width, height = PICTURE_SIZE[0] // columns, PICTURE_SIZE[1] * columns // len(pictures)
+    sheet = Image.new("RGB", PICTURE_SIZE)
+    for number, picture in enumerate(pictures):
+        with Image.open(picture.path) as image:
+            tile = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+        sheet.paste(tile, (number % columns * width, number // columns * height))
+    file = io.BytesIO()
+    sheet.save(file, "JPEG", quality=PICTURE_QUALITY)
+    return file.getvalue()
 
 
 def _mask(length: int) -> np.ndarray:

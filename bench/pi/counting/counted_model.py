@@ -22,7 +22,7 @@ from microvlm.bench.pi.counting.count_marks import mark, mark_library
 LOAD_REGION = 1
 RUNS = 25
 """The median of their counts is a phase's."""
-LONG, SHORT = ("vision", "prefill"), ("memory_read", "memory_write", "memory_forget")
+LONG, SHORT = ("vision", "prefill", "picture"), ("memory_read", "memory_write", "memory_forget")
 SHORT_RUNS = 101
 """Runs of a phase so small that those thousands are half a per cent of it."""
 WIDE = 512
