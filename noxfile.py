@@ -50,7 +50,7 @@ UTF8 = {"PYTHONUTF8": "1"}
 built_wheels: list[Path] = []
 exported: dict[str, Path] = {}
 
-nox.options.sessions = ["lint", "build", "equivalence", "fuzz", "tests", "road", "pi"]
+nox.options.sessions = ["lint", "build", "equivalence", "fuzz", "tests", "pi"]
 nox.options.reuse_existing_virtualenvs = True
 
 
@@ -132,7 +132,7 @@ def equivalence(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def road(session: nox.Session) -> None:
-    """From photographs that packages carry to a trained, exported, captioning model; `-- 120` steps"""
+    """From photographs that packages carry to a trained, exported, captioning model: minutes; `-- 120` steps"""
     need(session, *COMPILER)
     install(session, "dev")
     run(session, "python", ".ci/road.py", session.create_tmp(), *session.posargs)

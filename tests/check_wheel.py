@@ -1,4 +1,4 @@
-"""The newest wheel in a folder: its only top-level name is microvlm, it is at most 40 MB, the parts are in it, and its
+"""The newest wheel in a folder: its only top-level name is microvlm, it is at most 25 MB, the parts are in it, and its
 tag tells whether it carries the native library, for which machine and which glibc. Standard library only.
 """
 
@@ -10,7 +10,7 @@ import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-LIMIT_BYTES = 40_000_000
+LIMIT_BYTES = 25_000_000
 LIBRARY_LIMIT_BYTES = 1_000_000
 LIBRARY = "microvlm/backends/native/libmicrovlm_ops.so"
 REASON = "microvlm/backends/native/not_built.txt"
