@@ -126,8 +126,9 @@ def equivalence(session: nox.Session) -> None:
     """Compare PyTorch and ONNX Runtime; exit status 1 when they are not the same model"""
     need(session, *COMPILER)
     install(session, "bench")
-    bundle = export(session, SMALL_MODEL)
-    run(session, "python", ".ci/equivalence.py", bundle, *session.posargs)
+    for model, samples in ((SMALL_MODEL, ()), (MODEL, ("--images", "6"))):
+        bundle = export(session, model)
+        run(session, "python", ".ci/equivalence.py", bundle, *samples, *session.posargs)
 
 
 @nox.session(venv_backend="none")

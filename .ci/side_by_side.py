@@ -1,4 +1,5 @@
-"""Programs that take one core each, at the same time; what each said comes out whole, in the order they were given."""
+"""Programs that take one core each, as many at a time as there are cores and at least two; what each said comes out
+whole, in the order they were given."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 def side_by_side(commands: Sequence[Sequence[str]], environments: Sequence[Mapping[str, str]]) -> int:
     """Commands, and what each one's environment adds to this one's -> the worst exit status; a signal counts as 1."""
     worst = 0
-    with ThreadPoolExecutor(len(commands)) as pool:
+    with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
         for process in pool.map(_run, commands, environments):
             print(process.stdout, end="", flush=True)
             if process.returncode:
