@@ -8,6 +8,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
+from microvlm.configuration.answers import AnswersConfig
 from microvlm.errors import UserError
 from microvlm.loaded_model import LoadedModel
 from microvlm.training.data.caption_data import SPLITS, CaptionData, CaptionSample
@@ -96,7 +97,8 @@ def _items(sample: CaptionSample) -> list[Item]:
 def answer_items(loaded: LoadedModel, items: Sequence[Item], progress: Progress) -> list[Said]:
     """The model's greedy answers. Raises UserError for a backend that tells no log probabilities."""
     vision, prompt = loaded.config.vision, loaded.config.prompt.caption_prompt
-    config = loaded.config.answers
+    # A model that was never calibrated declines in its own words too.
+    config = loaded.config.answers or AnswersConfig()
     said: list[Said] = []
     for start in range(0, len(items), BATCH):
         part = items[start : start + BATCH]
@@ -106,10 +108,10 @@ def answer_items(loaded: LoadedModel, items: Sequence[Item], progress: Progress)
         for item, answer in zip(part, answers, strict=True):
             if answer.log_probability is None:
                 raise UserError("this backend tells no log probabilities of tokens: take another --backend.")
-            names = config is None or not config.is_declining(answer.own_text)
+            names = not config.is_declining(answer.own_text)
             value = answer.log_probability if names else -np.inf
             right = names and not item.declines and is_right(answer.own_text, item.answers)
-            said.append(Said(item, value, answer.confidence, answer.declined, right))
+            said.append(Said(item, value, answer.confidence, answer.declined or not names, right))
         progress(len(said))
     return said
 
