@@ -72,6 +72,7 @@ def trained(photo_folder, tmp_path_factory):
             {"name": "name", "task": "photo-names", "steps": 2, "batch_size": 8, "decoder_bits": 1.58},
             {"name": "answer", "task": "photo", "steps": 2, "batch_size": 3, "decoder_bits": 1.58, "muon_factor": 2.0},
             {"name": "remember", "task": "photo-memory", "steps": 2, "batch_size": 1, "decoder_bits": 1.58},
+            {"name": "finish", "task": "photo-finish", "steps": 2, "batch_size": 3, "decoder_bits": 1.58},
         ],
     }  # fmt: skip
     (folder / "recipe.json").write_text(json.dumps(recipe))
@@ -94,6 +95,14 @@ def test_a_run_ends_with_a_checkpoint_that_keeps_the_encoder(trained, photo_fold
     found = {key for row in evaluations for key in row}
     names = ("photo", "windows/scene", "names", "exact", "pointing")
     assert {f"evaluation/{name}" for name in names} <= found
+
+
+def test_the_finish_trains_the_decoder_alone(trained, photo_folder):
+    from safetensors.torch import load_file
+
+    before, after = (load_file(trained / stage / "weights.safetensors") for stage in ("remember", "finish"))
+    changed = {name.split(".")[0] for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert changed == {"decoder"}
 
 
 def test_questions_behind_shared_prefixes_equal_whole_rows(trained, photo_folder):

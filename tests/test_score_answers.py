@@ -7,12 +7,14 @@ import json
 import shutil
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from microvlm.answers.answering import Answer
 from microvlm.bench.report import read_report
 from microvlm.bench.scores.answer_plots import plots
 from microvlm.config import AnswersConfig, MicroVLMConfig
@@ -34,7 +36,7 @@ from microvlm.training.honesty.calibration import (
     reduce_blocks,
 )
 from microvlm.training.honesty.honesty_scores import measure
-from microvlm.training.honesty.items import Item, Said, _items, is_right
+from microvlm.training.honesty.items import Item, Said, _items, answer_items, is_right
 from microvlm.training.honesty.measures import auroc, calibration_bins, calibration_error, risks
 from microvlm.training.scoring.score_command import command
 
@@ -188,6 +190,22 @@ def run(capsys: pytest.CaptureFixture):
         return exit_info.value.code, *capsys.readouterr()
 
     return call
+
+
+def test_a_model_that_was_never_calibrated_declines_in_its_own_words():
+    """Words that decline are no name that could be wrong, so no calibration counts them."""
+    config = MicroVLMConfig.load(find_model("nano").folder)
+    assert config.answers is None
+    words = ("i don't know what this is", "pizza")
+
+    def answer(pictures, questions):
+        return [Answer(text, text, [], -0.5, None, False, False) for text in words]
+
+    picture = (EVALSET / "images" / "1f355.png").read_bytes()
+    items = [Item("a", None, (picture,), (), "noise"), Item("b", None, (picture,), ("pizza",), "")]
+    declined, named = answer_items(SimpleNamespace(config=config, answer=answer), items, lambda done: None)
+    assert (declined.names, declined.declined, declined.right) == (False, True, False)
+    assert (named.names, named.declined, named.right) == (True, False, True)
 
 
 def test_a_fit_changes_the_checkpoints_answers_alone_and_the_test_split_measures_it(data, run, tmp_path):

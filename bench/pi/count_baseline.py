@@ -33,6 +33,8 @@ NOISE = 10_000
 """Instructions: a phase of a million may differ by this much on another machine, where paths are longer or shorter and
 the C library finds its memory elsewhere."""
 REMEDY = "export the model again"
+BEHIND = ("prompt", "answers")
+"""Parts of a configuration that no graph holds."""
 UNGATED = ("load", PICTURE)
 """Importing modules and opening files, which is different when a file is read for the first time, and Pillow's decoder:
 not the model's."""
@@ -53,11 +55,14 @@ def key_of(counted: Counted, bundle: Path) -> dict[str, str]:
 
 
 def graphs_hash(bundle: Path) -> str:
-    """One hash of what the bundle's graphs compute: sizes, widths and graphs of its manifest, and no weight."""
+    """One hash of what the bundle's graphs compute: sizes, widths and graphs of its manifest, and no weight.
+
+    What follows the graphs, prompts and how sure an answer is, is left out.
+    """
     manifest = msgspec.to_builtins(read_manifest(bundle))
     config = documents.load(bundle / CONFIG, dict[str, Any], REMEDY)
     described = {name: manifest[name] for name in ("bits", "packing", "embedding_bits", "graphs")}
-    parts = {name: value for name, value in config.items() if isinstance(value, dict) and name != "prompt"}
+    parts = {name: value for name, value in config.items() if isinstance(value, dict) and name not in BEHIND}
     text = json.dumps([described, parts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

@@ -17,6 +17,7 @@ TASKS = {
     "photo-classes": "microvlm.training.photo.stages.classify:ClassifyTask",
     "photo-names": "microvlm.training.photo.stages.name:NameTask",
     "photo": "microvlm.training.photo.stages.answer:AnswerTask",
+    "photo-finish": "microvlm.training.photo.stages.finish:FinishTask",
     "photo-memory": "microvlm.training.photo.stages.remember:MemoryTask",
 }
 """A stage's `task` in a recipe -> where the class is that trains it."""

@@ -68,8 +68,16 @@ def question_rows(rows: TextRows, asked: list[tuple[int, str, str]], prefix_toke
 class QuestionSampler:
     """Draws batches of one split."""
 
-    def __init__(self, data: PhotoData, rows: TextRows, virtual: VirtualPictures | None, prefix_tokens: int):
+    def __init__(
+        self,
+        data: PhotoData,
+        rows: TextRows,
+        virtual: VirtualPictures | None,
+        prefix_tokens: int,
+        virtual_share: float = VIRTUAL_SHARE,
+    ):
         self.data, self.rows, self.virtual, self.prefix_tokens = data, rows, virtual, prefix_tokens
+        self.virtual_share = virtual_share
         parts = [part for part in ("train", PLAIN) if data.index.chunks.get(part, 0)]
         self.pictures = [(part, row) for part in parts for row in range(len(data.descriptions(part)))]
         self._chances = np.array(
@@ -85,7 +93,7 @@ class QuestionSampler:
 
     def draw(self, rng: np.random.Generator, pictures: int, questions: int) -> QuestionBatch:
         """`pictures` pictures with `questions` questions each."""
-        virtual = round(pictures * VIRTUAL_SHARE) if self.virtual is not None and len(self.photos) else 0
+        virtual = round(pictures * self.virtual_share) if self.virtual is not None and len(self.photos) else 0
         places = rng.choice(len(self.pictures), pictures - virtual, p=self._chances)
         chosen = [self.pictures[i] for i in places]
         descriptions = [self.data.descriptions(part)[row] for part, row in chosen]
