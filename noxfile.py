@@ -133,7 +133,7 @@ def equivalence(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def road(session: nox.Session) -> None:
-    """From photographs that packages carry to a trained, exported, captioning model: minutes; `-- 120` steps"""
+    """From photographs that packages carry to a trained, exported, captioning model; `-- 120` steps"""
     need(session, *COMPILER)
     install(session, "dev")
     run(session, "python", ".ci/road.py", session.create_tmp(), *session.posargs)

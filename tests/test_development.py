@@ -105,7 +105,7 @@ def test_the_workflow_runs_everything_once_and_quick_on_three_systems(workflow, 
 def test_the_ci_script_names_real_sessions(sessions):
     (command,) = (line for line in (ROOT / ".ci" / "run").read_text().splitlines() if ".ci/nox" in line)
     session_names = sessions_of(command)
-    assert len(session_names) == 7
+    assert len(session_names) == 6
     assert set(session_names) <= set(sessions)
 
 
