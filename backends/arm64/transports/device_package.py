@@ -28,6 +28,8 @@ SWITCH = "MICROVLM_WHEEL"
 CROSS_COMPILER = "{machine}-linux-gnu-g++"
 NATIVE = "microvlm/backends/native"
 _EXCLUDED = ("training", "checkpoints", "evalset", "__pycache__")
+_PHOTOGRAPHS = "photographs"
+"""The folder of pictures whose decoding `microvlm-bench pi` counts; everything else that a device needs is modules."""
 _SOURCES = (".cpp", ".h", ".txt", ".cmake")
 
 
@@ -156,6 +158,6 @@ def _modules(root: Path) -> Iterator[tuple[str, Path]]:
     for folder, below, names in os.walk(root, followlinks=True):
         below[:] = [name for name in below if name not in _EXCLUDED]
         for name in names:
-            if name.endswith(".py"):
+            if name.endswith(".py") or Path(folder).name == _PHOTOGRAPHS:
                 path = Path(folder, name)
                 yield str(path.relative_to(root)), path
