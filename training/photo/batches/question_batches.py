@@ -74,7 +74,7 @@ class QuestionSampler:
         rows: TextRows,
         virtual: VirtualPictures | None,
         prefix_tokens: int,
-        virtual_share: float = VIRTUAL_SHARE,
+        virtual_share: float,
     ):
         self.data, self.rows, self.virtual, self.prefix_tokens = data, rows, virtual, prefix_tokens
         self.virtual_share = virtual_share

@@ -18,6 +18,7 @@ from microvlm.model.microvlm import MicroVLM
 from microvlm.training.batches.sample_texts import IGNORED
 from microvlm.training.photo.batches.picture_questions import Questioner
 from microvlm.training.photo.batches.question_batches import (
+    VIRTUAL_SHARE,
     QuestionBatch,
     QuestionRows,
     QuestionSampler,
@@ -35,6 +36,9 @@ EVALUATED = 1024
 class AnswerTask(PhotoTask):
     """Cross-entropy of answers with the memory masked."""
 
+    virtual_share = VIRTUAL_SHARE
+    """Share of made pictures in a batch."""
+
     def __init__(self, inputs: StageInputs):
         super().__init__(inputs)
         self._sampler: QuestionSampler | None = None
@@ -46,7 +50,9 @@ class AnswerTask(PhotoTask):
     def prepare(self) -> None:
         rng = np.random.default_rng(self.recipe.seed)
         virtual = self.virtual_pictures(rng)
-        self._sampler = QuestionSampler(self.data, self.rows, virtual, self.config.prefix_tokens)
+        self._sampler = QuestionSampler(
+            self.data, self.rows, virtual, self.config.prefix_tokens, self.virtual_share
+        )
         questioner = Questioner(self.data.names, "held_out")
         for row, description in enumerate(self.data.descriptions("calibration")[:EVALUATED]):
             asked = questioner.ask(description, rng)

@@ -15,14 +15,12 @@ from torch.nn import functional as F
 
 from microvlm.model.microvlm import MicroVLM
 from microvlm.training.photo.batches.name_batches import NameBatch, NameSampler
-from microvlm.training.photo.batches.question_batches import QuestionBatch, QuestionSampler
+from microvlm.training.photo.batches.question_batches import QuestionBatch
 from microvlm.training.photo.stages.answer import QUESTIONS, AnswerTask, answer_logits
 from microvlm.training.photo.stages.name import name_logits
 
 NAMES = 192
 """Rows of names of a step."""
-VIRTUAL_SHARE = 0.4
-"""Share of made pictures among those of questions."""
 
 
 class FinishBatch(NamedTuple):
@@ -35,15 +33,15 @@ class FinishBatch(NamedTuple):
 class FinishTask(AnswerTask):
     """Cross-entropy of answers and of names, in equal parts, with the memory masked."""
 
+    virtual_share = 0.4
+
     def trained_parts(self) -> list[nn.Module]:
         return [self.model.decoder]
 
     def prepare(self) -> None:
         super().prepare()
-        assert self._sampler is not None
-        virtual, prefix_tokens = self._sampler.virtual, self.config.prefix_tokens
-        self._sampler = QuestionSampler(self.data, self.rows, virtual, prefix_tokens, VIRTUAL_SHARE)
-        self._names = NameSampler(self.data, self.rows, virtual, prefix_tokens)
+        assert self._sampler is not None, "made by prepare() of the stage of answers"
+        self._names = NameSampler(self.data, self.rows, self._sampler.virtual, self.config.prefix_tokens)
 
     def draw(self, generator: torch.Generator) -> FinishBatch:  # type: ignore[override]
         assert self._sampler is not None, "prepare() comes first"
