@@ -53,11 +53,16 @@ class Table(NamedTuple):
 
 
 def split_words(processor: Processor, tokens: list[int]) -> list[tuple[str, list[int]]]:
-    """Group token positions into words: a token whose text starts with white space starts a word."""
+    """Group token positions into words: a token whose text starts with white space starts a word.
+
+    An answer that was cut within a character ends with the replacement character, as its text does.
+    """
     words: list[tuple[str, list[int]]] = []
     stream, text = processor.stream(), ""
     for index, token in enumerate(tokens):
         piece = stream.feed(token)
+        if index == len(tokens) - 1:
+            piece += stream.finish()
         if not words or (piece[:1].isspace() and text.strip()):
             words.append(("", []))
             text = ""
