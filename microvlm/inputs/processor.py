@@ -160,10 +160,13 @@ class Processor:
             )
         return ids
 
-    def text_ids(self, text: str) -> list[int]:
-        """Token ids of normalized plain text, such as an answer. Raises UserError."""
+    def text_ids(self, text: str, after_blank: bool = False) -> list[int]:
+        """Token ids of normalized plain text, such as an answer. Raises UserError.
+
+        after_blank : with a blank before the text, so that a word has the same tokens as inside of a sentence.
+        """
         self._check_length(text)
-        return self._encode(self.normalize_text(text))
+        return self._encode(f"{' ' if after_blank else ''}{self.normalize_text(text)}")
 
     def __call__(
         self, prompts: Sequence[str], images: Sequence[Sequence[ImageSource]] | None = None

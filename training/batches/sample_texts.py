@@ -47,7 +47,7 @@ class TextRows:
     def __init__(self, processor: Processor):
         self.processor = processor
         self._cache: dict[tuple[str, bool], list[int]] = {}
-        self._answers: dict[str, list[int]] = {}
+        self._answers: dict[tuple[str, bool], list[int]] = {}
 
     def prompt_ids(self, prompt: str, image: bool) -> list[int]:
         """Token ids of the inference template, with the image token expanded, or without one."""
@@ -56,11 +56,12 @@ class TextRows:
             self._cache[key] = self.processor.prompt_ids(prompt, int(image))
         return self._cache[key]
 
-    def answer_ids(self, answer: str) -> list[int]:
-        """Token ids of an answer and the end token."""
-        if answer not in self._answers:
-            self._answers[answer] = [*self.processor.text_ids(answer), self.processor.eos_id]
-        return self._answers[answer]
+    def answer_ids(self, answer: str, after_blank: bool = False) -> list[int]:
+        """Token ids of an answer, perhaps with a blank before it, and the end token."""
+        key = (answer, after_blank)
+        if key not in self._answers:
+            self._answers[key] = [*self.processor.text_ids(answer, after_blank), self.processor.eos_id]
+        return self._answers[key]
 
     def rows(self, samples: Sequence[tuple[str, str]], image: bool) -> tuple[Tensor, Tensor, Tensor]:
         """(prompt, answer) pairs -> input_ids, attention_mask, labels, as `labelled_rows` makes them."""

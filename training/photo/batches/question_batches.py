@@ -17,7 +17,7 @@ from microvlm.training.photo.data.composer import WHOLE, Description, Thing
 from microvlm.training.photo.data.photo_data import PhotoData
 
 VIRTUAL_SHARE = 0.25
-"""Share of a batch's pictures that are maps of classes which no photograph shows."""
+"""Share of a batch's pictures that are made maps of the encoder's classes (`virtual_pictures`)."""
 
 
 TOLD_SHARE = 0.5
@@ -60,7 +60,7 @@ def question_rows(rows: TextRows, asked: list[tuple[int, str, str]], prefix_toke
         prompt = rows.processor.prompt_ids(question, 1)
         if prompt[:prefix_tokens] != [rows.processor.image_id] * prefix_tokens:
             raise ValueError("the template must begin with the image")
-        parts.append((prompt[prefix_tokens:], rows.answer_ids(f" {answer}")))
+        parts.append((prompt[prefix_tokens:], rows.answer_ids(answer, after_blank=True)))
     pictures = torch.tensor([picture for picture, _, _ in asked])
     return QuestionRows(*labelled_rows(parts, rows.processor.pad_id), pictures)
 
