@@ -1,4 +1,4 @@
-"""Feature maps of classes that no photograph shows: real maps, moved towards a class in the metric of real ones.
+"""Feature maps of classes without photographs: real maps, moved towards a class in the metric of real ones.
 
 The classifier that the encoder was trained with knows a direction for each of its classes. Added to a photograph's
 features in a part of its map, as much of it as the classifier needs to be sure, it makes features of a picture of that
@@ -15,8 +15,8 @@ from torch import Tensor
 
 STEPS = np.geomspace(0.5, 60, 24)
 """Amounts of a direction that are tried."""
-LEAST_SURE, LEAST_LEAD = 0.1, 1.5
-"""Least probability of the likeliest class, and least ratio to the second, for a map to count as its picture."""
+LEAST_SURE = 0.1
+"""Least probability of the likeliest class for a map to count as its picture."""
 SHRINKAGE = 0.1
 
 
