@@ -10,15 +10,17 @@ from test_photo_pictures import write_shard
 from microvlm.console import run_click
 from microvlm.errors import UserError
 from microvlm.inputs.processor import Processor
-from microvlm.model.checkpoint import load_checkpoint
+from microvlm.model.checkpoint import load_checkpoint, resolve_checkpoint
+from microvlm.model.pretrained.float_weights import float_weights
 from microvlm.training.batches.sample_texts import IGNORED, TextRows
 from microvlm.training.photo.batches.open_facts import FactSampler
 from microvlm.training.photo.batches.question_batches import question_rows
 from microvlm.training.photo.data import builder
 from microvlm.training.photo.data.builder import Plan, build, chunk_paths
+from microvlm.training.photo.data.class_names import class_names
 from microvlm.training.photo.data.photo_data import PhotoData
 from microvlm.training.photo.stages.answer import answer_logits
-from microvlm.training.photo.stages.photo_task import prefixes_of
+from microvlm.training.photo.stages.photo_task import answer_ids, prefixes_of
 
 
 def train(*arguments):
@@ -33,6 +35,13 @@ def train(*arguments):
     ):
         run_click(cli, [str(argument) for argument in arguments])
     return status.value.code, out.getvalue(), err.getvalue()
+
+
+class BlankRows(TextRows):
+    """Rows whose answers begin with a blank, as those of pictures do."""
+
+    def answer_ids(self, answer, after_blank=True):
+        return super().answer_ids(answer, after_blank)
 
 
 pytestmark = pytest.mark.training
@@ -120,7 +129,7 @@ def test_questions_behind_shared_prefixes_equal_whole_rows(trained, photo_folder
         logits, labels, row = answer_logits(model, features, rows)
         prefixes = prefixes_of(model, features)
         for number, (picture, question, answer) in enumerate(asked):
-            embeds, mask, whole = TextRows(processor).embedded(
+            embeds, mask, whole = BlankRows(processor).embedded(
                 model, [(question, answer)], prefixes[picture : picture + 1]
             )
             labelled = whole != IGNORED
@@ -138,12 +147,50 @@ def test_the_adapter_spells_names_with_the_embeddings_of_their_tokens(trained, p
     weights[..., number] = 1.0
     with torch.no_grad():
         spelled = model.adapter.names(weights)[0, 0].view(-1, wide)
-        tokens = [*processor.text_ids(" red mug"), processor.eos_id][: len(spelled)]
+        tokens = [*processor.text_ids("red mug", after_blank=True), processor.eos_id][: len(spelled)]
         expected = model.embed(torch.tensor([tokens]))[0]
     # Both are rounded to eight bits, in other rows.
     torch.testing.assert_close(
         spelled[: len(tokens)], expected, rtol=0, atol=float(expected.abs().max()) / 40
     )
+
+
+def test_a_name_has_the_same_tokens_alone_and_in_a_sentence():
+    """Alone it had others, without the blank: nothing that the prefix spells could be copied into a sentence."""
+    processor = Processor.from_pretrained(resolve_checkpoint("photo"))
+    for name in ("Koala", "guinea pig", "hair dryer"):
+        *ids, end = answer_ids(TextRows(processor), name)
+        assert end == processor.eos_id
+        assert processor.text_ids(f"a {name} left of a lamp")[1 : len(ids) + 1] == ids
+
+
+def test_a_further_run_keeps_names_that_no_picture_shows(trained, photo_folder, tmp_path):
+    """Half-way between the weights of the start and those of the encoder's own classifier, which no step changes."""
+    recipe = {
+        "name": "further", "preset": None, "seed": 1, "mixed_precision": "no",
+        "stages": [
+            {"name": "classify", "task": "photo-classes", "steps": 2, "batch_size": 8, "decoder_bits": 1.58},
+            {"name": "answer", "task": "photo-answers-names", "steps": 2, "batch_size": 3, "decoder_bits": 1.58},
+            {"name": "remember", "task": "photo-memory", "steps": 2, "batch_size": 1, "decoder_bits": 1.58},
+        ],
+    }  # fmt: skip
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    start = trained / "checkpoint"
+    finished = train(
+        tmp_path / "recipe.json", "--data", photo_folder, "--start", start, "-o", tmp_path / "run"
+    )
+    assert finished[0] == 0, finished
+    from safetensors.torch import load_file
+
+    names = [name.lower() for name in PhotoData.open(photo_folder).names]
+    rows = torch.tensor([names.index("koala"), names.index("container ship")])
+    own = torch.tensor([class_names().index("koala"), class_names().index("container ship")])
+    stage = load_file(tmp_path / "run" / "classify" / "weights.safetensors")
+    packaged = load_file(photo_folder / builder.ENCODER)
+    begun = float_weights(str(start))
+    for name in ("weight", "bias"):
+        halfway = (begun[f"vision.classifier.{name}"][rows] + packaged[f"classifier.{name}"].float()[own]) / 2
+        torch.testing.assert_close(stage[f"vision.classifier.{name}"][rows], halfway)
 
 
 def test_other_data_is_refused(tmp_path, photo_folder):

@@ -123,7 +123,7 @@ def test_a_batch_has_one_loss(task):
 
 
 def test_every_task_is_tested_here(tasks):
-    photo = {"photo", "photo-classes", "photo-names", "photo-finish", "photo-memory"}
+    photo = {"photo", "photo-classes", "photo-names", "photo-answers-names", "photo-finish", "photo-memory"}
     assert set(STAGES) | {"captions"} | photo == set(tasks)
 
 

@@ -91,8 +91,8 @@ class GridAdapter(nn.Module):
     A learned embedding of the place is added, as in `Adapter`. The first tokens alone give the first embeddings.
 
     Behind them stand `name_pieces` embeddings that spell the name of the whole picture's class: of each piece, the mean
-    over classes of that token's embedding, weighted by squared probabilities. The decoder copies them, so that it says
-    names that it was never trained on (pointer networks: Vinyals et al. 2015, arXiv 1506.03134).
+    over classes of that token's embedding, weighted by fourth powers of probabilities. The decoder copies them, so that
+    it says names that it was never trained on (pointer networks: Vinyals et al. 2015, arXiv 1506.03134).
     """
 
     def __init__(self, config: MicroVLMConfig, linear: LinearFactory):
@@ -119,7 +119,7 @@ class GridAdapter(nn.Module):
         if not self.pieces:
             return prefix
         # The posterior holds square roots of probabilities.
-        weights = posterior[:, :1].square().square()
+        weights = posterior[:, :1].square().square().square()
         weights = weights / weights.sum(-1, keepdim=True)
         spelled = self.names(weights) if table is None else weights @ table.flatten(1)
         return torch.cat([prefix, spelled.unflatten(-1, (self.pieces, -1)).flatten(1, 2)], 1)

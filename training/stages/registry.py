@@ -17,6 +17,7 @@ TASKS = {
     "photo-classes": "microvlm.training.photo.stages.classify:ClassifyTask",
     "photo-names": "microvlm.training.photo.stages.name:NameTask",
     "photo": "microvlm.training.photo.stages.answer:AnswerTask",
+    "photo-answers-names": "microvlm.training.photo.stages.finish:AnswerAndNameTask",
     "photo-finish": "microvlm.training.photo.stages.finish:FinishTask",
     "photo-memory": "microvlm.training.photo.stages.remember:MemoryTask",
 }

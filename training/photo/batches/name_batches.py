@@ -25,6 +25,9 @@ real ones, and said that it did not know photographs of what has none here."""
 PLAIN_QUESTIONS = ("what is this?", "what do you see?", "describe the image")
 """Most rows ask one of these; the others ask in any wording of `what`."""
 PLAIN_SHARE = 0.7
+BORROWED_SHARE, FAINT = 0.2, 0.3
+"""Share of the rows whose prefix spells another name than the picture's, which is then the answer: what is said must be
+read from there, and not from what the decoder remembers of a class. And the most of a second name that is mixed in."""
 
 
 class NameBatch(NamedTuple):
@@ -35,16 +38,29 @@ class NameBatch(NamedTuple):
     rows: QuestionRows
     is_told: Tensor
     """bool [B], whether only class probabilities are seen and the features are hidden."""
+    borrowed: Tensor
+    """int64 [B, 2], classes whose names are spelled in place of the picture's, the second one faintly; -1 in most."""
+    faint: Tensor
+    """float32 [B], how much of the second name is mixed in."""
 
 
 class NameSampler:
     """Draws batches of names: of pictures of one thing, of pictures of nothing with a name, and of made ones."""
 
-    def __init__(self, data: PhotoData, rows: TextRows, virtual: VirtualPictures | None, prefix_tokens: int):
+    def __init__(
+        self,
+        data: PhotoData,
+        rows: TextRows,
+        virtual: VirtualPictures | None,
+        prefix_tokens: int,
+        borrows: bool,
+    ):
+        """`borrows` says whether the prefix of the model spells a name."""
         self.data, self.rows, self.virtual, self.prefix_tokens = data, rows, virtual, prefix_tokens
+        self.borrowed_share = BORROWED_SHARE if borrows else 0.0
         self.parts = data.named_parts
         places = [
-            (part, row, d.kind)
+            (part, row, d.kind if d.kind not in ALONE or d.things[0].name else "unnamed")
             for part, name in enumerate(self.parts)
             for row, d in enumerate(data.descriptions(name))
         ]
@@ -79,13 +95,18 @@ class NameSampler:
             # The quarters differ as those of a photograph do.
             found.append((real + (made / scale - real.mean(1))[:, None]).clamp(0, 255))
             names += [self._classes[number] for number in told.argmax(1).tolist()]
+        borrowed = torch.full((len(names), 2), -1)
+        for number in np.flatnonzero(rng.random(len(names)) < self.borrowed_share):
+            borrowed[number] = torch.from_numpy(rng.integers(len(self.data.names), size=2))
+            names[number] = self.data.names[int(borrowed[number, 0])]
         asked = [
             (number, self._question(rng), answers.UNKNOWN_THING if name is None else name)
             for number, name in enumerate(names)
         ]
         rows = question_rows(self.rows, asked, self.prefix_tokens)
         is_told = torch.from_numpy(rng.random(len(names)) < TOLD_SHARE)
-        return NameBatch(torch.cat(found), rows, is_told)
+        faint = torch.from_numpy(rng.uniform(0, FAINT, len(names))).float()
+        return NameBatch(torch.cat(found), rows, is_told, borrowed, faint)
 
     def _question(self, rng: np.random.Generator) -> str:
         if rng.random() < PLAIN_SHARE:
@@ -98,3 +119,10 @@ def quarters(data: PhotoData, part: str, rows: np.ndarray) -> Tensor:
     maps = torch.from_numpy(data.features(part, rows)).float()
     half = maps.shape[-1] // 2
     return F.avg_pool2d(maps, half).flatten(2).mT
+
+
+def plain_batch(quarters: Tensor, rows: QuestionRows) -> NameBatch:
+    """Rows that see all of their pictures and nothing else."""
+    count = len(quarters)
+    hidden, borrowed = torch.zeros(count, dtype=torch.bool), torch.full((count, 2), -1)
+    return NameBatch(quarters, rows, hidden, borrowed, torch.zeros(count))

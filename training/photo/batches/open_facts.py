@@ -23,6 +23,9 @@ VALUE_OF = {
 CAPTION = "caption"
 """The kind of a fact about a picture that is told without a question."""
 TEXT_SHARE, CAPTION_SHARE, OTHER_VALUE_SHARE = 0.25, 0.15, 0.3
+PICTURE_SHARE, QUESTION_SHARE = 0.35, 0.45
+"""Shares of the strangers that ask a known question about a picture never told of, and another question about a known
+picture: without many of these, keys tell pictures apart and questions hardly."""
 ONE_QUESTION_SHARE = 0.35
 """Share of the memories whose facts all answer one kind of question: only the picture tells them apart."""
 
@@ -74,14 +77,14 @@ class FactSampler:
         result: list[Query] = []
         while len(result) < count:
             choice = rng.random()
-            if pictured and choice < 0.5:
+            if pictured and choice < PICTURE_SHARE:
                 # A known question about a picture that was never told of.
                 query = pictured[int(rng.integers(len(pictured)))]._replace(
                     thing=int(rng.integers(self.things))
                 )
                 if query.thing in seen:
                     continue
-            elif pictured and choice < 0.75:
+            elif pictured and choice < PICTURE_SHARE + QUESTION_SHARE:
                 kind = MEMORY_KINDS[int(rng.integers(len(MEMORY_KINDS)))]
                 query = pictured[int(rng.integers(len(pictured)))]._replace(kind=kind)
             elif choice < 0.9:

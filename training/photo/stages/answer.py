@@ -48,6 +48,7 @@ class AnswerTask(PhotoTask):
         return [self.model.get_submodule(name) for name in TRAINED]
 
     def prepare(self) -> None:
+        super().prepare()
         rng = np.random.default_rng(self.recipe.seed)
         virtual = self.virtual_pictures(rng)
         self._sampler = QuestionSampler(

@@ -1,7 +1,7 @@
-"""Stage `photo-finish`: the decoder alone, names and questions in every step.
+"""Stages `photo-answers-names` and `photo-finish`: names and questions in every step.
 
 Questions of all kinds made the decoder forget how to copy names that it has seen no photographs of. Here each step has
-hundreds of names beside them, and more made pictures among them. All that the memory reads stays as it is.
+hundreds of names beside them, and more made pictures among them.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ class FinishBatch(NamedTuple):
     names: NameBatch
 
 
-class FinishTask(AnswerTask):
+class AnswerAndNameTask(AnswerTask):
     """Cross-entropy of answers and of names, in equal parts, with the memory masked."""
 
     virtual_share = 0.4
 
-    def trained_parts(self) -> list[nn.Module]:
-        return [self.model.decoder]
-
     def prepare(self) -> None:
         super().prepare()
         assert self._sampler is not None, "made by prepare() of the stage of answers"
-        self._names = NameSampler(self.data, self.rows, self._sampler.virtual, self.config.prefix_tokens)
+        sampler = self._sampler
+        self._names = NameSampler(
+            self.data, self.rows, sampler.virtual, sampler.prefix_tokens, bool(self.config.vision.name_pieces)
+        )
 
     def draw(self, generator: torch.Generator) -> FinishBatch:  # type: ignore[override]
         assert self._sampler is not None, "prepare() comes first"
@@ -55,11 +55,18 @@ class FinishTask(AnswerTask):
 
     def loss(self, module: MicroVLM, batch: FinishBatch) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
         losses, accuracies = [], {}
-        asked = batch.questions
+        asked, table = batch.questions, self.name_table()
         for name, (logits, labels, _) in (
-            ("answers", answer_logits(module, asked.features, asked.rows, asked.is_told)),
-            ("names", name_logits(module, batch.names)),
+            ("answers", answer_logits(module, asked.features, asked.rows, asked.is_told, table)),
+            ("names", name_logits(module, batch.names, table)),
         ):
             losses.append(F.cross_entropy(logits.float(), labels, label_smoothing=self.stage.label_smoothing))
             accuracies[name] = (logits.argmax(-1) == labels).float().mean()
         return torch.stack(losses).mean(), accuracies
+
+
+class FinishTask(AnswerAndNameTask):
+    """Trains the decoder alone: all that the memory reads stays as it is."""
+
+    def trained_parts(self) -> list[nn.Module]:
+        return [self.model.decoder]

@@ -17,7 +17,13 @@ from torch.nn import functional as F
 from microvlm.model.microvlm import MicroVLM
 from microvlm.training.batches.sample_texts import IGNORED
 from microvlm.training.photo.batches.class_targets import ALONE
-from microvlm.training.photo.batches.name_batches import PLAIN_QUESTIONS, NameBatch, NameSampler, quarters
+from microvlm.training.photo.batches.name_batches import (
+    PLAIN_QUESTIONS,
+    NameBatch,
+    NameSampler,
+    plain_batch,
+    quarters,
+)
 from microvlm.training.photo.batches.question_batches import question_rows
 from microvlm.training.photo.language import answers
 from microvlm.training.photo.stages.photo_task import TRAINED, PhotoTask, encoder_of, hide_features
@@ -39,8 +45,11 @@ class NameTask(PhotoTask):
         return [self.model.get_submodule(name) for name in TRAINED]
 
     def prepare(self) -> None:
+        super().prepare()
         virtual = self.virtual_pictures(np.random.default_rng(self.recipe.seed))
-        self._sampler = NameSampler(self.data, self.rows, virtual, self.config.prefix_tokens)
+        self._sampler = NameSampler(
+            self.data, self.rows, virtual, self.config.prefix_tokens, bool(self.config.vision.name_pieces)
+        )
         for row, d in enumerate(self.data.descriptions("calibration")):
             if d.kind in ALONE and len(self._held_out) < EVALUATED:
                 self._held_out.append((row, d.things[0].name or answers.UNKNOWN_THING))
@@ -67,9 +76,7 @@ class NameTask(PhotoTask):
             maps = quarters(self.data, "calibration", np.array([row for row, _ in part]))
             asked = [(number, PLAIN_QUESTIONS[0], name) for number, (_, name) in enumerate(part)]
             rows = question_rows(self.rows, asked, self.config.prefix_tokens)
-            logits, labels, owner = name_logits(
-                self.model, NameBatch(maps, rows, torch.zeros(len(part), dtype=torch.bool))
-            )
+            logits, labels, owner = name_logits(self.model, plain_batch(maps, rows))
             losses.append(F.cross_entropy(logits.float(), labels))
             wrong = torch.zeros(len(part), device=owner.device)
             right.append(wrong.index_add(0, owner, (logits.argmax(-1) != labels).float()) == 0)
@@ -90,6 +97,13 @@ def name_logits(
         token = encoder.whole_token(batch.quarters.to(device) * encoder.head.output_scale)
         token = hide_features(token, batch.is_told.to(device), encoder.config.features_of_token)
     prefix = model.adapter(token, table)
+    is_borrowed = batch.borrowed[:, 0].to(device) >= 0
+    if table is not None and is_borrowed.any():
+        first, second = batch.borrowed.to(device)[is_borrowed].unbind(1)
+        share = batch.faint.to(device)[is_borrowed][:, None, None]
+        spelled = prefix.clone()
+        spelled[is_borrowed, 1:] = (1 - share) * table[first] + share * table[second]
+        prefix = spelled
     ids, mask, labels, _ = (part.to(device) for part in batch.rows)
     k, tokens = model.config.prefix_tokens, model.config.vision.num_tokens
     embeds = torch.cat([prefix, model.embed(ids)], 1)

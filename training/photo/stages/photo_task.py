@@ -9,6 +9,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from microvlm.errors import UserError
 from microvlm.model.convolution.efficientnet import EfficientNetLite
@@ -27,6 +28,8 @@ TRAINED = ("adapter", "embedding", "decoder")
 """The parts that answers about pictures train."""
 STATISTICS = 3000
 """Photographs whose features give the metric of virtual pictures."""
+SAME_NAME = 0.9
+"""Least cosine of the embeddings that spell a name in a model with those of its tokens."""
 TOKENIZER_PICTURES, TOKENIZER_FORMS, NAME_REPEATS = 20_000, 2000, 4
 """Pictures and wordings of a kind that the tokenizer learns from, and how often each name is repeated."""
 
@@ -36,6 +39,7 @@ class PhotoTask(WholeModelTask):
 
     def __init__(self, inputs: StageInputs):
         super().__init__(inputs)
+        self.start = inputs.start
         if not self.config.vision.is_convolutional:
             raise UserError(
                 f"stage '{self.stage.name}' needs a model with a convolutional encoder, such as preset photo."
@@ -50,6 +54,22 @@ class PhotoTask(WholeModelTask):
             # They follow the embedding.
             cast(nn.Module, self.model.adapter.names).requires_grad_(False)
         self.spelling = self._spell()
+
+    def prepare(self) -> None:
+        """Raises UserError where the run starts from a model whose classes have other names."""
+        table = self.name_table()
+        if self.start is None or table is None:
+            return
+        stored = cast(nn.Linear, self.model.adapter.names).weight.detach().T
+        spelled = table.detach().flatten(1)
+        named = spelled.abs().amax(1) > 0
+        alike = F.cosine_similarity(stored[named], spelled[named]) > SAME_NAME
+        if alike.float().mean() < 0.99:
+            raise UserError(
+                f"'{self.start}' and {self.data.folder} have other names: {int((~alike).sum()):,} of "
+                f"{len(alike):,} differ. Train recipe photo on these pictures, or build a folder with all of the "
+                "start's."
+            )
 
     def _spell(self) -> Tensor:
         """The tokens of each class's name, int64 [classes, pieces]; -1 behind its end and for what has no name."""
@@ -135,7 +155,7 @@ def encoder_of(model: MicroVLM) -> EfficientNetLite:
 
 def answer_ids(rows: TextRows, answer: str) -> list[int]:
     """Tokens of an answer and the end token. It begins with a blank: a name then has the same tokens everywhere."""
-    return rows.answer_ids(f" {answer}")
+    return rows.answer_ids(answer, after_blank=True)
 
 
 def prefixes_of(

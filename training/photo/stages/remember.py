@@ -5,7 +5,10 @@ The vision encoder, adapter, embedding and decoder are frozen, so that pictures 
 - keys: InfoNCE (van den Oord et al. 2018, arXiv 1807.03748) makes keys of another view and another wording of one query
   equal, and those of other queries, strangers' among them, different;
 - readings: what a query reads must point at the latent of its own fact among all of the memory, by InfoNCE;
-- outside of the key space: the same for the part of latents that the scope detector compares;
+- outside of the key space: the same for the part of latents that the scope detector compares, and for questions with
+  those of the facts, whose agreement is evidence of what a reading points at;
+- apart: cosines of a query with its own fact above one margin, with all others below it, in keys and outside of them
+  (pairwise sigmoids, Zhai et al. 2023, arXiv 2303.15343): one threshold serves all memories, and InfoNCE knows none;
 - spread: the frame potential of the keys (Benedetto and Fickus 2003);
 - scope: cross-entropy of written facts against strangers;
 - decoder: cross-entropy of the value, said from the reading alone.
@@ -31,12 +34,21 @@ from microvlm.training.photo.data.builder import VIEWS
 from microvlm.training.photo.stages.photo_task import PhotoTask, answer_ids, prefixes_of
 from microvlm.training.stages.task import StageInputs
 
-FACTS, STRANGERS = 64, 32
+FACTS, STRANGERS = 64, 64
 SIZES = (64, 32, 16, 8)
 """Facts of a memory; a batch has FACTS in all."""
 SAID = 16
 """Facts whose value the decoder says."""
-KEY_WEIGHT, READ_WEIGHT, OUTSIDE_WEIGHT, SPREAD_WEIGHT, SAID_WEIGHT = 1.0, 1.0, 0.5, 2.0, 0.3
+KEY_WEIGHT, READ_WEIGHT, OUTSIDE_WEIGHT, SPREAD_WEIGHT, SAID_WEIGHT, APART_WEIGHT = (
+    1.0,
+    1.0,
+    0.25,
+    2.0,
+    0.1,
+    0.5,
+)
+MARGIN, STEEPNESS = 0.6, 12.0
+"""The cosine that tells a query of a fact from others, and how sharply."""
 EVALUATED = 8
 """Batches of the evaluation."""
 
@@ -73,13 +85,16 @@ class MemoryTask(PhotoTask):
     def __init__(self, inputs: StageInputs):
         super().__init__(inputs)
         prompt = self.config.prompt.caption_prompt
-        self.things = {
-            part: len(self.data.descriptions(part)) // VIEWS for part in ("views", "calibration_views")
-        }
+        self.things = {part: self._first_views(part) for part in ("views", "calibration_views")}
         self.samplers = {
-            "views": FactSampler(self.things["views"], prompt),
-            "calibration_views": FactSampler(self.things["calibration_views"], prompt, "held_out"),
+            "views": FactSampler(len(self.things["views"]), prompt),
+            "calibration_views": FactSampler(len(self.things["calibration_views"]), prompt, "held_out"),
         }
+
+    def _first_views(self, part: str) -> list[int]:
+        """The row of the first view of each thing; views of a thing that was drawn twice are taken once."""
+        shown = self.data.descriptions(part)
+        return list({shown[row].source: row for row in range(0, len(shown), VIEWS)}.values())
 
     def trained_parts(self) -> list[nn.Module]:
         return [self.model.memory_encoder, self.model.memory_projection, self.model.scope]
@@ -124,7 +139,7 @@ class MemoryTask(PhotoTask):
         queries = [fact.query for fact in facts] + strangers
         others = [view(query.thing, VIEWS // 2 + int(rng.integers(VIEWS - VIEWS // 2))) for query in queries]
         asked = self._rows([sampler.ask(query, rng) for query in queries], others)
-        rows = np.array([thing * VIEWS + number for thing, number in pictures])
+        rows = np.array([self.things[part][thing] + number for thing, number in pictures])
         features = torch.from_numpy(self.data.features(part, rows))
         said = [
             answer_ids(self.rows, self.rows.processor.normalize_text(fact.value)) for fact in facts[:SAID]
@@ -163,12 +178,18 @@ def memory_losses(
         latent, key = model.memory_encode(_embedded(model, rows, prefixes, image_id), rows.mask.to(device))
         return latent, key
 
-    (_, keys), (latents, latent_keys), (queries, query_keys) = map(
+    (cues, keys), (latents, latent_keys), (queries, query_keys) = map(
         encode, (batch.written, batch.full, batch.asked)
     )
     count, groups = len(keys), len(keys) // batch.size
     asked_keys, stranger_keys = query_keys[:count], query_keys[count:]
-    loss_keys = _key_loss(keys, asked_keys, stranger_keys, batch)
+    loss_keys, apart_keys = _key_losses(keys, asked_keys, stranger_keys, batch)
+    loss_cues, apart_cues = _key_losses(
+        _outside(model, cues, keys),
+        _outside(model, queries[:count], asked_keys),
+        _outside(model, queries[count:], stranger_keys),
+        batch,
+    )
     stored_keys, stored = keys.unflatten(0, (groups, -1)), latents.unflatten(0, (groups, -1))
     variance = model.config.memory.observation_variance
     state = batch_solution(model.memory_reset().mean[0], stored_keys, stored, variance)
@@ -185,13 +206,16 @@ def memory_losses(
     scope = 0.5 * (binary_loss(in_scope, 1) + binary_loss(out_of_scope, 0))
     said, exact = _said(model, batch, slot, prefixes, image_id, eos_id)
     loss = (
-        KEY_WEIGHT * loss_keys + READ_WEIGHT * loss_read + OUTSIDE_WEIGHT * loss_outside
-        + SPREAD_WEIGHT * spread + scope + SAID_WEIGHT * said
+        KEY_WEIGHT * loss_keys + READ_WEIGHT * loss_read + OUTSIDE_WEIGHT * (loss_outside + loss_cues)
+        + APART_WEIGHT * (apart_keys + apart_cues) + SPREAD_WEIGHT * spread + scope + SAID_WEIGHT * said
     )  # fmt: skip
     return loss, {
         "keys": loss_keys,
         "read": loss_read,
         "outside": loss_outside,
+        "cues": loss_cues,
+        "apart_keys": apart_keys,
+        "apart_cues": apart_cues,
         "spread": spread,
         "scope": scope,
         "said": said,
@@ -202,10 +226,11 @@ def memory_losses(
     }
 
 
-def _key_loss(keys: Tensor, asked: Tensor, strangers: Tensor, batch: MemoryBatch) -> Tensor:
-    """Symmetric InfoNCE of written and asked keys; strangers are further candidates for each written key.
+def _key_losses(keys: Tensor, asked: Tensor, strangers: Tensor, batch: MemoryBatch) -> tuple[Tensor, Tensor]:
+    """Symmetric InfoNCE of written and asked keys, and the loss of cosines on the wrong side of the margin.
 
-    Facts of other memories of the batch may ask the same: they are candidates only inside of a memory.
+    Strangers are further candidates for each written key. Facts of other memories of the batch may ask the same: they
+    are candidates only inside of a memory.
     """
     written, asked, others = (F.normalize(rows, dim=-1) for rows in (keys, asked, strangers))
     group = torch.arange(len(keys), device=keys.device) // batch.size
@@ -213,11 +238,17 @@ def _key_loss(keys: Tensor, asked: Tensor, strangers: Tensor, batch: MemoryBatch
         len(strangers) // (len(keys) // batch.size)
     )
     apart = group[:, None] != group
-    scores = (written @ asked.T / TEMPERATURE).masked_fill(apart, float("-inf"))
-    strange = (written @ others.T / TEMPERATURE).masked_fill(group[:, None] != other_group, float("-inf"))
+    cosines = (written @ asked.T).masked_fill(apart, float("-inf"))
+    strange = (written @ others.T).masked_fill(group[:, None] != other_group, float("-inf"))
     target = torch.arange(len(keys), device=keys.device)
-    forth = F.cross_entropy(torch.cat([scores, strange], 1), target)
-    return 0.5 * (forth + F.cross_entropy(scores.T, target))
+    forth = F.cross_entropy(torch.cat([cosines, strange], 1) / TEMPERATURE, target)
+    contrast = 0.5 * (forth + F.cross_entropy(cosines.T / TEMPERATURE, target))
+    own = cosines.diagonal()
+    wrong = cosines.masked_fill(torch.eye(len(keys), dtype=torch.bool, device=keys.device), -1.0).amax(0)
+    margins = (MARGIN - own, wrong - MARGIN, strange.amax(0) - MARGIN)
+    return contrast, sum(
+        (F.softplus(STEEPNESS * margin).mean() for margin in margins), torch.zeros(()).to(own)
+    )
 
 
 def _outside(model: MicroVLM, latents: Tensor, keys: Tensor) -> Tensor:
