@@ -54,7 +54,7 @@ from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL
 @click.option(
     "--pictures",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="With --fit-pointing: half of the pictures are of this folder.",
+    help="With --fit-pointing: fit on the pictures of this folder, not on the evaluation set's.",
 )
 @click.option(
     "--concepts",

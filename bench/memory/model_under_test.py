@@ -71,11 +71,16 @@ class ModelUnderTest:
             features[id(picture)] = np.array(self.runtime.encode_image(pixels))
         return Prompt(place_images(embeds, ids, self.processor.image_id, features[id(picture)]), mask)
 
-    def answers(self, queries: Sequence[Query], memory: Memories | None) -> list[str]:
-        """The model's answers; all questions share `memory`."""
+    def answers(
+        self, queries: Sequence[Query], memory: Memories | None, new_tokens: int | None = None
+    ) -> list[str]:
+        """The model's answers, perhaps of another length; all questions share `memory`."""
+        options = self.options
+        if new_tokens is not None:
+            options = dataclasses.replace(options, max_new_tokens=new_tokens)
         answers: list[str] = []
         for part in _batches(queries):
-            tokens = generate(self.runtime, self.prompt(part), self.options, memory).tokens
+            tokens = generate(self.runtime, self.prompt(part), options, memory).tokens
             answers += [self.processor.decode(row).strip() for row in tokens]
         return answers
 

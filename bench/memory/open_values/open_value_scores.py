@@ -28,6 +28,8 @@ MORE_QUESTIONS = (
 """Beside `QUESTIONS`: the second wordings occur in no training of `nano`."""
 DECODED = 128
 """Most questions of a row that the decoder answers too."""
+STOP_TOKENS = 2
+"""Tokens beyond the longest value's: the stop token, and a blank that a value may begin with."""
 LENGTHS = ((1, 2), (3, 4), (5, 8), (9, 16), (17, 64))
 """Tokens of a value, of the curve of what the decoder says exactly."""
 DECLINED = 0.05
@@ -88,8 +90,13 @@ def _recall(
         nearest += sum(int(memory.nearest(key)[0] == place) for key, place in zip(keys, places, strict=True))
         total += len(part)
         asked = part[: max(1, DECODED // len(parts))]
-        answers = model.answers([pool.queries[how][fact] for fact in asked], memory.states)
-        decoded += [(pool.values[fact], answer) for fact, answer in zip(asked, answers, strict=True)]
+        # As the model reads them: it cannot say a capital that it never reads.
+        values = [model.processor.normalize_text(pool.values[fact]) for fact in asked]
+        longest = max(len(model.processor.text_ids(value)) for value in values)
+        answers = model.answers(
+            [pool.queries[how][fact] for fact in asked], memory.states, longest + STOP_TOKENS
+        )
+        decoded += zip(values, answers, strict=True)
     exact = sum(value == answer for value, answer in decoded)
     row = {
         "trials": total,

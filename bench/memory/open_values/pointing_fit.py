@@ -1,6 +1,7 @@
-"""Fits the confidence of a model's readings, on pictures and questions that no table of the bench uses.
+"""Fits the confidence of a model's readings, on pictures that the caller gives, or else on the evaluation set's.
 
-Half of the pictures and of the facts without one fit the weights, the other half chooses the threshold. Questions come
+With a folder of pictures no table of the bench uses what it is fitted on; without one the tables of concepts and of
+the stream of writes show the same drawings, in other views. Half of the pictures and of the facts without one fit the weights, the other half chooses the threshold. Questions come
 from memories of 1 to 256 facts: asked as they were written, with another view, in another wording and both; and, as
 strangers, about pictures never told of, with questions never asked of a known picture, and without a picture.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,8 +30,8 @@ from microvlm.formats.bundle import is_bundle
 from microvlm.memory.ordinal_questions import ORDINALS, ordinal_question
 from microvlm.memory.pointing.confidence import confidence_of
 
-PICTURES = 128
-"""Most pictures of the fit; half of them choose the threshold."""
+LEAST_PICTURES, PICTURES = 16, 128
+"""Least and most pictures of the fit; half of them choose the threshold."""
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 QUESTIONS_A_KIND = 64
 QUERIES_A_COUNT = 600
@@ -82,7 +84,7 @@ def fit_pointing(
 ) -> dict[str, Any]:
     """Fit the weights and choose the threshold -> `pointing` (a PointingConfig) and what it does to the second half.
 
-    The pictures are the evaluation set's drawings and, where given, the pictures in `folder`.
+    The pictures are those in `folder`, or the evaluation set's drawings. Raises UserError for too few.
     """
     rng = np.random.default_rng(seed)
     pictures = _pictures(folder, rng)
@@ -182,23 +184,30 @@ def calibration_error(samples: Sequence[Sample], weights: PointingWeights) -> fl
 
 
 def _weighted(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(evidence [R, ...], right [R], weight [R]) of all readings; the weights of a sample have the same sum."""
+    """(evidence [R, ...], right [R], weight [R]) of all readings; those of a kind at a number of facts weigh alike."""
     parts = [sample.readings() for sample in samples]
-    weight = np.concatenate([np.full(len(right), 1 / max(1, len(right))) for _, right in parts])
+    # There are more memories of few facts than of many.
+    alike = Counter((sample.kind, sample.facts) for sample in samples)
+    weight = np.concatenate(
+        [
+            np.full(len(right), 1 / max(1, len(right)) / alike[sample.kind, sample.facts])
+            for sample, (_, right) in zip(samples, parts, strict=True)
+        ]
+    )
     rows, right = (np.concatenate([part[number] for part in parts]) for number in (0, 1))
     return rows, right.astype(np.float64), weight / weight.sum()
 
 
 def _pictures(folder: Path | None, rng: np.random.Generator) -> list[np.ndarray]:
-    """At most `PICTURES` pictures: drawings alone, or half of them and half those of `folder`. Raises UserError."""
-    evalset = load_evalset()
-    own = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES) if folder else []
-    if folder is not None and len(own) < 4:
-        raise UserError(f"{folder} has fewer than 4 pictures; give a folder with more.")
-    own = [own[index] for index in rng.permutation(len(own))[: PICTURES // 2]]
-    drawn = rng.permutation(len(evalset.images))[: PICTURES - len(own)]
-    drawings = [evalset.pixels(evalset.images[index].file) for index in drawn]
-    return drawings + [read_drawing(path) for path in own]
+    """At most `PICTURES` pictures of `folder`, or of the evaluation set. Raises UserError."""
+    if folder is None:
+        evalset = load_evalset()
+        drawn = rng.permutation(len(evalset.images))[:PICTURES]
+        return [evalset.pixels(evalset.images[index].file) for index in drawn]
+    own = sorted(path for path in folder.rglob("*") if path.suffix.lower() in _SUFFIXES)
+    if len(own) < LEAST_PICTURES:
+        raise UserError(f"{folder} has fewer than {LEAST_PICTURES} pictures; give a folder with more.")
+    return [read_drawing(own[index]) for index in rng.permutation(len(own))[:PICTURES]]
 
 
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")

@@ -52,17 +52,19 @@ class ConceptSet:
 
     def deal_choosing(self, count: int) -> tuple[list[Concept], list[Concept]]:
         """The same of the choosing split: `count` concepts, or half of it where it has fewer."""
-        return divide(self.choosing, min(count, max(1, len(self.choosing) // 2)))
+        return divide(self.choosing, min(count, max(1, len(self.choosing) // 2)), least_strangers=1)
 
 
-def divide(concepts: Sequence[Concept], count: int) -> tuple[list[Concept], list[Concept]]:
+def divide(
+    concepts: Sequence[Concept], count: int, least_strangers: int = LEAST_STRANGERS
+) -> tuple[list[Concept], list[Concept]]:
     """The first `count` that can be written, and the others. Raises UserError where too few others are left."""
     written = [concept for concept in concepts if concept.can_be_written][:count]
     chosen = set(map(id, written))
     strangers = [concept for concept in concepts if id(concept) not in chosen]
-    if len(written) < count or len(strangers) < LEAST_STRANGERS:
+    if len(written) < count or len(strangers) < least_strangers:
         raise UserError(
-            f"--concepts {count} needs as many objects with two views and {LEAST_STRANGERS} others, beside those that "
+            f"--concepts {count} needs as many objects with two views and {least_strangers} others, beside those that "
             f"thresholds are chosen on; there are {len(written)} and {len(strangers)}: give a smaller number."
         )
     return written, strangers
