@@ -231,6 +231,10 @@ def test_held_out_pictures_are_read_by_the_data_command(tmp_path, drawn_build):
     assert all(("label" in line) != ("declines" in line) for line in lines)
     assert {"clutter", "noise"} <= {line.get("declines") for line in lines}
     assert {"red mug", "lamp"} & {line.get("label") for line in lines}
+    assert any(line["image"].startswith("test/named") for line in lines)
+    # Named drawings of the calibration split were trained on.
+    write_pictures(sources, "calibration", tmp_path / "held", 3)
+    assert not list((tmp_path / "held" / "calibration").glob("named*"))
 
 
 def test_parts_of_a_folder_belong_to_splits():
@@ -257,3 +261,6 @@ def test_a_shard_that_is_none_and_no_sources_are_refused(tmp_path):
         Sources.open([tmp_path / "x.tar"], None)
     with pytest.raises(UserError, match="no photographs and no drawings"):
         Sources.open([], None)
+    numbered = write_shard(tmp_path / "numbered.tar", "mine", [3, "lamp"])
+    with pytest.raises(UserError, match="is no shard of pictures"):
+        Sources.open([numbered], None)

@@ -25,7 +25,10 @@ MOST_EXAMPLES = 20
 _BATCH = 16
 _LEADS = (("this", "is"), ("that", "is"), ("it", "is"), ("it's",), ("that's",), ("looks", "like"))
 _ARTICLES = ("a", "an", "the")
-_DECLINES = ("i don't know", "i do not know", "don't know", "i am not sure", "i'm not sure", "not sure")
+_DECLINES = (
+    "i don't know", "i do not know", "don't know", "i am not sure", "i'm not sure", "not sure",
+    "i don't see one", "i don't understand",
+)  # fmt: skip
 
 
 def name_pictures(

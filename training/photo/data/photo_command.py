@@ -63,6 +63,11 @@ def photo(
     shards = [
         shard for path in pictures for shard in (sorted(path.glob("*.tar")) if path.is_dir() else [path])
     ]
+    without = [path for path in pictures if path.is_dir() and not any(path.glob("*.tar"))]
+    if without:
+        raise UserError(
+            f"{without[0]} holds no tar shard: give one, or a folder of them (docs/training-photo.md)."
+        )
     missing = [path for path in (*shards, *([texts] if texts else [])) if not path.is_file()]
     if missing:
         raise UserError(f"{missing[0]} does not exist: give another file.")

@@ -14,7 +14,7 @@ from microvlm.formats import documents
 from microvlm.training.photo.data.builder import FORMAT, INDEX, PLAIN, Plan, chunk_paths
 from microvlm.training.photo.data.class_names import class_names
 from microvlm.training.photo.data.composer import Description
-from microvlm.training.photo.data.encoder import fingerprint
+from microvlm.training.photo.data.encoder import ENCODER, fingerprint
 
 REMEDY = "build the folder again with microvlm-data photo"
 
@@ -44,7 +44,7 @@ class PhotoData:
             raise UserError(f"{folder} holds no {INDEX}: {REMEDY}.") from None
         if index.format != FORMAT:
             raise UserError(f"{path} is not in the format {FORMAT}: {REMEDY}.")
-        if fingerprint(folder) != index.encoder:
+        if not (folder / ENCODER).is_file() or fingerprint(folder) != index.encoder:
             raise UserError(f"{folder} holds another encoder than its features are of: {REMEDY}.")
         return cls(folder, index)
 
@@ -53,8 +53,12 @@ class PhotoData:
         if split not in self._descriptions:
             found: list[Description] = []
             for number in range(self.index.chunks.get(split, 0)):
-                lines = chunk_paths(self.folder, split, number)[1].read_bytes().splitlines()
-                found += [msgspec.json.decode(line, type=Description) for line in lines]
+                path = chunk_paths(self.folder, split, number)[1]
+                try:
+                    lines = path.read_bytes().splitlines()
+                    found += [msgspec.json.decode(line, type=Description) for line in lines]
+                except (OSError, msgspec.DecodeError):
+                    raise UserError(f"{path} cannot be read: {REMEDY}.") from None
             self._descriptions[split] = found
         return self._descriptions[split]
 

@@ -118,10 +118,12 @@ def read_shard(shard: Path) -> Iterable[Photo]:
                 document = json.loads(about.read())
                 key = str(document.get("key", f"{shard.stem}/{stem}"))
                 label = document.get("label")
+                if not isinstance(label, str | None):
+                    raise ValueError("a label is a text or null")
                 source = str(document.get("source", shard.stem))
                 split = "test" if source in EVALUATION_ONLY else split_of(key)
                 yield Photo(shard, member.offset_data, member.size, key, label, source, split)
-    except (OSError, tarfile.TarError, KeyError, ValueError):
+    except (OSError, tarfile.TarError, AttributeError, KeyError, ValueError):
         raise UserError(
             f"{shard} is no shard of pictures with JSON beside them: give another, or build it again."
         ) from None

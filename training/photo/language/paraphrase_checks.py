@@ -194,10 +194,10 @@ def to_form(kind: str, line: str) -> str | None:
     if match:
         clause, text = "i", text[match.start(1) :]
     form = f"{clause} {text}"
-    return form if _keeps_meaning(kind, form) else None
+    return form if keeps_meaning(kind, form) else None
 
 
-def _keeps_meaning(kind: str, form: str) -> bool:
+def keeps_meaning(kind: str, form: str) -> bool:
     clause, text = form[0], form[2:]
     wanted = set(EXAMPLE_NAMES[kind])
     held = set(re.findall(r"\{(\w+)\}", text))
