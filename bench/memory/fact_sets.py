@@ -1,7 +1,8 @@
 """Facts to remember about held-out objects: a picture, a question about it, and a person's name.
 
 No drawing of theirs by this vendor was trained on, and none has a caption or a fact in training (drawings by other
-vendors were distilled without names). The questions and the names are ones that training uses. Every fact is asked for
+vendors were distilled without names); `photo` learnt from facts with made-up values about other vendors' drawings of some
+of them. The questions and the names are ones that training uses. Every fact is asked for
 with another view of its object than it was written with. Knows no model.
 """
 
