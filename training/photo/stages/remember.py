@@ -49,6 +49,10 @@ KEY_WEIGHT, READ_WEIGHT, OUTSIDE_WEIGHT, SPREAD_WEIGHT, SAID_WEIGHT, APART_WEIGH
 )
 MARGIN, STEEPNESS = 0.6, 12.0
 """The cosine that tells a query of a fact from others, and how sharply."""
+BRIGHTER, CHANNELS_HIDDEN, WINDOWS_HIDDEN, OTHERS_HIDDEN = 0.15, 0.1, 0.25, 0.2
+"""How much brighter or darker features are made; the share of their channels that each picture loses; chances that a
+row does not see a window, and the whole picture or the spelled name. A few thousand pictures with four views each are
+else learnt by heart: keys of known things agree, and those of others as little as before."""
 EVALUATED = 8
 """Batches of the evaluation."""
 
@@ -68,6 +72,8 @@ class MemoryBatch(NamedTuple):
 
     features: Tensor
     """uint8 [P, F, S, S]."""
+    factors: Tensor
+    """float32 [P, F], by which the features are multiplied."""
     written: Rows
     """The question of each fact, with a view of its picture."""
     full: Rows
@@ -132,22 +138,47 @@ class MemoryTask(PhotoTask):
         def view(thing: int, number: int) -> int:
             return -1 if thing < 0 else pictures.setdefault((thing, number), len(pictures))
 
-        first = [view(fact.query.thing, int(rng.integers(VIEWS // 2))) for fact in facts]
+        hides = part == "views"
+        numbers = rng.integers(VIEWS, size=len(facts))
+        first = [view(fact.query.thing, int(number)) for fact, number in zip(facts, numbers, strict=True)]
         questions = [sampler.ask(fact.query, rng) for fact in facts]
         written = self._rows(questions, first)
         full = self._rows(questions, first, [fact.value for fact in facts])
         queries = [fact.query for fact in facts] + strangers
-        others = [view(query.thing, VIEWS // 2 + int(rng.integers(VIEWS - VIEWS // 2))) for query in queries]
+        # Another view than the one that the fact was written with; any of a stranger's.
+        moved = (np.resize(numbers, len(queries)) + 1 + rng.integers(VIEWS - 1, size=len(queries))) % VIEWS
+        others = [view(query.thing, int(number)) for query, number in zip(queries, moved, strict=True)]
         asked = self._rows([sampler.ask(query, rng) for query in queries], others)
         rows = np.array([self.things[part][thing] + number for thing, number in pictures])
         features = torch.from_numpy(self.data.features(part, rows))
+        factors = torch.ones(features.shape[:2])
+        if hides:
+            factors *= torch.from_numpy(rng.uniform(1 - BRIGHTER, 1 + BRIGHTER, (len(rows), 1))).float()
+            factors[torch.from_numpy(rng.random(factors.shape) < CHANNELS_HIDDEN)] = 0.0
+            for queries_of in (written, full, asked):
+                self._hide(queries_of, rng)
         said = [
             answer_ids(self.rows, self.rows.processor.normalize_text(fact.value)) for fact in facts[:SAID]
         ]
         values = torch.full((SAID, max(map(len, said))), IGNORED)
         for row, ids in enumerate(said):
             values[row, : len(ids)] = torch.tensor(ids)
-        return MemoryBatch(features, written, full, asked, values, size)
+        return MemoryBatch(features, factors, written, full, asked, values, size)
+
+    def _hide(self, rows: Rows, rng: np.random.Generator) -> None:
+        """Mask some of the prefix embeddings of each picture's row."""
+        windows, pieces = self.config.vision.num_tokens - 1, self.config.vision.name_pieces
+        pictured = (rows.pictures >= 0).numpy()
+        hidden = np.concatenate(
+            [
+                rng.random((len(pictured), 1)) < OTHERS_HIDDEN,
+                rng.random((len(pictured), windows)) < WINDOWS_HIDDEN,
+                np.repeat(rng.random((len(pictured), 1)) < OTHERS_HIDDEN, pieces, 1),
+            ],
+            1,
+        )
+        hidden[~pictured] = False
+        rows.mask[:, : hidden.shape[1]][torch.from_numpy(hidden)] = 0
 
     def _rows(
         self, questions: Sequence[str], pictures: Sequence[int], values: Sequence[str] | None = None
@@ -172,7 +203,8 @@ def memory_losses(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The weighted sum of the losses, and each of them with shares of readings that point at their own fact."""
     device = model.memory_prior.device
-    prefixes = prefixes_of(model, batch.features).detach()
+    features = batch.features.to(device) * batch.factors.to(device)[..., None, None]
+    prefixes = prefixes_of(model, features).detach()
 
     def encode(rows: Rows) -> tuple[Tensor, Tensor]:
         latent, key = model.memory_encode(_embedded(model, rows, prefixes, image_id), rows.mask.to(device))
@@ -282,7 +314,8 @@ def _said(
     """Cross-entropy of the first facts' values, said from the reading alone, and the share of right tokens."""
     device = prefixes.device
     rows = Rows(*(part[:SAID] for part in batch.asked))
-    heads = rows.mask.sum(1)
+    # Some of the prefix may be masked; the question's last token never is.
+    heads = rows.mask.shape[1] - rows.mask.flip(1).argmax(1)
     values = batch.values
     ids = torch.cat([rows.ids, torch.full_like(values, eos_id)], 1)
     mask = torch.cat([rows.mask, torch.zeros_like(values)], 1)
