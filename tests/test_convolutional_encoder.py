@@ -272,8 +272,8 @@ def test_the_likeliest_class_is_spelled_behind_the_tokens():
         probabilities[3], probabilities[7] = 0.9, 0.1
         features[0, 0, -10:] = probabilities.sqrt() * POSTERIOR_SCALE
         spelled = adapter(features)[0, 5:]
-        # Squares of .9 and .1: the second class has a part in 82.
-        torch.testing.assert_close(spelled, (81 * table[3] + table[7]) / 82)
+        # Fourth powers of .9 and .1: the second class has a part in 6,562.
+        torch.testing.assert_close(spelled, (6561 * table[3] + table[7]) / 6562)
         torch.testing.assert_close(adapter(features, table), adapter(features))
         torch.testing.assert_close(adapter(features[:, :1])[:, 0], adapter(features)[:, 0])
     weights = adapter.pooling_weights(features)

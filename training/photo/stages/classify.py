@@ -12,6 +12,7 @@ what it sees in the prefix already says the name.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -82,7 +83,6 @@ class ClassifyTask(PhotoTask):
         first = encoder_of(self.model).classifier
         self._first = first.weight.detach().clone(), first.bias.detach().clone()
         self._keeps_first = torch.zeros(self.config.vision.num_classes, dtype=torch.bool)
-        self._is_blended = False
 
     def trained_parts(self) -> list[nn.Module]:
         return [encoder_of(self.model).classifier, encoder_of(self.model).window_classifier]
@@ -203,12 +203,14 @@ class ClassifyTask(PhotoTask):
     @torch.no_grad()
     def result(self) -> nn.Module:
         self._store()
-        if self.start is not None and not self._is_blended:
-            begun, classifier = float_weights(str(self.start)), encoder_of(self.model).classifier
-            for name, tensor in classifier.named_parameters():
-                tensor.lerp_(begun[f"vision.classifier.{name}"].to(tensor.device), 1 - TRAINED_SHARE)
-            self._is_blended = True
-        return super().result()
+        trained = super().result()
+        if self.start is None:
+            return trained
+        # A copy: the stage may go on.
+        model, begun = copy.deepcopy(cast(MicroVLM, trained)), float_weights(str(self.start))
+        for name, tensor in encoder_of(model).classifier.named_parameters():
+            tensor.lerp_(begun[f"vision.classifier.{name}"].to(tensor.device), 1 - TRAINED_SHARE)
+        return model
 
     def loss(self, module: MicroVLM, batch: ClassBatch) -> tuple[Tensor, dict[str, Tensor]]:
         encoder = encoder_of(module)
