@@ -1,9 +1,9 @@
 """Facts to remember about held-out objects: a picture, a question about it, and a person's name.
 
-No drawing of theirs by this vendor was trained on, and none has a caption or a fact in training (drawings by other
-vendors were distilled without names); `photo` learnt from facts with made-up values about other vendors' drawings of some
-of them. The questions and the names are ones that training uses. Every fact is asked for
-with another view of its object than it was written with. Knows no model.
+No drawing of theirs by this vendor was trained on, and none has a caption or a fact in training, with two exceptions:
+drawings by other vendors were distilled without names, and `photo` learnt from made-up facts about some of those. The
+questions and the names are ones that training uses. Every fact is asked for with another view of its object than it was
+written with. Knows no model.
 """
 
 from __future__ import annotations

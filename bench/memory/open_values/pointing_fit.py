@@ -1,9 +1,10 @@
 """Fits the confidence of a model's readings, on pictures that the caller gives, or else on the evaluation set's.
 
-With a folder of pictures no table of the bench uses what it is fitted on; without one the tables of concepts and of
-the stream of writes show the same drawings, in other views. Half of the pictures and of the facts without one fit the weights, the other half chooses the threshold. Questions come
-from memories of 1 to 256 facts: asked as they were written, with another view, in another wording and both; and, as
-strangers, about pictures never told of, with questions never asked of a known picture, and without a picture.
+With a folder of pictures no table of the bench uses what it is fitted on; without one the tables of concepts and of the
+stream of writes show the same drawings, in other views. Half of the pictures and of the facts without one fit the
+weights, the other half chooses the threshold. Questions come from memories of 1 to 256 facts: asked as they were
+written, with another view, in another wording and both; and, as strangers, about pictures never told of, with questions
+never asked of a known picture, and without a picture.
 """
 
 from __future__ import annotations
