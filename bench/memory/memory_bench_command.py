@@ -53,7 +53,7 @@ from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL
 )
 @click.option(
     "--pictures",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=click.Path(path_type=Path),
     help="With --fit-pointing: fit on the pictures of this folder, not on the evaluation set's.",
 )
 @click.option(
@@ -141,6 +141,8 @@ def _fit_pointing(
     from microvlm.inputs.processor import Processor
 
     check_writable(checkpoint)
+    if pictures is not None and not pictures.is_dir():
+        raise UserError(f"{pictures} is no folder; give one of pictures.")
     runtime = load(backend, checkpoint, threads)
     model = ModelUnderTest(runtime, Processor.from_pretrained(runtime.directory))
     fit = fit_pointing(model, seed, pictures, note)
