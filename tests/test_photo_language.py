@@ -9,13 +9,22 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from microvlm.bench.memory.fact_sets import QUESTIONS
+from microvlm.bench.memory.open_values.open_value_scores import MORE_QUESTIONS
+from microvlm.bench.memory.open_values.pointing_fit import IMAGE_QUESTIONS
+from microvlm.training.photo.batches.open_facts import VALUE_OF
 from microvlm.training.photo.language import answers, english
-from microvlm.training.photo.language.build_forms import FORMS, MODEL_LINES, build, document_text
+from microvlm.training.photo.language.build_forms import (
+    EVALUATED,
+    FORMS,
+    MODEL_LINES,
+    build,
+    document_text,
+)
 from microvlm.training.photo.language.fact_subjects import all_subjects, fact_subjects
 from microvlm.training.photo.language.fact_values import (
     MAX_CHARACTERS,
     VALUE_KINDS,
-    VALUE_OF_KIND,
     fact_value,
     value_words,
 )
@@ -89,6 +98,16 @@ def test_no_held_out_form_has_the_main_words_of_a_trained_one(kind):
     assert words["train"] & words["held_out"] == set()
 
 
+def test_other_wordings_that_the_memory_bench_asks_in_are_in_no_trained_family():
+    asked = {paraphrase.rstrip("?") for _, paraphrase in (*QUESTIONS, *MORE_QUESTIONS)}
+    assert asked == set(EVALUATED)
+    asked |= {paraphrase.rstrip("?") for _, paraphrase in IMAGE_QUESTIONS}
+    trained = {text for kind in KINDS for text in forms(kind, "train")}
+    known = {form for kind in MEMORY_KINDS for form in forms(kind, "held_out")}
+    assert asked & trained == set()
+    assert asked <= known
+
+
 def test_every_kind_has_its_number_of_wordings_in_both_halves():
     counts = {kind: [len(forms(kind, split)) for split in SPLITS] for kind in KINDS}
     assert tuple(read_families()) == KINDS or set(read_families()) == set(KINDS)
@@ -142,14 +161,17 @@ def test_places_are_said_in_words_that_training_knows_and_only_half_of_them_the_
         } <= known
 
 
-def test_a_string_belongs_to_one_kind_but_for_facts_without_a_picture():
+def test_a_string_belongs_to_one_kind_but_for_facts_and_what_no_picture_answers():
     owners: dict[str, set[str]] = {}
     for kind in KINDS:
         if kind != "fact_text":
             for split in SPLITS:
                 for template in forms(kind, split):
                     owners.setdefault(normal(template), set()).add(kind)
-    assert {text: kinds for text, kinds in owners.items() if len(kinds) > 1} == {}
+    # What a picture cannot answer, a memory may.
+    shared = {text: kinds - {"not_understood"} for text, kinds in owners.items()}
+    assert {text: kinds for text, kinds in shared.items() if len(kinds) > 1} == {}
+    assert not any("not_understood" in kinds and kinds & {*PICTURE_KINDS} for kinds in owners.values())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -306,8 +328,8 @@ def test_values_are_many_short_and_in_disjoint_halves(kind):
 
 
 def test_every_kind_of_memory_has_a_kind_of_value():
-    assert set(VALUE_OF_KIND) == set(MEMORY_KINDS)
-    assert set(VALUE_OF_KIND.values()) <= set(VALUE_KINDS)
+    assert set(VALUE_OF) == set(MEMORY_KINDS)
+    assert {value for kinds in VALUE_OF.values() for value in kinds} <= set(VALUE_KINDS)
     assert len(value_words()["noun"]) > 1500
     with pytest.raises(ValueError, match="kind must be one of"):
         fact_value("colour", np.random.default_rng(0))

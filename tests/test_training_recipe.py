@@ -38,7 +38,8 @@ def test_every_changed_recipe_is_a_recipe_or_one_sentence(tmp_path):
     document = json.loads(NANO.read_text())
     photo = [json.loads(NANO.with_name(name).read_text()) for name in ("photo.json", "photo-further.json")]
     stages = [stage for recipe in [document, *photo] for stage in recipe["stages"]]
-    by_task = {stage["task"]: stage for stage in stages}
+    # Recipes may give two tasks one name.
+    by_task = {stage["task"]: {**stage, "name": stage["task"]} for stage in stages}
     assert set(by_task) | {"captions"} == set(TASKS)
     document["stages"] = list(by_task.values())
     assert check_mutations(document, read, least_refused=0.8) > 500

@@ -44,13 +44,17 @@ MOST_WRONG = 0.01
 RIDGE = 1e-3
 IMAGE_QUESTIONS = (
     ("who does this belong to?", "who is the owner of this?"),
-    ("from whom is this?", "who gave this to me?"),
-    ("where did i put this?", "where is this kept?"),
-    ("since when do i have this?", "when did i get it?"),
-    ("what do i call this?", "what is the name of this?"),
-    ("what is the code of this?", "which code does this have?"),
-    ("how much did this cost?", "what was the price of this?"),
+    ("who gave me this?", "from whom is this?"),
+    ("where did i put this?", "in what place do i keep this?"),
+    ("where did i get this?", "in what shop did i buy this?"),
+    ("when did i get this?", "on what day did i get this?"),
+    ("what do i call this?", "what was its name again?"),
+    ("what is the code of this?", "what code belongs to this?"),
+    ("how much did this cost?", "at what price did i buy this?"),
+    ("what is this for?", "for what purpose do i use this?"),
+    ("when do i have to bring this back?", "when is this due?"),
 )
+"""Of the second wordings, no training of `photo` saw the like."""
 _THING_NAMES = """
 wifi garage alarm bicycle locker suitcase gate safe email laptop phone bank library gym office cellar car boat printer
 router radio lift fridge scooter

@@ -17,7 +17,13 @@ from microvlm.training.photo.language.question_forms import MEMORY_KINDS, Split,
 
 VALUE_OF = {
     "whose": ("name",), "name_of": ("name", "word"), "where_from": ("origin", "place"), "when": ("date", "time"),
-    "code": ("code", "number"), "price": ("price",), "fact": VALUE_KINDS,
+    "code": ("code", "number"), "price": ("price",), "giver": ("name",), "kept": ("place",),
+    "used_for": ("phrase", "word"), "maker": ("name",), "age": ("number", "date"), "size": ("number",),
+    "material": ("word", "phrase"), "due": ("date", "time"), "food_of": ("word", "phrase"),
+    "contact": ("name", "number"),
+    "how_many_have": ("number",), "opinion": ("phrase", "word"), "lives": ("place", "origin"),
+    "instructions": ("phrase",), "brand": ("word", "name"), "reason": ("phrase",), "for_whom": ("name",),
+    "fact": VALUE_KINDS,
 }  # fmt: skip
 """Kind of question -> kinds of its values."""
 CAPTION = "caption"

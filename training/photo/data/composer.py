@@ -77,8 +77,9 @@ class Composer:
         self.clutter = [photo for photo in photos if photo.label is None]
         self.grounds = [photo for photo in sources.photos if photo.split == split and photo.source != "coco"]
         drawn = [drawing for drawing in sources.drawings if drawing.split == split]
-        if split == "calibration":
-            # Named drawings have no calibration split of their own: other views of the training vendors' stand in.
+        self.shows_trained = split == "calibration" and not any(d.name is not None for d in drawn)
+        """Whether views of drawings that are trained on stand in: no vendor's are held out for calibration."""
+        if self.shows_trained:
             drawn += [d for d in sources.drawings if d.name is not None and d.split == "train"]
         self.named = [
             drawing for drawing in drawn if drawing.name is not None and drawing.sheet != ONE_COLOUR

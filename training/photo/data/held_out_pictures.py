@@ -58,8 +58,8 @@ def _pictures(composer: Composer, rng: np.random.Generator) -> Iterator[_Picture
         yield _Picture(f"photo{number:05d}.jpg", photo.read(), {**shown, "source": photo.source})
     for name, drawings, most in (("named", composer.named, DRAWINGS), ("unnamed", composer.unnamed, UNNAMED)):
         chosen = rng.permutation(len(drawings))[:most]
-        if name == "named" and composer.split == "calibration":
-            # These were trained on (`Composer`): a model is surer of them than of what it never saw.
+        if name == "named" and composer.shows_trained:
+            # A model is surer of them than of what it never saw.
             continue
         for number, place in enumerate(chosen):
             drawing = drawings[place]

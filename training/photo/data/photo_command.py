@@ -75,7 +75,7 @@ def photo(
     few = max(2, train // 12)
     chunks = {
         "train": train, "calibration": few, "test": few,
-        "plain": max(1, train * 2 // 5), "views": max(2, train // 5),
+        "plain": max(1, train * 2 // 5), "views": max(2, train // 2),
         "calibration_views": max(1, train // 40), "test_views": max(1, train // 40),
     }  # fmt: skip
     named = tuple(str(shard) for shard in shards)

@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 
 from microvlm.errors import UserError
-from microvlm.training.emoji.data.drawing_sources import TRAIN_VENDORS
+from microvlm.training.emoji.data.drawing_sources import STRESS_VENDOR, TRAIN_VENDORS
 from microvlm.training.emoji.data.drawings import load_drawings
 from microvlm.training.emoji.data.emoji import EmojiData, load_emoji
 
@@ -30,7 +30,10 @@ DRAWING_SIZES = (160, 96)
 """Sides of the rendered emoji, pixels; the first that a folder has of a vendor is taken."""
 ONE_COLOUR = "fluent-emoji-high-contrast"
 """The vendor whose drawings are black, and get any colour."""
+CALIBRATION_VENDOR = STRESS_VENDOR
+"""Drawings in a style that is not trained on, which confidences are fitted on."""
 TEST_VENDOR = "emojione"
+_HELD_OUT_VENDORS: dict[str, Split] = {CALIBRATION_VENDOR: "calibration", TEST_VENDOR: "test"}
 EVALUATION_ONLY = ("imagenet-sample", "coco")
 """Sources whose pictures are never trained on."""
 
@@ -155,21 +158,18 @@ def _split_series(photos: Sequence[Photo]) -> list[Photo]:
 
 
 def _drawings(emoji: EmojiData) -> Iterable[Drawing]:
-    """Named drawings (emoji that the model learns, in every training vendor's style) and unnamed ones.
+    """Named drawings (emoji that the model learns, in every vendor's style) and unnamed ones.
 
     Emoji of the other splits and drawings without captions are unnamed; a hash decides which of them are trained on.
+    Vendors that are held out are in one split alone.
     """
-    for vendor in (*TRAIN_VENDORS, TEST_VENDOR):
-        present = emoji.present(vendor)
-        for row in np.flatnonzero(present).tolist():
-            seen = emoji.splits[row] == "seen"
-            if seen:
-                split: Split = "test" if vendor == TEST_VENDOR else "train"
-            else:
-                split = split_of(emoji.hexcodes[row])
-            if vendor == TEST_VENDOR and not seen and split == "train":
-                continue
-            yield Drawing(vendor, row, emoji.captions[row] if seen else None, split)
+    for vendor in (*TRAIN_VENDORS, *_HELD_OUT_VENDORS):
+        own = _HELD_OUT_VENDORS.get(vendor)
+        for row in np.flatnonzero(emoji.present(vendor)).tolist():
+            named = emoji.splits[row] == "seen"
+            split = (own or "train") if named else split_of(emoji.hexcodes[row])
+            if own in (None, split):
+                yield Drawing(vendor, row, emoji.captions[row] if named else None, split)
     try:
         others = load_drawings(emoji.folder)
     except UserError:

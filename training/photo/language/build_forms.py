@@ -9,8 +9,8 @@ With `raw.json` of `write_forms`, its lines are checked by `paraphrase_checks` f
 Families of one kind that share their main words become one family, so that no held-out wording is a trained one with
 "which" for "what". A family is held out in the order of its hash, until half of a kind's forms are, as long as every
 word of it occurs in trained wordings of the same group of kinds: a held-out question is a new arrangement of known
-words. The first family of a kind, its plainest wordings, is always trained. Questions without an answer have topics,
-not paraphrases: there, held-out words may be new.
+words. The first family of a kind, its plainest wordings, is always trained, unless `EVALUATED` has one of them.
+Questions without an answer have topics, not paraphrases: there, held-out words may be new.
 """
 
 from __future__ import annotations
@@ -31,6 +31,9 @@ FORMS = FOLDER / "question_forms.json"
 MODEL_LINES = FOLDER / "model_lines.json"
 TRAINED_FAMILIES = {"picture": 2, "memory": 1}
 """In how many other trained families of the group a word must occur for a family with that word to be held out."""
+
+EVALUATED = ("who owns this", "who is this from", "in which place is this", "how long have i had this")
+"""Other wordings of facts that `microvlm-bench memory` asks for. Their families are held out."""
 
 Families = dict[str, tuple[list[str], set[str]]]
 """Family name -> its forms (`clause text`) and who wrote them."""
@@ -104,12 +107,18 @@ def _split_by_words(kinds: dict[str, Families], others: int) -> dict[str, dict[s
     splits = {kind: dict.fromkeys(families, "train") for kind, families in kinds.items()}
     sizes = {kind: [0, sum(len(forms) for forms, _ in families.values())] for kind, families in kinds.items()}
     order = [(kind, name) for kind, families in kinds.items() for name in families]
-    for kind, name in sorted(order, key=lambda row: text_hash("family", "|".join(row))):
+    evaluated = {
+        (kind, name) for kind, name in order if any(form[2:] in EVALUATED for form in kinds[kind][name][0])
+    }
+    for kind, name in sorted(
+        order, key=lambda row: (row not in evaluated, text_hash("family", "|".join(row)))
+    ):
         forms = kinds[kind][name][0]
         words = _words(forms)
         fits = sizes[kind][0] + len(forms) <= 0.55 * sizes[kind][1]
         plainest = name == next(iter(kinds[kind]))
-        if fits and not plainest and all(trained[word] > others for word in words):
+        known = all(trained[word] > others for word in words)
+        if (kind, name) in evaluated or (fits and not plainest and known):
             splits[kind][name] = "held_out"
             sizes[kind][0] += len(forms)
             trained.subtract(words)

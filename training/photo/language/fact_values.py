@@ -19,16 +19,6 @@ from microvlm.training.photo.language.held_out import is_held_out
 
 MAX_CHARACTERS = 48
 """The longest value."""
-VALUE_OF_KIND = {
-    "whose": "name",
-    "name_of": "name",
-    "where_from": "origin",
-    "when": "date",
-    "code": "code",
-    "price": "price",
-    "fact": "phrase",
-}
-"""Kind of a question about a shown picture -> the kind of value that answers it."""
 _PATTERNS: dict[str, tuple[str, ...]] = {
     "name": (
         "{given_name}",

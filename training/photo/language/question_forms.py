@@ -47,7 +47,11 @@ PICTURE_KINDS = (
     "is_at",
     "is_it",
 )
-MEMORY_KINDS = ("whose", "name_of", "where_from", "when", "code", "price", "fact")
+MEMORY_KINDS = (
+    "whose", "name_of", "where_from", "when", "code", "price", "giver", "kept", "used_for", "maker", "age", "size",
+    "material", "due", "food_of", "contact", "how_many_have", "opinion", "lives", "instructions", "brand", "reason",
+    "for_whom", "fact",
+)  # fmt: skip
 KINDS = (*PICTURE_KINDS, "not_understood", *MEMORY_KINDS, "fact_text")
 
 PLAIN_SHARE = 0.6
