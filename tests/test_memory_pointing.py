@@ -17,7 +17,7 @@ from microvlm.memory.episodic import Entry, EpisodicMemory
 from microvlm.memory.facts import FactMemory
 from microvlm.memory.pointing.confidence import confidence_of
 from microvlm.memory.pointing.evidence import Readings, Rows, point
-from microvlm.memory.pointing.pointer import NOT_FOUND
+from microvlm.memory.pointing.pointer import MOST_STATES, NOT_FOUND, candidate_states
 from microvlm.model.torch_runtime import TorchRuntime
 from microvlm.runtime import MemoryArrays
 
@@ -82,6 +82,21 @@ def test_strangers_of_every_kind_find_nothing(nano, pictures):
 def with_states(facts: FactMemory, states) -> FactMemory:
     """The same log over other states."""
     return FactMemory(facts.runtime, facts.processor, EpisodicMemory(states, list(facts.entries)))
+
+
+def test_of_many_states_those_with_the_nearest_rows_are_read():
+    rng = np.random.default_rng(0)
+    keys = rng.normal(size=(30, 8)).astype(np.float32)
+    states = [MemoryArrays(np.zeros((1, 3, 8)), np.zeros((1, 3, 3)))] * 10
+    entries = [Entry("", key, key, memory=number // 3) for number, key in enumerate(keys)]
+    memory = EpisodicMemory(states, entries)
+    chosen = candidate_states(2.0 * keys + 0.05 * rng.normal(size=keys.shape), memory)
+    assert chosen.shape == (30, MOST_STATES)
+    assert chosen[:, 0].tolist() == [number // 3 for number in range(30)]
+    # A state whose rows are all forgotten comes last, and an empty memory has its one state.
+    kept = EpisodicMemory(states[:4], entries[3:12])
+    assert candidate_states(keys[:1], kept)[0, -1] == 0
+    assert candidate_states(keys[:1], EpisodicMemory(states[:1], [])).tolist() == [[0]]
 
 
 def test_without_its_row_in_the_state_a_text_does_not_come_back_though_the_log_has_it(nano, pictures):

@@ -19,14 +19,21 @@ from microvlm.training.photo.batches.picture_questions import (
     side_of,
     thing_at,
 )
-from microvlm.training.photo.batches.virtual_pictures import VirtualPictures
+from microvlm.training.photo.batches.virtual_pictures import VirtualPictures, draw_classes
 from microvlm.training.photo.data import canvas
 from microvlm.training.photo.data.builder import generator, read_texts, split_of_part
 from microvlm.training.photo.data.class_names import class_names
 from microvlm.training.photo.data.colours import COLOURS, NAMES, shade
 from microvlm.training.photo.data.composer import MIXTURE, WHOLE, Composer, Description, Thing
 from microvlm.training.photo.data.held_out_pictures import write_pictures
-from microvlm.training.photo.data.sources import Sources, read_shard, split_of
+from microvlm.training.photo.data.sources import (
+    CALIBRATION_VENDOR,
+    TEST_VENDOR,
+    TRAIN_VENDORS,
+    Sources,
+    read_shard,
+    split_of,
+)
 
 CAT = Thing("cat", (0.0, 0.4, 0.2, 0.6))
 DOG = Thing("dog", (0.4, 0.4, 0.6, 0.6))
@@ -195,12 +202,22 @@ def test_a_virtual_picture_is_its_class_for_the_classifier():
     assert made.shape == maps.shape
     assert made.dtype == np.uint8
     assert (classes >= 0).mean() > 0.5
-    logits = torch.from_numpy(made.astype(np.float32).mean((2, 3)) * 0.02) @ weight.T
-    assert (logits.argmax(1).numpy() == classes)[classes >= 0].all()
+    chances = (torch.from_numpy(made.astype(np.float32).mean((2, 3)) * 0.02) @ weight.T).softmax(-1)
+    told_chances = chances[np.arange(16), classes][classes >= 0]
+    assert told_chances.mean() > 3 / 20
     means, told = virtual.means(torch.from_numpy(maps.astype(np.float32).mean((2, 3)) * 0.02), rng)
     assert means.shape == (16, 64)
     torch.testing.assert_close(told, (means @ weight.T).softmax(-1))
     assert told.max(1).values.mean() > 0.3
+
+
+def test_classes_are_drawn_as_often_as_their_probabilities_say():
+    told = torch.tensor([[0.7, 0.0, 0.3], [0.0, 1.0, 0.0]]).repeat(4000, 1)
+    drawn = draw_classes(told, np.random.default_rng(0)).reshape(-1, 2)
+    assert set(drawn[:, 1]) == {1}
+    assert set(drawn[:, 0]) == {0, 2}
+    # Five standard deviations of a share of 4,000.
+    assert abs((drawn[:, 0] == 0).mean() - 0.7) < 0.037
 
 
 def test_classes_of_pictures_and_windows():
@@ -232,9 +249,23 @@ def test_held_out_pictures_are_read_by_the_data_command(tmp_path, drawn_build):
     assert {"clutter", "noise"} <= {line.get("declines") for line in lines}
     assert {"red mug", "lamp"} & {line.get("label") for line in lines}
     assert any(line["image"].startswith("test/named") for line in lines)
-    # Named drawings of the calibration split were trained on.
     write_pictures(sources, "calibration", tmp_path / "held", 3)
-    assert not list((tmp_path / "held" / "calibration").glob("named*"))
+    lines = [json.loads(line) for line in (tmp_path / "held" / "calibration.jsonl").read_text().splitlines()]
+    named = [line["source"] for line in lines if line["image"].startswith("calibration/named")]
+    assert named
+    assert set(named) == {CALIBRATION_VENDOR}
+    # Without that vendor, views of trained drawings stand in, of which a model is surer than of what it never saw.
+    sources.drawings = [drawing for drawing in sources.drawings if drawing.sheet != CALIBRATION_VENDOR]
+    write_pictures(sources, "calibration", tmp_path / "without", 3)
+    assert not list((tmp_path / "without" / "calibration").glob("named*"))
+
+
+def test_a_vendor_that_is_held_out_is_in_one_split(drawn_build):
+    drawings = Sources.open([], drawn_build[0]).drawings
+    for vendor, split in ((CALIBRATION_VENDOR, "calibration"), (TEST_VENDOR, "test")):
+        assert {drawing.split for drawing in drawings if drawing.sheet == vendor} == {split}
+    named = {drawing.split for drawing in drawings if drawing.name and drawing.sheet in TRAIN_VENDORS}
+    assert named == {"train"}
 
 
 def test_parts_of_a_folder_belong_to_splits():

@@ -12,15 +12,14 @@ from microvlm.memory.log_rows import cues_of
 from microvlm.memory.pointing.confidence import confidence_of
 from microvlm.memory.pointing.evidence import Pointed, Readings, Rows, point
 from microvlm.runtime import MemoryReading, Runtime
-from microvlm.state_choice import key_variance
 
 NOT_FOUND = "not in this memory"
 """What is said where no entry is pointed at clearly."""
 
 
 MOST_STATES = 4
-"""States that are read for one question. The one that knows the key best is the right one for a question as it was
-written; for another wording it may be the next."""
+"""States that are read for one question: those with the rows whose keys are nearest to it. The log's keys only say
+which states are worth reading. What is said is what a reading points at, so that an emptied state still says nothing."""
 
 
 class Pointing(NamedTuple):
@@ -37,7 +36,7 @@ class Pointing(NamedTuple):
 def find_entry(runtime: Runtime, memory: EpisodicMemory, key: np.ndarray, latent: np.ndarray) -> Pointing:
     """Read `memory` with a question's key [1, K] and latent [1, C] and say which entry its reading points at.
 
-    Of more states, the `MOST_STATES` that know the key best are read, and the surest of their readings counts.
+    Of more states, `MOST_STATES` are read, and the surest of their readings counts.
     """
     pointing, prior = runtime.config.memory.pointing, prior_of(runtime)
     best: Pointing | None = None
@@ -57,9 +56,17 @@ def find_entry(runtime: Runtime, memory: EpisodicMemory, key: np.ndarray, latent
 
 
 def candidate_states(keys: np.ndarray, memory: EpisodicMemory) -> np.ndarray:
-    """Indices of at most `MOST_STATES` states for each key [B, K], those that know it best first -> [B, S]."""
-    variances = np.stack([key_variance(keys, state.covariance) for state in memory.states], 1)
-    return np.argsort(variances, 1, kind="stable")[:, :MOST_STATES]
+    """Indices of at most `MOST_STATES` states for each key [B, K], the one with the nearest row first -> [B, S]."""
+    likeness = np.full((memory.state_count, len(keys)), -2.0)
+    if memory.entries:
+        row_keys = np.stack([entry.key for entry in memory.entries])
+        row_keys = row_keys / np.maximum(np.linalg.norm(row_keys, axis=1, keepdims=True), _TINY)
+        states = [entry.memory for entry in memory.entries]
+        np.maximum.at(likeness, states, row_keys @ keys.T / np.maximum(np.linalg.norm(keys, axis=1), _TINY))
+    return np.argsort(-likeness.T, 1, kind="stable")[:, :MOST_STATES]
+
+
+_TINY = np.finfo(np.float32).tiny
 
 
 def prior_of(runtime: Runtime) -> np.ndarray:

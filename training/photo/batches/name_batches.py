@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from microvlm.training.batches.sample_texts import TextRows
 from microvlm.training.photo.batches.class_targets import ALONE, NAMELESS
 from microvlm.training.photo.batches.question_batches import QuestionRows, question_rows
-from microvlm.training.photo.batches.virtual_pictures import VirtualPictures
+from microvlm.training.photo.batches.virtual_pictures import VirtualPictures, draw_classes
 from microvlm.training.photo.data.class_names import class_names
 from microvlm.training.photo.data.photo_data import PhotoData
 from microvlm.training.photo.language import answers
@@ -25,6 +25,9 @@ real ones, and said that it did not know photographs of what has none here."""
 PLAIN_QUESTIONS = ("what is this?", "what do you see?", "describe the image")
 """Most rows ask one of these; the others ask in any wording of `what`."""
 PLAIN_SHARE = 0.7
+MIXED_SHARE, MOST_MIXED = 0.3, 0.5
+"""Share of the rows whose features are mixed with another picture's, and the most of it. The classifier is sure of the
+pictures that it was trained on, and not of others: the decoder must meet that too, or it is as sure of every name."""
 BORROWED_SHARE, FAINT = 0.2, 0.3
 """Share of the rows whose prefix spells another name than the picture's, which is then the answer: what is said must be
 read from there, and not from what the decoder remembers of a class. And the most of a second name that is mixed in."""
@@ -85,7 +88,11 @@ class NameSampler:
         )
         shown = [self.data.descriptions(self.parts[part])[row] for part, row in chosen]
         names = [d.things[0].name if d.kind in ALONE else None for d in shown]
-        found = [quarters(self.data, self.parts[part], np.array([row])) for part, row in chosen]
+        found = [
+            self._mixed(
+                torch.cat([quarters(self.data, self.parts[p], np.array([r])) for p, r in chosen]), rng
+            )
+        ]
         if self.virtual is not None and virtual:
             scale = self.virtual.scale
             real = torch.cat(
@@ -94,7 +101,7 @@ class NameSampler:
             made, told = self.virtual.means(real.mean(1) * scale, rng)
             # The quarters differ as those of a photograph do.
             found.append((real + (made / scale - real.mean(1))[:, None]).clamp(0, 255))
-            names += [self._classes[number] for number in told.argmax(1).tolist()]
+            names += [self._classes[number] for number in draw_classes(told, rng).tolist()]
         borrowed = torch.full((len(names), 2), -1)
         for number in np.flatnonzero(rng.random(len(names)) < self.borrowed_share):
             borrowed[number] = torch.from_numpy(rng.integers(len(self.data.names), size=2))
@@ -107,6 +114,12 @@ class NameSampler:
         is_told = torch.from_numpy(rng.random(len(names)) < TOLD_SHARE)
         faint = torch.from_numpy(rng.uniform(0, FAINT, len(names))).float()
         return NameBatch(torch.cat(found), rows, is_told, borrowed, faint)
+
+    def _mixed(self, features: Tensor, rng: np.random.Generator) -> Tensor:
+        """Features [n, 4, F] of which some are mixed with another row's."""
+        share = rng.uniform(0, MOST_MIXED, len(features)) * (rng.random(len(features)) < MIXED_SHARE)
+        mixed = torch.from_numpy(share).float()[:, None, None]
+        return (1 - mixed) * features + mixed * features[torch.from_numpy(rng.permutation(len(features)))]
 
     def _question(self, rng: np.random.Generator) -> str:
         if rng.random() < PLAIN_SHARE:

@@ -42,7 +42,7 @@ class VirtualPictures:
         self.directions = directions / length
 
     def make(self, maps: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Feature maps uint8 [n, F, S, S] of photographs -> (maps of classes, classes or -1)."""
+        """Feature maps uint8 [n, F, S, S] of photographs -> (maps of classes, classes or -1 where none is likely)."""
         count, _, side, _ = maps.shape
         classes = rng.integers(len(self.weight), size=(count,))
         real = torch.from_numpy(maps).float() * self.scale
@@ -54,11 +54,8 @@ class VirtualPictures:
         amount = self._amounts(real.mean((2, 3)), classes, mask.mean((1, 2)), rng)[:, None, None, None]
         moved = (real + amount * direction[:, :, None, None] * mask[:, None]).clamp(0, 255 * self.scale)
         made = torch.round(moved / self.scale).to(torch.uint8)
-        sure, found = (
-            ((made.float() * self.scale).mean((2, 3)) @ self.weight.T + self.bias).softmax(-1).max(1)
-        )
-        classes_found = np.where(sure.numpy() >= LEAST_SURE, found.numpy(), -1)
-        return made.numpy(), classes_found
+        told = ((made.float() * self.scale).mean((2, 3)) @ self.weight.T + self.bias).softmax(-1)
+        return made.numpy(), np.where(told.amax(1).numpy() >= LEAST_SURE, draw_classes(told, rng), -1)
 
     def means(self, features: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Mean features [n, F] of photographs -> those of classes, and probabilities [n, classes] by the classifier."""
@@ -83,6 +80,15 @@ class VirtualPictures:
         chance = logits.softmax(-1)[torch.arange(len(features)), :, torch.from_numpy(classes)]
         wanted = torch.from_numpy(rng.uniform(0.15, 0.95, len(features))).float()
         return amounts[(chance >= wanted[:, None]).float().argmax(1)]
+
+
+def draw_classes(told: Tensor, rng: np.random.Generator) -> np.ndarray:
+    """A class of each row of probabilities [n, classes], drawn from them -> int64 [n].
+
+    With the likeliest one as the answer, a decoder learnt that the likeliest is right however unsure the classifier is.
+    """
+    passed = told.double().cumsum(1).numpy()
+    return np.minimum((passed < rng.random((len(told), 1)) * passed[:, -1:]).sum(1), told.shape[1] - 1)
 
 
 def _part(side: int, rng: np.random.Generator) -> np.ndarray:
