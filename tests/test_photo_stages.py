@@ -2,6 +2,7 @@ import contextlib
 import io
 import json
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -13,6 +14,7 @@ from microvlm.inputs.processor import Processor
 from microvlm.model.checkpoint import load_checkpoint, resolve_checkpoint
 from microvlm.model.pretrained.float_weights import float_weights
 from microvlm.training.batches.sample_texts import IGNORED, TextRows
+from microvlm.training.photo.batches.memory_batches import SAID, MemorySampler
 from microvlm.training.photo.batches.open_facts import FactSampler
 from microvlm.training.photo.batches.question_batches import question_rows
 from microvlm.training.photo.data import builder
@@ -21,6 +23,8 @@ from microvlm.training.photo.data.class_names import class_names
 from microvlm.training.photo.data.photo_data import PhotoData
 from microvlm.training.photo.stages.answer import answer_logits
 from microvlm.training.photo.stages.photo_task import answer_ids, prefixes_of
+from microvlm.training.photo.stages.remember import MemoryTask, memory_losses
+from microvlm.training.recipe import StageConfig
 
 
 def train(*arguments):
@@ -80,7 +84,7 @@ def trained(photo_folder, tmp_path_factory):
             {"name": "classify", "task": "photo-classes", "steps": 2, "batch_size": 8, "decoder_bits": 1.58},
             {"name": "name", "task": "photo-names", "steps": 2, "batch_size": 8, "decoder_bits": 1.58},
             {"name": "answer", "task": "photo", "steps": 2, "batch_size": 3, "decoder_bits": 1.58, "muon_factor": 2.0},
-            {"name": "remember", "task": "photo-memory", "steps": 2, "batch_size": 1, "decoder_bits": 1.58},
+            {"name": "remember", "task": "photo-memory", "steps": 2, "batch_size": 8, "decoder_bits": 1.58},
             {"name": "finish", "task": "photo-finish", "steps": 2, "batch_size": 3, "decoder_bits": 1.58},
         ],
     }  # fmt: skip
@@ -171,7 +175,7 @@ def test_a_further_run_keeps_names_that_no_picture_shows(trained, photo_folder, 
         "stages": [
             {"name": "classify", "task": "photo-classes", "steps": 2, "batch_size": 8, "decoder_bits": 1.58},
             {"name": "answer", "task": "photo-answers-names", "steps": 2, "batch_size": 3, "decoder_bits": 1.58},
-            {"name": "remember", "task": "photo-memory", "steps": 2, "batch_size": 1, "decoder_bits": 1.58},
+            {"name": "remember", "task": "photo-memory", "steps": 2, "batch_size": 8, "decoder_bits": 1.58},
         ],
     }  # fmt: skip
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
@@ -191,6 +195,40 @@ def test_a_further_run_keeps_names_that_no_picture_shows(trained, photo_folder, 
     for name in ("weight", "bias"):
         halfway = (begun[f"vision.classifier.{name}"][rows] + packaged[f"classifier.{name}"].float()[own]) / 2
         torch.testing.assert_close(stage[f"vision.classifier.{name}"][rows], halfway)
+
+
+@pytest.mark.parametrize("hides", [True, False])
+def test_only_what_is_seen_of_pictures_is_hidden(trained, photo_folder, hides):
+    model, processor = (
+        load_checkpoint(trained / "checkpoint"),
+        Processor.from_pretrained(trained / "checkpoint"),
+    )
+    data, k = PhotoData.open(photo_folder), model.config.prefix_tokens
+    sampler = MemorySampler(data, TextRows(processor), model.config, "views", "train", hides)
+    batch = sampler.draw(np.random.default_rng(0), 64, 8)
+    assert len(batch.written.ids) == len(batch.full.ids) == 64
+    assert len(batch.asked.ids) == 128
+    assert len(batch.values) == SAID
+    for rows in (batch.written, batch.full, batch.asked):
+        is_token = rows.ids != processor.pad_id
+        hidden = is_token & (rows.mask == 0)
+        assert (hidden[:, :k].sum() > 0) == hides
+        # No picture, nothing hidden; and never a word of a question.
+        assert not hidden[rows.pictures < 0].any()
+        assert not hidden[:, k:].any()
+        assert (rows.mask[:, :k].sum(1) < k).float().mean() > 0.5 or not hides
+    assert (batch.factors.ne(1).float().mean() > 0.5) == hides
+    # The decoder's row of a value goes on behind the question's last token, also where some of its prefix is hidden.
+    loss, parts = memory_losses(model, batch, processor.image_id, processor.eos_id)
+    assert torch.isfinite(loss)
+    assert set(parts) >= {"keys", "read", "said", "pointing"}
+
+
+def test_a_memory_needs_eight_facts_a_batch():
+    recipe = {"steps": 2, "decoder_bits": 1.58, "name": "remember", "task": "photo-memory"}
+    MemoryTask.check(msgspec.convert({**recipe, "batch_size": 24}, StageConfig))
+    with pytest.raises(UserError, match="20 is no multiple of 8: give 64"):
+        MemoryTask.check(msgspec.convert({**recipe, "batch_size": 20}, StageConfig))
 
 
 def test_other_data_is_refused(tmp_path, photo_folder):

@@ -19,8 +19,8 @@ from microvlm.training.photo.batches.question_batches import QuestionBatch
 from microvlm.training.photo.stages.answer import QUESTIONS, AnswerTask, answer_logits
 from microvlm.training.photo.stages.name import name_logits
 
-NAMES = 192
-"""Rows of names of a step."""
+NAMES = 8
+"""Rows of names of a step for each of its pictures."""
 
 
 class FinishBatch(NamedTuple):
@@ -47,7 +47,7 @@ class AnswerAndNameTask(AnswerTask):
         assert self._sampler is not None, "prepare() comes first"
         rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
         questions = self._sampler.draw(rng, self.stage.batch_size, QUESTIONS)
-        return FinishBatch(questions, self._names.draw(rng, NAMES))
+        return FinishBatch(questions, self._names.draw(rng, NAMES * self.stage.batch_size))
 
     def size(self, batch: FinishBatch) -> tuple[int, int]:  # type: ignore[override]
         rows = int(batch.questions.rows.mask.sum()) + int(batch.names.rows.mask.sum())

@@ -16,29 +16,25 @@ The vision encoder, adapter, embedding and decoder are frozen, so that pictures 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from microvlm.errors import UserError
 from microvlm.model.memory_algebra import MemoryState, batch_solution
 from microvlm.model.microvlm import MicroVLM
 from microvlm.training.batches.sample_texts import IGNORED
 from microvlm.training.losses.loss_terms import TEMPERATURE, binary_loss, frame_potential
-from microvlm.training.photo.batches.open_facts import FactSampler
-from microvlm.training.photo.data.builder import VIEWS
-from microvlm.training.photo.stages.photo_task import PhotoTask, answer_ids, prefixes_of
+from microvlm.training.photo.batches.memory_batches import MemoryBatch, MemorySampler, Rows
+from microvlm.training.photo.stages.photo_task import PhotoTask, prefixes_of
+from microvlm.training.recipe import StageConfig
 from microvlm.training.stages.task import StageInputs
 
-FACTS, STRANGERS = 64, 64
 SIZES = (64, 32, 16, 8)
-"""Facts of a memory; a batch has FACTS in all."""
-SAID = 16
-"""Facts whose value the decoder says."""
+"""Facts of a memory; a batch has as many in all as `batch_size` says, and as many strangers."""
 KEY_WEIGHT, READ_WEIGHT, OUTSIDE_WEIGHT, SPREAD_WEIGHT, SAID_WEIGHT, APART_WEIGHT = (
     1.0,
     1.0,
@@ -49,40 +45,8 @@ KEY_WEIGHT, READ_WEIGHT, OUTSIDE_WEIGHT, SPREAD_WEIGHT, SAID_WEIGHT, APART_WEIGH
 )
 MARGIN, STEEPNESS = 0.6, 12.0
 """The cosine that tells a query of a fact from others, and how sharply."""
-BRIGHTER, CHANNELS_HIDDEN, WINDOWS_HIDDEN, OTHERS_HIDDEN = 0.15, 0.1, 0.25, 0.2
-"""How much brighter or darker features are made; the share of their channels that each picture loses; chances that a
-row does not see a window, and the whole picture or the spelled name. A few thousand pictures with four views each are
-else learnt by heart: keys of known things agree, and those of others as little as before."""
 EVALUATED = 8
 """Batches of the evaluation."""
-
-
-class Rows(NamedTuple):
-    """Token rows, with a picture each or none."""
-
-    ids: Tensor
-    """int64 [R, S], padded on the right."""
-    mask: Tensor
-    pictures: Tensor
-    """int64 [R], the row of the picture in the features of the batch; -1 for none."""
-
-
-class MemoryBatch(NamedTuple):
-    """Facts of memories of one size, and strangers."""
-
-    features: Tensor
-    """uint8 [P, F, S, S]."""
-    factors: Tensor
-    """float32 [P, F], by which the features are multiplied."""
-    written: Rows
-    """The question of each fact, with a view of its picture."""
-    full: Rows
-    """The same with the value."""
-    asked: Rows
-    """Another view, other words: FACTS rows of facts and then STRANGERS rows."""
-    values: Tensor
-    """int64 [SAID, T], the values of the first facts, padded with IGNORED."""
-    size: int
 
 
 class MemoryTask(PhotoTask):
@@ -90,27 +54,32 @@ class MemoryTask(PhotoTask):
 
     def __init__(self, inputs: StageInputs):
         super().__init__(inputs)
-        prompt = self.config.prompt.caption_prompt
-        self.things = {part: self._first_views(part) for part in ("views", "calibration_views")}
-        self.samplers = {
-            "views": FactSampler(len(self.things["views"]), prompt),
-            "calibration_views": FactSampler(len(self.things["calibration_views"]), prompt, "held_out"),
-        }
+        self.sizes = [size for size in SIZES if self.stage.batch_size % size == 0]
+        self.sampler, self.held_out = (
+            MemorySampler(self.data, self.rows, self.config, part, split, hides)
+            for part, split, hides in (("views", "train", True), ("calibration_views", "held_out", False))
+        )
 
-    def _first_views(self, part: str) -> list[int]:
-        """The row of the first view of each thing; views of a thing that was drawn twice are taken once."""
-        shown = self.data.descriptions(part)
-        return list({shown[row].source: row for row in range(0, len(shown), VIEWS)}.values())
+    @classmethod
+    def check(cls, stage: StageConfig) -> None:
+        super().check(stage)
+        if stage.batch_size % min(SIZES):
+            raise UserError(
+                f"stage '{stage.name}': batch_size counts facts, in memories of {min(SIZES)} and more, and "
+                f"{stage.batch_size} is no multiple of {min(SIZES)}: give {max(SIZES)}."
+            )
 
     def trained_parts(self) -> list[nn.Module]:
         return [self.model.memory_encoder, self.model.memory_projection, self.model.scope]
 
     def draw(self, generator: torch.Generator) -> MemoryBatch:
         rng = np.random.default_rng(int(torch.randint(2**31, (1,), generator=generator)))
-        return self._draw("views", rng, SIZES[int(rng.integers(len(SIZES)))])
+        return self.sampler.draw(rng, self.stage.batch_size, self.sizes[int(rng.integers(len(self.sizes)))])
 
     def size(self, batch: MemoryBatch) -> tuple[int, int]:
-        return FACTS, int(batch.written.mask.sum() + batch.full.mask.sum() + batch.asked.mask.sum())
+        return self.stage.batch_size, int(
+            batch.written.mask.sum() + batch.full.mask.sum() + batch.asked.mask.sum()
+        )
 
     def loss(self, module: MicroVLM, batch: MemoryBatch) -> tuple[Tensor, dict[str, Tensor]]:
         return memory_losses(module, batch, self.rows.processor.image_id, self.rows.processor.eos_id)
@@ -121,81 +90,11 @@ class MemoryTask(PhotoTask):
         sums: dict[str, list[float]] = {}
         for number in range(EVALUATED):
             rng = np.random.default_rng(number)
-            batch = self._draw("calibration_views", rng, SIZES[number % len(SIZES)])
+            batch = self.held_out.draw(rng, self.stage.batch_size, self.sizes[number % len(self.sizes)])
             loss, metrics = self.loss(self.model, batch)
             for name, value in {"loss": loss, **metrics}.items():
                 sums.setdefault(f"evaluation/{name}", []).append(float(value))
         return {name: float(np.mean(values)) for name, values in sums.items()}
-
-    def _draw(self, part: str, rng: np.random.Generator, size: int) -> MemoryBatch:
-        sampler = self.samplers[part]
-        memories = [sampler.facts(size, rng) for _ in range(FACTS // size)]
-        each = STRANGERS // len(memories)
-        strangers = [query for facts in memories for query in sampler.strangers(facts, each, rng)]
-        facts = [fact for memory in memories for fact in memory]
-        pictures: dict[tuple[int, int], int] = {}
-
-        def view(thing: int, number: int) -> int:
-            return -1 if thing < 0 else pictures.setdefault((thing, number), len(pictures))
-
-        hides = part == "views"
-        numbers = rng.integers(VIEWS, size=len(facts))
-        first = [view(fact.query.thing, int(number)) for fact, number in zip(facts, numbers, strict=True)]
-        questions = [sampler.ask(fact.query, rng) for fact in facts]
-        written = self._rows(questions, first)
-        full = self._rows(questions, first, [fact.value for fact in facts])
-        queries = [fact.query for fact in facts] + strangers
-        # Another view than the one that the fact was written with; any of a stranger's.
-        moved = (np.resize(numbers, len(queries)) + 1 + rng.integers(VIEWS - 1, size=len(queries))) % VIEWS
-        others = [view(query.thing, int(number)) for query, number in zip(queries, moved, strict=True)]
-        asked = self._rows([sampler.ask(query, rng) for query in queries], others)
-        rows = np.array([self.things[part][thing] + number for thing, number in pictures])
-        features = torch.from_numpy(self.data.features(part, rows))
-        factors = torch.ones(features.shape[:2])
-        if hides:
-            factors *= torch.from_numpy(rng.uniform(1 - BRIGHTER, 1 + BRIGHTER, (len(rows), 1))).float()
-            factors[torch.from_numpy(rng.random(factors.shape) < CHANNELS_HIDDEN)] = 0.0
-            for queries_of in (written, full, asked):
-                self._hide(queries_of, rng)
-        said = [
-            answer_ids(self.rows, self.rows.processor.normalize_text(fact.value)) for fact in facts[:SAID]
-        ]
-        values = torch.full((SAID, max(map(len, said))), IGNORED)
-        for row, ids in enumerate(said):
-            values[row, : len(ids)] = torch.tensor(ids)
-        return MemoryBatch(features, factors, written, full, asked, values, size)
-
-    def _hide(self, rows: Rows, rng: np.random.Generator) -> None:
-        """Mask some of the prefix embeddings of each picture's row."""
-        windows, pieces = self.config.vision.num_tokens - 1, self.config.vision.name_pieces
-        pictured = (rows.pictures >= 0).numpy()
-        hidden = np.concatenate(
-            [
-                rng.random((len(pictured), 1)) < OTHERS_HIDDEN,
-                rng.random((len(pictured), windows)) < WINDOWS_HIDDEN,
-                np.repeat(rng.random((len(pictured), 1)) < OTHERS_HIDDEN, pieces, 1),
-            ],
-            1,
-        )
-        hidden[~pictured] = False
-        rows.mask[:, : hidden.shape[1]][torch.from_numpy(hidden)] = 0
-
-    def _rows(
-        self, questions: Sequence[str], pictures: Sequence[int], values: Sequence[str] | None = None
-    ) -> Rows:
-        processor = self.rows.processor
-        tokens: list[list[int]] = []
-        for number, (question, picture) in enumerate(zip(questions, pictures, strict=True)):
-            row = list(processor.prompt_ids(processor.normalize_text(question), int(picture >= 0)))
-            if values is not None:
-                row += processor.text_ids(processor.normalize_text(values[number]))
-            tokens.append(row)
-        ids = torch.full((len(tokens), max(map(len, tokens))), processor.pad_id)
-        mask = torch.zeros_like(ids)
-        for number, row in enumerate(tokens):
-            ids[number, : len(row)] = torch.tensor(row)
-            mask[number, : len(row)] = 1
-        return Rows(ids, mask, torch.tensor(list(pictures)))
 
 
 def memory_losses(
@@ -313,7 +212,8 @@ def _said(
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of the first facts' values, said from the reading alone, and the share of right tokens."""
     device = prefixes.device
-    rows = Rows(*(part[:SAID] for part in batch.asked))
+    count = len(batch.values)
+    rows = Rows(*(part[:count] for part in batch.asked))
     # Some of the prefix may be masked; the question's last token never is.
     heads = rows.mask.shape[1] - rows.mask.flip(1).argmax(1)
     values = batch.values
@@ -326,7 +226,7 @@ def _said(
         mask[row, head : head + length - 1] = 1
         labels[row, head - 1 : head + length - 1] = values[row, :length]
     embeds = _embedded(model, Rows(ids, mask, rows.pictures), prefixes, image_id)
-    slots = [(key[:SAID], value[:SAID]) for key, value in slot]
+    slots = [(key[:count], value[:count]) for key, value in slot]
     labels = labels.to(device)
     labelled = labels != IGNORED
     logits = model(embeds, mask.to(device), slots, None, labelled)
