@@ -55,10 +55,9 @@ class MemoryTask(PhotoTask):
     def __init__(self, inputs: StageInputs):
         super().__init__(inputs)
         self.sizes = [size for size in SIZES if self.stage.batch_size % size == 0]
-        self.sampler, self.held_out = (
-            MemorySampler(self.data, self.rows, self.config, part, split, hides)
-            for part, split, hides in (("views", "train", True), ("calibration_views", "held_out", False))
-        )
+        shown = (self.data, self.rows, self.config)
+        self.sampler = MemorySampler(*shown, "views", "train", True)
+        self.held_out = MemorySampler(*shown, "calibration_views", "held_out", False)
 
     @classmethod
     def check(cls, stage: StageConfig) -> None:
