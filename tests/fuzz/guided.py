@@ -1,16 +1,18 @@
 """Coverage-guided mutants (atheris, libFuzzer) of what is parsed in Python alone: guided.py BUNDLE [RUNS] [SEED].
 
-Each kind runs in a process of its own and starts from the right files. Ends with status 0 where atheris is not
-installed; its wheels exist for some versions of Python only.
+Each kind runs in a process of its own, one on each core, and starts from the right files. Ends with status 0 where
+atheris is not installed; its wheels exist for some versions of Python only.
 """
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
+import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 KINDS = (
@@ -38,17 +40,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         seeds = Path(folder) / "seeds"
         write_seeds(seeds, bundle)
-        failures = []
-        for name in KINDS:
+
+        def run(name: str) -> subprocess.CompletedProcess[str]:
             command = [sys.executable, "-P", __file__, "--kind", name, str(seeds), folder, runs, seed]
-            child = subprocess.run(command, capture_output=True, text=True, errors="replace")
-            print(f"{name}: {runs} guided mutants from seed {seed}, status {child.returncode}", flush=True)
-            if child.returncode:
-                failures.append(name)
-                lines = [
-                    line for line in (child.stdout + child.stderr).splitlines() if not line.startswith("INFO")
-                ]
-                print("\n".join(lines)[-4000:])
+            return subprocess.run(command, capture_output=True, text=True, errors="replace")
+
+        failures = []
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            for name, child in zip(KINDS, pool.map(run, KINDS), strict=True):
+                print(
+                    f"{name}: {runs} guided mutants from seed {seed}, status {child.returncode}", flush=True
+                )
+                if child.returncode:
+                    failures.append(name)
+                    output = (child.stdout + child.stderr).splitlines()
+                    print("\n".join(line for line in output if not line.startswith("INFO"))[-4000:])
     sys.exit(1 if failures else 0)
 
 
