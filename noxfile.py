@@ -117,7 +117,7 @@ def bench(session: nox.Session) -> None:
     """Export photo at 1.58 bits and time it on photographs, on every backend that runs here"""
     need(session, *COMPILER, *EMULATOR)
     install(session, "bench")
-    bundle = export(session, MODEL)
+    (bundle,) = export(session, MODEL)
     run(session, "microvlm-bench", "run", bundle, *session.posargs)
 
 
@@ -126,8 +126,8 @@ def equivalence(session: nox.Session) -> None:
     """Compare PyTorch and ONNX Runtime; exit status 1 when they are not the same model"""
     need(session, *COMPILER)
     install(session, "bench")
-    for model, samples in ((SMALL_MODEL, ()), (MODEL, ("--images", "6"))):
-        bundle = export(session, model)
+    bundles = export(session, SMALL_MODEL, MODEL)
+    for bundle, samples in zip(bundles, ((), ("--images", "6")), strict=True):
         run(session, "python", ".ci/equivalence.py", bundle, *samples, *session.posargs)
 
 
@@ -144,7 +144,7 @@ def fuzz(session: nox.Session) -> None:
     """20 mutated files of every kind: right or refused; `-- --count 3000` takes an hour"""
     need(session, *COMPILER)
     install(session, "dev")
-    bundle = export(session, SMALL_MODEL)
+    (bundle,) = export(session, SMALL_MODEL)
     run(session, "python", "-P", "tests/fuzz", "--bundle", bundle, *session.posargs or ["--count", "20"])
     # Wheels of atheris exist for some versions of Python only.
     guided = ("python", "-m", "pip", "install", "-q", "--only-binary", "atheris", "atheris", *CONSTRAINTS)
@@ -157,7 +157,7 @@ def kills(session: nox.Session) -> None:
     """Kill every writer of files at each system call and at 200 random moments: old or new, and whole"""
     need(session, *COMPILER)
     install(session, "dev")
-    bundle = export(session, SMALL_MODEL)
+    (bundle,) = export(session, SMALL_MODEL)
     run(session, "python", "-P", "tests/kills", "--bundle", bundle, *session.posargs)
 
 
@@ -243,13 +243,16 @@ def install(session: nox.Session, extra: str, *packages: str) -> None:
     )
 
 
-def export(session: nox.Session, model: str) -> str:
-    """Exports a model at 1.58 bits with the shared environment, once per run of nox; returns the bundle's folder."""
-    if model not in exported:
-        bundle = SHARED / model
-        run(session, "microvlm-export", model, "-o", str(bundle), "--bits", "1.58", "--force")
-        exported[model] = bundle
-    return str(exported[model])
+def export(session: nox.Session, *models: str) -> list[str]:
+    """Exports models at 1.58 bits with the shared environment, once per run of nox; returns the bundles' folders.
+
+    Sessions that come later find the same bundles in the user's cache.
+    """
+    missing = [model for model in models if model not in exported]
+    if missing:
+        run(session, "python", ".ci/export.py", str(SHARED), *missing)
+        exported.update((model, SHARED / model) for model in missing)
+    return [str(exported[model]) for model in models]
 
 
 def run(session: nox.Session, program: str, *arguments: str, **environment: str) -> None:

@@ -49,14 +49,21 @@ def resolve_bundle(
         )
     from microvlm.formats.weight_format import WeightFormat
 
-    widths = f"{bits:g}bit-{packing}-e{embedding_bits}"
-    name = f"{label(checkpoint.resolve().name)}-{_content_hash(checkpoint)}-{exporter_digest()}-{widths}"
-    bundle = cache_directory() / BUNDLES / name
+    bundle = cached_bundle(checkpoint, bits, packing, embedding_bits)
     # Also of exports that were killed after they had replaced the bundle, and of other versions, whose names differ.
     remove_leftovers(bundle.parent)
     if not is_intact(bundle):
         _export(checkpoint, bundle, WeightFormat(bits, packing, embedding_bits))
     return bundle
+
+
+def cached_bundle(
+    checkpoint: Path, bits: float = 1.58, packing: str = "2bit", embedding_bits: int = 8
+) -> Path:
+    """Where in the cache a checkpoint's bundle is looked for and exported to; it need not be there."""
+    widths = f"{bits:g}bit-{packing}-e{embedding_bits}"
+    name = f"{label(checkpoint.resolve().name)}-{_content_hash(checkpoint)}-{exporter_digest()}-{widths}"
+    return cache_directory() / BUNDLES / name
 
 
 def exporter_digest() -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from microvlm.backends import load, native
+from microvlm.backends import load, native, resolve_bundle
 from microvlm.backends.arm64.frames import GREETING, read_frame, write_frame
 from microvlm.backends.arm64.transports.device_package import package_for, unpacked_package
 from microvlm.backends.arm64.transports.local import WORKER
@@ -31,15 +31,9 @@ pytestmark = [
 
 
 @pytest.fixture(scope="module")
-def nano(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled checkpoint at 1.58 bit."""
-    from microvlm.exporters.bundle_writer import export
-    from microvlm.formats.weight_format import WeightFormat
-    from microvlm.model.checkpoint import resolve_checkpoint
-
-    folder = tmp_path_factory.mktemp("nano") / "nano"
-    export(resolve_checkpoint("nano"), folder, WeightFormat(), threads=1)
-    return folder
+def nano() -> Path:
+    """The bundled checkpoint at 1.58 bit, from the user's own cache, where other sessions of nox have put it."""
+    return resolve_bundle("nano")
 
 
 def caption_and_memory(runtime, processor) -> list:
