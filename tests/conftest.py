@@ -34,16 +34,22 @@ os.environ["COLUMNS"] = "100"
 LONGEST = (
     "test_pages.py",
     "test_training_captions.py",
-    "test_readme.py",
     "test_training_run.py",
+    "test_photo_stages.py",
     "test_packaging.py",
     "test_native_arm.py",
     "test_arm64_ssh.py",
     "test_bench_pi_counting.py",
     "test_training_recall.py",
+    "test_kills.py",
+    "test_api_page.py",
+    "test_vocabulary_shrink.py",
+    "test_convolutional_encoder.py",
+    "test_arm64_emulated.py",
+    "test_assemble_command.py",
 )
-"""Files that take minutes. They start first, so that no process is left with one at the end of a run. `nox -s tests`
-prints the slowest tests."""
+"""Files with tests that take half a minute or more. They start first, so that no process is left with one at the end of
+a run: some hold few tests, and files with few tests come last. `nox -s tests` prints the slowest tests."""
 
 SYSTEMS = {
     "posix": (os.name == "posix", "needs POSIX: signals, pipes, permissions, a shell or file locks"),
