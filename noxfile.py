@@ -94,7 +94,7 @@ def tests(session: nox.Session) -> None:
     """Every test but the slow ones, on this machine's wheel"""
     need(session, *TEST_TOOLS)
     install(session, "dev")
-    run(session, "pytest", *PROCESSES, "--durations", "20", *session.posargs)
+    run(session, "pytest", *PROCESSES, "--durations", "60", *session.posargs)
 
 
 @nox.session(venv_backend="none")
