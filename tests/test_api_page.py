@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from page_commands import share_cache
 
 import microvlm
+from microvlm.backends.resolve import BUNDLES
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "api.md").read_text()
@@ -23,6 +25,7 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The output of each example when the page runs as one program, in a folder with the evaluation images."""
     folder = tmp_path_factory.mktemp("api")
     (folder / "bench").symlink_to(ROOT / "bench")
+    share_cache(folder / "cache", BUNDLES)
     program = "".join(f"{code}print({MARK!r})\n" for code, _ in EXAMPLE.findall(PAGE))
     result = subprocess.run(
         [sys.executable, "-P", "-c", program],

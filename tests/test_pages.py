@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from page_commands import complaints, read_blocks, read_steps, script
+from page_commands import complaints, read_blocks, read_steps, script, share_cache
 
-from microvlm.sources.cache_directory import cache_directory
+from microvlm.backends.resolve import BUNDLES
 
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/memory.md", "docs/exporting.md")
@@ -19,7 +19,7 @@ MARK = "page-step"
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """This Python's programs first on the path; an empty cache but for the user's own emulated machine."""
+    """This Python's programs first on the path, and the cache of `folder`."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     return {**os.environ, "PATH": path, "MICROVLM_CACHE": str(folder / "cache")}
 
@@ -28,10 +28,7 @@ def environment(folder: Path) -> dict[str, str]:
 def folder(tmp_path: Path) -> Path:
     """A folder with the repository's evaluation pictures, as a checkout has them."""
     (tmp_path / "bench").symlink_to(ROOT / "bench")
-    emulation = cache_directory().resolve() / "emulation"
-    emulation.mkdir(parents=True, exist_ok=True)
-    (tmp_path / "cache").mkdir()
-    (tmp_path / "cache" / "emulation").symlink_to(emulation)
+    share_cache(tmp_path / "cache", "emulation", BUNDLES)
     return tmp_path
 
 
