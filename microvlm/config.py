@@ -35,7 +35,7 @@ from microvlm.configuration.checked_fields import (
 from microvlm.configuration.pointing import PointingConfig, PointingWeights
 from microvlm.errors import UserError
 from microvlm.formats import documents
-from microvlm.formats.encoders.efficientnet_lite import HEAD_WIDTH, STRIDE, WINDOW
+from microvlm.formats.encoders.efficientnet_lite import COLOURS, HEAD_WIDTH, STRIDE, WINDOW
 
 CONFIG = "config.json"
 """The configuration's file in a checkpoint and in a bundle."""
@@ -83,6 +83,8 @@ class VisionConfig:
     """Prefix embeddings behind those of the tokens, which spell the likeliest class's name: tokens of text."""
     resize: Literal["pad", "stretch"] = "pad"
     """How a picture becomes a square: laid in the middle of a white one, or stretched. A ViT pads."""
+    colours: bool = False
+    """Whether the mean colour of each place stands behind EfficientNet-Lite's features, which hardly tell colours."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -100,8 +102,8 @@ class VisionConfig:
                 f"'image_size' must be {2 * WINDOW * STRIDE}, {4 * WINDOW * STRIDE} or a further doubling {kind}",
             )
             return
-        require(self.num_classes == 0, "'num_classes' must be 0 for a ViT")
-        require(self.name_pieces == 0, "'name_pieces' must be 0 for a ViT")
+        for name, none in (("num_classes", "0"), ("name_pieces", "0"), ("colours", "false")):
+            require(not getattr(self, name), f"'{name}' must be {none} for a ViT")
         require(self.resize == "pad", "'resize' must be \"pad\" for a ViT")
         require(
             self.hidden_size % self.num_attention_heads == 0,
@@ -118,8 +120,13 @@ class VisionConfig:
 
     @property
     def features_of_token(self) -> int:
-        """Features of a token, without class probabilities."""
+        """Features of a token, without colours and class probabilities."""
         return WINDOW * WINDOW * self.hidden_size if self.is_convolutional else self.hidden_size
+
+    @property
+    def colours_of_token(self) -> int:
+        """Numbers of the colours that stand behind the features of a token: 3 of each of its places, or none."""
+        return WINDOW * WINDOW * COLOURS if self.colours else 0
 
     @property
     def num_leading_tokens(self) -> int:
@@ -247,13 +254,12 @@ class MicroVLMConfig:
     def __post_init__(self) -> None:
         check_fields(self)
         require(self.name.isprintable(), "'name' has characters that cannot be printed")
+        whole = self.vision.num_tokens + self.vision.name_pieces
         if self.prefix_tokens == 0:
             k = min(64, max(8, ceil(self.vision.num_patches / 8)))
-            whole = self.vision.num_tokens + self.vision.name_pieces
             object.__setattr__(self, "prefix_tokens", whole if self.vision.is_convolutional else k)
         require(
-            not self.vision.is_convolutional
-            or self.prefix_tokens == self.vision.num_tokens + self.vision.name_pieces,
+            not self.vision.is_convolutional or self.prefix_tokens == whole,
             "'prefix_tokens' must be 1 + 'name_pieces' more than the windows of the encoder's last feature map, or 0",
         )
         require(
@@ -271,9 +277,9 @@ class MicroVLMConfig:
         parts = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         if self.memory.pointing == PointingConfig():
             del parts["memory"]["pointing"]
-        if not self.vision.is_convolutional:
-            for name in NOT_OF_VIT:
-                del parts["vision"][name]
+        absent = () if self.vision.is_convolutional else NOT_OF_VIT
+        for name in (*absent, *(() if self.vision.colours else ("colours",))):
+            del parts["vision"][name]
         return {"model_type": "microvlm", "format": CONFIG_FORMAT, **parts}
 
     def save(self, directory: Path) -> None:

@@ -17,6 +17,8 @@ from microvlm.formats.op_table import MATMUL_BY_KIND
 
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 FLOAT = "float"
+COLOUR_LAYERS = ("adapter.whole_colours", "adapter.window_colours")
+"""Layers without a bias that read colours, of a model that has them."""
 _EMBEDDING, _TABLE = "embedding", "embedding.table"
 """The token table's module, and its name where it is packed."""
 
@@ -57,6 +59,9 @@ def weight_shapes(config: MicroVLMConfig) -> dict[str, tuple[int, ...]]:
         shapes.update(_linear("adapter.classes", wide, vision.num_classes, bias=False))
         shapes.update(_linear("adapter.whole", wide, vision.features_of_token))
         shapes["adapter.places"] = (1, vision.num_tokens, wide)
+        if vision.colours:
+            for colours in COLOUR_LAYERS:
+                shapes.update(_linear(colours, wide, vision.colours_of_token, bias=False))
         if vision.name_pieces:
             pieces = vision.name_pieces * wide
             shapes.update(_linear("adapter.names", pieces, vision.num_classes, bias=False))

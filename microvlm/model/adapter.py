@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from math import isqrt
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -88,6 +89,9 @@ class GridAdapter(nn.Module):
     """Every token of a convolutional encoder becomes a prefix embedding: [B, n, 4 x features + classes] -> [B, n, H].
 
     The token of the whole picture and those of windows have a projection each, and so have class probabilities.
+    Colours, where the encoder gives some between features and classes, have two of their own: a dozen numbers beside
+    thousands of features need other scales of eight bits. They begin at zero: a model that gets them computes what it
+    did before.
     A learned embedding of the place is added, as in `Adapter`. The first tokens alone give the first embeddings.
 
     Behind them stand `name_pieces` embeddings that spell the name of the whole picture's class: of each piece, the mean
@@ -101,6 +105,12 @@ class GridAdapter(nn.Module):
         self.features, self.pieces = vision.features_of_token, vision.name_pieces
         self.whole = linear(self.features, wide, True)
         self.projection = linear(self.features, wide, True)
+        self.colours = vision.colours_of_token
+        if self.colours:
+            self.whole_colours = linear(self.colours, wide, False)
+            self.window_colours = linear(self.colours, wide, False)
+            for layer in (self.whole_colours, self.window_colours):
+                nn.init.zeros_(cast(nn.Linear, layer).weight)
         self.classes = linear(vision.num_classes, wide, False)
         if self.pieces:
             self.names = linear(vision.num_classes, self.pieces * wide, False)
@@ -112,8 +122,12 @@ class GridAdapter(nn.Module):
 
     def forward(self, features: Tensor, table: Tensor | None = None) -> Tensor:
         """`table`: embeddings [classes, pieces, H] of the names' tokens in place of the stored ones, in training."""
-        seen, posterior = features[..., : self.features], features[..., self.features :]
+        behind = self.features + self.colours
+        seen, posterior = features[..., : self.features], features[..., behind:]
         x = torch.cat([self.whole(seen[:, :1]), self.projection(seen[:, 1:])], 1) + self.classes(posterior)
+        if self.colours:
+            colours = features[..., self.features : behind]
+            x = x + torch.cat([self.whole_colours(colours[:, :1]), self.window_colours(colours[:, 1:])], 1)
         x = x + self.fc2(F.gelu(self.fc1(self.norm_mlp(x))))
         prefix = self.norm_out(x) + self.places[:, : features.shape[1]]
         if not self.pieces:

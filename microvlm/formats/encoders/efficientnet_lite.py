@@ -13,6 +13,8 @@ STRIDE = 32
 WINDOW = 2
 """Places on a side of the square that one token describes."""
 STEM_WIDTH, HEAD_WIDTH = 32, 1280
+COLOURS = 3
+"""Numbers of a place's mean colour."""
 BYTE_ZERO, RELU_ZERO, LINEAR_ZERO = 127, 0, 128
 """The byte that means 0 in pixels, behind a ReLU6, and in the output of a linear convolution."""
 

@@ -30,6 +30,9 @@ from microvlm.model.linear import LinearFactory
 
 POSTERIOR_SCALE = 6.0
 """Brings square roots of probabilities to the range of the features, ReLU6's 0 to 6."""
+COLOUR_STEP = 1 / 8
+"""What one step of a colour's byte adds: the colours of a token then have about the length of its features, and what
+reads them learns as fast. A power of two, so that colours are exact."""
 
 
 class IntegerConvolution(nn.Module):
@@ -92,6 +95,8 @@ class InvertedResidual(nn.Module):
 class EfficientNetLite(nn.Module):
     """Encodes normalised pixels float32 [B, 3, side, side] -> [B, 1 + windows, 4 x 1280 features + classes].
 
+    With `colours` in its configuration, 4 x 3 numbers of colours stand between features and classes.
+
     A window is a square of 2 x 2 places of the last feature map; its token has the features of the four. The first
     token describes the whole picture by the mean features of its quarters. Behind the features stand square roots of
     class probabilities, times 6: of the whole picture by its mean features, of a window by the mean of its own features
@@ -126,13 +131,17 @@ class EfficientNetLite(nn.Module):
     pooling: Tensor
 
     def features(self, pixel_values: Tensor) -> Tensor:
-        """The last feature map as bytes: float32 [B, 3, side, side] -> uint8 [B, 1280, side / 32, side / 32]."""
+        """The last feature map as bytes: float32 [B, 3, side, side] -> uint8 [B, F, side / 32, side / 32].
+
+        F is 1280, or 1283 where the bytes of the mean colour of each place stand behind its features.
+        """
         quantize = torch.ops.microvlm.pixel_bytes if self.traced else integer_ops.pixel_bytes_eager
-        x = quantize(pixel_values, self.pixel_scale)
-        x, scale = self.stem(x, self.pixel_scale), self.stem.output_scale
+        pixels = quantize(pixel_values, self.pixel_scale)
+        x, scale = self.stem(pixels, self.pixel_scale), self.stem.output_scale
         for block in self.blocks:
             x, scale = block(x, scale)
-        return self.head(x, scale)
+        x = self.head(x, scale)
+        return torch.cat([x, integer_ops.place_colours(pixels)], 1) if self.config.colours else x
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         return self.tokens(self.features(pixel_values))
@@ -142,23 +151,33 @@ class EfficientNetLite(nn.Module):
         side = feature_bytes.shape[-1]
         places = feature_bytes.float()
         parts = torch.cat([self._squares(places, 2, side // 2), self._squares(places, side // WINDOW, 1)], 1)
-        parts = parts * self.head.output_scale
+        seen = self._scaled(parts)
         means = self.class_features(places)
         logits = torch.cat([self.classifier(means[:, :1]), self.window_classifier(means[:, 1:])], 1)
         posterior = logits.softmax(-1).sqrt() * POSTERIOR_SCALE
-        return torch.cat([parts.flatten(2), posterior], -1)
+        return torch.cat([*(part.flatten(2) for part in seen), posterior], -1)
 
     def whole_token(self, quarters: Tensor) -> Tensor:
-        """The first token alone: mean features [B, 4, F] of the quarters of pictures -> [B, 1, 4 x F + classes]."""
-        posterior = self.classifier(quarters.mean(1, keepdim=True)).softmax(-1).sqrt() * POSTERIOR_SCALE
-        return torch.cat([quarters.flatten(1)[:, None], posterior], -1)
+        """The first token alone, of mean bytes [B, 4, F] of the quarters of pictures: [B, 1, width of a token]."""
+        seen = self._scaled(quarters[:, None])
+        posterior = self.classifier(seen[0].mean(2)).softmax(-1).sqrt() * POSTERIOR_SCALE
+        return torch.cat([*(part.flatten(2) for part in seen), posterior], -1)
 
     def class_features(self, places: Tensor) -> Tensor:
-        """What classes are told by: maps [B, F, S, S] of whole numbers -> [B, 1 + windows, F], by `pooling_matrix`.
+        """What classes are told by: maps [B, F, S, S] of whole numbers -> [B, 1 + windows, 1280], by `pooling_matrix`.
 
-        Whole numbers times powers of two are summed, so the sums are exact in any order.
+        Whole numbers times powers of two are summed, so the sums are exact in any order. Colours tell no class.
         """
+        if self.config.colours:
+            places = places[:, : self.config.hidden_size]
         return torch.matmul(places.flatten(2), self.pooling.T).mT * self.head.output_scale
+
+    def _scaled(self, parts: Tensor) -> list[Tensor]:
+        """Mean bytes of cells [B, n, 4, F] -> their features [B, n, 4, 1280], and their colours [B, n, 4, 3] if any."""
+        if not self.config.colours:
+            return [parts * self.head.output_scale]
+        features, colours = parts[..., : self.config.hidden_size], parts[..., self.config.hidden_size :]
+        return [features * self.head.output_scale, (colours - BYTE_ZERO) * COLOUR_STEP]
 
     @staticmethod
     def _squares(places: Tensor, count: int, size: int) -> Tensor:

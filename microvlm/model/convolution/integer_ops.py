@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from microvlm.formats.encoders.efficientnet_lite import BYTE_ZERO, LINEAR_ZERO
+from microvlm.formats.encoders.efficientnet_lite import BYTE_ZERO, LINEAR_ZERO, STRIDE
 from microvlm.model.torch_ops import EXACT_IN_FLOAT32, full_precision
 
 WEIGHT_ZERO = 128
@@ -43,6 +43,16 @@ def integer_sum_eager(a: Tensor, b: Tensor, scale: Tensor) -> Tensor:
 def pixel_bytes_eager(pixel_values: Tensor, scale: Tensor) -> Tensor:
     """The bytes of a picture from pixels that were normalised by mean 127 / 255 and deviation 128 / 255."""
     return (torch.round(pixel_values / scale) + BYTE_ZERO).clamp(0, 255).to(torch.uint8)
+
+
+def place_colours(pixels: Tensor) -> Tensor:
+    """Mean colours of places, rounded half to even: pixel bytes uint8 [B, 3, S, S] -> uint8 [B, 3, S / 32, S / 32].
+
+    The sum of the 1,024 bytes of a place is a whole number below 2^24, and their mean that over a power of two, so that
+    float32 holds both exactly, in any order of the sum. These are torch's own operators in a trace too: of cast bytes,
+    because ONNX Runtime fuses dequantised ones into an integer pooling with a rounding of its own.
+    """
+    return torch.round(F.avg_pool2d(pixels.float(), STRIDE)).to(torch.uint8)
 
 
 @torch.library.custom_op("microvlm::integer_convolution", mutates_args=())

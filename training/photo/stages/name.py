@@ -94,7 +94,7 @@ def name_logits(
     device = model.memory_prior.device
     encoder = encoder_of(model)
     with torch.no_grad():
-        token = encoder.whole_token(batch.quarters.to(device) * encoder.head.output_scale)
+        token = encoder.whole_token(batch.quarters.to(device))
         token = hide_features(token, batch.is_told.to(device), encoder.config.features_of_token)
     prefix = model.adapter(token, table)
     is_borrowed = batch.borrowed[:, 0].to(device) >= 0
