@@ -220,6 +220,23 @@ def test_classes_are_drawn_as_often_as_their_probabilities_say():
     assert abs((drawn[:, 0] == 0).mean() - 0.7) < 0.037
 
 
+def test_made_maps_keep_the_colours_of_their_photographs():
+    rng = np.random.default_rng(0)
+    maps = rng.integers(0, 120, (6, 64, 4, 4), dtype=np.uint8)
+    colours = rng.integers(0, 256, (6, 3, 4, 4), dtype=np.uint8)
+    encoder = {
+        "classifier.weight": torch.randn(20, 64, generator=torch.Generator().manual_seed(0)),
+        "classifier.bias": torch.zeros(20),
+        "head.output_scale": torch.tensor(0.02),
+    }
+    virtual = VirtualPictures(maps.astype(np.float32).mean((2, 3)), encoder)
+    made, classes = virtual.make(np.concatenate([maps, colours], 1), np.random.default_rng(1))
+    without, same_classes = virtual.make(maps, np.random.default_rng(1))
+    assert made.dtype == np.uint8
+    assert np.array_equal(made, np.concatenate([without, colours], 1))
+    assert np.array_equal(classes, same_classes)
+
+
 def test_classes_of_pictures_and_windows():
     classes = Classes.of(["cat", "Dog"], 6)
     assert (classes.unknown, classes.nothing) == (4, 5)

@@ -92,7 +92,10 @@ class MemorySampler:
         factors = torch.ones(features.shape[:2])
         if self.hides:
             factors *= torch.from_numpy(rng.uniform(1 - BRIGHTER, 1 + BRIGHTER, (len(rows), 1))).float()
-            factors[torch.from_numpy(rng.random(factors.shape) < CHANNELS_HIDDEN)] = 0.0
+            hidden = torch.from_numpy(rng.random(factors.shape) < CHANNELS_HIDDEN)
+            # A feature of 0 is absent; a colour of 0 would be black.
+            hidden[:, self.vision.hidden_size :] = False
+            factors[hidden] = 0.0
             for queries_of in (written, full, asked):
                 self._hide(queries_of, rng)
         said = [

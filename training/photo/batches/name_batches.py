@@ -37,7 +37,7 @@ class NameBatch(NamedTuple):
     """Pictures and their names."""
 
     quarters: Tensor
-    """float32 [B, 4, F], mean features of the quarters of each picture, in bytes."""
+    """float32 [B, 4, F], mean bytes of the quarters of each picture's map."""
     rows: QuestionRows
     is_told: Tensor
     """bool [B], whether only class probabilities are seen and the features are hidden."""
@@ -94,13 +94,15 @@ class NameSampler:
             )
         ]
         if self.virtual is not None and virtual:
-            scale = self.virtual.scale
+            scale, width = self.virtual.scale, self.virtual.width
             real = torch.cat(
                 [quarters(self.data, "train", rng.choice(self._photos, 1)) for _ in range(virtual)]
             )
-            made, told = self.virtual.means(real.mean(1) * scale, rng)
-            # The quarters differ as those of a photograph do.
-            found.append((real + (made / scale - real.mean(1))[:, None]).clamp(0, 255))
+            seen, colours = real[..., :width], real[..., width:]
+            made, told = self.virtual.means(seen.mean(1) * scale, rng)
+            # The quarters differ as those of a photograph do, and have its colours.
+            moved = (seen + (made / scale - seen.mean(1))[:, None]).clamp(0, 255)
+            found.append(torch.cat([moved, colours], -1))
             names += [self._classes[number] for number in draw_classes(told, rng).tolist()]
         borrowed = torch.full((len(names), 2), -1)
         for number in np.flatnonzero(rng.random(len(names)) < self.borrowed_share):
@@ -128,7 +130,7 @@ class NameSampler:
 
 
 def quarters(data: PhotoData, part: str, rows: np.ndarray) -> Tensor:
-    """Mean features float32 [n, 4, F], in bytes, of the quarters of pictures."""
+    """Mean bytes float32 [n, 4, F] of the quarters of pictures' maps."""
     maps = torch.from_numpy(data.features(part, rows)).float()
     half = maps.shape[-1] // 2
     return F.avg_pool2d(maps, half).flatten(2).mT

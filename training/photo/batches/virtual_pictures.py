@@ -28,6 +28,8 @@ class VirtualPictures:
         encoder, with the classifier that it was trained with."""
         self.scale = float(encoder["head.output_scale"])
         self.weight, self.bias = encoder["classifier.weight"].float(), encoder["classifier.bias"].float()
+        self.width = self.weight.shape[1]
+        """F, the features that the classifier reads."""
         self.features = torch.from_numpy(features * self.scale)
         """Mean features of the photographs, float32 [n, F]."""
         centred = self.features
@@ -42,7 +44,11 @@ class VirtualPictures:
         self.directions = directions / length
 
     def make(self, maps: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Feature maps uint8 [n, F, S, S] of photographs -> (maps of classes, classes or -1 where none is likely)."""
+        """Feature maps uint8 [n, F, S, S] of photographs -> (maps of classes, classes or -1 where none is likely).
+
+        Colours, where there are 3 more channels, stay those of the photograph.
+        """
+        maps, colours = maps[:, : self.width], maps[:, self.width :]
         count, _, side, _ = maps.shape
         classes = rng.integers(len(self.weight), size=(count,))
         real = torch.from_numpy(maps).float() * self.scale
@@ -55,7 +61,8 @@ class VirtualPictures:
         moved = (real + amount * direction[:, :, None, None] * mask[:, None]).clamp(0, 255 * self.scale)
         made = torch.round(moved / self.scale).to(torch.uint8)
         told = ((made.float() * self.scale).mean((2, 3)) @ self.weight.T + self.bias).softmax(-1)
-        return made.numpy(), np.where(told.amax(1).numpy() >= LEAST_SURE, draw_classes(told, rng), -1)
+        found = np.where(told.amax(1).numpy() >= LEAST_SURE, draw_classes(told, rng), -1)
+        return np.concatenate([made.numpy(), colours], 1), found
 
     def means(self, features: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Mean features [n, F] of photographs -> those of classes, and probabilities [n, classes] by the classifier."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import json
 from collections.abc import Callable, Iterator
@@ -14,6 +15,7 @@ import msgspec
 import numpy as np
 
 from microvlm.atomic import new_file
+from microvlm.config import VisionConfig
 from microvlm.errors import UserError
 from microvlm.presets import preset
 from microvlm.training.photo.data.composer import MIXTURE, Composer, Sample
@@ -21,7 +23,8 @@ from microvlm.training.photo.data.encoder import ENCODER, GRAPH, FeatureGraph, f
 from microvlm.training.photo.data.sources import Sources, Split
 
 INDEX = "photo.json"
-FORMAT = "microvlm-photo-1"
+FORMAT, COLOURED_FORMAT = "microvlm-photo-1", "microvlm-photo-2"
+"""Without and with the colours of places, which older versions would take for features."""
 CHUNK = sum(MIXTURE.values())
 CALIBRATION_BATCHES, BATCH = 6, 32
 TEXTS = "texts.txt"
@@ -42,15 +45,33 @@ class Plan(msgspec.Struct, frozen=True):
     emoji: str | None
     seed: int
     chunks: dict[str, int]
+    """Chunks of each part: train, calibration and test, and views, calibration_views and test_views."""
     texts: str | None = None
     """A file of sentences that the tokenizer learns from beside names and questions."""
-    """Chunks of each part: train, calibration and test, and views, calibration_views and test_views."""
+    colours: bool = False
+    """Whether the mean colour of each place stands behind its features."""
+
+    @property
+    def vision(self) -> VisionConfig:
+        """The encoder's sizes."""
+        return dataclasses.replace(preset("photo").vision, colours=self.colours)
+
+    @property
+    def index_format(self) -> str:
+        return COLOURED_FORMAT if self.colours else FORMAT
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON. Without colours there is no key of them, as in folders that were begun before there were any."""
+        content: dict[str, Any] = msgspec.to_builtins(self)
+        if not self.colours:
+            del content["colours"]
+        return content
 
 
 def build(folder: Path, plan: Plan, workers: int, log: Callable[[str], None]) -> None:
     """Build or complete a folder; chunks that are there are kept. Raises UserError for another plan or bad sources."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = preset("photo").vision
+    config = plan.vision
     sources = Sources.open(
         [Path(shard) for shard in plan.shards], None if plan.emoji is None else Path(plan.emoji)
     )
@@ -74,7 +95,7 @@ def build(folder: Path, plan: Plan, workers: int, log: Callable[[str], None]) ->
     jobs.sort(key=lambda job: (job[1], job[0]))
     for done, (part, number) in enumerate(_results(jobs, folder, plan, workers), 1):
         log(f"{part} {number}: chunk {done} of {len(jobs)}")
-    index = {"format": FORMAT, "encoder": fingerprint(folder), "chunk": CHUNK, **msgspec.to_builtins(plan)}
+    index = {"format": plan.index_format, "encoder": fingerprint(folder), "chunk": CHUNK, **plan.to_dict()}
     with new_file(folder / INDEX) as temporary:
         temporary.write_text(json.dumps(index, indent=1) + "\n")
 
@@ -145,11 +166,12 @@ def _results(
 
 def _check_plan(folder: Path, plan: Plan, sources: Sources) -> None:
     path = folder / "plan.json"
-    document = msgspec.json.encode(
-        {**msgspec.to_builtins(plan), "chunks": None, "photos": len(sources.photos)}
-    )
+    document = msgspec.json.encode({**plan.to_dict(), "chunks": None, "photos": len(sources.photos)})
     if path.is_file() and path.read_bytes() != document:
-        raise UserError(f"{folder} was begun with other sources or another seed: give another folder.")
+        raise UserError(
+            f"{folder} was begun with other sources or another seed, or with{'out' if plan.colours else ''} colours: "
+            "give another folder."
+        )
     if not path.is_file():
         with new_file(path) as temporary:
             temporary.write_bytes(document)
@@ -174,7 +196,7 @@ def _start_worker(folder: Path, plan: Plan) -> None:
         plan=plan,
         sources=sources,
         composers={},
-        graph=FeatureGraph(preset("photo").vision, folder),
+        graph=FeatureGraph(plan.vision, folder),
     )
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from microvlm.atomic import new_file
 from microvlm.config import VisionConfig
 from microvlm.errors import UserError
+from microvlm.formats.encoders.efficientnet_lite import COLOURS
 from microvlm.model.checkpoint import read_tensors, write_tensors
 from microvlm.model.convolution.efficientnet import EfficientNetLite
 from microvlm.model.linear import linear_factory
@@ -89,15 +90,19 @@ class FeatureGraph:
     """The last feature map as bytes, on ONNX Runtime: the same bytes as `EfficientNetLite.features`."""
 
     def __init__(self, config: VisionConfig, folder: Path, threads: int = 1):
+        """Raises UserError where the folder's graph gives colours and `config` has none, or the other way round."""
         path = folder / GRAPH
         if not path.is_file():
             _write_graph(config, folder)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        width = config.hidden_size + (COLOURS if config.colours else 0)
+        if self._session.get_outputs()[0].shape[1] != width:
+            raise UserError(f"{path} does not give the {width} bytes of a place: delete it, and build again.")
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
-        """uint8 [B, side, side, 3] -> uint8 [B, places, 1280]."""
+        """uint8 [B, side, side, 3] -> uint8 [B, places, 1280], or 1283 with colours."""
         values = (pixels.transpose(0, 3, 1, 2).astype(np.float32) - 127) / 128
         (maps,) = self._session.run(None, {"pixel_values": values})
         return np.ascontiguousarray(maps.reshape(*maps.shape[:2], -1).transpose(0, 2, 1))

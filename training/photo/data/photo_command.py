@@ -41,6 +41,11 @@ from microvlm.errors import UserError
     type=click.Path(path_type=Path),
     help="Also write the pictures of calibration and test here, one a file, for microvlm-data images.",
 )
+@click.option(
+    "--colours",
+    is_flag=True,
+    help="Also store the mean colour of each place, for a model that reads colours.",
+)
 @click.option("--workers", type=click.IntRange(1, 256), default=2, show_default=True, help="Processes.")
 def photo(
     output: Path,
@@ -50,6 +55,7 @@ def photo(
     count: int,
     seed: int,
     held_out: Path | None,
+    colours: bool,
     workers: int,
 ) -> None:
     """Compose scenes of photographs and drawings, and encode them once with a calibrated EfficientNet-Lite0.
@@ -80,7 +86,12 @@ def photo(
     }  # fmt: skip
     named = tuple(str(shard) for shard in shards)
     plan = Plan(
-        named, None if emoji is None else str(emoji), seed, chunks, None if texts is None else str(texts)
+        named,
+        None if emoji is None else str(emoji),
+        seed,
+        chunks,
+        None if texts is None else str(texts),
+        colours,
     )
     build(output, plan, workers, note)
     echo(f"{output}: {sum(chunks.values()) * CHUNK:,} pictures, of which {train * CHUNK:,} to train on")

@@ -11,7 +11,8 @@ import numpy as np
 
 from microvlm.errors import UserError
 from microvlm.formats import documents
-from microvlm.training.photo.data.builder import FORMAT, INDEX, PLAIN, Plan, chunk_paths
+from microvlm.formats.encoders.efficientnet_lite import HEAD_WIDTH
+from microvlm.training.photo.data.builder import INDEX, PLAIN, Plan, chunk_paths
 from microvlm.training.photo.data.class_names import class_names
 from microvlm.training.photo.data.composer import Description
 from microvlm.training.photo.data.encoder import ENCODER, fingerprint
@@ -42,8 +43,8 @@ class PhotoData:
             index = documents.parse(documents.read_file(path), _Index, path, REMEDY)
         except FileNotFoundError:
             raise UserError(f"{folder} holds no {INDEX}: {REMEDY}.") from None
-        if index.format != FORMAT:
-            raise UserError(f"{path} is not in the format {FORMAT}: {REMEDY}.")
+        if index.format != index.index_format:
+            raise UserError(f"{path} is not in the format {index.index_format}: {REMEDY}.")
         if not (folder / ENCODER).is_file() or fingerprint(folder) != index.encoder:
             raise UserError(f"{folder} holds another encoder than its features are of: {REMEDY}.")
         return cls(folder, index)
@@ -63,7 +64,7 @@ class PhotoData:
         return self._descriptions[split]
 
     def features(self, split: str, rows: np.ndarray) -> np.ndarray:
-        """Feature maps of these pictures, uint8 [n, 1280, 8, 8]."""
+        """Feature maps of these pictures, uint8 [n, 1280, 8, 8]; [n, 1283, 8, 8] in a folder with colours."""
         return np.stack([self._one(split, int(row)) for row in rows])
 
     @property
@@ -80,7 +81,9 @@ class PhotoData:
         """Mean features of random photographs of a split, in bytes, float32 [n <= most, 1280]."""
         rows = rng.permutation(self.photographs(split))[:most]
         parts = [rows[start : start + 64] for start in range(0, len(rows), 64)]
-        return np.concatenate([self.features(split, part).astype(np.float32).mean((2, 3)) for part in parts])
+        return np.concatenate(
+            [self.features(split, part)[:, :HEAD_WIDTH].astype(np.float32).mean((2, 3)) for part in parts]
+        )
 
     @cached_property
     def names(self) -> list[str]:
