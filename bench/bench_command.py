@@ -1,4 +1,4 @@
-"""The command `microvlm-bench`: speed, equivalence, kernels, memory, the full size, a Raspberry Pi, and reports."""
+"""The command `microvlm-bench`: speed, equivalence, kernels, memory, attention, the full size, a Pi, and reports."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from microvlm.atomic import write_file
+from microvlm.bench.attention.attention_command import attention
 from microvlm.bench.memory.memory_bench_command import conversation, memory
 from microvlm.bench.pi.pi_command import pi
 from microvlm.bench.report_flags import ReportOutput, report_flags
@@ -210,6 +211,7 @@ def sizes(output: ReportOutput) -> None:
 
 command.add_command(memory)
 command.add_command(conversation)
+command.add_command(attention)
 
 
 @command.command(context_settings=_HELP)

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 import msgspec
 
 from microvlm.bench import hardening_tables
+from microvlm.bench.attention import attention_tables
+from microvlm.bench.attention.attention_records import AttentionReport
 from microvlm.bench.conversation import conversation_tables
 from microvlm.bench.conversation.conversation_records import ConversationReport
 from microvlm.bench.equivalence import equivalence_tables
@@ -60,6 +62,7 @@ READERS: dict[str, Reader] = {
     "sizes": Reader(SizesReport, full_tables.sizes_report),
     "memory": Reader(Part, memory_tables.report),
     "conversation": Reader(ConversationReport, conversation_tables.report),
+    "attention": Reader(AttentionReport, attention_tables.report),
     "pi": Reader(PiReport, pi_tables.report),
     "score": Reader(ScoreReport, score_tables.report),
     "captions": Reader(CaptionReport, caption_tables.report),

@@ -400,6 +400,7 @@ COMMANDS = {
     "bench-run": (bench_command, ["run", "MODEL"]),
     "bench-equivalence": (bench_command, ["equivalence", "MODEL"]),
     "bench-memory": (bench_command, ["memory", "MODEL"]),
+    "bench-attention": (bench_command, ["attention", "MODEL"]),
     "bench-full": (bench_command, ["full", "MODEL"]),
 }
 

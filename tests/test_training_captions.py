@@ -44,6 +44,7 @@ from microvlm.training.recipe import Recipe, StageConfig, load_recipe, packaged_
 from microvlm.training.stages.captions import CaptionTask
 from microvlm.training.stages.task import DataFolder
 from microvlm.training.trainer import TrainingRun, open_data, train
+from microvlm.training.watching import names
 
 NEW = {"adapter": 1.0, "memory_encoder": 1.0, "memory_projection": 1.0, "memory_prior": 1.0, "scope": 1.0}
 FIRST = StageConfig("stage1", "captions", 3, 8, 1e-3, caption=CaptionOptions(trained=NEW))
@@ -121,6 +122,19 @@ def test_a_run_leaves_metrics_evaluations_pictures_samples_and_a_model_that_spea
     evaluations = [json.loads(line) for line in (finished / "evaluations.jsonl").read_text().splitlines()]
     assert (evaluations[0]["stage"], evaluations[0]["stage_step"]) == ("stage1", 0)
     assert {"evaluation/loss", "evaluation/episode_loss_on", "attention/divergence"} <= set(evaluations[-1])
+    last = evaluations[-1]
+    assert (evaluations[0]["attention/divergence"], evaluations[0]["attention/drift_p"]) == (0, 1)
+    assert 0 < last["attention/drift_p"] <= 1
+    assert last["attention/divergence"] > 0
+    for name in ("lejepa/image_features", "lejepa/text_features", "lejepa/memory_latents"):
+        assert last[name] > 0
+        assert 0 < last[f"{name}_p"] <= 1
+    logged_names = {name for row in (*rows, *evaluations) for name in row}
+    statistics = {
+        name for name in logged_names if name.startswith(("attention/", "lejepa/", "evaluation/attention"))
+    }
+    assert len(statistics) == 16
+    assert statistics <= set(names.MEANINGS)
     assert list((finished / "pictures").glob("attention-*.png"))
     assert list((finished / "pictures").glob("addressing-*.png"))
     assert (finished / "curves.png").is_file()

@@ -15,6 +15,9 @@ _EVALUATIONS = {
     "evaluation/episode_loss_empty": "episodes, memory empty",
     "evaluation/text_perplexity": "perplexity of plain text",
     "attention/divergence": "attention moved since the stage began (nats)",
+    "attention/drift_p": "p of that drift",
+    "lejepa/image_features": "LeJEPA statistic of alignment features (1.05: even)",
+    "lejepa/memory_latents": "LeJEPA statistic of memory latents (1.05: even)",
 }
 
 

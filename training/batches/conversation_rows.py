@@ -37,6 +37,12 @@ class Rows(NamedTuple):
         return Rows(*(part.to(device, non_blocking=True) for part in self))
 
 
+def prompt_mask(mask: Tensor, labels: Tensor) -> Tensor:
+    """The mask [B, S] of rows without their answers: a memory's query is the whole prompt, as at inference."""
+    # The last token of a prompt has the answer's first one as its label.
+    return mask * (labels != IGNORED).cumsum(1).le(1)
+
+
 class ConversationRows:
     """Makes rows of a processor's template: images, question, answer, end token."""
 

@@ -17,7 +17,7 @@ from microvlm.inputs.images import load_square
 from microvlm.model.checkpoint import read_tensors, write_tensors
 from microvlm.model.microvlm import MicroVLM
 from microvlm.training.batches.caption_batches import CaptionBatch, plain_exchange
-from microvlm.training.batches.conversation_rows import Exchange
+from microvlm.training.batches.conversation_rows import Exchange, prompt_mask
 from microvlm.training.batches.picture_views import plain_view
 from microvlm.training.batches.sample_texts import IGNORED
 from microvlm.training.batches.text_windows import text_windows
@@ -25,7 +25,14 @@ from microvlm.training.data.caption_data import CaptionData, CaptionSample
 from microvlm.training.loop.run_files import SAMPLES
 from microvlm.training.losses.alignment_loss import chance_recall, recall_at_one
 from microvlm.training.losses.memory_episodes import read_episodes
-from microvlm.training.stages.caption_pictures import attention_divergence, prefix_attention
+from microvlm.training.stages.caption_pictures import prefix_attention
+from microvlm.training.stages.caption_statistics import (
+    attention_divergence,
+    attention_metrics,
+    drift_p_value,
+    isotropy_metrics,
+    mean_by_picture,
+)
 from microvlm.training.watching import names
 
 if TYPE_CHECKING:
@@ -61,16 +68,14 @@ class CaptionEvaluation:
         if self.samples:
             values |= self._losses()
             self._caption(folder, step)
-            divergence = self._divergence(folder / self.task.stage.name / BASELINE)
-            if divergence is not None:
-                values[names.ATTENTION_DIVERGENCE] = divergence
+            values |= self._attention(folder / self.task.stage.name / BASELINE)
         if self.windows is not None:
             values["evaluation/text_perplexity"] = text_perplexity(self.task.model, self.windows)
         return values
 
     def _losses(self) -> dict[str, float]:
         totals: dict[str, float] = {}
-        parts: list[tuple[Tensor, Tensor]] = []
+        parts: list[tuple[Tensor, Tensor, Tensor]] = []
         captions: list[str] = []
         for start in range(0, len(self.samples), BATCH):
             samples = self.samples[start : start + BATCH]
@@ -83,9 +88,12 @@ class CaptionEvaluation:
             "evaluation/token_accuracy": totals["right"] / max(1.0, totals["tokens"]),
         }
         if parts:
-            image, text = (torch.cat([part[side] for part in parts]) for side in (0, 1))
+            image, text, latents = (torch.cat(side) for side in zip(*parts, strict=True))
             values["evaluation/alignment_recall_at_1"] = recall_at_one(image, text, captions)
             values["evaluation/alignment_chance"] = chance_recall(captions)
+            values |= isotropy_metrics(
+                {names.LEJEPA_IMAGE: image, names.LEJEPA_TEXT: text, names.LEJEPA_LATENTS: latents}
+            )
         for kind in ("on", "off", "empty"):
             if totals.get("episode_tokens"):
                 values[f"evaluation/episode_loss_{kind}"] = (
@@ -94,8 +102,9 @@ class CaptionEvaluation:
         return {name: round(value, 6) for name, value in values.items()}
 
     def _batch(
-        self, samples: list[CaptionSample], parts: list[tuple[Tensor, Tensor]], captions: list[str]
+        self, samples: list[CaptionSample], parts: list[tuple[Tensor, Tensor, Tensor]], captions: list[str]
     ) -> dict[str, float]:
+        """Sums over one batch; `parts` gets its pictures' and captions' features and its latents, [n, ...] each."""
         task = self.task
         model, vision = task.model, task.config.vision
         prompt = task.config.prompt.caption_prompt
@@ -128,9 +137,10 @@ class CaptionEvaluation:
         if captioned:
             which, pictures = (torch.tensor([entry[part] for entry in captioned]) for part in (0, 1))
             which, pictures = which.to(prefixes.device), pictures.to(prefixes.device)
-            parts.append(
-                task.with_heads.alignment.features(prefixes[pictures], embeds[which], rows.labels[which])
-            )
+            chosen, labels = embeds[which], rows.labels[which]
+            image, text = task.with_heads.alignment.features(prefixes[pictures], chosen, labels)
+            latents, _ = model.memory_encode(chosen, prompt_mask(rows.mask[which], labels))
+            parts.append((image, text, latents))
             captions += [caption for _, _, caption in captioned]
         if len(captioned) > 1 and task.options.episode_length:
             totals |= self._episodes(samples)
@@ -165,20 +175,28 @@ class CaptionEvaluation:
             totals[f"episode_{name}"] = float(F.cross_entropy(logits, target, reduction="sum"))
         return totals
 
-    def _divergence(self, baseline: Path) -> float | None:
-        """How far attention has moved since the stage began, whose attention the file `baseline` keeps."""
+    def _attention(self, baseline: Path) -> dict[str, float]:
+        """Attention to held-out pictures, and how far it has moved since the stage began.
+
+        The file `baseline` keeps attention from before the stage's first step.
+        """
         task = self.task
         batch = task.sampler.batch(self.samples[:BATCH], np.random.default_rng(0))
-        weights, _ = prefix_attention(task, task.model, batch)
+        weights, _ = prefix_attention(task, task.model, batch, BATCH)
         if weights is None:
-            return None
-        now = torch.cat(weights).cpu()
+            return {}
+        now = {"attention": torch.cat(weights).cpu(), "pictures": mean_by_picture(weights)}
+        values = attention_metrics(now["attention"], "evaluation/attention_")
         if not baseline.is_file():
             with new_file(baseline) as temporary:
-                write_tensors({"attention": now}, temporary)
-            return 0.0
-        before = read_tensors(baseline)[0]["attention"]
-        return attention_divergence(before, now) if before.shape == now.shape else None
+                write_tensors(now, temporary)
+        before = read_tensors(baseline)[0]
+        # A run that an older version began kept fewer pictures.
+        if before.keys() != now.keys() or any(before[name].shape != now[name].shape for name in now):
+            return values
+        values[names.ATTENTION_DIVERGENCE] = attention_divergence(before["attention"], now["attention"])
+        p_value = drift_p_value(before["pictures"], now["pictures"])
+        return values if p_value is None else values | {names.ATTENTION_DRIFT_P: p_value}
 
     def _caption(self, folder: Path, step: int) -> None:
         """Caption a few held-out pictures as users would; the answers, and the pictures once, go to `samples`."""

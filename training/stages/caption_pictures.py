@@ -11,6 +11,7 @@ from torch import Tensor
 from microvlm.model.microvlm import MicroVLM, positions_of
 from microvlm.training.batches.caption_batches import CaptionBatch
 from microvlm.training.losses.memory_episodes import utilization
+from microvlm.training.stages.caption_statistics import attention_metrics
 from microvlm.training.watching import names
 from microvlm.training.watching.plots import addressing_heatmap, attention_heatmap
 
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
     from microvlm.training.stages.captions import CaptionTask
 
 ROWS = 4
-"""Rows of a batch whose attention is measured."""
-SPARSE = 0.1
-"""A weight below this share of an even one counts as none."""
+"""Rows of a training batch whose attention is measured."""
 
 
 def draw_attention(
@@ -47,15 +46,16 @@ def draw_attention(
 
 
 def prefix_attention(
-    task: CaptionTask, model: MicroVLM, batch: CaptionBatch
+    task: CaptionTask, model: MicroVLM, batch: CaptionBatch, most: int = ROWS
 ) -> tuple[list[Tensor] | None, list[str]]:
     """Attention of text tokens to the prefix embeddings, mean over the late layers and all heads.
 
-    Returns a matrix [T, k] for each of the first rows with pictures, and the first one's T tokens; None without rows.
+    Returns a matrix [T, k] for each of the first `most` rows with pictures, and the first one's T tokens; None without
+    rows.
     """
     processor = task.rows.processor
     rows = batch.rows.to(model.memory_prior.device)
-    count = min(ROWS, len(rows.ids))
+    count = min(most, len(rows.ids))
     ids, mask = rows.ids[:count], rows.mask[:count]
     is_image = ids == processor.image_id
     images = int(is_image.sum()) // task.config.prefix_tokens
@@ -80,24 +80,3 @@ def prefix_attention(
         if not tokens:
             tokens = [processor.decode([int(ids[row, at])]) or "·" for at in text]
     return (weights or None), tokens
-
-
-def attention_metrics(weights: Tensor) -> dict[str, float]:
-    """Descriptive statistics of attention [n, k] to prefix embeddings; see `names.MEANINGS`."""
-    total = weights.sum(1)
-    shares = weights / total[:, None].clamp(min=1e-12)
-    entropy = -(shares * shares.clamp(min=1e-12).log()).sum(1)
-    return {
-        names.ATTENTION_MEAN: float(total.mean()),
-        names.ATTENTION_MAX: float(weights.amax(1).mean()),
-        names.ATTENTION_ENTROPY: float(entropy.mean()),
-        names.ATTENTION_SPARSITY: float((shares < SPARSE / weights.shape[1]).float().mean()),
-    }
-
-
-def attention_divergence(before: Tensor, after: Tensor) -> float:
-    """Mean Jensen-Shannon divergence between rows of two attention matrices [n, k] -> nats, 0 to ln 2."""
-    p, q = (part / part.sum(1, keepdim=True).clamp(min=1e-12) for part in (before.double(), after.double()))
-    middle = ((p + q) / 2).clamp(min=1e-12)
-    from_p, from_q = ((part * (part.clamp(min=1e-12) / middle).log()).sum(1).mean() for part in (p, q))
-    return float(0.5 * (from_p + from_q))

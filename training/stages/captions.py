@@ -20,7 +20,7 @@ from microvlm.errors import UserError
 from microvlm.model.microvlm import MicroVLM
 from microvlm.model.vision import normalise
 from microvlm.training.batches.caption_batches import MASKED, CaptionBatch, CaptionSampler
-from microvlm.training.batches.conversation_rows import ConversationRows, Rows
+from microvlm.training.batches.conversation_rows import ConversationRows, Rows, prompt_mask
 from microvlm.training.batches.sample_texts import CAPTION_PROMPTS, IGNORED
 from microvlm.training.data.caption_data import CaptionData, fingerprint, open_data
 from microvlm.training.data.mixture import Mixture
@@ -248,9 +248,7 @@ class CaptionTask(WholeModelTask):
         memories = torch.from_numpy(batch.visible_memory).to(embeds.device)
         slot, visible, scope = None, None, embeds.new_zeros(0)
         if self.options.episode_length and bool((batch.visible_memory > MASKED).any()):
-            # The query is the whole prompt, as at inference. Its last token has the answer's first as its label.
-            prompt = rows.mask * (rows.labels != IGNORED).cumsum(1).le(1)
-            queries = model.memory_encode(embeds.detach(), prompt)
+            queries = model.memory_encode(embeds.detach(), prompt_mask(rows.mask, rows.labels))
             state = None if reading is None else reading.state
             slot, visible, scope = slots_of_rows(model, memories, queries, state)
         labelled = rows.labels != IGNORED

@@ -28,6 +28,10 @@ EVALUATION_TEXT_PERPLEXITY = "evaluation/text_perplexity"
 EVALUATION_EPISODE_ON = "evaluation/episode_loss_on"
 EVALUATION_EPISODE_OFF = "evaluation/episode_loss_off"
 EVALUATION_EPISODE_EMPTY = "evaluation/episode_loss_empty"
+EVALUATION_ATTENTION_MEAN = "evaluation/attention_mean"
+EVALUATION_ATTENTION_MAX = "evaluation/attention_max"
+EVALUATION_ATTENTION_ENTROPY = "evaluation/attention_entropy"
+EVALUATION_ATTENTION_SPARSITY = "evaluation/attention_sparsity"
 
 MEMORY_UTILIZATION = "memory/utilization"
 ADDRESSING_HEATMAP = "memory/addressing_heatmap"
@@ -37,7 +41,15 @@ ATTENTION_MAX = "attention/max"
 ATTENTION_ENTROPY = "attention/entropy"
 ATTENTION_SPARSITY = "attention/sparsity"
 ATTENTION_DIVERGENCE = "attention/divergence"
+ATTENTION_DRIFT_P = "attention/drift_p"
 ATTENTION_HEATMAP = "attention/heatmap"
+
+LEJEPA_IMAGE = "lejepa/image_features"
+LEJEPA_IMAGE_P = "lejepa/image_features_p"
+LEJEPA_TEXT = "lejepa/text_features"
+LEJEPA_TEXT_P = "lejepa/text_features_p"
+LEJEPA_LATENTS = "lejepa/memory_latents"
+LEJEPA_LATENTS_P = "lejepa/memory_latents_p"
 
 TRAINABLE_PARAMS = "model/trainable_params"
 TOTAL_PARAMS = "model/total_params"
@@ -69,6 +81,10 @@ MEANINGS = {
     EVALUATION_EPISODE_ON: "cross entropy of held-out episodes' answers with their memory, in nats",
     EVALUATION_EPISODE_OFF: "cross entropy of held-out episodes' answers without the memory's slot, in nats",
     EVALUATION_EPISODE_EMPTY: "cross entropy of held-out episodes' answers with an empty memory, in nats",
+    EVALUATION_ATTENTION_MEAN: "attention/mean on held-out samples, 0 to 1",
+    EVALUATION_ATTENTION_MAX: "attention/max on held-out samples, 0 to 1",
+    EVALUATION_ATTENTION_ENTROPY: "attention/entropy on held-out samples, in nats",
+    EVALUATION_ATTENTION_SPARSITY: "attention/sparsity on held-out samples, 0 to 1",
     MEMORY_UTILIZATION: "share of the memory's slots that addressing uses: exp(entropy of the mean weights) / slots",
     ADDRESSING_HEATMAP: "picture of addressing weights: addressing steps x slots",
     ATTENTION_MEAN: "mean attention of a text token to the prefix embeddings together, 0 to 1",
@@ -76,7 +92,14 @@ MEANINGS = {
     ATTENTION_ENTROPY: "entropy of a text token's attention over the prefix embeddings, mean over tokens, in nats",
     ATTENTION_SPARSITY: "share of attention weights on prefix embeddings that are below a tenth of even ones, 0 to 1",
     ATTENTION_DIVERGENCE: "Jensen-Shannon divergence of attention from the one before the stage, in nats, 0 to ln 2",
+    ATTENTION_DRIFT_P: "p-value of that drift on held-out pictures, by swaps within pictures, 0 to 1",
     ATTENTION_HEATMAP: "picture of attention: text tokens x prefix embeddings",
+    LEJEPA_IMAGE: "Epps-Pulley statistic of held-out pictures' alignment features: 1.05 if spread evenly, no unit",
+    LEJEPA_IMAGE_P: "p-value of that statistic under evenly spread features, 0 to 1",
+    LEJEPA_TEXT: "the same statistic of their captions' alignment features: 1.05 if spread evenly, no unit",
+    LEJEPA_TEXT_P: "p-value of that statistic, 0 to 1",
+    LEJEPA_LATENTS: "the same statistic of their memory latents: 1.05 if spread evenly, no unit",
+    LEJEPA_LATENTS_P: "p-value of that statistic, 0 to 1",
     TRAINABLE_PARAMS: "parameters that the stage trains, a count",
     TOTAL_PARAMS: "parameters of the model, a count",
     MODEL_MEMORY: "bytes of the model's parameters and buffers",

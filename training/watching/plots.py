@@ -75,6 +75,12 @@ PANELS = (
         ),
         "share",
     ),
+    Panel(
+        "LeJEPA statistic (1.05: spread evenly)",
+        (names.LEJEPA_IMAGE, names.LEJEPA_TEXT, names.LEJEPA_LATENTS),
+        "",
+        True,
+    ),
     Panel("Speed", (names.SAMPLES_PER_SECOND,), "samples/s"),
 )
 

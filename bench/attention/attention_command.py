@@ -1,0 +1,74 @@
+"""The command `microvlm-bench attention`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from microvlm.bench.report_flags import ReportOutput, report_flags
+from microvlm.commands.options import ThreadCount, WholeNumber
+from microvlm.console import after_saving, echo, note
+from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL
+
+MOST_PICTURES = 10_000
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog=BUNDLED_HELP)
+@click.argument("model", default=DEFAULT_MODEL)
+@click.option(
+    "--against", help="Test the drift to this other model: a later checkpoint, or another precision."
+)
+@click.option("--backend", default="torch", show_default=True, help="Only torch gives attention weights.")
+@click.option(
+    "--pictures",
+    type=click.Path(path_type=Path),
+    help="Folder of pictures, in place of the evaluation set's.",
+)
+@click.option(
+    "--images",
+    type=WholeNumber(1, MOST_PICTURES),
+    default=60,
+    show_default=True,
+    help="Pictures, evenly spread over the folder or the set.",
+)
+@click.option("--prompt", help="A question; the model's own for captions by default.")
+@click.option("--threads", type=ThreadCount(), default=1, show_default=True, help="Threads of one operator.")
+@click.option(
+    "--seed", type=WholeNumber(0, 2**32), default=0, show_default=True, help="Of slices, draws and swaps."
+)
+@click.option(
+    "--plots",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Draw heatmaps, text tokens x prefix embeddings, a PNG for each layer, into this folder.",
+)
+@report_flags
+def attention(
+    model: str,
+    against: str | None,
+    backend: str,
+    pictures: Path | None,
+    images: int,
+    prompt: str | None,
+    threads: int,
+    seed: int,
+    plots: Path | None,
+    output: ReportOutput,
+) -> None:
+    """Measure the attention of MODEL (a checkpoint or a bundle): entropy, sparsity, mean, max, and what it rests on.
+
+    Tests whether alignment features and memory codes are spread evenly (the statistic of LeJEPA). --against tests
+    whether another model, or the same at another precision, looks elsewhere in the same pictures.
+    """
+    from microvlm.bench.attention.attention_bench import Options, run
+
+    options = Options(model, against, backend, pictures, images, prompt, threads, seed)
+    measured = run(options, progress=note)
+    output.deliver(measured.document)
+    if plots is not None:
+        from microvlm.bench.attention.attention_plots import write_plots
+
+        paths = write_plots(measured, plots)
+        with after_saving():
+            if not output.as_json:
+                echo(f"{len(paths)} heatmaps in {plots}")
