@@ -14,7 +14,7 @@ from page_commands import complaints, read_blocks, read_steps, script, share_cac
 from microvlm.backends.resolve import BUNDLES
 
 ROOT = Path(__file__).parent.parent
-PAGES = ("README.md", "docs/memory.md", "docs/exporting.md")
+PAGES = ("README.md", "docs/memory.md", "docs/exporting.md", "docs/attention.md")
 MARK = "page-step"
 
 

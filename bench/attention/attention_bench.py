@@ -22,7 +22,6 @@ from microvlm.bench.attention.epps_pulley import (
     NULL_DRAWS,
     SLICES,
     SWAPS,
-    SwapTest,
     holm,
     isotropy,
     one_slice_null,

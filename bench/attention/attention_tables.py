@@ -55,7 +55,11 @@ def _verdict(comparison: Comparison) -> str:
 
 
 def _named(side: Side) -> str:
-    return side.model if side.decoder_bits is None else f"{side.model} ({side.decoder_bits:g} bits)"
+    widths = [
+        *([] if side.decoder_bits is None else [f"{side.decoder_bits:g} bits"]),
+        *([] if side.embedding_bits is None else [f"embedding {side.embedding_bits:g}"]),
+    ]
+    return f"{side.model} ({', '.join(widths)})" if widths else side.model
 
 
 def _layers(side: Side) -> Rows:
