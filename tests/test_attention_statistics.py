@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from microvlm.bench.attention.attention_measures import (
     divergence,
@@ -18,6 +19,14 @@ from microvlm.bench.attention.epps_pulley import (
     one_slice_null,
     swap_test,
 )
+from microvlm.training.stages.caption_statistics import (
+    attention_divergence,
+    attention_metrics,
+    drift_p_value,
+    isotropy_metrics,
+    mean_by_picture,
+)
+from microvlm.training.watching import names
 
 DRAWS = 1000
 
@@ -156,3 +165,25 @@ def test_mean_length_and_effective_rank_tell_how_codes_collapsed():
     assert effective_rank(np.ones((5, 8))) == pytest.approx(1)
     assert mean_length(np.concatenate([axes, -axes])) == pytest.approx(0)
     assert effective_rank(axes) == pytest.approx(8)
+
+
+def test_an_evaluation_of_training_logs_the_same_statistics_of_its_held_out_pictures():
+    generator = torch.Generator().manual_seed(9)
+    weights = [torch.rand(3 + number % 2, 5, generator=generator) / 5 for number in range(16)]
+    before, rows = mean_by_picture(weights), torch.cat(weights)
+    assert before.shape == (16, 5)
+    assert torch.equal(before[1], weights[1].mean(0))
+    assert drift_p_value(before, before) == 1.0
+    assert drift_p_value(before, before + 0.05) < 0.01
+    assert drift_p_value(before[:5], before[:5] + 0.05) is None
+    assert drift_p_value(before, before * torch.nan) is None
+    assert attention_divergence(rows, rows) == pytest.approx(0, abs=1e-9)
+    assert set(attention_metrics(rows)) == {
+        names.ATTENTION_MEAN,
+        names.ATTENTION_MAX,
+        names.ATTENTION_ENTROPY,
+        names.ATTENTION_SPARSITY,
+    }
+    collapsed = torch.ones(16, 8)
+    assert isotropy_metrics({names.LEJEPA_IMAGE: collapsed})[names.LEJEPA_IMAGE_P] == 1 / 200
+    assert isotropy_metrics({"a": collapsed[:1], "b": collapsed * torch.nan}) == {}

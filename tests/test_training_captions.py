@@ -123,9 +123,10 @@ def test_a_run_leaves_metrics_evaluations_pictures_samples_and_a_model_that_spea
     assert (evaluations[0]["stage"], evaluations[0]["stage_step"]) == ("stage1", 0)
     assert {"evaluation/loss", "evaluation/episode_loss_on", "attention/divergence"} <= set(evaluations[-1])
     last = evaluations[-1]
-    assert (evaluations[0]["attention/divergence"], evaluations[0]["attention/drift_p"]) == (0, 1)
-    assert 0 < last["attention/drift_p"] <= 1
+    assert evaluations[0]["attention/divergence"] == 0
     assert last["attention/divergence"] > 0
+    # Five held-out pictures are too few for a p-value below .05.
+    assert "attention/drift_p" not in last
     for name in ("lejepa/image_features", "lejepa/text_features", "lejepa/memory_latents"):
         assert last[name] > 0
         assert 0 < last[f"{name}_p"] <= 1
@@ -133,7 +134,7 @@ def test_a_run_leaves_metrics_evaluations_pictures_samples_and_a_model_that_spea
     statistics = {
         name for name in logged_names if name.startswith(("attention/", "lejepa/", "evaluation/attention"))
     }
-    assert len(statistics) == 16
+    assert len(statistics) == 15
     assert statistics <= set(names.MEANINGS)
     assert list((finished / "pictures").glob("attention-*.png"))
     assert list((finished / "pictures").glob("addressing-*.png"))

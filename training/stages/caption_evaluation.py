@@ -68,7 +68,8 @@ class CaptionEvaluation:
         if self.samples:
             values |= self._losses()
             self._caption(folder, step)
-            values |= self._attention(folder / self.task.stage.name / BASELINE)
+            attention = self._attention(folder / self.task.stage.name / BASELINE)
+            values |= {name: round(value, 6) for name, value in attention.items()}
         if self.windows is not None:
             values["evaluation/text_perplexity"] = text_perplexity(self.task.model, self.windows)
         return values
