@@ -34,7 +34,13 @@ def weights_sha256(source: str) -> str:
 def stored_dtypes(source: str) -> dict[str, torch.dtype]:
     """The precision that a checkpoint stores each tensor at, by name."""
     with safe_open(str(resolve_checkpoint(source) / WEIGHTS), framework="pt") as file:
-        return {name: file.get_slice(name)[:0].dtype for name in file.keys()}  # noqa: SIM118 (no mapping)
+        names = list(file.keys())
+        # A number alone has no rows to leave out.
+        scalars = {name for name in names if not file.get_slice(name).get_shape()}
+        return {
+            name: (file.get_tensor(name) if name in scalars else file.get_slice(name)[:0]).dtype
+            for name in names
+        }
 
 
 def start_from(model: MicroVLM, source: str, fresh: Sequence[str] = ()) -> list[str]:

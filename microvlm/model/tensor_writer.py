@@ -17,7 +17,7 @@ from torch import Tensor
 _ALIGNMENT = 8
 _NAMES = {
     torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.uint8: "U8", torch.int8: "I8",
-    torch.int64: "I64",
+    torch.int32: "I32", torch.int64: "I64",
 }  # fmt: skip
 
 

@@ -32,6 +32,7 @@ from microvlm.training.recipe import StageConfig
 from microvlm.training.stages.caption_evaluation import CaptionEvaluation
 from microvlm.training.stages.caption_pictures import draw_attention
 from microvlm.training.stages.distillation import Teacher
+from microvlm.training.stages.picture_encoding import vision_features
 from microvlm.training.stages.task import DataFolder, StageInputs, WholeModelTask
 from microvlm.training.watching import names
 
@@ -167,7 +168,7 @@ class CaptionTask(WholeModelTask):
         device = model.memory_prior.device
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.vision_learns):
             scaled = pixels.to(device, non_blocking=True).float() / 255
-            features = model.vision(normalise(scaled, self.config.vision))
+            features = vision_features(model, normalise(scaled, self.config.vision))
         return model.adapter(features)
 
     def loss(self, module: ModelWithAlignment, batch: CaptionBatch) -> tuple[Tensor, dict[str, Tensor]]:

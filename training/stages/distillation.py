@@ -14,6 +14,7 @@ from microvlm.training.batches.caption_batches import CaptionBatch
 from microvlm.training.batches.conversation_rows import Rows
 from microvlm.training.caption_options import TeacherOptions
 from microvlm.training.losses.distillation_loss import logits_divergence, recorded_heads, relation_divergence
+from microvlm.training.stages.picture_encoding import vision_features
 from microvlm.training.stages.task import StageInputs
 from microvlm.training.watching import names
 
@@ -54,7 +55,7 @@ class Teacher:
         images = int((rows.ids == self.image_id).sum()) // self.config.prefix_tokens
         with torch.no_grad(), recorded_heads(teacher.decoder, self.layer) as theirs:
             scaled = batch.pixels[:images].to(embeds.device).float() / 255
-            prefixes = teacher.encode_image(normalise(scaled, self.config.vision))
+            prefixes = teacher.adapter(vision_features(teacher, normalise(scaled, self.config.vision)))
             shown = teacher.place_images(rows.ids, self.image_id, prefixes)
             target = teacher(shown, rows.mask, None, None, labelled)
         # Rows that see a memory of strange pictures must answer as without: the teacher's target is the same.

@@ -23,7 +23,7 @@ from microvlm.formats.weight_shapes import FLOAT, TensorType, compare_types, sto
 from microvlm.inputs.processor import TOKENIZER, Processor
 from microvlm.inputs.processor_files import GENERATION, TOKENIZER_CONFIG, default_documents
 from microvlm.inputs.tokenizer import load_tokenizer
-from microvlm.model.adapter import Adapter
+from microvlm.model.adapter import Adapter, GridAdapter
 from microvlm.model.checkpoint import (
     WEIGHTS,
     build_lowered,
@@ -44,6 +44,7 @@ from microvlm.model.pretrained.part_tensors import (
     vision_tensors,
 )
 from microvlm.model.pretrained.parts import Part, find_part
+from microvlm.model.pretrained.spelled_names import NAMES, read_names, spell_names
 from microvlm.model.pretrained.stored_weights import folder_weights
 from microvlm.model.tensor_writer import LazyTensor, write_lazily
 from microvlm.sources.foreign_models import OURS
@@ -88,8 +89,9 @@ def assemble_checkpoint(
     """Write a checkpoint to train, export and run, with the decoder's tokenizer and prompt -> what was written.
 
     As `assemble`, but `base.prompt` is replaced by the decoder's own (`prompts.derive_prompt`), where `template` takes
-    the place of its chat template. A missing image token is added, with the mean of all embeddings. `written` is told
-    the name of each tensor and how many there are.
+    the place of its chat template. A missing image token is added, with the mean of all embeddings. Names of an
+    encoder's classes are spelled in the decoder's tokens (`spelled_names`). `written` is told the name of each tensor
+    and how many there are.
 
     Raises UserError before anything is written, also when `directory` holds what is no checkpoint.
     """
@@ -99,7 +101,9 @@ def assemble_checkpoint(
     weights = assembled_weights(encoder, text, base, tokenizer.vocab_size, seed)
     with new_checkpoint(Path(directory)) as folder:
         weights.config.save(folder)
-        _save_processor(tokenizer, weights.config, folder)
+        processor = _save_processor(tokenizer, weights.config, folder)
+        if weights.config.vision.name_pieces:
+            weights.tensors[NAMES] = _spelled_names(weights, encoder.folder, processor)
         count = len(weights.tensors)
         write_lazily(
             weights.tensors,
@@ -144,7 +148,10 @@ def assembled_config(
     memory = base.memory
     if memory.code_size == base.text.hidden_size:
         memory = dataclasses.replace(memory, code_size=text.hidden_size)
-    default_prefix = base.prefix_tokens == min(64, max(8, ceil(base.vision.num_patches / 8)))
+    # A convolutional encoder gives as many embeddings as it has windows and pieces of a name.
+    default_prefix = vision.is_convolutional or base.prefix_tokens == min(
+        64, max(8, ceil(base.vision.num_patches / 8))
+    )
     quantization = base.quantization
     if bitnet is not None:
         quantization = dataclasses.replace(quantization, decoder_bits=1.58)
@@ -172,7 +179,7 @@ def new_parts(
             torch.manual_seed(seed)
         parts = nn.ModuleDict(
             {
-                "adapter": Adapter(config, eight),
+                "adapter": (GridAdapter if config.vision.is_convolutional else Adapter)(config, eight),
                 "memory_encoder": MemoryEncoder(config, ternary),
                 "memory_projection": (projection := MemoryProjection(config, eight)),
                 "scope": ScopeDetector(config, eight),
@@ -183,7 +190,16 @@ def new_parts(
     return {**parts.state_dict(), "memory_prior": prior}
 
 
-def _save_processor(tokenizer: DecoderTokenizer, config: MicroVLMConfig, folder: Path) -> None:
+def _spelled_names(weights: AssembledWeights, folder: Path, processor: Processor) -> LazyTensor:
+    """The names of the classes of the encoder in `folder`, in the decoder's tokens."""
+    drawn, pieces = weights.tensors[NAMES], weights.config.vision.name_pieces
+    table = weights.tensors["embedding.weight"]
+    return LazyTensor(
+        drawn.shape, drawn.dtype, lambda: spell_names(read_names(folder), pieces, processor, table.read())
+    )
+
+
+def _save_processor(tokenizer: DecoderTokenizer, config: MicroVLMConfig, folder: Path) -> Processor:
     """Write the tokenizer's files into a new checkpoint, whose prompt they must be able to encode. Raises UserError."""
     (folder / TOKENIZER).write_bytes(tokenizer.document)
     loaded = load_tokenizer(folder)
@@ -194,6 +210,7 @@ def _save_processor(tokenizer: DecoderTokenizer, config: MicroVLMConfig, folder:
     processor = Processor(loaded, config, documents)
     processor.prompt_ids(config.prompt.caption_prompt, images=1)
     processor.save(folder)
+    return processor
 
 
 def _with_rows(embedding: LazyTensor, count: int) -> LazyTensor:

@@ -1,4 +1,7 @@
-"""Reads a checkpoint's weights as the float values that the stored model computes with, packed ones included."""
+"""Reads a checkpoint's weights as the float values that the stored model computes with, packed ones included.
+
+Whole numbers that a model computes with stay as they are: those of a convolutional encoder.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ from microvlm.model.checkpoint import WEIGHTS, read_tensors, resolve_checkpoint
 
 
 def float_weights(source: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """A checkpoint's tensors under a float model's names, float32. Raises UserError for a kind without float values."""
+    """A checkpoint's tensors under a float model's names: float32, and the whole numbers of a convolutional encoder.
+
+    Raises UserError for a kind without float values.
+    """
     path = resolve_checkpoint(source) / WEIGHTS
     tensors, metadata = read_tensors(path)
     for name, layer in parse_layers(metadata.get(LAYERS, "{}"), path).items():
@@ -27,4 +33,5 @@ def float_weights(source: str | os.PathLike[str]) -> dict[str, Tensor]:
         integers = op.unpack(packed.numpy(), rows=layer.rows, columns=layer.columns)
         weight = torch.from_numpy(integers.astype(np.float32) * rows)
         tensors[("embedding" if name.startswith("embedding.") else name) + ".weight"] = weight
-    return {name: tensor.float() for name, tensor in tensors.items()}
+    # A bias of 32 bits does not fit the 24 of a float32.
+    return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
