@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
 from microvlm.errors import UserError
@@ -22,6 +23,7 @@ from microvlm.training.photo.batches.picture_questions import (
 from microvlm.training.photo.batches.virtual_pictures import VirtualPictures, draw_classes
 from microvlm.training.photo.data import canvas
 from microvlm.training.photo.data.builder import generator, read_texts, split_of_part
+from microvlm.training.photo.data.captioned_pictures import sentence
 from microvlm.training.photo.data.class_names import class_names
 from microvlm.training.photo.data.colours import COLOURS, NAMES, shade
 from microvlm.training.photo.data.composer import MIXTURE, WHOLE, Composer, Description, Thing
@@ -283,6 +285,43 @@ def test_a_vendor_that_is_held_out_is_in_one_split(drawn_build):
         assert {drawing.split for drawing in drawings if drawing.sheet == vendor} == {split}
     named = {drawing.split for drawing in drawings if drawing.name and drawing.sheet in TRAIN_VENDORS}
     assert named == {"train"}
+
+
+def test_captions_name_one_thing_with_an_article_and_its_medium():
+    lamp = Thing("Lamp", WHOLE)
+    assert sentence(Description("photo", (lamp,))) == "a photo of a lamp"
+    assert sentence(Description("single", (Thing("owl", WHOLE),))) == "a drawing of an owl"
+    assert sentence(Description("photo", (lamp,)), with_medium=False) == "a lamp"
+    assert sentence(Description("scene", (DOG, CAT))) == "a cat left of a dog"
+
+
+def test_captioned_pictures_show_the_training_split_and_are_read_by_the_data_command(tmp_path, drawn_build):
+    from microvlm.training.data.caption_data import open_data
+    from microvlm.training.data.data_command import command
+
+    labels = [f"thing {number % 12}" if number % 4 else None for number in range(160)]
+    shard = write_shard(tmp_path / "photos.tar", "mine", labels)
+    arguments = ["--pictures", shard, "--emoji", drawn_build[0], "--count", 60, "--seed", 5]
+    for out in ("a", "b"):
+        result = CliRunner().invoke(
+            command, ["captioned", *map(str, arguments), "-o", str(tmp_path / out)], catch_exceptions=False
+        )
+        assert result.exit_code == 0, result.output
+    lines = (tmp_path / "a" / "captions.jsonl").read_text()
+    assert lines == (tmp_path / "b" / "captions.jsonl").read_text()
+    records = [json.loads(line) for line in lines.splitlines()]
+    assert len(records) == 60
+    assert {record["declines"] for record in records if "turns" not in record} <= {
+        "stranger", "clutter", "unnamed",
+    }  # fmt: skip
+    trained = {p.label for p in Sources.open([shard], None).photos if p.split == "train"}
+    said = {r["turns"][0]["answer"] for r in records if "turns" in r and "photo of" in str(r)}
+    assert said <= {f"a photo of a {label}" for label in trained}
+    captions = tmp_path / "a" / "captions.jsonl"
+    result = CliRunner().invoke(command, ["images", str(captions), "-o", str(tmp_path / "data")])
+    assert result.exit_code == 0, result.output
+    data = open_data(tmp_path / "data")
+    assert data.count("train") + data.count("validation") + data.count("test") == 60
 
 
 def test_parts_of_a_folder_belong_to_splits():

@@ -16,6 +16,7 @@ from microvlm.training.data.images.images_command import images
 from microvlm.training.data.names_command import names
 from microvlm.training.data.strangers.strangers_command import strangers
 from microvlm.training.emoji.data.drawing_sources import SOURCES, TEST_VENDOR, find_packages
+from microvlm.training.photo.data.captioned_command import captioned
 from microvlm.training.photo.data.photo_command import photo
 
 
@@ -29,6 +30,7 @@ command.add_command(models)
 command.add_command(images)
 command.add_command(examples)
 command.add_command(photo)
+command.add_command(captioned)
 command.add_command(names)
 command.add_command(strangers)
 

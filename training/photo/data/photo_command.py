@@ -66,17 +66,9 @@ def photo(
     from microvlm.training.photo.data.held_out_pictures import write_pictures
     from microvlm.training.photo.data.sources import HELD_OUT, Sources
 
-    shards = [
-        shard for path in pictures for shard in (sorted(path.glob("*.tar")) if path.is_dir() else [path])
-    ]
-    without = [path for path in pictures if path.is_dir() and not any(path.glob("*.tar"))]
-    if without:
-        raise UserError(
-            f"{without[0]} holds no tar shard: give one, or a folder of them (docs/training-photo.md)."
-        )
-    missing = [path for path in (*shards, *([texts] if texts else [])) if not path.is_file()]
-    if missing:
-        raise UserError(f"{missing[0]} does not exist: give another file.")
+    shards = find_shards(pictures)
+    if texts is not None and not texts.is_file():
+        raise UserError(f"{texts} does not exist: give another file.")
     train = -(-count // CHUNK)
     few = max(2, train // 12)
     chunks = {
@@ -101,3 +93,19 @@ def photo(
             written = write_pictures(sources, split, held_out, seed)
             echo(f"{held_out / f'{split}.jsonl'}: {written:,} pictures")
     echo(f"next: microvlm-train photo --data {output} -o runs/photo")
+
+
+def find_shards(pictures: tuple[Path, ...]) -> list[Path]:
+    """The tar shards that `--pictures` names, those of a folder sorted. Raises UserError for one that is missing."""
+    shards = [
+        shard for path in pictures for shard in (sorted(path.glob("*.tar")) if path.is_dir() else [path])
+    ]
+    without = [path for path in pictures if path.is_dir() and not any(path.glob("*.tar"))]
+    if without:
+        raise UserError(
+            f"{without[0]} holds no tar shard: give one, or a folder of them (docs/training-photo.md)."
+        )
+    missing = [shard for shard in shards if not shard.is_file()]
+    if missing:
+        raise UserError(f"{missing[0]} does not exist: give another file.")
+    return shards

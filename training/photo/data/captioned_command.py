@@ -1,0 +1,43 @@
+"""`microvlm-data captioned`: composes training pictures with captions, for any model that learns captions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from microvlm.console import echo
+from microvlm.training.photo.data.photo_command import find_shards
+
+
+@click.command()
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write into.")
+@click.option(
+    "--pictures",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    help="A tar shard of labelled photographs, or a folder of them.",
+)
+@click.option(
+    "--emoji", type=click.Path(path_type=Path), help="A folder of microvlm-data emoji (and drawings)."
+)
+@click.option(
+    "--count",
+    type=click.IntRange(1, 10_000_000),
+    default=6000,
+    show_default=True,
+    help="Pictures.",
+)
+@click.option("--seed", type=click.IntRange(0, 2**31), default=2026, show_default=True)
+def captioned(output: Path, pictures: tuple[Path, ...], emoji: Path | None, count: int, seed: int) -> None:
+    """Compose training pictures of photographs and drawings with captions, one a file.
+
+    A shard is a tar file with KEY.jpg and KEY.json, which has a label (null for clutter) and a key. What the splits
+    of `microvlm-data photo` hold out is not shown.
+    """
+    from microvlm.training.photo.data.captioned_pictures import write_captioned
+    from microvlm.training.photo.data.sources import Sources
+
+    written = write_captioned(Sources.open(find_shards(pictures), emoji), output, count, seed)
+    echo(f"{output / 'captions.jsonl'}: {written:,} pictures")
+    echo(f"next: microvlm-data images {output / 'captions.jsonl'} -o DATA")
