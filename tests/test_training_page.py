@@ -19,6 +19,7 @@ from microvlm.training.scoring import score_command
 DOCS = Path(__file__).parent.parent / "docs"
 PAGE = "".join((DOCS / name).read_text() for name in ("training-nano.md", "training.md"))
 PHOTO_PAGE = (DOCS / "training-photo.md").read_text()
+SMALL_PAGE = (DOCS / "training-small.md").read_text()
 PROGRAMS = {
     "microvlm": cli,
     "microvlm-data": data_command.command,
@@ -30,7 +31,7 @@ PROGRAMS = {
 
 
 def commands() -> list[str]:
-    blocks = re.findall(r"^```bash\n(.*?)^```", PAGE + PHOTO_PAGE, re.M | re.S)
+    blocks = re.findall(r"^```bash\n(.*?)^```", PAGE + PHOTO_PAGE + SMALL_PAGE, re.M | re.S)
     return [line for block in blocks for line in block.splitlines() if line.startswith("microvlm")]
 
 
@@ -44,6 +45,13 @@ def test_the_stages_of_photo_are_the_recipes():
     rows = re.findall(r"^\| `([\w-]+)` \| `([\w-]+)` \|", PHOTO_PAGE, re.M)
     recipes = [load_recipe(name) for name in ("photo", "photo-further", "photo-facts")]
     assert rows == [(stage.name, stage.task) for recipe in recipes for stage in recipe.stages]
+
+
+def test_the_stages_of_small_are_the_recipe():
+    rows = re.findall(r"^\| `([\w-]+)` \| [a-z].* \| ([\w-]+)(?:, layers [\w-]+)? \|$", SMALL_PAGE, re.M)
+    assert [(name, float(rate)) for name, rate in rows] == [
+        (stage.name, stage.learning_rate) for stage in load_recipe("small").stages
+    ]
 
 
 @pytest.mark.parametrize("line", commands())
