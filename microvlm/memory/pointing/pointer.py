@@ -19,7 +19,7 @@ NOT_FOUND = "not in this memory"
 
 MOST_STATES = 4
 """States that are read for one question: those with the rows whose keys are nearest to it. The log's keys only say
-which states are worth reading. What is said is what a reading points at, so that an emptied state still says nothing."""
+which states are worth reading. What is said is what a reading points at, so an emptied state still says nothing."""
 
 
 class Pointing(NamedTuple):
