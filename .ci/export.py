@@ -12,7 +12,7 @@ from side_by_side import side_by_side
 
 from microvlm.atomic_folder import new_folder
 from microvlm.backends.resolve import BUNDLES, cached_bundle
-from microvlm.formats.bundle import is_bundle
+from microvlm.formats.bundle import is_bundle, is_intact
 from microvlm.sources.cache_directory import writable_cache
 from microvlm.sources.model_source import find_model
 
@@ -30,9 +30,10 @@ def main(folder: Path, models: list[str]) -> int:
 
 
 def share(bundle: Path, target: Path) -> None:
-    """Copy a bundle, which takes the place of an older one: another version of PyTorch may have made that."""
-    with new_folder(target, replace=is_bundle) as new:
-        shutil.copytree(bundle, new, dirs_exist_ok=True)
+    """Copy a bundle to where it is looked for, unless it is there."""
+    if not is_intact(target):
+        with new_folder(target, replace=is_bundle) as new:
+            shutil.copytree(bundle, new, dirs_exist_ok=True)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ Imports no torch unless a checkpoint has to be exported.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import importlib.metadata
 import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
     from microvlm.formats.weight_format import WeightFormat
 
 BUNDLES = "bundles"
+EXPORTING = ("torch", "onnx", "onnxscript")
+"""Packages that an export needs, and that shape its graphs."""
 """The folder of exported bundles below the cache."""
 _EXPORT_ELSEWHERE = (
     "run microvlm-export where torch is installed (pip install 'microvlm[export]') and give its folder here"
@@ -67,7 +71,7 @@ def cached_bundle(
 
 
 def exporter_digest() -> str:
-    """Cache key: the package's version and the source of everything that shapes a bundle."""
+    """Cache key: the source and the versions of everything that shapes a bundle."""
     import microvlm
 
     package = Path(microvlm.__file__).parent
@@ -75,13 +79,17 @@ def exporter_digest() -> str:
     for folder in ("configuration", "exporters", "formats", "inputs", "model"):
         sources += sorted((package / folder).rglob("*.py"))
     digest = hashlib.sha256(microvlm.__version__.encode())
+    for name in EXPORTING:
+        # A device that only runs bundles has none of them.
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            digest.update(f"{name} {importlib.metadata.version(name)}".encode())
     for path in sources:
         digest.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
 
 def _can_export() -> bool:
-    return all(importlib.util.find_spec(name) for name in ("torch", "onnx", "onnxscript"))
+    return all(importlib.util.find_spec(name) for name in EXPORTING)
 
 
 def _content_hash(checkpoint: Path) -> str:

@@ -147,6 +147,11 @@ def package_versions() -> dict[str, str | None]:
     return versions
 
 
+def recorded_name(model: str) -> str:
+    """A model as reports name it: of a path from the root, which says where this machine keeps it, the last part."""
+    return Path(model).name if os.path.isabs(model) else model
+
+
 def describe_model(folder: Path) -> dict[str, Any]:
     """A bundle's or checkpoint's files in bytes, and one sha256 over all of them (names and contents, sorted).
 

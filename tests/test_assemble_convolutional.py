@@ -15,14 +15,17 @@ from test_convolutional_encoder import float_state, pictures, vision
 from test_hf_checkpoint import save_tokenizer
 
 from microvlm import load
+from microvlm.commands.assemble import base_config
+from microvlm.errors import UserError
 from microvlm.exporters.bundle_writer import export
 from microvlm.formats.weight_format import WeightFormat
 from microvlm.inputs.processor import Processor
-from microvlm.model.checkpoint import load_checkpoint, save_checkpoint
+from microvlm.model.checkpoint import load_checkpoint, resolve_checkpoint, save_checkpoint
 from microvlm.model.lowering import lower
 from microvlm.model.pretrained.assembly import assemble_checkpoint
 from microvlm.model.pretrained.efficientnet_weights import integer_tensors
 from microvlm.model.pretrained.float_weights import float_weights
+from microvlm.model.pretrained.parts import find_part
 from microvlm.model.pretrained.spelled_names import NAMES, read_names, spell_names
 from microvlm.training.caption_options import NEW_PARTS, CaptionOptions, TeacherOptions
 from microvlm.training.recipe import Recipe, StageConfig
@@ -89,6 +92,19 @@ def test_names_are_read_back_from_the_embeddings_that_spell_them(seeing):
     assert names[2] == ""
     assert "this is a red heart".startswith(names[3])
     assert names[4:] == [""] * 6
+
+
+def test_the_names_of_the_bundled_photo_are_read_back():
+    names = read_names(resolve_checkpoint("photo"))
+    assert {"abacus", "accordion", "koala", "pizza"} <= set(names)
+    assert len({name for name in names if name}) > 1500
+
+
+def test_a_number_of_prefix_embeddings_is_refused_for_a_convolutional_encoder(seeing, hf_folders):
+    parts = find_part(seeing, "vision"), find_part(hf_folders[0] / "qwen2", "decoder")
+    with pytest.raises(UserError, match="--prefix-tokens is for encoders of patches"):
+        base_config(*parts, prefix_tokens=9)
+    assert base_config(*parts).prefix_tokens == parts[0].vision_config().num_tokens + PIECES
 
 
 def test_the_encoder_is_the_same_bytes_and_names_are_in_the_decoders_tokens(seeing, assembled):

@@ -28,6 +28,8 @@ def test_the_digest_changes_with_the_code_that_exports(tmp_path, monkeypatch):
         assert (package_copy / name).is_file()
         (package_copy / name).write_text("changed = True\n")
         digests.append(exporter_digest())
+    monkeypatch.setattr("importlib.metadata.version", lambda name: f"another {name}")
+    digests.append(exporter_digest())
     monkeypatch.setattr(microvlm, "__version__", "9.9")
     digests.append(exporter_digest())
     assert len(set(digests)) == len(digests)

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from microvlm.bench import report_pages
 from microvlm.bench.bench_command import command
+from microvlm.bench.provenance import recorded_name
 from microvlm.bench.report import READERS, UNMEASURED
 from microvlm.bench.scores.answer_plots import plots
 from microvlm.errors import UserError
@@ -70,6 +71,18 @@ def docs(tmp_path: Path) -> Path:
     folder = tmp_path / "docs"
     assert check(folder)[0] == 0
     return folder
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "docs" / "results").glob("*.json")), ids=lambda path: path.stem
+)
+def test_no_result_says_where_a_machine_kept_its_model(path: Path) -> None:
+    assert not re.search(r'"/(home|root|work|tmp|Users|mnt|data)/', path.read_text(encoding="utf-8"))
+
+
+def test_a_model_is_recorded_without_the_folder_that_a_machine_keeps_it_in() -> None:
+    assert recorded_name("/home/ann/models/photo-1.58bit") == "photo-1.58bit"
+    assert recorded_name("runs/mine/checkpoint") == "runs/mine/checkpoint"
 
 
 def test_a_changed_number_in_a_document_fails_the_check_and_is_rendered(docs: Path) -> None:

@@ -42,7 +42,7 @@ _MOST_SLOTS = 512
 @click.option(
     "--prefix-tokens",
     type=WholeNumber(1, 16_384),
-    help="Embeddings of an image; by default an eighth of its patches, from 8 to 64.",
+    help="Embeddings of an image; by default an eighth of its patches, from 8 to 64. Not for a convolutional encoder.",
 )
 @click.option(
     "--prompt-template",
@@ -98,10 +98,16 @@ def base_config(
 
     text = decoder.text_config()
     width = text.hidden_size
+    vision = encoder.vision_config()
+    if prefix_tokens and vision.is_convolutional:
+        raise UserError(
+            "--prefix-tokens is for encoders of patches; a convolutional one gives as many as it has windows: leave it "
+            "out."
+        )
     slots = memory_slots or (_MOST_SLOTS if width > _MOST_SLOTS else max(1, width // 2))
     return MicroVLMConfig(
         name=decoder.name,
-        vision=encoder.vision_config(),
+        vision=vision,
         text=text,
         memory=MemoryConfig(slots=slots, code_size=width),
         prefix_tokens=prefix_tokens or 0,

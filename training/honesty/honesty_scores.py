@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from microvlm.atomic import write_file
-from microvlm.bench.provenance import describe_model, provenance
+from microvlm.bench.provenance import describe_model, provenance, recorded_name
 from microvlm.bench.stats import wilson
 from microvlm.config import CONFIG, AnswersConfig, MicroVLMConfig
 from microvlm.errors import UserError
@@ -63,7 +63,7 @@ def score(request: ScoreRequest, log: Log) -> dict[str, Any]:
     return {
         "report": "answers",
         "backend": request.backend,
-        "model": request.model,
+        "model": recorded_name(request.model),
         "data": _describe(data, split, items_of=said),
         "provenance": provenance(describe_model(loaded.runtime.directory), None),
         **measure(said, config, fitted=request.fit_answers),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from microvlm import backends
-from microvlm.bench.provenance import describe_model, provenance
+from microvlm.bench.provenance import describe_model, provenance, recorded_name
 from microvlm.errors import UserError
 from microvlm.loaded_model import LoadedModel, load_processor
 from microvlm.model.torch_runtime import TorchRuntime
@@ -137,7 +137,7 @@ def _score_model(
     # Read first, as above.
     windows = None if request.text is None else text_windows(request.text, loaded.processor)
     facts = provenance(describe_model(loaded.runtime.directory), None)
-    scored = Scored({"model": source, "provenance": facts}, {}, {}, [])
+    scored = Scored({"model": recorded_name(source), "provenance": facts}, {}, {}, [])
     if held_out.named and request.wants("naming"):
         _score_names(loaded, held_out.named, request.question, scored)
     if held_out.pictures and request.wants("captions"):

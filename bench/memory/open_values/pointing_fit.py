@@ -29,7 +29,7 @@ from microvlm.configuration.pointing import EVIDENCE, PointingConfig, PointingWe
 from microvlm.errors import UserError
 from microvlm.formats.bundle import is_bundle
 from microvlm.memory.ordinal_questions import ORDINALS, ordinal_question
-from microvlm.memory.pointing.confidence import confidence_of
+from microvlm.memory.pointing.confidence import confidence_of, products_of
 
 LEAST_PICTURES, PICTURES = 16, 128
 """Least and most pictures of the fit; half of them choose the threshold."""
@@ -41,7 +41,7 @@ MOST_LET_IN = 0.05
 """The threshold lets in at most this share of the strangers of any kind."""
 MOST_WRONG = 0.01
 """And gives at most this share of wrong texts to questions that have an answer."""
-RIDGE = 1e-3
+RIDGE = 3e-5
 IMAGE_QUESTIONS = (
     ("who does this belong to?", "who is the owner of this?"),
     ("who gave me this?", "from whom is this?"),
@@ -122,12 +122,13 @@ def write_pointing(checkpoint: Path, pointing: PointingConfig) -> None:
 
 
 def fit_weights(samples: Sequence[Sample]) -> PointingWeights:
-    """Ridge logistic regression by Newton's method; every kind at every number of facts has the same weight."""
-    rows, right, weight = _weighted(samples)
+    """Ridge logistic regression on evidence and products by Newton's method; kinds and numbers of facts weigh alike."""
+    evidence, right, weight = _weighted(samples)
+    rows = np.concatenate([evidence, products_of(evidence)], 1)
     mean = weight @ rows
     deviation = np.sqrt(weight @ (rows - mean) ** 2) + 1e-6
     inputs = np.column_stack([(rows - mean) / deviation, np.ones(len(rows))])
-    ridge = RIDGE * np.diag([1.0] * len(EVIDENCE) + [1e-6])
+    ridge = RIDGE * np.diag([1.0] * rows.shape[1] + [1e-6])
     values = np.zeros(inputs.shape[1])
     for _ in range(50):
         chance = 1 / (1 + np.exp(-np.clip(inputs @ values, -30, 30)))
@@ -135,8 +136,10 @@ def fit_weights(samples: Sequence[Sample]) -> PointingWeights:
         curve = (inputs * (weight * chance * (1 - chance))[:, None]).T @ inputs + ridge
         values -= np.linalg.solve(curve, slope)
     scaled = values[:-1] / deviation
-    numbers = [round(float(value), 4) for value in (*scaled, values[-1] - scaled @ mean)]
-    return PointingWeights(*np.clip(numbers, -1e4, 1e4).tolist())
+    numbers = [float(f"{value:.6g}") for value in (*scaled, values[-1] - scaled @ mean)]
+    clipped = np.clip(numbers, -1e4, 1e4).tolist()
+    count = len(EVIDENCE)
+    return PointingWeights(*clipped[:count], constant=clipped[-1], products=tuple(clipped[count:-1]))
 
 
 def choose_threshold(samples: Sequence[Sample], weights: PointingWeights, slots: int) -> float:

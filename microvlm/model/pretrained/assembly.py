@@ -65,7 +65,8 @@ def assemble(vision: Source, decoder: Source, base: MicroVLMConfig, seed: int | 
     """Build a MicroVLM in memory from two parts, each a folder, a hub id or (the decoder) a GGUF file.
 
     `base` gives everything that the parts do not define: memory, weight widths, prompt, prefix tokens and SubLN (whose
-    new norms start at 1). `seed` draws the new parts; None takes torch's generator as it is. Raises UserError.
+    new norms start at 1). `seed` draws the new parts; None takes torch's generator as it is. Names of an encoder's
+    classes are drawn too: only `assemble_checkpoint` has a tokenizer to spell them with. Raises UserError.
     """
     weights = assembled_weights(find_part(vision, "vision"), find_part(decoder, "decoder"), base, seed=seed)
     with empty_modules():

@@ -20,7 +20,7 @@ from microvlm.errors import UserError
 from microvlm.presets import preset
 from microvlm.training.photo.data.composer import MIXTURE, Composer, Sample
 from microvlm.training.photo.data.encoder import ENCODER, GRAPH, FeatureGraph, fingerprint, make_encoder
-from microvlm.training.photo.data.sources import Sources, Split
+from microvlm.training.photo.data.sources import CALIBRATION_VENDOR, Sources, Split
 
 INDEX = "photo.json"
 FORMAT, COLOURED_FORMAT = "microvlm-photo-1", "microvlm-photo-2"
@@ -166,11 +166,13 @@ def _results(
 
 def _check_plan(folder: Path, plan: Plan, sources: Sources) -> None:
     path = folder / "plan.json"
-    document = msgspec.json.encode({**plan.to_dict(), "chunks": None, "photos": len(sources.photos)})
+    # Folders that were begun before a vendor was held out for calibration lack its name.
+    rules = {"chunks": None, "photos": len(sources.photos), "calibration_vendor": CALIBRATION_VENDOR}
+    document = msgspec.json.encode({**plan.to_dict(), **rules})
     if path.is_file() and path.read_bytes() != document:
         raise UserError(
-            f"{folder} was begun with other sources or another seed, or with{'out' if plan.colours else ''} colours: "
-            "give another folder."
+            f"{folder} was begun with other sources or another seed, with{'out' if plan.colours else ''} colours, or "
+            "by another version: give another folder."
         )
     if not path.is_file():
         with new_file(path) as temporary:
