@@ -24,6 +24,7 @@ from microvlm.bench.memory.model_under_test import ModelUnderTest
 from microvlm.bench.memory.open_values.fact_pool import ASKED, NO_PICTURE, Pool, pictured_pool, text_pool
 from microvlm.bench.memory.open_values.pointed_queries import PointedQueries, point_queries
 from microvlm.bench.speed.harness import Progress
+from microvlm.bench.stats import wilson
 from microvlm.config import CONFIG, MicroVLMConfig
 from microvlm.configuration.pointing import EVIDENCE, PointingConfig, PointingWeights
 from microvlm.errors import UserError
@@ -31,17 +32,21 @@ from microvlm.formats.bundle import is_bundle
 from microvlm.memory.ordinal_questions import ORDINALS, ordinal_question
 from microvlm.memory.pointing.confidence import confidence_of, products_of
 
-LEAST_PICTURES, PICTURES = 16, 128
+LEAST_PICTURES, PICTURES = 16, 256
 """Least and most pictures of the fit; half of them choose the threshold."""
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 QUESTIONS_A_KIND = 64
 QUERIES_A_COUNT = 600
 """About how many questions of each number of facts."""
-MOST_LET_IN = 0.05
-"""The threshold lets in at most this share of the strangers of any kind."""
-MOST_WRONG = 0.01
+MOST_LET_IN, LEAST_STRANGERS = 0.05, 100
+"""The threshold lets in at most this share of the strangers of any kind, and of pictures never told of that ask the one
+question of all facts at each number of facts: small memories let few of them in, full ones more. It is held against the
+upper end of the share's 95 % interval."""
+MOST_WRONG = 0.005
 """And gives at most this share of wrong texts to questions that have an answer."""
 RIDGE = 3e-5
+ANOTHER_PICTURE = "stranger, another picture"
+ONE_QUESTION = f"{ANOTHER_PICTURE}, one question"
 IMAGE_QUESTIONS = (
     ("who does this belong to?", "who is the owner of this?"),
     ("who gave me this?", "from whom is this?"),
@@ -149,7 +154,13 @@ def choose_threshold(samples: Sequence[Sample], weights: PointingWeights, slots:
     """
     small = [sample for sample in samples if sample.facts <= slots]
     for threshold in np.arange(0.3, 0.96, 0.01):
-        let_in = [row["said"] for row in shares_by_kind(samples, weights, threshold) if not row["known"]]
+        groups = [[s for s in samples if s.kind == ONE_QUESTION and s.facts == count] for count in COUNTS]
+        let_in = [
+            wilson(round(row["said"] * row["questions"]), row["questions"])[1]
+            for group in (samples, *groups)
+            for row in shares_by_kind(group, weights, threshold)
+            if not row["known"] and row["questions"] >= LEAST_STRANGERS
+        ]
         wrong = [row["wrong"] for row in shares_by_kind(small, weights, threshold) if row["known"]]
         if max(let_in, default=0) <= MOST_LET_IN and np.mean(wrong or [0]) <= MOST_WRONG:
             break
@@ -262,6 +273,9 @@ def _samples(model: ModelUnderTest, pool: Pool, rng: np.random.Generator) -> lis
                 if not len(asked):
                     continue
                 pointed = point_queries(model, memory, pool.keys[how][asked], pool.latents[how][asked])
+                if number % 4 == 0 and kind == ANOTHER_PICTURE:
+                    # Only the picture tells them from facts, all of which answer this question.
+                    kind = ONE_QUESTION
                 answers = np.array([told.index(fact) if fact in told else -2 for fact in asked.tolist()])
                 samples.append(Sample(kind, count, pointed, answers))
     return samples
@@ -282,7 +296,7 @@ def _questions(
     is_known_picture = np.isin(pool.pictures[others], pool.pictures[told]) & has_picture
     is_known_question = np.isin(pool.relations[others], pool.relations[told])
     another_picture = others[has_picture & ~is_known_picture & is_known_question]
-    yield "stranger, another picture", "view", another_picture[:QUESTIONS_A_KIND]
+    yield ANOTHER_PICTURE, "view", another_picture[:QUESTIONS_A_KIND]
     yield "stranger, another question", "view", others[is_known_picture][:QUESTIONS_A_KIND]
     yield "stranger, no picture", "same", others[~has_picture][:QUESTIONS_A_KIND]
 

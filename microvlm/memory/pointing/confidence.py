@@ -10,10 +10,19 @@ import numpy as np
 
 from microvlm.configuration.pointing import EVIDENCE, PointingWeights
 
+MOST_FACTS = 256
+"""Facts of the largest memories that the weights of products are fitted to."""
+
 
 def confidence_of(evidence: np.ndarray, weights: PointingWeights) -> np.ndarray:
     """Probability that the entry answers the question: evidence [..., len(EVIDENCE)] -> float64 [...]."""
     values = np.array([getattr(weights, name) for name in EVIDENCE])
+    if weights.products:
+        # A product goes on growing where nothing was fitted.
+        facts = EVIDENCE.index("log_facts")
+        evidence = np.concatenate(
+            [evidence[..., :facts], evidence[..., facts:].clip(max=np.log(MOST_FACTS))], -1
+        )
     odds = evidence @ values + weights.constant
     if weights.products:
         odds = odds + products_of(evidence) @ np.array(weights.products)
