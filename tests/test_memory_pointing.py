@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
@@ -206,14 +205,6 @@ def test_the_threshold_and_the_weights_are_read_from_a_configuration():
     config = MicroVLMConfig(memory=MemoryConfig(pointing=PointingConfig(0.25, weights)))
     assert MicroVLMConfig.from_dict(config.to_dict()) == config
     assert confidence_of(np.zeros((2, len(EVIDENCE))), weights).tolist() == [1 / (1 + np.exp(-2.0))] * 2
-    products = np.arange(66.0)
-    both = dataclasses.replace(weights, products=tuple(products.tolist()))
-    evidence = np.random.default_rng(0).normal(size=(3, len(EVIDENCE))) / 50
-    outer = evidence[:, :, None] * evidence[:, None, :]
-    odds = 2.0 + outer[:, *np.triu_indices(len(EVIDENCE))] @ products
-    np.testing.assert_allclose(confidence_of(evidence, both), 1 / (1 + np.exp(-odds)))
-    config = MicroVLMConfig(memory=MemoryConfig(pointing=PointingConfig(0.25, both)))
-    assert MicroVLMConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     raw = config.to_dict()
     del raw["memory"]["pointing"]
     assert MicroVLMConfig.from_dict(raw).memory.pointing == PointingConfig()
@@ -222,7 +213,6 @@ def test_the_threshold_and_the_weights_are_read_from_a_configuration():
         (("pointing",), {"threshold": 2}, "threshold"),
         (("pointing", "weights"), {"share": "much"}, "share"),
         (("pointing", "weights"), {"weight": 1.0}, "weight"),
-        (("pointing", "weights"), {"products": [1.0]}, "'products' must have 0 or 66 weights"),
     ):
         raw = config.to_dict()
         part = raw["memory"]

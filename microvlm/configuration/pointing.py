@@ -10,7 +10,7 @@ from typing import Annotated
 
 from msgspec import Meta
 
-from microvlm.configuration.checked_fields import Share, check_fields, require
+from microvlm.configuration.checked_fields import Share, check_fields
 
 Weight = Annotated[float, Meta(ge=-1e4, le=1e4)]
 
@@ -42,16 +42,12 @@ class PointingWeights:
     log_facts: Weight = 0.1281
     """Of the log of the number of entries, those of all states."""
     constant: Weight = -3.9321
-    products: tuple[Weight, ...] = ()
-    """Of the products of two of these numbers: each with itself and those after it, in their order. Or none."""
 
     def __post_init__(self) -> None:
         check_fields(self)
-        count = len(EVIDENCE) * (len(EVIDENCE) + 1) // 2
-        require(len(self.products) in (0, count), f"'products' must have 0 or {count} weights")
 
 
-EVIDENCE = tuple(item.name for item in fields(PointingWeights))[:-2]
+EVIDENCE = tuple(item.name for item in fields(PointingWeights))[:-1]
 """Names of the numbers of a reading's evidence, in their order."""
 
 

@@ -24,29 +24,24 @@ from microvlm.bench.memory.model_under_test import ModelUnderTest
 from microvlm.bench.memory.open_values.fact_pool import ASKED, NO_PICTURE, Pool, pictured_pool, text_pool
 from microvlm.bench.memory.open_values.pointed_queries import PointedQueries, point_queries
 from microvlm.bench.speed.harness import Progress
-from microvlm.bench.stats import wilson
 from microvlm.config import CONFIG, MicroVLMConfig
 from microvlm.configuration.pointing import EVIDENCE, PointingConfig, PointingWeights
 from microvlm.errors import UserError
 from microvlm.formats.bundle import is_bundle
 from microvlm.memory.ordinal_questions import ORDINALS, ordinal_question
-from microvlm.memory.pointing.confidence import confidence_of, products_of
+from microvlm.memory.pointing.confidence import confidence_of
 
-LEAST_PICTURES, PICTURES = 16, 256
+LEAST_PICTURES, PICTURES = 16, 128
 """Least and most pictures of the fit; half of them choose the threshold."""
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 QUESTIONS_A_KIND = 64
 QUERIES_A_COUNT = 600
 """About how many questions of each number of facts."""
-MOST_LET_IN, LEAST_STRANGERS = 0.05, 100
-"""The threshold lets in at most this share of the strangers of any kind, and of pictures never told of that ask the one
-question of all facts at each number of facts: small memories let few of them in, full ones more. It is held against the
-upper end of the share's 95 % interval."""
-MOST_WRONG = 0.005
+MOST_LET_IN = 0.05
+"""The threshold lets in at most this share of the strangers of any kind."""
+MOST_WRONG = 0.01
 """And gives at most this share of wrong texts to questions that have an answer."""
-RIDGE = 3e-5
-ANOTHER_PICTURE = "stranger, another picture"
-ONE_QUESTION = f"{ANOTHER_PICTURE}, one question"
+RIDGE = 1e-3
 IMAGE_QUESTIONS = (
     ("who does this belong to?", "who is the owner of this?"),
     ("who gave me this?", "from whom is this?"),
@@ -127,13 +122,12 @@ def write_pointing(checkpoint: Path, pointing: PointingConfig) -> None:
 
 
 def fit_weights(samples: Sequence[Sample]) -> PointingWeights:
-    """Ridge logistic regression on evidence and products by Newton's method; kinds and numbers of facts weigh alike."""
-    evidence, right, weight = _weighted(samples)
-    rows = np.concatenate([evidence, products_of(evidence)], 1)
+    """Ridge logistic regression by Newton's method; every kind at every number of facts has the same weight."""
+    rows, right, weight = _weighted(samples)
     mean = weight @ rows
     deviation = np.sqrt(weight @ (rows - mean) ** 2) + 1e-6
     inputs = np.column_stack([(rows - mean) / deviation, np.ones(len(rows))])
-    ridge = RIDGE * np.diag([1.0] * rows.shape[1] + [1e-6])
+    ridge = RIDGE * np.diag([1.0] * len(EVIDENCE) + [1e-6])
     values = np.zeros(inputs.shape[1])
     for _ in range(50):
         chance = 1 / (1 + np.exp(-np.clip(inputs @ values, -30, 30)))
@@ -141,10 +135,8 @@ def fit_weights(samples: Sequence[Sample]) -> PointingWeights:
         curve = (inputs * (weight * chance * (1 - chance))[:, None]).T @ inputs + ridge
         values -= np.linalg.solve(curve, slope)
     scaled = values[:-1] / deviation
-    numbers = [float(f"{value:.6g}") for value in (*scaled, values[-1] - scaled @ mean)]
-    clipped = np.clip(numbers, -1e4, 1e4).tolist()
-    count = len(EVIDENCE)
-    return PointingWeights(*clipped[:count], constant=clipped[-1], products=tuple(clipped[count:-1]))
+    numbers = [round(float(value), 4) for value in (*scaled, values[-1] - scaled @ mean)]
+    return PointingWeights(*np.clip(numbers, -1e4, 1e4).tolist())
 
 
 def choose_threshold(samples: Sequence[Sample], weights: PointingWeights, slots: int) -> float:
@@ -154,13 +146,7 @@ def choose_threshold(samples: Sequence[Sample], weights: PointingWeights, slots:
     """
     small = [sample for sample in samples if sample.facts <= slots]
     for threshold in np.arange(0.3, 0.96, 0.01):
-        groups = [[s for s in samples if s.kind == ONE_QUESTION and s.facts == count] for count in COUNTS]
-        let_in = [
-            wilson(round(row["said"] * row["questions"]), row["questions"])[1]
-            for group in (samples, *groups)
-            for row in shares_by_kind(group, weights, threshold)
-            if not row["known"] and row["questions"] >= LEAST_STRANGERS
-        ]
+        let_in = [row["said"] for row in shares_by_kind(samples, weights, threshold) if not row["known"]]
         wrong = [row["wrong"] for row in shares_by_kind(small, weights, threshold) if row["known"]]
         if max(let_in, default=0) <= MOST_LET_IN and np.mean(wrong or [0]) <= MOST_WRONG:
             break
@@ -273,9 +259,6 @@ def _samples(model: ModelUnderTest, pool: Pool, rng: np.random.Generator) -> lis
                 if not len(asked):
                     continue
                 pointed = point_queries(model, memory, pool.keys[how][asked], pool.latents[how][asked])
-                if number % 4 == 0 and kind == ANOTHER_PICTURE:
-                    # Only the picture tells them from facts, all of which answer this question.
-                    kind = ONE_QUESTION
                 answers = np.array([told.index(fact) if fact in told else -2 for fact in asked.tolist()])
                 samples.append(Sample(kind, count, pointed, answers))
     return samples
@@ -296,7 +279,7 @@ def _questions(
     is_known_picture = np.isin(pool.pictures[others], pool.pictures[told]) & has_picture
     is_known_question = np.isin(pool.relations[others], pool.relations[told])
     another_picture = others[has_picture & ~is_known_picture & is_known_question]
-    yield ANOTHER_PICTURE, "view", another_picture[:QUESTIONS_A_KIND]
+    yield "stranger, another picture", "view", another_picture[:QUESTIONS_A_KIND]
     yield "stranger, another question", "view", others[is_known_picture][:QUESTIONS_A_KIND]
     yield "stranger, no picture", "same", others[~has_picture][:QUESTIONS_A_KIND]
 
