@@ -7,20 +7,18 @@ from pathlib import Path
 import click
 
 from microvlm.console import echo
-from microvlm.training.photo.data.photo_command import find_shards
+from microvlm.training.photo.data.photo_command import (
+    emoji_option,
+    find_shards,
+    pictures_option,
+    seed_option,
+)
 
 
 @click.command()
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write into.")
-@click.option(
-    "--pictures",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    help="A tar shard of labelled photographs, or a folder of them.",
-)
-@click.option(
-    "--emoji", type=click.Path(path_type=Path), help="A folder of microvlm-data emoji (and drawings)."
-)
+@pictures_option
+@emoji_option
 @click.option(
     "--count",
     type=click.IntRange(1, 10_000_000),
@@ -28,7 +26,7 @@ from microvlm.training.photo.data.photo_command import find_shards
     show_default=True,
     help="Pictures.",
 )
-@click.option("--seed", type=click.IntRange(0, 2**31), default=2026, show_default=True)
+@seed_option
 def captioned(output: Path, pictures: tuple[Path, ...], emoji: Path | None, count: int, seed: int) -> None:
     """Compose training pictures of photographs and drawings with captions, one a file.
 

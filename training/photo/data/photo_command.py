@@ -9,20 +9,25 @@ import click
 from microvlm.console import echo, note
 from microvlm.errors import UserError
 
-
-@click.command()
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to build, or to complete."
-)
-@click.option(
+pictures_option = click.option(
     "--pictures",
     type=click.Path(path_type=Path),
     multiple=True,
     help="A tar shard of labelled photographs, or a folder of them.",
 )
-@click.option(
+emoji_option = click.option(
     "--emoji", type=click.Path(path_type=Path), help="A folder of microvlm-data emoji (and drawings)."
 )
+seed_option = click.option("--seed", type=click.IntRange(0, 2**31), default=2026, show_default=True)
+"""What commands that compose pictures have in common."""
+
+
+@click.command()
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to build, or to complete."
+)
+@pictures_option
+@emoji_option
 @click.option(
     "--texts",
     type=click.Path(path_type=Path),
@@ -35,7 +40,7 @@ from microvlm.errors import UserError
     show_default=True,
     help="Training pictures.",
 )
-@click.option("--seed", type=click.IntRange(0, 2**31), default=2026, show_default=True)
+@seed_option
 @click.option(
     "--held-out",
     type=click.Path(path_type=Path),
