@@ -278,3 +278,25 @@ def test_agreement_is_the_cosine_outside_of_the_space_of_keys():
     other_latent = latents[:1] + torch.randn(1, 16, dtype=torch.float64) @ reference
     similarity = agreement(query, other_latent, address(query, inverse), address(other_latent, inverse))
     assert similarity.item() == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_several_large_memories_have_the_gradients_of_one_each(threads):
+    """256 slots and more: PyTorch 2.13 factors batches of such matrices by LU wrongly with two threads."""
+    generator = torch.Generator().manual_seed(0)
+    keys, latents = (torch.randn(4, 24, size, generator=generator) / 16 for size in (256, 300))
+    keys.requires_grad_()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        prior = torch.zeros(256, 300)
+        together = batch_solution(prior, keys, latents, 0.1)
+        (gradient,) = torch.autograd.grad(memory_kl(together, prior) + together.mean.square().sum(), keys)
+    finally:
+        torch.set_num_threads(before)
+    for number in range(4):
+        row = keys[number].detach().double().requires_grad_()
+        state = batch_solution(prior.double(), row, latents[number].double(), 0.1)
+        loss = memory_kl(state, prior.double()) / 4 + state.mean.square().sum()
+        (expected,) = torch.autograd.grad(loss, row)
+        torch.testing.assert_close(gradient[number].double(), expected, rtol=1e-3, atol=1e-4)
