@@ -32,7 +32,7 @@ from microvlm.configuration.checked_fields import (
     check_fields,
     require,
 )
-from microvlm.configuration.pointing import PointingConfig, PointingWeights
+from microvlm.configuration.pointing import PointingConfig, PointingMap, PointingWeights
 from microvlm.errors import UserError
 from microvlm.formats import documents
 from microvlm.formats.encoders.efficientnet_lite import COLOURS, HEAD_WIDTH, STRIDE, WINDOW
@@ -277,6 +277,9 @@ class MicroVLMConfig:
         parts = {name: value for name, value in dataclasses.asdict(self).items() if value is not None}
         if self.memory.pointing == PointingConfig():
             del parts["memory"]["pointing"]
+        elif self.memory.pointing.same_picture is None:
+            for name in ("same_picture", "same_question"):
+                del parts["memory"]["pointing"][name]
         absent = () if self.vision.is_convolutional else NOT_OF_VIT
         for name in (*absent, *(() if self.vision.colours else ("colours",))):
             del parts["vision"][name]
@@ -337,6 +340,8 @@ _PARTS: dict[str, type] = {
     "prompt": PromptConfig,
     "answers": AnswersConfig,
     "pointing": PointingConfig,
+    "same_picture": PointingMap,
+    "same_question": PointingMap,
     "weights": PointingWeights,
 }
 

@@ -147,16 +147,20 @@ def test_a_file_of_the_first_format_is_still_read(memory, tmp_path):
     assert [entry.memory for entry in loaded_memory.entries] == [0, 0]
 
 
-def test_questions_latents_come_back_and_others_than_the_rows_are_refused(memory, tmp_path):
+@pytest.mark.parametrize(
+    ("field", "tensor"),
+    [("cue", "log_cues"), ("picture_key", "log_picture_keys"), ("question_key", "log_question_keys")],
+)
+def test_what_is_known_of_a_query_comes_back_and_other_sizes_are_refused(memory, tmp_path, field, tensor):
     path = tmp_path / "trip.mem"
-    cue = np.arange(1, memory.width + 1, dtype=np.float32)
-    memory.entries[0] = dataclasses.replace(memory.entries[0], cue=cue, value_start=2, told=False)
+    array = np.arange(1, (memory.width if field == "cue" else memory.slots) + 1, dtype=np.float32)
+    memory.entries[0] = dataclasses.replace(memory.entries[0], **{field: array}, value_start=2, told=False)
     save_memory(memory, path, PRINT)
     first, second = load_memory(path, PRINT).entries
-    assert np.array_equal(first.cue, cue)
-    assert (first.value_start, first.told, second.cue, second.told) == (2, False, None, True)
+    assert np.array_equal(getattr(first, field), array)
+    assert (first.value_start, first.told, getattr(second, field), second.told) == (2, False, None, True)
     tensors = load_file(path)
-    tensors["log_cues"] = tensors["log_cues"][:, 1:].copy()
+    tensors[tensor] = tensors[tensor][:, 1:].copy()
     with safe_open(path, "np") as file:
         metadata = {name: text for name, text in file.metadata().items() if name != "sha256"}
     save_file(tensors, path, metadata | {"sha256": digest_of(tensors, metadata).hex()})
@@ -167,7 +171,7 @@ def test_questions_latents_come_back_and_others_than_the_rows_are_refused(memory
 def test_a_newer_format_is_refused(memory, tmp_path):
     path = tmp_path / "trip.mem"
     save_memory(memory, path, PRINT)
-    save_file(load_file(path), path, metadata={"format": "4", "fingerprint": PRINT})
+    save_file(load_file(path), path, metadata={"format": "5", "fingerprint": PRINT})
     with pytest.raises(UserError, match="newer microvlm"):
         load_memory(path, PRINT)
 

@@ -51,9 +51,9 @@ def as_text(metadata: dict[str, Any]) -> dict[str, str]:
 
 
 def hostile_file(
-    change_base: Change | None = None, change_record: Change | None = None, file_format: int = 3
+    change_base: Change | None = None, change_record: Change | None = None, file_format: int = 4
 ) -> bytes:
-    """A file of three rows, two of which were appended in format 3, with changes and right hashes."""
+    """A file of three rows, two of which were appended since format 3, with changes and right hashes."""
     memory = EpisodicMemory.empty(Stepping())
     for row in entries(3):
         memory.write(Stepping(), row)
@@ -62,7 +62,7 @@ def hostile_file(
         for row in memory.entries
     ]
     keys, latents = (np.stack([getattr(row, name) for row in memory.entries]) for name in ("key", "latent"))
-    split = 1 if file_format == 3 else 3
+    split = 1 if file_format >= 3 else 3
     state = memory.states[0]
     tensors = dict(zip(TENSORS, (state.mean, state.covariance, keys[:split], latents[:split]), strict=True))
     metadata = {"format": str(file_format), "fingerprint": PRINT, "log": rows[:split], "forgotten": [0]}
@@ -261,7 +261,7 @@ def test_states_of_other_sizes_than_the_models_are_refused(tmp_path):
 def test_other_types_of_numbers_are_refused(tmp_path):
     path = tmp_path / "bad.mem"
     for dtype in ("F64", "I32", "F16", "X"):
-        path.write_bytes(blob({"memory_mean": np.zeros((1, 2, 3), np.float32)}, {"format": "3"}, dtype))
+        path.write_bytes(blob({"memory_mean": np.zeros((1, 2, 3), np.float32)}, {"format": "4"}, dtype))
         with pytest.raises(UserError, match="damaged"):
             read_memory(path)
 
@@ -275,7 +275,7 @@ def test_a_huge_header_or_tensor_takes_no_memory(tmp_path):
             read_memory(path)
     for shape in ([2**53, 2**53, 1], [1, 10**6, 10**6]):
         entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 * math.prod(shape)]}
-        header = json.dumps({"__metadata__": {"format": "3"}, "memory_mean": entry}).encode()
+        header = json.dumps({"__metadata__": {"format": "4"}, "memory_mean": entry}).encode()
         path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(100))
         with pytest.raises(UserError, match="damaged"):
             read_memory(path)

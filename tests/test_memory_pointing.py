@@ -11,11 +11,11 @@ from microvlm.backends import load
 from microvlm.bench.memory.fact_sets import another_view
 from microvlm.bench.memory.memoryset_reader import load_memoryset
 from microvlm.config import MemoryConfig, MicroVLMConfig
-from microvlm.configuration.pointing import EVIDENCE, PointingConfig, PointingWeights
+from microvlm.configuration.pointing import EVIDENCE, PointingConfig, PointingMap, PointingWeights
 from microvlm.errors import UserError
 from microvlm.memory.episodic import Entry, EpisodicMemory
 from microvlm.memory.facts import FactMemory
-from microvlm.memory.pointing.confidence import confidence_of
+from microvlm.memory.pointing.confidence import judge_readings, probability_of
 from microvlm.memory.pointing.evidence import Readings, Rows, point
 from microvlm.memory.pointing.pointer import MOST_STATES, NOT_FOUND, candidate_states
 from microvlm.model.torch_runtime import TorchRuntime
@@ -158,11 +158,15 @@ def random_rows(count: int, slots: int = 16, width: int = 48) -> tuple[Rows, Mem
     covariance = np.linalg.inv(np.eye(slots) + keys.T @ keys / 0.01)
     mean = covariance @ (prior + keys.T @ latents / 0.01)
     state = MemoryArrays(*(part[None].astype(np.float32) for part in (mean, covariance)))
-    return Rows(keys, latents, cues), state, prior
+    # Every other row is about a picture.
+    picture_keys, question_keys = rng.normal(size=(2, count, slots))
+    picture_keys[1::2] = 0
+    return Rows(keys, latents, cues, picture_keys, question_keys), state, prior
 
 
 def asked(rows: Rows, state: MemoryArrays) -> Readings:
-    return Readings(rows.keys, rows.cues, rows.keys @ state.mean[0], np.full(len(rows.keys), 0.5))
+    read, scope = rows.keys @ state.mean[0], np.full(len(rows.keys), 0.5)
+    return Readings(rows.keys, rows.cues, read, scope, rows.picture_keys, rows.question_keys)
 
 
 @pytest.mark.parametrize("count", [1, 2, 16])
@@ -171,7 +175,7 @@ def test_a_row_asked_by_its_own_key_has_the_whole_share(count):
     pointed = point(asked(rows, state), state, prior, rows, count)
     assert pointed.row.tolist() == list(range(count))
     evidence = dict(zip(EVIDENCE, pointed.evidence.T, strict=True))
-    for name in ("share", "key_cosine", "cue_agreement"):
+    for name in ("share", "key_cosine", "cue_agreement", "picture_cosine", "question_cosine"):
         assert np.allclose(evidence[name], 1, atol=1e-3), name
     assert np.array_equal(evidence["log_facts"], np.full(count, np.log(count)))
 
@@ -192,6 +196,30 @@ def test_rows_of_older_files_without_a_cue_take_the_cosine_of_the_keys():
     assert np.array_equal(pointed.evidence[:, place], pointed.evidence[:, EVIDENCE.index("key_cosine")])
 
 
+def test_a_picture_is_unlike_none_and_another_is_told_apart_by_it_alone():
+    rows, state, prior = random_rows(4)
+    evidence = dict(zip(EVIDENCE, point(asked(rows, state), state, prior, rows, 4).evidence.T, strict=True))
+    # Row 0 has a picture: among the others is one with another picture, and the rest have none.
+    unit = rows.picture_keys[[0, 2]] / np.linalg.norm(rows.picture_keys[[0, 2]], axis=1, keepdims=True)
+    assert np.isclose(evidence["second_picture_cosine"][0], unit[0] @ unit[1])
+    # Row 1 has none. Rows 0 and 2 have, row 3 has none either, and none is no other picture than none.
+    assert evidence["second_picture_cosine"][1] == -1
+    assert np.allclose(evidence["log_picture_distance"], np.log(1e-4))
+    without = asked(rows, state)._replace(picture_keys=np.zeros_like(rows.picture_keys))
+    pointed = point(without, state, prior, rows, 4)
+    assert pointed.evidence[:, EVIDENCE.index("picture_cosine")].tolist() == [-1, 1, -1, 1]
+
+
+def test_rows_of_older_files_without_parts_take_the_cosine_of_the_keys():
+    rows, state, prior = random_rows(4)
+    nothing = np.zeros_like(rows.keys)
+    older = rows._replace(picture_keys=nothing, question_keys=nothing)
+    pointed = point(asked(rows, state), state, prior, older, 4)
+    keys = pointed.evidence[:, EVIDENCE.index("key_cosine")]
+    for name in ("picture_cosine", "question_cosine"):
+        assert np.array_equal(pointed.evidence[:, EVIDENCE.index(name)], keys)
+
+
 def test_the_answer_of_an_entry_is_what_was_told_also_in_older_files():
     arrays = (np.zeros(2, np.float32), np.zeros(3, np.float32))
     assert Entry("a.png: who? anna", *arrays, question="who?", value_start=12).value == "anna"
@@ -204,7 +232,13 @@ def test_the_threshold_and_the_weights_are_read_from_a_configuration():
     weights = PointingWeights(**dict.fromkeys(EVIDENCE, 0.0), constant=2.0)
     config = MicroVLMConfig(memory=MemoryConfig(pointing=PointingConfig(0.25, weights)))
     assert MicroVLMConfig.from_dict(config.to_dict()) == config
-    assert confidence_of(np.zeros((2, len(EVIDENCE))), weights).tolist() == [1 / (1 + np.exp(-2.0))] * 2
+    assert probability_of(np.zeros((2, len(EVIDENCE))), weights).tolist() == [1 / (1 + np.exp(-2.0))] * 2
+    assert "same_picture" not in config.to_dict()["memory"]["pointing"]
+    parts = PointingConfig(0.25, weights, PointingMap(0.5), PointingMap(0.75))
+    both = MicroVLMConfig(memory=MemoryConfig(pointing=parts))
+    assert MicroVLMConfig.from_dict(both.to_dict()) == both
+    with pytest.raises(UserError, match="both or neither"):
+        PointingConfig(0.25, weights, PointingMap(0.5))
     raw = config.to_dict()
     del raw["memory"]["pointing"]
     assert MicroVLMConfig.from_dict(raw).memory.pointing == PointingConfig()
@@ -221,6 +255,25 @@ def test_the_threshold_and_the_weights_are_read_from_a_configuration():
         part[path[-1]] = value
         with pytest.raises(UserError, match=sentence):
             MicroVLMConfig.from_dict(raw)
+
+
+def test_of_a_query_with_a_picture_both_picture_and_question_must_be_clear():
+    def sure_of(name: str, threshold: float) -> PointingMap:
+        return PointingMap(
+            threshold, PointingWeights(**(dict.fromkeys(EVIDENCE, 0.0) | {name: 1.0}), constant=0.0)
+        )
+
+    picture, question = sure_of("picture_cosine", 0.6), sure_of("question_cosine", 0.7)
+    pointing = PointingConfig(0.8, sure_of("key_cosine", 0.0).weights, picture, question)
+    evidence = np.zeros((5, len(EVIDENCE)))
+    columns = [EVIDENCE.index(name) for name in ("picture_cosine", "question_cosine", "key_cosine")]
+    evidence[:, columns] = [[2, 2, 0], [0, 2, 9], [2, 0, 9], [0, 0, 9], [2, 2, 0]]
+    confidence, is_clear = judge_readings(evidence, np.array([True, True, True, False, False]), pointing)
+    assert is_clear.tolist() == [True, False, False, True, False]
+    two, half = 1 / (1 + np.exp(-2)), 0.5
+    assert np.allclose(confidence, [two * two, half * two, two * half, 1 / (1 + np.exp(-9)), half])
+    alone = judge_readings(evidence, np.ones(5, bool), PointingConfig(0.8, pointing.weights))
+    assert alone.is_clear.tolist() == [False, True, True, True, False]
 
 
 def test_no_threshold_lets_an_untrained_model_say_what_the_state_lacks(ternary_model, tiny_processor):

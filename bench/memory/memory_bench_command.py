@@ -151,7 +151,12 @@ def _fit_pointing(
         if as_json:
             print_json({**fit, "pointing": asdict(fit["pointing"])})
             return
-        echo(f"threshold {fit['pointing'].threshold:.2f}, calibration error {fit['calibration_error']:.3f}")
+        pointing = fit["pointing"]
+        echo(
+            f"thresholds: same picture {pointing.same_picture.threshold:.2f}, same question "
+            f"{pointing.same_question.threshold:.2f}, without a picture {pointing.threshold:.2f}; "
+            f"calibration error {fit['calibration_error']:.3f}"
+        )
         for row in fit["kinds"]:
             echo(
                 f"{row['kind']}: right {row['right']:.3f}, wrong {row['wrong']:.3f} of {row['questions']} questions"

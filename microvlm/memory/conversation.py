@@ -23,7 +23,6 @@ from microvlm.generation import (
     check_length,
     embed_prompt,
     generate,
-    place_images,
 )
 from microvlm.inputs.images import ImageSource
 from microvlm.inputs.processor import Processor
@@ -31,6 +30,7 @@ from microvlm.loaded_model import complete_options, runtime_and_processor
 from microvlm.memory.episodic import Entry, EpisodicMemory
 from microvlm.memory.memory_file import open_memory, store_memory
 from microvlm.memory.ordinal_questions import ORDINALS, ordinal_question
+from microvlm.memory.pointing.encoded_query import encode_query, same_picture, text_prompt
 from microvlm.memory.pointing.pointer import NOT_FOUND, find_entry
 from microvlm.memory.query import Query
 from microvlm.runtime import Runtime
@@ -127,7 +127,8 @@ class Chat:
         prompt = embed_prompt(self.runtime, *inputs, self.processor.image_id, timings)
         check_length(self.runtime, prompt, self.options)
         with timings.phase("memory_read"):
-            pointing = find_entry(self.runtime, self.memory, *_key_and_latent(self.runtime, prompt))
+            encoded = encode_query(self.runtime, self.processor, query, prompt)
+            pointing = find_entry(self.runtime, self.memory, encoded)
         entry = None if pointing.entry is None else self.memory.entries[pointing.entry]
         if image is not None and entry is not None and not entry.told:
             entry = None  # what the model said of an image before adds nothing to the image
@@ -204,58 +205,35 @@ class Chat:
             return
         cue = Query(ordinal_question(place))
         cue_prompt = text_prompt(self.runtime, self.processor, cue.question)
-        caption_prompt = self.processor.config.prompt.caption_prompt
-        caption_query = query._replace(question=self.processor.normalize_text(caption_prompt))
+        caption_query = query.captioned(self.processor)
         if caption_query.question == query.question:
             self._write(cue, cue_prompt, prompt, said, image=True)
             return
-        shown = _same_image(self.runtime, self.processor, query, prompt, caption_query)
+        shown = same_picture(self.runtime, self.processor, query, prompt, caption_query)
         check_length(self.runtime, shown, self.options)
         caption, tokens = self._generate(shown, timings)
-        self._write(
-            cue, cue_prompt, shown, Said(caption_prompt, caption.text, tokens, said.label), image=True
-        )
+        captioned = Said(self.processor.config.prompt.caption_prompt, caption.text, tokens, said.label)
+        self._write(cue, cue_prompt, shown, captioned, image=True)
         if not said.is_told:
             self._write(query, prompt, prompt, said)
 
     def _write(self, cue: Query, cue_prompt: Prompt, turn: Prompt, said: Said, image: bool = False) -> None:
         """Write what was said after `turn` under the key of `cue`."""
-        question_latent, key = self.runtime.memory_encode(*cue_prompt)
+        encoded = encode_query(self.runtime, self.processor, cue, cue_prompt)
         latent, _ = self.runtime.memory_encode(*with_answer(self.runtime, turn, said.tokens))
         text = f"{said.question} {said.answer}"
         text = f"{said.label}: {text}" if said.label else text
-        # Copies: a row of a batch of one would keep the batch's array alive beside itself.
         entry = Entry(
             text,
-            np.array(key[0]),
-            np.array(latent[0]),
+            latent=np.array(latent[0]),
             image=image,
             question=cue.question,
             picture=cue.picture,
             value_start=len(text) - len(said.answer),
             told=False,
-            cue=np.array(question_latent[0]),
+            **encoded.entry_arrays(),
         )
         self.memory.write(self.runtime, entry)
-
-
-def _key_and_latent(runtime: Runtime, prompt: Prompt) -> tuple[np.ndarray, np.ndarray]:
-    latent, key = runtime.memory_encode(*prompt)
-    return key, latent
-
-
-def _same_image(runtime: Runtime, processor: Processor, query: Query, prompt: Prompt, other: Query) -> Prompt:
-    """The prompt of `other` about the image of `query`, whose features are taken from its `prompt`."""
-    ids, _, _ = query.inputs(processor)
-    features = prompt.inputs_embeds[ids == processor.image_id]
-    other_ids, mask, _ = other.inputs(processor)
-    embeds = place_images(runtime.embed_tokens(other_ids), other_ids, processor.image_id, features[None])
-    return Prompt(embeds, mask)
-
-
-def text_prompt(runtime: Runtime, processor: Processor, question: str) -> Prompt:
-    """Embed a question without an image, batch 1, for the decoder or the memory encoder."""
-    return embed_prompt(runtime, *processor([question]), processor.image_id)
 
 
 def with_answer(runtime: Runtime, prompt: Prompt, tokens: list[int]) -> Prompt:

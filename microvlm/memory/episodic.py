@@ -51,6 +51,10 @@ class Entry:
     """Whether the row is a fact that somebody told, not an answer of the model in a conversation."""
     cue: np.ndarray | None = None
     """Latent of the question, float32 [C]; None in older files."""
+    picture_key: np.ndarray | None = None
+    """Key of the image alone, float32 [K]; None without one, and in older files."""
+    question_key: np.ndarray | None = None
+    """Key of the words alone, float32 [K]; None in older files."""
 
     @property
     def value(self) -> str:
@@ -280,8 +284,8 @@ class EpisodicMemory:
 
 def check_entry(entry: Entry) -> None:
     """Raise UserError for a row that no memory can hold: numbers that are not finite, or a text without measure."""
-    arrays = [entry.key, entry.latent, *(() if entry.cue is None else (entry.cue,))]
-    if not all(np.isfinite(array).all() for array in arrays):
+    arrays = (entry.key, entry.latent, entry.cue, entry.picture_key, entry.question_key)
+    if not all(array is None or np.isfinite(array).all() for array in arrays):
         raise UserError(
             "the model made numbers of this that are not finite, so nothing was written; get the model again."
         )

@@ -22,6 +22,7 @@ from microvlm.loaded_model import complete_options, runtime_and_processor
 from microvlm.memory.conversation import with_answer
 from microvlm.memory.episodic import Entry, EpisodicMemory
 from microvlm.memory.memory_file import open_memory, store_memory
+from microvlm.memory.pointing.encoded_query import encode_query
 from microvlm.memory.pointing.pointer import NOT_FOUND, find_entry
 from microvlm.memory.query import Query, normalize_question
 
@@ -109,11 +110,12 @@ class FactMemory:
             raise UserError(f"source= is {source!r}; give 'entry' or 'decoder'.")
         options = complete_options(self.processor, options)
         timings = Timings()
-        prompt = self._prompt(self._query(question, image), timings)
+        query = self._query(question, image)
+        prompt = self._prompt(query, timings)
         check_length(self.runtime, prompt, GenerationOptions(max_new_tokens=1))
         with timings.phase("memory_read"):
-            latent, key = self.runtime.memory_encode(*prompt)
-            pointing = find_entry(self.runtime, self.memory, key, latent)
+            encoded = encode_query(self.runtime, self.processor, query, prompt)
+            pointing = find_entry(self.runtime, self.memory, encoded)
         from_memory = pointing.entry is not None
         answer = NOT_FOUND if pointing.entry is None else self.entries[pointing.entry].value
         if source == "entry":
@@ -233,17 +235,16 @@ class FactMemory:
         query = self._query(question or ("" if image is not None else text), image)
         prompt, tokens = self._prompt(query), self.processor.text_ids(text)
         self._check_length(prompt, len(tokens))
-        cue, key = self.runtime.memory_encode(*prompt)
+        encoded = encode_query(self.runtime, self.processor, query, prompt)
         latent, _ = self.runtime.memory_encode(*with_answer(self.runtime, prompt, tokens))
         log_text = " ".join(part for part in (f"{label}:" if label else "", question, text) if part)
         return Entry(
             log_text,
-            np.array(key[0]),
-            np.array(latent[0]),
+            latent=np.array(latent[0]),
             question=query.question,
             picture=query.picture,
             value_start=len(log_text) - len(text),
-            cue=np.array(cue[0]),
+            **encoded.entry_arrays(),
         )
 
     def _check_length(self, prompt: Prompt, tokens: int) -> None:

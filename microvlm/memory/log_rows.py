@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -18,6 +18,8 @@ from microvlm.memory.episodic import MAX_TEXT, Entry, encodable
 LONGEST_LOG = 40_000_000
 """Characters of one log: more than the two texts of any row, and with all their escapes less than a header takes."""
 _REMEDY = "use a copy of the file, or another one"
+OPTIONAL_ARRAYS = {"log_cues": "cue", "log_picture_keys": "picture_key", "log_question_keys": "question_key"}
+"""Fields of an `Entry` that may be None, by the tensors of a file that have them; zeros where one is unknown."""
 _LATEST = 253_402_300_799
 """The last second of the year 9999: dates behind it cannot be printed everywhere."""
 _ESCAPE = re.compile(
@@ -65,29 +67,28 @@ def parse_rows(log: str, origin: object) -> list[LogRow]:
 
 
 def entries_of(
-    rows: Sequence[LogRow], keys: np.ndarray, latents: np.ndarray, cues: np.ndarray | None = None
+    rows: Sequence[LogRow], keys: np.ndarray, latents: np.ndarray, parts: Mapping[str, np.ndarray]
 ) -> list[Entry]:
-    """Rows with their keys [N, K], latents [N, C] and cues [N, C], as views.
+    """Rows with their keys [N, K], latents [N, C] and, by their names in `OPTIONAL_ARRAYS`, other arrays, as views.
 
     Raises ValueError for other numbers of them.
     """
-    known = [None] * len(rows) if cues is None else [cue if cue.any() else None for cue in cues]
+    known = {name: [array if array.any() else None for array in arrays] for name, arrays in parts.items()}
     return [
         Entry(
             **{name: getattr(row, name) for name in LogRow.__struct_fields__},
             key=key,
             latent=latent,
-            cue=cue,
+            **dict(zip(known, others, strict=True)),
         )
-        for row, key, latent, cue in zip(rows, keys, latents, known, strict=True)
+        for row, key, latent, *others in zip(rows, keys, latents, *known.values(), strict=True)
     ]
 
 
-def cues_of(entries: Sequence[Entry], width: int) -> np.ndarray:
-    """Latents of the entries' questions, float32 [N, `width`]; zeros where one is unknown."""
+def known_arrays(arrays: Sequence[np.ndarray | None], width: int) -> np.ndarray:
+    """Stacked arrays, float32 [N, `width`]; zeros where one is unknown."""
     unknown = np.zeros(width, np.float32)
-    cues = [unknown if entry.cue is None else entry.cue for entry in entries]
-    return np.array(cues, np.float32).reshape(-1, width)
+    return np.array([unknown if array is None else array for array in arrays], np.float32).reshape(-1, width)
 
 
 def parse_numbers(numbers: str, origin: object) -> list[int]:

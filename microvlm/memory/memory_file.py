@@ -1,20 +1,22 @@
 """Memory files: an episodic memory as safetensors, to which later rows are appended. Imports no torch.
 
 A file begins with one blob (`tensor_blob`). Tensors, float32: `memory_mean` [S, K, C] and `memory_cov` [S, K, K] of S
-states; `log_keys` [N, K] and `log_codes` [N, C], the keys and latents of the N rows in them, oldest first; `log_cues`
-[N, C], the latents of their questions, zeros where unknown, left out where none is known. Metadata:
+states; `log_keys` [N, K] and `log_codes` [N, C], the keys and latents of the N rows in them, oldest first. Zeros where
+unknown, and each left out where none is known: `log_cues` [N, C], the latents of the rows' questions, and
+`log_picture_keys` and `log_question_keys` [N, K], the keys of their pictures and of their words alone. Metadata:
 `format`; `fingerprint` of the model; `log`, a JSON list with an object a row (`log_rows`); `forgotten`, a JSON list of
 the number of rows forgotten in each state since it was built; `sha256` of all this.
 
-Records follow (`record_chain`), each a blob of the rows written since: `log_keys`, `log_codes`, `log_cues`, `log`; and,
-of the states that these rows filled, `memory_mean`, `memory_cov` and `states`, a JSON list of their indices. A state
-that is not full is made of its rows when a model opens the file. So a row costs its own bytes and, once in K rows, a
-state of as many bytes as K rows. Everything but a new row writes the whole file anew, without what was forgotten. Where
-the texts are too long together for one blob (`LONGEST_LOG`), such a file has the rest of its rows in records too, each
-with the states of its rows; the first blob's metadata then has `rows`, the number of all rows, so that no cut is
-overlooked.
+Records follow (`record_chain`), each a blob of the rows written since: the tensors that begin with `log_`, and `log`;
+and, of the states that these rows filled, `memory_mean`, `memory_cov` and `states`, a JSON list of their indices. A
+state that is not full is made of its rows when a model opens the file. So a row costs its own bytes and, once in K
+rows, a state of as many bytes as K rows. Everything but a new row writes the whole file anew, without what was
+forgotten. Where the texts are too long together for one blob (`LONGEST_LOG`), such a file has the rest of its rows in
+records too, each with the states of its rows; the first blob's metadata then has `rows`, the number of all rows, so
+that no cut is overlooked.
 
-This is format 3. Format 2 had no records; format 1 had one state, no dimension S and no `forgotten`. Both are read.
+This is format 4. Format 3 had no keys of pictures and words alone, format 2 had no records, and format 1 had one state,
+no dimension S and no `forgotten`. All are read; a row that is added to an older file writes it anew.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from microvlm.console import note
 from microvlm.errors import UserError
 from microvlm.memory.appended_file import ENDING_BYTES, AppendedFile
 from microvlm.memory.episodic import Entry, EpisodicMemory
-from microvlm.memory.log_rows import cues_of, encode_logs
+from microvlm.memory.log_rows import OPTIONAL_ARRAYS, encode_logs, known_arrays
 from microvlm.memory.memory_reader import MEMORY_FORMAT, check_numbers, digest_of, read_content
 from microvlm.memory.record_chain import record
 from microvlm.memory.tensor_blob import encode
@@ -204,13 +206,15 @@ def _state_tensors(states: Iterable[MemoryArrays]) -> dict[str, np.ndarray]:
 
 
 def _row_tensors(memory: EpisodicMemory, entries: Sequence[Entry]) -> dict[str, np.ndarray]:
-    """Keys, latents and cues of rows, float32. Raises ValueError for numbers that no memory has."""
+    """Keys, latents and what else is known of rows, float32. Raises ValueError for numbers that no memory has."""
     tensors = {
         "log_keys": np.array([entry.key for entry in entries], np.float32).reshape(-1, memory.slots),
         "log_codes": np.array([entry.latent for entry in entries], np.float32).reshape(-1, memory.width),
     }
-    if any(entry.cue is not None for entry in entries):
-        tensors["log_cues"] = cues_of(entries, memory.width)
+    for name, field in OPTIONAL_ARRAYS.items():
+        arrays = [getattr(entry, field) for entry in entries]
+        if any(array is not None for array in arrays):
+            tensors[name] = known_arrays(arrays, memory.width if field == "cue" else memory.slots)
     check_numbers(*tensors.values())
     return tensors
 

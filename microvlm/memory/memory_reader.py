@@ -16,7 +16,7 @@ from microvlm.console import describe_os_error
 from microvlm.errors import UserError
 from microvlm.memory.appended_file import ENDING_BYTES, AppendedFile
 from microvlm.memory.episodic import Entry, EpisodicMemory
-from microvlm.memory.log_rows import entries_of, parse_numbers, parse_rows
+from microvlm.memory.log_rows import OPTIONAL_ARRAYS, entries_of, parse_numbers, parse_rows
 from microvlm.memory.record_chain import RecordReader
 from microvlm.memory.tensor_blob import (
     OPTIONAL_TENSORS,
@@ -28,7 +28,9 @@ from microvlm.memory.tensor_blob import (
 )
 from microvlm.runtime import MemoryArrays
 
-MEMORY_FORMAT = 3
+MEMORY_FORMAT = 4
+RECORDS_FORMAT = 3
+"""The first format with records."""
 LONGEST = 1e6
 """Latents and keys have lengths near 1, and means and covariances follow them; a longer array is no memory's."""
 HASHED_METADATA = ("format", "fingerprint", "log", "forgotten", "rows")
@@ -94,7 +96,7 @@ def _read(file: BinaryIO, path: Path) -> FileContent:
         raise ValueError("a longer fingerprint than a model has")
     parts = _Parts(base, path)
     records = RecordReader(file, base.size, status.st_size, bytes.fromhex(base.metadata["sha256"]))
-    if int(file_format) == MEMORY_FORMAT:
+    if int(file_format) >= RECORDS_FORMAT:
         for content in records:
             parts.add_record(content)
     if records.end < status.st_size and not records.is_torn:
@@ -197,11 +199,11 @@ class _Parts:
     def _rows(self, blob: Blob) -> list[Entry]:
         """The rows of a blob. Raises ValueError, and UserError that names what is wrong in the log."""
         keys, latents = blob.tensors["log_keys"], blob.tensors["log_codes"]
-        cues = blob.tensors.get("log_cues")
+        parts = {field: blob.tensors[name] for name, field in OPTIONAL_ARRAYS.items() if name in blob.tensors}
         rows = parse_rows(blob.metadata["log"], self._path)
         if (keys.shape, latents.shape) != ((len(rows), self._slots), (len(rows), self._width)):
             raise ValueError("rows of another size")
-        if cues is not None and cues.shape != latents.shape:
+        if any(part.shape != (latents if name == "cue" else keys).shape for name, part in parts.items()):
             raise ValueError("rows of another size")
-        check_numbers(keys, latents, *(() if cues is None else (cues,)))
-        return entries_of(rows, keys, latents, cues)
+        check_numbers(keys, latents, *parts.values())
+        return entries_of(rows, keys, latents, parts)

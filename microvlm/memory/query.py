@@ -57,6 +57,10 @@ class Query(NamedTuple):
         """Hexadecimal sha256 of the pixels; empty without an image."""
         return "" if self.pixels is None else hashlib.sha256(self.pixels.tobytes()).hexdigest()
 
+    def captioned(self, processor: Processor) -> Query:
+        """The query for a caption of the same image."""
+        return self._replace(question=processor.normalize_text(processor.config.prompt.caption_prompt))
+
     def inputs(self, processor: Processor) -> Inputs:
         """Model inputs of the query, batch 1. Raises UserError for special tokens in the question."""
         return processor([self.question], [[] if self.pixels is None else [self.pixels]])

@@ -19,7 +19,7 @@ from microvlm.formats import documents
 from microvlm.formats.documents import Count
 
 TENSORS = ("memory_mean", "memory_cov", "log_keys", "log_codes")
-OPTIONAL_TENSORS = ("log_cues",)
+OPTIONAL_TENSORS = ("log_cues", "log_picture_keys", "log_question_keys")
 """Tensors that the blobs of older versions lack."""
 HEADER_LIMIT = 100_000_000
 """Bytes of a header; the safetensors library reads no longer one."""
@@ -44,6 +44,8 @@ class _Header(_Metadata, frozen=True, forbid_unknown_fields=True):
     log_keys: TensorEntry | None = None
     log_codes: TensorEntry | None = None
     log_cues: TensorEntry | None = None
+    log_picture_keys: TensorEntry | None = None
+    log_question_keys: TensorEntry | None = None
 
 
 class Blob(NamedTuple):

@@ -13,8 +13,8 @@ import numpy as np
 from microvlm.bench.memory.fact_sets import WHITE_TOLERANCE, another_view
 from microvlm.bench.memory.model_under_test import ModelUnderTest, Query
 from microvlm.bench.memory.open_values.values import open_values
-from microvlm.generation import Prompt
 from microvlm.memory.episodic import Entry, EpisodicMemory
+from microvlm.memory.pointing.encoded_query import EncodedQuery, joined
 
 ASKED = ("same", "view", "wording", "view and wording")
 """How a fact is asked for: as it was written, with another view of its picture, in another wording, with both."""
@@ -23,7 +23,7 @@ NO_PICTURE = -1
 
 @dataclass(frozen=True)
 class Pool:
-    """N facts. Latents are float32 [N, C], keys [N, K]."""
+    """N facts."""
 
     pictures: np.ndarray
     """int [N], the fact's picture or `NO_PICTURE`."""
@@ -32,10 +32,10 @@ class Pool:
     values: list[str]
     queries: dict[str, list[Query]]
     """By `ASKED`; facts without a picture are the same in another view."""
-    latents: dict[str, np.ndarray]
-    keys: dict[str, np.ndarray]
+    encoded: dict[str, EncodedQuery]
+    """By `ASKED`, and as "words": without the picture, as no fact about one is asked for."""
     turns: np.ndarray
-    """Latents of questions with their values."""
+    """Latents of questions with their values, float32 [N, C]."""
 
     def remember(self, model: ModelUnderTest, facts: Sequence[int]) -> EpisodicMemory:
         """A memory of some facts; an entry's text is its value."""
@@ -43,11 +43,10 @@ class Pool:
         for fact in facts:
             entry = Entry(
                 self.values[fact],
-                self.keys["same"][fact],
-                self.turns[fact],
+                latent=self.turns[fact],
                 time=0.0,
                 value_start=0,
-                cue=self.latents["same"][fact],
+                **self.encoded["same"].rows(np.array([fact])).entry_arrays(),
             )
             memory.write(model.runtime, entry)
         return memory
@@ -60,8 +59,7 @@ class Pool:
             np.concatenate([self.relations, other.relations + self.relations.max(initial=0) + 1]),
             self.values + other.values,
             {how: self.queries[how] + other.queries[how] for how in ASKED},
-            {how: np.concatenate([self.latents[how], other.latents[how]]) for how in ASKED},
-            {how: np.concatenate([self.keys[how], other.keys[how]]) for how in ASKED},
+            {how: joined([self.encoded[how], other.encoded[how]]) for how in self.encoded},
             np.concatenate([self.turns, other.turns]),
         )
 
@@ -104,32 +102,45 @@ def _encoded(
     rng: np.random.Generator,
 ) -> Pool:
     values = open_values(len(pictures), rng)
-    features: dict[int, np.ndarray] = {}
-    encoded = {how: _encode(model, queries[how], features) for how in ASKED}
-    turns, _ = _encode(model, queries["same"], features, values)
-    latents, keys = ({how: encoded[how][part] for how in ASKED} for part in (0, 1))
-    return Pool(np.array(pictures), np.array(relations), values, queries, latents, keys, turns)
+    encoder = _Encoder(model)
+    encoded = {how: joined([encoder.query(query) for query in queries[how]]) for how in ASKED}
+    encoded["words"] = joined([encoder.query((question, None)) for question, _ in queries["same"]])
+    turns = [encoder.turn(query, value) for query, value in zip(queries["same"], values, strict=True)]
+    return Pool(np.array(pictures), np.array(relations), values, queries, encoded, np.concatenate(turns))
 
 
-def _encode(
-    model: ModelUnderTest,
-    queries: Sequence[Query],
-    features: dict[int, np.ndarray],
-    values: Sequence[str] | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(latents, keys) of questions, or of questions with values; one at a time, as a user asks them.
+class _Encoder:
+    """Encodes questions one at a time, as a user asks them; each picture, and each part of a query, once."""
 
-    `features` keeps those of each picture, which is encoded once.
-    """
-    latents, keys = [], []
-    for number, (question, picture) in enumerate(queries):
-        prompt = model.prompt_with_features(question, picture, features)
-        if values is not None:
-            prompt = Prompt(*model.with_answers(prompt, [values[number]]))
-        latent, key = model.runtime.memory_encode(*prompt)
-        latents.append(np.array(latent[0]))
-        keys.append(np.array(key[0]))
-    return np.array(latents), np.array(keys)
+    def __init__(self, model: ModelUnderTest):
+        self._model = model
+        self._features: dict[int, np.ndarray] = {}
+        self._encoded: dict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = {}
+
+    def query(self, query: Query) -> EncodedQuery:
+        """As `encode_query`, batch 1."""
+        question, picture = query
+        latent, key = self._latent_and_key(query)
+        if picture is None:
+            return EncodedQuery(key, latent, np.zeros_like(key), key)
+        caption = self._model.runtime.config.prompt.caption_prompt
+        _, picture_key = self._latent_and_key((caption, picture))
+        _, question_key = self._latent_and_key((question, None))
+        return EncodedQuery(key, latent, picture_key, question_key)
+
+    def turn(self, query: Query, value: str) -> np.ndarray:
+        """Latent of a question with its value, [1, C]."""
+        prompt = self._model.prompt_with_features(*query, self._features)
+        latent, _ = self._model.runtime.memory_encode(*self._model.with_answers(prompt, [value]))
+        return np.array(latent)
+
+    def _latent_and_key(self, query: Query) -> tuple[np.ndarray, np.ndarray]:
+        name = query[0], id(query[1])
+        if name not in self._encoded:
+            prompt = self._model.prompt_with_features(*query, self._features)
+            latent, key = self._model.runtime.memory_encode(*prompt)
+            self._encoded[name] = np.array(latent), np.array(key)
+        return self._encoded[name]
 
 
 def _two_views(

@@ -81,13 +81,14 @@ def _recall(
     right = wrong = nearest = total = 0
     decoded: list[tuple[str, str]] = []
     for part, memory in zip(parts, memories, strict=True):
-        keys, places = pool.keys[how][part], np.arange(len(part))
-        pointed = point_queries(model, memory, keys, pool.latents[how][part])
-        entries, confidence = pointed.surest(pointing.weights)
-        said = confidence >= pointing.threshold
+        queries, places = pool.encoded[how].rows(np.array(part)), np.arange(len(part))
+        pointed = point_queries(model, memory, queries)
+        entries, _, said = pointed.surest(pointing)
         right += int((said & (entries == places)).sum())
         wrong += int((said & (entries != places)).sum())
-        nearest += sum(int(memory.nearest(key)[0] == place) for key, place in zip(keys, places, strict=True))
+        nearest += sum(
+            int(memory.nearest(key)[0] == place) for key, place in zip(queries.key, places, strict=True)
+        )
         total += len(part)
         asked = part[: max(1, DECODED // len(parts))]
         # As the model reads them: it cannot say a capital that it never reads.
@@ -127,13 +128,13 @@ def _strangers(model: ModelUnderTest, pool: Pool, count: int, rng: np.random.Gen
         facts = [int(fact) for fact in rng.permutation(np.flatnonzero(pool.relations == relation))]
         told, others = facts[:count], facts[count:]
         memory = pool.remember(model, told)
-        keys, latents = pool.keys["view"], pool.latents["view"]
-        pointed = point_queries(model, memory, keys[others], latents[others])
-        let_in += int((pointed.surest(pointing.weights)[1] >= pointing.threshold).sum())
+        queries = pool.encoded["view"]
+        pointed = point_queries(model, memory, queries.rows(np.array(others)))
+        let_in += int(pointed.surest(pointing).is_said.sum())
         for place, fact in enumerate(told):
-            row, cosine = memory.nearest(keys[fact])
+            row, cosine = memory.nearest(queries.key[fact])
             known_cosines += [cosine] if row == place else []
-        stranger_cosines += [memory.nearest(key)[1] for key in keys[others]]
+        stranger_cosines += [memory.nearest(key)[1] for key in queries.key[others]]
         readings = model.readings([pool.queries["view"][fact] for fact in others], memory.states)
         by_scope += int(sum((reading.scope >= scope_threshold).sum() for reading in readings))
         total += len(others)

@@ -7,45 +7,58 @@ from typing import NamedTuple
 import numpy as np
 
 from microvlm.bench.memory.model_under_test import ModelUnderTest
-from microvlm.configuration.pointing import EVIDENCE, PointingWeights
+from microvlm.configuration.pointing import EVIDENCE, PointingConfig
 from microvlm.generation import repeat_memory
 from microvlm.memory.episodic import EpisodicMemory
-from microvlm.memory.pointing.confidence import confidence_of
-from microvlm.memory.pointing.evidence import Readings
-from microvlm.memory.pointing.pointer import candidate_states, point_at, prior_of
+from microvlm.memory.pointing.confidence import judge_readings
+from microvlm.memory.pointing.encoded_query import EncodedQuery
+from microvlm.memory.pointing.pointer import candidate_states, point_at, prior_of, readings_of
 
 BATCH = 16
 
 
+class Surest(NamedTuple):
+    """What `find_entry` finds of N queries."""
+
+    entries: np.ndarray
+    """int [N]; -1 for none."""
+    confidence: np.ndarray
+    """float64 [N]; 0 for none."""
+    is_said: np.ndarray
+    """bool [N], whether the entry's text is."""
+
+
 class PointedQueries(NamedTuple):
-    """N questions, each read from S states."""
+    """N queries, each read from S states."""
 
     entries: np.ndarray
     """int [N, S], index of the entry pointed at; -1 for none."""
     evidence: np.ndarray
     """float64 [N, S, len(EVIDENCE)]."""
+    has_picture: np.ndarray
+    """bool [N]."""
 
-    def surest(self, weights: PointingWeights) -> tuple[np.ndarray, np.ndarray]:
-        """(entry [N], confidence [N]) of the surest state, as `find_entry` takes it; (-1, 0) for none."""
-        confidence = np.where(self.entries < 0, 0.0, confidence_of(self.evidence, weights))
+    def surest(self, pointing: PointingConfig) -> Surest:
+        """The surest reading of each."""
+        judged = judge_readings(self.evidence, self.has_picture[:, None], pointing)
+        confidence = np.where(self.entries < 0, 0.0, judged.confidence)
         each, best = np.arange(len(confidence)), confidence.argmax(1)
-        return self.entries[each, best], confidence[each, best]
+        is_said = judged.is_clear[each, best] & (self.entries[each, best] >= 0)
+        return Surest(self.entries[each, best], confidence[each, best], is_said)
 
 
-def point_queries(
-    model: ModelUnderTest, memory: EpisodicMemory, keys: np.ndarray, latents: np.ndarray
-) -> PointedQueries:
-    """Where questions with keys [N, K] and latents [N, C] point."""
-    chosen, prior = candidate_states(keys, memory), prior_of(model.runtime)
+def point_queries(model: ModelUnderTest, memory: EpisodicMemory, queries: EncodedQuery) -> PointedQueries:
+    """Where N queries point."""
+    chosen, prior = candidate_states(queries.key, memory), prior_of(model.runtime)
     entries, evidence = np.full(chosen.shape, -1), np.zeros((*chosen.shape, len(EVIDENCE)))
     for number in np.unique(chosen):
         indices = np.array([*memory.rows_of(int(number)), -1])
         asked, places = np.nonzero(chosen == number)
         for start in range(0, len(asked), BATCH):
             part, place = asked[start : start + BATCH], places[start : start + BATCH]
+            batch = queries.rows(part)
             state = repeat_memory(memory.state(int(number)), len(part))
-            reading = model.runtime.memory_read(keys[part], latents[part], state)
-            readings = Readings(keys[part], latents[part], reading.latent, reading.scope)
-            pointed = point_at(memory, int(number), readings, prior)
+            reading = model.runtime.memory_read(batch.key, batch.latent, state)
+            pointed = point_at(memory, int(number), readings_of(batch, reading), prior)
             entries[part, place], evidence[part, place] = indices[pointed.row], pointed.evidence
-    return PointedQueries(entries, evidence)
+    return PointedQueries(entries, evidence, queries.has_picture)

@@ -2,19 +2,20 @@
 
 With a folder of pictures no table of the bench uses what it is fitted on; without one the tables of concepts and of the
 stream of writes show the same drawings, in other views. Half of the pictures and of the facts without one fit the
-weights, the other half chooses the threshold. Questions come from memories of 1 to 256 facts: asked as they were
-written, with another view, in another wording and both; and, as strangers, about pictures never told of, with questions
-never asked of a known picture, and without a picture.
+weights, the other half chooses the thresholds. Of a query with a picture, one regression says whether the entry is
+about that picture and one whether it answers that question; of others, one says whether it answers. Questions come from
+memories of 1 to 256 facts: asked as they were written, with another view, in another wording and both; and, as
+strangers, about pictures never told of, with questions never asked of a known picture, without the picture, and about
+other things than pictures.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -23,25 +24,25 @@ from microvlm.bench.evalset_reader import load_evalset, read_drawing
 from microvlm.bench.memory.model_under_test import ModelUnderTest
 from microvlm.bench.memory.open_values.fact_pool import ASKED, NO_PICTURE, Pool, pictured_pool, text_pool
 from microvlm.bench.memory.open_values.pointed_queries import PointedQueries, point_queries
+from microvlm.bench.memory.open_values.pointing_regression import (
+    Sample,
+    calibration_error,
+    fit_maps,
+    shares_by_kind,
+)
 from microvlm.bench.speed.harness import Progress
 from microvlm.config import CONFIG, MicroVLMConfig
-from microvlm.configuration.pointing import EVIDENCE, PointingConfig, PointingWeights
+from microvlm.configuration.pointing import PointingConfig
 from microvlm.errors import UserError
 from microvlm.formats.bundle import is_bundle
 from microvlm.memory.ordinal_questions import ORDINALS, ordinal_question
-from microvlm.memory.pointing.confidence import confidence_of
 
-LEAST_PICTURES, PICTURES = 16, 128
+LEAST_PICTURES, PICTURES = 16, 256
 """Least and most pictures of the fit; half of them choose the threshold."""
 COUNTS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 QUESTIONS_A_KIND = 64
 QUERIES_A_COUNT = 600
 """About how many questions of each number of facts."""
-MOST_LET_IN = 0.05
-"""The threshold lets in at most this share of the strangers of any kind."""
-MOST_WRONG = 0.01
-"""And gives at most this share of wrong texts to questions that have an answer."""
-RIDGE = 1e-3
 IMAGE_QUESTIONS = (
     ("who does this belong to?", "who is the owner of this?"),
     ("who gave me this?", "from whom is this?"),
@@ -61,27 +62,6 @@ router radio lift fridge scooter
 """
 _THINGS = tuple(_THING_NAMES.split())
 _PROPERTIES = ("code", "password", "number", "key", "colour", "owner", "place", "date")
-_CALIBRATION_BINS = 15
-
-
-class Sample(NamedTuple):
-    """Questions of one kind, all to memories of one number of facts."""
-
-    kind: str
-    """Of `ASKED`, or of a stranger."""
-    facts: int
-    pointed: PointedQueries
-    answers: np.ndarray
-    """int [N], index of the entry that answers; -2 where none does."""
-
-    @property
-    def is_known(self) -> bool:
-        return bool((self.answers >= 0).any())
-
-    def readings(self) -> tuple[np.ndarray, np.ndarray]:
-        """(evidence [R, ...], whether the entry answers [R]) of every reading that points at an entry."""
-        points = self.pointed.entries >= 0
-        return self.pointed.evidence[points], (self.pointed.entries == self.answers[:, None])[points]
 
 
 def fit_pointing(
@@ -97,12 +77,11 @@ def fit_pointing(
     halves = [_pool(model, part, texts, rng) for part, texts in zip(*_halves(pictures, rng), strict=True)]
     progress("filling memories")
     fitted, held_out = (_samples(model, pool, rng) for pool in halves)
-    weights = fit_weights(fitted)
-    threshold = choose_threshold(held_out, weights, model.slots)
+    pointing = fit_maps(fitted, held_out, model.slots)
     return {
-        "pointing": PointingConfig(threshold, weights),
-        "calibration_error": round(calibration_error(held_out, weights), 4),
-        "kinds": shares_by_kind(held_out, weights, threshold),
+        "pointing": pointing,
+        "calibration_error": round(calibration_error(held_out, pointing), 4),
+        "kinds": shares_by_kind(held_out, pointing),
     }
 
 
@@ -119,88 +98,6 @@ def write_pointing(checkpoint: Path, pointing: PointingConfig) -> None:
     memory = dataclasses.replace(config.memory, pointing=pointing)
     text = json.dumps(dataclasses.replace(config, memory=memory).to_dict(), indent=2)
     write_file(checkpoint / CONFIG, text + "\n")
-
-
-def fit_weights(samples: Sequence[Sample]) -> PointingWeights:
-    """Ridge logistic regression by Newton's method; every kind at every number of facts has the same weight."""
-    rows, right, weight = _weighted(samples)
-    mean = weight @ rows
-    deviation = np.sqrt(weight @ (rows - mean) ** 2) + 1e-6
-    inputs = np.column_stack([(rows - mean) / deviation, np.ones(len(rows))])
-    ridge = RIDGE * np.diag([1.0] * len(EVIDENCE) + [1e-6])
-    values = np.zeros(inputs.shape[1])
-    for _ in range(50):
-        chance = 1 / (1 + np.exp(-np.clip(inputs @ values, -30, 30)))
-        slope = inputs.T @ (weight * (chance - right)) + ridge @ values
-        curve = (inputs * (weight * chance * (1 - chance))[:, None]).T @ inputs + ridge
-        values -= np.linalg.solve(curve, slope)
-    scaled = values[:-1] / deviation
-    numbers = [round(float(value), 4) for value in (*scaled, values[-1] - scaled @ mean)]
-    return PointingWeights(*np.clip(numbers, -1e4, 1e4).tolist())
-
-
-def choose_threshold(samples: Sequence[Sample], weights: PointingWeights, slots: int) -> float:
-    """The least threshold, in hundredths, at which `MOST_LET_IN` and `MOST_WRONG` hold; at most .95.
-
-    Wrong texts are counted in memories of at most `slots` facts, whose state is not chosen by the question.
-    """
-    small = [sample for sample in samples if sample.facts <= slots]
-    for threshold in np.arange(0.3, 0.96, 0.01):
-        let_in = [row["said"] for row in shares_by_kind(samples, weights, threshold) if not row["known"]]
-        wrong = [row["wrong"] for row in shares_by_kind(small, weights, threshold) if row["known"]]
-        if max(let_in, default=0) <= MOST_LET_IN and np.mean(wrong or [0]) <= MOST_WRONG:
-            break
-    return round(float(threshold), 2)
-
-
-def shares_by_kind(
-    samples: Sequence[Sample], weights: PointingWeights, threshold: float
-) -> list[dict[str, Any]]:
-    """By kind: of its questions, the shares with the right text, with a wrong one, and with any."""
-    rows = []
-    for kind in dict.fromkeys(sample.kind for sample in samples):
-        of_kind = [sample for sample in samples if sample.kind == kind]
-        surest = [sample.pointed.surest(weights) for sample in of_kind]
-        said = np.concatenate([confidence >= threshold for _, confidence in surest])
-        right = np.concatenate(
-            [entry == sample.answers for (entry, _), sample in zip(surest, of_kind, strict=True)]
-        )
-        rows.append(
-            {
-                "kind": kind,
-                "known": any(sample.is_known for sample in of_kind),
-                "questions": len(said),
-                "right": round(float((said & right).mean()), 4),
-                "wrong": round(float((said & ~right).mean()), 4),
-                "said": round(float(said.mean()), 4),
-            }
-        )
-    return rows
-
-
-def calibration_error(samples: Sequence[Sample], weights: PointingWeights) -> float:
-    """Expected calibration error over 15 bins of equal mass, every kind at every number of facts counted alike."""
-    rows, right, weight = _weighted(samples)
-    confidence = confidence_of(rows, weights)
-    order = np.argsort(confidence, kind="stable")
-    bins = np.minimum((_CALIBRATION_BINS * np.cumsum(weight[order])).astype(int), _CALIBRATION_BINS - 1)
-    gaps = weight[order] * (confidence[order] - right[order])
-    return float(np.abs(np.bincount(bins, gaps, _CALIBRATION_BINS)).sum())
-
-
-def _weighted(samples: Sequence[Sample]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(evidence [R, ...], right [R], weight [R]) of all readings; those of a kind at a number of facts weigh alike."""
-    parts = [sample.readings() for sample in samples]
-    # There are more memories of few facts than of many.
-    alike = Counter((sample.kind, sample.facts) for sample in samples)
-    weight = np.concatenate(
-        [
-            np.full(len(right), 1 / max(1, len(right)) / alike[sample.kind, sample.facts])
-            for sample, (_, right) in zip(samples, parts, strict=True)
-        ]
-    )
-    rows, right = (np.concatenate([part[number] for part in parts]) for number in (0, 1))
-    return rows, right.astype(np.float64), weight / weight.sum()
 
 
 def _pictures(folder: Path | None, rng: np.random.Generator) -> list[np.ndarray]:
@@ -258,10 +155,26 @@ def _samples(model: ModelUnderTest, pool: Pool, rng: np.random.Generator) -> lis
             for kind, how, asked in _questions(pool, np.array(told), rng):
                 if not len(asked):
                     continue
-                pointed = point_queries(model, memory, pool.keys[how][asked], pool.latents[how][asked])
-                answers = np.array([told.index(fact) if fact in told else -2 for fact in asked.tolist()])
-                samples.append(Sample(kind, count, pointed, answers))
+                pointed = point_queries(model, memory, pool.encoded[how].rows(asked))
+                samples.append(_sample(pool, kind, pointed, np.array(told), asked, how == "words"))
     return samples
+
+
+def _sample(
+    pool: Pool, kind: str, pointed: PointedQueries, told: np.ndarray, asked: np.ndarray, without_picture: bool
+) -> Sample:
+    """The queries of facts `asked` to a memory of the facts `told`."""
+    places = {fact: place for place, fact in enumerate(told.tolist())}
+    answers = np.array([-2 if without_picture else places.get(fact, -2) for fact in asked.tolist()])
+    pictures, relations = pool.pictures[told][pointed.entries], pool.relations[told][pointed.entries]
+    return Sample(
+        kind,
+        len(told),
+        pointed,
+        answers,
+        pictures == pool.pictures[asked][:, None],
+        (relations == pool.relations[asked][:, None]) & (pictures != NO_PICTURE),
+    )
 
 
 def _questions(
@@ -281,6 +194,7 @@ def _questions(
     another_picture = others[has_picture & ~is_known_picture & is_known_question]
     yield "stranger, another picture", "view", another_picture[:QUESTIONS_A_KIND]
     yield "stranger, another question", "view", others[is_known_picture][:QUESTIONS_A_KIND]
+    yield "stranger, picture left out", "words", order[pool.pictures[order] != NO_PICTURE][:QUESTIONS_A_KIND]
     yield "stranger, no picture", "same", others[~has_picture][:QUESTIONS_A_KIND]
 
 

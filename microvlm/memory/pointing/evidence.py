@@ -32,6 +32,8 @@ _SAME_KEY = 1e-6
 _RIDGE = 1e-6
 _LEAST_LENGTH = 1e-6
 _LEAST_OWN = 1e-2
+_LEAST_DISTANCE = 1e-4
+"""Between cosines: two pictures, or two wordings, that agree as far count as the same."""
 _TINY = 1e-12
 
 
@@ -44,6 +46,10 @@ class Rows(NamedTuple):
     """z [E, C]."""
     cues: np.ndarray
     """Latents of the rows' questions [E, C]; zeros where the log has none."""
+    picture_keys: np.ndarray
+    """Keys of the rows' pictures alone [E, K]; zeros without a picture."""
+    question_keys: np.ndarray
+    """Keys of the rows' words alone [E, K]; zeros where the log has neither of the two."""
 
 
 class Readings(NamedTuple):
@@ -57,6 +63,10 @@ class Readings(NamedTuple):
     """z_r [N, C]."""
     scope: np.ndarray
     """Probability of the scope detector [N]."""
+    picture_keys: np.ndarray
+    """Keys of the questions' pictures alone [N, K]; zeros without a picture."""
+    question_keys: np.ndarray
+    """Keys of the questions' words alone [N, K]."""
 
 
 class Pointed(NamedTuple):
@@ -94,6 +104,14 @@ def point(readings: Readings, state: MemoryArrays, prior: np.ndarray, rows: Rows
     is_other = ~_same_key(row_keys)[best]
     cosines = _unit(keys) @ _unit(row_keys).T
     agreements = _agreements(readings, keys, rows, row_keys, cosines)
+    pictures, is_other_picture = _picture_cosines(readings, rows, cosines)
+    questions, is_other_question = _question_cosines(readings, rows, cosines)
+    parts = (
+        pictures[each, best],
+        _largest(pictures, is_other_picture[best]),
+        questions[each, best],
+        _largest(questions, is_other_question[best]),
+    )
     squares = np.maximum((keys * keys).sum(1), _TINY)
     apart = keys - row_keys[best]
     scope = np.clip(np.asarray(readings.scope, np.float64), 1e-6, 1 - 1e-6)
@@ -109,6 +127,8 @@ def point(readings: Readings, state: MemoryArrays, prior: np.ndarray, rows: Rows
         _log(((keys @ covariance) * keys).sum(1) / squares),
         np.log(scope / (1 - scope)),
         np.full(count, np.log(max(1, facts))),
+        *parts,
+        *(np.log(np.maximum(1 - part, _LEAST_DISTANCE)) for part in parts),
     ]
     return Pointed(np.where(is_reading, best, -1), np.stack(evidence, 1))
 
@@ -148,6 +168,29 @@ def _agreements(
     agreements = (latents @ cues.T - keys @ row_keys.T) / np.maximum(np.outer(*outside), _TINY)
     has_cue = np.abs(cues).max(axis=1, keepdims=True).T > 0
     return np.where(has_cue, np.clip(agreements, -1, 1), cosines)
+
+
+def _picture_cosines(readings: Readings, rows: Rows, cosines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(cosines [N, E] of the pictures alone, bool [E, E] which rows have another picture).
+
+    1 where neither has a picture, -1 where only one of the two has. A row of unknown parts gets the cosine of the keys.
+    """
+    asked, told = (np.asarray(part.picture_keys, np.float64) for part in (readings, rows))
+    has_asked, has_told = (np.abs(part).max(1) > 0 for part in (asked, told))
+    both = has_asked[:, None] & has_told
+    alike = np.where(both, _unit(asked) @ _unit(told).T, np.where(has_asked[:, None] ^ has_told, -1.0, 1.0))
+    return np.where(_has_parts(rows), np.clip(alike, -1, 1), cosines), ~_same_key(told)
+
+
+def _question_cosines(readings: Readings, rows: Rows, cosines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The same of the words alone."""
+    asked, told = (np.asarray(part.question_keys, np.float64) for part in (readings, rows))
+    return np.where(_has_parts(rows), np.clip(_unit(asked) @ _unit(told).T, -1, 1), cosines), ~_same_key(told)
+
+
+def _has_parts(rows: Rows) -> np.ndarray:
+    """bool [E]: whether the log has the keys of a row's parts; older files have none."""
+    return np.abs(np.asarray(rows.question_keys)).max(1, initial=0) > 0
 
 
 def _largest(values: np.ndarray, allowed: np.ndarray) -> np.ndarray:

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 from microvlm.memory.episodic import Entry, EpisodicMemory
-from microvlm.memory.log_rows import cues_of
-from microvlm.memory.pointing.confidence import confidence_of
+from microvlm.memory.log_rows import known_arrays
+from microvlm.memory.pointing.confidence import judge_readings
+from microvlm.memory.pointing.encoded_query import EncodedQuery
 from microvlm.memory.pointing.evidence import Pointed, Readings, Rows, point
 from microvlm.runtime import MemoryReading, Runtime
 
@@ -33,23 +34,24 @@ class Pointing(NamedTuple):
     """Batch 1."""
 
 
-def find_entry(runtime: Runtime, memory: EpisodicMemory, key: np.ndarray, latent: np.ndarray) -> Pointing:
-    """Read `memory` with a question's key [1, K] and latent [1, C] and say which entry its reading points at.
+def find_entry(runtime: Runtime, memory: EpisodicMemory, query: EncodedQuery) -> Pointing:
+    """Read `memory` with a query, batch 1, and say which entry its reading points at.
 
     Of more states, `MOST_STATES` are read, and the surest of their readings counts.
     """
     pointing, prior = runtime.config.memory.pointing, prior_of(runtime)
     best: Pointing | None = None
-    for number in candidate_states(key, memory)[0]:
-        reading = runtime.memory_read(key, latent, memory.state(int(number)))
+    for number in candidate_states(query.key, memory)[0]:
+        reading = runtime.memory_read(query.key, query.latent, memory.state(int(number)))
         indices = memory.rows_of(int(number))
-        pointed = point_at(memory, int(number), Readings(key, latent, reading.latent, reading.scope), prior)
+        pointed = point_at(memory, int(number), readings_of(query, reading), prior)
         row = int(pointed.row[0])
-        confidence = float(confidence_of(pointed.evidence[0], pointing.weights)) if row >= 0 else 0.0
+        judged = judge_readings(pointed.evidence, query.has_picture, pointing)
+        confidence = float(judged.confidence[0]) if row >= 0 else 0.0
         if best is None:
             best = Pointing(None, 0.0, reading)
         if confidence > best.confidence:
-            is_clear = confidence >= pointing.threshold and bool(memory.entries[indices[row]].value)
+            is_clear = bool(judged.is_clear[0]) and bool(memory.entries[indices[row]].value)
             best = Pointing(indices[row] if is_clear else None, confidence, reading)
     assert best is not None, "a memory has a state"
     return best
@@ -77,11 +79,30 @@ def prior_of(runtime: Runtime) -> np.ndarray:
 def point_at(memory: EpisodicMemory, number: int, readings: Readings, prior: np.ndarray) -> Pointed:
     """Where readings of state `number` point, as places among `memory.rows_of(number)`."""
     entries = [memory.entries[index] for index in memory.rows_of(number)]
-    return point(readings, memory.state(number), prior, rows_from(entries, memory.width), len(memory.entries))
+    return point(
+        readings,
+        memory.state(number),
+        prior,
+        rows_from(entries, memory.slots, memory.width),
+        len(memory.entries),
+    )
 
 
-def rows_from(entries: Sequence[Entry], width: int) -> Rows:
-    """Keys, latents and cues of entries."""
+def readings_of(query: EncodedQuery, reading: MemoryReading) -> Readings:
+    """Queries and what they read."""
+    return Readings(
+        query.key, query.latent, reading.latent, reading.scope, query.picture_key, query.question_key
+    )
+
+
+def rows_from(entries: Sequence[Entry], slots: int, width: int) -> Rows:
+    """Entries' keys [E, `slots`], latents and cues [E, `width`], and keys of their parts."""
     keys = np.array([entry.key for entry in entries])
     latents = np.array([entry.latent for entry in entries])
-    return Rows(keys, latents, cues_of(entries, width))
+    return Rows(
+        keys,
+        latents,
+        known_arrays([entry.cue for entry in entries], width),
+        known_arrays([entry.picture_key for entry in entries], slots),
+        known_arrays([entry.question_key for entry in entries], slots),
+    )
