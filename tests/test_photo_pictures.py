@@ -20,7 +20,7 @@ from microvlm.training.photo.batches.picture_questions import (
     side_of,
     thing_at,
 )
-from microvlm.training.photo.batches.virtual_pictures import VirtualPictures, draw_classes
+from microvlm.training.photo.batches.virtual_pictures import VirtualPictures
 from microvlm.training.photo.data import canvas
 from microvlm.training.photo.data.builder import generator, read_texts, split_of_part
 from microvlm.training.photo.data.captioned_pictures import sentence
@@ -211,15 +211,6 @@ def test_a_virtual_picture_is_its_class_for_the_classifier():
     assert means.shape == (16, 64)
     torch.testing.assert_close(told, (means @ weight.T).softmax(-1))
     assert told.max(1).values.mean() > 0.3
-
-
-def test_classes_are_drawn_as_often_as_their_probabilities_say():
-    told = torch.tensor([[0.7, 0.0, 0.3], [0.0, 1.0, 0.0]]).repeat(4000, 1)
-    drawn = draw_classes(told, np.random.default_rng(0)).reshape(-1, 2)
-    assert set(drawn[:, 1]) == {1}
-    assert set(drawn[:, 0]) == {0, 2}
-    # Five standard deviations of a share of 4,000.
-    assert abs((drawn[:, 0] == 0).mean() - 0.7) < 0.037
 
 
 def test_made_maps_keep_the_colours_of_their_photographs():

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from microvlm.config import MicroVLMConfig
 from microvlm.training.batches.sample_texts import IGNORED, TextRows
-from microvlm.training.photo.batches.open_facts import FactSampler
+from microvlm.training.photo.batches.open_facts import FactSampler, Query
 from microvlm.training.photo.data.builder import VIEWS
 from microvlm.training.photo.data.photo_data import PhotoData
-from microvlm.training.photo.language.question_forms import Split
+from microvlm.training.photo.language.question_forms import MEMORY_KINDS, Split
 
 SAID = 16
 """Most facts whose value the decoder says."""
@@ -47,6 +47,10 @@ class MemoryBatch(NamedTuple):
     """The same with the value."""
     asked: Rows
     """Another view, other words: the facts, and then as many strangers."""
+    pictures: tuple[Rows, Rows]
+    """Two views of each different picture of the facts, under the captioning prompt."""
+    words: tuple[Rows, Rows]
+    """Two wordings of each kind of question, without a picture."""
     values: Tensor
     """int64 [n <= SAID, T], the values of the first facts, padded with IGNORED."""
     size: int
@@ -87,6 +91,14 @@ class MemorySampler:
         moved = (np.resize(numbers, len(queries)) + 1 + rng.integers(VIEWS - 1, size=len(queries))) % VIEWS
         others = [view(query.thing, int(number)) for query, number in zip(queries, moved, strict=True)]
         asked = self._rows([sampler.ask(query, rng) for query in queries], others)
+        alone = list(
+            {fact.query.thing: row for row, fact in enumerate(facts) if fact.query.thing >= 0}.values()
+        )
+        captions = [self._facts.caption_prompt] * len(alone)
+        pictures_alone = (
+            self._rows(captions, [first[row] for row in alone]),
+            self._rows(captions, [others[row] for row in alone]),
+        )
         rows = np.array([self.things[thing] + number for thing, number in pictures])
         features = torch.from_numpy(self.data.features(self.part, rows))
         factors = torch.ones(features.shape[:2])
@@ -96,7 +108,7 @@ class MemorySampler:
             # A feature of 0 is absent; a colour of 0 would be black.
             hidden[:, self.vision.hidden_size :] = False
             factors[hidden] = 0.0
-            for queries_of in (written, full, asked):
+            for queries_of in (written, full, asked, *pictures_alone):
                 self._hide(queries_of, rng)
         said = [
             self.rows.answer_ids(self.rows.processor.normalize_text(fact.value), after_blank=True)
@@ -105,7 +117,14 @@ class MemorySampler:
         values = torch.full((len(said), max(map(len, said))), IGNORED)
         for row, ids in enumerate(said):
             values[row, : len(ids)] = torch.tensor(ids)
-        return MemoryBatch(features, factors, written, full, asked, values, size)
+        words = (self._words(rng), self._words(rng))
+        return MemoryBatch(features, factors, written, full, asked, pictures_alone, words, values, size)
+
+    def _words(self, rng: np.random.Generator) -> Rows:
+        """A wording of each kind of question. "fact" asks for anything that was said: it is like several of them."""
+        kinds = [kind for kind in MEMORY_KINDS if kind != "fact"]
+        questions = [self._facts.ask(Query(-1, kind, ""), rng) for kind in kinds]
+        return self._rows(questions, [-1] * len(kinds))
 
     def _hide(self, rows: Rows, rng: np.random.Generator) -> None:
         """Mask some of the prefix embeddings of each picture's row."""

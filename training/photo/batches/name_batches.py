@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from microvlm.training.batches.sample_texts import TextRows
 from microvlm.training.photo.batches.class_targets import ALONE, NAMELESS
 from microvlm.training.photo.batches.question_batches import QuestionRows, question_rows
-from microvlm.training.photo.batches.virtual_pictures import VirtualPictures, draw_classes
+from microvlm.training.photo.batches.virtual_pictures import VirtualPictures
 from microvlm.training.photo.data.class_names import class_names
 from microvlm.training.photo.data.photo_data import PhotoData
 from microvlm.training.photo.language import answers
@@ -103,7 +103,7 @@ class NameSampler:
             # The quarters differ as those of a photograph do, and have its colours.
             moved = (seen + (made / scale - seen.mean(1))[:, None]).clamp(0, 255)
             found.append(torch.cat([moved, colours], -1))
-            names += [self._classes[number] for number in draw_classes(told, rng).tolist()]
+            names += [self._classes[number] for number in told.argmax(1).tolist()]
         borrowed = torch.full((len(names), 2), -1)
         for number in np.flatnonzero(rng.random(len(names)) < self.borrowed_share):
             borrowed[number] = torch.from_numpy(rng.integers(len(self.data.names), size=2))

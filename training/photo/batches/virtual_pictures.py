@@ -61,7 +61,8 @@ class VirtualPictures:
         moved = (real + amount * direction[:, :, None, None] * mask[:, None]).clamp(0, 255 * self.scale)
         made = torch.round(moved / self.scale).to(torch.uint8)
         told = ((made.float() * self.scale).mean((2, 3)) @ self.weight.T + self.bias).softmax(-1)
-        found = np.where(told.amax(1).numpy() >= LEAST_SURE, draw_classes(told, rng), -1)
+        chance, found = (part.numpy() for part in told.max(1))
+        found = np.where(chance >= LEAST_SURE, found, -1)
         return np.concatenate([made.numpy(), colours], 1), found
 
     def means(self, features: Tensor, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
@@ -87,15 +88,6 @@ class VirtualPictures:
         chance = logits.softmax(-1)[torch.arange(len(features)), :, torch.from_numpy(classes)]
         wanted = torch.from_numpy(rng.uniform(0.15, 0.95, len(features))).float()
         return amounts[(chance >= wanted[:, None]).float().argmax(1)]
-
-
-def draw_classes(told: Tensor, rng: np.random.Generator) -> np.ndarray:
-    """A class of each row of probabilities [n, classes], drawn from them -> int64 [n].
-
-    With the likeliest one as the answer, a decoder learnt that the likeliest is right however unsure the classifier is.
-    """
-    passed = told.double().cumsum(1).numpy()
-    return np.minimum((passed < rng.random((len(told), 1)) * passed[:, -1:]).sum(1), told.shape[1] - 1)
 
 
 def _part(side: int, rng: np.random.Generator) -> np.ndarray:
