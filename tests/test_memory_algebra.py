@@ -280,6 +280,13 @@ def test_agreement_is_the_cosine_outside_of_the_space_of_keys():
     assert similarity.item() == pytest.approx(1, abs=1e-6)
 
 
+def test_numbers_that_are_not_finite_make_a_loss_that_is_not():
+    keys = torch.full((1, 2, 24), torch.nan)
+    assert memory_kl(
+        batch_solution(torch.zeros(24, 40), keys, torch.zeros(1, 2, 40), 0.1), torch.zeros(24, 40)
+    ).isnan()
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_several_large_memories_have_the_gradients_of_one_each(threads):
     """256 slots and more: PyTorch 2.13 factors batches of such matrices by LU wrongly with two threads."""

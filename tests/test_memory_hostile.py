@@ -219,7 +219,7 @@ BAD_RECORDS = {
 }
 
 
-@pytest.mark.parametrize("file_format", [2, 3])
+@pytest.mark.parametrize("file_format", [2, 3, 4])
 def test_a_file_with_right_hashes_and_right_content_is_used(tmp_path, file_format):
     path = tmp_path / "good.mem"
     path.write_bytes(hostile_file(file_format=file_format))
@@ -236,7 +236,7 @@ def refused(path: Path, content: bytes) -> None:
     assert path.read_bytes() == content
 
 
-@pytest.mark.parametrize("file_format", [2, 3])
+@pytest.mark.parametrize("file_format", [2, 3, 4])
 @pytest.mark.parametrize("name", [*BAD_ROWS, *BAD_STATES])
 def test_what_no_memory_has_is_refused_with_a_right_hash(tmp_path, name, file_format):
     refused(tmp_path / "bad.mem", hostile_file({**BAD_ROWS, **BAD_STATES}[name], file_format=file_format))
@@ -382,7 +382,7 @@ VALUES = (
 
 def mutant(rng: np.random.Generator) -> bytes:
     """A file with right hashes and one to three changes of its content, or with changed bytes."""
-    file_format = int(rng.choice([1, 2, 3, 3]))
+    file_format = int(rng.choice([1, 2, 3, 4, 4]))
     if rng.random() < 0.3:
         return changed_bytes(rng, hostile_file(file_format=max(2, file_format)))
     changes = both(*(random_change(rng) for _ in range(rng.integers(1, 4))))
@@ -392,7 +392,7 @@ def mutant(rng: np.random.Generator) -> bytes:
             lambda tensors, metadata: metadata.pop("forgotten"),
             changes,
         )
-    in_record = file_format == 3 and rng.random() < 0.5
+    in_record = file_format >= 3 and rng.random() < 0.5
     return hostile_file(
         None if in_record else changes, changes if in_record else None, file_format=file_format
     )

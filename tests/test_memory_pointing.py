@@ -10,9 +10,12 @@ import pytest
 from microvlm.backends import load
 from microvlm.bench.memory.fact_sets import another_view
 from microvlm.bench.memory.memoryset_reader import load_memoryset
+from microvlm.bench.memory.model_under_test import ModelUnderTest
+from microvlm.bench.memory.open_values.fact_pool import QueryEncoder
 from microvlm.config import MemoryConfig, MicroVLMConfig
 from microvlm.configuration.pointing import EVIDENCE, PointingConfig, PointingMap, PointingWeights
 from microvlm.errors import UserError
+from microvlm.inputs.images import load_square
 from microvlm.memory.episodic import Entry, EpisodicMemory
 from microvlm.memory.facts import FactMemory
 from microvlm.memory.pointing.confidence import judge_readings, probability_of
@@ -161,7 +164,8 @@ def random_rows(count: int, slots: int = 16, width: int = 48) -> tuple[Rows, Mem
     # Every other row is about a picture.
     picture_keys, question_keys = rng.normal(size=(2, count, slots))
     picture_keys[1::2] = 0
-    return Rows(keys, latents, cues, picture_keys, question_keys), state, prior
+    has_picture = picture_keys.any(1)
+    return Rows(keys, latents, cues, picture_keys, question_keys, has_picture), state, prior
 
 
 def asked(rows: Rows, state: MemoryArrays) -> Readings:
@@ -210,14 +214,65 @@ def test_a_picture_is_unlike_none_and_another_is_told_apart_by_it_alone():
     assert pointed.evidence[:, EVIDENCE.index("picture_cosine")].tolist() == [-1, 1, -1, 1]
 
 
-def test_rows_of_older_files_without_parts_take_the_cosine_of_the_keys():
+@pytest.mark.parametrize("older_rows", [slice(None), slice(0, 2)])
+def test_rows_of_older_files_without_parts_take_the_cosine_of_the_keys(older_rows):
     rows, state, prior = random_rows(4)
-    nothing = np.zeros_like(rows.keys)
-    older = rows._replace(picture_keys=nothing, question_keys=nothing)
+    parts = rows.picture_keys.copy(), rows.question_keys.copy()
+    for part in parts:
+        part[older_rows] = 0
+    older = rows._replace(picture_keys=parts[0], question_keys=parts[1])
     pointed = point(asked(rows, state), state, prior, older, 4)
-    keys = pointed.evidence[:, EVIDENCE.index("key_cosine")]
-    for name in ("picture_cosine", "question_cosine"):
-        assert np.array_equal(pointed.evidence[:, EVIDENCE.index(name)], keys)
+    evidence = {name: column[older_rows] for name, column in zip(EVIDENCE, pointed.evidence.T, strict=True)}
+    assert np.array_equal(evidence["question_cosine"], evidence["key_cosine"])
+    # Row 0 has a picture and row 1 has none.
+    assert evidence["picture_cosine"][0] == evidence["key_cosine"][0]
+    assert evidence["picture_cosine"][1] == 1
+    if older_rows == slice(None):
+        assert np.array_equal(evidence["second_question_cosine"], evidence["second_key_cosine"])
+    without = point(asked(rows, state)._replace(picture_keys=0 * rows.keys), state, prior, older, 4)
+    assert without.evidence[:, EVIDENCE.index("picture_cosine")].tolist() == [-1, 1, -1, 1]
+
+
+def test_an_entry_keeps_the_keys_of_its_picture_and_of_its_words_alone(
+    ternary_model, tiny_processor, pictures, tmp_path
+):
+    runtime = TorchRuntime(ternary_model)
+    model = ModelUnderTest(runtime, tiny_processor)
+    facts = FactMemory(runtime, tiny_processor)
+    caption = tiny_processor.config.prompt.caption_prompt
+    about = facts.write("tulip42", QUESTION, pictures[0])
+    alone = facts.write("swordfish 7", QUESTION)
+    captioned = facts.write("rose", "", pictures[0])
+    sides = tiny_processor.config.vision.image_size
+    square = np.asarray(load_square(pictures[0], sides))
+    keys = {
+        name: model.encode([query])[1][0]
+        for name, query in {
+            "words": (QUESTION, None),
+            "picture": (caption, square),
+            "both": (QUESTION, square),
+        }.items()
+    }
+    for entry, names in (
+        (about, ("both", "picture", "words")),
+        (alone, ("words", None, "words")),
+    ):
+        for array, name in zip((entry.key, entry.picture_key, entry.question_key), names, strict=True):
+            if name is None:
+                assert array is None
+            else:
+                assert np.allclose(array, keys[name], atol=1e-5), name
+    assert np.array_equal(captioned.key, captioned.picture_key)
+    assert not np.allclose(keys["words"], keys["picture"], atol=1e-3)
+    twin = QueryEncoder(model).query((QUESTION, square))
+    for array, part in zip((about.key, about.cue, about.picture_key, about.question_key), twin, strict=True):
+        assert np.allclose(array, part[0], atol=1e-5)
+    facts.save(tmp_path / "trip.mem")
+    loaded = FactMemory(runtime, tiny_processor)
+    loaded.load(tmp_path / "trip.mem")
+    changed, _ = loaded.overwrite("dora 5", QUESTION, pictures[0])[::-1]
+    assert np.array_equal(changed.picture_key, about.picture_key)
+    assert np.array_equal(loaded.entries[1].question_key, alone.question_key)
 
 
 def test_the_answer_of_an_entry_is_what_was_told_also_in_older_files():
@@ -276,13 +331,18 @@ def test_of_a_query_with_a_picture_both_picture_and_question_must_be_clear():
     assert alone.is_clear.tolist() == [False, True, True, True, False]
 
 
-def test_no_threshold_lets_an_untrained_model_say_what_the_state_lacks(ternary_model, tiny_processor):
+def test_no_threshold_lets_an_untrained_model_say_what_the_state_lacks(
+    ternary_model, tiny_processor, pictures
+):
     runtime = TorchRuntime(ternary_model)
     config = runtime.config
-    always = dataclasses.replace(config.memory, pointing=PointingConfig(threshold=0.0))
-    runtime.config = dataclasses.replace(config, memory=always)
+    never = PointingMap(threshold=0.0)
+    pointing = PointingConfig(threshold=0.0, same_picture=never, same_question=never)
+    runtime.config = dataclasses.replace(config, memory=dataclasses.replace(config.memory, pointing=pointing))
     facts = FactMemory(runtime, tiny_processor)
-    facts.write("tulip42", "who?")
-    assert facts.read("who?").answer == "tulip42"
+    for query in (("who?", None), ("who?", pictures[0])):
+        facts.write("tulip42", *query)
+        assert facts.read(*query).answer == "tulip42"
     attacked = with_states(facts, [runtime.memory_prior()])
-    assert attacked.read("who?").answer == NOT_FOUND
+    for query in (("who?", None), ("who?", pictures[0])):
+        assert attacked.read(*query).answer == NOT_FOUND

@@ -397,7 +397,7 @@ def test_a_record_for_which_there_is_no_room_is_taken_back(runtime, tmp_path):
     assert read(path) == ([f"fact {number}" for number in range(4)], [])
 
 
-@pytest.mark.parametrize("file_format", [1, 2])
+@pytest.mark.parametrize("file_format", [1, 2, 3])
 def test_the_first_save_writes_an_older_file_in_the_new_format(runtime, tmp_path, file_format):
     path = tmp_path / "trip.mem"
     memory = EpisodicMemory.empty(runtime)

@@ -22,7 +22,7 @@ from microvlm.bench.speed.harness import Progress
 from microvlm.errors import UserError
 from microvlm.inputs.processor import Processor
 from microvlm.memory.conversation import Chat
-from microvlm.memory.episodic import EpisodicMemory
+from microvlm.memory.episodic import EpisodicMemory, arrays_of
 from microvlm.memory.ordinal_questions import ordinal_question
 from microvlm.sampling import GenerationOptions
 
@@ -93,10 +93,9 @@ def bars(stages: list[dict[str, Any]], reloaded: dict[str, Any]) -> list[dict[st
 
 
 def fact_bytes(memory: EpisodicMemory) -> int:
-    """Bytes of what a memory holds: keys, latents and texts of its rows, and its states."""
+    """Bytes of what a memory holds: arrays and texts of its rows, and its states."""
     rows = sum(
-        entry.key.nbytes
-        + entry.latent.nbytes
+        sum(array.nbytes for array in arrays_of(entry))
         + sum(len(text.encode()) for text in (entry.text, entry.question or "", entry.picture))
         for entry in memory.entries
     )

@@ -47,11 +47,11 @@ class PointingWeights:
     picture_cosine: Weight = 0.0
     """Of the cosine of the keys of the two pictures alone; 1 without any, -1 where one of the two has none."""
     second_picture_cosine: Weight = 0.0
-    """Of the largest such cosine of an entry with another picture."""
+    """Of the largest such cosine of an entry with another picture; 0 where there is none."""
     question_cosine: Weight = 0.0
     """Of the cosine of the keys of the words alone."""
     second_question_cosine: Weight = 0.0
-    """Of the largest such cosine of an entry with other words."""
+    """Of the largest such cosine of an entry with other words; 0 where there is none."""
     log_picture_distance: Weight = 0.0
     """Of log(1 - `picture_cosine`), at least log 1e-4."""
     log_second_picture_distance: Weight = 0.0
@@ -75,7 +75,9 @@ class PointingMap:
     """A probability, from the evidence of a reading, and the least that is enough."""
 
     threshold: Share = 0.71
+    """The least probability that is enough."""
     weights: PointingWeights = field(default_factory=PointingWeights)
+    """Those of the logistic regression."""
 
     def __post_init__(self) -> None:
         check_fields(self)

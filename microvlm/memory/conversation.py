@@ -127,7 +127,7 @@ class Chat:
         prompt = embed_prompt(self.runtime, *inputs, self.processor.image_id, timings)
         check_length(self.runtime, prompt, self.options)
         with timings.phase("memory_read"):
-            encoded = encode_query(self.runtime, self.processor, query, prompt)
+            encoded = encode_query(self.runtime, self.processor, query, prompt, to_read=True)
             pointing = find_entry(self.runtime, self.memory, encoded)
         entry = None if pointing.entry is None else self.memory.entries[pointing.entry]
         if image is not None and entry is not None and not entry.told:

@@ -284,13 +284,18 @@ class EpisodicMemory:
 
 def check_entry(entry: Entry) -> None:
     """Raise UserError for a row that no memory can hold: numbers that are not finite, or a text without measure."""
-    arrays = (entry.key, entry.latent, entry.cue, entry.picture_key, entry.question_key)
-    if not all(array is None or np.isfinite(array).all() for array in arrays):
+    if not all(np.isfinite(array).all() for array in arrays_of(entry)):
         raise UserError(
             "the model made numbers of this that are not finite, so nothing was written; get the model again."
         )
     if max(len(encodable(text)) for text in (entry.text, entry.question or "")) > MAX_TEXT:
         raise UserError(f"the text has more than {MAX_TEXT:,} characters; nothing was written: shorten it.")
+
+
+def arrays_of(entry: Entry) -> list[np.ndarray]:
+    """The arrays that an entry has."""
+    arrays = (entry.key, entry.latent, entry.cue, entry.picture_key, entry.question_key)
+    return [array for array in arrays if array is not None]
 
 
 def encodable(text: str) -> str:

@@ -114,7 +114,7 @@ class FactMemory:
         prompt = self._prompt(query, timings)
         check_length(self.runtime, prompt, GenerationOptions(max_new_tokens=1))
         with timings.phase("memory_read"):
-            encoded = encode_query(self.runtime, self.processor, query, prompt)
+            encoded = encode_query(self.runtime, self.processor, query, prompt, to_read=True)
             pointing = find_entry(self.runtime, self.memory, encoded)
         from_memory = pointing.entry is not None
         answer = NOT_FOUND if pointing.entry is None else self.entries[pointing.entry].value

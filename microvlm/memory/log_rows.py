@@ -69,7 +69,7 @@ def parse_rows(log: str, origin: object) -> list[LogRow]:
 def entries_of(
     rows: Sequence[LogRow], keys: np.ndarray, latents: np.ndarray, parts: Mapping[str, np.ndarray]
 ) -> list[Entry]:
-    """Rows with their keys [N, K], latents [N, C] and, by their names in `OPTIONAL_ARRAYS`, other arrays, as views.
+    """Rows with their keys [N, K], latents [N, C] and other arrays by the fields of an `Entry`, as views.
 
     Raises ValueError for other numbers of them.
     """

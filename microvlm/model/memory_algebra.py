@@ -94,9 +94,15 @@ def batch_solution(
     eye = torch.eye(prior_mean.shape[0], dtype=prior_mean.dtype, device=prior_mean.device)
     precision = eye + keys.mT @ keys / observation_variance
     # Not `torch.linalg.inv`: with two threads, PyTorch 2.13 factors batches of matrices from 256 x 256 by LU wrongly.
-    covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))
+    covariance = torch.cholesky_inverse(_cholesky(precision))
     mean = covariance @ (prior_mean + keys.mT @ latents / observation_variance)
     return MemoryState(mean, covariance)
+
+
+def _cholesky(matrices: Tensor) -> Tensor:
+    """Lower factors of matrices [..., K, K]; NaN of those that are not positive definite, which the loss then shows."""
+    factors, info = torch.linalg.cholesky_ex(matrices)
+    return torch.where((info != 0)[..., None, None], torch.nan, factors)
 
 
 def pinv_newton_schulz(matrix: Tensor, steps: int = 15, alpha: float = 5e-4) -> Tensor:
@@ -130,7 +136,7 @@ def memory_kl(state: MemoryState, prior_mean: Tensor) -> Tensor:
     slots, width = prior_mean.shape
     trace = width * state.covariance.diagonal(dim1=-2, dim2=-1).sum(-1)
     moved = (state.mean - prior_mean).square().sum((-1, -2))
-    logdet = 2 * torch.linalg.cholesky(state.covariance).diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    logdet = 2 * _cholesky(state.covariance).diagonal(dim1=-2, dim2=-1).log().sum(-1)
     return (0.5 * (trace + moved - slots * width - width * logdet) / (slots * width)).mean()
 
 

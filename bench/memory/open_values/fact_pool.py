@@ -102,14 +102,14 @@ def _encoded(
     rng: np.random.Generator,
 ) -> Pool:
     values = open_values(len(pictures), rng)
-    encoder = _Encoder(model)
+    encoder = QueryEncoder(model)
     encoded = {how: joined([encoder.query(query) for query in queries[how]]) for how in ASKED}
     encoded["words"] = joined([encoder.query((question, None)) for question, _ in queries["same"]])
     turns = [encoder.turn(query, value) for query, value in zip(queries["same"], values, strict=True)]
     return Pool(np.array(pictures), np.array(relations), values, queries, encoded, np.concatenate(turns))
 
 
-class _Encoder:
+class QueryEncoder:
     """Encodes questions one at a time, as a user asks them; each picture, and each part of a query, once."""
 
     def __init__(self, model: ModelUnderTest):

@@ -66,11 +66,18 @@ def joined(queries: Sequence[EncodedQuery]) -> EncodedQuery:
     return EncodedQuery(*(np.concatenate(parts) for parts in zip(*queries, strict=True)))
 
 
-def encode_query(runtime: Runtime, processor: Processor, query: Query, prompt: Prompt) -> EncodedQuery:
-    """Encode a query whose `prompt`, batch 1, is embedded already -> batch 1."""
+def encode_query(
+    runtime: Runtime, processor: Processor, query: Query, prompt: Prompt, to_read: bool = False
+) -> EncodedQuery:
+    """Encode a query whose `prompt`, batch 1, is embedded already -> batch 1.
+
+    `to_read`: leave out the parts, as zeros, where the model's confidence does not look at them.
+    """
     latent, key = runtime.memory_encode(*prompt)
     if query.pixels is None:
         return EncodedQuery(key, latent, np.zeros_like(key), key)
+    if to_read and runtime.config.memory.pointing.same_picture is None:
+        return EncodedQuery(key, latent, np.zeros_like(key), np.zeros_like(key))
     caption = query.captioned(processor)
     picture_key = key
     if caption.question != query.question:
@@ -83,9 +90,9 @@ def same_picture(
     runtime: Runtime, processor: Processor, query: Query, prompt: Prompt, other: Query
 ) -> Prompt:
     """The prompt of `other` about the picture of `query`, whose features are taken from its `prompt`."""
-    ids, _, _ = query.inputs(processor)
+    ids, other_ids = (np.array([processor.prompt_ids(each.question, 1)], np.int64) for each in (query, other))
     features = prompt.inputs_embeds[ids == processor.image_id]
-    other_ids, mask, _ = other.inputs(processor)
+    mask = np.ones_like(other_ids)
     embeds = place_images(runtime.embed_tokens(other_ids), other_ids, processor.image_id, features[None])
     return Prompt(embeds, mask)
 

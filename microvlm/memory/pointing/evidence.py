@@ -50,6 +50,8 @@ class Rows(NamedTuple):
     """Keys of the rows' pictures alone [E, K]; zeros without a picture."""
     question_keys: np.ndarray
     """Keys of the rows' words alone [E, K]; zeros where the log has neither of the two."""
+    has_picture: np.ndarray
+    """bool [E]."""
 
 
 class Readings(NamedTuple):
@@ -101,11 +103,12 @@ def point(readings: Readings, state: MemoryArrays, prior: np.ndarray, rows: Rows
     lengths = np.linalg.norm(read, axis=1)
     left = np.linalg.norm(read - mixture @ differences, axis=1) / np.maximum(lengths, _TINY)
     is_reading = (lengths >= _LEAST_LENGTH) & (left <= MOST_RESIDUAL) & is_written[best]
-    is_other = ~_same_key(row_keys)[best]
+    is_other_key = ~_same_key(row_keys)
+    is_other = is_other_key[best]
     cosines = _unit(keys) @ _unit(row_keys).T
     agreements = _agreements(readings, keys, rows, row_keys, cosines)
-    pictures, is_other_picture = _picture_cosines(readings, rows, cosines)
-    questions, is_other_question = _question_cosines(readings, rows, cosines)
+    pictures, is_other_picture = _picture_cosines(readings, rows, cosines, is_other_key)
+    questions, is_other_question = _question_cosines(readings, rows, cosines, is_other_key)
     parts = (
         pictures[each, best],
         _largest(pictures, is_other_picture[best]),
@@ -170,27 +173,39 @@ def _agreements(
     return np.where(has_cue, np.clip(agreements, -1, 1), cosines)
 
 
-def _picture_cosines(readings: Readings, rows: Rows, cosines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _picture_cosines(
+    readings: Readings, rows: Rows, cosines: np.ndarray, is_other_key: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """(cosines [N, E] of the pictures alone, bool [E, E] which rows have another picture).
 
-    1 where neither has a picture, -1 where only one of the two has. A row of unknown parts gets the cosine of the keys.
+    1 where neither has a picture, -1 where only one of the two has. A row whose parts are unknown gets the cosine of
+    the keys, and other rows are those with another key.
     """
     asked, told = (np.asarray(part.picture_keys, np.float64) for part in (readings, rows))
-    has_asked, has_told = (np.abs(part).max(1) > 0 for part in (asked, told))
-    both = has_asked[:, None] & has_told
-    alike = np.where(both, _unit(asked) @ _unit(told).T, np.where(has_asked[:, None] ^ has_told, -1.0, 1.0))
-    return np.where(_has_parts(rows), np.clip(alike, -1, 1), cosines), ~_same_key(told)
+    has_asked = np.abs(asked).max(1, initial=0) > 0
+    known, alike = _has_parts(rows), np.clip(_unit(asked) @ _unit(told).T, -1, 1)
+    both = has_asked[:, None] & rows.has_picture
+    without = np.where(has_asked[:, None] ^ rows.has_picture, -1.0, 1.0)
+    return np.where(both, np.where(known, alike, cosines), without), _is_other(told, known, is_other_key)
 
 
-def _question_cosines(readings: Readings, rows: Rows, cosines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _question_cosines(
+    readings: Readings, rows: Rows, cosines: np.ndarray, is_other_key: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """The same of the words alone."""
     asked, told = (np.asarray(part.question_keys, np.float64) for part in (readings, rows))
-    return np.where(_has_parts(rows), np.clip(_unit(asked) @ _unit(told).T, -1, 1), cosines), ~_same_key(told)
+    known, alike = _has_parts(rows), np.clip(_unit(asked) @ _unit(told).T, -1, 1)
+    return np.where(known, alike, cosines), _is_other(told, known, is_other_key)
 
 
 def _has_parts(rows: Rows) -> np.ndarray:
     """bool [E]: whether the log has the keys of a row's parts; older files have none."""
     return np.abs(np.asarray(rows.question_keys)).max(1, initial=0) > 0
+
+
+def _is_other(parts: np.ndarray, known: np.ndarray, is_other_key: np.ndarray) -> np.ndarray:
+    """bool [E, E]: which rows have another part [E, K], or another key where one of two is unknown."""
+    return np.where(known[:, None] & known, ~_same_key(parts), is_other_key)
 
 
 def _largest(values: np.ndarray, allowed: np.ndarray) -> np.ndarray:

@@ -96,7 +96,10 @@ def readings_of(query: EncodedQuery, reading: MemoryReading) -> Readings:
 
 
 def rows_from(entries: Sequence[Entry], slots: int, width: int) -> Rows:
-    """Entries' keys [E, `slots`], latents and cues [E, `width`], and keys of their parts."""
+    """Entries' keys [E, `slots`], latents and cues [E, `width`], and keys of their parts.
+
+    An entry of an older file that is about words alone has their key as its own.
+    """
     keys = np.array([entry.key for entry in entries])
     latents = np.array([entry.latent for entry in entries])
     return Rows(
@@ -104,5 +107,11 @@ def rows_from(entries: Sequence[Entry], slots: int, width: int) -> Rows:
         latents,
         known_arrays([entry.cue for entry in entries], width),
         known_arrays([entry.picture_key for entry in entries], slots),
-        known_arrays([entry.question_key for entry in entries], slots),
+        known_arrays([_question_key(entry) for entry in entries], slots),
+        np.array([bool(entry.picture) or entry.picture_key is not None for entry in entries], bool),
     )
+
+
+def _question_key(entry: Entry) -> np.ndarray | None:
+    is_words = entry.question is not None and not entry.picture and entry.picture_key is None
+    return entry.key if entry.question_key is None and is_words else entry.question_key

@@ -121,7 +121,7 @@ class MemorySampler:
         return MemoryBatch(features, factors, written, full, asked, pictures_alone, words, values, size)
 
     def _words(self, rng: np.random.Generator) -> Rows:
-        """A wording of each kind of question. "fact" asks for anything that was said: it is like several of them."""
+        """A wording of each kind of question. "fact" may mean any of the kinds, and is left out."""
         kinds = [kind for kind in MEMORY_KINDS if kind != "fact"]
         questions = [self._facts.ask(Query(-1, kind, ""), rng) for kind in kinds]
         return self._rows(questions, [-1] * len(kinds))
@@ -151,7 +151,7 @@ class MemorySampler:
             if values is not None:
                 row += processor.text_ids(processor.normalize_text(values[number]))
             tokens.append(row)
-        ids = torch.full((len(tokens), max(map(len, tokens))), processor.pad_id)
+        ids = torch.full((len(tokens), max(map(len, tokens), default=1)), processor.pad_id)
         mask = torch.zeros_like(ids)
         for number, row in enumerate(tokens):
             ids[number, : len(row)] = torch.tensor(row)
