@@ -176,7 +176,7 @@ def asked(rows: Rows, state: MemoryArrays) -> Readings:
 @pytest.mark.parametrize("count", [1, 2, 16])
 def test_a_row_asked_by_its_own_key_has_the_whole_share(count):
     rows, state, prior = random_rows(count)
-    pointed = point(asked(rows, state), state, prior, rows, count)
+    pointed = point(asked(rows, state), state, prior, rows, np.arange(count))
     assert pointed.row.tolist() == list(range(count))
     evidence = dict(zip(EVIDENCE, pointed.evidence.T, strict=True))
     for name in ("share", "key_cosine", "cue_agreement", "picture_cosine", "question_cosine"):
@@ -187,22 +187,38 @@ def test_a_row_asked_by_its_own_key_has_the_whole_share(count):
 def test_a_reading_that_is_no_mixture_of_the_log_points_at_nothing():
     rows, state, prior = random_rows(8)
     _, other_state, _ = random_rows(9)
-    assert point(asked(rows, other_state), other_state, prior, rows, 8).row.tolist() == [-1] * 8
+    assert point(asked(rows, other_state), other_state, prior, rows, np.arange(8)).row.tolist() == [-1] * 8
     fewer = Rows(*(part[:0] for part in rows))
-    assert point(asked(rows, state), state, prior, fewer, 0).row.tolist() == [-1] * 8
+    assert point(asked(rows, state), state, prior, fewer, np.arange(0)).row.tolist() == [-1] * 8
+
+
+def test_a_row_of_another_state_under_the_same_words_makes_a_reading_less_sure():
+    rows, state, prior = random_rows(4)
+    log = Rows(*(np.concatenate([part, part[:1]]) for part in rows))
+    log.question_keys[0] += 1
+    queries = Readings(*(part[:1] for part in asked(rows, state)))
+    alone, beside = (
+        point(queries, state, prior, each, np.arange(4)) for each in (log.take(np.arange(4)), log)
+    )
+    assert alone.row.tolist() == beside.row.tolist() == [0]
+    place = EVIDENCE.index("second_question_cosine")
+    assert beside.evidence[0, place] == pytest.approx(1)
+    assert alone.evidence[0, place] < 0.9
 
 
 def test_rows_of_older_files_without_a_cue_take_the_cosine_of_the_keys():
     rows, state, prior = random_rows(4)
     older = rows._replace(cues=np.zeros_like(rows.cues))
-    pointed = point(asked(rows, state), state, prior, older, 4)
+    pointed = point(asked(rows, state), state, prior, older, np.arange(4))
     place = EVIDENCE.index("cue_agreement")
     assert np.array_equal(pointed.evidence[:, place], pointed.evidence[:, EVIDENCE.index("key_cosine")])
 
 
 def test_a_picture_is_unlike_none_and_another_is_told_apart_by_it_alone():
     rows, state, prior = random_rows(4)
-    evidence = dict(zip(EVIDENCE, point(asked(rows, state), state, prior, rows, 4).evidence.T, strict=True))
+    evidence = dict(
+        zip(EVIDENCE, point(asked(rows, state), state, prior, rows, np.arange(4)).evidence.T, strict=True)
+    )
     # Row 0 has a picture: among the others is one with another picture, and the rest have none.
     unit = rows.picture_keys[[0, 2]] / np.linalg.norm(rows.picture_keys[[0, 2]], axis=1, keepdims=True)
     assert np.isclose(evidence["second_picture_cosine"][0], unit[0] @ unit[1])
@@ -210,7 +226,7 @@ def test_a_picture_is_unlike_none_and_another_is_told_apart_by_it_alone():
     assert evidence["second_picture_cosine"][1] == -1
     assert np.allclose(evidence["log_picture_distance"], np.log(1e-4))
     without = asked(rows, state)._replace(picture_keys=np.zeros_like(rows.picture_keys))
-    pointed = point(without, state, prior, rows, 4)
+    pointed = point(without, state, prior, rows, np.arange(4))
     assert pointed.evidence[:, EVIDENCE.index("picture_cosine")].tolist() == [-1, 1, -1, 1]
 
 
@@ -221,7 +237,7 @@ def test_rows_of_older_files_without_parts_take_the_cosine_of_the_keys(older_row
     for part in parts:
         part[older_rows] = 0
     older = rows._replace(picture_keys=parts[0], question_keys=parts[1])
-    pointed = point(asked(rows, state), state, prior, older, 4)
+    pointed = point(asked(rows, state), state, prior, older, np.arange(4))
     evidence = {name: column[older_rows] for name, column in zip(EVIDENCE, pointed.evidence.T, strict=True)}
     assert np.array_equal(evidence["question_cosine"], evidence["key_cosine"])
     # Row 0 has a picture and row 1 has none.
@@ -229,7 +245,9 @@ def test_rows_of_older_files_without_parts_take_the_cosine_of_the_keys(older_row
     assert evidence["picture_cosine"][1] == 1
     if older_rows == slice(None):
         assert np.array_equal(evidence["second_question_cosine"], evidence["second_key_cosine"])
-    without = point(asked(rows, state)._replace(picture_keys=0 * rows.keys), state, prior, older, 4)
+    without = point(
+        asked(rows, state)._replace(picture_keys=0 * rows.keys), state, prior, older, np.arange(4)
+    )
     assert without.evidence[:, EVIDENCE.index("picture_cosine")].tolist() == [-1, 1, -1, 1]
 
 

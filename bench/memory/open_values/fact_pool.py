@@ -27,6 +27,8 @@ class Pool:
 
     pictures: np.ndarray
     """int [N], the fact's picture or `NO_PICTURE`."""
+    is_drawing: np.ndarray
+    """bool [N], whether that picture is a drawing on white."""
     relations: np.ndarray
     """int [N]: facts of one number ask the same, of different things."""
     values: list[str]
@@ -56,6 +58,7 @@ class Pool:
         moved = np.where(other.pictures < 0, NO_PICTURE, other.pictures + self.pictures.max(initial=0) + 1)
         return Pool(
             np.concatenate([self.pictures, moved]),
+            np.concatenate([self.is_drawing, other.is_drawing]),
             np.concatenate([self.relations, other.relations + self.relations.max(initial=0) + 1]),
             self.values + other.values,
             {how: self.queries[how] + other.queries[how] for how in ASKED},
@@ -71,6 +74,7 @@ def pictured_pool(
     rng: np.random.Generator,
 ) -> Pool:
     """A fact for every picture, uint8 [S, S, 3], and every (question, other wording)."""
+    drawings = np.array([is_on_white(picture) for picture in pictures])
     views = [_two_views(picture, pictures[index - 1], rng) for index, picture in enumerate(pictures)]
     facts = [(number, relation) for relation in range(len(questions)) for number in range(len(pictures))]
     queries: dict[str, list[Query]] = {
@@ -80,7 +84,8 @@ def pictured_pool(
         ]
         for how in ASKED
     }
-    return _encoded(model, queries, [number for number, _ in facts], [relation for _, relation in facts], rng)
+    numbers, relations = (np.array(part) for part in zip(*facts, strict=True))
+    return _encoded(model, queries, numbers, drawings[numbers], relations, rng)
 
 
 def text_pool(
@@ -91,14 +96,16 @@ def text_pool(
         how: [(pair["wording" in how], None) for pair in questions] for how in ASKED
     }
     count = len(questions)
-    return _encoded(model, queries, [NO_PICTURE] * count, [relation] * count, rng)
+    nothing = np.full(count, NO_PICTURE)
+    return _encoded(model, queries, nothing, np.zeros(count, bool), np.full(count, relation), rng)
 
 
 def _encoded(
     model: ModelUnderTest,
     queries: dict[str, list[Query]],
-    pictures: list[int],
-    relations: list[int],
+    pictures: np.ndarray,
+    is_drawing: np.ndarray,
+    relations: np.ndarray,
     rng: np.random.Generator,
 ) -> Pool:
     values = open_values(len(pictures), rng)
@@ -106,7 +113,7 @@ def _encoded(
     encoded = {how: joined([encoder.query(query) for query in queries[how]]) for how in ASKED}
     encoded["words"] = joined([encoder.query((question, None)) for question, _ in queries["same"]])
     turns = [encoder.turn(query, value) for query, value in zip(queries["same"], values, strict=True)]
-    return Pool(np.array(pictures), np.array(relations), values, queries, encoded, np.concatenate(turns))
+    return Pool(pictures, is_drawing, relations, values, queries, encoded, np.concatenate(turns))
 
 
 class QueryEncoder:

@@ -12,7 +12,8 @@ from microvlm.generation import repeat_memory
 from microvlm.memory.episodic import EpisodicMemory
 from microvlm.memory.pointing.confidence import judge_readings
 from microvlm.memory.pointing.encoded_query import EncodedQuery
-from microvlm.memory.pointing.pointer import candidate_states, point_at, prior_of, readings_of
+from microvlm.memory.pointing.evidence import point
+from microvlm.memory.pointing.pointer import candidate_states, prior_of, readings_of, rows_from
 
 BATCH = 16
 
@@ -50,15 +51,16 @@ class PointedQueries(NamedTuple):
 def point_queries(model: ModelUnderTest, memory: EpisodicMemory, queries: EncodedQuery) -> PointedQueries:
     """Where N queries point."""
     chosen, prior = candidate_states(queries.key, memory), prior_of(model.runtime)
+    log = rows_from(memory.entries, memory.slots, memory.width)
     entries, evidence = np.full(chosen.shape, -1), np.zeros((*chosen.shape, len(EVIDENCE)))
     for number in np.unique(chosen):
-        indices = np.array([*memory.rows_of(int(number)), -1])
+        indices, state = np.array(memory.rows_of(int(number)), int), memory.state(int(number))
         asked, places = np.nonzero(chosen == number)
         for start in range(0, len(asked), BATCH):
             part, place = asked[start : start + BATCH], places[start : start + BATCH]
             batch = queries.rows(part)
-            state = repeat_memory(memory.state(int(number)), len(part))
-            reading = model.runtime.memory_read(batch.key, batch.latent, state)
-            pointed = point_at(memory, int(number), readings_of(batch, reading), prior)
-            entries[part, place], evidence[part, place] = indices[pointed.row], pointed.evidence
+            reading = model.runtime.memory_read(batch.key, batch.latent, repeat_memory(state, len(part)))
+            pointed = point(readings_of(batch, reading), state, prior, log, indices)
+            entries[part, place] = np.append(indices, -1)[pointed.row]
+            evidence[part, place] = pointed.evidence
     return PointedQueries(entries, evidence, queries.has_picture)

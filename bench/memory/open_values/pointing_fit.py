@@ -192,7 +192,13 @@ def _questions(
     is_known_picture = np.isin(pool.pictures[others], pool.pictures[told]) & has_picture
     is_known_question = np.isin(pool.relations[others], pool.relations[told])
     another_picture = others[has_picture & ~is_known_picture & is_known_question]
-    yield "stranger, another picture", "view", another_picture[:QUESTIONS_A_KIND]
+    one = ""
+    if len(np.unique(pool.relations[told])) == 1:
+        # Only the picture tells what was told from what was not: a drawing among photographs would be told at once.
+        one = ", one question"
+        is_drawing = pool.is_drawing[told[0]]
+        another_picture = another_picture[pool.is_drawing[another_picture] == is_drawing]
+    yield f"stranger, another picture{one}", "view", another_picture[:QUESTIONS_A_KIND]
     yield "stranger, another question", "view", others[is_known_picture][:QUESTIONS_A_KIND]
     yield "stranger, picture left out", "words", order[pool.pictures[order] != NO_PICTURE][:QUESTIONS_A_KIND]
     yield "stranger, no picture", "same", others[~has_picture][:QUESTIONS_A_KIND]
@@ -203,7 +209,13 @@ def _facts(pool: Pool, count: int, mode: int, rng: np.random.Generator) -> list[
     relations = np.unique(pool.relations[pool.pictures != NO_PICTURE])
     plain = rng.permutation(np.flatnonzero(pool.pictures == NO_PICTURE))
     asked = rng.permutation(relations)[: 1 if mode == 0 else 4]
-    pictured = rng.permutation(np.flatnonzero((pool.pictures != NO_PICTURE) & np.isin(pool.relations, asked)))
+    of_kind = (pool.pictures != NO_PICTURE) & np.isin(pool.relations, asked)
+    if mode == 0:
+        # Drawings alone or photographs alone, of which there must be strangers too.
+        alike = [of_kind & (pool.is_drawing == kind) for kind in (True, False)]
+        enough = [each for each in alike if each.sum() > count] or [of_kind]
+        of_kind = enough[int(rng.integers(len(enough)))]
+    pictured = rng.permutation(np.flatnonzero(of_kind))
     texts = {0: 0, 1: 0, 2: count // 2, 3: count}[mode]
     facts = [*plain[:texts], *pictured[: count - min(texts, len(plain))]]
     rest = rng.permutation(np.setdiff1d(np.arange(len(pool.values)), facts))

@@ -22,6 +22,8 @@ MOST_WRONG = 0.005
 """And give at most this share of wrong texts to questions that have an answer."""
 RIDGE = 1e-3
 _CALIBRATION_BINS = 15
+MANY = 16
+"""Facts of a memory of many."""
 GRID = np.round(np.arange(0.1, 0.99, 0.02), 2)
 """Thresholds that are tried."""
 
@@ -97,19 +99,14 @@ def choose_thresholds(
     """A threshold for each of one or two regressions, in steps of .02: those that say most right texts, at which
     `MOST_LET_IN` and `MOST_WRONG` hold; the largest where none do.
 
+    Strangers are counted in memories of few and of `MANY` facts apart: there are more of few, which let fewer in.
     Wrong texts are counted in memories of at most `slots` facts, whose state is not chosen by the question.
     """
-    judged = [_judged(sample, weights) for sample in samples]
-    kinds = dict.fromkeys(sample.kind for sample in samples)
-    parts = [
-        (
-            next(sample.is_known for sample in samples if sample.kind == kind),
-            np.concatenate(
-                [rows for sample, rows in zip(samples, judged, strict=True) if sample.kind == kind]
-            ),
-        )
-        for kind in kinds
-    ]
+    judged: dict[tuple[str, bool], list[np.ndarray]] = {}
+    for sample in samples:
+        judged.setdefault((sample.kind, sample.facts >= MANY), []).append(_judged(sample, weights))
+    known_kinds = {sample.kind for sample in samples if sample.is_known}
+    parts = [(kind in known_kinds, np.concatenate(rows)) for (kind, _), rows in judged.items()]
     chosen, most_right = (float(GRID[-1]),) * len(weights), -1.0
     for thresholds in product(GRID, repeat=len(weights)):
         shares = [(known, _said_shares(rows, thresholds, slots)) for known, rows in parts]

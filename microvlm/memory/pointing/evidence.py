@@ -38,7 +38,7 @@ _TINY = 1e-12
 
 
 class Rows(NamedTuple):
-    """The log's rows of one state, oldest first."""
+    """Rows of the log, oldest first."""
 
     keys: np.ndarray
     """w [E, K]."""
@@ -52,6 +52,10 @@ class Rows(NamedTuple):
     """Keys of the rows' words alone [E, K]; zeros where the log has neither of the two."""
     has_picture: np.ndarray
     """bool [E]."""
+
+    def take(self, indices: np.ndarray) -> Rows:
+        """Some of the rows."""
+        return Rows(*(part[indices] for part in self))
 
 
 class Readings(NamedTuple):
@@ -80,13 +84,15 @@ class Pointed(NamedTuple):
     """float64 [N, len(EVIDENCE)]."""
 
 
-def point(readings: Readings, state: MemoryArrays, prior: np.ndarray, rows: Rows, facts: int) -> Pointed:
-    """Where readings of `state` (batch 1) point. prior [K, C] is R0; `facts` counts the entries of all states.
+def point(
+    readings: Readings, state: MemoryArrays, prior: np.ndarray, log: Rows, indices: np.ndarray
+) -> Pointed:
+    """Where readings of `state` (batch 1) point: places in `indices`, its rows of the whole `log`. prior [K, C] is R0.
 
-    Of rows under one key the newest is taken.
+    Of rows under one key the newest is taken. Other states' rows can make a reading less sure, and nothing else.
     """
-    count = len(readings.keys)
-    if not len(rows.keys):
+    count, rows = len(readings.keys), log.take(indices)
+    if not len(indices):
         return Pointed(np.full(count, -1), np.zeros((count, len(EVIDENCE))))
     keys, mean, covariance = (np.asarray(part, np.float64) for part in (readings.keys, *_first(state)))
     row_keys, row_latents = np.asarray(rows.keys, np.float64), np.asarray(rows.latents, np.float64)
@@ -103,17 +109,20 @@ def point(readings: Readings, state: MemoryArrays, prior: np.ndarray, rows: Rows
     lengths = np.linalg.norm(read, axis=1)
     left = np.linalg.norm(read - mixture @ differences, axis=1) / np.maximum(lengths, _TINY)
     is_reading = (lengths >= _LEAST_LENGTH) & (left <= MOST_RESIDUAL) & is_written[best]
-    is_other_key = ~_same_key(row_keys)
-    is_other = is_other_key[best]
+    is_other = ~_same_as(row_keys, best)
     cosines = _unit(keys) @ _unit(row_keys).T
     agreements = _agreements(readings, keys, rows, row_keys, cosines)
-    pictures, is_other_picture = _picture_cosines(readings, rows, cosines, is_other_key)
-    questions, is_other_question = _question_cosines(readings, rows, cosines, is_other_key)
+    own_rows = indices[best]
+    log_cosines = _unit(keys) @ _unit(np.asarray(log.keys, np.float64)).T
+    pictures, questions = (
+        _picture_cosines(readings, log, log_cosines),
+        _question_cosines(readings, log, log_cosines),
+    )
     parts = (
-        pictures[each, best],
-        _largest(pictures, is_other_picture[best]),
-        questions[each, best],
-        _largest(questions, is_other_question[best]),
+        pictures[each, own_rows],
+        _largest(pictures, _is_other(log, log.picture_keys, own_rows)),
+        questions[each, own_rows],
+        _largest(questions, _is_other(log, log.question_keys, own_rows)),
     )
     squares = np.maximum((keys * keys).sum(1), _TINY)
     apart = keys - row_keys[best]
@@ -129,7 +138,7 @@ def point(readings: Readings, state: MemoryArrays, prior: np.ndarray, rows: Rows
         _largest(agreements, is_other),
         _log(((keys @ covariance) * keys).sum(1) / squares),
         np.log(scope / (1 - scope)),
-        np.full(count, np.log(max(1, facts))),
+        np.full(count, np.log(len(log.keys))),
         *parts,
         *(np.log(np.maximum(1 - part, _LEAST_DISTANCE)) for part in parts),
     ]
@@ -145,14 +154,6 @@ def _solver(differences: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     gram = differences @ differences.T
     gram[np.diag_indices_from(gram)] += _RIDGE * max(float(np.trace(gram)) / len(gram), _TINY)
     return lambda read: np.linalg.solve(gram, differences @ read.T).T
-
-
-def _same_key(keys: np.ndarray) -> np.ndarray:
-    """bool [E, E]: which rows were written under one key; a row's own is always."""
-    products = keys @ keys.T
-    squares = np.diagonal(products)
-    distances = squares[:, None] + squares[None] - 2 * products
-    return distances <= _SAME_KEY * np.maximum(squares, _TINY)[:, None]
 
 
 def _agreements(
@@ -173,29 +174,22 @@ def _agreements(
     return np.where(has_cue, np.clip(agreements, -1, 1), cosines)
 
 
-def _picture_cosines(
-    readings: Readings, rows: Rows, cosines: np.ndarray, is_other_key: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """(cosines [N, E] of the pictures alone, bool [E, E] which rows have another picture).
+def _picture_cosines(readings: Readings, log: Rows, cosines: np.ndarray) -> np.ndarray:
+    """Cosines [N, L] of the pictures alone: 1 where neither has a picture, -1 where only one of the two has.
 
-    1 where neither has a picture, -1 where only one of the two has. A row whose parts are unknown gets the cosine of
-    the keys, and other rows are those with another key.
+    A row whose parts are unknown gets the cosine of the keys.
     """
-    asked, told = (np.asarray(part.picture_keys, np.float64) for part in (readings, rows))
+    asked, told = (np.asarray(part.picture_keys, np.float64) for part in (readings, log))
     has_asked = np.abs(asked).max(1, initial=0) > 0
-    known, alike = _has_parts(rows), np.clip(_unit(asked) @ _unit(told).T, -1, 1)
-    both = has_asked[:, None] & rows.has_picture
-    without = np.where(has_asked[:, None] ^ rows.has_picture, -1.0, 1.0)
-    return np.where(both, np.where(known, alike, cosines), without), _is_other(told, known, is_other_key)
+    alike = np.where(_has_parts(log), np.clip(_unit(asked) @ _unit(told).T, -1, 1), cosines)
+    without = np.where(has_asked[:, None] ^ log.has_picture, -1.0, 1.0)
+    return np.where(has_asked[:, None] & log.has_picture, alike, without)
 
 
-def _question_cosines(
-    readings: Readings, rows: Rows, cosines: np.ndarray, is_other_key: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _question_cosines(readings: Readings, log: Rows, cosines: np.ndarray) -> np.ndarray:
     """The same of the words alone."""
-    asked, told = (np.asarray(part.question_keys, np.float64) for part in (readings, rows))
-    known, alike = _has_parts(rows), np.clip(_unit(asked) @ _unit(told).T, -1, 1)
-    return np.where(known, alike, cosines), _is_other(told, known, is_other_key)
+    asked, told = (np.asarray(part.question_keys, np.float64) for part in (readings, log))
+    return np.where(_has_parts(log), np.clip(_unit(asked) @ _unit(told).T, -1, 1), cosines)
 
 
 def _has_parts(rows: Rows) -> np.ndarray:
@@ -203,9 +197,20 @@ def _has_parts(rows: Rows) -> np.ndarray:
     return np.abs(np.asarray(rows.question_keys)).max(1, initial=0) > 0
 
 
-def _is_other(parts: np.ndarray, known: np.ndarray, is_other_key: np.ndarray) -> np.ndarray:
-    """bool [E, E]: which rows have another part [E, K], or another key where one of two is unknown."""
-    return np.where(known[:, None] & known, ~_same_key(parts), is_other_key)
+def _is_other(log: Rows, parts: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """bool [N, L]: which rows have another part [L, K] than row `chosen` [N]; another key where a part is unknown."""
+    known = _has_parts(log)
+    both_known = known[chosen][:, None] & known
+    return np.where(
+        both_known, *(~_same_as(np.asarray(keys, np.float64), chosen) for keys in (parts, log.keys))
+    )
+
+
+def _same_as(keys: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """bool [N, L]: which keys [L, K] are key `chosen` [N]; a key itself always is."""
+    squares = (keys * keys).sum(1)
+    distances = squares[chosen][:, None] + squares - 2 * keys[chosen] @ keys.T
+    return distances <= _SAME_KEY * np.maximum(squares[chosen], _TINY)[:, None]
 
 
 def _largest(values: np.ndarray, allowed: np.ndarray) -> np.ndarray:

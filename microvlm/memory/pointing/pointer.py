@@ -11,7 +11,7 @@ from microvlm.memory.episodic import Entry, EpisodicMemory
 from microvlm.memory.log_rows import known_arrays
 from microvlm.memory.pointing.confidence import judge_readings
 from microvlm.memory.pointing.encoded_query import EncodedQuery
-from microvlm.memory.pointing.evidence import Pointed, Readings, Rows, point
+from microvlm.memory.pointing.evidence import Readings, Rows, point
 from microvlm.runtime import MemoryReading, Runtime
 
 NOT_FOUND = "not in this memory"
@@ -40,11 +40,12 @@ def find_entry(runtime: Runtime, memory: EpisodicMemory, query: EncodedQuery) ->
     Of more states, `MOST_STATES` are read, and the surest of their readings counts.
     """
     pointing, prior = runtime.config.memory.pointing, prior_of(runtime)
+    log = rows_from(memory.entries, memory.slots, memory.width)
     best: Pointing | None = None
     for number in candidate_states(query.key, memory)[0]:
         reading = runtime.memory_read(query.key, query.latent, memory.state(int(number)))
-        indices = memory.rows_of(int(number))
-        pointed = point_at(memory, int(number), readings_of(query, reading), prior)
+        state, indices = memory.state(int(number)), memory.rows_of(int(number))
+        pointed = point(readings_of(query, reading), state, prior, log, np.array(indices, int))
         row = int(pointed.row[0])
         judged = judge_readings(pointed.evidence, query.has_picture, pointing)
         confidence = float(judged.confidence[0]) if row >= 0 else 0.0
@@ -76,18 +77,6 @@ def prior_of(runtime: Runtime) -> np.ndarray:
     return np.asarray(runtime.memory_prior().mean[0], np.float64)
 
 
-def point_at(memory: EpisodicMemory, number: int, readings: Readings, prior: np.ndarray) -> Pointed:
-    """Where readings of state `number` point, as places among `memory.rows_of(number)`."""
-    entries = [memory.entries[index] for index in memory.rows_of(number)]
-    return point(
-        readings,
-        memory.state(number),
-        prior,
-        rows_from(entries, memory.slots, memory.width),
-        len(memory.entries),
-    )
-
-
 def readings_of(query: EncodedQuery, reading: MemoryReading) -> Readings:
     """Queries and what they read."""
     return Readings(
@@ -100,11 +89,9 @@ def rows_from(entries: Sequence[Entry], slots: int, width: int) -> Rows:
 
     An entry of an older file that is about words alone has their key as its own.
     """
-    keys = np.array([entry.key for entry in entries])
-    latents = np.array([entry.latent for entry in entries])
     return Rows(
-        keys,
-        latents,
+        known_arrays([entry.key for entry in entries], slots),
+        known_arrays([entry.latent for entry in entries], width),
         known_arrays([entry.cue for entry in entries], width),
         known_arrays([entry.picture_key for entry in entries], slots),
         known_arrays([_question_key(entry) for entry in entries], slots),
