@@ -20,6 +20,7 @@ from microvlm.memory.episodic import Entry, EpisodicMemory
 from microvlm.memory.facts import FactMemory
 from microvlm.memory.pointing.confidence import judge_readings, probability_of
 from microvlm.memory.pointing.evidence import Readings, Rows, point
+from microvlm.memory.pointing.log_arrays import LogArrays, rows_from, rows_of
 from microvlm.memory.pointing.pointer import MOST_STATES, NOT_FOUND, candidate_states
 from microvlm.model.torch_runtime import TorchRuntime
 from microvlm.runtime import MemoryArrays
@@ -90,16 +91,30 @@ def with_states(facts: FactMemory, states) -> FactMemory:
 def test_of_many_states_those_with_the_nearest_rows_are_read():
     rng = np.random.default_rng(0)
     keys = rng.normal(size=(30, 8)).astype(np.float32)
-    states = [MemoryArrays(np.zeros((1, 3, 8)), np.zeros((1, 3, 3)))] * 10
+    states = [MemoryArrays(np.zeros((1, 8, 8)), np.zeros((1, 8, 8)))] * 10
     entries = [Entry("", key, key, memory=number // 3) for number, key in enumerate(keys)]
     memory = EpisodicMemory(states, entries)
-    chosen = candidate_states(2.0 * keys + 0.05 * rng.normal(size=keys.shape), memory)
+    chosen = candidate_states(2.0 * keys + 0.05 * rng.normal(size=keys.shape), memory, rows_of(memory))
     assert chosen.shape == (30, MOST_STATES)
     assert chosen[:, 0].tolist() == [number // 3 for number in range(30)]
     # A state whose rows are all forgotten comes last, and an empty memory has its one state.
     kept = EpisodicMemory(states[:4], entries[3:12])
-    assert candidate_states(keys[:1], kept)[0, -1] == 0
-    assert candidate_states(keys[:1], EpisodicMemory(states[:1], [])).tolist() == [[0]]
+    assert candidate_states(keys[:1], kept, rows_of(kept))[0, -1] == 0
+    empty = EpisodicMemory(states[:1], [])
+    assert candidate_states(keys[:1], empty, rows_of(empty)).tolist() == [[0]]
+
+
+def test_the_arrays_of_a_log_follow_every_change_of_it():
+    rng = np.random.default_rng(0)
+    entries = [
+        Entry("", rng.normal(size=3), rng.normal(size=8), question=None if number % 2 else "who?")
+        for number in range(20)
+    ]
+    arrays = LogArrays(3, 8)
+    for places in (range(3), range(20), [0, 1, 5, 6], [], [7, 0], range(1, 19)):
+        told = [entries[place] for place in places]
+        for kept, anew in zip(arrays.rows(told), rows_from(told, 3, 8), strict=True):
+            assert np.array_equal(kept, anew)
 
 
 def test_without_its_row_in_the_state_a_text_does_not_come_back_though_the_log_has_it(nano, pictures):

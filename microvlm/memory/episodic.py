@@ -92,6 +92,8 @@ class EpisodicMemory:
         """Per state, how many rows were forgotten since it was built. A state is rebuilt after K of them, because
         each row that a full memory forgets adds rounding errors."""
         self.pending = list(pending)
+        self.log_arrays: object = None
+        """What `pointing.log_arrays` keeps of the log; None before the first question."""
         self.stored: object = None
         """What `memory_file` remembers of the file that has this memory but for rows written since; None where that
         file must be written anew."""

@@ -13,7 +13,8 @@ from microvlm.memory.episodic import EpisodicMemory
 from microvlm.memory.pointing.confidence import judge_readings
 from microvlm.memory.pointing.encoded_query import EncodedQuery
 from microvlm.memory.pointing.evidence import point
-from microvlm.memory.pointing.pointer import candidate_states, prior_of, readings_of, rows_from
+from microvlm.memory.pointing.log_arrays import rows_of
+from microvlm.memory.pointing.pointer import candidate_states, prior_of, readings_of
 
 BATCH = 16
 
@@ -50,8 +51,8 @@ class PointedQueries(NamedTuple):
 
 def point_queries(model: ModelUnderTest, memory: EpisodicMemory, queries: EncodedQuery) -> PointedQueries:
     """Where N queries point."""
-    chosen, prior = candidate_states(queries.key, memory), prior_of(model.runtime)
-    log = rows_from(memory.entries, memory.slots, memory.width)
+    log, prior = rows_of(memory), prior_of(model.runtime)
+    chosen = candidate_states(queries.key, memory, log)
     entries, evidence = np.full(chosen.shape, -1), np.zeros((*chosen.shape, len(EVIDENCE)))
     for number in np.unique(chosen):
         indices, state = np.array(memory.rows_of(int(number)), int), memory.state(int(number))

@@ -59,17 +59,17 @@ class Sample(NamedTuple):
 def fit_maps(fitted: Sequence[Sample], held_out: Sequence[Sample], slots: int) -> PointingConfig:
     """Fit the regressions to the first samples, and choose the thresholds by the second ones."""
     pictured, plain = ([sample for sample in fitted if sample.has_picture == kind] for kind in (True, False))
-    weights = {
-        "same_picture": fit_weights(pictured, lambda sample: sample.same_picture),
-        "same_question": fit_weights(pictured, lambda sample: sample.same_question),
-    }
+    picture, question = (
+        fit_weights(pictured, label)
+        for label in (lambda sample: sample.same_picture, lambda sample: sample.same_question)
+    )
     answers = fit_weights(plain, Sample.is_right)
-    others = [sample for sample in held_out if not sample.has_picture]
-    (threshold,) = choose_thresholds(others, [answers], slots)
-    pictured = [sample for sample in held_out if sample.has_picture]
-    thresholds = choose_thresholds(pictured, list(weights.values()), slots)
-    maps = zip(weights, thresholds, weights.values(), strict=True)
-    return PointingConfig(threshold, answers, **{name: PointingMap(*each) for name, *each in maps})
+    (threshold,) = choose_thresholds([each for each in held_out if not each.has_picture], [answers], slots)
+    about_pictures = [each for each in held_out if each.has_picture]
+    of_picture, of_question = choose_thresholds(about_pictures, [picture, question], slots)
+    return PointingConfig(
+        threshold, answers, PointingMap(of_picture, picture), PointingMap(of_question, question)
+    )
 
 
 def fit_weights(samples: Sequence[Sample], label: Callable[[Sample], np.ndarray]) -> PointingWeights:

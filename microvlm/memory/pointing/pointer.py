@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from microvlm.memory.episodic import Entry, EpisodicMemory
-from microvlm.memory.log_rows import known_arrays
+from microvlm.memory.episodic import EpisodicMemory
 from microvlm.memory.pointing.confidence import judge_readings
 from microvlm.memory.pointing.encoded_query import EncodedQuery
 from microvlm.memory.pointing.evidence import Readings, Rows, point
+from microvlm.memory.pointing.log_arrays import rows_of
 from microvlm.runtime import MemoryReading, Runtime
 
 NOT_FOUND = "not in this memory"
@@ -40,9 +39,9 @@ def find_entry(runtime: Runtime, memory: EpisodicMemory, query: EncodedQuery) ->
     Of more states, `MOST_STATES` are read, and the surest of their readings counts.
     """
     pointing, prior = runtime.config.memory.pointing, prior_of(runtime)
-    log = rows_from(memory.entries, memory.slots, memory.width)
+    log = rows_of(memory)
     best: Pointing | None = None
-    for number in candidate_states(query.key, memory)[0]:
+    for number in candidate_states(query.key, memory, log)[0]:
         reading = runtime.memory_read(query.key, query.latent, memory.state(int(number)))
         state, indices = memory.state(int(number)), memory.rows_of(int(number))
         pointed = point(readings_of(query, reading), state, prior, log, np.array(indices, int))
@@ -58,12 +57,14 @@ def find_entry(runtime: Runtime, memory: EpisodicMemory, query: EncodedQuery) ->
     return best
 
 
-def candidate_states(keys: np.ndarray, memory: EpisodicMemory) -> np.ndarray:
-    """Indices of at most `MOST_STATES` states for each key [B, K], the one with the nearest row first -> [B, S]."""
+def candidate_states(keys: np.ndarray, memory: EpisodicMemory, log: Rows) -> np.ndarray:
+    """Indices of at most `MOST_STATES` states for each key [B, K], the one with the nearest row first -> [B, S].
+
+    `log` has the rows of `memory`.
+    """
     likeness = np.full((memory.state_count, len(keys)), -2.0)
-    if memory.entries:
-        row_keys = np.stack([entry.key for entry in memory.entries])
-        row_keys = row_keys / np.maximum(np.linalg.norm(row_keys, axis=1, keepdims=True), _TINY)
+    if memory.state_count > 1 and memory.entries:
+        row_keys = log.keys / np.maximum(np.linalg.norm(log.keys, axis=1, keepdims=True), _TINY)
         states = [entry.memory for entry in memory.entries]
         np.maximum.at(likeness, states, row_keys @ keys.T / np.maximum(np.linalg.norm(keys, axis=1), _TINY))
     return np.argsort(-likeness.T, 1, kind="stable")[:, :MOST_STATES]
@@ -82,23 +83,3 @@ def readings_of(query: EncodedQuery, reading: MemoryReading) -> Readings:
     return Readings(
         query.key, query.latent, reading.latent, reading.scope, query.picture_key, query.question_key
     )
-
-
-def rows_from(entries: Sequence[Entry], slots: int, width: int) -> Rows:
-    """Entries' keys [E, `slots`], latents and cues [E, `width`], and keys of their parts.
-
-    An entry of an older file that is about words alone has their key as its own.
-    """
-    return Rows(
-        known_arrays([entry.key for entry in entries], slots),
-        known_arrays([entry.latent for entry in entries], width),
-        known_arrays([entry.cue for entry in entries], width),
-        known_arrays([entry.picture_key for entry in entries], slots),
-        known_arrays([_question_key(entry) for entry in entries], slots),
-        np.array([bool(entry.picture) or entry.picture_key is not None for entry in entries], bool),
-    )
-
-
-def _question_key(entry: Entry) -> np.ndarray | None:
-    is_words = entry.question is not None and not entry.picture and entry.picture_key is None
-    return entry.key if entry.question_key is None and is_words else entry.question_key
