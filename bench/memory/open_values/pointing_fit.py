@@ -56,6 +56,17 @@ IMAGE_QUESTIONS = (
     ("when do i have to bring this back?", "when is this due?"),
 )
 """Of the second wordings, no training of `photo` saw the like."""
+SEEN_QUESTIONS = (
+    "what is this?",
+    "is this a dog?",
+    "which colour is the ground?",
+    "how many are there?",
+    "what is on the left?",
+    "is it raining?",
+    "what do you see?",
+    "when was this taken?",
+)
+"""Questions about what a picture shows, which no fact of the fit answers."""
 _THING_NAMES = """
 wifi garage alarm bicycle locker suitcase gate safe email laptop phone bank library gym office cellar car boat printer
 router radio lift fridge scooter
@@ -138,7 +149,8 @@ def _pool(
     rng: np.random.Generator,
 ) -> Pool:
     caption = model.runtime.config.prompt.caption_prompt
-    pool = pictured_pool(model, pictures, (*IMAGE_QUESTIONS, (caption, caption)), rng)
+    seen = tuple((question, question) for question in SEEN_QUESTIONS)
+    pool = pictured_pool(model, pictures, (*IMAGE_QUESTIONS, (caption, caption), *seen), rng)
     ordinals = [(ordinal_question(place), ordinal_question(place)) for place in range(len(ORDINALS))]
     return pool.joined(text_pool(model, texts, 0, rng)).joined(text_pool(model, ordinals, 0, rng))
 
@@ -199,14 +211,20 @@ def _questions(
         is_drawing = pool.is_drawing[told[0]]
         another_picture = another_picture[pool.is_drawing[another_picture] == is_drawing]
     yield f"stranger, another picture{one}", "view", another_picture[:QUESTIONS_A_KIND]
-    yield "stranger, another question", "view", others[is_known_picture][:QUESTIONS_A_KIND]
+    is_seen = _is_seen(pool)[others]
+    # A person asks about the picture at hand: its own view is the harder one for the question.
+    for kind, chosen in (("another question", ~is_seen), ("what is seen", is_seen)):
+        asked = others[is_known_picture & chosen]
+        yield f"stranger, {kind}", "view", asked[:QUESTIONS_A_KIND]
+        yield f"stranger, {kind}, same picture", "same", asked[:QUESTIONS_A_KIND]
     yield "stranger, picture left out", "words", order[pool.pictures[order] != NO_PICTURE][:QUESTIONS_A_KIND]
     yield "stranger, no picture", "same", others[~has_picture][:QUESTIONS_A_KIND]
 
 
 def _facts(pool: Pool, count: int, mode: int, rng: np.random.Generator) -> list[int]:
     """Facts of a memory: one question about many pictures, four questions, with facts without a picture, or these."""
-    relations = np.unique(pool.relations[pool.pictures != NO_PICTURE])
+    can_be_told = ~_is_seen(pool)
+    relations = np.unique(pool.relations[(pool.pictures != NO_PICTURE) & can_be_told])
     plain = rng.permutation(np.flatnonzero(pool.pictures == NO_PICTURE))
     asked = rng.permutation(relations)[: 1 if mode == 0 else 4]
     of_kind = (pool.pictures != NO_PICTURE) & np.isin(pool.relations, asked)
@@ -218,5 +236,10 @@ def _facts(pool: Pool, count: int, mode: int, rng: np.random.Generator) -> list[
     pictured = rng.permutation(np.flatnonzero(of_kind))
     texts = {0: 0, 1: 0, 2: count // 2, 3: count}[mode]
     facts = [*plain[:texts], *pictured[: count - min(texts, len(plain))]]
-    rest = rng.permutation(np.setdiff1d(np.arange(len(pool.values)), facts))
+    rest = rng.permutation(np.setdiff1d(np.flatnonzero(can_be_told), facts))
     return [int(fact) for fact in rng.permutation([*facts, *rest[: count - len(facts)]])]
+
+
+def _is_seen(pool: Pool) -> np.ndarray:
+    """bool [N]: whether a fact of the pool asks what its picture shows."""
+    return np.array([question in SEEN_QUESTIONS for question, _ in pool.queries["same"]])
