@@ -255,7 +255,7 @@ def test_a_baseline_is_named_after_its_model_and_base_3_has_its_own():
     assert names == ["nano", "nano", "full", "full-base3"]
 
 
-def test_a_baseline_does_not_depend_on_weights(tiny_bundle, tmp_path):
+def test_a_baseline_depends_on_neither_weights_nor_what_follows_the_graphs(tiny_bundle, tmp_path):
     copy = tmp_path / "copy"
     copy.mkdir()
     manifest = json.loads((tiny_bundle / "manifest.json").read_text())
@@ -264,6 +264,12 @@ def test_a_baseline_does_not_depend_on_weights(tiny_bundle, tmp_path):
         entry["sha256"] = "0" * 64
     (copy / "manifest.json").write_text(json.dumps(manifest))
     (copy / "config.json").write_text((tiny_bundle / "config.json").read_text())
+    config = json.loads((copy / "config.json").read_text())
+    config["memory"] |= {
+        "scope_threshold": 0.25,
+        "pointing": {"threshold": 0.5, "weights": {"constant": 1.0}},
+    }
+    (copy / "config.json").write_text(json.dumps(config))
     assert count_baseline.graphs_hash(copy) == count_baseline.graphs_hash(tiny_bundle)
     manifest["packing"] = "base3"
     (copy / "manifest.json").write_text(json.dumps(manifest))

@@ -35,6 +35,8 @@ the C library finds its memory elsewhere."""
 REMEDY = "export the model again"
 BEHIND = ("prompt", "answers")
 """Parts of a configuration that no graph holds."""
+READ_BEHIND = ("pointing", "scope_threshold")
+"""Settings of the memory that are applied to what a graph read, and change no graph."""
 UNGATED = ("load", PICTURE)
 """Importing modules and opening files, which is different when a file is read for the first time, and Pillow's decoder:
 not the model's."""
@@ -57,12 +59,14 @@ def key_of(counted: Counted, bundle: Path) -> dict[str, str]:
 def graphs_hash(bundle: Path) -> str:
     """One hash of what the bundle's graphs compute: sizes, widths and graphs of its manifest, and no weight.
 
-    What follows the graphs, prompts and how sure an answer is, is left out.
+    What follows the graphs is left out: prompts, how sure an answer is and how clearly a read points at an entry.
     """
     manifest = msgspec.to_builtins(read_manifest(bundle))
     config = documents.load(bundle / CONFIG, dict[str, Any], REMEDY)
     described = {name: manifest[name] for name in ("bits", "packing", "embedding_bits", "graphs")}
     parts = {name: value for name, value in config.items() if isinstance(value, dict) and name not in BEHIND}
+    if "memory" in parts:
+        parts["memory"] = {name: value for name, value in parts["memory"].items() if name not in READ_BEHIND}
     text = json.dumps([described, parts], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
