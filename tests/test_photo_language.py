@@ -47,12 +47,14 @@ from microvlm.training.photo.language.question_forms import (
     question,
     read_families,
 )
+from microvlm.training.photo.language.thing_kinds import is_kind, kinds_of, thing_kinds
 from microvlm.training.photo.language.wrappings import SIDES_AT, SIDES_OF
 
 NAMES = {"x": "owl", "y": "scissors", "colour": "orange", "side": "left"}
 NEEDED = {
     "describe": set(),
     "what": set(),
+    "what_kind": {"x"},
     "what_at": {"side"},
     "what_beside": {"side", "x"},
     "between": {"x", "y"},
@@ -378,3 +380,33 @@ def test_lines_of_the_model_that_were_taken_keep_the_rules_today():
         assert len(written) == len(set(written))
         if kind != "not_understood":
             assert [form for form in written if not keeps_meaning(kind, form)] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("beagle", {"dog", "animal"}),
+        ("monarch", {"butterfly", "insect", "animal"}),
+        ("electric guitar", {"guitar", "musical instrument"}),
+        ("banana", {"fruit", "food"}),
+        ("dog", {"dog", "animal"}),
+        ("abacus", set()),
+        ("crane", set()),
+        ("a name of no list", set()),
+    ],
+)
+def test_a_thing_is_of_its_kind_and_of_all_above_it(name, kinds):
+    assert kinds_of(name) == kinds
+
+
+def test_what_is_of_no_kind_is_told_from_what_is_open():
+    assert is_kind("beagle", "cat") is False
+    assert is_kind("abacus", "dog") is False
+    # A lion is a big cat; the bird and the machine share a name; nothing is known of the third.
+    assert [
+        is_kind(*pair) for pair in (("lion", "cat"), ("crane", "bird"), ("a name of no list", "dog"))
+    ] == [None] * 3
+    with pytest.raises(KeyError):
+        is_kind("beagle", "beagle")
+    names = set(thing_kinds())
+    assert all(is_kind(kind, kind) for kind in names)

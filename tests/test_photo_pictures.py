@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tarfile
 from collections import Counter
 
@@ -99,7 +100,7 @@ def test_answers_are_right_for_every_kind_of_question(split):
         asked = questioner.ask(ROW, rng)
         answers.setdefault(asked.kind, set()).add(asked.answer)
         if asked.kind == "is_there":
-            is_shown = any(name in asked.question for name in ("cat", "dog", "kite"))
+            is_shown = any(name in asked.question for name in ("cat", "dog", "kite", "animal"))
             assert asked.answer == ("yes" if is_shown else "no"), asked
         if asked.kind == "where" and any(name in asked.question for name in ("lamp", "boat")):
             assert asked.answer in ("i don't see a lamp", "i don't see a boat")
@@ -110,6 +111,26 @@ def test_answers_are_right_for_every_kind_of_question(split):
     assert answers["where"] >= {"on the left", "in the middle", "on the right"}
     assert answers["not_understood"] == {"i don't understand the question"}
     assert answers["is_at"] == {"yes", "no"}
+
+
+@pytest.mark.parametrize("split", ["train", "held_out"])
+def test_questions_about_kinds_are_answered_by_what_is_of_them(split):
+    questioner, rng = Questioner(["dog", "animal", "cat", "lamp"], split), np.random.default_rng(0)
+    beagle = Description("photo", (Thing("beagle", WHOLE),))
+    asked = [
+        row
+        for row in (questioner.ask(beagle, rng) for _ in range(1500))
+        if row.kind in ("what_kind", "is_it", "is_there")
+    ]
+    said = {
+        kind: Counter(row.answer for row in asked if row.kind == kind)
+        for kind in ("what_kind", "is_it", "is_there")
+    }
+    assert set(said["what_kind"]) == {"beagle", "i don't see one"}
+    assert set(said["is_it"]) == set(said["is_there"]) == {"yes", "no"}
+    for row in asked:
+        of_it = re.search(r"\b(dog|animal|beagle)\b", row.question) is not None
+        assert (row.answer in ("yes", "beagle")) == of_it, row
 
 
 def test_the_classes_names_are_a_thousand_in_the_encoders_order():

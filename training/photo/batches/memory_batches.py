@@ -11,7 +11,7 @@ from torch import Tensor
 
 from microvlm.config import MicroVLMConfig
 from microvlm.training.batches.sample_texts import IGNORED, TextRows
-from microvlm.training.photo.batches.open_facts import FactSampler, Query
+from microvlm.training.photo.batches.open_facts import SEEN_KINDS, FactSampler, Query
 from microvlm.training.photo.data.builder import VIEWS
 from microvlm.training.photo.data.photo_data import PhotoData
 from microvlm.training.photo.language.question_forms import MEMORY_KINDS, Split
@@ -22,6 +22,10 @@ BRIGHTER, CHANNELS_HIDDEN, WINDOWS_HIDDEN, OTHERS_HIDDEN = 0.15, 0.1, 0.25, 0.2
 """How much brighter or darker features are made; the share of their channels that each picture loses; chances that a
 row does not see a window, and the whole picture or the spelled name. A few thousand pictures with four views each are
 else learnt by heart: keys of known things agree, and those of others as little as before."""
+
+
+WORDINGS, SUBJECTS = 2, 12
+"""Pairs of wordings of each kind of question, and subjects of questions without a picture, in a batch of words."""
 
 
 class Rows(NamedTuple):
@@ -50,7 +54,9 @@ class MemoryBatch(NamedTuple):
     pictures: tuple[Rows, Rows]
     """Two views of each different picture of the facts, under the captioning prompt."""
     words: tuple[Rows, Rows]
-    """Two wordings of each kind of question, without a picture."""
+    """Two wordings each of questions without a picture."""
+    meanings: Tensor
+    """int64 [rows of `words`], equal where two rows ask the same."""
     values: Tensor
     """int64 [n <= SAID, T], the values of the first facts, padded with IGNORED."""
     size: int
@@ -68,7 +74,8 @@ class MemorySampler:
         # Views of a thing that was drawn twice are taken once.
         self.things = list({shown[row].source: row for row in range(0, len(shown), VIEWS)}.values())
         """The row of the first view of each thing."""
-        self._facts = FactSampler(len(self.things), config.prompt.caption_prompt, split)
+        names = [shown[row].things[0].name if len(shown[row].things) == 1 else None for row in self.things]
+        self._facts = FactSampler(names, config.prompt.caption_prompt, split)
 
     def draw(self, rng: np.random.Generator, facts_in_all: int, size: int) -> MemoryBatch:
         """Memories of `size` facts each, and as many strangers."""
@@ -117,14 +124,28 @@ class MemorySampler:
         values = torch.full((len(said), max(map(len, said))), IGNORED)
         for row, ids in enumerate(said):
             values[row, : len(ids)] = torch.tensor(ids)
-        words = (self._words(rng), self._words(rng))
-        return MemoryBatch(features, factors, written, full, asked, pictures_alone, words, values, size)
+        return MemoryBatch(
+            features, factors, written, full, asked, pictures_alone, *self._words(rng), values, size
+        )
 
-    def _words(self, rng: np.random.Generator) -> Rows:
-        """A wording of each kind of question. "fact" may mean any of the kinds, and is left out."""
+    def _words(self, rng: np.random.Generator) -> tuple[tuple[Rows, Rows], Tensor]:
+        """Pairs of wordings: of each kind of question that facts answer, of subjects, and of what they do not answer.
+
+        "fact" may mean any of the kinds, and is left out. A question that no fact answers is a pair with itself: it is
+        there to be different from the others.
+        """
+        facts = self._facts
         kinds = [kind for kind in MEMORY_KINDS if kind != "fact"]
-        questions = [self._facts.ask(Query(-1, kind, ""), rng) for kind in kinds]
-        return self._rows(questions, [-1] * len(kinds))
+        subjects = rng.choice(len(facts.subjects), SUBJECTS, replace=False)
+        queries = [Query(-1, kind, "") for kind in kinds] * WORDINGS
+        queries += [Query(-1, "text", facts.subjects[int(number)].text) for number in subjects]
+        first, again = ([facts.ask(query, rng) for query in queries] for _ in range(2))
+        seen = [facts.seen_question(kind, rng) for kind in SEEN_KINDS]
+        meanings = [*range(len(kinds))] * WORDINGS
+        meanings += range(len(kinds), len(kinds) + SUBJECTS + len(seen))
+        first, again = [*first, *seen], [*again, *seen]
+        without = [-1] * len(first)
+        return (self._rows(first, without), self._rows(again, without)), torch.tensor(meanings)
 
     def _hide(self, rows: Rows, rng: np.random.Generator) -> None:
         """Mask some of the prefix embeddings of each picture's row."""

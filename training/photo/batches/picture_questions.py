@@ -16,6 +16,7 @@ from microvlm.training.photo.data.colours import NAMES
 from microvlm.training.photo.data.composer import Description, Thing
 from microvlm.training.photo.language import answers
 from microvlm.training.photo.language.question_forms import Split, question
+from microvlm.training.photo.language.thing_kinds import is_kind, kinds_of, thing_kinds
 
 APART = 0.14
 """Least distance of two centres along an axis, as a share of the side, for one to be beside the other."""
@@ -24,6 +25,8 @@ CLEARER = 1.25
 NOT_UNDERSTOOD_SHARE = 0.04
 MOST_TRIES = 20
 """Kinds that are tried before a caption is asked for: a picture has no clear answer to many."""
+KIND_SHARE = 0.5
+"""How often "is this a {x}" and "is there a {x}" ask for a kind of thing: a dog, where a beagle is shown."""
 SIDES = ("left", "right", "above", "below")
 
 
@@ -36,9 +39,9 @@ class Asked(NamedTuple):
 
 
 KIND_WEIGHTS: dict[str, dict[str, float]] = {
-    "photo": {"describe": 3, "what": 4, "is_it": 1, "is_there": 0.5, "where_absent": 0.3},
-    "single": {"describe": 3, "what": 4, "is_it": 1, "is_there": 0.5, "ground": 0.7, "how_many": 0.4,
-        "where_absent": 0.3, "where": 0.3},
+    "photo": {"describe": 3, "what": 4, "what_kind": 1.5, "is_it": 1.5, "is_there": 0.7, "where_absent": 0.3},
+    "single": {"describe": 3, "what": 4, "what_kind": 1, "is_it": 1.5, "is_there": 0.5, "ground": 0.7,
+        "how_many": 0.4, "where_absent": 0.3, "where": 0.3},
     "scene": {"describe": 1.5, "what_at": 3, "what_beside": 1.5, "between": 0.5, "where": 2,
         "where_absent": 0.6, "is_there": 1, "is_at": 1, "how_many": 0.8, "ground": 0.5,
         "how_many_of": 0.4},
@@ -51,7 +54,7 @@ KIND_WEIGHTS: dict[str, dict[str, float]] = {
     "stranger": {"describe": 1, "what": 1, "is_there": 0.3, "where_absent": 0.2},
     "clutter": {"describe": 1, "what": 1},
     "unnamed": {"describe": 1, "what": 1, "ground": 0.2},
-    "virtual": {"describe": 1, "what": 1.5, "is_it": 0.4},
+    "virtual": {"describe": 1, "what": 1.5, "what_kind": 0.8, "is_it": 0.8},
 }  # fmt: skip
 """Kind of picture -> how often each kind of question is asked about it."""
 
@@ -64,7 +67,8 @@ class Questioner:
         self.names, self.split = list(names), split
         self._askers: dict[str, Callable[[Description, np.random.Generator], Asked | None]] = {
             "describe": self._describe, "what": self._what, "what_single": self._what_single,
-            "what_same": self._what_same, "what_at": self._what_at, "what_beside": self._what_beside,
+            "what_kind": self._what_kind, "what_same": self._what_same, "what_at": self._what_at,
+            "what_beside": self._what_beside,
             "between": self._between, "where": self._where, "where_absent": self._where_absent,
             "how_many": self._how_many, "how_many_of": self._how_many_of, "colour_of": self._colour_of,
             "colour": self._colour, "ground": self._ground, "is_there": self._is_there,
@@ -98,6 +102,15 @@ class Questioner:
             return None
         name = d.things[0].name if d.things else None
         return self._asked("what", answers.UNKNOWN_THING if name is None else name, rng)
+
+    def _what_kind(self, d: Description, rng: np.random.Generator) -> Asked | None:
+        if len(d.things) != 1 or d.things[0].name is None:
+            return None
+        asked = _asked_kind(d.things, rng)
+        if asked is None:
+            return None
+        kind, is_right = asked
+        return self._asked("what_kind", _name(d.things[0]) if is_right else answers.NOT_SEEN, rng, x=kind)
 
     def _what_single(self, d: Description, rng: np.random.Generator) -> Asked | None:
         return self._what(d, rng) if len(d.things) == 1 else None
@@ -172,6 +185,9 @@ class Questioner:
         return None if d.ground is None else self._asked("ground", d.ground, rng)
 
     def _is_there(self, d: Description, rng: np.random.Generator) -> Asked:
+        asked = _asked_kind(d.things, rng) if rng.random() < KIND_SHARE else None
+        if asked is not None:
+            return self._asked("is_there", answers.yes_or_no(asked[1]), rng, x=asked[0])
         is_there = bool(d.things) and rng.random() < 0.5
         name = _name(_pick(d.things, rng)) if is_there else self._absent(d, rng)
         return self._asked("is_there", answers.yes_or_no(is_there), rng, x=name)
@@ -201,17 +217,23 @@ class Questioner:
     def _is_it(self, d: Description, rng: np.random.Generator) -> Asked | None:
         if len(d.things) != 1 or d.things[0].name is None:
             return None
+        asked = _asked_kind(d.things, rng) if rng.random() < KIND_SHARE else None
+        if asked is not None:
+            return self._asked("is_it", answers.yes_or_no(asked[1]), rng, x=asked[0])
         is_right = rng.random() < 0.5
         name = _name(d.things[0]) if is_right else self._absent(d, rng)
         return self._asked("is_it", answers.yes_or_no(is_right), rng, x=name)
 
     def _absent(self, d: Description, rng: np.random.Generator) -> str:
-        present = {thing.name for thing in d.things}
+        present = {thing.name for thing in d.things if thing.name}
         while True:
             name = self.names[int(rng.integers(len(self.names)))]
-            # "dog" is not absent where a "dog face" is shown.
-            if not any(other and (name in other or other in name) for other in present):
-                return name
+            # "dog" is not absent where a "dog face" or a beagle is shown.
+            if any(name in other or other in name for other in present):
+                continue
+            if name in thing_kinds() and any(is_kind(other, name) is not False for other in present):
+                continue
+            return name
 
 
 def caption(d: Description) -> str:
@@ -299,6 +321,18 @@ def _count(d: Description, thing: Thing) -> int:
 def _name(thing: Thing) -> str:
     assert thing.name is not None
     return thing.name
+
+
+def _asked_kind(things: Sequence[Thing], rng: np.random.Generator) -> tuple[str, bool] | None:
+    """A kind, and whether one of the things is of it: about as often right as wrong. None where that is not known."""
+    names = [thing.name for thing in things if thing.name is not None]
+    if not names or len(names) < len(things):
+        return None
+    present = sorted({kind for name in names for kind in kinds_of(name)})
+    if present and rng.random() < 0.5:
+        return present[int(rng.integers(len(present)))], True
+    absent = [kind for kind in thing_kinds() if all(is_kind(name, kind) is False for name in names)]
+    return (absent[int(rng.integers(len(absent)))], False) if absent else None
 
 
 def _other(options: Sequence[str], but: str, rng: np.random.Generator) -> str:

@@ -29,8 +29,10 @@ from microvlm.training.photo.language.wrappings import PLAIN, WRAPPINGS
 FOLDER = Path(__file__).parent
 FORMS = FOLDER / "question_forms.json"
 MODEL_LINES = FOLDER / "model_lines.json"
-TRAINED_FAMILIES = {"picture": 2, "memory": 1}
+TRAINED_FAMILIES = {"picture": 2, "kinds": 1, "memory": 1}
 """In how many other trained families of the group a word must occur for a family with that word to be held out."""
+WORDS_FROM = {"kinds": "picture"}
+"""Groups whose held-out wordings may also use the trained words of another group."""
 
 EVALUATED = ("who owns this", "who is this from", "in which place is this", "how long have i had this")
 """Other wordings of facts that `microvlm-bench memory` asks for. Their families are held out."""
@@ -96,14 +98,20 @@ def _split_by_topic(families: Families) -> dict[str, str]:
     return splits
 
 
-def _split_by_words(kinds: dict[str, Families], others: int) -> dict[str, dict[str, str]]:
-    """Kind -> family name -> split, of one group of kinds (see the module); `others`: a value of TRAINED_FAMILIES."""
+def _split_by_words(
+    kinds: dict[str, Families], others: int, known_words: set[str]
+) -> dict[str, dict[str, str]]:
+    """Kind -> family name -> split, of one group of kinds (see the module); `others`: a value of TRAINED_FAMILIES.
+
+    known_words : words that the training of other groups teaches.
+    """
     trained = Counter(
         word for families in kinds.values() for forms, _ in families.values() for word in _words(forms)
     )
     # Wrappings are part of training too.
     for wrappings in (PLAIN, WRAPPINGS["train"]):
         trained.update(dict.fromkeys(_words([f"w {w}" for row in wrappings.values() for w in row]), 9))
+    trained.update(dict.fromkeys(known_words, 9))
     splits = {kind: dict.fromkeys(families, "train") for kind, families in kinds.items()}
     sizes = {kind: [0, sum(len(forms) for forms, _ in families.values())] for kind, families in kinds.items()}
     order = [(kind, name) for kind, families in kinds.items() for name in families]
@@ -136,7 +144,14 @@ def build(written: dict[str, list[str]]) -> dict:
         if group == "unanswerable":
             splits.update({kind: _split_by_topic(families) for kind, families in members.items()})
         else:
-            splits.update(_split_by_words(members, TRAINED_FAMILIES[group]))
+            known = {
+                word
+                for kind in GROUPS.get(WORDS_FROM.get(group, ""), ())
+                for name, (forms, _) in kinds[kind].items()
+                if splits[kind][name] == "train"
+                for word in _words(forms)
+            }
+            splits.update(_split_by_words(members, TRAINED_FAMILIES[group], known))
     return {
         "format": "microvlm question forms 1",
         "by": {
@@ -158,7 +173,7 @@ def build(written: dict[str, list[str]]) -> dict:
 def new_forms(raw: dict[str, list[str]]) -> dict[str, list[str]]:
     """Kind -> the forms of a model's lines that keep the rules and are in no grammar; `raw`: kind -> lines."""
     answered = [
-        forms for group in ("picture", "memory") for kind in GROUPS[group].values() for forms in kind.values()
+        forms for group in TRAINED_FAMILIES for kind in GROUPS[group].values() for forms in kind.values()
     ]
     known = {word for forms in answered for word in _words(forms)}
     there = {form[2:] for grammar in GRAMMARS.values() for forms in grammar.values() for form in forms}

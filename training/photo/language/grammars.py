@@ -31,6 +31,7 @@ def _read_unanswerable() -> Grammar:
 
 GROUPS: dict[str, Grammar] = {
     "picture": {**_read("picture"), **_read("relation")},
+    "kinds": _read("kind"),
     "unanswerable": _read_unanswerable(),
     "memory": _read("memory"),
 }

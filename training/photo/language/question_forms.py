@@ -33,6 +33,7 @@ SPLITS: tuple[Split, ...] = get_args(Split)
 PICTURE_KINDS = (
     "describe",
     "what",
+    "what_kind",
     "what_at",
     "what_beside",
     "between",

@@ -9,7 +9,7 @@ The vision encoder, adapter, embedding and decoder are frozen, so that pictures 
   those of the facts, whose agreement is evidence of what a reading points at;
 - apart: cosines of a query with its own fact above one margin, with all others below it, in keys and outside of them
   (pairwise sigmoids, Zhai et al. 2023, arXiv 2303.15343): one threshold serves all memories, and InfoNCE knows none;
-- parts: the first and the third for the pictures alone and the words alone, whose keys are evidence too;
+- parts: the first and the fourth for the pictures alone and the words alone, whose keys are evidence too;
 - spread: the frame potential of the keys (Benedetto and Fickus 2003);
 - scope: cross-entropy of written facts against strangers;
 - decoder: cross-entropy of the value, said from the reading alone.
@@ -36,15 +36,15 @@ from microvlm.training.stages.task import StageInputs
 
 SIZES = (64, 32, 16, 8)
 """Facts of a memory; a batch has as many in all as `batch_size` says, and as many strangers."""
-KEY_WEIGHT, READ_WEIGHT, OUTSIDE_WEIGHT, SPREAD_WEIGHT, SAID_WEIGHT, APART_WEIGHT, PARTS_WEIGHT = (
+KEY_WEIGHT, READ_WEIGHT, OUTSIDE_WEIGHT, SPREAD_WEIGHT, SAID_WEIGHT, APART_WEIGHT = (
     1.0,
     1.0,
     0.25,
     2.0,
     0.1,
     0.5,
-    0.5,
 )
+PICTURES_WEIGHT, WORDS_WEIGHT = 0.5, 1.0
 MARGIN, STEEPNESS = 0.6, 12.0
 """The cosine that tells a query of a fact from others, and how sharply."""
 EVALUATED = 8
@@ -125,11 +125,13 @@ def memory_losses(
         _outside(model, queries[count:], stranger_keys),
         batch,
     )
+    first, again = (encode(rows)[1] for rows in batch.words)
+    loss_words = _part_losses(first, again, batch.meanings.to(device))
+    loss_pictures = torch.zeros(()).to(keys)
     # The memories of a batch may all be about words.
-    parts = [pair for pair in (batch.pictures, batch.words) if len(pair[0].ids) > 1]
-    loss_parts = sum(
-        (_part_losses(*(encode(rows)[1] for rows in pair)) for pair in parts), torch.zeros(()).to(keys)
-    )
+    if len(batch.pictures[0].ids) > 1:
+        first, again = (encode(rows)[1] for rows in batch.pictures)
+        loss_pictures = _part_losses(first, again, torch.arange(len(first), device=device))
     stored_keys, stored = keys.unflatten(0, (groups, -1)), latents.unflatten(0, (groups, -1))
     variance = model.config.memory.observation_variance
     state = batch_solution(model.memory_reset().mean[0], stored_keys, stored, variance)
@@ -147,8 +149,8 @@ def memory_losses(
     said, exact = _said(model, batch, slot, prefixes, image_id, eos_id)
     loss = (
         KEY_WEIGHT * loss_keys + READ_WEIGHT * loss_read + OUTSIDE_WEIGHT * (loss_outside + loss_cues)
-        + APART_WEIGHT * (apart_keys + apart_cues) + PARTS_WEIGHT * loss_parts + SPREAD_WEIGHT * spread + scope
-        + SAID_WEIGHT * said
+        + APART_WEIGHT * (apart_keys + apart_cues) + PICTURES_WEIGHT * loss_pictures + WORDS_WEIGHT * loss_words
+        + SPREAD_WEIGHT * spread + scope + SAID_WEIGHT * said
     )  # fmt: skip
     return loss, {
         "keys": loss_keys,
@@ -157,7 +159,8 @@ def memory_losses(
         "cues": loss_cues,
         "apart_keys": apart_keys,
         "apart_cues": apart_cues,
-        "parts": loss_parts,
+        "pictures": loss_pictures,
+        "words": loss_words,
         "spread": spread,
         "scope": scope,
         "said": said,
@@ -193,13 +196,18 @@ def _key_losses(keys: Tensor, asked: Tensor, strangers: Tensor, batch: MemoryBat
     )
 
 
-def _part_losses(first: Tensor, again: Tensor) -> Tensor:
-    """InfoNCE and the loss of the margin for keys [n, K] of different parts, each encoded twice."""
+def _part_losses(first: Tensor, again: Tensor, meanings: Tensor) -> Tensor:
+    """InfoNCE and the loss of the margin for the keys [n, K] of parts, each encoded twice.
+
+    meanings : int64 [n]; parts with equal ones are no candidates for each other.
+    """
     cosines = F.normalize(first, dim=-1) @ F.normalize(again, dim=-1).T
     is_own = torch.eye(len(first), dtype=torch.bool, device=first.device)
-    wrong = cosines.masked_fill(is_own, -1.0).amax(0)
+    alike = (meanings[:, None] == meanings) & ~is_own
+    wrong = cosines.masked_fill(is_own | alike, -1.0).amax(0)
     margins = torch.stack([MARGIN - cosines.diagonal(), wrong - MARGIN])
-    return _nce(cosines) + APART_WEIGHT * F.softplus(STEEPNESS * margins).mean(1).sum()
+    contrast = _nce(cosines.masked_fill(alike, float("-inf")))
+    return contrast + APART_WEIGHT * F.softplus(STEEPNESS * margins).mean(1).sum()
 
 
 def _outside(model: MicroVLM, latents: Tensor, keys: Tensor) -> Tensor:
