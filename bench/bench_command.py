@@ -17,15 +17,14 @@ from microvlm.console import GATE_FAILED, echo, note, run_click
 from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
-_HELP = {"help_option_names": ["-h", "--help"]}
 
 
-@click.group(context_settings=_HELP)
+@click.group()
 def command() -> None:
     """Measure, compare, report."""
 
 
-@command.command(context_settings=_HELP, epilog=BUNDLED_HELP)
+@command.command(epilog=BUNDLED_HELP)
 @click.argument("models", nargs=-1)
 @click.option(
     "--backend", "backends", multiple=True, help="A backend by name; may be repeated. All by default."
@@ -65,7 +64,7 @@ def run(
     return 0
 
 
-@command.command(context_settings=_HELP, epilog=BUNDLED_HELP)
+@command.command(epilog=BUNDLED_HELP)
 @click.argument("model", default=DEFAULT_MODEL)
 @click.option("--reference", default="torch", show_default=True, help="Backend taken as right.")
 @click.option("--candidate", default="ort", show_default=True, help="Backend that is checked.")
@@ -114,7 +113,7 @@ def equivalence(
     return verdict.exit_status
 
 
-@command.command(context_settings=_HELP)
+@command.command()
 @click.option(
     "--shape", "shapes", multiple=True, help="KxN or layer; may be repeated. Those of Qwen2.5-0.5B."
 )
@@ -164,7 +163,7 @@ def kernels(
     return 0
 
 
-@command.command(context_settings=_HELP)
+@command.command()
 @click.argument("bundle", required=False)
 @click.option("--threads", type=ThreadCount(), default=1, show_default=True, help="Threads of one operator.")
 @click.option(
@@ -200,7 +199,7 @@ def full(
     return 0
 
 
-@command.command(context_settings=_HELP)
+@command.command()
 @report_flags
 def sizes(output: ReportOutput) -> None:
     """Bytes on disk at full size, and what fewer tokens, layers and memory slots save (minutes, 6 GB, npm once)."""
@@ -214,7 +213,7 @@ command.add_command(conversation)
 command.add_command(attention)
 
 
-@command.command(context_settings=_HELP)
+@command.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
 @click.option("-o", "--output", type=_FILE, help="Write to this file instead of stdout.")
 @click.option(

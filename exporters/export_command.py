@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from microvlm.exporters.bundle_writer import ExportReport
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog=BUNDLED_HELP)
+@click.command(epilog=BUNDLED_HELP)
 @click.argument("checkpoint", default=DEFAULT_MODEL)
 @click.option(
     "-o",

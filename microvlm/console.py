@@ -116,12 +116,17 @@ def describe_os_error(error: OSError) -> str:
 def _status(command: click.Command, arguments: Sequence[str] | None) -> int:
     stdout = sys.stdout
     name = os.path.basename(sys.argv[0]) if arguments is None else command.name
+    # Subcommands take them over.
+    command.context_settings.setdefault("help_option_names", ["-h", "--help"])
     try:
         result = command.main(
             args=None if arguments is None else list(arguments), prog_name=name, standalone_mode=False
         )
         if sys.stdout is not None:  # None: stdout was closed before the command started
             sys.stdout.flush()
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return BAD_INPUT
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else name
         return _fail(f"{error.format_message()} (see {path} --help)")

@@ -15,7 +15,7 @@ from microvlm.commands.main import cli
 from microvlm.console import run_click
 from microvlm.loaded_model import default_backend
 
-SAID = {"caption", "tokens", "confidence", "declined", "guesses", "timings_ms"}
+SAID = {"caption", "tokens", "confidence", "declined", "guesses", "timings_ms", "memory"}
 """Keys of an answer in JSON."""
 
 

@@ -12,6 +12,7 @@ import pytest
 from conftest import files_below
 from PIL import Image
 
+from microvlm.bench.evalset_reader import load_evalset
 from microvlm.commands.chat import LONGEST_LINE, ChatLoop, _read_line, _split_path
 from microvlm.commands.main import cli
 from microvlm.console import run_click
@@ -250,8 +251,41 @@ def test_caption_reads_a_memory_and_does_not_change_it(chat, picture, tmp_path, 
             cli, ["caption", str(picture), "--model", str(speaking_bundle), "--memory", str(trip), "--json"]
         )
     assert exit_info.value.code == 0
-    assert "memory_read" in json.loads(capsys.readouterr().out)["timings_ms"]
+    document = json.loads(capsys.readouterr().out)
+    assert ("memory_read" in document["timings_ms"], document["memory"]) == (True, None)
     assert trip.read_bytes() == before
+
+
+def caption(capsys, *arguments: object) -> dict:
+    with pytest.raises(SystemExit) as exit_info:
+        run_click(cli, ["caption", *map(str, arguments), "--json"])
+    assert exit_info.value.code == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_fact_that_was_told_in_a_chat_answers_there_and_in_caption_by_its_own_text(chat, tmp_path, capsys):
+    trip = tmp_path / "trip.mem"
+    drawing = load_evalset().images[0]
+    Image.fromarray(load_evalset().pixels(drawing.file)).save(tmp_path / "thing.png")
+    lines = f"/image {tmp_path}/thing.png\n/tell whose is this? tulip42\nwhose is this?\n/memory\n"
+    status, out, err = chat(lines, "--memory", str(trip), model="nano")
+    assert (status, out.splitlines()[1]) == (0, "tulip42")
+    assert "remembered: thing.png: whose is this? tulip42" in err
+    assert "(from the memory, confidence" in err
+    assert "2 entries in a memory" in out
+    picture = (tmp_path / "thing.png", "--model", "nano")
+    told = caption(capsys, *picture, "--memory", trip, "--prompt", "whose is this?")
+    assert (told["caption"], told["memory"]["entry"]) == ("tulip42", 2)
+    assert 0 <= told["memory"]["confidence"] <= 1
+    # What the chat said of the picture before is no fact, and another question is answered from the picture.
+    without, with_memory = caption(capsys, *picture), caption(capsys, *picture, "--memory", trip)
+    assert (with_memory["caption"], with_memory["memory"]) == (without["caption"], None)
+
+
+@pytest.mark.parametrize("line", ["/tell", "/tell whose is this?", "/tell ? anna"])
+def test_a_fact_without_an_answer_is_refused_with_an_example(line, chat):
+    status, _, err = chat(f"{line}\n")
+    assert (status, "/tell whose is this? anna" in err) == (2, True)
 
 
 def info(model: object, capsys, *flags: str) -> str:

@@ -14,7 +14,7 @@ from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL
 MOST_PICTURES = 10_000
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog=BUNDLED_HELP)
+@click.command(epilog=BUNDLED_HELP)
 @click.argument("model", default=DEFAULT_MODEL)
 @click.option(
     "--against", help="Test the drift to this other model: a later checkpoint, or another precision."

@@ -88,7 +88,7 @@ def _add_tokenizer(checkpoint: Path, origin: Path) -> None:
     processor.save(checkpoint)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command()
 @click.option("--packing", default="2bit", show_default=True, help=PACKING_HELP)
 @click.option("--vocabulary", type=int, help="Cut table and tokenizer to so many tokens; else no tokenizer.")
 def command(packing: str, vocabulary: int | None) -> int:

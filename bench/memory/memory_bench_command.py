@@ -14,7 +14,7 @@ from microvlm.errors import UserError
 from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog=BUNDLED_HELP)
+@click.command(epilog=BUNDLED_HELP)
 @click.argument("models", nargs=-1)
 @click.option(
     "--backend",
@@ -163,7 +163,7 @@ def _fit_pointing(
             )
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog=BUNDLED_HELP)
+@click.command(epilog=BUNDLED_HELP)
 @click.argument("model", default=DEFAULT_MODEL)
 @click.option("--backend", default="ort", show_default=True, help="Backend that remembers.")
 @click.option(

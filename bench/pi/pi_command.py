@@ -18,7 +18,7 @@ from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]}, epilog=BUNDLED_HELP)
+@click.command(epilog=BUNDLED_HELP)
 @click.argument("model", default=DEFAULT_MODEL)
 @click.option(
     "--target", help="emulated[:CPU], local or ssh:USER@HOST[:PORT]; the default is what this machine has."

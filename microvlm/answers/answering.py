@@ -36,7 +36,7 @@ class Answer:
     """An answer, and how sure the model is of it."""
 
     text: str
-    """What is said: the declining text where the answer is declined."""
+    """What is said: the declining text, as the configuration spells it, where the answer is declined."""
     own_text: str
     """The model's own words, also of a declined answer."""
     tokens: list[int]
@@ -115,7 +115,9 @@ def judge(
         from_memory = bool(result.memory_slot.slot_mask[row])
         text, confidence, declined = own_text, None, False
         if config is not None:
-            declined = config.is_declining(own_text)
+            declining_text = config.declining_text(own_text)
+            declined = declining_text is not None
+            text = declining_text or own_text
             if not declined and not from_memory and log_probability is not None:
                 confidence = config.confidence(log_probability)
             threshold = config.threshold if min_confidence is None else min_confidence

@@ -21,15 +21,17 @@ from microvlm.commands.options import (
     open_model,
     sampling_options,
 )
-from microvlm.console import BAD_INPUT, describe_os_error, echo, note_error, print_json
+from microvlm.console import BAD_INPUT, describe_os_error, echo, note, note_error, print_json
 from microvlm.errors import UserError
 from microvlm.escaping import printable
 
 if TYPE_CHECKING:
+    from microvlm.answers.answering import Answer
     from microvlm.backends import LoadedRuntime
     from microvlm.commands.heatmap import Table, WordMap
-    from microvlm.inputs.processor import Processor
-    from microvlm.runtime import Memories
+    from microvlm.generation import Prompt
+    from microvlm.inputs.processor import Inputs, Processor
+    from microvlm.memory.episodic import EpisodicMemory
     from microvlm.sampling import GenerationOptions
 
 
@@ -57,7 +59,7 @@ _MODELS_OWN, _NO_DRAWINGS = Sureness(), Drawings()
 @click.option(
     "--memory",
     "memory_file",
-    help="A memory file to read from, as chat and memory write it; it is not changed.",
+    help="A memory file, as chat and memory write it: a fact in it answers first, but for drawings. It is not changed.",
 )
 @click.option(
     "--attention", metavar="FILE.png", help="Draw where each word looked (one image, backend torch)."
@@ -95,6 +97,7 @@ def caption(
     then 2.
     """
     from microvlm.answers.answering import GUESSES, check_min_confidence, check_share
+    from microvlm.memory.memory_file import open_memory
 
     check_sampling(max_new_tokens, temperature, top_p, seed)
     check_share(min_confidence)
@@ -112,7 +115,7 @@ def caption(
     options = generation_options(processor, max_new_tokens, temperature, top_p, seed)
     check_min_confidence(runtime.config.answers, min_confidence)
     sureness = Sureness(min_confidence, GUESSES if guesses else 0)
-    memory = read_memory(memory_file, runtime)
+    memory = None if memory_file is None else open_memory(memory_file, runtime)
     results: list[dict[str, Any]] = []
     for image in images:
         try:
@@ -132,6 +135,10 @@ def caption(
         results.append({"image": image, **result})
         if not as_json:
             echo(result["caption"] if len(images) == 1 else f"{printable(image)}: {result['caption']}")
+            if result["memory"] is not None:
+                note(
+                    "(from the memory, entry {entry}, confidence {confidence:.2f})".format(**result["memory"])
+                )
             for line in guess_lines(result["guesses"]):
                 echo(line)
     if as_json:
@@ -160,36 +167,77 @@ def _unreadable(images: Sequence[str]) -> dict[str, str]:
     return errors
 
 
-def read_memory(path: str | None, runtime: LoadedRuntime) -> Memories | None:
-    """The states of a memory file, or None without one. Raises UserError for a missing or damaged file."""
-    from microvlm.memory.memory_file import open_memory
-
-    return None if path is None else open_memory(path, runtime).states
-
-
 def caption_one(
     runtime: LoadedRuntime,
     processor: Processor,
     image: str,
     prompt: str | None,
     options: GenerationOptions,
-    memory: Memories | None,
+    memory: EpisodicMemory | None,
     sureness: Sureness = _MODELS_OWN,
     drawings: Drawings = _NO_DRAWINGS,
 ) -> dict[str, Any]:
-    """Caption one image -> `caption`, `tokens` (ids), `confidence`, `declined`, `guesses` and `timings_ms`."""
+    """Caption one image -> `caption`, `tokens` (ids), `confidence`, `declined`, `guesses`, `memory` and `timings_ms`.
+
+    `memory` is the number of the entry whose text is the caption, and the confidence that it answers; None where the
+    model looked at the image.
+    """
     from microvlm.answers.answering import answer_prompt
     from microvlm.generation import Timings, embed_prompt
+    from microvlm.memory.pointing.encoded_query import encode_query
+    from microvlm.memory.pointing.pointer import find_entry
+    from microvlm.memory.query import Query
 
     start, timings = time.perf_counter(), Timings()
     question = processor.config.prompt.caption_prompt if prompt is None else prompt
     with timings.phase("preprocess"):
-        inputs = processor([question], [[image]])
+        query = None if memory is None else Query.build(processor, question, image)
+        inputs = processor([question], [[image]]) if query is None else query.inputs(processor)
     embedded = embed_prompt(runtime, *inputs, processor.image_id, timings)
+    if memory is not None and query is not None:
+        with timings.phase("memory_read"):
+            encoded = encode_query(runtime, processor, query, embedded, to_read=True)
+            pointing = find_entry(runtime, memory, encoded)
+        entry = None if pointing.entry is None else memory.entries[pointing.entry]
+        # What the model said of an image before adds nothing to the image.
+        if entry is not None and entry.told and drawings == _NO_DRAWINGS:
+            timings.milliseconds["total"] = (time.perf_counter() - start) * 1e3
+            return {
+                "caption": entry.value,
+                "tokens": processor.text_ids(entry.value),
+                "confidence": None,
+                "declined": False,
+                "guesses": None,
+                "memory": {"entry": (pointing.entry or 0) + 1, "confidence": pointing.confidence},
+                "timings_ms": timings.milliseconds,
+            }
     (answer,) = answer_prompt(
-        runtime, processor, embedded, options, memory, sureness.guesses, sureness.min_confidence, timings
+        runtime, processor, embedded, options, None, sureness.guesses, sureness.min_confidence, timings
     )
     timings.milliseconds["total"] = (time.perf_counter() - start) * 1e3
+    if drawings != _NO_DRAWINGS:
+        _draw(runtime, processor, image, inputs, embedded, answer, drawings)
+    return {
+        "caption": answer.text,
+        "tokens": answer.tokens,
+        "confidence": answer.confidence,
+        "declined": answer.declined,
+        "guesses": answer.guesses,
+        "memory": None,
+        "timings_ms": timings.milliseconds,
+    }
+
+
+def _draw(
+    runtime: LoadedRuntime,
+    processor: Processor,
+    image: str,
+    inputs: Inputs,
+    embedded: Prompt,
+    answer: Answer,
+    drawings: Drawings,
+) -> None:
+    """Draw where the model looked for each of its own words, and what each rests on."""
     tokens, text, (attention, evidence) = answer.tokens, answer.own_text, drawings
     stretch = runtime.config.vision.resize == "stretch"
     if attention is not None:
@@ -198,7 +246,7 @@ def caption_one(
 
         if not isinstance(runtime, TorchRuntime):
             raise UserError(_NO_ATTENTION.format("this one"))
-        reading = attention_reading.read_attention(runtime, processor, inputs, embedded, tokens, memory)
+        reading = attention_reading.read_attention(runtime, processor, inputs, embedded, tokens)
         side = runtime.config.vision.image_size // runtime.config.vision.patch_size
         legend = attention_reading.LEGEND
         _save(attention, image, reading.maps, text, 1 / side**2, legend, reading.table, stretch)
@@ -206,16 +254,8 @@ def caption_one(
         from microvlm.commands.evidence import FLOOR, LEGEND, read_evidence
 
         with _counted("pictures scored") as progress:
-            maps = read_evidence(runtime, processor, inputs, tokens, memory, progress)
+            maps = read_evidence(runtime, processor, inputs, tokens, None, progress)
         _save(evidence, image, maps, text, FLOOR, LEGEND, stretch=stretch)
-    return {
-        "caption": answer.text,
-        "tokens": tokens,
-        "confidence": answer.confidence,
-        "declined": answer.declined,
-        "guesses": answer.guesses,
-        "timings_ms": timings.milliseconds,
-    }
 
 
 def _save(

@@ -24,6 +24,7 @@ from microvlm.commands.options import (
 )
 from microvlm.console import BAD_INPUT, describe_os_error, echo, note, note_error
 from microvlm.errors import UserError
+from microvlm.escaping import printable
 from microvlm.formats.documents import quote
 from microvlm.memory.ordinal_questions import ORDINALS, is_ordinal_question, place_asked_for
 
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 HELP = """\
 /image PATH [QUESTION]  show a picture; it is described, or the question answered, and it stays in view
 PATH                    the same: a picture dropped on the terminal
+/tell QUESTION? TEXT    tell a fact about the picture in view, or about none, and the question that asks for it
 /recall QUESTION        ask without the picture in view, from the memory alone
 /guesses                the two likeliest answers to the last question
 /memory                 what was written into the memory
@@ -160,6 +162,8 @@ class ChatLoop:
             note("the memory is empty")
         elif command == "/image":
             self._show(rest)
+        elif command == "/tell":
+            self._tell(rest)
         elif command == "/recall":
             self._ask(rest, None)
         elif command.startswith("/"):
@@ -204,6 +208,18 @@ class ChatLoop:
         self._last = question, image
         if turn.from_memory:
             note(f"(from the memory, confidence {turn.confidence:.2f})")
+        self._save()
+
+    def _tell(self, rest: str) -> None:
+        """Write a fact: under the question before its question mark, or without one under the picture in view."""
+        from microvlm.memory.facts import FactMemory
+
+        question, mark, text = (part.strip() for part in rest.rpartition("?"))
+        if not text or (mark and not question):
+            raise UserError('give a question and what answers it, such as "/tell whose is this? anna".')
+        facts = FactMemory(self.chat.runtime, self.chat.processor, self.chat.memory)
+        entry = facts.write(text, question + mark, self.image, Path(self.image).name if self.image else "")
+        note(f"remembered: {printable(entry.text)}")
         self._save()
 
     def _guess(self) -> None:

@@ -13,7 +13,7 @@ from microvlm.commands.memory import memory
 from microvlm.console import run_click
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group()
 @click.version_option(__version__)
 def cli() -> None:
     """A tiny vision-language model with an episodic memory and 1.58-bit weights."""

@@ -66,9 +66,17 @@ class AnswersConfig:
 
         return float(np.interp(log_probability, self.points, self.values))
 
+    def declining_text(self, text: str) -> str | None:
+        """The declining text that an answer is, as it is written here; None for an answer that does not decline.
+
+        Case, blanks and a final full stop do not matter.
+        """
+        plain = _plain(text)
+        return next((known for known in (self.decline, *self.declining) if _plain(known) == plain), None)
+
     def is_declining(self, text: str) -> bool:
-        """Whether an answer declines in its own words. Case, blanks and a final full stop do not matter."""
-        return _plain(text) in {_plain(known) for known in (*self.declining, self.decline)}
+        """Whether an answer declines in its own words, as `declining_text` compares them."""
+        return self.declining_text(text) is not None
 
 
 def _plain(text: str) -> str:

@@ -74,8 +74,8 @@ class Said(NamedTuple):
     tokens: list[int]
     label: str
     """Name of the image; empty without one."""
-    is_told: bool = False
-    """Whether the answer is a fact's, which is in the memory already."""
+    adds_nothing: bool = False
+    """Whether the answer is a fact's, which is in the memory already, or declines."""
 
 
 class Chat:
@@ -113,10 +113,10 @@ class Chat:
         """Answer `question` about `image`, or from the memory alone, then write the turn into the memory.
 
         A fact that was told answers first, by its own text; then the decoder looks at the image. Without an image the
-        answer is an entry's text or `NOT_FOUND`. What the memory said is not written again. `new_image` says whether
-        the image takes the next place of the conversation, under which its caption is written; None: if it was not
-        shown before. `on_text` gets the answer piece by piece. `label` names the image in the log. Raises UserError,
-        and then nothing was written.
+        answer is an entry's text or `NOT_FOUND`. What the memory said is not written again, and what the model declined
+        is not written. `new_image` says whether the image takes the next place of the conversation, under which its
+        caption is written; None: if it was not shown before. `on_text` gets the answer piece by piece. `label` names
+        the image in the log. Raises UserError, and then nothing was written.
         """
         if not question.strip():
             raise UserError("the question is empty: ask something.")
@@ -142,16 +142,19 @@ class Chat:
             if on_text is not None:
                 on_text(answer)
         is_new = image is not None and self._is_new(query, new_image)
-        stored = image is not None and (is_new or entry is None)
+        is_declined = judged is not None and judged.declined
+        # What the model could not say is nothing to remember; a new image takes its place all the same.
+        stored = image is not None and (is_new or (entry is None and not is_declined))
         if stored:
             with timings.phase("memory_write"):
-                said = Said(question, answer, tokens, label, is_told=entry is not None)
+                adds_nothing = entry is not None or is_declined
+                said = Said(question, answer, tokens, label, adds_nothing)
                 self._write_turn(query, prompt, said, is_new, timings)
         index = None if entry is None else pointing.entry
         scope = float(pointing.reading.scope[0])
         return Turn(
             *(question, answer, tokens, timings.milliseconds, entry is not None, scope, stored),
-            declined=judged is not None and judged.declined,
+            declined=is_declined,
             answer_confidence=None if judged is None else judged.confidence,
             confidence=pointing.confidence,
             entry=index,
@@ -197,10 +200,10 @@ class Chat:
         return is_new
 
     def _write_turn(self, query: Query, prompt: Prompt, said: Said, is_new: bool, timings: Timings) -> None:
-        """Write a turn about an image, unless a fact answered it; of a new image its caption too, under its place."""
+        """Write a turn about an image, unless it adds nothing; of a new image its caption too, under its place."""
         place = self.memory.image_count
         if not is_new or place >= len(ORDINALS):
-            if not said.is_told:
+            if not said.adds_nothing:
                 self._write(query, prompt, prompt, said)
             return
         cue = Query(ordinal_question(place))
@@ -214,7 +217,7 @@ class Chat:
         caption, tokens = self._generate(shown, timings)
         captioned = Said(self.processor.config.prompt.caption_prompt, caption.text, tokens, said.label)
         self._write(cue, cue_prompt, shown, captioned, image=True)
-        if not said.is_told:
+        if not said.adds_nothing:
             self._write(query, prompt, prompt, said)
 
     def _write(self, cue: Query, cue_prompt: Prompt, turn: Prompt, said: Said, image: bool = False) -> None:

@@ -20,7 +20,7 @@ from microvlm.training.photo.data.captioned_command import captioned
 from microvlm.training.photo.data.photo_command import photo
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.group()
 def command() -> None:
     """Captioned images, scenes and episodes from public emoji drawings."""
 
