@@ -43,7 +43,8 @@ def test_the_table_of_stages_is_the_recipe():
 
 def test_the_stages_of_photo_are_the_recipes():
     rows = re.findall(r"^\| `([\w-]+)` \| `([\w-]+)` \|", PHOTO_PAGE, re.M)
-    recipes = [load_recipe(name) for name in ("photo", "photo-further", "photo-facts", "photo-colours")]
+    names = ("photo", "photo-further", "photo-facts", "photo-colours", "photo-words")
+    recipes = [load_recipe(name) for name in names]
     assert rows == [(stage.name, stage.task) for recipe in recipes for stage in recipe.stages]
 
 

@@ -96,7 +96,7 @@ RUNS = Path("runs")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(recipe: str, **options: Any) -> None:
     """Train RECIPE: a JSON file or a packaged name (test, stage1, stage2, distill, photo, photo-further, photo-facts,
-    photo-colours, small, nano).
+    photo-colours, photo-words, small, nano).
 
     test learns a small model of your pictures from nothing, or tries --start briefly; stage1 and stage2 train an
     assembled model; distill makes it ternary. `microvlm-train watch RUN` shows a run,
