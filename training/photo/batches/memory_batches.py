@@ -24,6 +24,8 @@ row does not see a window, and the whole picture or the spelled name. A few thou
 else learnt by heart: keys of known things agree, and those of others as little as before."""
 
 
+TOKENS_HIDDEN = 0.1
+"""Share of a question's tokens that a row does not see: wordings are else known by one word of them."""
 WORDINGS, SUBJECTS = 2, 12
 """Pairs of wordings of each kind of question, and subjects of questions without a picture, in a batch of words."""
 
@@ -70,6 +72,7 @@ class MemorySampler:
     ):
         """`hides` says whether some of what is seen of pictures is hidden, in training."""
         self.data, self.rows, self.vision, self.part, self.hides = data, rows, config.vision, part, hides
+        self.prefix_tokens = config.prefix_tokens
         shown = data.descriptions(part)
         # Views of a thing that was drawn twice are taken once.
         self.things = list({shown[row].source: row for row in range(0, len(shown), VIEWS)}.values())
@@ -106,6 +109,7 @@ class MemorySampler:
             self._rows(captions, [first[row] for row in alone]),
             self._rows(captions, [others[row] for row in alone]),
         )
+        words, meanings = self._words(rng)
         rows = np.array([self.things[thing] + number for thing, number in pictures])
         features = torch.from_numpy(self.data.features(self.part, rows))
         factors = torch.ones(features.shape[:2])
@@ -117,6 +121,8 @@ class MemorySampler:
             factors[hidden] = 0.0
             for queries_of in (written, full, asked, *pictures_alone):
                 self._hide(queries_of, rng)
+            for queries_of in (written, asked, *words):
+                self._hide_tokens(queries_of, rng)
         said = [
             self.rows.answer_ids(self.rows.processor.normalize_text(fact.value), after_blank=True)
             for fact in facts[:SAID]
@@ -125,7 +131,7 @@ class MemorySampler:
         for row, ids in enumerate(said):
             values[row, : len(ids)] = torch.tensor(ids)
         return MemoryBatch(
-            features, factors, written, full, asked, pictures_alone, *self._words(rng), values, size
+            features, factors, written, full, asked, pictures_alone, words, meanings, values, size
         )
 
     def _words(self, rng: np.random.Generator) -> tuple[tuple[Rows, Rows], Tensor]:
@@ -161,6 +167,15 @@ class MemorySampler:
         )
         hidden[~pictured] = False
         rows.mask[:, : hidden.shape[1]][torch.from_numpy(hidden)] = 0
+
+    def _hide_tokens(self, rows: Rows, rng: np.random.Generator) -> None:
+        """Mask some of the tokens of each question, but for its last one, behind which an answer begins."""
+        prefix = (rows.pictures >= 0).numpy() * self.prefix_tokens
+        lengths = (rows.ids != self.rows.processor.pad_id).sum(1).numpy()
+        place = np.arange(rows.ids.shape[1])
+        can_be_hidden = (place >= prefix[:, None]) & (place < lengths[:, None] - 1)
+        hidden = can_be_hidden & (rng.random(can_be_hidden.shape) < TOKENS_HIDDEN)
+        rows.mask[torch.from_numpy(hidden)] = 0
 
     def _rows(
         self, questions: Sequence[str], pictures: Sequence[int], values: Sequence[str] | None = None
