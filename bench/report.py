@@ -29,10 +29,11 @@ from microvlm.bench.memory.memory_records import Part, SeveralParts
 from microvlm.bench.pi import count_tables, pi_tables
 from microvlm.bench.pi.pi_records import CountReport, FitReport, PiReport
 from microvlm.bench.records import Commit, Provenance
-from microvlm.bench.scores import answer_tables, caption_tables, score_tables
+from microvlm.bench.scores import answer_tables, caption_tables, score_tables, text_tables
 from microvlm.bench.scores.answer_records import AnswerReport
 from microvlm.bench.scores.caption_records import CaptionReport
 from microvlm.bench.scores.score_records import ScoreReport
+from microvlm.bench.scores.text_records import TextReport
 from microvlm.bench.speed import speed_tables
 from microvlm.bench.speed.speed_records import SpeedReport
 from microvlm.bench.tables import Report
@@ -67,6 +68,7 @@ READERS: dict[str, Reader] = {
     "score": Reader(ScoreReport, score_tables.report),
     "captions": Reader(CaptionReport, caption_tables.report),
     "answers": Reader(AnswerReport, answer_tables.report),
+    "texts": Reader(TextReport, text_tables.report),
     "fit": Reader(FitReport, pi_tables.fit_report),
     "counts": Reader(CountReport, count_tables.report),
     "training": Reader(TrainingReport, training_tables.report),
@@ -74,9 +76,9 @@ READERS: dict[str, Reader] = {
     "mutations": Reader(hardening_tables.MutationReport, hardening_tables.mutation_report),
     "kills": Reader(hardening_tables.KillReport, hardening_tables.kill_report),
 }
-"""By kind. `microvlm-bench KIND` writes documents, `microvlm-score` those of kind `score`, `captions` and `answers`;
-`counts` is a baseline of `pi`, `summary.json` of a run of `microvlm-train` is a `training` one, `python tests/fuzz`
-writes `mutations` and `python tests/kills` writes `kills`."""
+"""By kind. `microvlm-bench KIND` writes documents, `microvlm-score` those of kind `score`, `captions`, `answers` and
+`texts`; `counts` is a baseline of `pi`, `summary.json` of a run of `microvlm-train` is a `training` one, `python
+tests/fuzz` writes `mutations` and `python tests/kills` writes `kills`."""
 UNMEASURED = ("counts", "training_costs")
 """Kinds that are of no machine: their own remarks say where the figures come from."""
 _SEVERAL_MODELS = Reader(SeveralParts, memory_tables.report)

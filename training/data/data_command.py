@@ -14,6 +14,7 @@ from microvlm.training.data.download.models_command import models
 from microvlm.training.data.examples.examples_command import examples
 from microvlm.training.data.images.images_command import images
 from microvlm.training.data.names_command import names
+from microvlm.training.data.sampled_command import sampled
 from microvlm.training.data.strangers.strangers_command import strangers
 from microvlm.training.emoji.data.drawing_sources import SOURCES, TEST_VENDOR, find_packages
 from microvlm.training.photo.data.captioned_command import captioned
@@ -33,6 +34,7 @@ command.add_command(photo)
 command.add_command(captioned)
 command.add_command(names)
 command.add_command(strangers)
+command.add_command(sampled)
 
 
 class _Progress:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from microvlm.errors import UserError
 from microvlm.temporary_folder import recover
 from microvlm.training.data.caption_data import open_data
+from microvlm.training.data.text_data import is_text_file
 
 Log = Callable[[str], None]
 PARTS = ("naming", "captions", "tokens", "questions", "episodes")
@@ -54,7 +55,7 @@ class Scores(NamedTuple):
     """One kind of scores."""
 
     file: str
-    """The file of a data folder by which it is known that these are its scores."""
+    """The file of a data folder by which it is known that these are its scores; empty for those of a text file."""
     function: str
     """Where the function is: (ScoreRequest, Log) -> the document of a report. Raises UserError."""
 
@@ -63,19 +64,25 @@ SCORES = {
     "emoji": Scores("emoji.json", "microvlm.training.emoji.emoji_scores:score"),
     "captions": Scores("dataset.json", "microvlm.training.scoring.caption_scores:score"),
     "answers": Scores("dataset.json", "microvlm.training.honesty.honesty_scores:score"),
+    "texts": Scores("", "microvlm.training.scoring.text_scores:score"),
 }
 
 
 def score(request: ScoreRequest, name: str | None, log: Log) -> dict[str, Any]:
     """The document of the scores `name`, or of those that the data folder stands for. Raises UserError."""
-    recover(request.data)
+    if is_text_file(request.data) and name is None:
+        name = "texts"
+    if name != "texts":
+        recover(request.data)
     if request.fit_answers:
         if name not in (None, "answers"):
             raise UserError(
                 f"--fit-answers belongs to the scores 'answers', not '{name}': leave out --scores."
             )
         name = "answers"
-    chosen = name or next((n for n, s in SCORES.items() if (request.data / s.file).is_file()), None)
+    chosen = name or next(
+        (n for n, s in SCORES.items() if s.file and (request.data / s.file).is_file()), None
+    )
     if chosen is None:
         open_data(request.data)  # which says what is wrong with the folder
         chosen = "captions"

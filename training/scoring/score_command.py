@@ -19,12 +19,15 @@ _PATH = click.Path(path_type=Path)
 @click.command(epilog=BUNDLED_HELP)
 @click.argument("model", default=DEFAULT_MODEL)
 @click.option(
-    "--data", type=_PATH, required=True, help="Folder that `microvlm-data images` or `emoji` wrote."
+    "--data",
+    type=_PATH,
+    required=True,
+    help="Folder that `microvlm-data images` or `emoji` wrote, or a file of texts.",
 )
 @click.option(
     "--scores",
-    type=click.Choice(["emoji", "captions", "answers"]),
-    help="Which scores; by default the folder's own. answers: confidence, and what is declined.",
+    type=click.Choice(["emoji", "captions", "answers", "texts"]),
+    help="Which scores; by default the data's own. answers: confidence, what is declined; texts: KL from --against.",
 )
 @click.option("--split", type=click.Choice([*SPLITS, "all"]), help="Split of the data.  [default: test]")
 @click.option("--count", type=click.IntRange(1), help="Samples of the split.  [default: at most 1000]")

@@ -1,6 +1,8 @@
-"""The teacher of a `captions` stage: the model that the stage starts from, in float, and how a student is compared."""
+"""The teacher of a stage: the model that the stage starts from, in float, and how a student is compared with it."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,6 +14,8 @@ from microvlm.model.microvlm import MicroVLM
 from microvlm.model.vision import normalise
 from microvlm.training.batches.caption_batches import CaptionBatch
 from microvlm.training.batches.conversation_rows import Rows
+from microvlm.training.batches.sample_texts import IGNORED
+from microvlm.training.batches.token_rows import row_logits
 from microvlm.training.caption_options import TeacherOptions
 from microvlm.training.losses.distillation_loss import logits_divergence, recorded_heads, relation_divergence
 from microvlm.training.stages.picture_encoding import vision_features
@@ -48,17 +52,48 @@ class Teacher:
         labelled: Tensor,
     ) -> tuple[Tensor, dict[str, tuple[float, Tensor]]]:
         """The student's logits at the labelled positions [n, V], and the losses of distillation with their weights."""
-        options = self.options
-        teacher = self._on(embeds.device)
-        with recorded_heads(student.decoder, self.layer) as own:
-            logits = student(embeds, rows.mask, slot, visible, labelled)
         images = int((rows.ids == self.image_id).sum()) // self.config.prefix_tokens
-        with torch.no_grad(), recorded_heads(teacher.decoder, self.layer) as theirs:
+
+        def shown(teacher: MicroVLM) -> Tensor:
             scaled = batch.pixels[:images].to(embeds.device).float() / 255
             prefixes = teacher.adapter(vision_features(teacher, normalise(scaled, self.config.vision)))
-            shown = teacher.place_images(rows.ids, self.image_id, prefixes)
-            target = teacher(shown, rows.mask, None, None, labelled)
+            return teacher.place_images(rows.ids, self.image_id, prefixes)
+
         # Rows that see a memory of strange pictures must answer as without: the teacher's target is the same.
+        return self._compare(
+            student, lambda: student(embeds, rows.mask, slot, visible, labelled), shown, rows, labelled
+        )
+
+    def compare_texts(self, student: MicroVLM, rows: Rows) -> tuple[Tensor, dict[str, tuple[float, Tensor]]]:
+        """The same for rows of plain text."""
+        return self._compare(
+            student,
+            lambda: row_logits(student, rows),
+            lambda teacher: teacher.embed(rows.ids),
+            rows,
+            rows.labels != IGNORED,
+        )
+
+    def logits(self, rows: Rows) -> Tensor:
+        """The teacher's logits [n, V] at the labelled positions of rows of plain text."""
+        with torch.no_grad():
+            return row_logits(self._on(rows.ids.device), rows)
+
+    def _compare(
+        self,
+        student: MicroVLM,
+        student_logits: Callable[[], Tensor],
+        embed: Callable[[MicroVLM], Tensor],
+        rows: Rows,
+        labelled: Tensor,
+    ) -> tuple[Tensor, dict[str, tuple[float, Tensor]]]:
+        """`embed` gives the embeddings [B, S, H] of the rows as a model has them."""
+        options = self.options
+        teacher = self._on(rows.ids.device)
+        with recorded_heads(student.decoder, self.layer) as own:
+            logits = student_logits()
+        with torch.no_grad(), recorded_heads(teacher.decoder, self.layer) as theirs:
+            target = teacher(embed(teacher), rows.mask, None, None, labelled)
         divergence = logits_divergence(logits, target, options.temperature)
         relation = relation_divergence(own[0], theirs[0], rows.mask, options.relation_heads)
         return logits, {

@@ -10,6 +10,7 @@ from microvlm.training.stages.task import Task
 
 TASKS = {
     "captions": "microvlm.training.stages.captions:CaptionTask",
+    "texts": "microvlm.training.stages.texts:TextTask",
     "distill": "microvlm.training.emoji.stages.distill:DistillTask",
     "vlm": "microvlm.training.emoji.stages.vlm:VLMTask",
     "recall": "microvlm.training.emoji.stages.recall:RecallTask",

@@ -1,0 +1,156 @@
+"""Stage `texts`: trains a model's decoder on plain text, with the model that it starts from as teacher or without.
+
+With a teacher and `decoder_bits` 1.58 it distils a float decoder into a ternary one where there are no pictures; texts
+that `microvlm-data sampled` drew from the teacher need no text either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from microvlm.errors import UserError
+from microvlm.model.microvlm import MicroVLM
+from microvlm.training.batches.conversation_rows import Rows
+from microvlm.training.batches.sample_texts import IGNORED
+from microvlm.training.batches.token_rows import TokenRows, row_logits
+from microvlm.training.data.text_data import TextData, open_texts
+from microvlm.training.parameter_selection import relative_rates
+from microvlm.training.recipe import StageConfig
+from microvlm.training.stages.distillation import Teacher
+from microvlm.training.stages.task import DataFolder, StageInputs, WholeModelTask
+from microvlm.training.watching import names
+
+EVALUATED, BATCH = 256, 16
+"""Held-out texts that are evaluated, evenly spread, and rows of a batch."""
+
+
+class TextTask(WholeModelTask):
+    """Cross-entropy of next tokens, and the losses of distillation. `trained` and `teacher` are those of `caption`."""
+
+    keeps_frozen_parts_out = True
+
+    def __init__(self, inputs: StageInputs):
+        super().__init__(inputs)
+        self.module = self.model
+        self.data: list[TextData] = inputs.data
+        self.texts = [text for data in self.data for text in data.train]
+        self.token_rows = TokenRows(self.rows.processor)
+        self.rates = relative_rates(
+            (name for name, _ in self.model.named_parameters()), self.stage.caption.trained
+        )
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(self.rates.get(name, 0.0) > 0)
+        self.teacher = Teacher(self.stage.caption.teacher, inputs) if self.stage.caption.teacher else None
+        held_out = [text for data in self.data for text in data.validation]
+        chosen = np.unique(
+            np.linspace(0, len(held_out) - 1, min(EVALUATED, len(held_out))).round().astype(int)
+        )
+        self.held_out = [held_out[index] for index in chosen]
+
+    @classmethod
+    def check(cls, stage: StageConfig) -> None:
+        super().check(stage)
+        trained = [name for name, rate in stage.caption.trained.items() if rate > 0]
+        if not any(name == "all" or name.split(".")[0] in ("decoder", "embedding") for name in trained):
+            raise UserError(
+                f"stage '{stage.name}' trains on text alone, which only the decoder and the embedding see: name "
+                "'decoder' in its `trained`."
+            )
+
+    @classmethod
+    def open_data(cls, folders: Sequence[DataFolder]) -> list[TextData]:
+        weighted = [path for path, weight in folders if weight != 1]
+        if weighted:
+            raise UserError(
+                f"{weighted[0]} has a weight: texts are mixed by their number; leave the weight out."
+            )
+        return [open_texts(path) for path, _ in folders]
+
+    @classmethod
+    def tokenizer_texts(cls, data: list[TextData]) -> Iterable[str]:
+        for source in data:
+            yield from source.train
+
+    @classmethod
+    def epoch_samples(cls, data: list[TextData]) -> int:
+        return sum(len(source.train) for source in data)
+
+    @classmethod
+    def describe_data(cls, data: list[TextData]) -> list[dict[str, Any]]:
+        return [
+            {"name": source.path.name, "samples": len(source.train), "sha256": source.sha256}
+            for source in data
+        ]
+
+    def parameter_groups(self) -> list[dict]:
+        groups: dict[float, list[nn.Parameter]] = {}
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad:
+                groups.setdefault(self.rates[name], []).append(parameter)
+        base = self.stage.learning_rate
+        return [{"params": groups[rate], "lr": rate * base} for rate in sorted(groups, reverse=True)]
+
+    def draw(self, generator: torch.Generator) -> Rows:
+        return self.draw_step(0, generator)
+
+    def draw_step(self, step: int, generator: torch.Generator) -> Rows:
+        """Texts in an order of their own in every epoch."""
+        size, count = self.stage.batch_size, len(self.texts)
+        chosen = []
+        for position in range(step * size, (step + 1) * size):
+            epoch, place = divmod(position, count)
+            order = np.random.default_rng((self.recipe.seed, epoch)).permutation(count)
+            chosen.append(self.texts[int(order[place])])
+        return self.token_rows.build(chosen)
+
+    def size(self, batch: Rows) -> tuple[int, int]:
+        return len(batch.ids), int((batch.labels != IGNORED).sum())
+
+    def loss(self, module: MicroVLM, batch: Rows) -> tuple[Tensor, dict[str, Tensor]]:
+        rows = batch.to(module.memory_prior.device)
+        extra: dict[str, tuple[float, Tensor]] = {}
+        if self.teacher is None:
+            logits = row_logits(module, rows)
+        else:
+            logits, extra = self.teacher.compare_texts(module, rows)
+        labels = rows.labels[rows.labels != IGNORED]
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.stage.label_smoothing)
+        metrics = {names.LM_LOSS: loss}
+        for name, (weight, value) in extra.items():
+            loss = loss + weight * value
+            metrics[name] = value
+        return loss, metrics
+
+    def evaluate(self, run: Path, step: int) -> dict[str, float]:
+        """Held-out texts: cross-entropy, and with a teacher the KL divergence from it, in nats a token."""
+        totals = {"nats": 0.0, "tokens": 0.0, "kl": 0.0, "same": 0.0}
+        device = self.model.memory_prior.device
+        for start in range(0, len(self.held_out), BATCH):
+            rows = self.token_rows.build(self.held_out[start : start + BATCH]).to(device)
+            labels = rows.labels[rows.labels != IGNORED]
+            logits = row_logits(self.model, rows).float()
+            totals["nats"] += float(F.cross_entropy(logits, labels, reduction="sum"))
+            totals["tokens"] += len(labels)
+            if self.teacher is not None:
+                target = self.teacher.logits(rows).float()
+                both = logits.log_softmax(-1), target.log_softmax(-1)
+                totals["kl"] += float(F.kl_div(*both, reduction="sum", log_target=True))
+                totals["same"] += float((logits.argmax(-1) == target.argmax(-1)).sum())
+        tokens = max(1.0, totals["tokens"])
+        values = {"evaluation/text_loss": totals["nats"] / tokens}
+        if self.teacher is None:
+            return {names.EVALUATION_LOSS: values["evaluation/text_loss"], **values}
+        kl = totals["kl"] / tokens
+        return {
+            names.EVALUATION_LOSS: kl,
+            "evaluation/kl": kl,
+            "evaluation/top1": totals["same"] / tokens,
+            **values,
+        }
