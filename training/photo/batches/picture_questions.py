@@ -106,7 +106,7 @@ class Questioner:
     def _what_kind(self, d: Description, rng: np.random.Generator) -> Asked | None:
         if len(d.things) != 1 or d.things[0].name is None:
             return None
-        asked = _asked_kind(d.things, rng)
+        asked = self._asked_kind(d, rng)
         if asked is None:
             return None
         kind, is_right = asked
@@ -185,7 +185,7 @@ class Questioner:
         return None if d.ground is None else self._asked("ground", d.ground, rng)
 
     def _is_there(self, d: Description, rng: np.random.Generator) -> Asked:
-        asked = _asked_kind(d.things, rng) if rng.random() < KIND_SHARE else None
+        asked = self._asked_kind(d, rng) if rng.random() < KIND_SHARE else None
         if asked is not None:
             return self._asked("is_there", answers.yes_or_no(asked[1]), rng, x=asked[0])
         is_there = bool(d.things) and rng.random() < 0.5
@@ -217,12 +217,30 @@ class Questioner:
     def _is_it(self, d: Description, rng: np.random.Generator) -> Asked | None:
         if len(d.things) != 1 or d.things[0].name is None:
             return None
-        asked = _asked_kind(d.things, rng) if rng.random() < KIND_SHARE else None
+        asked = self._asked_kind(d, rng) if rng.random() < KIND_SHARE else None
         if asked is not None:
             return self._asked("is_it", answers.yes_or_no(asked[1]), rng, x=asked[0])
         is_right = rng.random() < 0.5
         name = _name(d.things[0]) if is_right else self._absent(d, rng)
         return self._asked("is_it", answers.yes_or_no(is_right), rng, x=name)
+
+    def _asked_kind(self, d: Description, rng: np.random.Generator) -> tuple[str, bool] | None:
+        """A kind, and whether one of the things is of it, half of the time; None where that is not known.
+
+        An absent kind is one of another name: of each kind about as many questions then have "no" as "yes".
+        """
+        names = [thing.name for thing in d.things if thing.name is not None]
+        if not names or len(names) < len(d.things):
+            return None
+        present = sorted({kind for name in names for kind in kinds_of(name)})
+        if present and rng.random() < 0.5:
+            return present[int(rng.integers(len(present)))], True
+        for _ in range(MOST_TRIES):
+            kinds = sorted(kinds_of(self.names[int(rng.integers(len(self.names)))]))
+            absent = [kind for kind in kinds if all(is_kind(name, kind) is False for name in names)]
+            if absent:
+                return absent[int(rng.integers(len(absent)))], False
+        return None
 
     def _absent(self, d: Description, rng: np.random.Generator) -> str:
         present = {thing.name for thing in d.things if thing.name}
@@ -321,18 +339,6 @@ def _count(d: Description, thing: Thing) -> int:
 def _name(thing: Thing) -> str:
     assert thing.name is not None
     return thing.name
-
-
-def _asked_kind(things: Sequence[Thing], rng: np.random.Generator) -> tuple[str, bool] | None:
-    """A kind, and whether one of the things is of it: about as often right as wrong. None where that is not known."""
-    names = [thing.name for thing in things if thing.name is not None]
-    if not names or len(names) < len(things):
-        return None
-    present = sorted({kind for name in names for kind in kinds_of(name)})
-    if present and rng.random() < 0.5:
-        return present[int(rng.integers(len(present)))], True
-    absent = [kind for kind in thing_kinds() if all(is_kind(name, kind) is False for name in names)]
-    return (absent[int(rng.integers(len(absent)))], False) if absent else None
 
 
 def _other(options: Sequence[str], but: str, rng: np.random.Generator) -> str:
