@@ -26,7 +26,7 @@ from microvlm.console import BAD_INPUT, describe_os_error, echo, note, note_erro
 from microvlm.errors import UserError
 from microvlm.escaping import printable
 from microvlm.formats.documents import quote
-from microvlm.memory.ordinal_questions import ORDINALS, is_ordinal_question, place_asked_for
+from microvlm.memory.ordinal_questions import check_place, is_ordinal_question
 
 if TYPE_CHECKING:
     from microvlm.memory.conversation import Chat
@@ -172,21 +172,6 @@ class ChatLoop:
             self._ask(line, None if is_ordinal_question(line) else self.image)
         return False
 
-    def _check_place(self, question: str) -> None:
-        """Raise UserError for a question about the place of an image that was not shown."""
-        place = place_asked_for(question)
-        shown = self.chat.memory.image_count
-        if place is None:
-            return
-        if place >= len(ORDINALS):
-            raise UserError(
-                f"only the first {len(ORDINALS)} pictures are found by their place; ask otherwise."
-            )
-        if place >= shown:
-            raise UserError(
-                f"no picture was shown as the {ORDINALS[place]}, the memory has {shown}: ask for one of those."
-            )
-
     def _show(self, rest: str) -> None:
         from microvlm.inputs.images import check_file
 
@@ -199,7 +184,7 @@ class ChatLoop:
         if not question:
             raise UserError("ask something after /recall.")
         if image is None:
-            self._check_place(question)
+            check_place(question, self.chat.memory.image_count)
         label = Path(image).name if image else ""
         turn = self.chat.ask(
             question, image, new_image=is_new, on_text=lambda text: echo(text, end=""), label=label
@@ -233,7 +218,6 @@ class ChatLoop:
         memory = self.chat.memory if image is None else None
         answer = model.answer(image, question, self.chat.options, memory=memory, guesses=GUESSES)
         assert isinstance(answer, Answer)  # of one question
-        assert isinstance(answer, Answer)
         for line in guess_lines(answer.guesses):
             echo(line)
 

@@ -13,7 +13,7 @@ import stat
 import struct
 import warnings
 from collections.abc import Callable
-from typing import BinaryIO, NamedTuple, TypeAlias
+from typing import BinaryIO, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 from PIL import (
@@ -51,6 +51,7 @@ decoded at a fraction of its size."""
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | Image.Image | np.ndarray
 """One image: a path, an image file's bytes, an open binary file, a Pillow image, or a uint8 array: grey [H, W],
 RGB [H, W, 3] or RGBA [H, W, 4]."""
+T = TypeVar("T")
 _Scaling: TypeAlias = Callable[[Image.Image, int, tuple[float, float] | None], Image.Image]
 """(decoded image, side, its exact width and height or None) -> the scaled image."""
 
@@ -142,6 +143,17 @@ def load_within(content: bytes, side: int, name: str = "the picture") -> Upright
     return UprightPicture(image, *facts[0])
 
 
+def size_of(content: bytes, name: str = "the picture") -> tuple[int, int]:
+    """Width and height in pixels that the bytes of a picture file state. Raises UserError as `load_within` does."""
+
+    def read() -> tuple[int, int]:
+        with warnings.catch_warnings(), _open_image(io.BytesIO(content)) as image:
+            warnings.simplefilter("ignore")
+            return image.size
+
+    return _decode(name, read)
+
+
 def _from_array(array: np.ndarray) -> Image.Image:
     channels = 1 if array.ndim == 2 else array.shape[-1] if array.ndim == 3 else 0
     if array.dtype != np.uint8 or channels not in (1, 3, 4) or array.size == 0 or array.shape[2:] == (1,):
@@ -177,7 +189,7 @@ def _load_file(
     return _decode(name, load)
 
 
-def _decode(name: str, load: Callable[[], Image.Image]) -> Image.Image:
+def _decode(name: str, load: Callable[[], T]) -> T:
     """Run `load`, whose errors become one sentence about the image `name`."""
     try:
         return load()

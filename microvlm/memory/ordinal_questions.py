@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from microvlm.errors import UserError
+
 ORDINALS = (
     "first",
     "second",
@@ -58,3 +60,16 @@ def place_asked_for(question: str) -> int | None:
 def is_ordinal_question(question: str) -> bool:
     """Whether a question asks for an image by its place: such a question is about the memory, not the image in view."""
     return place_asked_for(question) is not None
+
+
+def check_place(question: str, shown: int) -> None:
+    """Raise UserError for a question about the place of an image that is not among the `shown` ones of a memory."""
+    place = place_asked_for(question)
+    if place is None:
+        return
+    if place >= len(ORDINALS):
+        raise UserError(f"only the first {len(ORDINALS)} pictures are found by their place; ask otherwise.")
+    if place >= shown:
+        raise UserError(
+            f"no picture was shown as the {ORDINALS[place]}, the memory has {shown}: ask for one of those."
+        )
