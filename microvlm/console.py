@@ -25,6 +25,7 @@ BAD_INPUT = 2
 _LONGEST_NAME = 300
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnx_ir", "huggingface_hub")
+_SERVE_PACKAGES = ("starlette", "uvicorn")
 
 
 class OutputError(Exception):
@@ -169,7 +170,7 @@ def _describe_missing_package(error: ModuleNotFoundError) -> str:
     package = (error.name or "").partition(".")[0]
     if package in ("", "microvlm"):
         raise error
-    extra = "export" if package in _EXPORT_PACKAGES else "train"
+    extra = "export" if package in _EXPORT_PACKAGES else "serve" if package in _SERVE_PACKAGES else "train"
     return f"this command needs the package '{package}': pip install 'microvlm[{extra}]'."
 
 

@@ -10,6 +10,7 @@ from microvlm.commands.caption import caption
 from microvlm.commands.chat import chat
 from microvlm.commands.info import info
 from microvlm.commands.memory import memory
+from microvlm.commands.serve import serve
 from microvlm.console import run_click
 
 
@@ -19,7 +20,7 @@ def cli() -> None:
     """A tiny vision-language model with an episodic memory and 1.58-bit weights."""
 
 
-for command in (assemble, caption, chat, info, memory):
+for command in (assemble, caption, chat, info, memory, serve):
     cli.add_command(command)
 
 
