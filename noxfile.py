@@ -38,9 +38,11 @@ TEST_TOOLS = (
     "ssh=openssh-client",
     "mke2fs=e2fsprogs",
 )
+PAGE_TOOLS = ("chromium=chromium", "npm=npm")
+AXE = "axe-core@4.14.1"
 # One process per core. The tests of a file share fixtures, so they stay together; tests/conftest.py orders the files.
 PROCESSES = ("--numprocesses", "auto", "--maxprocesses", "8", "--dist", "loadfile", "--no-loadscope-reorder")
-TEST_RUNNERS = ("pytest", "pytest-xdist", "hypothesis", "pyyaml", "nox")
+TEST_RUNNERS = ("pytest", "pytest-xdist", "hypothesis", "pyyaml", "nox", "httpx", "openai")
 WHEEL_TOOLS = ("build", "ziglang", "auditwheel")
 SHARED = Path(".nox", "shared").resolve()
 NO_NATIVE = {"MICROVLM_BUILD_NATIVE": "0"}
@@ -75,7 +77,7 @@ def lowest(session: nox.Session) -> None:
     session.install("uv")
     install = ("uv", "pip", "install", "-q")
     # pip always takes the newest. The extra dev is left out: transformers needs newer packages than we do.
-    session.run(*install, "--resolution", "lowest-direct", "-e", ".[train,bench]", env=NO_NATIVE)
+    session.run(*install, "--resolution", "lowest-direct", "-e", ".[train,bench,serve]", env=NO_NATIVE)
     session.run(*install, *TEST_RUNNERS, *CONSTRAINTS)
     session.run("uv", "pip", "list")
     session.run("python", "-m", "pytest", "-m", QUICK, *PROCESSES, *session.posargs, env=UTF8)
@@ -110,6 +112,25 @@ def lint(session: nox.Session) -> None:
     """Ruff and mypy"""
     session.install("ruff", "mypy", "click", "numpy", "msgspec", "nox", *CONSTRAINTS)
     check_style(session)
+
+
+@nox.session(venv_backend="none")
+def page(session: nox.Session) -> None:
+    """Drive the page of `microvlm serve` in Chromium, and send a thousand requests, a third hostile"""
+    need(session, *COMPILER, *PAGE_TOOLS)
+    install(session, "dev", "playwright")
+    folder = session.create_tmp()
+    session.run("npm", "install", "--silent", "--prefix", folder, AXE, external=True)
+    axe = f"{folder}/node_modules/axe-core/axe.min.js"
+    run(
+        session,
+        "pytest",
+        "tests/page/page_in_a_browser.py",
+        *session.posargs,
+        AXE=axe,
+        SHOTS=f"{folder}/shots",
+    )
+    run(session, "python", "-P", "tests/page/load.py")
 
 
 @nox.session(venv_backend="none")

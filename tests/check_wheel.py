@@ -16,6 +16,9 @@ LIBRARY = "microvlm/backends/native/libmicrovlm_ops.so"
 REASON = "microvlm/backends/native/not_built.txt"
 WANTED = (
     "microvlm/commands/main.py",
+    "microvlm/serve/static/page.html",
+    "microvlm/serve/static/page.css",
+    "microvlm/serve/static/page.js",
     "microvlm/exporters/contract.py",
     "microvlm/backends/ort.py",
     "microvlm/backends/native/__init__.py",

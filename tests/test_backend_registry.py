@@ -111,7 +111,7 @@ def test_everything_for_a_device_imports_without_torch_transformers_and_onnx():
     for name in (
         "config generation sampling runtime state_choice formats.packing formats.op_table formats.onnx_weights "
         "inputs.processor inputs.images memory.conversation memory.facts memory.memory_file "
-        "commands.main loaded_model exporters.contract "
+        "commands.main loaded_model exporters.contract serve.server serve.worker.process serve.worker.tasks "
         "backends backends.base backends.ort backends.torch_eager backends.resolve backends.arm64 "
         "backends.arm64.device_runtime backends.arm64.device.graph_server "
         "backends.arm64.transports.ssh backends.arm64.transports.emulated"
