@@ -9,6 +9,7 @@ from torch import nn
 
 from microvlm.formats.op_spec import quantize_activations
 from microvlm.formats.weight_format import WeightFormat
+from microvlm.model.embedding import TiedEmbedding
 from microvlm.model.linear import (
     DenseTritLinear,
     Int8Linear,
@@ -20,6 +21,7 @@ from microvlm.model.linear import (
     weights_rounded_once,
 )
 from microvlm.model.lowering import INTEGER_BY_BITS, quantize_linear, store_trits
+from microvlm.model.torch_ops import int8_sums
 
 FORMATS = [
     WeightFormat(1.58, "2bit"),
@@ -243,3 +245,86 @@ def test_cuda_computes_the_same_bits(weights):
     torch.testing.assert_close(layer.cuda()(x.cuda()).detach().cpu(), expected)
     assert torch.equal(stored.cpu()(x), expected)
     assert isinstance(stored, PackedLinear | DenseTritLinear)
+
+
+def both_paths(monkeypatch, function):
+    """What `function` returns with int8 products and with float32 ones."""
+    results = []
+    for is_int8 in (True, False):
+        monkeypatch.setattr("microvlm.model.torch_ops.multiplies_int8", lambda _, value=is_int8: value)
+        results.append(function())
+    return results
+
+
+@pytest.mark.parametrize("kind", [TernaryLinear, Int8Linear])
+@pytest.mark.parametrize("columns", [33, 1100])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_int8_products_train_what_float_products_train_bit_for_bit(kind, columns, autocast, monkeypatch):
+    def train():
+        torch.manual_seed(2)
+        layer = kind(columns, 24)
+        x = torch.randn(2, 5, columns, requires_grad=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast), weights_rounded_once():
+            y = layer(x) + layer(x * 2)
+        y.square().sum().backward()
+        return y.detach(), x.grad, layer.weight.grad
+
+    for integer, floating in zip(*both_paths(monkeypatch, train), strict=True):
+        assert torch.equal(integer, floating)
+
+
+def test_the_largest_integers_do_not_saturate_in_int8_products():
+    activations, weights = (torch.full(shape, -128, dtype=torch.int8) for shape in ((3, 4096), (5, 4096)))
+    assert torch.equal(
+        int8_sums(activations, weights), torch.full((3, 5), 128 * 128 * 4096, dtype=torch.int32)
+    )
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_row_that_is_not_finite_is_nan_on_both_paths_and_spoils_no_other(bad, monkeypatch):
+    layer = ternary_layer()
+    x = torch.randn(3, 50)
+    x[1, 7] = bad
+    for y in both_paths(monkeypatch, lambda: layer(x)):
+        assert y[1].isnan().all()
+        assert y[[0, 2]].isfinite().all()
+
+
+def test_an_input_is_rounded_again_after_it_was_changed():
+    layer = ternary_layer()
+    x = torch.randn(3, 50)
+    with weights_rounded_once(), torch.no_grad():
+        before = layer(x)
+        assert torch.equal(layer(x), before)
+        x.mul_(-1)
+        after = layer(x)
+    assert not torch.equal(after, before)
+    assert torch.equal(after, layer(x.clone()).detach())
+
+
+def test_a_frozen_ternary_weight_gets_no_gradient_and_its_input_gets_the_same():
+    x = torch.randn(4, 50, requires_grad=True)
+    layer = ternary_layer()
+    layer(x).square().sum().backward()
+    expected = x.grad
+    x.grad = None
+    layer.weight.requires_grad_(False)
+    layer.weight.grad = None
+    layer(x).square().sum().backward()
+    assert layer.weight.grad is None
+    assert torch.equal(x.grad, expected)
+
+
+def test_an_eight_bit_lookup_is_that_of_the_whole_rounded_table():
+    torch.manual_seed(0)
+    embedding = TiedEmbedding(40, 16, 8)
+    ids = torch.randint(40, (2, 9))
+    y = embedding.embed(ids)
+    integers, scale = int8_rows(embedding.weight)
+    table = embedding.weight + (integers * scale[:, None] - embedding.weight).detach()
+    assert torch.equal(y, torch.nn.functional.embedding(ids, table))
+    y.square().sum().backward()
+    gradient = embedding.weight.grad.clone()
+    embedding.weight.grad = None
+    torch.nn.functional.embedding(ids, table).square().sum().backward()
+    assert torch.equal(embedding.weight.grad, gradient)

@@ -23,8 +23,9 @@ class TiedEmbedding(nn.Module):
         if self.bits == 32:
             return F.embedding(input_ids, self.weight)
         integers, scale = quantize_weight(self.weight, "int8")
-        table = self.weight + (integers * scale[:, None] - self.weight).detach()
-        return F.embedding(input_ids, table)
+        # Of the rows alone that are looked up: the table of a large vocabulary is much larger than a batch.
+        latent = F.embedding(input_ids, self.weight)
+        return latent + (integers[input_ids] * scale[input_ids].unsqueeze(-1) - latent).detach()
 
     def head(self, hidden: Tensor) -> Tensor:
         if self.bits == 32:

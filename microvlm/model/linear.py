@@ -34,31 +34,41 @@ TERNARY_SCALE_FLOOR = 1e-5
 def ternarize(weight: Tensor) -> tuple[Tensor, Tensor]:
     """float [N, K] -> (trits as floats [N, K], g [1]): g = mean |W| (>= 1e-5), trits = clip(round(W / g), -1, 1)."""
     scale = weight.detach().abs().mean().clamp(min=TERNARY_SCALE_FLOOR).reshape(1)
-    return torch.clamp(torch.round(weight / scale), -1.0, 1.0), scale
+    return (weight / scale).round_().clamp_(-1.0, 1.0), scale
 
 
 def int8_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """float [N, K] -> (integers as floats in -127..127, scale [N]): a row's absmax at 127."""
     scale = weight.detach().abs().amax(1).clamp(min=1e-8) / 127.0
-    return torch.clamp(torch.round(weight / scale[:, None]), -127.0, 127.0), scale
+    return (weight / scale[:, None]).round_().clamp_(-127.0, 127.0), scale
+
+
+Quantized = tuple[Tensor, Tensor]
+"""Integers and their scale. The integers are int8 where `multiplies_int8` says so, else float32."""
 
 
 class _QuantizedProduct(torch.autograd.Function):
     """The integer product of `op_table` forward; straight through both quantisers backward (Bengio et al. 2013)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, kind: str, quantized: tuple[Tensor, Tensor]) -> Tensor:
-        """`quantized`: the integers and the scale of `weight`."""
-        x32 = x.float()
-        activations_q8, activation_scale = torch_ops.quantize_activations(x32)
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, kind: str, activations: Quantized, quantized: Quantized
+    ) -> Tensor:
+        """`activations` are those of x, `quantized` those of `weight`."""
+        activations_q8, activation_scale = activations
         integers, scale = quantized
-        ctx.save_for_backward(activations_q8, activation_scale, integers, scale)
+        # A frozen weight needs no activations, which are most of what a step keeps.
+        kept = activations_q8 if ctx.needs_input_grad[1] else None
+        ctx.save_for_backward(kept, activation_scale, integers, scale)
         ctx.dtype = x.dtype
         # bfloat16 holds every int8 activation and weight exactly; only the gradient itself is rounded.
         ctx.low = torch.bfloat16 if torch.is_autocast_enabled(x.device.type) else torch.float32
         # Autocast would round the sums; exact ones make training the very function that is shipped.
         with torch_ops.full_precision(x.device.type):
-            sums = torch_ops.integer_sums(activations_q8, integers, TRAINED_ABSMAX[kind])
+            if integers.dtype == torch.int8:
+                sums = torch_ops.int8_sums(activations_q8, integers)
+            else:
+                sums = torch_ops.integer_sums(activations_q8, integers, TRAINED_ABSMAX[kind])
         return torch_ops.scale_sums(sums, activation_scale, scale)
 
     @staticmethod
@@ -66,43 +76,74 @@ class _QuantizedProduct(torch.autograd.Function):
         activations_q8, activation_scale, integers, scale = ctx.saved_tensors
         grad = grads[0].float()
         low = ctx.low
-        scaled = (grad * scale).to(low)
-        grad_x = (scaled @ integers.to(low)).to(ctx.dtype)
-        weighted = (grad * activation_scale).to(low).flatten(0, -2)
-        grad_weight = (weighted.T @ activations_q8.to(low).flatten(0, -2)).float()
-        return grad_x, grad_weight, None, None
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0]:
+            grad_x = ((grad * scale).to(low) @ integers.to(low)).to(ctx.dtype)
+        if activations_q8 is not None:
+            weighted = (grad * activation_scale).to(low).flatten(0, -2)
+            grad_weight = (weighted.T @ activations_q8.to(low).flatten(0, -2)).float()
+        return grad_x, grad_weight, None, None, None
 
 
-WeightCache = dict[tuple[int, str], tuple[Tensor, tuple[Tensor, Tensor]]]
-"""(id of a weight, kind) -> the weight, so that its id stays its own, and its integers and scale."""
-_weight_cache: ContextVar[WeightCache | None] = ContextVar("_weight_cache", default=None)
+class _StepCache:
+    """What products of one step share: the integers of weights, and those of the newest input."""
+
+    def __init__(self) -> None:
+        self.weights: dict[tuple[int, str], tuple[Tensor, Quantized]] = {}
+        """(id of a weight, kind) -> the weight, so that its id stays its own, and its integers and scale."""
+        self.input: tuple[Tensor, int, Quantized] | None = None
+        """The newest input, its version, and its integers: queries, keys and values have one input, gate and up too."""
+
+
+_step_cache: ContextVar[_StepCache | None] = ContextVar("_step_cache", default=None)
 
 
 @contextmanager
 def weights_rounded_once() -> Iterator[None]:
     """Round every latent weight once inside the block, however many products use it. Weights must not change there."""
-    token = _weight_cache.set({})
+    token = _step_cache.set(_StepCache())
     try:
         yield
     finally:
-        _weight_cache.reset(token)
+        _step_cache.reset(token)
 
 
-def quantize_weight(weight: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    """float [N, K] -> (integers as floats [N, K], scale) for a training layer of `kind`, without gradient."""
-    cache = _weight_cache.get()
-    if cache is not None and (id(weight), kind) in cache:
-        return cache[id(weight), kind][1]
+def quantize_weight(weight: Tensor, kind: str) -> Quantized:
+    """float [N, K] -> (integers [N, K], scale) for a training layer of `kind`, without gradient."""
+    cache = _step_cache.get()
+    if cache is not None and (id(weight), kind) in cache.weights:
+        return cache.weights[id(weight), kind][1]
     with torch.no_grad():
-        quantized = ternarize(weight) if kind == "ternary" else int8_rows(weight)
+        integers, scale = ternarize(weight) if kind == "ternary" else int8_rows(weight)
+        if torch_ops.multiplies_int8(weight.device.type):
+            integers = integers.to(torch.int8)
     if cache is not None:
-        cache[id(weight), kind] = weight, quantized
-    return quantized
+        cache.weights[id(weight), kind] = weight, (integers, scale)
+    return integers, scale
+
+
+def _quantize_input(x: Tensor) -> Quantized:
+    """[..., K] -> (activations_q8 [..., K], activation_scale [..., 1]), without gradient."""
+    cache = _step_cache.get()
+    if cache is None or x.is_inference():
+        return _quantize_new_input(x)
+    if cache.input is None or cache.input[0] is not x or cache.input[1] != x._version:
+        cache.input = x, x._version, _quantize_new_input(x)
+    return cache.input[2]
+
+
+@torch.no_grad()
+def _quantize_new_input(x: Tensor) -> Quantized:
+    activations_q8, scale = torch_ops.quantize_activations(x.float())
+    if not torch_ops.multiplies_int8(x.device.type):
+        return activations_q8, scale
+    # int8 has no NaN: the scale alone must make every output of a row NaN that is not finite, an infinite one too.
+    return activations_q8.to(torch.int8), scale + (scale - scale)
 
 
 def quantized_product(x: Tensor, weight: Tensor, kind: str) -> Tensor:
     """[..., K] and latent [N, K] -> [..., N], trained straight through both quantisers."""
-    return _QuantizedProduct.apply(x, weight, kind, quantize_weight(weight, kind))
+    return _QuantizedProduct.apply(x, weight, kind, _quantize_input(x), quantize_weight(weight, kind))
 
 
 class _TrainedQuantized(nn.Linear):
