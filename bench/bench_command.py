@@ -1,4 +1,4 @@
-"""The command `microvlm-bench`: speed, equivalence, kernels, memory, attention, the full size, a Pi, and reports."""
+"""The command `microvlm-bench`: speed, equivalence, kernels, memory, attention, training, a Pi, reports."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from microvlm.bench.attention.attention_command import attention
 from microvlm.bench.memory.memory_bench_command import conversation, memory
 from microvlm.bench.pi.pi_command import pi
 from microvlm.bench.report_flags import ReportOutput, report_flags
+from microvlm.bench.training.step_command import train
 from microvlm.commands.options import ThreadCount, WholeNumber
 from microvlm.console import GATE_FAILED, echo, note, run_click
 from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL
@@ -211,6 +212,7 @@ def sizes(output: ReportOutput) -> None:
 command.add_command(memory)
 command.add_command(conversation)
 command.add_command(attention)
+command.add_command(train)
 
 
 @command.command()

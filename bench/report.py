@@ -37,7 +37,8 @@ from microvlm.bench.scores.text_records import TextReport
 from microvlm.bench.speed import speed_tables
 from microvlm.bench.speed.speed_records import SpeedReport
 from microvlm.bench.tables import Report
-from microvlm.bench.training import training_tables
+from microvlm.bench.training import step_tables, training_tables
+from microvlm.bench.training.step_records import StepReport
 from microvlm.bench.training.training_records import SeveralCosts, TrainingReport
 from microvlm.errors import UserError
 from microvlm.formats import documents
@@ -71,6 +72,7 @@ READERS: dict[str, Reader] = {
     "texts": Reader(TextReport, text_tables.report),
     "fit": Reader(FitReport, pi_tables.fit_report),
     "counts": Reader(CountReport, count_tables.report),
+    "train": Reader(StepReport, step_tables.report),
     "training": Reader(TrainingReport, training_tables.report),
     "training_costs": Reader(SeveralCosts, training_tables.costs_report),
     "mutations": Reader(hardening_tables.MutationReport, hardening_tables.mutation_report),

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from microvlm.errors import UserError
@@ -61,16 +62,24 @@ class StageTrainer:
 
     def step(self, batch: Any) -> dict[str, Any]:
         """Take one optimiser step; returns the loss, the gradient norm and the task's metrics."""
-        with self.precise():
-            loss, metrics = self.task.loss(self.module, batch)
+        loss, metrics = self.forward(batch)
         self.accelerator.backward(loss)
+        return {"loss": loss, "gradient_norm": self.update(), **metrics}
+
+    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """The task's loss of a batch, at the stage's precision, and its metrics."""
+        with self.precise():
+            return self.task.loss(self.module, batch)
+
+    def update(self) -> Tensor:
+        """Clip the gradients, move the parameters, advance the rates and drop the gradients; returns their norm."""
         learning = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
-        norm = self.accelerator.clip_grad_norm_(learning, self.stage.max_grad_norm)
+        norm: Tensor = self.accelerator.clip_grad_norm_(learning, self.stage.max_grad_norm)
         for optimizer, scheduler in zip(self.optimizers, self.schedulers, strict=True):
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad(set_to_none=True)
-        return {"loss": loss, "gradient_norm": norm, **metrics}
+        return norm
 
     def rates(self) -> list[float]:
         """The learning rates of all groups, of AdamW first."""
