@@ -37,7 +37,8 @@ from microvlm.bench.scores.text_records import TextReport
 from microvlm.bench.speed import speed_tables
 from microvlm.bench.speed.speed_records import SpeedReport
 from microvlm.bench.tables import Report
-from microvlm.bench.training import step_tables, training_tables
+from microvlm.bench.training import leaderboard_tables, step_tables, training_tables
+from microvlm.bench.training.leaderboard_records import Leaderboard
 from microvlm.bench.training.step_records import StepReport
 from microvlm.bench.training.training_records import SeveralCosts, TrainingReport
 from microvlm.errors import UserError
@@ -73,16 +74,17 @@ READERS: dict[str, Reader] = {
     "fit": Reader(FitReport, pi_tables.fit_report),
     "counts": Reader(CountReport, count_tables.report),
     "train": Reader(StepReport, step_tables.report),
+    "leaderboard": Reader(Leaderboard, leaderboard_tables.report),
     "training": Reader(TrainingReport, training_tables.report),
     "training_costs": Reader(SeveralCosts, training_tables.costs_report),
     "mutations": Reader(hardening_tables.MutationReport, hardening_tables.mutation_report),
     "kills": Reader(hardening_tables.KillReport, hardening_tables.kill_report),
 }
 """By kind. `microvlm-bench KIND` writes documents, `microvlm-score` those of kind `score`, `captions`, `answers` and
-`texts`; `counts` is a baseline of `pi`, `summary.json` of a run of `microvlm-train` is a `training` one, `python
-tests/fuzz` writes `mutations` and `python tests/kills` writes `kills`."""
-UNMEASURED = ("counts", "training_costs")
-"""Kinds that are of no machine: their own remarks say where the figures come from."""
+`texts`; `counts` is a baseline of `pi`, `microvlm-train leaderboard` writes `leaderboard`, `summary.json` of a run of
+`microvlm-train` is a `training` one, `python tests/fuzz` writes `mutations` and `python tests/kills` writes `kills`."""
+UNMEASURED = ("counts", "training_costs", "leaderboard")
+"""Kinds that are of no machine, or of several: their own remarks or rows say where the figures come from."""
 _SEVERAL_MODELS = Reader(SeveralParts, memory_tables.report)
 """A document of kind `memory` with `subjects`."""
 

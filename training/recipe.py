@@ -32,6 +32,7 @@ RESERVED_NAMES = (
     "metrics.jsonl",
     "evaluations.jsonl",
     "summary.json",
+    "outcome.json",
     "curves.png",
 )
 """What a run's folder holds beside its stages' folders."""

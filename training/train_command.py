@@ -12,7 +12,7 @@ import msgspec
 
 from microvlm.bench.report_flags import ReportOutput, report_flags
 from microvlm.commands.options import ThreadCount
-from microvlm.console import after_saving, echo, note, print_json, run_click
+from microvlm.console import GATE_FAILED, after_saving, echo, note, print_json, run_click
 from microvlm.errors import UserError
 from microvlm.formats.documents import quote
 from microvlm.sources.model_source import BUNDLED
@@ -45,6 +45,28 @@ RUNS = Path("runs")
 )
 @click.option("--budget", default=None, metavar="STEPS|TIME", help="Length of the run: 300, 90s, 8m, 1.5h.")
 @click.option("--batch-size", type=click.IntRange(1, 65_536), default=None, help="Samples of a batch.")
+@click.option(
+    "--until",
+    default=None,
+    metavar="NAME=VALUE",
+    help="Stop when an evaluation of the last stage reaches this score, as in loss=2.5; status 1 if none does.",
+)
+@click.option(
+    "--score-every", type=click.IntRange(1, 10_000_000), default=None, help="Steps between two evaluations."
+)
+@click.option(
+    "--leaderboard",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="With --until: add the run to this file if it reaches the score.",
+)
+@click.option(
+    "--price-per-hour",
+    type=click.FloatRange(0, 1e6, min_open=True),
+    default=None,
+    help="With --until: of the machine, for the cost to the score.",
+)
 @click.option("--learning-rate", type=click.FloatRange(0, 10, min_open=True), default=None, help="Peak rate.")
 @click.option("--seed", type=click.IntRange(0, 500_000_000), default=None, help="Of batches and new weights.")
 @click.option(
@@ -94,7 +116,7 @@ RUNS = Path("runs")
 )
 @click.option("--print-recipe", is_flag=True, help="Print the recipe as JSON, to change it, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-def command(recipe: str, **options: Any) -> None:
+def command(recipe: str, **options: Any) -> int:
     """Train RECIPE: a JSON file or a packaged name (test, stage1, stage2, distill, distill-texts, small, photo,
     photo-further, photo-facts, photo-colours, photo-words, nano).
 
@@ -104,7 +126,7 @@ def command(recipe: str, **options: Any) -> None:
 
     Example: microvlm-train test --data data/mine -o runs/mine
     """
-    train_recipe(recipe, **options)
+    return train_recipe(recipe, **options)
 
 
 def train_recipe(
@@ -114,6 +136,10 @@ def train_recipe(
     start: str | None,
     budget: str | None,
     batch_size: int | None,
+    until: str | None,
+    score_every: int | None,
+    leaderboard: Path | None,
+    price_per_hour: float | None,
     learning_rate: float | None,
     seed: int | None,
     text: Path | None,
@@ -127,18 +153,20 @@ def train_recipe(
     float_control: bool,
     print_recipe: bool,
     as_json: bool,
-) -> None:
-    """What the command does; see its options."""
+) -> int:
+    """What the command does; see its options. Returns its exit status."""
     from microvlm.training.budget import parse_budget
     from microvlm.training.recipe import load_recipe
+    from microvlm.training.time_to_score.goal import parse_goal
 
     if recipe == "test" and start is not None and start_stage is None:
         recipe = "test-start"
-    loaded = _changed(load_recipe(recipe), batch_size, learning_rate, seed)
+    loaded = _changed(load_recipe(recipe), batch_size, learning_rate, seed, score_every)
     if print_recipe:
         echo(msgspec.json.format(msgspec.json.encode(loaded), indent=2).decode())
-        return
+        return 0
     length = None if budget is None else parse_budget(budget)
+    goal = parse_goal(until, leaderboard, price_per_hour)
     folders = [_data_folder(source) for source in sources]
     if not folders:
         raise UserError("--data is missing: give a folder that microvlm-data images SOURCE -o FOLDER wrote.")
@@ -180,19 +208,31 @@ def train_recipe(
         trackers=trackers,
         text=text,
         base_bits=bits,
+        until=None if goal is None else goal.target,
     )
     checkpoint = out / CHECKPOINT
+    outcome = goal.finish(out) if goal is not None and complete else None
     with after_saving():
         if as_json:
-            print_json({"output": str(out), "recipe": loaded.name, "complete": complete})
+            document = {"output": str(out), "recipe": loaded.name, "complete": complete}
+            print_json(document if outcome is None else document | {"outcome": msgspec.to_builtins(outcome)})
         elif complete:
+            if goal is not None and outcome is not None:
+                echo("\n".join(goal.lines(outcome)))
             echo(f"{checkpoint}: trained. Next: microvlm-score {checkpoint} --data {folders[0].path}")
             echo(
                 f"or microvlm caption PICTURE --model {checkpoint}, or microvlm-export {checkpoint} --bits 1.58"
             )
+    return 0 if outcome is None or outcome.score.reached else GATE_FAILED
 
 
-def _changed(recipe: Any, batch_size: int | None, learning_rate: float | None, seed: int | None) -> Any:
+def _changed(
+    recipe: Any,
+    batch_size: int | None,
+    learning_rate: float | None,
+    seed: int | None,
+    score_every: int | None,
+) -> Any:
     """The recipe with the command line's changes. The rates of its stages keep their proportion to the first one's."""
     stages = recipe.stages
     if batch_size is not None:
@@ -203,6 +243,7 @@ def _changed(recipe: Any, batch_size: int | None, learning_rate: float | None, s
             msgspec.structs.replace(stage, learning_rate=factor * stage.learning_rate) for stage in stages
         )
     changes = {"stages": stages} | ({"seed": seed} if seed is not None else {})
+    changes |= {"evaluate_every": score_every} if score_every is not None else {}
     return msgspec.structs.replace(recipe, **changes)
 
 
@@ -277,8 +318,10 @@ cli.add_command(costs)
 
 def whole_group() -> click.Group:
     """The group with all its commands."""
+    from microvlm.training.time_to_score.leaderboard_command import command as leaderboard
     from microvlm.training.watching.watch_command import command as watch
 
+    cli.add_command(leaderboard, "leaderboard")
     cli.add_command(watch, "watch")
     return cli
 

@@ -70,6 +70,7 @@ from microvlm.training.run_checks import (
 from microvlm.training.stage_weights import load_heads, restore_dtypes, restore_packed, save_weights
 from microvlm.training.stages.registry import task_class
 from microvlm.training.stages.task import DataFolder, StageInputs, Task, WholeModelTask
+from microvlm.training.time_to_score.score_target import ScoreTarget
 from microvlm.training.warm_start import start_from, stored_dtypes, weights_sha256
 from microvlm.training.watching.plots import curves
 from microvlm.training.watching.run_name import next_run_name
@@ -105,6 +106,7 @@ def train(
     trackers: Sequence[str] = (),
     text: Path | None = None,
     base_bits: int = 32,
+    until: ScoreTarget | None = None,
 ) -> bool:
     """Train into `out`: a folder per stage, then `checkpoint`. Returns whether the recipe is finished.
 
@@ -113,13 +115,13 @@ def train(
     run starts from; with `start_stage` it replaces the stages before. fresh : parts of the model that are not taken
     from it. workers : processes that draw batches ahead of the steps. budget : length of the run in place of the
     recipe's. trackers : where metrics go beside metrics.jsonl. text : plain text on which the decoder is evaluated.
-    base_bits : width of the frozen decoder in memory, 32 or 4.
+    base_bits : width of the frozen decoder in memory, 32 or 4. until : the score that ends the last stage.
 
     Raises UserError for an unknown task, a start that does not fit, and an `out` that belongs to another run.
     """
     run = TrainingRun(recipe, data, out, log, float_control, start, start_stage, fresh, text, base_bits)
     run.claim(budget)
-    return run.train(stop_after, workers, trackers)
+    return run.train(stop_after, workers, trackers, until)
 
 
 class TrainingRun:
@@ -198,12 +200,15 @@ class TrainingRun:
             description["resolved"] = self.recipe.to_dict()
         claim_folder(self.out, self.recipe.stages[self.skipped].name, description)
 
-    def train(self, stop_after: int | None, workers: int, trackers: Sequence[str]) -> bool:
+    def train(
+        self, stop_after: int | None, workers: int, trackers: Sequence[str], until: ScoreTarget | None = None
+    ) -> bool:
         """Train the stages that are not done. Returns whether the recipe is finished."""
         recipe, log = self.recipe, self.log
         torch.manual_seed(recipe.seed)
         log(f"recipe '{recipe.name}' into {self.out}, {len(recipe.stages)} stages")
         context = self._context(workers, trackers)
+        context.target = until
         try:
             complete = self._train_stages(context, stop_after)
         finally:

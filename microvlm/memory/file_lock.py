@@ -24,20 +24,22 @@ except ImportError:  # Windows, where writers are not kept apart
 
 WAIT_S = 10.0
 _POLL_S = 0.02
+MEMORY = "the memory"
 
 
 @contextmanager
-def locked(path: str | Path, wait_s: float | None = None) -> Iterator[None]:
+def locked(path: str | Path, wait_s: float | None = None, thing: str = MEMORY) -> Iterator[None]:
     """Hold the lock of `path`, which no two processes hold at once, during the block.
 
-    The lock is the file `.NAME.lock` beside the file that `path` leads to; it is removed at the end.
+    The lock is the file `.NAME.lock` beside the file that `path` leads to; it is removed at the end. `thing` is what
+    the file is called in errors.
 
     Raises UserError when another process holds it for `wait_s` seconds (`WAIT_S` when None), when the folder cannot be
     written, when the lock file's name is a link or no plain file, and when `path` is a pipe or a device.
     """
     real = real_file(path)
     lock_file = real.with_name(f".{real.name}.lock")
-    descriptor = _acquire(lock_file, Path(path), WAIT_S if wait_s is None else wait_s)
+    descriptor = _acquire(lock_file, Path(path), WAIT_S if wait_s is None else wait_s, thing)
     try:
         yield
     finally:
@@ -51,11 +53,11 @@ def locked(path: str | Path, wait_s: float | None = None) -> Iterator[None]:
             os.close(descriptor)
 
 
-def _acquire(lock_file: Path, path: Path, wait_s: float) -> int:
+def _acquire(lock_file: Path, path: Path, wait_s: float, thing: str) -> int:
     """The descriptor that holds the lock, with this process's number in the file."""
     deadline = time.monotonic() + wait_s
     while True:
-        descriptor = _open(lock_file, path)
+        descriptor = _open(lock_file, path, thing)
         if _try_lock(descriptor):
             if _has_name(descriptor, lock_file):
                 # Only so that others can be told; a full disk has no room for it.
@@ -69,13 +71,12 @@ def _acquire(lock_file: Path, path: Path, wait_s: float) -> int:
         os.close(descriptor)
         if time.monotonic() >= deadline:
             process = f"process {holder}" if holder.isdigit() else "another process"
-            raise UserError(
-                f"{path} is being changed by {process}, as an open microvlm chat does; end it or use another file."
-            )
+            example = ", as an open microvlm chat does" if thing == MEMORY else ""
+            raise UserError(f"{path} is being changed by {process}{example}; end it or use another file.")
         time.sleep(_POLL_S)
 
 
-def _open(lock_file: Path, path: Path) -> int:
+def _open(lock_file: Path, path: Path, thing: str) -> int:
     """Open or create the lock file. It is emptied later, so it must not be a way to a file of another name."""
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
     if lock_file.is_symlink():
@@ -84,7 +85,7 @@ def _open(lock_file: Path, path: Path) -> int:
         descriptor = os.open(lock_file, flags, 0o666)
     except OSError as error:
         error.filename = str(path)
-        raise UserError(f"the memory was not saved: {describe_os_error(error)}") from None
+        raise UserError(f"{thing} was not saved: {describe_os_error(error)}") from None
     status = os.fstat(descriptor)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         os.close(descriptor)

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from microvlm.atomic import write_file
 from microvlm.formats import documents
 from microvlm.training.loop.run_files import STATUS
+from microvlm.training.time_to_score.score_target import ScoreTarget
 from microvlm.training.watching.tracking import Tracking
 
 
@@ -32,6 +33,8 @@ class RunContext:
     first_step: int = 0
     """Steps of the stages before this one."""
     workers: int = 0
+    target: ScoreTarget | None = None
+    """The score that ends the last stage."""
 
 
 def write_status(

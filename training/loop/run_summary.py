@@ -15,7 +15,6 @@ from microvlm.training.recipe import StageConfig
 from microvlm.training.watching import names
 from microvlm.training.watching.metrics_file import read_rows
 
-_STEP_SECONDS = "train/step_s"
 _FIRST = 0.1
 """Share of a stage's logged lines that `loss_first` and `loss_last` average."""
 
@@ -27,10 +26,10 @@ def summarize(
 ) -> dict[str, Any]:
     """The document of a finished run of these stages, of kind `training`. Raises UserError for damaged files."""
     rows = [dict(row) for row in read_rows(run / METRICS)]
-    evaluations = _evaluations(run / EVALUATIONS)
+    evaluations = read_evaluations(run)
     stages, first = [], 0
     for stage in of_stages:
-        own = [row for row in rows if first < row["step"] <= first + stage.steps and _is_logged(row)]
+        own = [row for row in rows if first < row["step"] <= first + stage.steps and is_logged(row)]
         sizes = next((row for row in rows if row["step"] == first and names.TOTAL_PARAMS in row), {})
         if own:
             stages.append(_stage(stage, own, sizes, [e for e in evaluations if e["stage"] == stage.name]))
@@ -64,15 +63,15 @@ def _stage(stage: StageConfig, rows: list[Row], sizes: Row, evaluations: list[Ro
     for row in rows:
         count = row[names.STAGE_STEP] - previous
         previous = row[names.STAGE_STEP]
-        seconds += count * row[_STEP_SECONDS]
-        tokens += count * row[_STEP_SECONDS] * row[names.TOKENS_PER_SECOND]
+        seconds += count * row[names.STEP_SECONDS]
+        tokens += count * row[names.STEP_SECONDS] * row[names.TOKENS_PER_SECOND]
     part = max(1, round(_FIRST * len(rows)))
     key = names.LM_LOSS if names.LM_LOSS in rows[0] else names.LOSS
     samples = previous * stage.batch_size
     seconds = max(seconds, 1e-9)
     return {
         "name": stage.name,
-        "steps": stage.steps,
+        "steps": previous,
         "batch_size": stage.batch_size,
         "decoder_bits": stage.decoder_bits,
         "trainable_params": int(sizes.get(names.TRAINABLE_PARAMS, 0)),
@@ -88,8 +87,9 @@ def _stage(stage: StageConfig, rows: list[Row], sizes: Row, evaluations: list[Ro
     }
 
 
-def _is_logged(row: Row) -> bool:
-    wanted = (names.LOSS, names.STAGE_STEP, _STEP_SECONDS, names.TOKENS_PER_SECOND)
+def is_logged(row: Row) -> bool:
+    """Whether a line of metrics.jsonl is one of steps, with their speed."""
+    wanted = (names.LOSS, names.STAGE_STEP, names.STEP_SECONDS, names.TOKENS_PER_SECOND)
     return all(isinstance(row.get(name), int | float) for name in wanted)
 
 
@@ -97,9 +97,10 @@ def _figures(row: Row) -> dict[str, float]:
     return {name: value for name, value in row.items() if "/" in name and isinstance(value, int | float)}
 
 
-def _evaluations(path: Path) -> list[Row]:
+def read_evaluations(run: Path) -> list[Row]:
+    """The evaluations of a run, in their order; none where it made none."""
     try:
-        lines = documents.read_file(path).splitlines()
+        lines = documents.read_file(run / EVALUATIONS).splitlines()
     except FileNotFoundError:
         return []
     return [json.loads(line) for line in lines]

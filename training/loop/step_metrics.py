@@ -34,7 +34,7 @@ class StepMetrics:
         seconds = max(1e-9, self.seconds)
         row = {_metric_name(key): round(float(value) / self.count, 6) for key, value in self.sums.items()}
         row |= {
-            "train/step_s": round(seconds / self.count, 4),
+            names.STEP_SECONDS: round(seconds / self.count, 4),
             names.SAMPLES_PER_SECOND: round(self.samples / seconds, 3),
             names.TOKENS_PER_SECOND: round(self.tokens / seconds, 2),
         }

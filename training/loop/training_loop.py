@@ -22,6 +22,7 @@ from microvlm.training.loop.run_context import RunContext, cut_evaluations, writ
 from microvlm.training.loop.run_files import BEST, CURVES, EVALUATIONS, METRICS, PICTURES
 from microvlm.training.loop.run_provenance import record_run
 from microvlm.training.loop.run_state import changing_tensors, load_state, save_state
+from microvlm.training.loop.run_summary import read_evaluations
 from microvlm.training.loop.stage_trainer import StageTrainer
 from microvlm.training.loop.step_metrics import StepMetrics
 from microvlm.training.loop.stop_request import StopRequest
@@ -59,6 +60,8 @@ class StageRun:
         self.picture_every = recipe.picture_every or parts
         self._status_written = 0.0
         self.last_step = 0
+        is_last = index == len(recipe.stages) - 1
+        self.target = context.target if is_last else None
 
     def resume(self) -> int:
         """Load the stage's newest state; returns the number of steps that are done."""
@@ -111,12 +114,16 @@ class StageRun:
         """Evaluate the task, record the values, and keep the weights if they are the stage's best."""
         if not self.is_main:
             return {}
+        context, began = self.context, time.perf_counter()
         with torch.no_grad(), self.trainer.precise():
-            values = self.task.evaluate(self.context.folder, self.context.first_step + step)
+            values = self.task.evaluate(context.folder, context.first_step + step)
+        seconds = round(time.perf_counter() - began, 3)
+        if context.target is not None and self.stage.task == self.recipe.stages[-1].task:
+            context.target.require(values)
         if not values:
             return {}
-        context = self.context
         row = {"stage": self.stage.name, "stage_step": step, "step": context.first_step + step, **values}
+        row["seconds"] = seconds
         with (context.folder / EVALUATIONS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         context.tracking.log(context.first_step + step, values)
@@ -168,7 +175,7 @@ class StageRun:
         means = StepMetrics(self.recipe.log_every)
         stop = StopRequest(context.log)
         batches = trainer.batches(self.recipe.seed, self.index, start, context.workers)
-        step = start
+        step, reached = start, False
         progress = (
             Progress(stage.steps, start, every=self.recipe.log_every, name=stage.name, log=context.log)
             if self.is_main
@@ -194,20 +201,31 @@ class StageRun:
                 if step % self.picture_every == 0 or step == stage.steps:
                     self.draw_pictures(step, batch)
                 if step % self.evaluate_every == 0 or step == stage.steps:
-                    self.evaluate(step)
-                if step % self.recipe.save_every == 0 or step == stage.steps or stopping:
+                    reached = self.target is not None and self.target.is_met(self.evaluate(step))
+                if reached and means.count and self.is_main:
+                    self._log(step, means.take())
+                if step % self.recipe.save_every == 0 or step == stage.steps or stopping or reached:
                     self.save(step)
                 self.write_status("running", step)
-                if stopping and step < stage.steps:
+                if reached or (stopping and step < stage.steps):
                     break
                 began = time.perf_counter()
         if stop.requested:
             context.log(f"stopped after step {step} of {stage.name}, which is saved")
             raise KeyboardInterrupt
-        if step < stage.steps:
+        if reached:
+            context.log(f"{stage.name} {step}/{stage.steps}  reached {self.target}")
+        elif step < stage.steps:
             self.write_status("stopped", step, "--stop-after")
             return False
         return True
+
+    def has_reached(self) -> bool:
+        """Whether an evaluation of this stage, from before it was resumed, reached the score that ends the run."""
+        if self.target is None:
+            return False
+        rows = [row for row in read_evaluations(self.context.folder) if row["stage"] == self.stage.name]
+        return any(row["stage_step"] > 0 and self.target.is_met(row) for row in rows)
 
     def _log(self, step: int, row: dict[str, float]) -> None:
         rates = self.trainer.rates()
@@ -238,7 +256,8 @@ def run_stage(
             if type(task).evaluate is not Task.evaluate:
                 context.log(f"{stage.name}: evaluating before the first step")
             run.evaluate(0)
-        complete = run.train(start, stop_after) if start < stage.steps else True
+        is_done = start == stage.steps or (start > 0 and run.has_reached())
+        complete = True if is_done else run.train(start, stop_after)
     except (torch.OutOfMemoryError, MemoryError):
         run.write_status("failed", start, "out of memory")
         raise UserError(

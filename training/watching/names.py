@@ -15,6 +15,7 @@ LEARNING_RATE = "train/learning_rate"
 GLOBAL_STEP = "train/global_step"
 STAGE_STEP = "train/stage_step"
 EPOCH = "train/epoch"
+STEP_SECONDS = "train/step_s"
 SAMPLES_PER_SECOND = "train/samples_per_second"
 TOKENS_PER_SECOND = "train/tokens_per_second"
 
@@ -69,6 +70,7 @@ MEANINGS = {
     GLOBAL_STEP: "optimiser steps since the run began, over all stages",
     STAGE_STEP: "optimiser steps since this stage began",
     EPOCH: "passes over the training data in this stage, with a fraction",
+    STEP_SECONDS: "seconds of a step and of waiting for its batch, mean over steps",
     SAMPLES_PER_SECOND: "pictures or episodes trained on per second of wall clock, over all processes",
     TOKENS_PER_SECOND: "tokens that count in the loss per second of wall clock, over all processes",
     EVALUATION_LOSS: "cross entropy on held-out samples, mean over tokens, in nats",

@@ -1,0 +1,1 @@
+"""How long a run takes to a named score, and the leaderboard of such runs."""
