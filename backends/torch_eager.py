@@ -51,7 +51,10 @@ class TorchBackend(Backend):
         found = find_model(source)
         is_bundle = found.kind == "bundle"
         model = load_bundle(found.folder, verify) if is_bundle else _load_checkpoint(found.folder)
-        return TorchRuntime(model, device)
+        try:
+            return TorchRuntime(model, device)
+        except (RuntimeError, AssertionError):  # torch raises either for a missing device
+            raise UserError(f"device '{device}' is not available here: choose cpu.") from None
 
 
 def load_bundle(directory: Path, verify: bool | None = None) -> MicroVLM:

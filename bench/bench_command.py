@@ -36,6 +36,7 @@ def command() -> None:
     "--warmup", type=WholeNumber(0), default=2, show_default=True, help="Rounds before the clock counts."
 )
 @click.option("--new-tokens", type=WholeNumber(1), default=16, show_default=True, help="Tokens of a decode.")
+@click.option("--device", default="cpu", show_default=True, help="Of backend torch: cpu, cuda or cuda:N.")
 @report_flags
 def run(
     models: tuple[str, ...],
@@ -44,6 +45,7 @@ def run(
     repeats: int,
     warmup: int,
     new_tokens: int,
+    device: str,
     output: ReportOutput,
 ) -> int:
     """Time MODELS (bundles or checkpoints): each backend in its own process, round by round.
@@ -55,7 +57,7 @@ def run(
     from microvlm.bench.speed.speed_bench import run as measure
 
     document = measure(
-        models or (DEFAULT_MODEL,), backends, threads, repeats, warmup, new_tokens, progress=note
+        models or (DEFAULT_MODEL,), backends, threads, repeats, warmup, new_tokens, device, progress=note
     )
     output.deliver(document)
     states = {entry["status"] for entry in document["results"]}

@@ -29,6 +29,7 @@ from microvlm.bench.speed.harness import (
 )
 from microvlm.bench.speed.phases import PHASES, phases_to_run
 from microvlm.bench.speed.speed_bench import ratios
+from microvlm.bench.speed.speed_bench import run as run_speed_bench
 from microvlm.errors import UserError
 
 THIRD_PARTY = """
@@ -365,3 +366,10 @@ def test_a_device_is_timed_and_its_memory_is_the_workers_there(
     assert "emulated" not in entry
     assert "local" in entry["path"]
     assert entry["peak_rss_bytes"] > entry["anonymous_bytes"] > 1_000_000
+
+
+def test_a_device_is_for_torch_alone_and_must_be_there():
+    with pytest.raises(UserError, match="--device cuda is for backend torch alone: give --backend torch too"):
+        run_speed_bench(["nano"], device="cuda")
+    with pytest.raises(UserError, match="device 'nowhere' is not available here"):
+        get_backend("torch").load("nano", 1, device="nowhere")

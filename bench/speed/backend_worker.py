@@ -45,7 +45,8 @@ class Worker:
         imported_ms = (time.perf_counter() - began) * 1e3
         before = memory_of_this_process()
         began = time.perf_counter()
-        runtime = self._runtime = backend.load(request["model"], request["threads"])
+        options = {} if request["device"] == "cpu" else {"device": request["device"]}
+        runtime = self._runtime = backend.load(request["model"], request["threads"], **options)
         if isinstance(runtime, OpensAhead):
             # Else a part of loading would count for the phase that comes first.
             runtime.open_ahead()

@@ -146,6 +146,8 @@ class Plan:
     repeats: int = 10
     warmup: int = 2
     loads: int = 3
+    device: str = "cpu"
+    """Of backend `torch`; the others have none to choose."""
 
     def __post_init__(self) -> None:
         for flag, value in (("--threads", self.threads), ("--repeats", self.repeats)):
@@ -219,6 +221,7 @@ def _load(run: BackendRun, worker: WorkerProcess, plan: Plan, measure_only_load:
         backend=run.backend,
         model=str(run.model),
         threads=plan.threads,
+        device=plan.device,
         workload=plan.workload,
         measure_only_load=measure_only_load,
     )

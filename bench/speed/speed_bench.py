@@ -37,6 +37,7 @@ def run(
     repeats: int = 10,
     warmup: int = 2,
     new_tokens: int = 16,
+    device: str = "cpu",
     progress: Progress = lambda _: None,
 ) -> dict[str, Any]:
     """The document of `--json`; several models are compared like several backends.
@@ -45,11 +46,13 @@ def run(
     """
     if new_tokens < 1:
         raise UserError(f"--new-tokens is {new_tokens}; give 1 or more.")
+    if device != "cpu" and list(backends) != ["torch"]:
+        raise UserError(f"--device {device} is for backend torch alone: give --backend torch too.")
     bundles = [_checked(resolve_bundle(model)) for model in models]
     for bundle in bundles:
         check_length(bundle, "--new-tokens", new_tokens)
     workload = _workload(bundles[0], new_tokens)
-    plan = Plan(asdict(workload), threads, repeats, warmup)
+    plan = Plan(asdict(workload), threads, repeats, warmup, device=device)
     # Without a choice PyTorch comes first, so that the ratios are against the reference.
     names = list(dict.fromkeys(backends)) or sorted(backend_names(), key=lambda name: (name != "torch", name))
     cpu = _emulated_cpu() if BACKEND in names else None
@@ -71,6 +74,7 @@ def run(
             "warmup": warmup,
             "repeats": repeats,
             "loads": plan.loads,
+            "device": device,
         },
         "provenance": {**provenance(described[0], threads), "models": described},
     }
