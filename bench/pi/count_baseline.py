@@ -35,7 +35,7 @@ the C library finds its memory elsewhere."""
 REMEDY = "export the model again"
 BEHIND = ("prompt", "answers")
 """Parts of a configuration that no graph holds."""
-READ_BEHIND = ("pointing", "scope_threshold")
+READ_BEHIND = ("pointing",)
 """Settings of the memory that are applied to what a graph read, and change no graph."""
 UNGATED = ("load", PICTURE)
 """Importing modules and opening files, which is different when a file is read for the first time, and Pillow's decoder:
