@@ -265,10 +265,7 @@ def test_a_baseline_depends_on_neither_weights_nor_what_follows_the_graphs(tiny_
     (copy / "manifest.json").write_text(json.dumps(manifest))
     (copy / "config.json").write_text((tiny_bundle / "config.json").read_text())
     config = json.loads((copy / "config.json").read_text())
-    config["memory"] |= {
-        "scope_threshold": 0.25,
-        "pointing": {"threshold": 0.5, "weights": {"constant": 1.0}},
-    }
+    config["memory"]["pointing"] = {"threshold": 0.5, "weights": {"constant": 1.0}}
     (copy / "config.json").write_text(json.dumps(config))
     assert count_baseline.graphs_hash(copy) == count_baseline.graphs_hash(tiny_bundle)
     manifest["packing"] = "base3"
