@@ -207,8 +207,9 @@ def _questions(
     one = ""
     if len(np.unique(pool.relations[told])) == 1:
         # Only the picture tells what was told from what was not: a drawing among photographs would be told at once.
-        one = ", one question"
+        # Each kind is held to the bound by itself: drawings look more alike than photographs.
         is_drawing = pool.is_drawing[told[0]]
+        one = f", one question, {'drawings' if is_drawing else 'photographs'}"
         another_picture = another_picture[pool.is_drawing[another_picture] == is_drawing]
     yield f"stranger, another picture{one}", "view", another_picture[:QUESTIONS_A_KIND]
     is_seen = _is_seen(pool)[others]

@@ -22,8 +22,8 @@ MOST_WRONG = 0.005
 """And give at most this share of wrong texts to questions that have an answer."""
 RIDGE = 1e-3
 _CALIBRATION_BINS = 15
-MANY = 16
-"""Facts of a memory of many."""
+BANDS = (16, 128)
+"""Memories of fewer facts than the first, of fewer than the second, and of more, are held to the bounds apart."""
 GRID = np.round(np.arange(0.1, 0.99, 0.02), 2)
 """Thresholds that are tried."""
 
@@ -99,12 +99,13 @@ def choose_thresholds(
     """A threshold for each of one or two regressions, in steps of .02: those that say most right texts, at which
     `MOST_LET_IN` and `MOST_WRONG` hold; the largest where none do.
 
-    Strangers are counted in memories of few and of `MANY` facts apart: there are more of few, which let fewer in.
+    Strangers are counted in memories of each of the `BANDS` apart: there are more of few facts, which let fewer in.
     Wrong texts are counted in memories of at most `slots` facts, whose state is not chosen by the question.
     """
-    judged: dict[tuple[str, bool], list[np.ndarray]] = {}
+    judged: dict[tuple[str, int], list[np.ndarray]] = {}
     for sample in samples:
-        judged.setdefault((sample.kind, sample.facts >= MANY), []).append(_judged(sample, weights))
+        band = int(np.searchsorted(BANDS, sample.facts, side="right"))
+        judged.setdefault((sample.kind, band), []).append(_judged(sample, weights))
     known_kinds = {sample.kind for sample in samples if sample.is_known}
     parts = [(kind in known_kinds, np.concatenate(rows)) for (kind, _), rows in judged.items()]
     chosen, most_right = (float(GRID[-1]),) * len(weights), -1.0
