@@ -61,3 +61,21 @@ def build_data(captions: Path, out: Path) -> Path:
     result = CliRunner().invoke(command, ["images", str(captions), "-o", str(out)], catch_exceptions=False)
     assert result.exit_code == 0, result.output
     return out
+
+
+def mixed_data(folder: Path) -> Path:
+    """Captions, a question about two pictures, and an episode that asks about a picture that is gone."""
+    captions = write_pictures(folder)
+    rows = [json.loads(line) for line in captions.read_text().splitlines()]
+    first = [row["image"] for row in rows]
+    for number in range(16):
+        pair = [first[number], first[number + 16]]
+        rows.append({"images": pair, "question": "are they the same?", "answer": "no"})
+        turns = [
+            {"answer": rows[number]["caption"], "images": [0]},
+            {"answer": rows[number + 16]["caption"], "images": [1]},
+            {"question": "what came first?", "answer": rows[number]["caption"], "images": []},
+        ]
+        rows.append({"images": pair, "turns": turns})
+    captions.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return build_data(captions, folder.parent / "mixed-data")

@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from captioned_pictures import build_data, write_data, write_pictures
+from captioned_pictures import mixed_data, write_data
 from conftest import FLOAT, seeded_model, tiny_config
 from safetensors.torch import load_file, save_file
 
@@ -144,7 +144,7 @@ def test_a_run_leaves_metrics_evaluations_pictures_samples_and_a_model_that_spea
     assert all((finished / "samples" / row["picture"]).is_file() for row in samples)
     assert json.loads((finished / "status.json").read_text())["state"] == "finished"
     report = report_of_file(finished / "summary.json")
-    assert [table.name for table in report.tables] == ["stages", "evaluations"]
+    assert [table.name for table in report.tables] == ["stages", "evaluations", "devices"]
     assert "stage2" in report.text()
     model = MicroVLM.from_pretrained(finished / "checkpoint")
     assert isinstance(model.generate(np.zeros((40, 40, 3), np.uint8)), str)
@@ -441,24 +441,6 @@ def test_alignment_heads_go_on_from_stage_to_stage_and_from_run_to_run(finished,
     assert all(torch.equal(value, heads[name]) for name, value in last.items())
 
 
-def mixed_data(folder: Path) -> Path:
-    """Captions, a question about two pictures, and an episode that asks about a picture that is gone."""
-    captions = write_pictures(folder)
-    rows = [json.loads(line) for line in captions.read_text().splitlines()]
-    first = [row["image"] for row in rows]
-    for number in range(16):
-        pair = [first[number], first[number + 16]]
-        rows.append({"images": pair, "question": "are they the same?", "answer": "no"})
-        turns = [
-            {"answer": rows[number]["caption"], "images": [0]},
-            {"answer": rows[number + 16]["caption"], "images": [1]},
-            {"question": "what came first?", "answer": rows[number]["caption"], "images": []},
-        ]
-        rows.append({"images": pair, "turns": turns})
-    captions.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return build_data(captions, folder.parent / "mixed-data")
-
-
 def test_several_pictures_and_episodes_of_the_data_train_beside_captions(start, tmp_path):
     data = mixed_data(tmp_path / "mixed")
     recipe = msgspec.structs.replace(STAGES, stages=(FIRST,))
@@ -569,7 +551,7 @@ def test_an_error_in_a_worker_is_the_same_sentence(data, start, tmp_path, monkey
     def fails(*_):
         raise UserError("a picture of the data set cannot be read: build the data folder again.")
 
-    monkeypatch.setattr("microvlm.training.batches.caption_batches.random_view", fails)
+    monkeypatch.setattr("microvlm.training.batches.caption_batches.draw_view", fails)
     with pytest.raises(UserError, match=r"^a picture of the data set cannot be read"):
         train(STAGES, opened(data), tmp_path / "run", silent, start=str(start), workers=1)
 

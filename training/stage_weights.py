@@ -10,25 +10,34 @@ from microvlm.atomic import new_file
 from microvlm.model.checkpoint import HEADS, read_tensors, resolve_checkpoint, write_tensors
 from microvlm.model.checkpoint import WEIGHTS as WEIGHTS_FILE
 from microvlm.model.microvlm import MicroVLM
+from microvlm.training.loop.processes import Processes
 from microvlm.training.loop.run_files import DONE, WEIGHTS
 from microvlm.training.loop.run_state import changing_tensors
+from microvlm.training.loop.sharding import whole_tensors
 from microvlm.training.stages.task import Task
 
 
-def save_weights(task: Task, folder: Path) -> None:
-    """Write what the stage has trained, or all of a model that was trained from its beginning."""
+def save_weights(task: Task, folder: Path, processes: Processes) -> None:
+    """Write what the stage has trained, or all of a model that was trained from its beginning.
+
+    Every process must call this; all return when the main one has written.
+    """
     result = task.result()
     tensors = changing_tensors(result)
     frozen = len(tensors) < len(result.state_dict())
     if not (frozen and task.keeps_frozen_parts_out):
         tensors = result.state_dict()
-    with new_file(folder / WEIGHTS) as temporary:
-        write_tensors(tensors, temporary)
+    tensors = whole_tensors(tensors, processes)
     heads = task.heads()
-    if heads is not None:
-        with new_file(folder / HEADS) as temporary:
-            write_tensors(heads.state_dict(), temporary)
-    (folder / DONE).touch()
+    head_tensors = None if heads is None else whole_tensors(heads.state_dict(), processes)
+    if processes.is_main:
+        with new_file(folder / WEIGHTS) as temporary:
+            write_tensors(tensors, temporary)
+        if head_tensors is not None:
+            with new_file(folder / HEADS) as temporary:
+                write_tensors(head_tensors, temporary)
+        (folder / DONE).touch()
+    processes.wait()
 
 
 def load_heads(task: Task, path: Path) -> None:
@@ -38,6 +47,8 @@ def load_heads(task: Task, path: Path) -> None:
         return
     stored, _ = read_tensors(path)
     own = heads.state_dict()
+    # Older versions store the scale as a scalar.
+    stored = {n: t.reshape(own[n].shape) if n in own and t.dim() == 0 else t for n, t in stored.items()}
     if {name: t.shape for name, t in stored.items()} == {name: t.shape for name, t in own.items()}:
         heads.load_state_dict(stored)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import sys
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import msgspec
 
 from microvlm.bench.report_flags import ReportOutput, report_flags
 from microvlm.commands.options import ThreadCount
-from microvlm.console import GATE_FAILED, after_saving, echo, note, print_json, run_click
+from microvlm.console import BAD_INPUT, GATE_FAILED, after_saving, echo, note, print_json, run_click
 from microvlm.errors import UserError
 from microvlm.formats.documents import quote
 from microvlm.sources.model_source import BUNDLED
@@ -126,7 +128,13 @@ def command(recipe: str, **options: Any) -> int:
 
     Example: microvlm-train test --data data/mine -o runs/mine
     """
-    return train_recipe(recipe, **options)
+    try:
+        return train_recipe(recipe, **options)
+    except UserError:
+        # Of processes that train together, the main one says what is wrong with the command.
+        if int(os.environ.get("RANK", "0")) == 0:
+            raise
+        sys.exit(BAD_INPUT)
 
 
 def train_recipe(
@@ -185,6 +193,7 @@ def train_recipe(
 
     from microvlm.backends.threads import pool_threads
     from microvlm.training.frozen_base import check_base_bits
+    from microvlm.training.loop.processes import Processes
     from microvlm.training.trainer import CHECKPOINT, open_data, train
     from microvlm.training.watching.run_name import next_run_name
 
@@ -192,7 +201,8 @@ def train_recipe(
     check_base_bits(bits)
     if threads is not None:
         torch.set_num_threads(pool_threads(threads))
-    out = output or RUNS / next_run_name(RUNS, loaded.name, datetime.now())
+    processes = Processes.join()
+    out = output or processes.share(RUNS / next_run_name(RUNS, loaded.name, datetime.now()))
     complete = train(
         loaded,
         open_data(loaded, folders),
@@ -210,6 +220,9 @@ def train_recipe(
         base_bits=bits,
         until=None if goal is None else goal.target,
     )
+    processes.leave()
+    if not processes.is_main:
+        return 0
     checkpoint = out / CHECKPOINT
     outcome = goal.finish(out) if goal is not None and complete else None
     with after_saving():

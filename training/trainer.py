@@ -38,6 +38,7 @@ from microvlm.presets import preset
 from microvlm.training.batches.sample_texts import TextRows
 from microvlm.training.budget import Budget, resolve_steps
 from microvlm.training.frozen_base import FLOAT_BITS, FOUR_BITS, quantize_frozen
+from microvlm.training.loop.processes import Processes, check_processes
 from microvlm.training.loop.run_context import RunContext, write_status
 from microvlm.training.loop.run_files import (
     BEST,
@@ -53,6 +54,7 @@ from microvlm.training.loop.run_files import (
 )
 from microvlm.training.loop.run_provenance import recorded_runs
 from microvlm.training.loop.run_summary import summarize
+from microvlm.training.loop.sharding import build_accelerator, check_sharding
 from microvlm.training.loop.step_timing import measure_step_seconds
 from microvlm.training.loop.training_loop import run_stage
 from microvlm.training.model_base import ModelBase
@@ -120,6 +122,8 @@ def train(
     Raises UserError for an unknown task, a start that does not fit, and an `out` that belongs to another run.
     """
     run = TrainingRun(recipe, data, out, log, float_control, start, start_stage, fresh, text, base_bits)
+    if until is not None and run.processes.count > 1:
+        raise UserError("--until measures a run of one process: leave it out, or start one process.")
     run.claim(budget)
     return run.train(stop_after, workers, trackers, until)
 
@@ -140,12 +144,16 @@ class TrainingRun:
         text: Path | None = None,
         base_bits: int = 32,
     ):
-        self.recipe, self.data, self.out, self.log = recipe, data, out, log
+        self.processes = Processes.join()
+        self.recipe, self.data, self.out = recipe, data, out
+        self.log: Log = log if self.processes.is_main else lambda _: None
         self.float_control, self.fresh, self.text = float_control, tuple(fresh), text
         self.base_bits = base_bits
         self.classes = [task_class(stage.task, stage.name) for stage in recipe.stages]
         for cls, stage in zip(self.classes, recipe.stages, strict=True):
             cls.check(stage)
+        check_processes(self.processes, recipe.stages, [cls.shares_batches for cls in self.classes])
+        check_sharding(self.processes, recipe.stages, base_bits)
         check_teachers(recipe)
         self.skipped = stages_before(recipe, self.classes, start, start_stage)
         self.start, self.start_stage = start if start is not None else recipe.start, start_stage
@@ -169,14 +177,20 @@ class TrainingRun:
         rows = TextRows(Processor(self.base.tokenizer, config, self.base.documents))
         folder = None if self.start is None else resolve_checkpoint(self.start)
         return self.classes[index](
-            StageInputs(config, rows, self.recipe, stage, self.data, folder, self.text)
+            StageInputs(config, rows, self.recipe, stage, self.data, folder, self.text, self.processes)
         )
 
     def claim(self, budget: Budget | None = None) -> None:
         """Resolve the length of the run, and write its description into the folder; or resume what is there.
 
-        Raises UserError for a folder that belongs to another run.
+        Raises UserError for a folder that belongs to another run, and for a budget in time of several processes.
         """
+        if budget is not None and budget.seconds and self.processes.count > 1:
+            raise UserError("a budget in time is measured in one process: give --budget a number of steps.")
+        self.recipe = self.processes.on_main(lambda: self._claimed(budget))
+
+    def _claimed(self, budget: Budget | None) -> Recipe:
+        """The recipe with its lengths resolved, after the folder is claimed."""
         description = self._describe(budget)
         recorded = read_description(self.out)
         if recorded is not None:
@@ -185,20 +199,21 @@ class TrainingRun:
                 raise UserError(describe_difference(self.out, asked, description))
             resolved = recorded.get("resolved")
             if resolved is not None and asked == description:
-                self.recipe = documents.convert(resolved, Recipe, self.out / RECIPE, "delete the folder")
+                return documents.convert(resolved, Recipe, self.out / RECIPE, "delete the folder")
             if asked == description:
-                return
+                return self.recipe
         check_folder(self.out, self.recipe.stages[self.skipped].name)
-        self.recipe = resolve_steps(
+        recipe = resolve_steps(
             self.recipe,
             self.classes[0].epoch_samples(self.data),
             budget,
             lambda index: measure_step_seconds(self.task(index), self.recipe, index),
             self.skipped,
         )
-        if json.loads(json.dumps(self.recipe.to_dict())) != description["recipe"]:
-            description["resolved"] = self.recipe.to_dict()
-        claim_folder(self.out, self.recipe.stages[self.skipped].name, description)
+        if json.loads(json.dumps(recipe.to_dict())) != description["recipe"]:
+            description["resolved"] = recipe.to_dict()
+        claim_folder(self.out, recipe.stages[self.skipped].name, description)
+        return recipe
 
     def train(
         self, stop_after: int | None, workers: int, trackers: Sequence[str], until: ScoreTarget | None = None
@@ -213,12 +228,13 @@ class TrainingRun:
             complete = self._train_stages(context, stop_after)
         finally:
             context.tracking.close()
-        if complete and context.accelerator.is_main_process:
+        if complete and self.processes.is_main:
             self.finish()
             curves(self.out / METRICS, self.out / CURVES)
             self._write_summary()
             write_status(context, "finished", context.total_steps)
             log(f"checkpoint written to {self.out / CHECKPOINT}")
+        self.processes.wait()
         return complete
 
     def _train_stages(self, context: RunContext, stop_after: int | None) -> bool:
@@ -238,8 +254,7 @@ class TrainingRun:
                 if not run_stage(task, self.recipe, index, context, stop_after):
                     self.log(f"stopped in stage {stage.name}; the same command with -o {self.out} goes on")
                     return False
-                if context.accelerator.is_main_process:
-                    save_weights(task, folder)
+                save_weights(task, folder, self.processes)
                 del task
             previous = index
             context.first_step += stage.steps
@@ -357,16 +372,14 @@ class TrainingRun:
         return model.eval()
 
     def _context(self, workers: int, trackers: Sequence[str]) -> RunContext:
-        from accelerate import Accelerator
-
-        # Autocast is entered by the loop: an Accelerator's own cannot change from one stage of a process to the next.
-        accelerator = Accelerator(mixed_precision="no", **accelerator_options(trackers, self.out))
-        if accelerator.num_processes > 1:
-            raise UserError("training in several processes is not supported yet: start one process.")
-        name = self._run_name()
+        options = accelerator_options(trackers if self.processes.is_main else (), self.out)
+        accelerator = build_accelerator(self.processes, options)
+        name = self.processes.on_main(self._run_name)
         tracking = Tracking(accelerator, self.out, name, self._describe(None))
         total = sum(stage.steps for stage in self.recipe.stages[self.skipped :])
-        return RunContext(self.out, self.log, accelerator, tracking, total, 0, workers)
+        return RunContext(
+            self.out, self.log, accelerator, tracking, total, workers=workers, processes=self.processes
+        )
 
     def _run_name(self) -> str:
         """The run's name in the trackers, kept in its folder."""

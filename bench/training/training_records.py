@@ -30,6 +30,12 @@ class StageSummary(msgspec.Struct, frozen=True, kw_only=True):
     loss_last: Figure
     before: dict[str, Figure] = {}
     after: dict[str, Figure] = {}
+    processes: Count = 1
+    sharding: str = ""
+    """`DDP`, `FSDP2`, or `none` of one process; empty in reports of older versions."""
+    device: str = ""
+    step_peak_bytes: list[Count] = []
+    """Of each process, within steps: on a GPU what PyTorch allocates, else the resident set."""
 
 
 class TrainingReport(msgspec.Struct, frozen=True, kw_only=True):

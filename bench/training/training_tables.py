@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from microvlm.bench.tables import Report, Table
-from microvlm.bench.training.training_records import SeveralCosts, TrainingReport
+from microvlm.bench.training.training_records import SeveralCosts, StageSummary, TrainingReport
 
 _EVALUATIONS = {
     "evaluation/loss": "caption loss, held out (nats a token)",
@@ -41,12 +41,33 @@ def report(document: TrainingReport) -> Report:
         if any(value is not None for value in values):
             rows.append([label, *("" if value is None else f"{value:.4g}" for value in values)])
     tables = [Table("stages", "stages", length), Table("evaluations", "before and after each stage", rows)]
+    devices = [stage for stage in stages if stage.sharding]
+    if devices:
+        tables.append(Table("devices", "processes and memory", _devices(devices)))
     samples = "" if document.samples is None else f", {document.samples:,} training samples"
     remarks = [
         f"recipe '{document.recipe}', model {document.model}, data '{document.data}'{samples}; "
         f"{document.wall_seconds / 60:.1f} minutes in all, {document.peak_rss_bytes / 1e9:.2f} GB at most"
     ]
     return Report(f"training run '{document.recipe}'", tables, remarks)
+
+
+def _devices(stages: list[StageSummary]) -> list[list[str]]:
+    head = (
+        "stage",
+        "processes",
+        "sharding",
+        "device",
+        "peak of a step, GB each",
+        "seconds a step",
+        "loss, last",
+    )
+    rows = [[*head]]
+    for stage in stages:
+        peaks = ", ".join(f"{peak / 1e9:.2f}" for peak in stage.step_peak_bytes)
+        seconds, loss = f"{stage.seconds / max(1, stage.steps):.1f}", f"{stage.loss_last:.4f}"
+        rows.append([stage.name, str(stage.processes), stage.sharding, stage.device, peaks, seconds, loss])
+    return rows
 
 
 def costs_report(document: SeveralCosts) -> Report:

@@ -12,8 +12,9 @@ from torch import Tensor
 from microvlm.config import VisionConfig
 from microvlm.errors import UserError
 from microvlm.memory.ordinal_questions import ordinal_question
+from microvlm.training.batches.batch_share import BatchShare, take_share
 from microvlm.training.batches.conversation_rows import ConversationRows, Exchange, Rows
-from microvlm.training.batches.picture_views import plain_view, random_view
+from microvlm.training.batches.picture_views import draw_view, plain_view, view_draws
 from microvlm.training.batches.sample_texts import CAPTION_PROMPTS
 from microvlm.training.data.caption_data import CaptionSample, Turn
 from microvlm.training.recipe import StageConfig
@@ -24,11 +25,19 @@ MASKED, EMPTY = -2, -1
 """What a row sees of a memory: nothing, or an empty one. A number from 0 is that episode's, of other pictures."""
 
 
+class View(NamedTuple):
+    """A picture that is to be drawn: its file and the numbers that choose its view."""
+
+    content: bytes
+    draws: np.ndarray
+
+
 class Episodes(NamedTuple):
     """n episodes: `steps` pictures are written into a memory one after another, and one question is asked."""
 
     written: np.ndarray
-    """int64 [n, L]: the picture that is written at each step, an index into the captioned pictures; -1 for none."""
+    """int64 [m, L]: the picture that is written at each step, an index into the captioned pictures of the whole batch;
+    -1 for none. The first n are asked; the others are episodes of other processes that rows of this one see."""
     questions: Rows
     """The questions without their answers, int64 [n, S]: what the memory is read with."""
     answers: Rows
@@ -38,10 +47,10 @@ class Episodes(NamedTuple):
 
 
 class CaptionBatch(NamedTuple):
-    """One batch of a `captions` stage."""
+    """One batch of a `captions` stage, or the share of it that one of several processes computes."""
 
     keys: list[str]
-    """Names of the samples."""
+    """Names of the whole batch's samples."""
     pixels: Tensor
     """uint8 [N, 3, S, S]: the pictures of all rows, in the rows' order, then those of episodes alone."""
     rows: Rows
@@ -53,13 +62,22 @@ class CaptionBatch(NamedTuple):
     captions: Rows
     """int64 [C, S]: the pictures' caption prompts with their captions: what is written into a memory."""
     caption_texts: list[str]
+    """The captions of the whole batch."""
     visible_memory: np.ndarray
     """int64 [B]: MASKED, EMPTY, or the episode whose memory a row sees, which says nothing about its picture."""
     episodes: Episodes | None
+    share: BatchShare
+
+
+NO_SHARE = BatchShare(1, 0, 0, 0, 0, 0, 0, np.zeros(0, np.int64), np.zeros(0, bool))
+"""Of a batch that is being drawn, and of one that a process has alone."""
 
 
 class CaptionSampler:
-    """Samples the batches of one stage. `vision` frames the pictures; `slots`: K of the memory."""
+    """Samples the batches of one stage. `vision` frames the pictures; `slots`: K of the memory.
+
+    Of `processes`, number `process` gets its share of each batch.
+    """
 
     def __init__(
         self,
@@ -68,18 +86,24 @@ class CaptionSampler:
         vision: VisionConfig,
         slots: int,
         caption_prompt: str,
+        process: int = 0,
+        processes: int = 1,
     ):
         self.rows, self.stage, self.vision, self.slots = rows, stage, vision, slots
+        self.process, self.processes = process, processes
         self.caption_prompt = caption_prompt
         self.options = stage.caption
 
     def batch(self, samples: Sequence[CaptionSample], rng: np.random.Generator) -> CaptionBatch:
-        """The batch of these samples; `rng` draws turns, views, episodes and what rows see of a memory."""
+        """The batch of these samples; `rng` draws turns, views, episodes and what rows see of a memory.
+
+        Every process draws the same numbers; each decodes the pictures of its own share alone.
+        """
         chosen = [self._choose(sample, rng) for sample in samples]
         shown = [(sample, turn) for sample, turn in chosen if turn.images]
         authored = [(sample, turn) for sample, turn in chosen if not turn.images]
         exchanges: list[Exchange] = []
-        views: list[np.ndarray] = []
+        views: list[View] = []
         captioned, caption_row, texts = [], [], []
         for row, (sample, turn) in enumerate(shown):
             if turn.question is None and len(turn.images) == 1:
@@ -116,9 +140,9 @@ class CaptionSampler:
             [Exchange(self.caption_prompt, text, 1) for text in texts]
             or [Exchange(self.caption_prompt, "-", 1)]
         )
-        return CaptionBatch(
+        whole = CaptionBatch(
             [sample.key for sample in samples],
-            torch.from_numpy(np.stack(views).transpose(0, 3, 1, 2).copy()),
+            torch.zeros(0),
             rows,
             np.array(captioned, np.int64),
             np.array(caption_row, np.int64),
@@ -126,7 +150,11 @@ class CaptionSampler:
             texts,
             self._visible_memories(exchanges, plans, caption_row, texts, rng),
             self._episodes(plans, rng),
+            NO_SHARE,
         )
+        shown_pictures = np.array([exchange.images for exchange in exchanges], np.int64)
+        numbers, batch = take_share(whole, shown_pictures, self.process, self.processes)
+        return batch._replace(pixels=self._draw([views[number] for number in numbers]))
 
     def _choose(self, sample: CaptionSample, rng: np.random.Generator) -> tuple[CaptionSample, Turn]:
         return sample, sample.turns[int(rng.integers(len(sample.turns)))]
@@ -138,10 +166,19 @@ class CaptionSampler:
             return turn.question
         return wording if other and len(turn.images) == 1 else self.caption_prompt
 
-    def _view(self, sample: CaptionSample, image: int, rng: np.random.Generator) -> np.ndarray:
+    def _view(self, sample: CaptionSample, image: int, rng: np.random.Generator) -> View:
         if image >= len(sample.images):
             raise UserError(f"sample {sample.key} has no picture {image}: build the data folder again.")
-        return random_view(sample.images[image], self.vision, rng, self.stage.augment_strength)
+        return View(sample.images[image], view_draws(rng))
+
+    def _draw(self, views: Sequence[View]) -> Tensor:
+        """Pixels uint8 [N, 3, S, S]."""
+        side = self.vision.image_size
+        drawn = [
+            draw_view(view.content, self.vision, view.draws, self.stage.augment_strength) for view in views
+        ]
+        pixels = np.stack(drawn) if drawn else np.zeros((0, side, side, 3), np.uint8)
+        return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
 
     def _own_episodes(
         self, captioned: int, rng: np.random.Generator, texts: list[str]

@@ -31,8 +31,16 @@ def random_view(
     content: bytes, vision: VisionConfig, rng: np.random.Generator, strength: float
 ) -> np.ndarray:
     """A random view, uint8 [side, side, 3]; the plain one at strength 0. Raises UserError for a bad picture."""
-    # The draws do not depend on the picture: a bad one changes no other picture's view.
-    draws = rng.random(8)
+    return draw_view(content, vision, view_draws(rng), strength)
+
+
+def view_draws(rng: np.random.Generator) -> np.ndarray:
+    """The numbers float64 [8] in 0..1 that choose a view. They do not depend on the picture."""
+    return rng.random(8)
+
+
+def draw_view(content: bytes, vision: VisionConfig, draws: np.ndarray, strength: float) -> np.ndarray:
+    """The view that `draws` choose, as `random_view` returns it. Raises UserError for a bad picture."""
     if strength <= 0:
         return plain_view(content, vision)
     side, stretch = vision.image_size, vision.resize == "stretch"

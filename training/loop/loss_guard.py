@@ -22,8 +22,8 @@ _SHOWN_KEYS = 4
 class LossGuard:
     """Watches one stage's losses and gradient norms."""
 
-    def __init__(self, run: Path, stage: str):
-        self.run, self.stage = run, stage
+    def __init__(self, run: Path, stage: str, writes: bool = True):
+        self.run, self.stage, self.writes = run, stage, writes
         self.losses: deque[float] = deque(maxlen=WINDOW)
 
     def check(self, step: int, loss: float, grad_norm: float, keys: Sequence[str]) -> None:
@@ -40,7 +40,8 @@ class LossGuard:
             "samples": list(keys),
         }
         path = self.run / STOPPED_BATCH
-        write_file(path, json.dumps(document, indent=2) + "\n")
+        if self.writes:
+            write_file(path, json.dumps(document, indent=2) + "\n")
         shown = ", ".join(quote(key) for key in keys[:_SHOWN_KEYS])
         more = f" and {len(keys) - _SHOWN_KEYS} more" if len(keys) > _SHOWN_KEYS else ""
         batch = f" on the samples {shown}{more}" if keys else ""

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from accelerate import Accelerator
 
 from microvlm.atomic import write_file
 from microvlm.formats import documents
+from microvlm.training.loop.processes import Processes
 from microvlm.training.loop.run_files import STATUS
 from microvlm.training.time_to_score.score_target import ScoreTarget
 from microvlm.training.watching.tracking import Tracking
@@ -35,6 +36,7 @@ class RunContext:
     workers: int = 0
     target: ScoreTarget | None = None
     """The score that ends the last stage."""
+    processes: Processes = field(default_factory=Processes)
 
 
 def write_status(

@@ -22,6 +22,8 @@ from microvlm.errors import UserError
 from microvlm.formats import documents
 from microvlm.formats.documents import Count
 from microvlm.model.checkpoint import read_tensors, write_tensors
+from microvlm.training.loop.processes import Processes
+from microvlm.training.loop.sharding import split_like, whole_tensors
 
 STATES = "states"
 MODEL, OPTIMIZER, STATE = "model.safetensors", "optimizer.safetensors", "state.json"
@@ -62,15 +64,22 @@ def save_state(
     memory: Sequence[Tensor],
     best: dict[str, float],
     keep: int,
+    processes: Processes | None = None,
 ) -> None:
     """Write the state after `step` steps, then delete all but the newest `keep`. Raises UserError for a full disk.
 
-    memory : M [n, K, C] and U [n, K, K] of the last batch's episodes, or nothing.
+    memory : M [n, K, C] and U [n, K, K] of the last batch's episodes, or nothing. processes : all of them must call
+    this, because tensors may be split over them; the main one writes the state, which is that of one process.
     """
+    processes = processes or Processes()
     tensors: dict[str, Tensor] = {}
     for index, optimizer in enumerate(optimizers):
         for parameter, values in optimizer.state_dict()["state"].items():
             tensors |= {f"{index}.{parameter}.{name}": torch.as_tensor(v) for name, v in values.items()}
+    tensors = whole_tensors(tensors, processes)
+    weights = whole_tensors(changing_tensors(module), processes)
+    if not processes.is_main:
+        return
     tensors[f"{_RANDOM}cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors[f"{_RANDOM}cuda"] = torch.cuda.get_rng_state()
@@ -79,7 +88,7 @@ def save_state(
     document = {"format": FORMAT, "step": step, "rates": rates, "best": best}
     target = stage / STATES / f"{step:08d}"
     with new_folder(target, lambda old: True) as folder:
-        write_tensors(changing_tensors(module), folder / MODEL)
+        write_tensors(weights, folder / MODEL)
         write_tensors(tensors, folder / OPTIMIZER)
         (folder / STATE).write_text(json.dumps(document) + "\n")
     for old in state_folders(stage)[:-keep]:
@@ -100,11 +109,12 @@ def load_state(
     document = documents.load(folder / STATE, StateDocument, remedy)
     own = changing_tensors(module)
     stored, _ = read_tensors(folder / MODEL)
+    stored = _one_element_vectors(stored, own)
     if {name: value.shape for name, value in stored.items()} != {name: v.shape for name, v in own.items()}:
         raise UserError(f"{folder} is the state of another model: {remedy}.")
     with torch.no_grad():
         for name, value in own.items():
-            value.copy_(stored[name])
+            value.copy_(split_like(stored[name], value))
     tensors, _ = read_tensors(folder / OPTIMIZER)
     try:
         for index, (optimizer, rates) in enumerate(zip(optimizers, document.rates, strict=True)):
@@ -113,7 +123,7 @@ def load_state(
             done = {"last_epoch": document.step, "_step_count": document.step + 1, "_last_lr": rates}
             scheduler.load_state_dict(scheduler.state_dict() | done)
         torch.set_rng_state(tensors[f"{_RANDOM}cpu"])
-    except (ValueError, KeyError, RuntimeError, TypeError):
+    except (ValueError, KeyError, IndexError, RuntimeError, TypeError):
         raise UserError(f"{folder} does not fit this stage's optimisers: {remedy}.") from None
     if torch.cuda.is_available() and f"{_RANDOM}cuda" in tensors:
         torch.cuda.set_rng_state(tensors[f"{_RANDOM}cuda"])
@@ -125,13 +135,26 @@ def _optimizer_state(
 ) -> dict[str, Any]:
     """The state of an optimiser as it loads it. Everything but rates and tensors is as the recipe builds it."""
     state: dict[int, dict[str, Tensor]] = {}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, tensor in tensors.items():
         number, _, rest = name.partition(".")
         if number == str(index):
-            parameter, _, leaf = rest.partition(".")
-            state.setdefault(int(parameter), {})[leaf] = tensor
+            place, _, leaf = rest.partition(".")
+            parameter = parameters[int(place)]
+            if leaf != "step":
+                tensor = split_like(_as_vector(tensor, parameter), parameter)
+            state.setdefault(int(place), {})[leaf] = tensor
     groups = optimizer.state_dict()["param_groups"]
     return {
         "state": state,
         "param_groups": [group | {"lr": rate} for group, rate in zip(groups, rates, strict=True)],
     }
+
+
+def _one_element_vectors(stored: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Scalars of an older version as the vectors of one element that they are now."""
+    return {name: _as_vector(t, own[name]) if name in own else t for name, t in stored.items()}
+
+
+def _as_vector(tensor: Tensor, like: Tensor) -> Tensor:
+    return tensor.reshape(1) if tensor.dim() == 0 and like.shape == (1,) else tensor

@@ -10,7 +10,7 @@ from typing import Any
 
 from microvlm.bench.provenance import provenance
 from microvlm.formats import documents
-from microvlm.training.loop.run_files import EVALUATIONS, METRICS
+from microvlm.training.loop.run_files import DEVICES, EVALUATIONS, METRICS
 from microvlm.training.recipe import StageConfig
 from microvlm.training.watching import names
 from microvlm.training.watching.metrics_file import read_rows
@@ -32,7 +32,8 @@ def summarize(
         own = [row for row in rows if first < row["step"] <= first + stage.steps and is_logged(row)]
         sizes = next((row for row in rows if row["step"] == first and names.TOTAL_PARAMS in row), {})
         if own:
-            stages.append(_stage(stage, own, sizes, [e for e in evaluations if e["stage"] == stage.name]))
+            of_stage = [e for e in evaluations if e["stage"] == stage.name]
+            stages.append(_stage(stage, own, sizes, of_stage) | _devices(run / stage.name / DEVICES))
         first += stage.steps
     times = [row["time"] for row in rows if isinstance(row.get("time"), int | float)]
     return {
@@ -85,6 +86,11 @@ def _stage(stage: StageConfig, rows: list[Row], sizes: Row, evaluations: list[Ro
         "before": _figures(evaluations[0]) if evaluations else {},
         "after": _figures(evaluations[-1]) if evaluations else {},
     }
+
+
+def _devices(path: Path) -> dict[str, Any]:
+    """How a stage was trained; nothing of a run that an older version began."""
+    return documents.load(path, dict[str, Any], "delete it") if path.is_file() else {}
 
 
 def is_logged(row: Row) -> bool:

@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from microvlm.errors import UserError
 from microvlm.model.linear import weights_rounded_once
 from microvlm.training.loop.optimizers import build_optimizers, cosine
+from microvlm.training.loop.processes import Processes
+from microvlm.training.loop.sharding import LossModule, whole_tensor
 from microvlm.training.recipe import StageConfig
 from microvlm.training.stages.task import Task
 
@@ -22,36 +24,47 @@ from microvlm.training.stages.task import Task
 class StageBatches(Dataset):
     """The batches of a stage, indexed by step."""
 
-    def __init__(self, task: Task, seed: int, stage: int, process: int):
-        self.task, self.seed, self.stage, self.process = task, seed, stage, process
+    def __init__(self, task: Task, seed: int, stage: int):
+        self.task, self.seed, self.stage = task, seed, stage
 
     def __getitem__(self, step: int) -> Any:
         """The batch of a step, or the UserError that drawing it raised, which a worker would pack into another one."""
         try:
-            return self.task.draw_step(step, step_generator(self.seed, self.stage, step, self.process))
+            return self.task.draw_step(step, step_generator(self.seed, self.stage, step))
         except UserError as error:
             return error
 
 
-def step_generator(seed: int, stage: int, step: int, process: int) -> torch.Generator:
-    """The generator that the batch of this step is drawn with. Part of the recipes' reproducibility."""
+def step_generator(seed: int, stage: int, step: int, process: int = 0) -> torch.Generator:
+    """The generator that the batch of this step is drawn with. Part of the recipes' reproducibility.
+
+    process : 0; processes that train together draw one batch and share it.
+    """
     return torch.Generator().manual_seed(((seed * 101 + stage) * 1_000_003 + step) * 257 + process)
 
 
 class StageTrainer:
     """A stage's module with its optimisers and schedules, on the accelerator."""
 
-    def __init__(self, task: Task, stage: StageConfig, precision: str, accelerator: Accelerator):
+    def __init__(
+        self,
+        task: Task,
+        stage: StageConfig,
+        precision: str,
+        accelerator: Accelerator,
+        processes: Processes | None = None,
+    ):
         self.task, self.stage, self.precision = task, stage, precision
         self.accelerator, self.device = accelerator, accelerator.device
+        self.processes = processes or Processes()
         optimizers = build_optimizers(task, stage, self.device)
         self.optimizer_names = [type(optimizer).__name__ for optimizer in optimizers]
-        self.optimizers = [accelerator.prepare(optimizer) for optimizer in optimizers]
+        # Together: FSDP2 gives the optimisers its own parameters in place of the module's.
+        self.module, *self.optimizers = accelerator.prepare(LossModule(task), *optimizers)
         self.schedulers = [
             accelerator.prepare(torch.optim.lr_scheduler.LambdaLR(optimizer, cosine(stage)))
             for optimizer in self.optimizers
         ]
-        self.module = accelerator.prepare(task.module)
 
     @contextmanager
     def precise(self) -> Iterator[None]:
@@ -61,25 +74,30 @@ class StageTrainer:
             yield
 
     def step(self, batch: Any) -> dict[str, Any]:
-        """Take one optimiser step; returns the loss, the gradient norm and the task's metrics."""
+        """Take one optimiser step; returns the loss, the gradient norm and the task's metrics of the whole batch."""
         loss, metrics = self.forward(batch)
         self.accelerator.backward(loss)
-        return {"loss": loss, "gradient_norm": self.update(), **metrics}
+        norm = self.update()
+        return {**self.processes.mean({"loss": loss, **metrics}), "gradient_norm": norm}
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """The task's loss of a batch, at the stage's precision, and its metrics."""
+        """This process's part of the loss of a batch, at the stage's precision, and of its metrics."""
         with self.precise():
-            return self.task.loss(self.module, batch)
+            loss, metrics = self.module(batch)
+        return loss, metrics
 
     def update(self) -> Tensor:
-        """Clip the gradients, move the parameters, advance the rates and drop the gradients; returns their norm."""
+        """Clip the gradients, move the parameters, advance the rates and drop the gradients.
+
+        Returns the gradients' norm over all processes.
+        """
         learning = [parameter for parameter in self.module.parameters() if parameter.requires_grad]
         norm: Tensor = self.accelerator.clip_grad_norm_(learning, self.stage.max_grad_norm)
         for optimizer, scheduler in zip(self.optimizers, self.schedulers, strict=True):
             optimizer.step()
             scheduler.step()
             optimizer.zero_grad(set_to_none=True)
-        return norm
+        return whole_tensor(norm)
 
     def rates(self) -> list[float]:
         """The learning rates of all groups, of AdamW first."""
@@ -88,7 +106,7 @@ class StageTrainer:
     def batches(self, seed: int, index: int, start: int, workers: int) -> DataLoader:
         """The batches from step `start` on, drawn by `workers` processes ahead of the steps."""
         return DataLoader(
-            StageBatches(self.task, seed, index, self.accelerator.process_index),
+            StageBatches(self.task, seed, index),
             batch_size=None,
             collate_fn=_unchanged,
             sampler=range(start, self.stage.steps),

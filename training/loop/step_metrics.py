@@ -1,13 +1,20 @@
-"""Averages the metrics of steps, and their speed."""
+"""Averages the metrics of steps and their speed, and measures the memory that steps take."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from microvlm.training.watching import names
+
+_CLEAR, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+_RESET_PEAK = "5"
+"""Linux, proc(5): resets VmHWM, the peak of the resident set, to its present size."""
 
 
 class StepMetrics:
@@ -40,6 +47,40 @@ class StepMetrics:
         }
         self.sums, self.count, self.samples, self.tokens, self.seconds = {}, 0, 0, 0, 0.0
         return row
+
+
+class StepMemory:
+    """The largest memory of this process within steps: on a GPU what PyTorch has allocated, else the resident set."""
+
+    def __init__(self, device: torch.device):
+        self.is_gpu = device.type == "cuda"
+        self.peak_bytes: int | None = None
+        """None where the system does not say."""
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """A step; what is allocated between two steps counts only as far as it is still there."""
+        self._reset()
+        yield
+        peak = self._peak()
+        if peak is not None:
+            self.peak_bytes = max(peak, self.peak_bytes or 0)
+
+    def _reset(self) -> None:
+        if self.is_gpu:
+            torch.cuda.reset_peak_memory_stats()
+            return
+        with suppress(OSError):
+            _CLEAR.write_text(_RESET_PEAK)
+
+    def _peak(self) -> int | None:
+        if self.is_gpu:
+            return torch.cuda.max_memory_allocated()
+        try:
+            lines = _STATUS.read_text().splitlines()
+        except OSError:
+            return None
+        return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), None)
 
 
 def _metric_name(key: str) -> str:

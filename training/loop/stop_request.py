@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 
 class StopRequest:
-    """Turns the first SIGINT or SIGTERM into a flag, so that a step ends and is saved; the second ends at once."""
+    """Turns the first SIGINT or SIGTERM into a flag, so that a step ends and is saved; the second ends at once.
 
-    def __init__(self, log: Callable[[str], None]):
-        self.log, self.requested = log, False
+    grace : seconds within which another signal is the same request; a launcher passes on what a terminal sends too.
+    """
+
+    def __init__(self, log: Callable[[str], None], grace: float = 0.0):
+        self.log, self.requested, self.grace = log, False, grace
+        self._first = 0.0
         self._old: dict[int, Any] = {}
         self._owner = os.getpid()
 
@@ -32,7 +37,10 @@ class StopRequest:
     def _request(self, *_: object) -> None:
         if os.getpid() != self._owner:  # a worker, which the parent ends
             return
+        now = time.monotonic()
         if self.requested:
+            if now - self._first < self.grace:
+                return
             raise KeyboardInterrupt
-        self.requested = True
+        self.requested, self._first = True, now
         self.log("stopping after this step; once more to stop at once, without saving it")

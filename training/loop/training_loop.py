@@ -8,23 +8,27 @@ from __future__ import annotations
 import json
 import math
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
+from torch import nn
 
-from microvlm.atomic import new_file
+from microvlm.atomic import new_file, write_file
 from microvlm.errors import UserError
 from microvlm.model.checkpoint import write_tensors
 from microvlm.training.loop.loss_guard import LossGuard
 from microvlm.training.loop.optimizers import usable_precision
+from microvlm.training.loop.processes import own_error
 from microvlm.training.loop.run_context import RunContext, cut_evaluations, write_status
-from microvlm.training.loop.run_files import BEST, CURVES, EVALUATIONS, METRICS, PICTURES
+from microvlm.training.loop.run_files import BEST, CURVES, DEVICES, EVALUATIONS, METRICS, PICTURES
 from microvlm.training.loop.run_provenance import record_run
 from microvlm.training.loop.run_state import changing_tensors, load_state, save_state
 from microvlm.training.loop.run_summary import read_evaluations
+from microvlm.training.loop.sharding import whole_tensors
 from microvlm.training.loop.stage_trainer import StageTrainer
-from microvlm.training.loop.step_metrics import StepMetrics
+from microvlm.training.loop.step_metrics import StepMemory, StepMetrics
 from microvlm.training.loop.stop_request import StopRequest
 from microvlm.training.recipe import Recipe
 from microvlm.training.stages.task import Task
@@ -42,6 +46,8 @@ SHOWN = {
 PARTS_OF_A_STAGE = 5
 """Evaluations and sets of pictures of a stage whose recipe does not say after how many steps."""
 _STATUS_SECONDS = 2.0
+_SAME_REQUEST_SECONDS = 2.0
+"""A terminal's Ctrl-C reaches every process, and the launcher passes it on once more."""
 
 
 class StageRun:
@@ -52,9 +58,10 @@ class StageRun:
         self.stage = recipe.stages[index]
         self.folder = context.folder / self.stage.name
         precision = usable_precision(self.stage.mixed_precision or recipe.mixed_precision, context.log)
-        self.trainer = StageTrainer(task, self.stage, precision, context.accelerator)
+        self.processes = context.processes
+        self.trainer = StageTrainer(task, self.stage, precision, context.accelerator, self.processes)
         self.best: dict[str, float] = {}
-        self.is_main = context.accelerator.is_main_process
+        self.is_main = self.processes.is_main
         parts = max(1, math.ceil(self.stage.steps / PARTS_OF_A_STAGE))
         self.evaluate_every = recipe.evaluate_every or parts
         self.picture_every = recipe.picture_every or parts
@@ -67,7 +74,7 @@ class StageRun:
         """Load the stage's newest state; returns the number of steps that are done."""
         self.folder.mkdir(parents=True, exist_ok=True)
         trainer = self.trainer
-        state = load_state(self.folder, _bare(trainer), trainer.optimizers, trainer.schedulers)
+        state = load_state(self.folder, self.task.module, trainer.optimizers, trainer.schedulers)
         step = 0 if state is None else state.step
         if step > self.stage.steps:
             raise UserError(
@@ -86,7 +93,7 @@ class StageRun:
 
     def log_sizes(self) -> None:
         """Log how many parameters the model has, how many learn, and its bytes."""
-        module = _bare(self.trainer)
+        module = self.task.module
         parameters = list(module.parameters())
         values = {
             names.TRAINABLE_PARAMS: sum(p.numel() for p in parameters if p.requires_grad),
@@ -97,31 +104,55 @@ class StageRun:
             self.context.tracking.log(self.context.first_step, values)
 
     def save(self, step: int) -> None:
-        if self.is_main:
-            trainer = self.trainer
-            memory = self.task.memory()
-            save_state(
-                self.folder,
-                step,
-                _bare(trainer),
-                trainer.optimizers,
-                memory,
-                self.best,
-                self.recipe.keep_states,
-            )
+        """Write the state after `step`; every process must call this."""
+        save_state(
+            self.folder,
+            step,
+            self.task.module,
+            self.trainer.optimizers,
+            self.task.memory(),
+            self.best,
+            self.recipe.keep_states,
+            self.processes,
+        )
 
     def evaluate(self, step: int) -> dict[str, float]:
-        """Evaluate the task, record the values, and keep the weights if they are the stage's best."""
-        if not self.is_main:
-            return {}
+        """Evaluate the task, record the values, and keep the weights if they are the stage's best.
+
+        Every process must call this; the main one evaluates.
+        """
         context, began = self.context, time.perf_counter()
-        with torch.no_grad(), self.trainer.precise():
-            values = self.task.evaluate(context.folder, context.first_step + step)
-        seconds = round(time.perf_counter() - began, 3)
-        if context.target is not None and self.stage.task == self.recipe.stages[-1].task:
-            context.target.require(values)
-        if not values:
-            return {}
+        with self.whole_module() as module:
+            if module is None:
+                return {}
+            with torch.no_grad(), self.trainer.precise():
+                values = self.task.evaluate(context.folder, context.first_step + step)
+            seconds = round(time.perf_counter() - began, 3)
+            if context.target is not None and self.stage.task == self.recipe.stages[-1].task:
+                context.target.require(values)
+            if values:
+                self._record(step, values, seconds, module)
+        return values
+
+    @contextmanager
+    def whole_module(self) -> Iterator[nn.Module | None]:
+        """The task's module on the main process, None on the others. Of a sharded one, a copy with whole weights."""
+        if not self.processes.shards:
+            yield self.task.module if self.is_main else None
+            return
+        tensors = whole_tensors(self.task.module.state_dict(), self.processes)
+        if not self.is_main:
+            yield None
+            return
+        device = self.trainer.device
+        with self.task.evaluated_on({name: t.to(device) for name, t in tensors.items()}) as copy:
+            learning = {name for name, p in self.task.module.named_parameters() if p.requires_grad}
+            for name, parameter in copy.named_parameters():
+                parameter.requires_grad_(name in learning)
+            yield copy
+
+    def _record(self, step: int, values: dict[str, float], seconds: float, module: nn.Module) -> None:
+        context = self.context
         row = {"stage": self.stage.name, "stage_step": step, "step": context.first_step + step, **values}
         row["seconds"] = seconds
         with (context.folder / EVALUATIONS).open("a", encoding="utf-8") as file:
@@ -132,26 +163,25 @@ class StageRun:
         loss = values.get(names.EVALUATION_LOSS)
         if step and loss is not None and loss < self.best.get("loss", float("inf")):
             self.best = {"loss": loss, "step": step}
-            self._keep_best()
-        return values
+            self._keep_best(module)
 
-    def _keep_best(self) -> None:
+    def _keep_best(self, module: nn.Module) -> None:
         """Write what the stage trains, or all of a model that was trained from its beginning."""
-        tensors = changing_tensors(_bare(self.trainer))
+        tensors = changing_tensors(module)
         if not self.task.keeps_frozen_parts_out:
             tensors = self.task.result().state_dict()
         with new_file(self.folder / BEST) as temporary:
             write_tensors(tensors, temporary)
 
     def draw_pictures(self, step: int, batch: Any) -> None:
-        """Draw the task's heatmaps of this batch, and hand them to the trackers."""
-        if not self.is_main:
-            return
+        """Draw the task's heatmaps of this batch, and hand them to the trackers; every process must call this."""
         folder = self.context.folder / PICTURES
-        folder.mkdir(exist_ok=True)
         number = self.context.first_step + step
-        with torch.no_grad(), self.trainer.precise():
-            pictures, values = self.task.draw_pictures(_bare(self.trainer), batch, folder, number)
+        with self.whole_module() as module, torch.no_grad(), self.trainer.precise():
+            if module is None:
+                return
+            folder.mkdir(exist_ok=True)
+            pictures, values = self.task.draw_pictures(module, batch, folder, number)
         if values:
             self.context.tracking.log(number, values)
         if curves(self.context.folder / METRICS, self.context.folder / CURVES):
@@ -171,9 +201,10 @@ class StageRun:
     def train(self, start: int, stop_after: int | None) -> bool:
         """Take the steps after `start`. Returns whether the stage is complete."""
         stage, context, trainer = self.stage, self.context, self.trainer
-        guard = LossGuard(context.folder, stage.name)
+        memory = StepMemory(trainer.device)
+        guard = LossGuard(context.folder, stage.name, self.is_main)
         means = StepMetrics(self.recipe.log_every)
-        stop = StopRequest(context.log)
+        stop = StopRequest(context.log, _SAME_REQUEST_SECONDS if self.processes.count > 1 else 0.0)
         batches = trainer.batches(self.recipe.seed, self.index, start, context.workers)
         step, reached = start, False
         progress = (
@@ -184,9 +215,9 @@ class StageRun:
         with stop, progress or nullcontext():
             began = time.perf_counter()
             for step, batch in enumerate(batches, start + 1):
-                if isinstance(batch, UserError):
-                    raise batch
-                metrics = trainer.step(batch)
+                self.processes.raise_together(batch if isinstance(batch, UserError) else None)
+                with memory.step():
+                    metrics = trainer.step(batch)
                 loss = float(metrics["loss"].detach())
                 guard.check(step, loss, float(metrics["gradient_norm"]), self.task.keys(batch))
                 self.last_step = step
@@ -197,7 +228,9 @@ class StageRun:
                     progress.update(step, float(answers.detach()), samples, tokens)
                 if (step % self.recipe.log_every == 0 or step == stage.steps) and self.is_main:
                     self._log(step, means.take())
-                stopping = stop.requested or (stop_after is not None and step - start >= stop_after)
+                stopping = self.processes.any(stop.requested) or (
+                    stop_after is not None and step - start >= stop_after
+                )
                 if step % self.picture_every == 0 or step == stage.steps:
                     self.draw_pictures(step, batch)
                 if step % self.evaluate_every == 0 or step == stage.steps:
@@ -210,7 +243,9 @@ class StageRun:
                 if reached or (stopping and step < stage.steps):
                     break
                 began = time.perf_counter()
-        if stop.requested:
+        self._write_devices(memory)
+        # Asked again: a request may come while the last step is evaluated and saved.
+        if self.processes.any(stop.requested):
             context.log(f"stopped after step {step} of {stage.name}, which is saved")
             raise KeyboardInterrupt
         if reached:
@@ -226,6 +261,19 @@ class StageRun:
             return False
         rows = [row for row in read_evaluations(self.context.folder) if row["stage"] == self.stage.name]
         return any(row["stage_step"] > 0 and self.target.is_met(row) for row in rows)
+
+    def _write_devices(self, memory: StepMemory) -> None:
+        """Write how the stage was trained since it was begun or resumed; every process must call this."""
+        peaks = self.processes.gather(memory.peak_bytes)
+        if not self.is_main:
+            return
+        document = {
+            "processes": self.processes.count,
+            "sharding": self.processes.sharding,
+            "device": self.trainer.device.type,
+            "step_peak_bytes": [peak for peak in peaks if peak is not None],
+        }
+        write_file(self.folder / DEVICES, json.dumps(document) + "\n")
 
     def _log(self, step: int, row: dict[str, float]) -> None:
         rates = self.trainer.rates()
@@ -260,9 +308,10 @@ def run_stage(
         complete = True if is_done else run.train(start, stop_after)
     except (torch.OutOfMemoryError, MemoryError):
         run.write_status("failed", start, "out of memory")
-        raise UserError(
+        raise own_error(
+            context.processes,
             f"stage '{stage.name}' needs more memory than there is: give a smaller --batch-size, or --base-bits 4; the "
-            "last saved state stays."
+            "last saved state stays.",
         ) from None
     except UserError as error:
         run.write_status("failed", start, str(error))
@@ -276,7 +325,3 @@ def run_stage(
     finally:
         run.trainer.release()
     return complete
-
-
-def _bare(trainer: StageTrainer) -> Any:
-    return trainer.accelerator.unwrap_model(trainer.module)

@@ -26,7 +26,8 @@ class AlignmentHeads(nn.Module):
         super().__init__()
         self.image = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, FEATURES))
         self.text = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, FEATURES))
-        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        # One element and not a scalar, which FSDP2 cannot split.
+        self.log_scale = nn.Parameter(torch.tensor([math.log(1 / 0.07)]))
 
     def features(self, prefixes: Tensor, embeds: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Unit features [B, 256] of prefixes [B, k, H], and of the answers' tokens in embeddings [B, S, H].

@@ -6,7 +6,7 @@ read). Training with all three keeps the model right in each (Larimar, arXiv 240
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,16 +18,17 @@ from microvlm.model.microvlm import MicroVLM
 from microvlm.model.torch_ops import full_precision
 from microvlm.training.batches.caption_batches import MASKED, CaptionBatch, Episodes
 from microvlm.training.batches.conversation_rows import ConversationRows
+from microvlm.training.losses.gathering import gather_rows
 
 
 class EpisodeReading(NamedTuple):
-    """What n episodes' questions read."""
+    """What the n questions of this process's episodes read."""
 
     slot: Cache
     scope: Tensor
     """Probability that the memory answers the question, [n]."""
     state: MemoryState
-    """After the last write."""
+    """After the last write, of all m episodes that this process holds."""
     keys: Tensor
     """Keys of the ordinal questions under which pictures are written, [L, K]."""
     memory_kl: Tensor
@@ -43,14 +44,19 @@ def read_episodes(
     image_id: int,
     log_variance: float,
     noisy: bool = True,
+    group: Any = None,
 ) -> EpisodeReading:
     """Write the captioned pictures of `batch` with prefixes [C, k, H] and read each episode's question.
 
-    Keys of the questions get Gaussian noise of variance e^log_variance where `noisy`, from the batch itself.
+    Keys of the questions get Gaussian noise of variance e^log_variance where `noisy`, from the batch itself. An episode
+    may write the pictures of other processes, whose latents come through `group`.
     """
-    device = prefixes.device
+    device, share = prefixes.device, batch.share
     captions = batch.captions.to(device)
     latents, _ = model.memory_encode(model.place_images(captions.ids, image_id, prefixes), captions.mask)
+    if share.processes > 1:
+        places = torch.from_numpy(share.caption_places()).to(device)
+        latents = gather_rows(latents, share.caption_counts(), group)[places]
     length = episodes.written.shape[1]
     ordinals = rows.prompts([ordinal_question(min(step, len(ORDINALS) - 1)) for step in range(length)]).to(
         device
@@ -58,7 +64,7 @@ def read_episodes(
     _, write_keys = model.memory_encode(model.embed(ordinals.ids), ordinals.mask)
     questions = episodes.questions.to(device)
     queries, keys = model.memory_encode(model.embed(questions.ids), questions.mask)
-    count = len(episodes.written)
+    count, asked = len(episodes.written), len(questions.ids)
     state = MemoryState(*(part.float() for part in model.memory_prior_state(count)))
     with full_precision(device.type):
         latents, write_keys, queries, keys = (part.float() for part in (latents, write_keys, queries, keys))
@@ -73,8 +79,9 @@ def read_episodes(
         kl = addressing_kl(keys, variance)
         if noisy:
             keys = keys + (0.5 * variance).exp() * episodes.noise.to(device)
-        _, scope, _, slot = model.memory_read(keys, queries, *state)
-        divergence = memory_kl(state, model.memory_prior.float())
+        read = MemoryState(*(part[:asked] for part in state))
+        _, scope, _, slot = model.memory_read(keys, queries, *read)
+        divergence = memory_kl(read, model.memory_prior.float())
     return EpisodeReading(slot, scope, state, write_keys, divergence, kl)
 
 

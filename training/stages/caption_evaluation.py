@@ -150,7 +150,7 @@ class CaptionEvaluation:
     def _episodes(self, samples: list[CaptionSample]) -> dict[str, float]:
         """Losses of one batch's episodes: with what was written, with the slot masked, and with an empty memory."""
         task, model = self.task, self.task.model
-        batch: CaptionBatch = task.sampler.batch(samples, np.random.default_rng(0))
+        batch: CaptionBatch = task.whole_sampler.batch(samples, np.random.default_rng(0))
         if batch.episodes is None:
             return {}
         prefixes = task.encode(model, batch.pixels)
@@ -182,7 +182,7 @@ class CaptionEvaluation:
         The file `baseline` keeps attention from before the stage's first step.
         """
         task = self.task
-        batch = task.sampler.batch(self.samples[:BATCH], np.random.default_rng(0))
+        batch = task.whole_sampler.batch(self.samples[:BATCH], np.random.default_rng(0))
         weights, _ = prefix_attention(task, task.model, batch, BATCH)
         if weights is None:
             return {}

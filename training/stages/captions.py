@@ -7,7 +7,8 @@ rate. With a teacher it distils a float decoder into a ternary one.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,12 +20,14 @@ from torch.nn import functional as F
 from microvlm.errors import UserError
 from microvlm.model.microvlm import MicroVLM
 from microvlm.model.vision import normalise
-from microvlm.training.batches.caption_batches import MASKED, CaptionBatch, CaptionSampler
+from microvlm.training.batches.batch_share import BatchShare
+from microvlm.training.batches.caption_batches import CaptionBatch, CaptionSampler
 from microvlm.training.batches.conversation_rows import ConversationRows, Rows, prompt_mask
 from microvlm.training.batches.sample_texts import CAPTION_PROMPTS, IGNORED
 from microvlm.training.data.caption_data import CaptionData, fingerprint, open_data
 from microvlm.training.data.mixture import Mixture
 from microvlm.training.losses.alignment_loss import AlignmentHeads, alignment_loss, chance_loss
+from microvlm.training.losses.gathering import gather_rows
 from microvlm.training.losses.loss_terms import binary_loss
 from microvlm.training.losses.memory_episodes import EpisodeReading, read_episodes, slots_of_rows
 from microvlm.training.parameter_selection import relative_rates
@@ -56,6 +59,7 @@ class CaptionTask(WholeModelTask):
     """Cross-entropy of answers with the memory masked, strange, empty and on; alignment; KLs; scope; distillation."""
 
     keeps_frozen_parts_out = True
+    shares_batches = True
 
     def __init__(self, inputs: StageInputs):
         super().__init__(inputs)
@@ -66,13 +70,9 @@ class CaptionTask(WholeModelTask):
         data: OpenedData = inputs.data
         self.data = data
         self.mixture = Mixture(data.sources, self.recipe.seed)
-        self.sampler = CaptionSampler(
-            self.conversations,
-            self.stage,
-            self.config.vision,
-            self.config.memory.slots,
-            self.config.prompt.caption_prompt,
-        )
+        self.processes = inputs.processes
+        self.whole_sampler = self._sampler(0, 1)
+        self.sampler = self._sampler(self.processes.index, self.processes.count)
         self.rates = relative_rates((name for name, _ in self.model.named_parameters()), self.options.trained)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(self.rates.get(name, 0.0) > 0)
@@ -136,6 +136,17 @@ class CaptionTask(WholeModelTask):
         base = self.stage.learning_rate
         return [{"params": groups[rate], "lr": rate * base} for rate in sorted(groups, reverse=True)]
 
+    def _sampler(self, process: int, processes: int) -> CaptionSampler:
+        return CaptionSampler(
+            self.conversations,
+            self.stage,
+            self.config.vision,
+            self.config.memory.slots,
+            self.config.prompt.caption_prompt,
+            process,
+            processes,
+        )
+
     def prepare(self) -> None:
         self.evaluation.prepare()
 
@@ -152,10 +163,7 @@ class CaptionTask(WholeModelTask):
         return batch.keys
 
     def size(self, batch: CaptionBatch) -> tuple[int, int]:
-        tokens = int((batch.rows.labels != IGNORED).sum())
-        if batch.episodes is not None:
-            tokens += int((batch.episodes.answers.labels != IGNORED).sum())
-        return len(batch.keys), tokens
+        return len(batch.keys), batch.share.row_tokens + batch.share.answer_tokens
 
     def heads(self) -> nn.Module:
         return self.with_heads.alignment
@@ -184,25 +192,40 @@ class CaptionTask(WholeModelTask):
             loss = loss + weight * value
             metrics[name] = value
         if reading is not None and batch.episodes is not None:
-            episode = self._episode(model, batch.episodes.answers.to(prefixes.device), reading)
-            share = (len(batch.episodes.written) / len(rows.ids)) ** 0.5
-            loss = loss + share * episode
-            loss = loss + options.memory_kl_weight * reading.memory_kl
-            loss = loss + options.addressing_kl_weight * reading.addressing_kl
-            known = binary_loss(reading.scope, 1.0)
-            unknown = binary_loss(unknown_scope, 0.0)
+            share, asked = batch.share, len(reading.scope)
+            episode = self._episode(model, batch.episodes.answers.to(prefixes.device), reading, share)
+            memory, addressing, known = (
+                share.part(value, asked, share.episodes)
+                for value in (reading.memory_kl, reading.addressing_kl, binary_loss(reading.scope, 1.0))
+            )
+            unknown = share.part(binary_loss(unknown_scope, 0.0), len(unknown_scope), share.seeing)
+            loss = loss + (share.episodes / share.rows) ** 0.5 * episode
+            loss = loss + options.memory_kl_weight * memory
+            loss = loss + options.addressing_kl_weight * addressing
             loss = loss + options.scope_weight * 0.5 * (known + unknown)
             metrics |= {
                 "train/episode_loss": episode,
-                names.MEMORY_KL: reading.memory_kl,
-                names.ADDRESSING_KL: reading.addressing_kl,
+                names.MEMORY_KL: memory,
+                names.ADDRESSING_KL: addressing,
                 "train/scope_loss": 0.5 * (known + unknown),
             }
-        if options.alignment_weight and (batch.caption_row >= 0).sum() > 1:
+        if options.alignment_weight and batch.share.has_row.sum() > 1:
             alignment, chance = self._align(module, batch, rows, prefixes, embeds)
             loss = loss + options.alignment_weight * alignment
             metrics |= {names.ALIGNMENT_LOSS: alignment, names.ALIGNMENT_CHANCE: chance}
         return loss, metrics
+
+    @contextmanager
+    def evaluated_on(self, tensors: dict[str, Tensor]) -> Iterator[ModelWithAlignment]:
+        own = self.model, self.with_heads
+        with torch.device("meta"):
+            copy = ModelWithAlignment(MicroVLM(self.config))
+        copy.load_state_dict(tensors, assign=True)
+        self.model, self.with_heads = copy.model, copy
+        try:
+            yield copy
+        finally:
+            self.model, self.with_heads = own
 
     def evaluate(self, run: Path, step: int) -> dict[str, float]:
         return self.evaluation.run(run, step)
@@ -225,17 +248,21 @@ class CaptionTask(WholeModelTask):
             prefixes[pictures],
             self.rows.processor.image_id,
             self.options.address_log_variance,
+            group=self.processes.group,
         )
         self._memory = tuple(part[:1].detach() for part in reading.state)
         self._keys = reading.keys.detach()
         return reading
 
-    def _episode(self, model: MicroVLM, answers: Rows, reading: EpisodeReading) -> Tensor:
+    def _episode(self, model: MicroVLM, answers: Rows, reading: EpisodeReading, share: BatchShare) -> Tensor:
         labelled = answers.labels != IGNORED
         logits = model(model.embed(answers.ids), answers.mask, reading.slot, None, labelled)
-        return F.cross_entropy(
-            logits.float(), answers.labels[labelled], label_smoothing=self.stage.label_smoothing
-        )
+        return self._cross_entropy(logits, answers.labels[labelled], share, share.answer_tokens)
+
+    def _cross_entropy(self, logits: Tensor, target: Tensor, share: BatchShare, tokens: int) -> Tensor:
+        """This process's part of the mean over all `tokens` of the batch; logits [n, V], target [n]."""
+        loss = F.cross_entropy(logits.float(), target, label_smoothing=self.stage.label_smoothing)
+        return share.part(loss, len(target), tokens)
 
     def _direct(
         self,
@@ -248,7 +275,7 @@ class CaptionTask(WholeModelTask):
         """Cross-entropy of rows that see their pictures; the scope of what they see of a memory; a teacher's losses."""
         memories = torch.from_numpy(batch.visible_memory).to(embeds.device)
         slot, visible, scope = None, None, embeds.new_zeros(0)
-        if self.options.episode_length and bool((batch.visible_memory > MASKED).any()):
+        if self.options.episode_length and batch.share.seeing > 0:
             queries = model.memory_encode(embeds.detach(), prompt_mask(rows.mask, rows.labels))
             state = None if reading is None else reading.state
             slot, visible, scope = slots_of_rows(model, memories, queries, state)
@@ -258,19 +285,19 @@ class CaptionTask(WholeModelTask):
         else:
             logits = model(embeds, rows.mask, slot, visible, labelled)
             extra = {}
-        loss = F.cross_entropy(
-            logits.float(), rows.labels[labelled], label_smoothing=self.stage.label_smoothing
-        )
+        loss = self._cross_entropy(logits, rows.labels[labelled], batch.share, batch.share.row_tokens)
         return loss, scope, extra
 
     def _align(
         self, module: ModelWithAlignment, batch: CaptionBatch, rows: Rows, prefixes: Tensor, embeds: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """(alignment loss of the captioned pictures, its chance level)."""
+        """(alignment loss of all captioned pictures of the batch, its chance level)."""
         chosen = np.flatnonzero(batch.caption_row >= 0)
         pictures = torch.from_numpy(batch.captioned[chosen]).to(prefixes.device)
         which = torch.from_numpy(batch.caption_row[chosen]).to(prefixes.device)
         image, text = module.alignment.features(prefixes[pictures], embeds[which], rows.labels[which])
-        captions = [batch.caption_texts[index] for index in chosen]
+        counts = batch.share.aligned_counts()
+        image, text = (gather_rows(side, counts, self.processes.group) for side in (image, text))
+        captions = [batch.caption_texts[index] for index in np.flatnonzero(batch.share.has_row)]
         loss = alignment_loss(image, text, module.alignment.scale(), captions)
         return loss, torch.tensor(chance_loss(captions))

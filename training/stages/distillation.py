@@ -12,7 +12,8 @@ from microvlm.model.checkpoint import load_checkpoint
 from microvlm.model.decoder import Cache
 from microvlm.model.microvlm import MicroVLM
 from microvlm.model.vision import normalise
-from microvlm.training.batches.caption_batches import CaptionBatch
+from microvlm.training.batches.batch_share import BatchShare
+from microvlm.training.batches.caption_batches import NO_SHARE, CaptionBatch
 from microvlm.training.batches.conversation_rows import Rows
 from microvlm.training.batches.sample_texts import IGNORED
 from microvlm.training.batches.token_rows import row_logits
@@ -51,7 +52,10 @@ class Teacher:
         visible: Tensor | None,
         labelled: Tensor,
     ) -> tuple[Tensor, dict[str, tuple[float, Tensor]]]:
-        """The student's logits at the labelled positions [n, V], and the losses of distillation with their weights."""
+        """The student's logits at the labelled positions [n, V], and the losses of distillation with their weights.
+
+        The losses are this process's parts of those of the whole batch.
+        """
         images = int((rows.ids == self.image_id).sum()) // self.config.prefix_tokens
 
         def shown(teacher: MicroVLM) -> Tensor:
@@ -61,17 +65,23 @@ class Teacher:
 
         # Rows that see a memory of strange pictures must answer as without: the teacher's target is the same.
         return self._compare(
-            student, lambda: student(embeds, rows.mask, slot, visible, labelled), shown, rows, labelled
+            student,
+            lambda: student(embeds, rows.mask, slot, visible, labelled),
+            shown,
+            rows,
+            labelled,
+            batch.share,
         )
 
     def compare_texts(self, student: MicroVLM, rows: Rows) -> tuple[Tensor, dict[str, tuple[float, Tensor]]]:
-        """The same for rows of plain text."""
+        """The same for rows of plain text, which are the whole batch."""
         return self._compare(
             student,
             lambda: row_logits(student, rows),
             lambda teacher: teacher.embed(rows.ids),
             rows,
             rows.labels != IGNORED,
+            NO_SHARE,
         )
 
     def logits(self, rows: Rows) -> Tensor:
@@ -86,6 +96,7 @@ class Teacher:
         embed: Callable[[MicroVLM], Tensor],
         rows: Rows,
         labelled: Tensor,
+        share: BatchShare,
     ) -> tuple[Tensor, dict[str, tuple[float, Tensor]]]:
         """`embed` gives the embeddings [B, S, H] of the rows as a model has them."""
         options = self.options
@@ -96,6 +107,8 @@ class Teacher:
             target = teacher(embed(teacher), rows.mask, None, None, labelled)
         divergence = logits_divergence(logits, target, options.temperature)
         relation = relation_divergence(own[0], theirs[0], rows.mask, options.relation_heads)
+        divergence = share.part(divergence, len(logits), share.row_tokens)
+        relation = share.part(relation, int(rows.mask.sum()), share.row_positions)
         return logits, {
             names.DISTILLATION_KL: (options.logits_weight, divergence),
             names.RELATION_LOSS: (options.relation_weight, relation),

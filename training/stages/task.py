@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -17,6 +18,7 @@ from microvlm.formats.documents import quote
 from microvlm.model.checkpoint import load_strictly
 from microvlm.model.microvlm import MicroVLM
 from microvlm.training.batches.sample_texts import TextRows
+from microvlm.training.loop.processes import Processes
 from microvlm.training.recipe import Recipe, StageConfig
 
 
@@ -42,6 +44,8 @@ class StageInputs:
     """The checkpoint that the run starts from."""
     text: Path | None = None
     """Plain text on which the decoder alone is evaluated."""
+    processes: Processes = field(default_factory=Processes)
+    """The processes that train the stage together."""
 
 
 class Task(ABC):
@@ -56,6 +60,9 @@ class Task(ABC):
     """Kinds of samples that the `mixture` of such a stage may name."""
     keeps_frozen_parts_out: ClassVar[bool] = False
     """Whether a stage's stored weights leave out what it did not train: that is what the run started from."""
+    shares_batches: ClassVar[bool] = False
+    """Whether several processes can train the stage: each computes a part of the loss, and the mean of their losses is
+    the loss of the whole batch."""
     module: nn.Module
     """Everything that is saved and resumed within the stage."""
 
@@ -121,6 +128,12 @@ class Task(ABC):
     def memory(self) -> tuple[Tensor, ...]:
         """M and U of the last batch's episodes, which a saved state keeps; nothing for a task without episodes."""
         return ()
+
+    @contextmanager
+    def evaluated_on(self, tensors: dict[str, Tensor]) -> Iterator[nn.Module]:
+        """Within, the task evaluates a module of these weights, because its own is split over processes."""
+        raise NotImplementedError
+        yield
 
     def evaluate(self, run: Path, step: int) -> dict[str, float]:
         """Evaluate on held-out data; called without gradients. `evaluation/loss` decides which weights are the best."""
