@@ -121,6 +121,7 @@ def test_a_run_leaves_metrics_evaluations_pictures_samples_and_a_model_that_spea
     assert {"memory/utilization", "model/trainable_params", "model/total_params"} <= seen
     evaluations = [json.loads(line) for line in (finished / "evaluations.jsonl").read_text().splitlines()]
     assert (evaluations[0]["stage"], evaluations[0]["stage_step"]) == ("stage1", 0)
+    assert (evaluations[-1]["stage"], evaluations[-1]["stage_step"]) == ("stage2", 3)
     assert {"evaluation/loss", "evaluation/episode_loss_on", "attention/divergence"} <= set(evaluations[-1])
     last = evaluations[-1]
     assert evaluations[0]["attention/divergence"] == 0

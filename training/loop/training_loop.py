@@ -234,7 +234,8 @@ class StageRun:
                 if step % self.picture_every == 0 or step == stage.steps:
                     self.draw_pictures(step, batch)
                 if step % self.evaluate_every == 0 or step == stage.steps:
-                    reached = self.target is not None and self.target.is_met(self.evaluate(step))
+                    values = self.evaluate(step)
+                    reached = self.target is not None and self.target.is_met(values)
                 if reached and means.count and self.is_main:
                     self._log(step, means.take())
                 if step % self.recipe.save_every == 0 or step == stage.steps or stopping or reached:
