@@ -24,8 +24,10 @@ from microvlm.inputs.processor import Processor
 from microvlm.training.batches.caption_batches import CaptionBatch
 from microvlm.training.caption_options import NEW_PARTS, CaptionOptions, TeacherOptions
 from microvlm.training.loop.processes import Processes, check_processes
+from microvlm.training.loop.run_summary import peak_rss_bytes
 from microvlm.training.loop.sharding import check_sharding
 from microvlm.training.loop.stage_trainer import step_generator
+from microvlm.training.loop.step_metrics import StepMemory
 from microvlm.training.recipe import Recipe, StageConfig, load_recipe
 from microvlm.training.stages.captions import CaptionTask
 from microvlm.training.stages.registry import task_class
@@ -228,6 +230,16 @@ def test_a_launch_that_cannot_train_is_refused(monkeypatch, variables, sentence)
         monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=sentence):
         Processes.join()
+
+
+def test_the_peak_of_a_process_outlives_the_measuring_of_a_step():
+    memory = StepMemory(torch.device("cpu"))
+    ballast = np.ones(10**8, np.uint8)
+    before = peak_rss_bytes()
+    del ballast
+    with memory.step():
+        pass
+    assert peak_rss_bytes() >= before
 
 
 def share_of(run: TrainingRun, process: int, count: int, step: int) -> CaptionBatch:

@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from microvlm.bench.provenance import provenance
 from microvlm.formats import documents
 from microvlm.training.loop.run_files import DEVICES, EVALUATIONS, METRICS
+from microvlm.training.loop.step_metrics import StepMemory
 from microvlm.training.recipe import StageConfig
 from microvlm.training.watching import names
 from microvlm.training.watching.metrics_file import read_rows
@@ -56,7 +59,13 @@ def peak_rss_bytes() -> int:
     except ImportError:  # Windows
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    peak = peak if sys.platform == "darwin" else 1024 * peak
+    return max(peak, StepMemory.largest[False])
+
+
+def peak_gpu_bytes() -> int:
+    """The most that PyTorch has allocated of the GPU's memory so far."""
+    return max(torch.cuda.max_memory_allocated(), StepMemory.largest[True])
 
 
 def _stage(stage: StageConfig, rows: list[Row], sizes: Row, evaluations: list[Row]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -52,6 +52,10 @@ class StepMetrics:
 class StepMemory:
     """The largest memory of this process within steps: on a GPU what PyTorch has allocated, else the resident set."""
 
+    largest: ClassVar[dict[bool, int]] = {False: 0, True: 0}
+    """Largest memory of this process at a reset, which makes the system forget it: False of the resident set, True of
+    the GPU's."""
+
     def __init__(self, device: torch.device):
         self.is_gpu = device.type == "cuda"
         self.peak_bytes: int | None = None
@@ -67,6 +71,7 @@ class StepMemory:
             self.peak_bytes = max(peak, self.peak_bytes or 0)
 
     def _reset(self) -> None:
+        self.largest[self.is_gpu] = max(self.largest[self.is_gpu], self._peak() or 0)
         if self.is_gpu:
             torch.cuda.reset_peak_memory_stats()
             return

@@ -20,7 +20,7 @@ from microvlm.bench.training.leaderboard_tables import duration, machine_words
 from microvlm.formats import documents
 from microvlm.training.loop.run_files import METRICS, OUTCOME
 from microvlm.training.loop.run_provenance import CODE_SHA256
-from microvlm.training.loop.run_summary import is_logged, peak_rss_bytes, read_evaluations
+from microvlm.training.loop.run_summary import is_logged, peak_gpu_bytes, peak_rss_bytes, read_evaluations
 from microvlm.training.recipe import Recipe, StageConfig
 from microvlm.training.run_checks import read_description
 from microvlm.training.time_to_score.score_target import ScoreTarget
@@ -105,7 +105,7 @@ def _measured(run: Path, target: ScoreTarget) -> Entry:
         "steps": length.steps,
         "samples": length.samples,
         "tokens": round(length.tokens),
-        "peak_memory_bytes": torch.cuda.max_memory_allocated() if has_gpu else peak_rss_bytes(),
+        "peak_memory_bytes": peak_gpu_bytes() if has_gpu else peak_rss_bytes(),
     }
     plain = msgspec.to_builtins(content)
     document = {"schema": SCHEMA, "run_id": _sha256(plain), **plain, "price_per_hour": None, "cost": None}
