@@ -10,7 +10,16 @@ from click.testing import CliRunner
 
 from microvlm.bench.bench_command import command
 from microvlm.bench.report import parse_report
-from microvlm.bench.training.step_bench import VariantRun, _Loaded, _Memory, _Step, bars, ratios, result
+from microvlm.bench.training.step_bench import (
+    VariantRun,
+    _Loaded,
+    _Memory,
+    _Step,
+    bars,
+    peak_of,
+    ratios,
+    result,
+)
 from microvlm.errors import UserError
 from microvlm.training.step_costs.generated_captions import GeneratedCaptions
 from microvlm.training.step_costs.step_worker import StepWorker
@@ -114,13 +123,15 @@ def drawn_run(name: str, milliseconds: float) -> VariantRun:
 
 
 def test_throughput_mfu_and_the_demand_are_sums_of_the_timings():
-    runs = [drawn_run("fp32", 100.0), drawn_run("qat", 200.0)]
-    entry = result(runs[0])
+    runs = [drawn_run("fp32", 100.0), drawn_run("qat", 200.0), drawn_run("bf16", 50.0)]
+    # The precision of both is float32; bfloat16 has a peak of its own.
+    runs[0].peaks, runs[2].peaks = [1e9], [9e9]
+    entry = result(runs[0], peak_of(runs[0], runs))
     seconds = 0.1015
     assert entry["tokens_per_s"] == pytest.approx(600 / seconds, rel=1e-4)
     # Operations were counted in a step of 300 tokens.
     assert entry["mfu"] == pytest.approx(2_000_000 / seconds / 2e9, abs=1e-4)
-    table = {row["clock"]: row for row in ratios(runs)}
+    table = {row["clock"]: row for row in ratios(runs) if row["variant"] == "qat"}
     assert table["cpu"]["value"] == 0.5
     assert [bar["met"] for bar in bars(ratios(runs), 600)] == [False, False]
     assert [bar["met"] for bar in bars(ratios(runs), 100)] == [None, None]

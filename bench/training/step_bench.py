@@ -124,7 +124,7 @@ def run(plan: StepPlan, progress: Callable[[str], None] = lambda _: None) -> dic
             "warmup": plan.warmup,
             "repeats": plan.repeats,
         },
-        "variants": [result(one) for one in runs],
+        "variants": [result(one, peak_of(one, finished)) for one in runs],
         "ratios": table,
         "bars": bars(table, tokens),
         "provenance": provenance({}, first.loaded.threads),
@@ -173,8 +173,15 @@ def _ask(one: VariantRun, workers: dict[str, WorkerProcess], kind: type[Any], **
         return None
 
 
-def result(one: VariantRun) -> dict[str, Any]:
-    """The report's entry of a variant.
+def peak_of(one: VariantRun, runs: Sequence[VariantRun]) -> float:
+    """Operations a second of the fastest matrix product of a variant's precision, whichever process computed it."""
+    precision = VARIANTS[one.name].mixed_precision
+    same = (each for each in runs if VARIANTS[each.name].mixed_precision == precision)
+    return max((peak for each in same for peak in each.peaks), default=0.0)
+
+
+def result(one: VariantRun, peak: float) -> dict[str, Any]:
+    """The report's entry of a variant; `peak` is that of `peak_of`.
 
     MFU (Chowdhery et al. 2022, arXiv 2204.02311): counted operations of forward and backward over the median step,
     divided by the fastest matrix product.
@@ -185,7 +192,6 @@ def result(one: VariantRun) -> dict[str, Any]:
     # A step's operations grow with its positions, which differ a little from batch to batch.
     tokens = median([step.tokens for step in one.steps])
     flops = one.memory.flops * tokens / one.memory.tokens
-    peak = max(one.peaks)
     memory = msgspec.structs.asdict(one.memory)
     return {
         "name": one.name,

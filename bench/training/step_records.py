@@ -48,7 +48,7 @@ class VariantResult(msgspec.Struct, frozen=True, kw_only=True):
     flops_per_step: Figure | None = None
     """Counted operations of the matrix products of forward and backward, a multiply-add as two."""
     peak_flops_per_s: Figure | None = None
-    """Measured: the fastest matrix product at this precision, in this process and run."""
+    """Measured: the fastest matrix product at this precision in this run."""
     mfu: Figure | None = None
 
 
