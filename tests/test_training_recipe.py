@@ -36,8 +36,9 @@ def test_every_changed_recipe_is_a_recipe_or_one_sentence(tmp_path):
                 task_class(stage.task, stage.name).check(stage)
 
     document = json.loads(NANO.read_text())
-    photo = [json.loads(NANO.with_name(name).read_text()) for name in ("photo.json", "photo-further.json")]
-    stages = [stage for recipe in [document, *photo] for stage in recipe["stages"]]
+    others = ("photo.json", "photo-further.json", "distill-texts.json")
+    recipes = [document, *(json.loads(NANO.with_name(name).read_text()) for name in others)]
+    stages = [stage for recipe in recipes for stage in recipe["stages"]]
     # Recipes may give two tasks one name.
     by_task = {stage["task"]: {**stage, "name": stage["task"]} for stage in stages}
     assert set(by_task) | {"captions"} == set(TASKS)
