@@ -224,7 +224,7 @@ def test_a_further_run_keeps_names_that_no_picture_shows(trained, photo_folder, 
 
 
 @pytest.mark.parametrize("hides", [True, False])
-def test_only_what_is_seen_of_pictures_is_hidden(trained, photo_folder, hides):
+def test_parts_of_pictures_and_of_questions_are_hidden_in_training_alone(trained, photo_folder, hides):
     model, processor = (
         load_checkpoint(trained / "checkpoint"),
         Processor.from_pretrained(trained / "checkpoint"),
@@ -235,14 +235,16 @@ def test_only_what_is_seen_of_pictures_is_hidden(trained, photo_folder, hides):
     assert len(batch.written.ids) == len(batch.full.ids) == 64
     assert len(batch.asked.ids) == 128
     assert len(batch.values) == SAID
-    for rows in (batch.written, batch.full, batch.asked):
+    for rows in (batch.written, batch.full, batch.asked, *batch.words):
         is_token = rows.ids != processor.pad_id
         hidden = is_token & (rows.mask == 0)
-        assert (hidden[:, :k].sum() > 0) == hides
-        # No picture, nothing hidden; and never a word of a question.
-        assert not hidden[rows.pictures < 0].any()
-        assert not hidden[:, k:].any()
-        assert (rows.mask[:, :k].sum(1) < k).float().mean() > 0.5 or not hides
+        pictured = rows.pictures >= 0
+        assert bool(hidden[pictured][:, :k].any()) == (hides and bool(pictured.any()))
+        assert (rows.mask[pictured][:, :k].sum(1) < k).float().mean() > 0.5 or not hidden[pictured].any()
+        # Of words some tokens of questions, but for their last one; a value behind a question is seen whole.
+        words = torch.where(pictured[:, None] & (torch.arange(rows.ids.shape[1]) < k), False, hidden)
+        assert bool(words.any()) == (hides and rows is not batch.full)
+        assert rows.mask.gather(1, is_token.sum(1, keepdim=True) - 1).all()
     assert (batch.factors.ne(1).float().mean() > 0.5) == hides
     # The decoder's row of a value goes on behind the question's last token, also where some of its prefix is hidden.
     loss, parts = memory_losses(model, batch, processor.image_id, processor.eos_id)
