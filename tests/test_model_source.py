@@ -128,10 +128,14 @@ def test_every_bundled_name_is_a_checkpoint_of_the_preset_of_that_name():
 
 
 def models_of(command: click.Command) -> Iterator[click.Parameter]:
-    """The parameters of a command, and of those below it, that name the one model it works on."""
+    """The parameters of a command, and of those below it, that name the one model it works on.
+
+    `microvlm-bench train` takes shapes, whose weights it draws: those of a model that people train.
+    """
     if isinstance(command, click.Group):
-        for inner in command.commands.values():
-            yield from models_of(inner)
+        for name, inner in command.commands.items():
+            if (command, name) != (bench_command, "train"):
+                yield from models_of(inner)
     yield from (
         parameter
         for parameter in command.params

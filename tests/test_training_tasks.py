@@ -124,14 +124,14 @@ def test_a_batch_has_one_loss(task):
 
 def test_every_task_is_tested_here(tasks):
     photo = {"photo", "photo-classes", "photo-names", "photo-answers-names", "photo-finish", "photo-memory"}
-    assert set(STAGES) | {"captions"} | photo == set(tasks)
+    assert set(STAGES) | {"captions", "texts"} | photo == set(tasks)
 
 
 def test_an_unknown_task_is_refused_before_anything_is_written(emoji, tmp_path):
     recipe = msgspec.structs.replace(RECIPE, stages=(StageConfig("last", "polish", 1, 1, 1e-3),))
     with pytest.raises(
         UserError,
-        match="stage 'last': unknown task 'polish'; use one of captions, distill, vlm, recall, scope",
+        match="stage 'last': unknown task 'polish'; use one of captions, texts, distill, vlm, recall, scope",
     ):
         train(recipe, emoji, tmp_path / "run", print)
     assert not (tmp_path / "run").exists()
