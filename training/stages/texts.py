@@ -103,12 +103,14 @@ class TextTask(WholeModelTask):
     def draw_step(self, step: int, generator: torch.Generator) -> Rows:
         """Texts in an order of their own in every epoch."""
         size, count = self.stage.batch_size, len(self.texts)
-        chosen = []
-        for position in range(step * size, (step + 1) * size):
-            epoch, place = divmod(position, count)
-            order = np.random.default_rng((self.recipe.seed, epoch)).permutation(count)
-            chosen.append(self.texts[int(order[place])])
-        return self.token_rows.build(chosen)
+        positions = np.arange(step * size, (step + 1) * size)
+        orders = {
+            int(epoch): np.random.default_rng((self.recipe.seed, int(epoch))).permutation(count)
+            for epoch in np.unique(positions // count)
+        }
+        return self.token_rows.build(
+            [self.texts[orders[int(place) // count][int(place) % count]] for place in positions]
+        )
 
     def size(self, batch: Rows) -> tuple[int, int]:
         return len(batch.ids), int((batch.labels != IGNORED).sum())

@@ -87,6 +87,7 @@ class Worker:
         except BrokenPipeError:
             raise SystemExit(0) from None  # the server is gone
         except Exception:
+            # The one request fails, its traceback is in the server's log, and the models stay loaded for the others.
             traceback.print_exc()
             self._memories.pop(job.memory, None)
             sentence = "the server met a defect in its program, which its log describes; nothing was changed."
