@@ -139,6 +139,17 @@ class MicroVLM(nn.Module):
         `slot_mask` int64 [B] says which rows see `slot`; without a slot no row does. With `logits_mask` bool [B, S]
         only the N positions that it marks get logits, [N, V]: the output head is expensive in training.
         """
+        hidden = self.hidden_states(inputs_embeds, attention_mask, slot, slot_mask)
+        return self.embedding.head(hidden if logits_mask is None else hidden[logits_mask])
+
+    def hidden_states(
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        slot: Cache | None = None,
+        slot_mask: Tensor | None = None,
+    ) -> Tensor:
+        """What `forward` gives the output head, [B, S, H]."""
         batch = inputs_embeds.shape[0]
         if slot is None:
             slot = self.empty_slot(batch)
@@ -147,7 +158,7 @@ class MicroVLM(nn.Module):
             slot_mask = attention_mask.new_ones(batch)
         mask = torch.cat([slot_mask[:, None], attention_mask], 1)
         hidden, _ = self.decoder(inputs_embeds, mask, positions_of(attention_mask), slot)
-        return self.embedding.head(hidden if logits_mask is None else hidden[logits_mask])
+        return hidden
 
     def place_images(self, input_ids: Tensor, image_token_id: int, prefixes: Tensor) -> Tensor:
         """Embed tokens [B, S] and replace the image tokens, in order, by `prefixes` [images, k, H] -> [B, S, H].

@@ -41,6 +41,12 @@ class TokenRows:
         return Rows(ids, mask, labels)
 
 
+def row_states(model: torch.nn.Module, rows: Rows) -> Tensor:
+    """Hidden states [n, H] at the labelled positions of rows, without a picture or a memory."""
+    states: Tensor = model.hidden_states(model.embed(rows.ids), rows.mask)  # type: ignore[operator]
+    return states[rows.labels != IGNORED]
+
+
 def row_logits(model: torch.nn.Module, rows: Rows) -> Tensor:
     """Logits [n, V] at the labelled positions of rows, without a picture or a memory."""
     logits: Tensor = model(model.embed(rows.ids), rows.mask, None, None, rows.labels != IGNORED)  # type: ignore[operator]

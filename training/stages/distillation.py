@@ -15,8 +15,7 @@ from microvlm.model.vision import normalise
 from microvlm.training.batches.batch_share import BatchShare
 from microvlm.training.batches.caption_batches import NO_SHARE, CaptionBatch
 from microvlm.training.batches.conversation_rows import Rows
-from microvlm.training.batches.sample_texts import IGNORED
-from microvlm.training.batches.token_rows import row_logits
+from microvlm.training.batches.token_rows import row_logits, row_states
 from microvlm.training.caption_options import TeacherOptions
 from microvlm.training.losses.distillation_loss import logits_divergence, recorded_heads, relation_divergence
 from microvlm.training.stages.picture_encoding import vision_features
@@ -73,16 +72,22 @@ class Teacher:
             batch.share,
         )
 
-    def compare_texts(self, student: MicroVLM, rows: Rows) -> tuple[Tensor, dict[str, tuple[float, Tensor]]]:
-        """The same for rows of plain text, which are the whole batch."""
-        return self._compare(
-            student,
-            lambda: row_logits(student, rows),
-            lambda teacher: teacher.embed(rows.ids),
-            rows,
-            rows.labels != IGNORED,
-            NO_SHARE,
-        )
+    def compare_texts(self, student: MicroVLM, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
+        """The hidden states of student and teacher at the labelled positions of plain text [n, H], and the relations' loss.
+
+        Their output heads are the caller's: over a large vocabulary they are applied to some rows at a time.
+        """
+        with recorded_heads(student.decoder, self.layer) as own:
+            states = row_states(student, rows)
+        teacher = self._on(rows.ids.device)
+        with torch.no_grad(), recorded_heads(teacher.decoder, self.layer) as theirs:
+            target = row_states(teacher, rows)
+        return states, target, relation_divergence(own[0], theirs[0], rows.mask, self.options.relation_heads)
+
+    def head(self, states: Tensor) -> Tensor:
+        """The teacher's logits [n, V] of its hidden states [n, H], without gradient."""
+        with torch.no_grad():
+            return self._on(states.device).embedding.head(states)
 
     def logits(self, rows: Rows) -> Tensor:
         """The teacher's logits [n, V] at the labelled positions of rows of plain text."""

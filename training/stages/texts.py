@@ -19,8 +19,10 @@ from microvlm.errors import UserError
 from microvlm.model.microvlm import MicroVLM
 from microvlm.training.batches.conversation_rows import Rows
 from microvlm.training.batches.sample_texts import IGNORED
-from microvlm.training.batches.token_rows import TokenRows, row_logits
+from microvlm.training.batches.token_rows import TokenRows, row_logits, row_states
 from microvlm.training.data.text_data import TextData, open_texts
+from microvlm.training.losses.chunked_loss import chunked_loss
+from microvlm.training.losses.distillation_loss import logits_divergence
 from microvlm.training.parameter_selection import relative_rates
 from microvlm.training.recipe import StageConfig
 from microvlm.training.stages.distillation import Teacher
@@ -117,17 +119,31 @@ class TextTask(WholeModelTask):
 
     def loss(self, module: MicroVLM, batch: Rows) -> tuple[Tensor, dict[str, Tensor]]:
         rows = batch.to(module.memory_prior.device)
-        extra: dict[str, tuple[float, Tensor]] = {}
-        if self.teacher is None:
-            logits = row_logits(module, rows)
-        else:
-            logits, extra = self.teacher.compare_texts(module, rows)
         labels = rows.labels[rows.labels != IGNORED]
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.stage.label_smoothing)
-        metrics = {names.LM_LOSS: loss}
-        for name, (weight, value) in extra.items():
-            loss = loss + weight * value
-            metrics[name] = value
+        head, teacher = module.embedding, self.teacher
+        target = relation = None
+        if teacher is None:
+            states = row_states(module, rows)
+        else:
+            states, target, relation = teacher.compare_texts(module, rows)
+
+        def of_chunk(part: Tensor, chunk: slice) -> Tensor:
+            logits = head.head(part).float()
+            smoothing = self.stage.label_smoothing
+            terms = [F.cross_entropy(logits, labels[chunk], reduction="sum", label_smoothing=smoothing)]
+            if teacher is not None and target is not None:
+                divergence = logits_divergence(
+                    logits, teacher.head(target[chunk]), teacher.options.temperature
+                )
+                terms.append(teacher.options.logits_weight * divergence * len(logits))
+            return torch.stack(terms) / len(labels)
+
+        loss, terms = chunked_loss(states, of_chunk, list(head.parameters()))
+        metrics = {names.LM_LOSS: terms[0]}
+        if teacher is not None and relation is not None:
+            metrics[names.DISTILLATION_KL] = terms[1] / max(teacher.options.logits_weight, 1e-30)
+            metrics[names.RELATION_LOSS] = relation
+            loss = loss + teacher.options.relation_weight * relation
         return loss, metrics
 
     def evaluate(self, run: Path, step: int) -> dict[str, float]:

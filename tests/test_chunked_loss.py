@@ -1,0 +1,54 @@
+"""A loss in chunks of rows has the value and the gradients of the loss of all rows at once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from microvlm.model.embedding import TiedEmbedding
+from microvlm.training.losses.chunked_loss import chunked_loss
+from microvlm.training.losses.distillation_loss import logits_divergence
+
+
+@pytest.mark.parametrize("bits", [32, 8])
+@pytest.mark.parametrize("rows", [1, 5, 7, 64])
+def test_value_and_gradients(bits, rows):
+    torch.manual_seed(0)
+    head = TiedEmbedding(40, 16, bits)
+    hidden, target = torch.randn(23, 16), torch.randn(23, 40)
+    labels = torch.randint(40, (23,))
+
+    def terms(part: Tensor, chunk: slice) -> Tensor:
+        logits = head.head(part)
+        entropy = F.cross_entropy(logits, labels[chunk], reduction="sum")
+        return torch.stack([entropy, 0.3 * logits_divergence(logits, target[chunk], 5.0) * len(logits)])
+
+    results = []
+    for parts in (23, rows):
+        head.weight.grad = None
+        states = hidden.clone().requires_grad_()
+        loss, seen = chunked_loss(states, terms, [head.weight], parts)
+        (2 * loss).backward()
+        results.append((loss.detach(), seen, states.grad, head.weight.grad))
+    whole = hidden.clone().requires_grad_()
+    head.weight.grad = None
+    direct = terms(whole, slice(0, 23)).sum()
+    (2 * direct).backward()
+    results.append((direct.detach(), results[0][1], whole.grad, head.weight.grad))
+    for result in results[1:]:
+        for one, other in zip(results[0], result, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_frozen_head_gets_no_gradient():
+    head = TiedEmbedding(40, 16, 8)
+    head.weight.requires_grad_(False)
+    states = torch.randn(9, 16, requires_grad=True)
+    loss, terms = chunked_loss(
+        states, lambda part, chunk: head.head(part).square().sum().reshape(1), list(head.parameters()), 4
+    )
+    loss.backward()
+    assert head.weight.grad is None and states.grad is not None and not terms.requires_grad
+    assert float(states.grad.abs().sum()) > 0
