@@ -37,7 +37,8 @@ from microvlm.bench.scores.text_records import TextReport
 from microvlm.bench.speed import speed_tables
 from microvlm.bench.speed.speed_records import SpeedReport
 from microvlm.bench.tables import Report
-from microvlm.bench.training import leaderboard_tables, step_tables, training_tables
+from microvlm.bench.training import design_tables, leaderboard_tables, step_tables, training_tables
+from microvlm.bench.training.design_records import DesignReport
 from microvlm.bench.training.leaderboard_records import Leaderboard
 from microvlm.bench.training.step_records import StepReport
 from microvlm.bench.training.training_records import SeveralCosts, TrainingReport
@@ -74,6 +75,7 @@ READERS: dict[str, Reader] = {
     "fit": Reader(FitReport, pi_tables.fit_report),
     "counts": Reader(CountReport, count_tables.report),
     "train": Reader(StepReport, step_tables.report),
+    "ternary_designs": Reader(DesignReport, design_tables.report),
     "leaderboard": Reader(Leaderboard, leaderboard_tables.report),
     "training": Reader(TrainingReport, training_tables.report),
     "training_costs": Reader(SeveralCosts, training_tables.costs_report),

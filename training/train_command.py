@@ -331,9 +331,11 @@ cli.add_command(costs)
 
 def whole_group() -> click.Group:
     """The group with all its commands."""
+    from microvlm.training.ternary_designs.comparison_command import command as designs
     from microvlm.training.time_to_score.leaderboard_command import command as leaderboard
     from microvlm.training.watching.watch_command import command as watch
 
+    cli.add_command(designs, "designs")
     cli.add_command(leaderboard, "leaderboard")
     cli.add_command(watch, "watch")
     return cli

@@ -73,7 +73,7 @@ from microvlm.training.stage_weights import load_heads, restore_dtypes, restore_
 from microvlm.training.stages.registry import task_class
 from microvlm.training.stages.task import DataFolder, StageInputs, Task, WholeModelTask
 from microvlm.training.time_to_score.score_target import ScoreTarget
-from microvlm.training.warm_start import start_from, stored_dtypes, weights_sha256
+from microvlm.training.warm_start import begin_sub_norms, start_from, stored_dtypes, weights_sha256
 from microvlm.training.watching.plots import curves
 from microvlm.training.watching.run_name import next_run_name
 from microvlm.training.watching.tracking import Tracking, accelerator_options
@@ -273,6 +273,8 @@ class TrainingRun:
         elif self.start is not None:
             assert isinstance(task, WholeModelTask)  # `_stages_before` refuses the others
             absent = self._load_start(task.model, index)
+            if any(_NEW_WITH_TERNARY in name for name in absent):
+                begin_sub_norms(task.model, self.start)
             load_heads(task, resolve_checkpoint(self.start) / HEADS)
             self.log(
                 f"starting from {self.start}"

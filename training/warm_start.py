@@ -8,19 +8,21 @@ change.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from microvlm.errors import UserError
-from microvlm.model.checkpoint import WEIGHTS, resolve_checkpoint
+from microvlm.model.checkpoint import WEIGHTS, load_checkpoint, resolve_checkpoint
 from microvlm.model.linear import TernaryLinear
 from microvlm.model.microvlm import MicroVLM
 from microvlm.model.pretrained.float_weights import float_weights
 
 LATENT_SEED = 0
+PROBE = (4, 64)
+"""Rows and tokens that the sizes of activations are taken from."""
 MARGIN = 1e-3
 """Distance that a latent weight keeps from the rounding threshold, in units of g, so that float errors move no trit."""
 
@@ -64,6 +66,32 @@ def start_from(model: MicroVLM, source: str, fresh: Sequence[str] = ()) -> list[
             with torch.no_grad():
                 module.weight.copy_(draw_latents(tensors[f"{name}.weight"], generator))
     return sorted(set(expected) - set(tensors))
+
+
+def begin_sub_norms(model: MicroVLM, source: str) -> None:
+    """Give new norms of SubLN the mean size of what they normalise, which `source`, a float checkpoint, computes.
+
+    Their gains of one would make a layer's output many times larger or smaller than the one that the rest of the model
+    was trained with. Sizes are of rows of random tokens: a start has no text of its own.
+    """
+    start = load_checkpoint(source)
+    generator = torch.Generator().manual_seed(LATENT_SEED)
+    ids = torch.randint(start.config.text.vocab_size, PROBE, generator=generator)
+    sizes: dict[str, Tensor] = {}
+
+    def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            sizes[name] = inputs[0].float().square().mean(-1).sqrt().mean()
+
+        return hook
+
+    norms = {name: norm for name, norm in model.decoder.named_modules() if name.endswith("sub_norm")}
+    for name in norms:
+        start.decoder.get_submodule(name).register_forward_pre_hook(record(name))
+    with torch.no_grad():
+        start.hidden_states(start.embed(ids), torch.ones_like(ids))
+        for name, norm in norms.items():
+            norm.weight.fill_(float(sizes[name]))
 
 
 def draw_latents(weight: Tensor, generator: torch.Generator) -> Tensor:

@@ -19,7 +19,7 @@ def report(document: TextReport) -> Report:
         ["", "KL from the teacher, nats a token", "same likeliest token", "cross-entropy, nats", "perplexity"]
     ]
     for row in document.rows:
-        cells = [_cell(row.kl), _cell(row.top1), _cell(row.nats), f"{row.perplexity:,.1f}"]
+        cells = [cell(row.kl), cell(row.top1), cell(row.nats), f"{row.perplexity:,.1f}"]
         rows.append([names.get(row.name, row.name), *cells])
     data = document.data
     remark = (
@@ -33,5 +33,6 @@ def report(document: TextReport) -> Report:
     )
 
 
-def _cell(estimate: Estimate) -> str:
+def cell(estimate: Estimate) -> str:
+    """`0.752 [0.721, 0.782]`."""
     return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"

@@ -11,7 +11,7 @@ from microvlm.inputs.processor import Processor
 from microvlm.training.batches.conversation_rows import ConversationRows, Rows
 from microvlm.training.batches.sample_texts import IGNORED
 
-MOST_TOKENS = 128
+MOST_TOKENS = 256
 """Longer texts are cut."""
 
 

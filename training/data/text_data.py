@@ -19,7 +19,7 @@ from microvlm.formats import documents
 
 MOST_BYTES = 200_000_000
 VALIDATION_SHARE = 0.1
-PIECE_CHARACTERS = 1200
+PIECE_CHARACTERS = 600
 """Paragraphs of prose are joined until a piece has so many; a longer paragraph is a piece of its own."""
 SUFFIXES = (".txt", ".jsonl", ".jsonl.gz")
 

@@ -45,6 +45,8 @@ class ScoreRequest:
     """A GGUF file whose model also writes captions from these words."""
     words: Path | None = None
     """Words of a detector: JSON lines with `key` and `words`."""
+    beside: tuple[str, ...] = ()
+    """Further models whose scores on texts stand in the same table."""
 
     def wants(self, part: str) -> bool:
         """Whether a part of the scores is asked for."""

@@ -35,6 +35,12 @@ _PATH = click.Path(path_type=Path)
     "--against",
     help="A second checkpoint or bundle; also give the paired differences, MODEL minus this one.",
 )
+@click.option(
+    "--beside",
+    multiple=True,
+    metavar="MODEL",
+    help="With texts: a further checkpoint or bundle for the same table; may be repeated.",
+)
 @click.option("--backend", default="torch", show_default=True, help="Backend that runs the model.")
 @click.option("--device", help="Device of the backend torch, such as cuda.")
 @click.option(

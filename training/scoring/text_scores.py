@@ -5,7 +5,7 @@ For each position KL(teacher || model), whether both have the same most probable
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,7 +35,7 @@ Logits = Callable[[Rows], Tensor]
 
 
 def score(request: ScoreRequest, log: Log) -> dict[str, Any]:
-    """The document of kind `texts`: MODEL, rounding, unigram and uniform against the teacher. Raises UserError."""
+    """The document of kind `texts`: MODEL, those beside it, rounding, unigram and uniform against the teacher. Raises UserError."""
     if request.against is None:
         raise UserError("--against is missing: name the teacher, the float model that MODEL was made from.")
     if request.backend != "torch":
@@ -47,14 +47,17 @@ def score(request: ScoreRequest, log: Log) -> dict[str, Any]:
     teacher = load_model(request.against, "torch", request.device)
     student = load_model(request.model, "torch", request.device)
     rows_of = TokenRows(teacher.processor)
-    _check_tokens(student, teacher, request)
-    texts = _spread(data.texts(split), request.count or COUNT)
+    beside = {name: load_model(name, "torch", request.device) for name in request.beside}
+    for name, loaded in {request.model: student, **beside}.items():
+        _check_tokens(name, loaded, teacher, request.against)
+    texts = spread(data.texts(split), request.count or COUNT)
     teacher_model = _model(teacher)
     log(f"rounding {request.against} to 1.58 bits")
     rounded = lower(teacher_model, WeightFormat(1.58))
     unigram = _unigram(data, rows_of, teacher_model.config.text.vocab_size)
     candidates: dict[str, Logits] = {
         "model": _of(_model(student)),
+        **{recorded_name(name): _of(_model(loaded)) for name, loaded in beside.items()},
         "rounding": _of(rounded),
         "unigram": lambda rows: unigram.expand(int((rows.labels != IGNORED).sum()), -1),
         "uniform": lambda rows: torch.zeros_like(unigram).expand(int((rows.labels != IGNORED).sum()), -1),
@@ -64,10 +67,9 @@ def score(request: ScoreRequest, log: Log) -> dict[str, Any]:
     device = teacher_model.memory_prior.device
     for start in range(0, len(texts), BATCH):
         rows = rows_of.build(texts[start : start + BATCH]).to(device)
-        for name, scores in _batch(rows, candidates).items():
+        for name, scores in row_sums(rows, candidates).items():
             sums[name] += scores
         log(f"{min(start + BATCH, len(texts))} of {len(texts)} texts")
-    scored = {name: np.array(values, np.float64) for name, values in sums.items()}
     return {
         "report": "texts",
         "model": recorded_name(request.model),
@@ -76,15 +78,15 @@ def score(request: ScoreRequest, log: Log) -> dict[str, Any]:
             "name": data.path.name,
             "split": split,
             "texts": len(texts),
-            "tokens": int(scored["teacher"][:, 3].sum()),
+            "tokens": int(sum(row[3] for row in sums["teacher"])),
             "sha256": data.sha256,
         },
-        "rows": [{"name": name, **_estimates(values)} for name, values in scored.items()],
+        "rows": [{"name": name, **estimates(values)} for name, values in sums.items()],
         "provenance": provenance(describe_model(student.runtime.directory), None),
     }
 
 
-def _batch(rows: Rows, candidates: dict[str, Logits]) -> dict[str, list[list[float]]]:
+def row_sums(rows: Rows, candidates: dict[str, Logits]) -> dict[str, list[list[float]]]:
     """Name -> for each row the sums of KL, of equal tokens, of nats, and the number of tokens."""
     labelled = rows.labels != IGNORED
     owner = labelled.nonzero()[:, 0]
@@ -103,8 +105,9 @@ def _batch(rows: Rows, candidates: dict[str, Logits]) -> dict[str, list[list[flo
     return result
 
 
-def _estimates(sums: np.ndarray) -> dict[str, Any]:
-    """Sums [texts, 4] -> means over tokens with 95 % bootstrap intervals over texts, and the perplexity."""
+def estimates(rows: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """Sums [texts, 4] of `row_sums` -> means over tokens with 95 % bootstrap intervals over texts, and the perplexity."""
+    sums = np.array(rows, np.float64)
     named = {}
     for column, name in enumerate(("kl", "top1", "nats")):
         named[name] = Measure(sums[:, [column, 3]], ratio).interval()._asdict()
@@ -114,7 +117,7 @@ def _estimates(sums: np.ndarray) -> dict[str, Any]:
 def _unigram(data: TextData, rows_of: TokenRows, size: int) -> Tensor:
     """Log probabilities [V] of tokens by their number in the training texts, each counted once more."""
     counts = torch.ones(size, dtype=torch.float64)
-    for text in _spread(data.train, COUNTED):
+    for text in spread(data.train, COUNTED):
         tokens = torch.tensor(rows_of.tokens(text))
         counts.index_add_(0, tokens, torch.ones(len(tokens), dtype=torch.float64))
     return (counts / counts.sum()).log().float()
@@ -129,16 +132,15 @@ def _model(loaded: LoadedModel) -> MicroVLM:
     return model
 
 
-def _check_tokens(student: LoadedModel, teacher: LoadedModel, request: ScoreRequest) -> None:
+def _check_tokens(name: str, student: LoadedModel, teacher: LoadedModel, against: str) -> None:
     """Raise UserError for two models that cut texts into other tokens."""
     probe = "a photo of two dogs, 1.58 bits and a cup of coffee"
     same = student.processor.tokenizer.encode(probe) == teacher.processor.tokenizer.encode(probe)
     if not same or student.config.text.vocab_size != teacher.config.text.vocab_size:
-        raise UserError(
-            f"{request.model} and {request.against} have other tokens: name the model it was made from."
-        )
+        raise UserError(f"{name} and {against} have other tokens: name the model it was made from.")
 
 
-def _spread(texts: tuple[str, ...], count: int) -> list[str]:
+def spread(texts: tuple[str, ...], count: int) -> list[str]:
+    """`count` texts, evenly spread, or all."""
     chosen = np.unique(np.linspace(0, len(texts) - 1, min(count, len(texts))).round().astype(int))
     return [texts[index] for index in chosen]

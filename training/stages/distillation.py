@@ -13,7 +13,7 @@ from microvlm.model.decoder import Cache
 from microvlm.model.microvlm import MicroVLM
 from microvlm.model.vision import normalise
 from microvlm.training.batches.batch_share import BatchShare
-from microvlm.training.batches.caption_batches import NO_SHARE, CaptionBatch
+from microvlm.training.batches.caption_batches import CaptionBatch
 from microvlm.training.batches.conversation_rows import Rows
 from microvlm.training.batches.token_rows import row_logits, row_states
 from microvlm.training.caption_options import TeacherOptions

@@ -1,0 +1,1 @@
+"""Designs of ternary layers, compared by rounding and by a short distillation."""
