@@ -50,5 +50,7 @@ def test_a_frozen_head_gets_no_gradient():
         states, lambda part, chunk: head.head(part).square().sum().reshape(1), list(head.parameters()), 4
     )
     loss.backward()
-    assert head.weight.grad is None and states.grad is not None and not terms.requires_grad
+    assert head.weight.grad is None
+    assert states.grad is not None
+    assert not terms.requires_grad
     assert float(states.grad.abs().sum()) > 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gzip
 import json
 import math
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import FLOAT, seeded_model, tiny_config
+from assembled_start import assembled_start
 
 from microvlm import MicroVLM
 from microvlm.bench.report import report_of_file
@@ -74,17 +73,7 @@ def texts(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory, tiny_processor) -> Path:
-    """A float checkpoint without SubLN and with a tokenizer, as an assembled model is."""
-    config = tiny_config(FLOAT)
-    config = dataclasses.replace(config, text=dataclasses.replace(config.text, sub_norm=False))
-    folder = tmp_path_factory.mktemp("start") / "start"
-    model = seeded_model(config)
-    with torch.no_grad():
-        # A random decoder's distribution is nearly uniform, and nothing could be learnt from it.
-        model.get_parameter("embedding.weight").mul_(12)
-    model.save_pretrained(folder)
-    Processor(tiny_processor.tokenizer, config).save(folder)
-    return folder
+    return assembled_start(tmp_path_factory.mktemp("start") / "start", tiny_processor.tokenizer)
 
 
 @pytest.fixture(scope="module")

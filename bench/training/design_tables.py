@@ -30,10 +30,11 @@ def report(document: DesignReport) -> Report:
         ]
         for row in document.rows
     ]
+    names = ", ".join(data.name for data in document.data)
     remarks = [
-        f"{training.batch_size} texts a step, {training.tokens:,} tokens in all, learning rate {training.learning_rate:g}, "
-        f"seed {training.seed}; {document.texts} held-out texts of {', '.join(data.name for data in document.data)}; "
-        "95 % bootstrap intervals over texts in brackets"
+        f"{training.batch_size} texts a step, {training.tokens:,} tokens in all, learning rate "
+        f"{training.learning_rate:g}, seed {training.seed}; {document.texts} held-out texts of {names}; 95 % bootstrap "
+        "intervals over texts in brackets"
     ]
     return Report(
         f"ternary designs of {document.start}", [Table("designs", "designs of ternary layers", rows)], remarks

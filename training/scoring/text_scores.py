@@ -35,7 +35,10 @@ Logits = Callable[[Rows], Tensor]
 
 
 def score(request: ScoreRequest, log: Log) -> dict[str, Any]:
-    """The document of kind `texts`: MODEL, those beside it, rounding, unigram and uniform against the teacher. Raises UserError."""
+    """The document of kind `texts`: MODEL, those beside it, rounding, unigram and uniform against the teacher.
+
+    Raises UserError.
+    """
     if request.against is None:
         raise UserError("--against is missing: name the teacher, the float model that MODEL was made from.")
     if request.backend != "torch":
@@ -106,7 +109,7 @@ def row_sums(rows: Rows, candidates: dict[str, Logits]) -> dict[str, list[list[f
 
 
 def estimates(rows: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """Sums [texts, 4] of `row_sums` -> means over tokens with 95 % bootstrap intervals over texts, and the perplexity."""
+    """Sums [texts, 4] of `row_sums` -> means over tokens with 95 % bootstrap intervals over texts; the perplexity."""
     sums = np.array(rows, np.float64)
     named = {}
     for column, name in enumerate(("kl", "top1", "nats")):

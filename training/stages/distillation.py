@@ -73,7 +73,7 @@ class Teacher:
         )
 
     def compare_texts(self, student: MicroVLM, rows: Rows) -> tuple[Tensor, Tensor, Tensor]:
-        """The hidden states of student and teacher at the labelled positions of plain text [n, H], and the relations' loss.
+        """The states of student and teacher [n, H] at the labelled positions of plain text, and the relations' loss.
 
         Their output heads are the caller's: over a large vocabulary they are applied to some rows at a time.
         """
