@@ -106,11 +106,14 @@ def test_a_stopped_run_goes_on_to_the_same_weights(run, texts, start, tmp_path):
 
 def test_scores_stand_between_the_teacher_and_the_uniform_distribution(run, texts, start, score, tmp_path):
     output = tmp_path / "texts.json"
-    status, _, error = score(run / "checkpoint", "--data", texts, "--against", start, "-o", output)
+    status, _, error = score(
+        run / "checkpoint", "--data", texts, "--against", start, "--beside", start, "-o", output
+    )
     assert status == 0, error
     document = json.loads(output.read_text())
     rows = {row["name"]: row for row in document["rows"]}
-    assert set(rows) == {"model", "rounding", "unigram", "uniform", "teacher"}
+    assert set(rows) == {"model", "start", "rounding", "unigram", "uniform", "teacher"}
+    assert rows["start"] == rows["teacher"] | {"name": "start"}
     assert (rows["teacher"]["kl"]["value"], rows["teacher"]["top1"]["value"]) == (0.0, 1.0)
     vocabulary = MicroVLM.from_pretrained(start).config.text.vocab_size
     assert rows["uniform"]["nats"]["value"] == pytest.approx(math.log(vocabulary), rel=1e-5)

@@ -36,6 +36,11 @@ class TeacherOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The one layer whose relations are compared, as a share of all layers."""
     relation_heads: Annotated[int, Meta(ge=1, le=1024)] = 32
     """Groups into which a layer's Q, K and V are split for their relations."""
+    device: Annotated[str, Meta(pattern=r"^(cpu|cuda(:\d{1,2})?)\Z")] | None = None
+    """Where the teacher computes: `cpu`, `cuda` or `cuda:1`; null for the student's own device."""
+    kept_gb: Annotated[float, Meta(ge=0, le=10_000)] = 2.0
+    """Memory for a teacher's outputs on texts, 10^9 bytes. They are kept where a run sees every text at least twice and
+    they fit; 0 for never."""
 
 
 class CaptionOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

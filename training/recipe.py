@@ -14,7 +14,7 @@ from microvlm.errors import UserError
 from microvlm.formats import documents
 from microvlm.formats.documents import Share, quote
 from microvlm.presets import preset_names
-from microvlm.training.caption_options import CaptionOptions
+from microvlm.training.caption_options import CaptionOptions, TeacherOptions
 from microvlm.training.emoji.data.drawing_sources import TRAIN_VENDORS
 
 SCENE_KINDS = {"what": 0.4, "where": 0.36, "how many": 0.14, "which colour": 0.1}
@@ -199,8 +199,14 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON. `colours` has no key where it is false: older runs, which do not record it, go on."""
+        """As JSON. What older runs do not record has no key where it has its default: they go on."""
         content: dict[str, Any] = msgspec.to_builtins(self)
+        defaults = msgspec.to_builtins(TeacherOptions())
+        for stage in content["stages"]:
+            teacher = stage["caption"]["teacher"] or {}
+            for name in ("device", "kept_gb"):
+                if name in teacher and teacher[name] == defaults[name]:
+                    del teacher[name]
         if not self.colours:
             del content["colours"]
         return content

@@ -27,6 +27,7 @@ from microvlm.training.parameter_selection import relative_rates
 from microvlm.training.recipe import StageConfig
 from microvlm.training.stages.distillation import Teacher
 from microvlm.training.stages.task import DataFolder, StageInputs, WholeModelTask
+from microvlm.training.stages.teacher_outputs import bytes_per_token
 from microvlm.training.watching import names
 
 EVALUATED, BATCH = 256, 16
@@ -98,6 +99,20 @@ class TextTask(WholeModelTask):
                 groups.setdefault(self.rates[name], []).append(parameter)
         base = self.stage.learning_rate
         return [{"params": groups[rate], "lr": rate * base} for rate in sorted(groups, reverse=True)]
+
+    def prepare(self) -> None:
+        """Ask the teacher once about every text, if the run sees each at least twice and the outputs fit."""
+        teacher = self.teacher
+        if teacher is None or self.stage.steps * self.stage.batch_size < 2 * len(self.texts):
+            return
+        device = self.model.memory_prior.device
+        precision = torch.bfloat16 if torch.is_autocast_enabled(device.type) else torch.float32
+        tokens = sum(len(self.token_rows.tokens(text)) for text in self.texts)
+        text = self.config.text
+        heads = text.num_attention_heads * text.head_dim + 2 * text.kv_width
+        if tokens * bytes_per_token(text.hidden_size, heads, precision) > teacher.options.kept_gb * 1e9:
+            return
+        teacher.keep(self.texts, lambda texts: self.token_rows.build(texts).to(device), precision)
 
     def draw(self, generator: torch.Generator) -> Rows:
         return self.draw_step(0, generator)
