@@ -1,4 +1,4 @@
-"""A teacher's outputs on texts, kept for the epochs after: the losses are those of a teacher that is asked each time."""
+"""A teacher's outputs on texts, kept for later epochs: the losses are those of a teacher that is asked each time."""
 
 from __future__ import annotations
 

@@ -11,6 +11,17 @@ from microvlm.bench.records import Figure, Provenance
 from microvlm.formats.documents import Count
 
 
+class Evaluated(msgspec.Struct, frozen=True, kw_only=True):
+    """One evaluation on the way: after how much training, and its figures by their names in evaluations.jsonl."""
+
+    step: Count
+    tokens: Figure
+    """That counted in the loss, up to here."""
+    seconds: Figure
+    """Of steps, up to here."""
+    figures: dict[str, Figure]
+
+
 class StageSummary(msgspec.Struct, frozen=True, kw_only=True):
     """One stage: its length, its time, its losses, and the evaluations before and after it."""
 
@@ -30,6 +41,8 @@ class StageSummary(msgspec.Struct, frozen=True, kw_only=True):
     loss_last: Figure
     before: dict[str, Figure] = {}
     after: dict[str, Figure] = {}
+    curve: list[Evaluated] = []
+    """All evaluations, in their order; empty in reports of older versions."""
     processes: Count = 1
     sharding: str = ""
     """`DDP`, `FSDP2`, or `none` of one process; empty in reports of older versions."""

@@ -7,6 +7,8 @@ from microvlm.bench.training.training_records import SeveralCosts, StageSummary,
 
 _EVALUATIONS = {
     "evaluation/loss": "caption loss, held out (nats a token)",
+    "evaluation/kl": "KL from the teacher, held out (nats a token)",
+    "evaluation/text_loss": "cross-entropy of texts, held out (nats a token)",
     "evaluation/token_accuracy": "next token right, held out",
     "evaluation/alignment_recall_at_1": "picture's own caption nearest (R@1)",
     "evaluation/alignment_chance": "R@1 by chance",
@@ -41,6 +43,11 @@ def report(document: TrainingReport) -> Report:
         if any(value is not None for value in values):
             rows.append([label, *("" if value is None else f"{value:.4g}" for value in values)])
     tables = [Table("stages", "stages", length), Table("evaluations", "before and after each stage", rows)]
+    tables += [
+        Table(f"curve-{stage.name}", f"evaluations of {stage.name}", _curve(stage))
+        for stage in stages
+        if len(stage.curve) > 2
+    ]
     devices = [stage for stage in stages if stage.sharding]
     if devices:
         tables.append(Table("devices", "processes and memory", _devices(devices)))
@@ -50,6 +57,22 @@ def report(document: TrainingReport) -> Report:
         f"{document.wall_seconds / 60:.1f} minutes in all, {document.peak_rss_bytes / 1e9:.2f} GB at most"
     ]
     return Report(f"training run '{document.recipe}'", tables, remarks)
+
+
+def _curve(stage: StageSummary) -> list[list[str]]:
+    """A row for each evaluation. Its loss is the divergence from the teacher where there is one."""
+    named = {
+        "evaluation/kl": "KL from the teacher, nats a token",
+        "evaluation/top1": "same likeliest token",
+        "evaluation/text_loss": "cross-entropy, nats",
+    }
+    known = [name for name in named if name in stage.curve[0].figures] or ["evaluation/loss"]
+    heads = [named.get(name, "loss, held out (nats a token)") for name in known]
+    rows = [["steps", "tokens", "minutes of steps", *heads]]
+    for point in stage.curve:
+        figures = [f"{point.figures[name]:.3f}" if name in point.figures else "" for name in known]
+        rows.append([f"{point.step:,}", f"{point.tokens:,.0f}", f"{point.seconds / 60:.1f}", *figures])
+    return rows
 
 
 def _devices(stages: list[StageSummary]) -> list[list[str]]:

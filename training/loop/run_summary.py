@@ -94,7 +94,27 @@ def _stage(stage: StageConfig, rows: list[Row], sizes: Row, evaluations: list[Ro
         "loss_last": round(sum(row[key] for row in rows[-part:]) / part, 4),
         "before": _figures(evaluations[0]) if evaluations else {},
         "after": _figures(evaluations[-1]) if evaluations else {},
+        "curve": _curve(rows, evaluations),
     }
+
+
+def _curve(rows: list[Row], evaluations: list[Row]) -> list[dict[str, Any]]:
+    """Each evaluation with the tokens and seconds of the steps before it, as the logged lines count them."""
+    points = []
+    for evaluation in evaluations:
+        step = int(evaluation.get("stage_step", 0))
+        previous, tokens, seconds = 0, 0.0, 0.0
+        for row in rows:
+            if row[names.STAGE_STEP] > step:
+                break
+            spent = (row[names.STAGE_STEP] - previous) * row[names.STEP_SECONDS]
+            previous, seconds = row[names.STAGE_STEP], seconds + spent
+            tokens += spent * row[names.TOKENS_PER_SECOND]
+        figures = {name: value for name, value in _figures(evaluation).items() if name.startswith("evaluation/")}
+        points.append(
+            {"step": step, "tokens": round(tokens), "seconds": round(seconds, 1), "figures": figures}
+        )
+    return points
 
 
 def _devices(path: Path) -> dict[str, Any]:
