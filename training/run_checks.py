@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from microvlm.training.stages.task import Task, WholeModelTask
 
 
 def check_teachers(recipe: Recipe) -> None:
-    """A teacher is the model that the run starts from: another stage's would have to be loaded from a half-made run."""
-    for stage in recipe.stages[1:]:
-        if stage.caption.teacher is not None:
+    """A teacher is the model that the run starts from: a stage after others that had none would have to be taught by a
+    half-made run."""
+    for before, stage in pairwise(recipe.stages):
+        if stage.caption.teacher is not None and before.caption.teacher is None:
             raise UserError(
-                f"stage '{stage.name}' has a teacher, which is the model that the run starts from: make it the first "
-                "stage of a recipe of its own, and give --start the checkpoint of the run before."
+                f"stage '{stage.name}' has a teacher, which is the model that the run starts from: give the "
+                "stages before it one too, or make it the first stage of a recipe of its own, and give --start the checkpoint of the run before."
             )
 
 
