@@ -153,6 +153,15 @@ def equivalence(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
+def verdicts(session: nox.Session) -> None:
+    """Hold `microvlm-bench compare` to its bar: 20 comparisons with a slowed kernel, 20 without (20 minutes)"""
+    need(session, *COMPILER)
+    install(session, "bench", "cmake")
+    (bundle,) = export(session, SMALL_MODEL)
+    run(session, "python", "-P", ".ci/compare_bar.py", bundle, *session.posargs)
+
+
+@nox.session(venv_backend="none")
 def road(session: nox.Session) -> None:
     """From photographs that packages carry to a trained, exported, captioning model; `-- 120` steps"""
     need(session, *COMPILER)

@@ -9,6 +9,7 @@ import click
 
 from microvlm.atomic import write_file
 from microvlm.bench.attention.attention_command import attention
+from microvlm.bench.comparison.comparison_command import compare
 from microvlm.bench.memory.memory_bench_command import conversation, memory
 from microvlm.bench.pi.pi_command import pi
 from microvlm.bench.report_flags import ReportOutput, report_flags
@@ -99,7 +100,7 @@ def equivalence(
     A difference that disappears when both get the same int8 activations is a rounding tie: AMBIGUOUS, status 0.
     """
     from microvlm.bench.equivalence.equivalence_bench import Options
-    from microvlm.bench.equivalence.equivalence_bench import run as compare
+    from microvlm.bench.equivalence.equivalence_bench import run as compare_backends
 
     options = Options(
         model=model,
@@ -110,7 +111,7 @@ def equivalence(
         threads=threads,
         new_tokens=new_tokens,
     )
-    document, verdict = compare(options, progress=note)
+    document, verdict = compare_backends(options, progress=note)
     output.deliver(document)
     note(f"{verdict.verdict}: {'; '.join(verdict.reasons)}")
     return verdict.exit_status
@@ -211,6 +212,7 @@ def sizes(output: ReportOutput) -> None:
     output.deliver(measure(note))
 
 
+command.add_command(compare)
 command.add_command(memory)
 command.add_command(conversation)
 command.add_command(attention)

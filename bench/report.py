@@ -16,6 +16,8 @@ import msgspec
 from microvlm.bench import hardening_tables
 from microvlm.bench.attention import attention_tables
 from microvlm.bench.attention.attention_records import AttentionReport
+from microvlm.bench.comparison import comparison_tables
+from microvlm.bench.comparison.comparison_records import ComparisonReport, TrialsReport
 from microvlm.bench.conversation import conversation_tables
 from microvlm.bench.conversation.conversation_records import ConversationReport
 from microvlm.bench.equivalence import equivalence_tables
@@ -60,6 +62,8 @@ class Reader(NamedTuple):
 READERS: dict[str, Reader] = {
     "run": Reader(SpeedReport, speed_tables.report),
     "equivalence": Reader(EquivalenceReport, equivalence_tables.report),
+    "compare": Reader(ComparisonReport, comparison_tables.report),
+    "trials": Reader(TrialsReport, comparison_tables.trials_report),
     "kernels": Reader(KernelReport, kernel_tables.report),
     "full": Reader(FullReport, full_tables.report),
     "sizes": Reader(SizesReport, full_tables.sizes_report),
@@ -82,7 +86,8 @@ READERS: dict[str, Reader] = {
 }
 """By kind. `microvlm-bench KIND` writes documents, `microvlm-score` those of kind `score`, `captions`, `answers` and
 `texts`; `counts` is a baseline of `pi`, `microvlm-train leaderboard` writes `leaderboard`, `summary.json` of a run of
-`microvlm-train` is a `training` one, `python tests/fuzz` writes `mutations` and `python tests/kills` writes `kills`."""
+`microvlm-train` is a `training` one, `python tests/fuzz` writes `mutations`, `python tests/kills` writes `kills` and `.ci/compare_bar.py`
+writes `trials`."""
 UNMEASURED = ("counts", "training_costs", "leaderboard")
 """Kinds that are of no machine, or of several: their own remarks or rows say where the figures come from."""
 _SEVERAL_MODELS = Reader(SeveralParts, memory_tables.report)
