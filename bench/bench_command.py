@@ -10,6 +10,7 @@ import click
 from microvlm.atomic import write_file
 from microvlm.bench.attention.attention_command import attention
 from microvlm.bench.comparison.comparison_command import compare
+from microvlm.bench.gates.gate_command import gate, history
 from microvlm.bench.memory.memory_bench_command import conversation, memory
 from microvlm.bench.pi.pi_command import pi
 from microvlm.bench.report_flags import ReportOutput, report_flags
@@ -213,6 +214,8 @@ def sizes(output: ReportOutput) -> None:
 
 
 command.add_command(compare)
+command.add_command(gate)
+command.add_command(history)
 command.add_command(memory)
 command.add_command(conversation)
 command.add_command(attention)
