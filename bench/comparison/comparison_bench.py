@@ -76,7 +76,11 @@ def run(
         "quantities": [_quantity(judgement, samples, (a, b), bandwidth) for judgement in judgements],
         "energy_note": None if samples.joules is not None else NOT_EXPOSED,
         "ceiling": {"read_bandwidth_bytes_per_s": round(bandwidth), "threads": 1},
-        "samples_ms": {name: np.round(values, 5).tolist() for name, values in samples.ms.items()},
+        "samples_ms": {
+            # Six digits, of which the last is no longer measured.
+            name: [[[float(f"{ms:.6g}") for ms in both] for both in pair] for pair in values.tolist()]
+            for name, values in samples.ms.items()
+        },
         "provenance": {
             **provenance(describe_model(a.bundle), options.threads),
             "models": [describe_model(a.bundle), describe_model(b.bundle)],

@@ -66,7 +66,7 @@ class ComparisonReport(msgspec.Struct, frozen=True):
     energy_note: str | None = None
     remarks: list[str] = []
     samples_ms: dict[str, list[list[Two]]] = {}
-    """Every sample in turns, by quantity: [pairs][rounds] of A and B."""
+    """Every sample in turns, by quantity: [pairs][samples] of A and B."""
 
 
 class Trial(msgspec.Struct, frozen=True):

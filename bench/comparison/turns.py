@@ -25,6 +25,8 @@ from microvlm.errors import UserError
 
 Progress = Callable[[str], None]
 LOAD, ENERGY = "load", "energy"
+KERNEL_SAMPLES = 4
+"""Samples of a product in a round: they are short, and phases are not."""
 ENERGY_S = 0.5
 """A sample of energy repeats `end_to_end` for about this long: counters move every millisecond."""
 
@@ -67,7 +69,7 @@ class Turns:
 
 @dataclass
 class Samples:
-    """Milliseconds by quantity: float64 [pairs, rounds, 2], A before B. Energy is in joules, apart."""
+    """Milliseconds by quantity: float64 [pairs, samples, 2], A before B. Energy is in joules, apart."""
 
     ms: dict[str, np.ndarray] = field(default_factory=dict)
     joules: np.ndarray | None = None
@@ -107,7 +109,7 @@ class _Pair:
         self.paths = ("", "")
 
     def measure(self, energy: EnergyCounter | None) -> dict[str, np.ndarray]:
-        """Milliseconds by quantity, float64 [rounds, 2]; `load` and energy have one round."""
+        """Milliseconds by quantity, float64 [samples, 2]; `load` and energy have one sample."""
         loaded = self._in_turns(0, self._load)
         self.paths = (loaded[0].path or "", loaded[1].path or "")
         # Of an installation that is older, or without the library, there is nothing to compare kernels with.
@@ -117,9 +119,10 @@ class _Pair:
         quantities += [(name, partial(self._kernel, name=name)) for name in kernels]
         for index in range(self._turns.warmup + self._turns.rounds):
             for name, measure in quantities:
-                both = self._in_turns(index, partial(measure, index=index))
-                if index >= self._turns.warmup:
-                    samples.setdefault(name, []).append(both)
+                for turn in range(KERNEL_SAMPLES if name in kernels else 1):
+                    both = self._in_turns(index + turn, partial(measure, index=index))
+                    if index >= self._turns.warmup:
+                        samples.setdefault(name, []).append(both)
         if energy is not None:
             samples[ENERGY] = [self._in_turns(0, partial(self._energy, counter=energy))]
         return {name: np.asarray(rows, np.float64) for name, rows in samples.items()}
