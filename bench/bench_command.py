@@ -77,13 +77,23 @@ def run(
 @click.option(
     "--images",
     type=WholeNumber(1),
-    default=60,
+    help="Evaluation images, and as many scene questions: 60, 20 with --matrix.",
+)
+@click.option(
+    "--episode-steps",
+    type=WholeNumber(1),
+    default=20,
     show_default=True,
-    help="Evaluation images, and as many scene questions.",
+    help="Images of the memory's episode.",
 )
 @click.option("--threads", type=ThreadCount(), default=1, show_default=True, help="Threads of one operator.")
 @click.option(
     "--new-tokens", type=WholeNumber(1), default=16, show_default=True, help="Most tokens of an answer."
+)
+@click.option(
+    "--matrix",
+    is_flag=True,
+    help="Every backend, kernel variant and precision of MODEL against PyTorch, each in its own process.",
 )
 @report_flags
 def equivalence(
@@ -91,15 +101,28 @@ def equivalence(
     reference: str,
     candidate: str,
     against: str | None,
-    images: int,
+    images: int | None,
+    episode_steps: int,
     threads: int,
     new_tokens: int,
+    matrix: bool,
     output: ReportOutput,
 ) -> int:
     """Compare MODEL (a bundle or a checkpoint) on two backends. Status 1 when they are not the same model.
 
-    A difference that disappears when both get the same int8 activations is a rounding tie: AMBIGUOUS, status 0.
+    A difference that disappears when both get the same int8 activations is a rounding tie: AMBIGUOUS, status 0. One
+    that does not is a fault, and the layer where it starts is named.
+
+    Example: microvlm-bench equivalence nano --matrix
     """
+    if matrix:
+        if against is not None or reference != "torch" or candidate != "ort":
+            raise click.UsageError("--matrix chooses backends and precisions itself; leave the others out.")
+        from microvlm.bench.equivalence import matrix as equivalence_matrix
+
+        whole = equivalence_matrix.run(model, images or 20, threads, progress=note)
+        output.deliver(whole)
+        return GATE_FAILED if whole["verdict"] == "FAIL" else 0
     from microvlm.bench.equivalence.equivalence_bench import Options
     from microvlm.bench.equivalence.equivalence_bench import run as compare_backends
 
@@ -108,9 +131,10 @@ def equivalence(
         against=against,
         reference=reference,
         candidate=candidate,
-        images=images,
+        images=60 if images is None else images,
         threads=threads,
         new_tokens=new_tokens,
+        episode_steps=episode_steps,
     )
     document, verdict = compare_backends(options, progress=note)
     output.deliver(document)

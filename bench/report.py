@@ -20,8 +20,9 @@ from microvlm.bench.comparison import comparison_tables
 from microvlm.bench.comparison.comparison_records import ComparisonReport, TrialsReport
 from microvlm.bench.conversation import conversation_tables
 from microvlm.bench.conversation.conversation_records import ConversationReport
-from microvlm.bench.equivalence import equivalence_tables
+from microvlm.bench.equivalence import equivalence_tables, matrix_report
 from microvlm.bench.equivalence.equivalence_records import EquivalenceReport
+from microvlm.bench.equivalence.matrix_report import MatrixReport
 from microvlm.bench.full import full_tables
 from microvlm.bench.full.full_records import FullReport, SizesReport
 from microvlm.bench.gates import gate_tables
@@ -64,6 +65,7 @@ class Reader(NamedTuple):
 READERS: dict[str, Reader] = {
     "run": Reader(SpeedReport, speed_tables.report),
     "equivalence": Reader(EquivalenceReport, equivalence_tables.report),
+    "matrix": Reader(MatrixReport, matrix_report.report),
     "compare": Reader(ComparisonReport, comparison_tables.report),
     "trials": Reader(TrialsReport, comparison_tables.trials_report),
     "gate": Reader(GateReport, gate_tables.report),
