@@ -249,18 +249,39 @@ command.add_command(train)
 @command.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
 @click.option("-o", "--output", type=_FILE, help="Write to this file instead of stdout.")
+@click.option("--html", type=_FILE, help="Write one HTML page of files, or of all documents in folders.")
+@click.option("--store", type=_FILE, help="With --html: show the history in this store too.")
 @click.option(
     "--pages", is_flag=True, help="Render the report blocks of Markdown files, or of those in folders."
 )
 @click.option("--check", is_flag=True, help="With --pages: write nothing; status 1 when a block differs.")
-def report(paths: tuple[Path, ...], output: Path | None, pages: bool, check: bool) -> int:
-    """Show saved JSON documents (-o of other commands) as Markdown, or render the tables of Markdown pages from them.
+def report(
+    paths: tuple[Path, ...],
+    output: Path | None,
+    html: Path | None,
+    store: Path | None,
+    pages: bool,
+    check: bool,
+) -> int:
+    """Show saved JSON documents (-o of other commands) as Markdown or HTML, or render tables of Markdown pages.
 
     A block of a page: <!-- report results/run.json section=phases --> ... <!-- end -->, the file relative to the page's
     folder.
+
+    Example: microvlm-bench report docs/results --html report.html
     """
     from microvlm.bench.report import report_of_file
 
+    if html is not None:
+        if pages or output is not None:
+            raise click.UsageError("--html writes one page; leave --pages and -o out.")
+        from microvlm.bench.page.html_page import html_page
+
+        write_file(html, html_page(paths, store))
+        echo(str(html.absolute()))
+        return 0
+    if store is not None:
+        raise click.UsageError("--store goes with --html.")
     if pages:
         if output is not None:
             raise click.UsageError("--pages writes the pages themselves; leave -o out.")

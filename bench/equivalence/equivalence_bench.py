@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,6 +125,7 @@ def figures(metrics: Metrics) -> dict[str, Any]:
         "replay": _replay(metrics),
         "accuracy": metrics.scores.by_kind(),
         "changed_answers": free.changed,
+        "examples": [asdict(example) for example in metrics.examples],
     }
 
 

@@ -67,6 +67,16 @@ class Start(msgspec.Struct, frozen=True):
     """The first layer with a rounding tie."""
 
 
+class AnsweredPicture(msgspec.Struct, frozen=True):
+    """Answers of both sides to one picture of the package's own sets."""
+
+    picture: str
+    prompt: str
+    right: str
+    reference: str
+    candidate: str
+
+
 Quantiles = list[Annotated[list[Figure], Meta(min_length=2, max_length=2)]]
 """[percent, value] pairs."""
 
@@ -98,3 +108,4 @@ class EquivalenceReport(msgspec.Struct, frozen=True):
     margin_quantiles: Quantiles | None = None
     flipped_margins: list[Figure] | None = None
     starts_at: Start = Start()
+    examples: list[AnsweredPicture] = []

@@ -160,6 +160,17 @@ class Scores:
         return table
 
 
+@dataclass(frozen=True)
+class Example:
+    """Answers of both models to one picture."""
+
+    picture: str
+    prompt: str
+    right: str
+    reference: str
+    candidate: str
+
+
 @dataclass
 class Metrics:
     """Everything measured. `replayed` and `differences` are None where nothing can be replayed."""
@@ -168,6 +179,8 @@ class Metrics:
     """Greedy answers of both, and logits teacher-forced on the reference's tokens."""
     scores: Scores = field(default_factory=Scores)
     drift: Drift = field(default_factory=Drift)
+    examples: list[Example] = field(default_factory=list)
+    """The first pictures with their captions."""
     replayed: Agreement | None = None
     differences: Differences | None = None
     replayed_drift: Drift | None = None
