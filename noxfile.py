@@ -116,7 +116,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def page(session: nox.Session) -> None:
-    """Drive the pages of `serve` and of `report --html` in Chromium; send a thousand requests, a third hostile"""
+    """Drive the pages of serve and report in Chromium, and send a thousand requests, a third hostile"""
     need(session, *COMPILER, *PAGE_TOOLS)
     install(session, "dev", "playwright")
     folder = session.create_tmp()
@@ -136,7 +136,7 @@ def page(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
-    """Export photo at 1.58 bits, time it on every backend that runs here, compare them; ends with the report's path"""
+    """Export photo at 1.58 bits, time and compare it on every backend here; ends with a report's path"""
     need(session, *COMPILER, *EMULATOR)
     install(session, "bench")
     (bundle,) = export(session, MODEL)

@@ -25,6 +25,7 @@ from microvlm.bench.comparison.judgement import (
     Judgement,
     judge,
     outliers,
+    sign_test,
     summary,
     unpaired_ratio,
 )
@@ -63,6 +64,20 @@ def test_rounds_in_one_process_do_not_stand_for_processes():
     pairs = np.exp(np.array([0.08, -0.02, 0.06, -0.03, 0.07, 0.05])[:, None, None] * np.array([0.0, 1.0]))
     samples = pairs * np.exp(random.normal(0, 0.01, (6, 1000, 2)))
     assert judge("vision", samples, 1).verdict == UNDECIDED
+
+
+def test_pairs_that_differ_wildly_are_rarely_taken_for_a_difference():
+    """Times of loading on a busy machine: one sample a process, and a process in five takes twice as long."""
+    random = np.random.default_rng(7)
+    noise = np.exp(random.normal(0, 0.1, (400, 10, 1, 2)) + 0.7 * (random.random((400, 10, 1, 2)) < 0.2))
+    verdicts = [judge("load", samples, 11).verdict for samples in noise]
+    assert sum(verdict in (SLOWER, FASTER) for verdict in verdicts) <= 4
+
+
+def test_the_sign_test_is_exact():
+    assert sign_test(np.full(10, 0.1)) == 2 / 1024
+    assert sign_test(np.array([0.1] * 9 + [-0.1])) == 22 / 1024
+    assert sign_test(np.array([0.1, -0.1])) == 1
 
 
 def test_a_difference_below_the_margin_does_not_count():

@@ -24,7 +24,13 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 @click.option("--library-b", type=_FILE, help="Native library of B instead of the package's.")
 @click.option("--python-a", help="Interpreter of the environment that runs A, with another commit's package.")
 @click.option("--python-b", help="Interpreter of the environment that runs B.")
-@click.option("--pairs", type=WholeNumber(4), default=10, show_default=True, help="Pairs of fresh processes.")
+@click.option(
+    "--pairs",
+    type=WholeNumber(4),
+    default=10,
+    show_default=True,
+    help="Pairs of fresh processes; 9 find a difference real.",
+)
 @click.option("--rounds", type=WholeNumber(2), default=16, show_default=True, help="Timed rounds in a pair.")
 @click.option("--threads", type=ThreadCount(), default=1, show_default=True, help="Threads of one operator.")
 @click.option("--new-tokens", type=WholeNumber(1), default=16, show_default=True, help="Tokens of a decode.")

@@ -82,7 +82,7 @@ ROWS = (
 def run(model: str, images: int, threads: int | None, progress: Progress = lambda _: None) -> dict[str, Any]:
     """The document: every cell with its verdict and figures. A bundle has one row, its own. Raises UserError."""
     is_bundle = find_model(model).kind == "bundle"
-    rows = (Row("as it is"),) if is_bundle else ROWS
+    rows = (Row("as exported"),) if is_bundle else ROWS
     first = resolve_bundle(model)
     cells = []
     for row in rows:

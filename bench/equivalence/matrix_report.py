@@ -47,9 +47,10 @@ class MatrixReport(msgspec.Struct, frozen=True):
 def report(document: MatrixReport) -> Report:
     compared = [cell for cell in document.cells if cell.positions is not None]
     failed = [cell for cell in document.cells if cell.verdict == "FAIL"]
+    right = len(compared) - sum(cell in failed for cell in compared)
     head = (
-        f"{len(compared) - sum(cell in failed for cell in compared)} of {len(compared)} cells are the same model as "
-        f"{document.reference}, or cost no more than allowed"
+        f"{right} of {len(compared)} cells are the same model as the "
+        f"reference ({document.reference}), or cost no more than allowed"
     )
     tables = [
         Table("matrix", "verdicts: precision, backend", _verdicts(document.cells)),
