@@ -163,7 +163,7 @@ def equivalence(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def verdicts(session: nox.Session) -> None:
-    """Hold `microvlm-bench compare` to its bar: 20 comparisons with a slowed kernel, 20 without (20 minutes)"""
+    """Hold `microvlm-bench compare` to its bar: 20 comparisons with a slowed kernel, 20 without"""
     need(session, *COMPILER)
     install(session, "bench", "cmake")
     (bundle,) = export(session, SMALL_MODEL)
