@@ -116,7 +116,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def page(session: nox.Session) -> None:
-    """Drive the page of `microvlm serve` in Chromium, and send a thousand requests, a third hostile"""
+    """Drive the pages of serve and report in Chromium, and send a thousand requests, a third hostile"""
     need(session, *COMPILER, *PAGE_TOOLS)
     install(session, "dev", "playwright")
     folder = session.create_tmp()
@@ -126,6 +126,7 @@ def page(session: nox.Session) -> None:
         session,
         "pytest",
         "tests/page/page_in_a_browser.py",
+        "tests/page/report_in_a_browser.py",
         *session.posargs,
         AXE=axe,
         SHOTS=f"{folder}/shots",
@@ -135,11 +136,19 @@ def page(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def bench(session: nox.Session) -> None:
-    """Export photo at 1.58 bits and time it on photographs, on every backend that runs here"""
+    """Export photo at 1.58 bits, time and compare it on every backend here; ends with a report's path"""
     need(session, *COMPILER, *EMULATOR)
     install(session, "bench")
     (bundle,) = export(session, MODEL)
-    run(session, "microvlm-bench", "run", bundle, *session.posargs)
+    folder = SHARED / "report"
+    folder.mkdir(exist_ok=True)
+    store = str(folder / "results.jsonl")
+    measured = ("-o", str(folder / "run.json"), "--store", store)
+    run(session, "microvlm-bench", "run", bundle, *measured, *session.posargs)
+    compared = ("--images", "12", "-o", str(folder / "equivalence.json"), "--store", store)
+    run(session, "microvlm-bench", "equivalence", bundle, *compared)
+    page = str(folder / "report.html")
+    run(session, "microvlm-bench", "report", str(folder), "docs/results", "--html", page, "--store", store)
 
 
 @nox.session(venv_backend="none")
@@ -150,6 +159,15 @@ def equivalence(session: nox.Session) -> None:
     bundles = export(session, SMALL_MODEL, MODEL)
     for bundle, samples in zip(bundles, ((), ("--images", "6")), strict=True):
         run(session, "python", ".ci/equivalence.py", bundle, *samples, *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def verdicts(session: nox.Session) -> None:
+    """Hold `microvlm-bench compare` to its bar: 20 comparisons with a slowed kernel, 20 without"""
+    need(session, *COMPILER)
+    install(session, "bench", "cmake")
+    (bundle,) = export(session, SMALL_MODEL)
+    run(session, "python", "-P", ".ci/compare_bar.py", bundle, *session.posargs)
 
 
 @nox.session(venv_backend="none")

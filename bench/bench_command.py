@@ -9,6 +9,8 @@ import click
 
 from microvlm.atomic import write_file
 from microvlm.bench.attention.attention_command import attention
+from microvlm.bench.comparison.comparison_command import compare
+from microvlm.bench.gates.gate_command import gate, history
 from microvlm.bench.memory.memory_bench_command import conversation, memory
 from microvlm.bench.pi.pi_command import pi
 from microvlm.bench.report_flags import ReportOutput, report_flags
@@ -75,13 +77,23 @@ def run(
 @click.option(
     "--images",
     type=WholeNumber(1),
-    default=60,
+    help="Evaluation images, and as many scene questions: 60, 20 with --matrix.",
+)
+@click.option(
+    "--episode-steps",
+    type=WholeNumber(1),
+    default=20,
     show_default=True,
-    help="Evaluation images, and as many scene questions.",
+    help="Images of the memory's episode.",
 )
 @click.option("--threads", type=ThreadCount(), default=1, show_default=True, help="Threads of one operator.")
 @click.option(
     "--new-tokens", type=WholeNumber(1), default=16, show_default=True, help="Most tokens of an answer."
+)
+@click.option(
+    "--matrix",
+    is_flag=True,
+    help="Every backend, kernel variant and precision of MODEL against PyTorch, each in its own process.",
 )
 @report_flags
 def equivalence(
@@ -89,28 +101,42 @@ def equivalence(
     reference: str,
     candidate: str,
     against: str | None,
-    images: int,
+    images: int | None,
+    episode_steps: int,
     threads: int,
     new_tokens: int,
+    matrix: bool,
     output: ReportOutput,
 ) -> int:
     """Compare MODEL (a bundle or a checkpoint) on two backends. Status 1 when they are not the same model.
 
-    A difference that disappears when both get the same int8 activations is a rounding tie: AMBIGUOUS, status 0.
+    A difference that disappears when both get the same int8 activations is a rounding tie: AMBIGUOUS, status 0. One
+    that does not is a fault, and the layer where it starts is named.
+
+    Example: microvlm-bench equivalence nano --matrix
     """
+    if matrix:
+        if against is not None or reference != "torch" or candidate != "ort":
+            raise click.UsageError("--matrix chooses backends and precisions itself; leave the others out.")
+        from microvlm.bench.equivalence import matrix as equivalence_matrix
+
+        whole = equivalence_matrix.run(model, images or 20, threads, progress=note)
+        output.deliver(whole)
+        return GATE_FAILED if whole["verdict"] == "FAIL" else 0
     from microvlm.bench.equivalence.equivalence_bench import Options
-    from microvlm.bench.equivalence.equivalence_bench import run as compare
+    from microvlm.bench.equivalence.equivalence_bench import run as compare_backends
 
     options = Options(
         model=model,
         against=against,
         reference=reference,
         candidate=candidate,
-        images=images,
+        images=60 if images is None else images,
         threads=threads,
         new_tokens=new_tokens,
+        episode_steps=episode_steps,
     )
-    document, verdict = compare(options, progress=note)
+    document, verdict = compare_backends(options, progress=note)
     output.deliver(document)
     note(f"{verdict.verdict}: {'; '.join(verdict.reasons)}")
     return verdict.exit_status
@@ -211,6 +237,9 @@ def sizes(output: ReportOutput) -> None:
     output.deliver(measure(note))
 
 
+command.add_command(compare)
+command.add_command(gate)
+command.add_command(history)
 command.add_command(memory)
 command.add_command(conversation)
 command.add_command(attention)
@@ -220,18 +249,39 @@ command.add_command(train)
 @command.command()
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="PATH...")
 @click.option("-o", "--output", type=_FILE, help="Write to this file instead of stdout.")
+@click.option("--html", type=_FILE, help="Write one HTML page of files, or of all documents in folders.")
+@click.option("--store", type=_FILE, help="With --html: show the history in this store too.")
 @click.option(
     "--pages", is_flag=True, help="Render the report blocks of Markdown files, or of those in folders."
 )
 @click.option("--check", is_flag=True, help="With --pages: write nothing; status 1 when a block differs.")
-def report(paths: tuple[Path, ...], output: Path | None, pages: bool, check: bool) -> int:
-    """Show saved JSON documents (-o of other commands) as Markdown, or render the tables of Markdown pages from them.
+def report(
+    paths: tuple[Path, ...],
+    output: Path | None,
+    html: Path | None,
+    store: Path | None,
+    pages: bool,
+    check: bool,
+) -> int:
+    """Show saved JSON documents (-o of other commands) as Markdown or HTML, or render tables of Markdown pages.
 
     A block of a page: <!-- report results/run.json section=phases --> ... <!-- end -->, the file relative to the page's
     folder.
+
+    Example: microvlm-bench report docs/results --html report.html
     """
     from microvlm.bench.report import report_of_file
 
+    if html is not None:
+        if pages or output is not None:
+            raise click.UsageError("--html writes one page; leave --pages and -o out.")
+        from microvlm.bench.page.html_page import html_page
+
+        write_file(html, html_page(paths, store))
+        echo(str(html.absolute()))
+        return 0
+    if store is not None:
+        raise click.UsageError("--store goes with --html.")
     if pages:
         if output is not None:
             raise click.UsageError("--pages writes the pages themselves; leave -o out.")

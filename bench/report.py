@@ -16,12 +16,17 @@ import msgspec
 from microvlm.bench import hardening_tables
 from microvlm.bench.attention import attention_tables
 from microvlm.bench.attention.attention_records import AttentionReport
+from microvlm.bench.comparison import comparison_tables
+from microvlm.bench.comparison.comparison_records import ComparisonReport, TrialsReport
 from microvlm.bench.conversation import conversation_tables
 from microvlm.bench.conversation.conversation_records import ConversationReport
-from microvlm.bench.equivalence import equivalence_tables
+from microvlm.bench.equivalence import equivalence_tables, matrix_report
 from microvlm.bench.equivalence.equivalence_records import EquivalenceReport
+from microvlm.bench.equivalence.matrix_report import MatrixReport
 from microvlm.bench.full import full_tables
 from microvlm.bench.full.full_records import FullReport, SizesReport
+from microvlm.bench.gates import gate_tables
+from microvlm.bench.gates.gate_records import GateReport
 from microvlm.bench.kernels import kernel_tables
 from microvlm.bench.kernels.kernel_records import KernelReport
 from microvlm.bench.memory import memory_tables
@@ -61,6 +66,10 @@ class Reader(NamedTuple):
 READERS: dict[str, Reader] = {
     "run": Reader(SpeedReport, speed_tables.report),
     "equivalence": Reader(EquivalenceReport, equivalence_tables.report),
+    "matrix": Reader(MatrixReport, matrix_report.report),
+    "compare": Reader(ComparisonReport, comparison_tables.report),
+    "trials": Reader(TrialsReport, comparison_tables.trials_report),
+    "gate": Reader(GateReport, gate_tables.report),
     "kernels": Reader(KernelReport, kernel_tables.report),
     "full": Reader(FullReport, full_tables.report),
     "sizes": Reader(SizesReport, full_tables.sizes_report),
@@ -84,8 +93,9 @@ READERS: dict[str, Reader] = {
 }
 """By kind. `microvlm-bench KIND` writes documents, `microvlm-score` those of kind `score`, `captions`, `answers` and
 `texts`; `counts` is a baseline of `pi`, `microvlm-train leaderboard` writes `leaderboard`, `summary.json` of a run of
-`microvlm-train` is a `training` one, `python tests/fuzz` writes `mutations` and `python tests/kills` writes `kills`."""
-UNMEASURED = ("counts", "training_costs", "leaderboard")
+`microvlm-train` is a `training` one, `python tests/fuzz` writes `mutations`, `python tests/kills` writes `kills` and
+`.ci/compare_bar.py` writes `trials`."""
+UNMEASURED = ("counts", "training_costs", "leaderboard", "gate")
 """Kinds that are of no machine, or of several: their own remarks or rows say where the figures come from."""
 _SEVERAL_MODELS = Reader(SeveralParts, memory_tables.report)
 """A document of kind `memory` with `subjects`."""

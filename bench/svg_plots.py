@@ -1,4 +1,4 @@
-"""Line charts, bars and heatmaps as SVG text. Knows no measurement. Pillow compresses a heatmap's pixels.
+"""Line charts, bars, points and heatmaps as SVG text. Knows no measurement. Pillow compresses a heatmap's pixels.
 
 A chart is a white card, so that it reads on a dark page too; every number on it has two or three digits.
 """
@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import base64
 import io
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 
 import numpy as np
 from PIL import Image
+
+from microvlm.escaping import printable
 
 WIDTH, HEIGHT = 640, 400
 _LEFT, _RIGHT, _TOP, _BOTTOM = 64, 20, 44, 56
@@ -191,12 +194,118 @@ def _colour(index: int) -> str:
 def _text(
     x: float, y: float, words: str, anchor: str = "middle", size: int = 12, colour: str = "#222"
 ) -> str:
-    return f'<text x="{x}" y="{y}" text-anchor="{anchor}" font-size="{size}" fill="{colour}">{escape(words)}</text>'
+    place = f'x="{x}" y="{y}" text-anchor="{anchor}" font-size="{size}" fill="{colour}"'
+    return f"<text {place}>{escape(printable(words))}</text>"
 
 
-def _document(title: str, body: Sequence[str]) -> str:
+def _document(title: str, body: Sequence[str], height: int = HEIGHT) -> str:
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" height="{HEIGHT}" '
-        f'font-family="Helvetica, Arial, sans-serif" role="img"><title>{escape(title)}</title>'
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>{"".join(body)}</svg>\n'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" height="{height}" '
+        f'font-family="Helvetica, Arial, sans-serif" role="img"><title>{escape(printable(title))}</title>'
+        f'<rect width="{WIDTH}" height="{height}" fill="white"/>{"".join(body)}</svg>\n'
     )
+
+
+@dataclass(frozen=True)
+class Points:
+    """A group of points; `labels` are written beside them, or empty."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    labels: Sequence[str] = ()
+
+
+def scatter(
+    title: str,
+    groups: Sequence[Points],
+    x: Axis,
+    y: Axis,
+    lines: Sequence[Line] = (),
+    legend: tuple[float, float] = (0.03, 0.95),
+) -> str:
+    """Points, a shape and a colour a group, with curves behind them; `legend` is where its first line stands."""
+    body = [_frame(title, x, y)]
+    body += [_curve(line, x, y, len(COLOURS) - 1) for line in lines]
+    for index, group in enumerate(groups):
+        for place, (a, b) in enumerate(zip(group.x, group.y, strict=True)):
+            at = _x(x, a), _y(y, b)
+            body.append(_marker(*at, index))
+            if group.labels:
+                label, ends = group.labels[place][:40], at[0] > WIDTH / 2
+                aside = (round(at[0] - 8, 1), "end") if ends else (round(at[0] + 8, 1), "start")
+                body.append(_text(aside[0], at[1] - 6, label, anchor=aside[1], size=11))
+        left = _LEFT + legend[0] * (WIDTH - _LEFT - _RIGHT) + 6
+        top = round(HEIGHT - _BOTTOM - legend[1] * (HEIGHT - _TOP - _BOTTOM) + 15 * index, 1)
+        body.append(_marker(round(left, 1), top - 4, index))
+        body.append(_text(round(left + 12, 1), top, group.name, anchor="start", size=11))
+    for index, line in enumerate(lines):
+        left = _LEFT + legend[0] * (WIDTH - _LEFT - _RIGHT)
+        top = round(HEIGHT - _BOTTOM - legend[1] * (HEIGHT - _TOP - _BOTTOM) + 15 * (len(groups) + index), 1)
+        body.append(f'<line x1="{left}" y1="{top - 4}" x2="{left + 12}" y2="{top - 4}" stroke="#666"/>')
+        body.append(_text(round(left + 18, 1), top, line.name, anchor="start", size=11))
+    return _document(title, body)
+
+
+def stacked(title: str, rows: dict[str, dict[str, float]], x_title: str) -> str:
+    """A bar a row, from left to right its parts, named in a legend; each part has a hatching of its own and its number
+    where that fits."""
+    parts = list(dict.fromkeys(name for row in rows.values() for name in row))
+    totals = [sum(row.values()) for row in rows.values()]
+    top = max(totals, default=0) or 1
+    left, bar = 120, min(46, (HEIGHT - 150) // max(len(rows), 1))
+    width = WIDTH - left - _RIGHT - 60
+    body = [_text(20, 24, title, anchor="start", size=15), _hatchings(title, len(parts))]
+    for number, (label, row) in enumerate(rows.items()):
+        at, y = float(left), 50 + number * (bar + 10)
+        body.append(_text(left - 8, y + bar / 2 + 4, label[:18], anchor="end"))
+        for name, value in row.items():
+            index = parts.index(name)
+            long, said = value / top * width, f"{label}, {name}: {value:.4g}"
+            body.append(
+                f'<rect x="{at:.2f}" y="{y}" width="{long:.2f}" height="{bar}" stroke="white" '
+                f'fill="url(#{_hatching_id(title, index)})"><title>{escape(printable(said))}</title></rect>'
+            )
+            at += long
+        body.append(_text(round(at + 6, 1), y + bar / 2 + 4, f"{sum(row.values()):.4g}", anchor="start"))
+    under = 50 + len(rows) * (bar + 10) + 10
+    for index, name in enumerate(parts):
+        across, down = 20 + (index % 3) * 205, under + (index // 3) * 20
+        body.append(
+            f'<rect x="{across}" y="{down}" width="14" height="12" fill="url(#{_hatching_id(title, index)})"/>'
+        )
+        body.append(_text(across + 20, down + 10, name, anchor="start", size=11))
+    height = under + 20 * -(-len(parts) // 3) + 40
+    body.append(_text(WIDTH / 2, height - 16, x_title))
+    return _document(title, body, height)
+
+
+def _marker(x: float, y: float, index: int) -> str:
+    """A circle, square, triangle, diamond or cross, in this order."""
+    colour = _colour(index)
+    shapes = (
+        f'<circle cx="{x}" cy="{y}" r="4" fill="{colour}"/>',
+        f'<rect x="{x - 4}" y="{y - 4}" width="8" height="8" fill="{colour}"/>',
+        f'<path d="M{x - 5},{y + 4}L{x + 5},{y + 4}L{x},{y - 5}Z" fill="{colour}"/>',
+        f'<path d="M{x - 5},{y}L{x},{y - 5}L{x + 5},{y}L{x},{y + 5}Z" fill="{colour}"/>',
+        f'<path d="M{x - 4},{y - 4}L{x + 4},{y + 4}M{x - 4},{y + 4}L{x + 4},{y - 4}" stroke="{colour}" '
+        'stroke-width="2"/>',
+    )
+    return shapes[index % len(shapes)]
+
+
+def _hatching_id(title: str, index: int) -> str:
+    """Unique in a page that holds several charts."""
+    return f"h{zlib.crc32(title.encode()):08x}-{index}"
+
+
+def _hatchings(title: str, count: int) -> str:
+    """One fill a part: a colour, and white lines of another direction."""
+    lines = ("", "M0,0V8", "M0,0H8", "M0,8L8,0", "M0,0L8,8", "M0,0V8M0,0H8", "M0,8L8,0M0,0L8,8")
+    patterns = [
+        f'<pattern id="{_hatching_id(title, index)}" width="8" height="8" patternUnits="userSpaceOnUse">'
+        f'<rect width="8" height="8" fill="{_colour(index)}"/>'
+        f'<path d="{lines[index % len(lines)]}" stroke="white" stroke-width="1.5"/></pattern>'
+        for index in range(count)
+    ]
+    return f"<defs>{''.join(patterns)}</defs>"

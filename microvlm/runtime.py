@@ -193,7 +193,7 @@ class LayerCall(NamedTuple):
     operator_output: np.ndarray | None = None
     """float32 [..., N]: the backend's operator on x, where it can be had apart from `sums`."""
     scaled_sums: np.ndarray | None = None
-    """float32 [..., N]: `sums` times the scales, to compare with `operator_output`."""
+    """float32 [..., N]: `sums` times the scales, to compare with `operator_output` and with another backend's."""
 
 
 class LayerListener(Protocol):

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+from altered_bundles import altered, matmul_of, verdict_of
 from click.testing import CliRunner
 from onnx import helper, numpy_helper
 
 from microvlm.backends import load
 from microvlm.bench.bench_command import command
-from microvlm.bench.equivalence.compare import ModelUnderTest, Pair, compare
 from microvlm.bench.equivalence.equivalence_bench import same_function
 from microvlm.bench.equivalence.metrics import Agreement, Drift, Metrics
-from microvlm.bench.equivalence.samples import choose, longest_episode, spread
+from microvlm.bench.equivalence.samples import spread
 from microvlm.bench.equivalence.transcripts import slot_arrays
 from microvlm.bench.equivalence.verdict import AMBIGUOUS, FAIL, PASS, judge
-from microvlm.bench.evalset_reader import load_evalset
 from microvlm.errors import UserError
 from microvlm.exporters import contract
 from microvlm.exporters.external_data import WeightStore, save_graph
@@ -30,52 +28,11 @@ from microvlm.exporters.replay.differences import Differences
 from microvlm.exporters.replay.graph_probe import is_quantized_matmul, probe
 from microvlm.exporters.replay.recording import Recorder, Recording, Replayer
 from microvlm.exporters.tracing import trace
-from microvlm.formats.manifest import sha256
 from microvlm.formats.weight_format import WeightFormat
-from microvlm.inputs.processor import Processor
 from microvlm.model.lowering import lower, named_packed, set_traced
 from microvlm.model.microvlm import MicroVLM
 from microvlm.model.torch_runtime import TorchRuntime
 from microvlm.runtime import MemoryArrays
-
-
-def altered(bundle: Path, folder: Path, graph: str, change: Callable[[onnx.ModelProto], None]) -> Path:
-    """A copy of `bundle` with one graph changed and a manifest that agrees with it."""
-    copy = folder / "altered"
-    shutil.copytree(bundle, copy)
-    path = copy / "onnx" / f"{graph}.onnx"
-    model = onnx.load(str(path), load_external_data=False)
-    change(model)
-    path.write_bytes(model.SerializeToString())
-    mend_manifest(copy)
-    return copy
-
-
-def mend_manifest(bundle: Path) -> None:
-    manifest = json.loads((bundle / "manifest.json").read_text())
-    for name, entry in manifest["files"].items():
-        entry["bytes"], entry["sha256"] = (bundle / name).stat().st_size, sha256(bundle / name)
-    (bundle / "manifest.json").write_text(json.dumps(manifest))
-
-
-def matmul_of(model: onnx.ModelProto, layer: str) -> onnx.NodeProto:
-    return next(
-        node for node in model.graph.node if is_quantized_matmul(node) and node.input[1] == f"{layer}.packed"
-    )
-
-
-def verdict_of(bundle: Path, candidate_bundle: Path, images: int = 2) -> tuple[str, Metrics]:
-    """Torch on one bundle, ONNX Runtime on the other, over a few samples and a three-step episode."""
-    reference, candidate = load("torch", bundle, 1), load("ort", candidate_bundle, 1)
-    pair = Pair(
-        ModelUnderTest("torch", reference),
-        ModelUnderTest("ort", candidate),
-        Processor.from_pretrained(bundle),
-        4,
-    )
-    evalset, config = load_evalset(), reference.config
-    metrics = compare(pair, choose(evalset, config, images, images), longest_episode(evalset, config, 3))
-    return judge(metrics).verdict, metrics
 
 
 def test_every_integer_sum_is_equal_and_replayed_logits_are_float_noise(speaking_bundle: Path) -> None:
@@ -139,6 +96,7 @@ def test_one_wrong_byte_of_packed_weights_fails(speaking_bundle: Path, tmp_path:
     assert metrics.differences.sums_differing > 0
     # One row of one layer: about one sum in 64 of that layer, none of any other.
     assert metrics.differences.sums_differing < metrics.differences.sums / 100
+    assert metrics.differences.first[:2] == (layer, "sums")
 
 
 def test_a_wrong_function_body_fails_with_status_1(
@@ -217,6 +175,11 @@ def test_an_activation_next_to_a_tie_is_ambiguous_and_any_other_an_error(
         replayed_drift=Drift(slot=difference(replayed)),
     )
     assert judge(metrics).verdict == verdict
+    layer = "memory_projection.readout.fc1"
+    if verdict == AMBIGUOUS:
+        assert (differences.first, differences.first_tie) == (None, layer)
+    else:
+        assert (differences.first.layer, differences.first.what) == (layer, "input")
 
 
 def test_a_probed_graph_keeps_every_operator_and_names_layers_as_the_model_does(

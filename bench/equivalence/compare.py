@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from microvlm.bench.equivalence.metrics import Agreement, Drift, Metrics
-from microvlm.bench.equivalence.samples import EPISODE, EpisodeScript, Sample
+from microvlm.bench.equivalence.metrics import Agreement, Drift, Example, Metrics
+from microvlm.bench.equivalence.samples import CAPTION, EPISODE, EpisodeScript, Sample
 from microvlm.bench.equivalence.transcripts import Answer, answer, forced_logits, make_prompt, play
 from microvlm.errors import UserError
 from microvlm.exporters.replay.differences import Differences
@@ -16,6 +16,8 @@ from microvlm.inputs.processor import Processor
 from microvlm.runtime import Instrumented, Runtime
 
 Progress = Callable[[str], None]
+EXAMPLES = 12
+"""Captions that a report shows."""
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,8 @@ def _compare_sample(pair: Pair, instruments: Instruments | str, sample: Sample, 
         forced_logits(candidate, candidate_prompt, ours.choices),
     )
     metrics.scores.add(sample.kind, sample.answer, ours, theirs)
+    if sample.kind == CAPTION and len(metrics.examples) < EXAMPLES:
+        metrics.examples.append(Example(sample.name, sample.prompt, sample.answer, ours.text, theirs.text))
 
 
 def _compare_episode(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from microvlm.bench.evalset_reader import load_evalset
 from microvlm.bench.provenance import describe_model, kernels_of, provenance
 from microvlm.bench.stats import paired_difference, percentile
 from microvlm.errors import UserError
+from microvlm.exporters.replay.differences import Differences
 from microvlm.inputs.processor import Processor
 from microvlm.sources.model_source import DEFAULT_MODEL
 
@@ -106,10 +107,16 @@ def figures(metrics: Metrics) -> dict[str, Any]:
         "positions": free.positions,
         "greedy_match": free.greedy_match,
         "top1_agreement": free.top1_agreement,
+        "top5_agreement": free.top5_agreement,
+        "probability_change_rms": _finite(free.probability_change_rms),
         "logits_max_abs_diff": _finite(free.logits_max_abs_diff),
         "kl_mean": _finite(free.kl_mean),
         "kl_p99": _finite(percentile(free.kl, 99)) if free.kl else None,
         "kl_max": _finite(max(free.kl)) if free.kl else None,
+        "kl_quantiles": _quantiles(free.kl),
+        "margin_quantiles": _quantiles(free.margins),
+        "flipped_margins": [round(margin, 6) for margin in sorted(free.flipped_margins)],
+        "starts_at": _start(differences),
         "memory_drift": _finite(metrics.drift.largest),
         "memory": _drift(metrics.drift),
         "integer_exact": None
@@ -118,6 +125,28 @@ def figures(metrics: Metrics) -> dict[str, Any]:
         "replay": _replay(metrics),
         "accuracy": metrics.scores.by_kind(),
         "changed_answers": free.changed,
+        "examples": [asdict(example) for example in metrics.examples],
+    }
+
+
+QUANTILES = (0, 1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9, 100)
+"""Percent at which distributions are kept."""
+
+
+def _quantiles(values: list[float]) -> list[list[float]] | None:
+    """[percent, value] pairs; None for no values or some that are not finite."""
+    if not values or not all(abs(value) < float("inf") for value in values):
+        return None
+    return [[percent, percentile(values, percent)] for percent in QUANTILES]
+
+
+def _start(differences: Differences | None) -> dict[str, str | None]:
+    """Where the candidate starts to differ: by a fault, and by a rounding tie; null where it does not."""
+    first = None if differences is None else differences.first
+    return {
+        "layer": None if first is None else first.layer,
+        "sentence": None if first is None else first.sentence,
+        "tie": None if differences is None else differences.first_tie,
     }
 
 
@@ -149,6 +178,7 @@ def _replay(metrics: Metrics) -> dict[str, Any]:
         "rows_at_floor": differences.rows_at_floor,
         "operator_outputs": differences.operator_outputs,
         "operator_mismatches": differences.operator_mismatches,
+        "scales_differing": differences.scales_differing,
         "differing_by_layer": dict(sorted(differences.differing_by_layer.items())),
         "memory_drift": None if drift is None else _finite(drift.largest),
         "memory": None if drift is None else _drift(drift),

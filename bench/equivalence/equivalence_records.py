@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
+from msgspec import Meta
 
 from microvlm.bench.records import Figure, Provenance
 from microvlm.formats.documents import Count
@@ -55,6 +58,29 @@ class Accuracy(msgspec.Struct, frozen=True):
     candidate: Figure
 
 
+class Start(msgspec.Struct, frozen=True):
+    """Where the candidate starts to differ; None where it does not."""
+
+    layer: str | None = None
+    sentence: str | None = None
+    tie: str | None = None
+    """The first layer with a rounding tie."""
+
+
+class AnsweredPicture(msgspec.Struct, frozen=True):
+    """Answers of both sides to one picture of the package's own sets."""
+
+    picture: str
+    prompt: str
+    right: str
+    reference: str
+    candidate: str
+
+
+Quantiles = list[Annotated[list[Figure], Meta(min_length=2, max_length=2)]]
+"""[percent, value] pairs."""
+
+
 class EquivalenceReport(msgspec.Struct, frozen=True):
     """The whole document. A figure that was not finite is None."""
 
@@ -75,3 +101,11 @@ class EquivalenceReport(msgspec.Struct, frozen=True):
     replay: Replay
     accuracy: dict[str, Accuracy]
     provenance: Provenance
+    top5_agreement: Figure | None = None
+    """None, as the fields below, in documents of older versions."""
+    probability_change_rms: Figure | None = None
+    kl_quantiles: Quantiles | None = None
+    margin_quantiles: Quantiles | None = None
+    flipped_margins: list[Figure] | None = None
+    starts_at: Start = Start()
+    examples: list[AnsweredPicture] = []

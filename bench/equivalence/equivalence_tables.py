@@ -19,6 +19,8 @@ def report(document: EquivalenceReport) -> Report:
         for kind, row in document.accuracy.items()
     ]
     remarks = list(document.reasons)
+    if document.starts_at.tie and not document.starts_at.layer:
+        remarks.append(f"the first rounding tie is in {document.starts_at.tie}")
     if document.replay.unavailable:
         remarks.append(document.replay.unavailable)
     if candidate.kernels is not None:
@@ -43,6 +45,7 @@ def _agreement_rows(document: EquivalenceReport) -> list[list[str]]:
         ],
         [f"top-1 agreement, {document.positions} positions", _share(document.top1_agreement), "-"],
         ["KL mean / p99 / max, nats", kl, "-"],
+        *_newer_rows(document),
         ["memory drift, 20 steps", _small(document.memory_drift), _small(replay.memory_drift)],
     ]
     if replay.codes is not None:
@@ -53,6 +56,16 @@ def _agreement_rows(document: EquivalenceReport) -> list[list[str]]:
             ["largest distance from a tie", "-", _small(replay.max_tie_distance)],
         ]
     return rows
+
+
+def _newer_rows(document: EquivalenceReport) -> list[list[str]]:
+    """What documents of older versions do not hold."""
+    if document.top5_agreement is None:
+        return []
+    return [
+        ["top-5 tokens shared", _share(document.top5_agreement), "-"],
+        ["RMS change of the likeliest token's probability", _small(document.probability_change_rms), "-"],
+    ]
 
 
 def _share(value: float | None) -> str:

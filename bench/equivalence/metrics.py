@@ -8,7 +8,7 @@ import numpy as np
 
 from microvlm.bench.equivalence.samples import CAPTION
 from microvlm.bench.equivalence.transcripts import Answer, EpisodeTrace
-from microvlm.bench.stats import kl_divergence, max_abs
+from microvlm.bench.stats import kl_divergence, log_softmax, max_abs
 from microvlm.exporters.replay.differences import Differences
 
 
@@ -21,6 +21,14 @@ class Agreement:
     """Samples whose greedy choices are all the same."""
     positions: int = 0
     top1_equal: int = 0
+    top5_shared: list[float] = field(default_factory=list)
+    """Share of the five likeliest tokens that both have, by position."""
+    probability_changes: list[float] = field(default_factory=list)
+    """Candidate's minus reference's probability of the reference's likeliest token, by position."""
+    margins: list[float] = field(default_factory=list)
+    """Distance of the reference's two largest logits, by position: a near-tie has a small one."""
+    flipped_margins: list[float] = field(default_factory=list)
+    """Those of the positions where the likeliest token differs."""
     kl: list[float] = field(default_factory=list)
     logits_max_abs_diff: float = 0.0
     changed: list[str] = field(default_factory=list)
@@ -36,7 +44,16 @@ class Agreement:
     def add_logits(self, reference: np.ndarray, candidate: np.ndarray) -> None:
         """float32 [n, V] of both at the same positions."""
         self.positions += len(reference)
-        self.top1_equal += int((reference.argmax(-1) == candidate.argmax(-1)).sum())
+        likeliest = reference.argmax(-1)
+        flipped = likeliest != candidate.argmax(-1)
+        self.top1_equal += int((~flipped).sum())
+        two = np.sort(reference.astype(np.float64), -1)[:, -2:]
+        margins = two[:, 1] - two[:, 0]
+        self.margins += margins.tolist()
+        self.flipped_margins += margins[flipped].tolist()
+        self.top5_shared += _shared_top(reference, candidate, 5)
+        change = np.exp(log_softmax(candidate)) - np.exp(log_softmax(reference))
+        self.probability_changes += np.take_along_axis(change, likeliest[:, None], -1)[:, 0].tolist()
         self.kl += [float(value) for value in kl_divergence(reference, candidate)]
         self.logits_max_abs_diff = max(self.logits_max_abs_diff, max_abs(reference, candidate))
 
@@ -49,8 +66,29 @@ class Agreement:
         return self.top1_equal / self.positions if self.positions else 1.0
 
     @property
+    def top5_agreement(self) -> float:
+        return float(np.mean(self.top5_shared)) if self.top5_shared else 1.0
+
+    @property
+    def probability_change_rms(self) -> float:
+        """Root mean square of `probability_changes`, as llama-perplexity reports it of the right token."""
+        return (
+            float(np.sqrt(np.mean(np.square(self.probability_changes)))) if self.probability_changes else 0.0
+        )
+
+    @property
     def kl_mean(self) -> float:
         return float(np.mean(self.kl)) if self.kl else 0.0
+
+
+def _shared_top(reference: np.ndarray, candidate: np.ndarray, count: int) -> list[float]:
+    """Share of the `count` likeliest tokens that both have; float32 [n, V] -> n values."""
+    kept = min(count, reference.shape[-1])
+    tops = (np.argsort(-logits, -1, kind="stable")[:, :kept] for logits in (reference, candidate))
+    return [
+        len(set(ours) & set(theirs)) / kept
+        for ours, theirs in zip(*map(np.ndarray.tolist, tops), strict=True)
+    ]
 
 
 @dataclass
@@ -122,6 +160,17 @@ class Scores:
         return table
 
 
+@dataclass(frozen=True)
+class Example:
+    """Answers of both models to one picture."""
+
+    picture: str
+    prompt: str
+    right: str
+    reference: str
+    candidate: str
+
+
 @dataclass
 class Metrics:
     """Everything measured. `replayed` and `differences` are None where nothing can be replayed."""
@@ -130,6 +179,8 @@ class Metrics:
     """Greedy answers of both, and logits teacher-forced on the reference's tokens."""
     scores: Scores = field(default_factory=Scores)
     drift: Drift = field(default_factory=Drift)
+    examples: list[Example] = field(default_factory=list)
+    """The first pictures with their captions."""
     replayed: Agreement | None = None
     differences: Differences | None = None
     replayed_drift: Drift | None = None

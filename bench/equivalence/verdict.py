@@ -53,6 +53,8 @@ def judge(metrics: Metrics) -> Verdict:
         )
         return Verdict(FAIL, [*failures, unexplained])
     failures += _replay_failures(metrics)
+    if failures and metrics.differences.first is not None:
+        failures.insert(0, metrics.differences.first.sentence)
     if failures:
         return Verdict(FAIL, failures)
     differences = metrics.differences
@@ -121,6 +123,8 @@ def _replay_failures(metrics: Metrics) -> list[str]:
             f"{differences.operator_mismatches} of {differences.operator_outputs} outputs of the operators are not "
             "their sums times their scales"
         )
+    if differences.scales_differing:
+        failures.append(f"{differences.scales_differing} scaled sums differ whose sums are equal")
     if replayed.equal < replayed.samples:
         failures.append(
             f"with equal activations {replayed.samples - replayed.equal} of {replayed.samples} answers differ"

@@ -12,6 +12,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from microvlm.errors import UserError
@@ -23,6 +24,7 @@ class Worker:
     def __init__(self) -> None:
         self._runner: Any = None
         self._runtime: Any = None
+        self._kernels: Any = None
 
     def answer(self, request: dict[str, Any]) -> dict[str, Any]:
         return getattr(self, f"_{request['do']}")(request)
@@ -60,6 +62,12 @@ class Worker:
         }
         if request["measure_only_load"]:
             return loaded
+        if request.get("kernels"):
+            # Only where they are asked for: its weights would count as the model's memory.
+            from microvlm.bench.comparison.kernel_timer import KernelTimer
+
+            self._kernels = KernelTimer(Path(request["model"]))
+            loaded["kernels"] = self._kernels.names
         work = request["workload"]
         workload = Workload(
             tuple(work["images"]), tuple(work["captions"]), work["question"], work["new_tokens"]
@@ -69,6 +77,9 @@ class Worker:
 
     def _phase(self, request: dict[str, Any]) -> dict[str, Any]:
         return {"ms": self._runner.run(request["phase"], request["index"])}
+
+    def _kernel(self, request: dict[str, Any]) -> dict[str, Any]:
+        return {"ms": self._kernels.run(request["name"])}
 
     def _memory(self, request: dict[str, Any]) -> dict[str, Any]:
         """Memory of the process that runs the graphs: this one, or a device's."""

@@ -6,10 +6,11 @@ A backend that cannot run, or whose process dies, is reported with its reason; t
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -46,10 +47,12 @@ class Loaded(msgspec.Struct, frozen=True):
     import_ms: Figure
     path: str | None = None
     memory_before_load: Memory = {}
+    kernels: list[str] = []
+    """Names of the products that `kernel` times, where they were asked for."""
 
 
 class PhaseTime(msgspec.Struct, frozen=True):
-    """The answer to `phase`."""
+    """The answer to `phase` and to `kernel`."""
 
     ms: Figure
 
@@ -62,15 +65,24 @@ class WorkerFailed(Exception):
         self.mendable = mendable
 
 
-class WorkerProcess:
-    """A `microvlm.bench.speed.backend_worker` process and its pipe; `command` is another program that answers alike."""
+def worker_command(python: str) -> list[str]:
+    """The command line of a worker in the environment of an interpreter."""
+    # -P: in a checkout, the folder `microvlm` here is not the installed package with all its parts.
+    return [python, "-P", "-m", "microvlm.bench.speed.backend_worker"]
 
-    def __init__(self, command: list[str] | None = None):
+
+class WorkerProcess:
+    """A `microvlm.bench.speed.backend_worker` process and its pipe; `command` is another program that answers alike.
+
+    `environment`: variables that it gets beside this process's own.
+    """
+
+    def __init__(self, command: list[str] | None = None, environment: Mapping[str, str] | None = None):
         # A file, not a pipe: a library that prints much would fill a pipe that nobody reads, and block.
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # closed by `close`
         self._process = subprocess.Popen(
-            # -P: in a checkout, the folder `microvlm` here is not the installed package with all its parts.
-            command or [sys.executable, "-P", "-m", "microvlm.bench.speed.backend_worker"],
+            command or worker_command(sys.executable),
+            env={**os.environ, **(environment or {})},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,

@@ -49,9 +49,9 @@ def run(
     if device != "cpu" and list(backends) != ["torch"]:
         raise UserError(f"--device {device} is for backend torch alone: give --backend torch too.")
     bundles = [_checked(resolve_bundle(model)) for model in models]
-    for bundle in bundles:
+    for bundle in bundles[1:]:
         check_length(bundle, "--new-tokens", new_tokens)
-    workload = _workload(bundles[0], new_tokens)
+    workload = measured_workload(bundles[0], new_tokens)
     plan = Plan(asdict(workload), threads, repeats, warmup, device=device)
     # Without a choice PyTorch comes first, so that the ratios are against the reference.
     names = list(dict.fromkeys(backends)) or sorted(backend_names(), key=lambda name: (name != "torch", name))
@@ -108,7 +108,9 @@ def _checked(bundle: Path) -> Path:
     return bundle
 
 
-def _workload(bundle: Path, new_tokens: int) -> Workload:
+def measured_workload(bundle: Path, new_tokens: int) -> Workload:
+    """The pictures and texts to time a bundle on. Raises UserError for more tokens than it has positions for."""
+    check_length(bundle, "--new-tokens", new_tokens)
     samples = choose(load_evalset(), MicroVLMConfig.load(bundle), IMAGES, 0, photograph_share=1.0)
     images = tuple(str(sample.images[0]) for sample in samples)
     return Workload(images, tuple(sample.answer for sample in samples), new_tokens=new_tokens)
@@ -120,7 +122,14 @@ def result(run: BackendRun, bandwidth: float) -> dict[str, Any]:
     The ceiling is what one core could decode if it did nothing but read the weights from memory.
     """
     read_per_token = bytes_read_per_token(run.model)
-    phases = {name: summarise(run.milliseconds[name]) for name in PHASES if run.milliseconds.get(name)}
+    phases: dict[str, dict[str, Any]] = {
+        name: {
+            **summarise(run.milliseconds[name]),
+            "samples_ms": [round(value, 5) for value in run.milliseconds[name]],
+        }
+        for name in PHASES
+        if run.milliseconds.get(name)
+    }
     decode = phases.get("decode")
     tokens_per_s = 1e3 / decode["median_ms"] if decode and decode["median_ms"] else None
     before = run.memory_before_load.get("anonymous_bytes")

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from microvlm.bench.records import MOST_COLUMNS, Figure, ModelFiles, Provenance
+from microvlm.bench.records import MOST_COLUMNS, Figure, ModelFiles, PositiveFigure, Provenance
 from microvlm.formats.documents import Count
 
 
@@ -16,6 +16,8 @@ class Times(msgspec.Struct, frozen=True):
 
     median_ms: Figure
     p90_ms: Figure
+    samples_ms: list[PositiveFigure] = []
+    """Every timed round, in order; empty in documents of older versions."""
 
 
 class Ends(msgspec.Struct, frozen=True):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,8 +15,33 @@ from microvlm.runtime import LayerCall
 TIE_DISTANCE = 1e-3
 """Two right runtimes may round a value to different integers only where it is this near to a tie, in steps of an int8
 activation. float32 noise at 127 steps is about 1e-5, and a layer of 1,000 sums makes at most some 1e-4 of it."""
+SCALE_TOLERANCE = 1e-4
+"""Largest relative difference of two scaled sums whose sums are equal: two float32 roundings, 1e-7, and the noise of
+the absmax in them, which is divided out; a scale that is off by a thousandth is found."""
 TIE_STEP = 1
 """A tie rounds to one neighbour or the other; a difference of two steps is not a tie."""
+
+
+class FirstDifference(NamedTuple):
+    """The first call of a layer, in the order of the run, that ties do not explain."""
+
+    layer: str
+    what: str
+    """`input` (the fault lies between the layer before and this one), `sums`, `operator` or `scale`."""
+    after: str | None
+    """The layer that was called before it and was right."""
+
+    @property
+    def sentence(self) -> str:
+        if self.what == "input":
+            behind = f", behind {self.after}" if self.after else ""
+            return f"the input of {self.layer} is the first that differs{behind}"
+        where = {
+            "sums": "the integer sums",
+            "operator": "the operator's outputs, which are not its sums times its scales,",
+            "scale": "the scales",
+        }
+        return f"{where[self.what]} of {self.layer} are the first that differ"
 
 
 @dataclass
@@ -22,6 +50,8 @@ class Differences:
 
     activations: int = 0
     activations_differing: int = 0
+    activations_off_ties: int = 0
+    """Those of them that no tie explains."""
     max_step: int = 0
     """Largest difference of two int8 activations."""
     max_tie_distance: float = 0.0
@@ -34,7 +64,14 @@ class Differences:
     operator_outputs: int = 0
     operator_mismatches: int = 0
     """Outputs of the operator on equal activations that are not its sums times its scales, bit for bit."""
+    scales_differing: int = 0
+    """Scaled sums that differ from the recorded ones although the sums are equal."""
     differing_by_layer: dict[str, int] = field(default_factory=dict)
+    first: FirstDifference | None = None
+    """Where the replaying model starts to differ; None where only rounding ties were met."""
+    first_tie: str | None = None
+    """The layer of the first activation that differs by a rounding tie."""
+    _last_right: str | None = None
 
     @property
     def only_ties(self) -> bool:
@@ -79,11 +116,45 @@ class Differences:
         self.operator_outputs += wrong.size
         self.operator_mismatches += int(wrong.sum())
 
+    def compare_scales(self, call: LayerCall, recorded: np.ndarray, recorded_x: np.ndarray) -> None:
+        """Compare scaled sums with the `recorded` ones, both of equal sums, each in units of its own absmax."""
+        if call.scaled_sums is None:
+            return
+        factor = _absmax(call.x) / _absmax(recorded_x)
+        distance = np.abs(call.scaled_sums - recorded * factor)
+        wrong = ~(distance <= SCALE_TOLERANCE * np.abs(recorded * factor))
+        rows = rows_above_floor(call.x) & rows_above_floor(recorded_x)
+        self.scales_differing += int(wrong[rows].sum())
+
+    @contextmanager
+    def of_call(self, layer: str) -> Iterator[None]:
+        """A context in which one call is compared: afterwards `first` and `first_tie` are up to date."""
+        before = self._faults()
+        ties = self.activations_differing
+        yield
+        if self.first_tie is None and self.activations_differing > ties and self.only_ties:
+            self.first_tie = layer
+        kinds = [kind for kind, count in self._faults().items() if count > before[kind]]
+        if self.first is None and kinds:
+            self.first = FirstDifference(layer, kinds[0], self._last_right)
+        if not kinds:
+            self._last_right = layer
+
+    def _faults(self) -> dict[str, int]:
+        """Counts of what no tie explains; an input comes before what is made of it."""
+        return {
+            "input": self.activations_off_ties,
+            "sums": self.sums_differing,
+            "operator": self.operator_mismatches,
+            "scale": self.scales_differing,
+        }
+
     def _measure(self, layer: str, unrounded: np.ndarray, own: np.ndarray, recorded: np.ndarray) -> None:
         step = np.abs(own.astype(np.int16) - recorded)
         distance = np.abs(np.abs(unrounded - np.trunc(unrounded)) - 0.5)
         self.activations_differing += step.size
         self.max_step = max(self.max_step, int(step.max()))
+        self.activations_off_ties += int(((step > TIE_STEP) | ~(distance <= TIE_DISTANCE)).sum())
         worst = float(distance.max())
         self.max_tie_distance = max(self.max_tie_distance, worst if np.isfinite(worst) else 1.0)
         self.differing_by_layer[layer] = self.differing_by_layer.get(layer, 0) + step.size
@@ -91,8 +162,12 @@ class Differences:
 
 def _in_steps(x: np.ndarray) -> np.ndarray:
     """float32 [..., K] -> the values just before rounding, in steps of an int8 activation; finite."""
-    absmax = np.maximum(np.abs(x).max(-1, keepdims=True), ABSMAX_FLOOR)
-    return np.nan_to_num(x * (Q8_MAX / absmax))
+    return np.nan_to_num(x * (Q8_MAX / _absmax(x)))
+
+
+def _absmax(x: np.ndarray) -> np.ndarray:
+    """float32 [..., K] -> [..., 1], at least the floor."""
+    return np.maximum(np.abs(x).max(-1, keepdims=True), ABSMAX_FLOOR)
 
 
 def rows_above_floor(x: np.ndarray) -> np.ndarray:

@@ -28,7 +28,9 @@ class RecordedCall(NamedTuple):
     sums: np.ndarray
     """Integers as float32 [..., N]."""
     x: np.ndarray | None = None
-    """float32 [..., K], where the recording keeps inputs."""
+    """float32 [..., K], where the recorded model is the one under test: distances from a tie are then its."""
+    scaled: tuple[np.ndarray, np.ndarray] | None = None
+    """Scaled sums float32 [..., N] and the inputs [..., K] that they are of, where the layer tells them."""
 
 
 @dataclass
@@ -74,7 +76,8 @@ class Recorder:
 
     def observe(self, layer: str, call: LayerCall) -> None:
         x = None if self._differences is None else call.x
-        self._recording.add(layer, RecordedCall(call.activations_q8, call.sums, x))
+        scaled = None if call.scaled_sums is None else (call.scaled_sums, call.x)
+        self._recording.add(layer, RecordedCall(call.activations_q8, call.sums, x, scaled))
         if self._differences is not None:
             self._differences.compare_operator(call, rows_above_floor(call.x))
 
@@ -99,7 +102,10 @@ class Replayer:
                 f"{layer} maps {list(call.x.shape)} to {list(call.sums.shape)} where "
                 f"{list(recorded.activations_q8.shape)} to {list(recorded.sums.shape)} was recorded"
             )
-        above_floor = rows_above_floor(call.x)
-        equal = self._differences.compare_activations(layer, call.x, recorded.activations_q8, recorded.x)
-        self._differences.compare_sums(call.sums, recorded.sums, above_floor)
-        self._differences.compare_operator(call, equal & above_floor)
+        differences, above_floor = self._differences, rows_above_floor(call.x)
+        with differences.of_call(layer):
+            equal = differences.compare_activations(layer, call.x, recorded.activations_q8, recorded.x)
+            differences.compare_sums(call.sums, recorded.sums, above_floor)
+            differences.compare_operator(call, equal & above_floor)
+            if recorded.scaled is not None and np.array_equal(call.sums, recorded.sums):
+                differences.compare_scales(call, *recorded.scaled)

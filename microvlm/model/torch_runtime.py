@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from microvlm.formats.op_spec import ABSMAX_FLOOR, Q8_MAX
 from microvlm.model.decoder import Cache
 from microvlm.model.lowering import named_packed
 from microvlm.runtime import LayerCall, LayerListener, MemoryArrays, MemoryReading
@@ -119,7 +120,7 @@ def listening(model: nn.Module, listener: LayerListener) -> Iterator[None]:
     hooks = []
     try:
         for name, layer in layers.items():
-            tap = _LayerTap(name, listener)
+            tap = _LayerTap(name, listener, layer.scale.detach().float().cpu().numpy())
             layer.tap, layer.sums_tap = tap.choose_activations, tap.observe_sums
             hooks.append(layer.register_forward_pre_hook(tap.keep_input))
         yield
@@ -133,8 +134,8 @@ def listening(model: nn.Module, listener: LayerListener) -> Iterator[None]:
 class _LayerTap:
     """Carries one layer's input and activations from the layer's hooks to the listener."""
 
-    def __init__(self, name: str, listener: LayerListener):
-        self._name, self._listener = name, listener
+    def __init__(self, name: str, listener: LayerListener, scale: np.ndarray):
+        self._name, self._listener, self._scale = name, listener, scale
         self._x = np.zeros(0, np.float32)
         self._activations_q8 = np.zeros(0, np.int8)
 
@@ -151,7 +152,12 @@ class _LayerTap:
         return own
 
     def observe_sums(self, sums: Tensor) -> None:
-        self._listener.observe(self._name, LayerCall(self._x, self._activations_q8, sums.cpu().numpy()))
+        integers = sums.cpu().numpy()
+        # The order of the operator table: the bracket first.
+        absmax = np.maximum(np.abs(self._x).max(-1, keepdims=True), ABSMAX_FLOOR)
+        scaled = integers * ((absmax / Q8_MAX) * self._scale)
+        call = LayerCall(self._x, self._activations_q8, integers, scaled_sums=scaled)
+        self._listener.observe(self._name, call)
 
 
 def fingerprint_of(model: MicroVLM) -> str:

@@ -1,0 +1,1 @@
+"""`microvlm-bench report --html`: saved documents as one self-contained page."""
