@@ -16,6 +16,7 @@ from microvlm.errors import UserError
 from microvlm.exporters import contract
 from microvlm.exporters.bundle_manifest import bits_per_weight, write_manifest
 from microvlm.exporters.bundle_readme import write_readme
+from microvlm.exporters.elsewhere.transformers_files import write_transformers_files
 from microvlm.exporters.external_data import WeightStore, save_graph
 from microvlm.exporters.graph_check import Check, check_graph
 from microvlm.exporters.model_card import copy_card
@@ -116,6 +117,8 @@ def export(
         lowered.config.save(stage.path)
         _save_prior(lowered, stage.path)
         _copy_processor(directory, stage.path, smaller, report, log)
+        if (stage.path / TOKENIZER).is_file():
+            write_transformers_files(stage.path, lowered.config)
         copy_card(directory, stage.path)
         report.bits_per_weight = bits_per_weight(lowered)
         vocabulary_cut = smaller.describe() if smaller else None
