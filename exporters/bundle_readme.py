@@ -8,6 +8,7 @@ from microvlm.config import CONFIG, MicroVLMConfig
 from microvlm.exporters import contract
 from microvlm.exporters.bundle_manifest import MINIMUM_ONNXRUNTIME
 from microvlm.exporters.contract import TensorSpec
+from microvlm.exporters.elsewhere.genai_files import GENAI_CONFIG
 from microvlm.exporters.model_card import MODEL_CARD
 from microvlm.formats.bundle import TRANSFORMERS_MODULE
 from microvlm.formats.manifest import MANIFEST
@@ -120,6 +121,11 @@ def _files(folder: Path, config: MicroVLMConfig) -> str:
             "what the model knows and what it does not, what it was trained on, its scores",
         ),
         ("onnx", "`onnx/*.onnx`, `*.data`", "the graphs below and their weights (memory-mapped)"),
+        (
+            GENAI_CONFIG,
+            f"`{GENAI_CONFIG}`, `onnx/*.json`",
+            "for onnxruntime-genai and optimum, which run `onnx/model.onnx` and `onnx/decoder_genai.onnx`",
+        ),
         (CONFIG, f"`{CONFIG}`", "model sizes, prompt template, scope threshold"),
         (
             MANIFEST,
