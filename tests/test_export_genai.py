@@ -98,10 +98,9 @@ def test_a_decoder_that_differs_is_found_and_no_bundle_is_left(speaking_checkpoi
     monkeypatch.setattr(genai_files, "text_decoder", wrong)
     with pytest.raises(CheckFailed) as failure:
         export(speaking_checkpoint, tmp_path / "bundle", WEIGHTS, genai=True)
-    assert {check.graph for check in failure.value.report.checks if not check.passed} == {
-        "model",
-        "decoder_genai",
-    }
+    # Positions are relative: only a slot that is seen tells a wrong shift.
+    failed = {check.graph for check in failure.value.report.checks if not check.passed}
+    assert failed == {"decoder_genai"}
     assert not (tmp_path / "bundle").exists()
 
 
