@@ -204,8 +204,8 @@ def export(
     """Export a checkpoint to the folder `output`, checked against PyTorch -> the path of the bundle.
 
     `bits` and `embedding_bits` are those of a weight, `packing` is 2bit or base3, `vocabulary` the most tokens to keep,
-    and `force` replaces a bundle that exists. With `genai` the bundle also has a decoder for onnxruntime-genai and optimum.
-    Needs the packages of microvlm[export]. Raises UserError for bad input, for missing packages and for a graph
+    and `force` replaces a bundle that exists. With `genai` the bundle also has a decoder for other programs. Needs
+    the packages of microvlm[export]. Raises UserError for bad input, for missing packages and for a graph
     whose outputs are not the model's.
     """
     from microvlm.formats.weight_format import WeightFormat
