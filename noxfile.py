@@ -12,7 +12,8 @@ from pathlib import Path
 import nox
 
 CONSTRAINTS = ("-c", ".ci/constraints.txt")
-SOURCES = ("microvlm", "exporters", "backends", "bench", "training", "tests", "setup.py", "noxfile.py", ".ci")
+PACKAGES = ("microvlm", "exporters", "backends", "bench", "training", "plugins")
+SOURCES = (*PACKAGES, "tests", "setup.py", "noxfile.py", ".ci")
 # The default model is timed; sessions that compare, mutate and kill take the small one.
 MODEL, SMALL_MODEL = "photo", "nano"
 OLDEST_PYTHON = "3.11"
@@ -132,6 +133,35 @@ def page(session: nox.Session) -> None:
         SHOTS=f"{folder}/shots",
     )
     run(session, "python", "-P", "tests/page/load.py")
+
+
+@nox.session
+def elsewhere(session: nox.Session) -> None:
+    """Run bundles in optimum, onnxruntime-genai, optimum-onnx and lmms-eval: gigabytes, three environments"""
+    bundles = Path(session.create_tmp(), "bundles")
+    shutil.rmtree(bundles, ignore_errors=True)
+    bundles.mkdir()
+    session.install(".[export]", "./plugins/optimum", "onnxruntime-genai>=0.18", "pytest", *CONSTRAINTS)
+    for model in (SMALL_MODEL, MODEL):
+        session.run("microvlm-export", model, "--genai", "-o", str(bundles / model))
+    variables = {"BUNDLES": str(bundles), "PYTHONSAFEPATH": "1"}
+    session.run("pytest", "tests/elsewhere/optimum_plugin.py", "tests/elsewhere/genai.py", env=variables)
+    # Their packages and this environment's exclude each other. torchvision's wheels are of another torch than CI's, and
+    # lmms-eval imports a module that later versions of filelock lack.
+    for name, packages, unwanted in (
+        ("ort_model", ("optimum-onnx==0.1.0",), ()),
+        ("lmms", ("lmms-eval==0.7.3", "filelock==3.20.0"), ("torchvision",)),
+    ):
+        folder = Path(session.create_tmp(), name)
+        session.run(sys.executable, "-m", "venv", str(folder), external=True)
+        python = str(folder / "bin" / "python")
+        pip = (python, "-m", "pip", "-q")
+        torch = ("torch==2.13.0", "onnxruntime==1.32.0", "pytest")
+        session.run(*pip, "install", ".", *packages, *torch, env=NO_NATIVE, external=True)
+        if unwanted:
+            session.run(*pip, "uninstall", "-y", *unwanted, external=True)
+        environment = {**variables, "MICROVLM_NATIVE": "0"}
+        session.run(python, "-m", "pytest", f"tests/elsewhere/{name}.py", env=environment, external=True)
 
 
 @nox.session(venv_backend="none")

@@ -8,7 +8,9 @@ from microvlm.config import CONFIG, MicroVLMConfig
 from microvlm.exporters import contract
 from microvlm.exporters.bundle_manifest import MINIMUM_ONNXRUNTIME
 from microvlm.exporters.contract import TensorSpec
+from microvlm.exporters.elsewhere.genai_files import GENAI_CONFIG
 from microvlm.exporters.model_card import MODEL_CARD
+from microvlm.formats.bundle import TRANSFORMERS_MODULE
 from microvlm.formats.manifest import MANIFEST
 from microvlm.formats.op_table import DOMAIN
 from microvlm.formats.weight_format import WeightFormat
@@ -40,7 +42,7 @@ def write_readme(folder: Path, config: MicroVLMConfig, weights: WeightFormat) ->
     page = _page(folder, config, weights, has_tokenizer)
     (folder / README).write_text(page, encoding="utf-8")
     if has_tokenizer:
-        (folder / EXAMPLE).write_bytes((Path(__file__).parent / "bundle_example.py").read_bytes())
+        (folder / EXAMPLE).write_bytes((Path(__file__).parent / "elsewhere" / EXAMPLE).read_bytes())
 
 
 def _page(folder: Path, config: MicroVLMConfig, weights: WeightFormat, has_tokenizer: bool) -> str:
@@ -119,6 +121,11 @@ def _files(folder: Path, config: MicroVLMConfig) -> str:
             "what the model knows and what it does not, what it was trained on, its scores",
         ),
         ("onnx", "`onnx/*.onnx`, `*.data`", "the graphs below and their weights (memory-mapped)"),
+        (
+            GENAI_CONFIG,
+            f"`{GENAI_CONFIG}`, `onnx/*.json`",
+            "for onnxruntime-genai and optimum, which run `onnx/model.onnx` and `onnx/decoder_genai.onnx`",
+        ),
         (CONFIG, f"`{CONFIG}`", "model sizes, prompt template, scope threshold"),
         (
             MANIFEST,
@@ -132,6 +139,11 @@ def _files(folder: Path, config: MicroVLMConfig) -> str:
             PREPROCESSOR,
             f"`{PREPROCESSOR}`",
             "mean, deviation and scale of pixels; its `size` does not say that pictures are fitted",
+        ),
+        (
+            TRANSFORMERS_MODULE,
+            f"`{TRANSFORMERS_MODULE}`",
+            "for the library transformers: `AutoConfig` and `AutoImageProcessor` with `trust_remote_code=True`",
         ),
         (
             "memory_prior.safetensors",

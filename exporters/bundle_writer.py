@@ -10,12 +10,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import onnx
 from safetensors.torch import save
 
 from microvlm.errors import UserError
 from microvlm.exporters import contract
 from microvlm.exporters.bundle_manifest import bits_per_weight, write_manifest
 from microvlm.exporters.bundle_readme import write_readme
+from microvlm.exporters.elsewhere.genai_files import GRAPHS, write_genai_files
+from microvlm.exporters.elsewhere.transformers_files import write_transformers_files
 from microvlm.exporters.external_data import WeightStore, save_graph
 from microvlm.exporters.graph_check import Check, check_graph
 from microvlm.exporters.model_card import copy_card
@@ -80,19 +83,25 @@ def export(
     *,
     vocabulary: int | None = None,
     force: bool = False,
+    genai: bool = False,
     threads: int = 0,
     log: Log = lambda line: None,
 ) -> ExportReport:
     """Export the checkpoint `source` (a directory, hub id or bundled name) to the folder `output`.
 
     `output` appears, or with `force` replaces an older bundle, when all graphs were checked. `vocabulary` is the
-    largest number of tokens to keep (`vocabulary.shrink`), None for all; `threads` are ONNX Runtime's in the checks, 0
-    for the usable cores; `log` is called with each line of progress.
+    largest number of tokens to keep (`vocabulary.shrink`), None for all; with `genai` the bundle also has what
+    onnxruntime-genai and optimum's ORTModelForCausalLM load (`elsewhere.genai_files`); `threads` are ONNX Runtime's in
+    the checks, 0 for the usable cores; `log` is called with each line of progress.
 
     Raises UserError for bad input, an output that may not be replaced or a full disk, and CheckFailed when ONNX
     Runtime's outputs differ from the model's.
     """
     directory = resolve_checkpoint(source)
+    if genai and not (directory / TOKENIZER).is_file():
+        raise UserError(
+            f"{source} has no {TOKENIZER}, which --genai needs: leave --genai out, or add the file."
+        )
     provenance = _provenance(directory / "training.json")
     report = ExportReport(bundle=str(output), bits=weights.bits, packing=weights.packing)
     with staged(output, force) as stage:
@@ -110,12 +119,18 @@ def export(
         stage.require_space(sum(t.numel() * t.element_size() for t in lowered.state_dict().values()))
         for remark in report.notes:
             log(remark)
-        _write_graphs(lowered, stage.path, report, threads, log)
+        graphs = _write_graphs(lowered, stage.path, report, threads, log)
         if not all(check.passed for check in report.checks):
             raise CheckFailed(report)
         lowered.config.save(stage.path)
         _save_prior(lowered, stage.path)
         _copy_processor(directory, stage.path, smaller, report, log)
+        if (stage.path / TOKENIZER).is_file():
+            write_transformers_files(stage.path, lowered.config)
+        if genai:
+            report.checks += write_genai_files(stage.path, graphs, threads)
+            if not all(check.passed for check in report.checks):
+                raise CheckFailed(report)
         copy_card(directory, stage.path)
         report.bits_per_weight = bits_per_weight(lowered)
         vocabulary_cut = smaller.describe() if smaller else None
@@ -140,16 +155,22 @@ def _remarks(model: MicroVLM, weights: WeightFormat) -> list[str]:
     return []
 
 
-def _write_graphs(lowered: MicroVLM, folder: Path, report: ExportReport, threads: int, log: Log) -> None:
+def _write_graphs(
+    lowered: MicroVLM, folder: Path, report: ExportReport, threads: int, log: Log
+) -> dict[str, onnx.ModelProto]:
+    """Write and check every graph -> those that `write_genai_files` takes, by name."""
     onnx_folder = folder / "onnx"
     onnx_folder.mkdir()
     store = WeightStore(onnx_folder)
     weights_in_graphs = {"memory_prior"}
+    kept = {}
     for spec in contract.graphs(lowered.config):
         began = time.perf_counter()
         set_traced(lowered, True)
         proto = save_graph(trace(lowered, spec), spec.name, store)
         weights_in_graphs |= {tensor.name for tensor in proto.graph.initializer}
+        if spec.name in GRAPHS:
+            kept[spec.name] = proto
         ops = Counter(node.op_type for node in proto.graph.node)
         report.ternary_nodes += sum(ops[op.name] for op in OPS.values() if op.is_ternary)
         seconds = time.perf_counter() - began
@@ -164,6 +185,7 @@ def _write_graphs(lowered: MicroVLM, folder: Path, report: ExportReport, threads
         raise RuntimeError(
             f"weights and graphs differ in {sorted(weights_in_graphs ^ set(lowered.state_dict()))[:5]}"
         )
+    return kept
 
 
 def _copy_processor(

@@ -50,6 +50,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="ONNX Runtime threads of the checks; 0 is one per core.",
 )
+@click.option(
+    "--genai",
+    is_flag=True,
+    help="Also write a decoder of token ids, which onnxruntime-genai and optimum's ORTModelForCausalLM run.",
+)
 @click.option("--force", is_flag=True, help="Replace a bundle that is there, once the new one is right.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else on stdout.")
 def command(
@@ -60,6 +65,7 @@ def command(
     embedding_bits: str,
     vocabulary: int | None,
     threads: int,
+    genai: bool,
     force: bool,
     as_json: bool,
 ) -> int:
@@ -80,7 +86,14 @@ def command(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         report = export(
-            source.folder, target, weights, vocabulary=vocabulary, force=force, threads=threads, log=note
+            source.folder,
+            target,
+            weights,
+            vocabulary=vocabulary,
+            force=force,
+            genai=genai,
+            threads=threads,
+            log=note,
         )
     except CheckFailed as failure:
         _show(failure.report, as_json)

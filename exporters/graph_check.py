@@ -58,7 +58,9 @@ def check_graph(
     feeds = {tensor.name: value.numpy() for tensor, value in zip(spec.inputs, inputs, strict=True)}
     expected = _run_eager(model, spec, inputs)
     names = [tensor.name for tensor in spec.outputs]
-    session = onnxruntime.InferenceSession(str(path), _options(threads), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        str(path), session_options(threads), providers=["CPUExecutionProvider"]
+    )
     free = _compare(spec, session.run(names, feeds), expected)
     if all(check.passed for check in free):
         return free, None
@@ -94,7 +96,7 @@ def record(
     `differences` counts the operators whose output is not their sums times their scales.
     """
     probed, recording = probe(path), Recording()
-    session = probed.open(_options(threads))
+    session = probed.open(session_options(threads))
 
     def run(values: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
         return dict(zip(names, session.run(list(names), values), strict=True))
@@ -126,20 +128,23 @@ def _run_eager(model: MicroVLM, spec: GraphSpec, inputs: tuple[Tensor, ...]) -> 
         return [tensor.numpy() for tensor in call(model, spec, inputs)]
 
 
-def _options(threads: int) -> onnxruntime.SessionOptions:
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """Options of a check's sessions: `threads` in a node, 0 for the usable cores."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = pool_threads(threads or None)
     return options
 
 
 def _compare(spec: GraphSpec, outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> list[Check]:
-    checks = []
-    for tensor, output, reference in zip(spec.outputs, outputs, expected, strict=True):
-        if reference.shape != output.shape:
-            checks.append(Check(spec.name, tensor.name, False, float("inf")))
-            continue
-        difference = float(np.abs(reference - output).max())
-        limit = TOLERANCE * max(1.0, float(np.abs(reference).max()))
-        # A NaN compares false, so it fails.
-        checks.append(Check(spec.name, tensor.name, difference <= limit, difference))
-    return checks
+    named = zip(spec.outputs, outputs, expected, strict=True)
+    return [compare_output(spec.name, tensor.name, output, reference) for tensor, output, reference in named]
+
+
+def compare_output(graph: str, name: str, output: np.ndarray, reference: np.ndarray) -> Check:
+    """The Check of one output against what it should be: within `TOLERANCE`, and of the same shape."""
+    if reference.shape != output.shape:
+        return Check(graph, name, False, float("inf"))
+    difference = float(np.abs(reference - output).max())
+    limit = TOLERANCE * max(1.0, float(np.abs(reference).max()))
+    # A NaN compares false, so it fails.
+    return Check(graph, name, difference <= limit, difference)

@@ -303,6 +303,7 @@ class MicroVLMConfig:
         version = documents.convert({"format": values.pop("format", 0)}, _Format, origin, _REMEDY)
         if version.format > CONFIG_FORMAT:
             raise UserError(f"{origin} was written by a newer microvlm; upgrade the package.")
+        values.pop("auto_map", None)  # names of classes for transformers, which nothing here runs
         _refuse_unknown_keys(values, cls, origin)
         return documents.convert(values, cls, origin, _REMEDY)
 

@@ -199,12 +199,14 @@ def export(
     embedding_bits: int = 8,
     vocabulary: int | None = None,
     force: bool = False,
+    genai: bool = False,
 ) -> Path:
     """Export a checkpoint to the folder `output`, checked against PyTorch -> the path of the bundle.
 
     `bits` and `embedding_bits` are those of a weight, `packing` is 2bit or base3, `vocabulary` the most tokens to keep,
-    and `force` replaces a bundle that exists. Needs the packages of microvlm[export]. Raises UserError for bad input,
-    for missing packages and for a graph whose outputs are not the model's.
+    and `force` replaces a bundle that exists. With `genai` the bundle also has a decoder for other programs. Needs
+    the packages of microvlm[export]. Raises UserError for bad input, for missing packages and for a graph
+    whose outputs are not the model's.
     """
     from microvlm.formats.weight_format import WeightFormat
 
@@ -217,7 +219,7 @@ def export(
     except ModuleNotFoundError as error:
         raise UserError(f"export needs the package '{error.name}': pip install 'microvlm[export]'.") from None
     try:
-        write_bundle(source, Path(output), weights, vocabulary=vocabulary, force=force)
+        write_bundle(source, Path(output), weights, vocabulary=vocabulary, force=force, genai=genai)
     except CheckFailed as failure:
         raise UserError(f"{source} cannot be exported here ({failure}); try microvlm-export.") from None
     return Path(output)

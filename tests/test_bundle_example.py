@@ -16,8 +16,8 @@ from PIL import Image
 
 from microvlm.backends import load, native
 from microvlm.exporters import contract
-from microvlm.exporters.bundle_example import Bundle, Refusal, about, read_square
 from microvlm.exporters.bundle_readme import write_readme
+from microvlm.exporters.elsewhere.example import Bundle, Refusal, about, read_square
 from microvlm.formats.manifest import MANIFEST, sha256
 from microvlm.formats.weight_format import WeightFormat
 from microvlm.generation import GenerationOptions

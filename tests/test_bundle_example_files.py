@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 from test_images import write_huge_png
 
-from microvlm.exporters.bundle_example import Bundle, Refusal
+from microvlm.exporters.elsewhere.example import Bundle, Refusal
 from microvlm.formats.manifest import MANIFEST, sha256
 
 pytestmark = pytest.mark.posix

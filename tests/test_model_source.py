@@ -246,7 +246,7 @@ def test_a_bundle_from_the_hub_is_fetched_whole_and_pickles_are_not(monkeypatch,
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     hub.snapshot("me/nano")
-    assert calls == [["*.json"], ["*.json", "*.safetensors", "*.onnx", "*.data", "README.md", "example.py"]]
+    assert calls == [["*.json"], ["*.json", "*.safetensors", "*.onnx", "*.data", "README.md", "*.py"]]
 
 
 @pytest.mark.parametrize("text", ["a", "a/b/c", "../b", "./b", "/b", "a/..", "a b/c", "a/b\n", "a/", "-a/b"])

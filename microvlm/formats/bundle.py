@@ -44,7 +44,9 @@ FILES_READ_BY_NAME = (
     "tokenizer_tables.safetensors",
 )
 """What loading a bundle reads beside its graphs; none of these may be there without being listed."""
-DOCUMENTS = ("MODEL_CARD.md", "README.md", "example.py")
+TRANSFORMERS_MODULE = "transformers_microvlm.py"
+"""Read by transformers alone."""
+DOCUMENTS = ("MODEL_CARD.md", "README.md", "example.py", TRANSFORMERS_MODULE)
 """Listed files that nothing here reads: a model's pages are edited, and a program may be removed."""
 _READ_FLAGS = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
 _REMEDY = "copy or export the bundle again"

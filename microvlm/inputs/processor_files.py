@@ -26,10 +26,15 @@ REMEDY = "copy the checkpoint or bundle again"
 DEFAULT_NEW_TOKENS = 32
 _RESCALE = 1 / 255
 _BICUBIC = 3
-_IMAGE_PROCESSORS = tuple(
-    family + kind
-    for family in ("ViT", "DeiT")
-    for kind in ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
+OWN_IMAGE_PROCESSOR = "MicroVLMImageProcessor"
+"""The class of a bundle's own for transformers, which computes what `Processor.pixels` does."""
+_IMAGE_PROCESSORS = (
+    *(
+        family + kind
+        for family in ("ViT", "DeiT")
+        for kind in ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
+    ),
+    OWN_IMAGE_PROCESSOR,
 )
 
 TokenId = Annotated[int, Meta(ge=0, le=2**31 - 1)]

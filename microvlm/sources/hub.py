@@ -20,8 +20,8 @@ DOCUMENTS = ("*.json",)
 CHECKPOINT_FILES = ("*.json", "*.safetensors")
 PART_FILES = (*CHECKPOINT_FILES, "*.jinja")
 PICKLED_FILES = ("pytorch_model*.bin",)
-BUNDLE_FILES = (*CHECKPOINT_FILES, "*.onnx", "*.data", "README.md", "example.py")
-"""All that a manifest may list. A bundle's example.py is never run."""
+BUNDLE_FILES = (*CHECKPOINT_FILES, "*.onnx", "*.data", "README.md", "*.py")
+"""All that a manifest may list. A bundle's programs are never run here."""
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[\w.-]{1,96}", re.ASCII)
 
 

@@ -116,7 +116,7 @@ class Bundle:
             path = self.folder / name
             if Path(name).is_absolute() or ".." in Path(name).parts:
                 raise Refusal(f"manifest.json lists a file outside of the bundle: {name!r}.")
-            if name in ("example.py", "README.md", "MODEL_CARD.md"):
+            if name in ("example.py", "transformers_microvlm.py", "README.md", "MODEL_CARD.md"):
                 continue
             if not path.is_file() or path.stat().st_size != entry["bytes"]:
                 raise Refusal(f"{path} is missing or has another size; copy or export the bundle again.")
@@ -299,18 +299,22 @@ def read_square(path, side, stretch):
         drafted = image.draft("RGB", target)  # a JPEG is decoded at a fraction of its size
         if image.width * image.height > MOST_PIXELS:
             raise Refusal(f"{path} has too many pixels; scale it down first.")
-        transparent = image.info.get("transparency")
-        raw = str(image.tile[0][3]) if image.tile and image.format == "PNG" else ""
-        if isinstance(transparent, tuple) and raw == "RGB;16B":  # Pillow keeps the upper bytes only
-            raise Refusal(f"{path} has a transparent colour of 16 bits; save it with an alpha channel.")
-        if isinstance(transparent, int) and image.mode == "L":
-            transparent *= {"L;2": 85, "L;4": 17}.get(raw, 1)  # as Pillow multiplies the samples
-        image.load()
-        orientation = 1
-        with contextlib.suppress(Exception):  # damaged metadata of a good picture
-            orientation = image.getexif().get(0x112, 1)
+        return fit_square(image, side, stretch, drafted[1][2:] if drafted else image.size, path)
+
+
+def fit_square(image, side, stretch, whole, name="the picture"):
+    """The square of an image that is open; `whole`: its exact size, of which the last pixels may be fractions."""
+    transparent = image.info.get("transparency")
+    raw = str(image.tile[0][3]) if getattr(image, "tile", None) and image.format == "PNG" else ""
+    if isinstance(transparent, tuple) and raw == "RGB;16B":  # Pillow keeps the upper bytes only
+        raise Refusal(f"{name} has a transparent colour of 16 bits; save it with an alpha channel.")
+    if isinstance(transparent, int) and image.mode == "L":
+        transparent *= {"L;2": 85, "L;4": 17}.get(raw, 1)  # as Pillow multiplies the samples
+    image.load()
+    orientation = 1
+    with contextlib.suppress(Exception):  # damaged metadata of a good picture
+        orientation = image.getexif().get(0x112, 1)
     image = to_rgb(image, transparent)
-    whole = drafted[1][2:] if drafted else image.size
     factor = max(1, max(image.size) // (2 * side))  # whole pixels are averaged first
     size = [side if stretch else max(1, min(side, round(length * (side / max(whole))))) for length in whole]
     small = image.reduce(factor) if factor > 1 else image
