@@ -25,6 +25,7 @@ from microvlm.exporters.tracing import trace
 from microvlm.exporters.vocabulary.shrink import SmallerVocabulary
 from microvlm.exporters.vocabulary.table_builder import write_tables
 from microvlm.formats import documents
+from microvlm.formats.manifest import MEMORY_PRIOR
 from microvlm.formats.op_table import OPS
 from microvlm.formats.weight_format import WeightFormat
 from microvlm.inputs.processor_files import check_documents, read_documents
@@ -34,7 +35,6 @@ from microvlm.model.lowering import lower, set_traced, ternary_trained
 from microvlm.model.microvlm import MicroVLM
 from microvlm.sizes.smaller import Smaller
 
-MEMORY_PRIOR = "memory_prior"
 MAX_PROVENANCE_BYTES, MAX_PROVENANCE_DEPTH = 4_000_000, 50
 """Of a checkpoint's training.json, which becomes a part of the manifest."""
 Log = Callable[[str], None]
