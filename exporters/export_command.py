@@ -13,7 +13,6 @@ import click
 
 from microvlm.commands.options import ThreadCount
 from microvlm.console import GATE_FAILED, after_saving, echo, note, print_json, run_click
-from microvlm.errors import UserError
 from microvlm.formats.weight_format import PACKING_HELP
 from microvlm.sizes.smaller import Smaller
 from microvlm.sizes.smaller_flags import read_weight_format, smaller_options
@@ -45,8 +44,8 @@ if TYPE_CHECKING:
 @click.option(
     "--calibrate",
     type=click.Path(path_type=Path),
-    help="Texts (.txt, .jsonl, .jsonl.gz) that layers are chosen and costs are measured on; by default the corpus, or "
-    "the model's own answers about the package's pictures.",
+    help="Texts (.txt, .jsonl, .jsonl.gz) to fit --bits 8 or 4 to, to choose layers and to measure costs on; for the "
+    "last two by default the corpus, or the model's own answers about the package's pictures.",
 )
 @click.option(
     "--costs/--no-costs",
@@ -82,10 +81,6 @@ def command(
     # Bad flags are refused before PyTorch is imported, which takes seconds.
     weights = read_weight_format(bits, packing, embedding_bits)
     smaller = dataclasses.replace(smaller, calibrate=calibrate, costs=costs)
-    if calibrate is not None and smaller.is_nothing:
-        raise UserError(
-            "--calibrate has nothing to calibrate here: give --layers, --slots or --vocabulary too."
-        )
     source = find_model(checkpoint, "checkpoint")
     from microvlm.exporters.bundle_writer import CheckFailed, export
 

@@ -1,4 +1,7 @@
-"""Leaves layers, slots and tokens out of a checkpoint's model, in this order, and reports what each saves and costs."""
+"""Leaves layers, slots and tokens out of a model, fits its bits to texts, and reports what each costs.
+
+In the order layers, bits, slots, tokens: what is fitted is what stays, and neither slots nor tokens touch it.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from tokenizers import Tokenizer
 
 from microvlm.config import MicroVLMConfig
 from microvlm.errors import UserError
+from microvlm.exporters.calibration.calibrated_model import calibrate, is_fitted
 from microvlm.exporters.smaller.layer_choice import choose_layers
 from microvlm.exporters.smaller.model_cuts import with_slots, with_tokens, without_layers
 from microvlm.exporters.smaller.samples import Facts, Samples, encode_facts, find_samples
@@ -26,6 +30,7 @@ from microvlm.formats.weight_format import WeightFormat
 from microvlm.inputs.processor import TOKENIZER, Processor
 from microvlm.loaded_model import LoadedModel
 from microvlm.model.checkpoint import describe_lowered
+from microvlm.model.lowering import lower
 from microvlm.model.microvlm import MicroVLM
 from microvlm.sizes.smaller import Smaller
 from microvlm.sizes.weight_bytes import weight_bytes
@@ -38,7 +43,7 @@ class Cut:
     """One thing that was made smaller."""
 
     what: str
-    """layers, slots or vocabulary."""
+    """layers, slots or vocabulary; bits where weights were fitted to texts, which saves nothing beside rounding."""
     before: int
     after: int
     predicted_saved_bytes: int
@@ -57,7 +62,7 @@ class Cut:
         costs = self.costs
         saved = f"{self.what} {self.before} -> {self.after}: {self.predicted_saved_bytes / 1e6:.2f} MB of weights less"
         if costs is None:
-            return saved
+            return f"{self.after} bits fitted to texts" if self.what == "bits" else saved
         if self.what == "slots":
             price = f"recall {costs['recall_before']:.3f} -> {costs['recall_after']:.3f} of {costs['facts']:.0f} facts"
         else:
@@ -65,6 +70,9 @@ class Cut:
                 f"KL {costs['kl']:.4f}, top-1 {costs['top1']:.3f}, perplexity {costs['perplexity_before']:.2f} -> "
                 f"{costs['perplexity_after']:.2f}"
             )
+            if self.what == "bits":
+                rounding = f"KL {costs['kl_of_rounding']:.4f} by rounding"
+                return f"{self.after} bits fitted to {self.measured_on}: {price}; {rounding}"
             if self.what == "vocabulary":
                 price += f", {costs['tokens_after'] / max(costs['tokens'], 1):.2f} tokens for each"
         return f"{saved}; {price} (on {self.measured_on})"
@@ -89,7 +97,17 @@ def cut_model(
     smaller.sizes_of(model.config)
     vocabulary = shrink(directory, model.config, smaller) if smaller.cuts_tokens else None
     if smaller.is_nothing:
-        return CutModel(model, None, [])
+        if smaller.calibrate is None:
+            return CutModel(model, None, [])
+        if weights.bits not in (8, 4):
+            raise UserError(
+                "--calibrate has nothing to calibrate here: give --bits 8 or 4, --layers, --slots or --vocabulary."
+            )
+        if not is_fitted(model):
+            raise UserError(
+                "--calibrate fits the weights of a float decoder, and this one has none: leave it out, because its "
+                "integers are stored exactly."
+            )
     return _Cutter(model, directory, smaller, weights, log).run(vocabulary)
 
 
@@ -105,7 +123,8 @@ class _Cutter:
     def run(self, vocabulary: SmallerVocabulary | None) -> CutModel:
         smaller = self.smaller
         samples = processor = latents = None
-        if smaller.costs or smaller.layers is not None or smaller.slots is not None:
+        fits = smaller.calibrate is not None and self.weights.bits in (8, 4) and is_fitted(self.model)
+        if smaller.costs or fits or smaller.layers is not None or smaller.slots is not None:
             loaded = self._load()
             processor, slots = loaded.processor, self.model.config.memory.slots
             texts = smaller.calibrate or smaller.corpus
@@ -115,6 +134,8 @@ class _Cutter:
             latents = encode_facts(loaded.runtime, processor, samples.facts) if facts else None
         if smaller.layers is not None and samples and processor:
             self._layers(samples, processor, smaller.layers)
+        if fits and samples and processor:
+            self._fit(samples, processor)
         if smaller.slots is not None and samples and latents:
             self._slots(latents, samples.origin, smaller.slots)
         if vocabulary is not None:
@@ -137,6 +158,16 @@ class _Cutter:
             costs = compare(before, Reader(after, processor), samples.measure)._asdict()
         total = self.model.config.text.num_hidden_layers
         self._done("layers", total, count, after, costs, samples.origin, kept)
+
+    def _fit(self, samples: Samples, processor: Processor) -> None:
+        before = Reader(self.model, processor)
+        after = calibrate(before, samples.calibrate, self.weights.bits, self.log)
+        costs = None
+        if self.smaller.costs:
+            fitted, rounded = (Reader(lower(model, self.weights), processor) for model in (after, self.model))
+            costs = compare(before, fitted, samples.measure)._asdict()
+            costs["kl_of_rounding"] = compare(before, rounded, samples.measure).kl
+        self._done("bits", 32, int(self.weights.bits), after, costs, samples.origin, saved=0)
 
     def _slots(self, latents: Facts, origin: str, count: int) -> None:
         held_out = Facts(latents.cues[1::2], latents.values[1::2])
@@ -173,8 +204,10 @@ class _Cutter:
         costs: Mapping[str, float] | None,
         origin: str,
         kept: list[int] | None = None,
+        saved: int | None = None,
     ) -> None:
-        saved = self._weight_bytes(self.model) - self._weight_bytes(after)
+        if saved is None:
+            saved = self._weight_bytes(self.model) - self._weight_bytes(after)
         measured_on = origin if costs is not None else None
         self.cuts.append(Cut(what, before, count, saved, costs, measured_on, kept))
         self.model = after

@@ -17,8 +17,8 @@ from microvlm.inputs.text_data import open_texts
 from microvlm.memory.conversation import with_answer
 from microvlm.runtime import Runtime
 
-CHOOSE, MEASURE = 24, 48
-"""Samples that layers are chosen on, and others that costs are measured on."""
+CALIBRATE, CHOOSE, MEASURE = 128, 24, 48
+"""Samples that four bits are fitted to, those of them that layers are chosen on, others that costs are measured on."""
 MOST_CHARACTERS = 400
 """Longer texts are cut: about a hundred tokens."""
 ANSWER_TOKENS = 24
@@ -37,9 +37,11 @@ class Sample(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Samples for each purpose; no sample serves two, but facts may be any."""
+    """Samples for each purpose. None that something was chosen or calibrated on is measured; facts may be any."""
 
+    calibrate: list[Sample]
     choose: list[Sample]
+    """Some of those to calibrate on."""
     measure: list[Sample]
     facts: list[Sample]
     origin: str
@@ -70,21 +72,20 @@ def find_samples(runtime: Runtime, processor: Processor, texts: Path | None, fac
             raise UserError(
                 "the model answers nothing about the package's pictures: give texts with --calibrate FILE."
             )
-        return Samples(
-            spread(answered[0::2], CHOOSE),
-            spread(answered[1::2], MEASURE),
-            answered[:facts],
-            "its own answers",
-        )
+        choose, measure = spread(answered[0::2], CHOOSE), spread(answered[1::2], MEASURE)
+        return Samples(choose, choose, measure, answered[:facts], "its own answers")
     data = open_texts(texts)
-    parts = [_readable(processor, data.texts(split), max(count, facts)) for split, count in _SPLITS]
-    if not all(parts):
+    seen = readable(processor, data.train, max(CALIBRATE, facts))
+    held_out = readable(processor, data.validation, max(MEASURE, facts))
+    if not seen or not held_out:
         raise UserError(f"{texts} has no text of two tokens that the model reads: give another file.")
-    choose, measure = (spread(part, count) for part, (_, count) in zip(parts, _SPLITS, strict=True))
-    return Samples(choose, measure, [*parts[1], *parts[0]][:facts], texts.name)
-
-
-_SPLITS = (("train", CHOOSE), ("validation", MEASURE))
+    return Samples(
+        spread(seen, CALIBRATE),
+        spread(seen, CHOOSE),
+        spread(held_out, MEASURE),
+        [*held_out, *seen][:facts],
+        texts.name,
+    )
 
 
 def package_pictures() -> list[Path]:
@@ -99,7 +100,7 @@ def spread(items: Sequence[Item], count: int) -> list[Item]:
     return [items[place] for place in places] if len(items) else []
 
 
-def _readable(processor: Processor, texts: Sequence[str], count: int) -> list[Sample]:
+def readable(processor: Processor, texts: Sequence[str], count: int) -> list[Sample]:
     """The first samples among evenly chosen texts that hold no special token and have two tokens or more."""
     samples: dict[str, Sample] = {}
     for text in spread(texts, 4 * count):

@@ -25,7 +25,7 @@ class Smaller:
     languages: tuple[str, ...] = ()
     """Languages by whose scripts tokens are chosen."""
     calibrate: Path | None = None
-    """Texts that layers are chosen on, four bits are calibrated on and costs are measured on."""
+    """Texts that layers are chosen on, bits are fitted to and costs are measured on."""
     costs: bool = True
     """Whether costs are measured. Layers are chosen by measuring whatever this says."""
 
