@@ -162,10 +162,8 @@ def test_where_there_is_nothing_to_fit_it_is_said(bits, words, speaking_checkpoi
 def test_an_export_says_what_fitting_was_worth(tiny_processor, tmp_path, capsys):
     seeded_model(tiny_config(FLOAT)).save_pretrained(tmp_path / "c")
     tiny_processor.save(tmp_path / "c")
-    lines = [{"text": sample.text} for sample in TEXTS * 3]
-    (tmp_path / "t.jsonl").write_text(
-        "".join(json.dumps({**line, "n": n}) + "\n" for n, line in enumerate(lines))
-    )
+    texts = [f"{sample.text} {number}" for number, sample in enumerate(TEXTS * 4)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     options = ["--bits", "4", "--calibrate", tmp_path / "t.jsonl", "--threads", "1", "--json"]
     status, stdout, _ = run_export([tmp_path / "c", "-o", tmp_path / "b", *options], capsys)
     assert status == 0
