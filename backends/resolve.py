@@ -76,7 +76,7 @@ def exporter_digest() -> str:
 
     package = Path(microvlm.__file__).parent
     sources = sorted(package.glob("*.py"))
-    for folder in ("configuration", "exporters", "formats", "inputs", "model"):
+    for folder in ("configuration", "exporters", "formats", "inputs", "model", "sizes"):
         sources += sorted((package / folder).rglob("*.py"))
     digest = hashlib.sha256(microvlm.__version__.encode())
     for name in EXPORTING:

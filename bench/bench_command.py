@@ -237,6 +237,25 @@ def sizes(output: ReportOutput) -> None:
     output.deliver(measure(note))
 
 
+@command.command()
+@click.argument("checkpoint")
+@click.option(
+    "--data", "data", type=_FILE, multiple=True, required=True, help="Texts to measure on; may be repeated."
+)
+@click.option(
+    "--calibrate", type=_FILE, multiple=True, help="Texts that four bits are also fitted to; may be repeated."
+)
+@click.option("--count", type=WholeNumber(1), default=64, show_default=True, help="Held-out texts of a file.")
+@report_flags
+def precisions(
+    checkpoint: str, data: tuple[Path, ...], calibrate: tuple[Path, ...], count: int, output: ReportOutput
+) -> None:
+    """What 16, 8, 4 and 1.58 bits cost the float decoder of CHECKPOINT on texts: KL, first choices, perplexity."""
+    from microvlm.bench.precisions.precision_bench import run as measure
+
+    output.deliver(measure(checkpoint, data, calibrate, count, note))
+
+
 command.add_command(compare)
 command.add_command(gate)
 command.add_command(history)

@@ -33,6 +33,8 @@ from microvlm.bench.memory import memory_tables
 from microvlm.bench.memory.memory_records import Part, SeveralParts
 from microvlm.bench.pi import count_tables, pi_tables
 from microvlm.bench.pi.pi_records import CountReport, FitReport, PiReport
+from microvlm.bench.precisions import precision_tables
+from microvlm.bench.precisions.precision_records import PrecisionReport
 from microvlm.bench.records import Commit, Provenance
 from microvlm.bench.scores import answer_tables, caption_tables, score_tables, text_tables
 from microvlm.bench.scores.answer_records import AnswerReport
@@ -73,6 +75,7 @@ READERS: dict[str, Reader] = {
     "kernels": Reader(KernelReport, kernel_tables.report),
     "full": Reader(FullReport, full_tables.report),
     "sizes": Reader(SizesReport, full_tables.sizes_report),
+    "precisions": Reader(PrecisionReport, precision_tables.report),
     "memory": Reader(Part, memory_tables.report),
     "conversation": Reader(ConversationReport, conversation_tables.report),
     "attention": Reader(AttentionReport, attention_tables.report),

@@ -11,14 +11,13 @@ from microvlm.exporters.contract import TensorSpec
 from microvlm.exporters.elsewhere.genai_files import GENAI_CONFIG
 from microvlm.exporters.model_card import MODEL_CARD
 from microvlm.formats.bundle import TRANSFORMERS_MODULE
-from microvlm.formats.manifest import MANIFEST
+from microvlm.formats.manifest import EXAMPLE, MANIFEST, README
 from microvlm.formats.op_table import DOMAIN
 from microvlm.formats.weight_format import WeightFormat
 from microvlm.inputs.processor_files import GENERATION, PREPROCESSOR, check_documents, read_documents
 from microvlm.inputs.tokenizer import TOKENIZER
 from microvlm.inputs.tokenizer_tables import TABLES
 
-README, EXAMPLE = "README.md", "example.py"
 _WITH_TOKENIZER = (
     "`microvlm caption PICTURE --model FOLDER` runs this folder. So does [example.py](example.py), which implements "
     "this page with numpy, Pillow and tokenizers: it answers questions, and writes, reads and forgets facts."

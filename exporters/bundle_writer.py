@@ -22,11 +22,13 @@ from microvlm.exporters.elsewhere.transformers_files import write_transformers_f
 from microvlm.exporters.external_data import WeightStore, save_graph
 from microvlm.exporters.graph_check import Check, check_graph
 from microvlm.exporters.model_card import copy_card
+from microvlm.exporters.smaller.cutting import Cut, cut_model
 from microvlm.exporters.staging import staged
 from microvlm.exporters.tracing import trace
-from microvlm.exporters.vocabulary.shrink import SmallerVocabulary, keep_rows, shrink
+from microvlm.exporters.vocabulary.shrink import SmallerVocabulary
 from microvlm.exporters.vocabulary.table_builder import write_tables
 from microvlm.formats import documents
+from microvlm.formats.manifest import MEMORY_PRIOR
 from microvlm.formats.op_table import OPS
 from microvlm.formats.weight_format import WeightFormat
 from microvlm.inputs.processor_files import check_documents, read_documents
@@ -34,8 +36,8 @@ from microvlm.inputs.tokenizer_tables import TOKENIZER
 from microvlm.model.checkpoint import PROCESSOR_FILES, load_checkpoint, resolve_checkpoint
 from microvlm.model.lowering import lower, set_traced, ternary_trained
 from microvlm.model.microvlm import MicroVLM
+from microvlm.sizes.smaller import Smaller
 
-MEMORY_PRIOR = "memory_prior"
 MAX_PROVENANCE_BYTES, MAX_PROVENANCE_DEPTH = 4_000_000, 50
 """Of a checkpoint's training.json, which becomes a part of the manifest."""
 Log = Callable[[str], None]
@@ -60,6 +62,8 @@ class ExportReport:
     ternary_nodes: int = 0
     bits_per_weight: dict[str, float | None] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
+    cuts: list[Cut] = field(default_factory=list)
+    """What was left out, what it saves and what it costs."""
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -73,7 +77,7 @@ class ExportReport:
             }
             for check in self.checks
         ]
-        return {**vars(self), "checks": checks}
+        return {**vars(self), "checks": checks, "cuts": [cut.to_json() for cut in self.cuts]}
 
 
 def export(
@@ -81,7 +85,7 @@ def export(
     output: Path,
     weights: WeightFormat,
     *,
-    vocabulary: int | None = None,
+    smaller: Smaller | None = None,
     force: bool = False,
     genai: bool = False,
     threads: int = 0,
@@ -89,10 +93,10 @@ def export(
 ) -> ExportReport:
     """Export the checkpoint `source` (a directory, hub id or bundled name) to the folder `output`.
 
-    `output` appears, or with `force` replaces an older bundle, when all graphs were checked. `vocabulary` is the
-    largest number of tokens to keep (`vocabulary.shrink`), None for all; with `genai` the bundle also has what
-    onnxruntime-genai and optimum's ORTModelForCausalLM load (`elsewhere.genai_files`); `threads` are ONNX Runtime's in
-    the checks, 0 for the usable cores; `log` is called with each line of progress.
+    `output` appears, or with `force` replaces an older bundle, when all graphs were checked. `smaller` says what is
+    left out of the model, None for nothing; with `genai` the bundle also has what onnxruntime-genai and optimum's
+    ORTModelForCausalLM load (`elsewhere.genai_files`); `threads` are ONNX Runtime's in the checks, 0 for the usable
+    cores; `log` is called with each line of progress.
 
     Raises UserError for bad input, an output that may not be replaced or a full disk, and CheckFailed when ONNX
     Runtime's outputs differ from the model's.
@@ -108,14 +112,11 @@ def export(
         model = load_checkpoint(directory)
         check_documents(read_documents(directory), model.config, directory)
         report.notes += _remarks(model, weights)
-        smaller = shrink(directory, model.config, vocabulary) if vocabulary is not None else None
-        if smaller:
-            keep_rows(model, smaller.old_ids)
-            report.notes.append(
-                f"The vocabulary was cut to {len(smaller.old_ids)} of {smaller.old_size} tokens."
-            )
-        lowered = lower(model, weights)
-        del model
+        cut = cut_model(model, directory, smaller or Smaller(), weights, log)
+        report.cuts = cut.cuts
+        lowered = lower(cut.model, weights)
+        vocabulary = cut.vocabulary
+        del model, cut
         stage.require_space(sum(t.numel() * t.element_size() for t in lowered.state_dict().values()))
         for remark in report.notes:
             log(remark)
@@ -124,7 +125,7 @@ def export(
             raise CheckFailed(report)
         lowered.config.save(stage.path)
         _save_prior(lowered, stage.path)
-        _copy_processor(directory, stage.path, smaller, report, log)
+        _copy_processor(directory, stage.path, vocabulary, report, log)
         if (stage.path / TOKENIZER).is_file():
             write_transformers_files(stage.path, lowered.config)
         if genai:
@@ -133,7 +134,7 @@ def export(
                 raise CheckFailed(report)
         copy_card(directory, stage.path)
         report.bits_per_weight = bits_per_weight(lowered)
-        vocabulary_cut = smaller.describe() if smaller else None
+        vocabulary_cut = vocabulary.describe() if vocabulary else None
         write_readme(stage.path, lowered.config, weights)
         write_manifest(stage.path, lowered, weights, report.bits_per_weight, vocabulary_cut, provenance)
         report.total_bytes = sum(path.stat().st_size for path in stage.path.rglob("*") if path.is_file())

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from microvlm.commands.options import ThreadCount
 from microvlm.console import GATE_FAILED, after_saving, echo, note, print_json, run_click
-from microvlm.errors import UserError
-from microvlm.formats.weight_format import PACKING_HELP, WeightFormat
+from microvlm.formats.weight_format import PACKING_HELP
+from microvlm.sizes.smaller import Smaller
+from microvlm.sizes.smaller_flags import read_weight_format, smaller_options
 from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL, find_model
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="Folder to create; by default NAME-BITSbit, and -vN for a vocabulary.",
+    help="Folder to create; by default NAME-BITSbit, and -lN, -sN, -vN for fewer layers, slots, tokens.",
 )
 @click.option(
     "--bits", default="1.58", show_default=True, help="Width of linear weights: 32, 16, 8, 4 or 1.58."
@@ -38,10 +40,17 @@ if TYPE_CHECKING:
     show_default=True,
     help="Width of the token table and tied head: 16, 8 or 4.",
 )
+@smaller_options
 @click.option(
-    "--vocabulary",
-    type=int,
-    help="Keep at most this many tokens: bytes, the first merges, what the prompt needs. All by default.",
+    "--calibrate",
+    type=click.Path(path_type=Path),
+    help="Texts (.txt, .jsonl, .jsonl.gz) to fit --bits 8 or 4 to, to choose layers and to measure costs on; for the "
+    "last two by default the corpus, or the model's own answers about the package's pictures.",
+)
+@click.option(
+    "--costs/--no-costs",
+    default=True,
+    help="Measure what leaving out layers, slots and tokens costs; by default it is measured.",
 )
 @click.option(
     "--threads",
@@ -63,7 +72,9 @@ def command(
     bits: str,
     packing: str,
     embedding_bits: str,
-    vocabulary: int | None,
+    smaller: Smaller,
+    calibrate: Path | None,
+    costs: bool,
     threads: int,
     genai: bool,
     force: bool,
@@ -74,14 +85,13 @@ def command(
     Each graph is compared with PyTorch after it was saved. Status 1 and no folder when one differs.
     """
     # Bad flags are refused before PyTorch is imported, which takes seconds.
-    weights = WeightFormat(_number("--bits", bits), packing, _whole("--embedding-bits", embedding_bits))
-    if weights.embedding_bits == 32:
-        raise UserError("--embedding-bits 32 is not offered; choose 16, 8 or 4.")
+    weights = read_weight_format(bits, packing, embedding_bits)
+    smaller = dataclasses.replace(smaller, calibrate=calibrate, costs=costs)
     source = find_model(checkpoint, "checkpoint")
     from microvlm.exporters.bundle_writer import CheckFailed, export
 
-    cut = f"-v{vocabulary}" if vocabulary is not None else ""
-    target = output or Path(f"{Path(os.path.abspath(source.given)).name}-{weights.bits:g}bit{cut}")
+    name = Path(os.path.abspath(source.given)).name
+    target = output or Path(f"{name}-{weights.bits:g}bit{smaller.suffix}")
     # A terminated export cleans up like an interrupted one.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
@@ -89,7 +99,7 @@ def command(
             source.folder,
             target,
             weights,
-            vocabulary=vocabulary,
+            smaller=smaller,
             force=force,
             genai=genai,
             threads=threads,
@@ -113,27 +123,14 @@ def _show(report: ExportReport, as_json: bool) -> None:
     for check in report.checks:
         mark = "✓" if check.passed else "✗"
         echo(f"{mark} {check.graph:<22} {check.output:<{width}}  largest difference {check.max_abs_diff:.1e}")
+    for cut in report.cuts:
+        echo(cut.sentence())
     if report.total_bytes:
         bits = ", ".join(f"{group} {value:.2f}" for group, value in report.bits_per_weight.items() if value)
         echo(
             f"\n{report.bundle}: {report.total_bytes / 1e6:.1f} MB, {report.ternary_nodes} ternary operators"
         )
         echo(f"bits per weight on disk: {bits}")
-
-
-def _number(flag: str, text: str) -> float:
-    """A flag's value as a number. Raises UserError; click would not name the choices."""
-    try:
-        return float(text)
-    except ValueError:
-        raise UserError(f"{flag} {text} is not a number; choose one of 32, 16, 8, 4, 1.58.") from None
-
-
-def _whole(flag: str, text: str) -> Any:
-    try:
-        return int(text)
-    except ValueError:
-        raise UserError(f"{flag} {text} is not offered; choose 16, 8 or 4.") from None
 
 
 def main() -> None:

@@ -200,15 +200,18 @@ def export(
     vocabulary: int | None = None,
     force: bool = False,
     genai: bool = False,
+    layers: int | None = None,
+    slots: int | None = None,
 ) -> Path:
     """Export a checkpoint to the folder `output`, checked against PyTorch -> the path of the bundle.
 
-    `bits` and `embedding_bits` are those of a weight, `packing` is 2bit or base3, `vocabulary` the most tokens to keep,
-    and `force` replaces a bundle that exists. With `genai` the bundle also has a decoder for other programs. Needs
-    the packages of microvlm[export]. Raises UserError for bad input, for missing packages and for a graph
-    whose outputs are not the model's.
+    `bits` and `embedding_bits` are those of a weight, `packing` is 2bit or base3, `vocabulary` the most tokens,
+    `layers` the decoder layers and `slots` the memory slots to keep, and `force` replaces a bundle that exists. With
+    `genai` the bundle also has a decoder for other programs. Needs the packages of microvlm[export]. Raises UserError
+    for bad input, for missing packages and for a graph whose outputs are not the model's.
     """
     from microvlm.formats.weight_format import WeightFormat
+    from microvlm.sizes.smaller import Smaller
 
     if not isinstance(output, str | os.PathLike):
         raise UserError(f"output= is {output!r}; give a folder, as text or as a path.")
@@ -219,7 +222,8 @@ def export(
     except ModuleNotFoundError as error:
         raise UserError(f"export needs the package '{error.name}': pip install 'microvlm[export]'.") from None
     try:
-        write_bundle(source, Path(output), weights, vocabulary=vocabulary, force=force, genai=genai)
+        smaller = Smaller(layers=layers, slots=slots, vocabulary=vocabulary)
+        write_bundle(source, Path(output), weights, smaller=smaller, force=force, genai=genai)
     except CheckFailed as failure:
         raise UserError(f"{source} cannot be exported here ({failure}); try microvlm-export.") from None
     return Path(output)

@@ -13,7 +13,7 @@ def test_the_digest_changes_with_the_code_that_exports(tmp_path, monkeypatch):
     package_copy.mkdir()
     for path in package.glob("*.py"):
         shutil.copy(path, package_copy)
-    for name in ("configuration", "exporters", "formats", "inputs", "model"):
+    for name in ("configuration", "exporters", "formats", "inputs", "model", "sizes"):
         shutil.copytree(package / name, package_copy / name, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(microvlm, "__file__", str(package_copy / "__init__.py"))
     digests = [exporter_digest()]

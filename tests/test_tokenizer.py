@@ -471,9 +471,10 @@ def test_the_real_qwen_tokenizer_in_a_tenth_of_the_memory(qwen_json, tmp_path):
 def test_the_real_qwen_tokenizer_cut_to_50_000_keeps_its_tokens(qwen_json, tmp_path):
     from microvlm.exporters.vocabulary.shrink import shrink
     from microvlm.presets import preset
+    from microvlm.sizes.smaller import Smaller
 
     (tmp_path / "tokenizer.json").write_bytes(qwen_json)
-    smaller = shrink(tmp_path, preset("full"), 50_000)
+    smaller = shrink(tmp_path, preset("full"), Smaller(vocabulary=50_000))
     assert len(smaller.old_ids) == 50_000
     whole, cut = (
         Tokenizer.from_str(qwen_json.decode()),

@@ -17,11 +17,11 @@ from microvlm.bench.report import report_of_file
 from microvlm.console import run_click
 from microvlm.errors import UserError
 from microvlm.inputs.processor import Processor
+from microvlm.inputs.text_data import open_texts
 from microvlm.training.batches.sample_texts import IGNORED
 from microvlm.training.batches.token_rows import MOST_TOKENS, TokenRows
 from microvlm.training.caption_options import CaptionOptions, TeacherOptions
 from microvlm.training.data.data_command import command as data_group
-from microvlm.training.data.text_data import open_texts
 from microvlm.training.recipe import Recipe, StageConfig
 from microvlm.training.scoring.score_command import command as score_commandline
 from microvlm.training.stages.task import DataFolder

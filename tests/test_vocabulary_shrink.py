@@ -18,6 +18,7 @@ from microvlm.exporters.vocabulary.shrink import shrink
 from microvlm.exporters.vocabulary.table_builder import probe_texts
 from microvlm.formats.weight_format import WeightFormat
 from microvlm.inputs.processor import Processor
+from microvlm.sizes.smaller import Smaller
 
 SIZE = 275
 """Kept tokens of the tokenizer's 291: 256 bytes, 5 added tokens, 14 of its 30 merges."""
@@ -41,7 +42,7 @@ def two_bundles(stopping_checkpoint, tmp_path_factory):
     """(whole, cut)."""
     folder = tmp_path_factory.mktemp("vocabulary")
     export(stopping_checkpoint, folder / "whole", WeightFormat(), threads=1)
-    export(stopping_checkpoint, folder / "cut", WeightFormat(), vocabulary=SIZE, threads=1)
+    export(stopping_checkpoint, folder / "cut", WeightFormat(), smaller=Smaller(vocabulary=SIZE), threads=1)
     return folder / "whole", folder / "cut"
 
 
@@ -58,7 +59,9 @@ def logits_of(bundle, row):
 @pytest.mark.export
 def test_kept_rows_give_the_logits_of_the_whole_vocabulary_bit_for_bit(two_bundles, stopping_checkpoint):
     whole, cut = two_bundles
-    kept_tokens = shrink(stopping_checkpoint, MicroVLMConfig.load(stopping_checkpoint), SIZE).old_ids
+    kept_tokens = shrink(
+        stopping_checkpoint, MicroVLMConfig.load(stopping_checkpoint), Smaller(vocabulary=SIZE)
+    ).old_ids
     before, after = Processor.from_pretrained(whole), Processor.from_pretrained(cut)
     merged = [number for number in kept_tokens if 260 <= number < STOP]
     prompt = "0".join(before.decode([number]) for number in merged) + " 猫"
@@ -76,7 +79,7 @@ def test_kept_rows_give_the_logits_of_the_whole_vocabulary_bit_for_bit(two_bundl
 
 def test_texts_of_kept_tokens_are_cut_into_the_same_tokens(nano_folder, tmp_path):
     config = MicroVLMConfig.load(nano_folder)
-    smaller = shrink(nano_folder, config, 1000)
+    smaller = shrink(nano_folder, config, Smaller(vocabulary=1000))
     whole = Tokenizer.from_file(str(nano_folder / "tokenizer.json"))
     cut = Tokenizer.from_str(smaller.documents["tokenizer.json"])
     kept_tokens = set(smaller.old_ids)
@@ -187,7 +190,7 @@ def test_tokens_that_any_file_speaks_of_are_kept_and_renumbered(speaking_checkpo
             }
         )
     )
-    smaller = shrink(folder, MicroVLMConfig.load(folder), 280)
+    smaller = shrink(folder, MicroVLMConfig.load(folder), Smaller(vocabulary=280))
     cut = Tokenizer.from_str(smaller.documents["tokenizer.json"])
     bos, tool = cut.token_to_id("<bos>"), cut.token_to_id("<tool>")
     assert (smaller.old_ids[bos], smaller.old_ids[tool]) == (290, 291)
@@ -204,13 +207,12 @@ def test_tokens_that_any_file_speaks_of_are_kept_and_renumbered(speaking_checkpo
 
 @pytest.mark.parametrize("embedding_bits", [16, 8, 4])
 def test_a_table_that_is_packed_already_keeps_its_bytes(ternary_model, embedding_bits):
-    from microvlm.exporters.vocabulary.shrink import keep_rows
+    from microvlm.exporters.smaller.model_cuts import with_tokens
     from microvlm.model.lowering import lower
 
     kept_tokens = [0, 3, 7, 299]
     whole = lower(ternary_model, WeightFormat(embedding_bits=embedding_bits))
-    cut = lower(ternary_model, WeightFormat(embedding_bits=embedding_bits))
-    keep_rows(cut, kept_tokens)
+    cut = with_tokens(whole, kept_tokens)
     assert cut.config.text.vocab_size == len(kept_tokens)
     before, after = whole.embedding.state_dict(), cut.embedding.state_dict()
     assert before.keys() == after.keys()

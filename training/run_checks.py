@@ -23,8 +23,9 @@ def check_teachers(recipe: Recipe) -> None:
     for before, stage in pairwise(recipe.stages):
         if stage.caption.teacher is not None and before.caption.teacher is None:
             raise UserError(
-                f"stage '{stage.name}' has a teacher, which is the model that the run starts from: give the "
-                "stages before it one too, or make it the first stage of a recipe of its own, and give --start the checkpoint of the run before."
+                f"stage '{stage.name}' has a teacher, which is the model that the run starts from: give the stages "
+                "before it one too, or make it the first stage of a recipe of its own, and give --start the checkpoint "
+                "of the run before."
             )
 
 

@@ -23,6 +23,7 @@ from microvlm.formats import documents
 from microvlm.formats.bundle import is_intact
 from microvlm.formats.weight_format import PACKING_HELP, WeightFormat
 from microvlm.presets import preset
+from microvlm.sizes.smaller import Smaller
 from microvlm.sources.cache_directory import cache_directory, writable_cache
 from microvlm.temporary_folder import temporary_folder
 
@@ -65,7 +66,8 @@ def random_full_bundle(
         if tokenizer is not None:
             _add_tokenizer(checkpoint, tokenizer)
         try:
-            export(checkpoint, bundle, weights, vocabulary=vocabulary, force=bundle.exists(), log=log)
+            smaller = Smaller(vocabulary=vocabulary, costs=False)
+            export(checkpoint, bundle, weights, smaller=smaller, force=bundle.exists(), log=log)
         except CheckFailed as failure:
             raise UserError(f"the random {PRESET} model cannot be exported here ({failure}).") from None
     return bundle

@@ -1,33 +1,35 @@
-"""A smaller vocabulary for a checkpoint: the bytes, the first merges, the added tokens that its files speak of.
+"""A smaller vocabulary for a checkpoint: the bytes, the best merges, the added tokens that its files speak of.
 
-Merges are kept in rank order, and each only with both its parts, so a text whose tokens are all kept is cut as before:
-every merge that built them is kept, and no other merge comes before one of them. Any text can still be written,
-because the bytes stay. The rows of the embedding are gathered, never computed anew.
+Which merges are best is `token_order`'s matter. Each is kept only with both its parts and in its rank, so a text whose
+tokens are all kept is cut as before: every merge that built them is kept, and no other merge comes before one of them.
+Any text that the whole vocabulary writes can still be written, because the bytes stay. Needs `tokenizers` and no torch.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from microvlm.config import MicroVLMConfig
 from microvlm.errors import UserError
-from microvlm.exporters.vocabulary.table_builder import byte_of_letter, require_all_bytes, require_plain_bpe
+from microvlm.exporters.vocabulary.table_builder import byte_of_letter, require_plain_bpe
+from microvlm.exporters.vocabulary.token_order import Pair, order_merges, scripts_of
 from microvlm.formats import documents
-from microvlm.inputs.processor import GENERATION, TOKENIZER, TOKENIZER_CONFIG
+from microvlm.inputs.processor import GENERATION, TOKENIZER, TOKENIZER_CONFIG, Processor
+from microvlm.inputs.text_data import open_texts
 from microvlm.inputs.tokenizer import read_tokenizer
 from microvlm.inputs.tokenizer_document import merge_pairs, parse_tokenizer
 from microvlm.inputs.tokenizer_patterns import Inexpressible
-from microvlm.model.embedding import HalfEmbedding, PackedEmbedding, TiedEmbedding
-from microvlm.model.linear import PackedLinear
-from microvlm.model.microvlm import MicroVLM
+from microvlm.sizes.smaller import Smaller
+
+COUNTED = 50_000
+"""Most texts of a corpus whose tokens are counted."""
+_NEEDED_BYTES = frozenset([*range(0x20, 0x7F), *range(0x80, 0xC0)])
+"""Of visible ASCII and inside of longer characters: a vocabulary without them is no byte-level one."""
 
 
 @dataclass(frozen=True)
@@ -44,50 +46,56 @@ class SmallerVocabulary:
         return {"tokens": len(self.old_ids), "of": self.old_size, "merges": self.merges}
 
 
-def shrink(directory: Path, config: MicroVLMConfig, size: int) -> SmallerVocabulary:
-    """The vocabulary of the checkpoint `directory` cut to at most `size` tokens.
+def shrink(directory: Path, config: MicroVLMConfig, smaller: Smaller) -> SmallerVocabulary:
+    """The vocabulary of the checkpoint `directory` cut as `smaller` says: to a number, to scripts, or to both.
 
-    Raises UserError when its tokenizer is not a byte-level BPE, or when `size` is too few or no fewer than there are.
+    Raises UserError when its tokenizer is not a byte-level BPE, when the number is too few or no fewer than there are,
+    for an unknown language, and for a corpus that cannot be read.
     """
+    flag = "--language" if smaller.vocabulary is None else f"--vocabulary {smaller.vocabulary}"
+    scripts = scripts_of(smaller.languages) if smaller.languages else None
     files = {name: _read(directory / name) for name in (TOKENIZER, TOKENIZER_CONFIG, GENERATION)}
     raw = files[TOKENIZER]
     if raw is None:
-        raise UserError(f"--vocabulary needs {TOKENIZER} in {directory}, which is missing.")
+        raise UserError(f"{flag.partition(' ')[0]} needs {TOKENIZER} in {directory}, which is missing.")
     try:
         _require_bytes_and_merges(directory / TOKENIZER)
-        old_ids = _choose(raw, _needed(files, config), config.text.vocab_size, size)
+        needed, old_size = _needed(files, config), config.text.vocab_size
+        size = old_size if smaller.vocabulary is None else smaller.vocabulary
+        _require_possible(raw, needed, old_size, size, smaller)
+        uses = None if smaller.corpus is None else _count(directory, smaller.corpus)
+        order = order_merges(raw["model"], uses, scripts)
+        old_ids = _choose(raw, needed, old_size, size, order)
         documents = _rewrite(files, {old: new for new, old in enumerate(old_ids)})
     except Inexpressible as reason:
-        raise UserError(f"--vocabulary {size} is for byte-level BPE: {reason}.") from None
+        raise UserError(f"{flag} is for byte-level BPE: {reason}.") from None
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
         raise UserError(f"{directory / TOKENIZER} is damaged: copy the checkpoint again.") from None
+    if len(old_ids) == old_size:
+        raise UserError(f"{flag} leaves out none of the {old_size} tokens that the model has.")
     merges = len(json.loads(documents[TOKENIZER])["model"]["merges"])
-    return SmallerVocabulary(old_ids, config.text.vocab_size, merges, documents)
+    return SmallerVocabulary(old_ids, old_size, merges, documents)
+
+
+def _count(directory: Path, corpus: Path) -> Counter[int]:
+    """How often each token is in the training part of a corpus; costs are measured on the rest. Raises UserError."""
+    texts, processor = open_texts(corpus).train, Processor.from_pretrained(directory)
+    uses: Counter[int] = Counter()
+    for text in texts[:: -(-len(texts) // COUNTED)]:
+        uses.update(processor.text_ids(text[: processor.config.text.max_position_embeddings]))
+    return uses
 
 
 def _require_bytes_and_merges(path: Path) -> None:
-    """Raise Inexpressible unless the tokenizer is a plain byte-level BPE, and UserError for a damaged file."""
+    """Raise Inexpressible unless the tokenizer is a plain byte-level BPE, and UserError for a damaged file.
+
+    Some real ones, such as SmolLM2's, lack bytes that no text of theirs had: control characters, planes of Unicode.
+    """
     document = parse_tokenizer(read_tokenizer(path), path)
     require_plain_bpe(document.options(path))
-    require_all_bytes(document.bpe(path).vocab)
-
-
-def keep_rows(model: MicroVLM, old_ids: list[int]) -> None:
-    """Leave `model` with the rows `old_ids` of its embedding and tied head, in this order."""
-    rows = torch.tensor(old_ids)
-    old: nn.Module = model.embedding
-    if isinstance(old, PackedEmbedding):
-        table = old.table
-        names = [name for name in ("packed", "scale", "multiplier") if hasattr(table, name)]
-        tensors = {name: getattr(table, name)[rows] for name in names}
-        smaller = PackedLinear(table.kind, len(old_ids), table.columns, tensors, table.bias)
-        model.set_submodule("embedding", PackedEmbedding(smaller))
-    elif isinstance(old, HalfEmbedding):
-        model.set_submodule("embedding", HalfEmbedding(old.weight[rows]))
-    elif isinstance(old, TiedEmbedding):
-        old.weight = nn.Parameter(old.weight.detach()[rows], requires_grad=old.weight.requires_grad)
-    text = dataclasses.replace(model.config.text, vocab_size=len(old_ids))
-    model.config = dataclasses.replace(model.config, text=text)
+    vocab = document.bpe(path).vocab
+    if any(letter not in vocab for letter, byte in byte_of_letter().items() if byte in _NEEDED_BYTES):
+        raise Inexpressible("its vocabulary lacks some byte")
 
 
 def _needed(files: dict[str, Any], config: MicroVLMConfig) -> set[int]:
@@ -108,19 +116,30 @@ def _needed(files: dict[str, Any], config: MicroVLMConfig) -> set[int]:
     )
 
 
-def _choose(raw: dict[str, Any], needed: set[int], old_size: int, size: int) -> list[int]:
+def _always_kept(raw: dict[str, Any], needed: set[int]) -> set[int]:
     vocab = raw["model"]["vocab"]
-    if size >= old_size:
+    return {vocab[letter] for letter in byte_of_letter() if letter in vocab} | needed
+
+
+def _require_possible(
+    raw: dict[str, Any], needed: set[int], old_size: int, size: int, smaller: Smaller
+) -> None:
+    if smaller.vocabulary is not None and size >= old_size:
         raise UserError(f"--vocabulary {size} is not fewer than the {old_size} tokens that the model has.")
-    kept_ids = {vocab[letter] for letter in byte_of_letter()} | needed
-    if size < len(kept_ids):
+    least = len(_always_kept(raw, needed))
+    if size < least:
         raise UserError(
-            f"--vocabulary {size} is too few: the bytes and the tokens of the prompt take {len(kept_ids)}."
+            f"--vocabulary {size} is too few: the bytes and the tokens of the prompt take {least}."
         )
-    for left, right in merge_pairs(raw["model"]["merges"]):
+
+
+def _choose(raw: dict[str, Any], needed: set[int], old_size: int, size: int, order: list[Pair]) -> list[int]:
+    vocab = raw["model"]["vocab"]
+    kept_ids = _always_kept(raw, needed)
+    for left, right in order:
+        if len(kept_ids) == size:
+            break
         if vocab[left] in kept_ids and vocab[right] in kept_ids:
-            if len(kept_ids) == size:
-                break
             kept_ids.add(vocab[left + right])
     if max(kept_ids) >= old_size:
         raise UserError(

@@ -16,6 +16,9 @@ from microvlm.commands.options import backend_option, open_model, target_option
 from microvlm.console import echo, print_json
 from microvlm.errors import UserError
 from microvlm.escaping import printable
+from microvlm.formats.weight_format import PACKING_HELP
+from microvlm.sizes.smaller import Smaller
+from microvlm.sizes.smaller_flags import read_weight_format, smaller_options
 from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL, find_model
 
 if TYPE_CHECKING:
@@ -39,15 +42,39 @@ _EMBEDDING_WIDTHS = {"fp16": 16.0, "int8 per row": 8.0, "int4, groups of 32": 4.
 @click.argument("model", default=DEFAULT_MODEL)
 @target_option
 @backend_option
+@click.option("--bits", help="Predict an export at this width of linear weights: 32, 16, 8, 4 or 1.58.")
+@click.option("--packing", help=f"The same for its packing. {PACKING_HELP}")
+@click.option("--embedding-bits", help="The same for its token table: 16, 8 or 4.")
+@smaller_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-def info(model: str, backend: str | None, target: str | None, as_json: bool) -> None:
+def info(
+    model: str,
+    backend: str | None,
+    target: str | None,
+    bits: str | None,
+    packing: str | None,
+    embedding_bits: str | None,
+    smaller: Smaller,
+    as_json: bool,
+) -> None:
     """Parameters, bytes and bits per weight of MODEL (a checkpoint or a bundle), measured from its files.
 
     With --backend or --target the model is also loaded, and the machine and the code that run it are shown. Of an
     encoder or a decoder to assemble (a folder, a hub id or a GGUF file): dimensions, parameters, sizes at each width.
+    With flags of an export, what microvlm-export would make of a checkpoint: predicted bytes on disk and in memory.
     """
     from microvlm.model.pretrained.parts import part_of
 
+    if any(flag is not None for flag in (bits, packing, embedding_bits)) or not smaller.is_nothing:
+        from microvlm.commands.predicted_info import describe_prediction, format_prediction
+
+        weights = read_weight_format(bits or "1.58", packing or "2bit", embedding_bits or "8")
+        document = describe_prediction(model, weights, smaller)
+        if as_json:
+            print_json(document)
+        else:
+            echo(format_prediction(document))
+        return
     part = part_of(model)
     if part is not None:
         from microvlm.commands.part_info import describe_part, format_part, refuse_loading

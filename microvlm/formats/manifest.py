@@ -20,6 +20,10 @@ from microvlm.formats.documents import Count, Sha256, quote
 from microvlm.formats.lowered_layer import LoweredLayer
 
 MANIFEST = "manifest.json"
+README, EXAMPLE = "README.md", "example.py"
+"""Pages for people, which nothing reads."""
+MEMORY_PRIOR = "memory_prior"
+"""The file of the empty memory's mean, without its ending, and the tensor in it."""
 BUNDLE_FORMAT = 2
 """Since 2, `memory_read` takes the covariance too."""
 _REMEDY = "copy or export the bundle again"

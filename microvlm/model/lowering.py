@@ -26,9 +26,7 @@ from microvlm.model.linear import (
     ternarize,
 )
 from microvlm.model.microvlm import MicroVLM
-
-TERNARY_PARTS = ("decoder", "memory_encoder")
-"""Parts whose linears are ternary at 1.58 bits; the rest (vision, adapter, W_M, scope) stays at 8 bits or wider."""
+from microvlm.sizes.weight_bytes import TERNARY_PARTS as TERNARY_PARTS
 
 Layer: TypeAlias = nn.Linear | PackedLinear | DenseTritLinear | HalfLinear
 LAYERS = (nn.Linear, PackedLinear, DenseTritLinear, HalfLinear)

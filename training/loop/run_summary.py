@@ -110,7 +110,9 @@ def _curve(rows: list[Row], evaluations: list[Row]) -> list[dict[str, Any]]:
             spent = (row[names.STAGE_STEP] - previous) * row[names.STEP_SECONDS]
             previous, seconds = row[names.STAGE_STEP], seconds + spent
             tokens += spent * row[names.TOKENS_PER_SECOND]
-        figures = {name: value for name, value in _figures(evaluation).items() if name.startswith("evaluation/")}
+        figures = {
+            name: value for name, value in _figures(evaluation).items() if name.startswith("evaluation/")
+        }
         points.append(
             {"step": step, "tokens": round(tokens), "seconds": round(seconds, 1), "figures": figures}
         )

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from microvlm.errors import UserError
+from microvlm.inputs.text_data import is_text_file
 from microvlm.temporary_folder import recover
 from microvlm.training.data.caption_data import open_data
-from microvlm.training.data.text_data import is_text_file
 
 Log = Callable[[str], None]
 PARTS = ("naming", "captions", "tokens", "questions", "episodes")

@@ -15,13 +15,13 @@ from torch import Tensor
 from microvlm.bench.provenance import describe_model, provenance, recorded_name
 from microvlm.errors import UserError
 from microvlm.formats.weight_format import WeightFormat
+from microvlm.inputs.text_data import TextData, open_texts
 from microvlm.loaded_model import LoadedModel
 from microvlm.model.lowering import lower
 from microvlm.model.microvlm import MicroVLM
 from microvlm.training.batches.conversation_rows import Rows
 from microvlm.training.batches.sample_texts import IGNORED
 from microvlm.training.batches.token_rows import TokenRows, row_logits
-from microvlm.training.data.text_data import TextData, open_texts
 from microvlm.training.scoring.caption_scores import load_model
 from microvlm.training.scoring.registry import Log, ScoreRequest
 from microvlm.training.scoring.text_measures import Measure, ratio

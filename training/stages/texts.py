@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from microvlm.errors import UserError
+from microvlm.inputs.text_data import TextData, open_texts
 from microvlm.model.microvlm import MicroVLM
 from microvlm.training.batches.conversation_rows import Rows
 from microvlm.training.batches.sample_texts import IGNORED
 from microvlm.training.batches.token_rows import TokenRows, row_logits, row_states
-from microvlm.training.data.text_data import TextData, open_texts
 from microvlm.training.losses.chunked_loss import chunked_loss
 from microvlm.training.losses.distillation_loss import logits_divergence
 from microvlm.training.parameter_selection import relative_rates

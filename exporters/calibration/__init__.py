@@ -1,0 +1,1 @@
+"""Four-bit weights that are fitted to texts when a model is exported, in place of rounding them one by one."""

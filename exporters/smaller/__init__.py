@@ -1,0 +1,1 @@
+"""Leaves parts of a model out before it is lowered, and measures what that costs."""
