@@ -24,7 +24,7 @@ from microvlm.exporters.tracing import trace
 from microvlm.exporters.vocabulary.shrink import SmallerVocabulary, keep_rows, shrink
 from microvlm.exporters.vocabulary.table_builder import write_tables
 from microvlm.formats import documents
-from microvlm.formats.op_table import OPS
+from microvlm.formats.layer_table import products_of
 from microvlm.formats.weight_format import WeightFormat
 from microvlm.inputs.processor_files import check_documents, read_documents
 from microvlm.inputs.tokenizer_tables import TOKENIZER
@@ -151,7 +151,7 @@ def _write_graphs(lowered: MicroVLM, folder: Path, report: ExportReport, threads
         proto = save_graph(trace(lowered, spec), spec.name, store)
         weights_in_graphs |= {tensor.name for tensor in proto.graph.initializer}
         ops = Counter(node.op_type for node in proto.graph.node)
-        report.ternary_nodes += sum(ops[op.name] for op in OPS.values() if op.is_ternary)
+        report.ternary_nodes += sum(count * products_of(name) for name, count in ops.items())
         seconds = time.perf_counter() - began
         checks, remark = check_graph(lowered, spec, folder / spec.file, threads)
         report.checks += checks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,7 +34,8 @@ class Differences:
     """Rows whose absmax is not finite or at most 1e-5. Their sums are not compared."""
     operator_outputs: int = 0
     operator_mismatches: int = 0
-    """Outputs of the operator on equal activations that are not its sums times its scales, bit for bit."""
+    """Outputs of the operator on equal activations that are not its sums times its scales, bit for bit, and outputs of
+    fused nodes that are not those of their opened layers."""
     differing_by_layer: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -78,6 +80,14 @@ class Differences:
         wrong = (call.operator_output != call.scaled_sums)[rows]
         self.operator_outputs += wrong.size
         self.operator_mismatches += int(wrong.sum())
+
+    def compare_fused(self, outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> None:
+        """Compare a fused node's outputs with those of its opened layers, which computed the same."""
+        for output, opened in zip(outputs, expected, strict=True):
+            self.operator_outputs += output.size
+            self.operator_mismatches += int(
+                (~((output == opened) | (np.isnan(output) & np.isnan(opened)))).sum()
+            )
 
     def _measure(self, layer: str, unrounded: np.ndarray, own: np.ndarray, recorded: np.ndarray) -> None:
         step = np.abs(own.astype(np.int16) - recorded)

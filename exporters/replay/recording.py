@@ -7,6 +7,7 @@ shape, did not follow the recording (`Diverged`).
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -78,6 +79,10 @@ class Recorder:
         if self._differences is not None:
             self._differences.compare_operator(call, rows_above_floor(call.x))
 
+    def observe_fused(self, node: str, outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> None:
+        if self._differences is not None:
+            self._differences.compare_fused(outputs, expected)
+
 
 class Replayer:
     """A `LayerListener` that hands out recorded activations and counts how the replaying model differs."""
@@ -103,3 +108,6 @@ class Replayer:
         equal = self._differences.compare_activations(layer, call.x, recorded.activations_q8, recorded.x)
         self._differences.compare_sums(call.sums, recorded.sums, above_floor)
         self._differences.compare_operator(call, equal & above_floor)
+
+    def observe_fused(self, node: str, outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> None:
+        """A fused node computed with its own activations, its opened layers with the recorded ones."""
