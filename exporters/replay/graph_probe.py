@@ -131,7 +131,7 @@ def is_quantized_matmul(node: onnx.NodeProto) -> bool:
 
 def probe(path: Path) -> ProbedGraph:
     """Read the graph in the file `path` and open every quantised layer."""
-    model, copies = _expand_layers(onnx.load(str(path), load_external_data=False))
+    model, copies = expand_layers(onnx.load(str(path), load_external_data=False))
     graph = model.graph
     dense = _dense_layers(graph)
     layers, nodes = [], list(_constants())
@@ -162,7 +162,7 @@ def probe(path: Path) -> ProbedGraph:
     return ProbedGraph(model, tuple(layers), tuple(fused), (*own_outputs, *extra), path.parent)
 
 
-def _expand_layers(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.NodeProto]]:
+def expand_layers(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.NodeProto]]:
     """The model with its fused layers expanded, and copies of these, whose outputs have names of their own."""
     copies = []
     for node in model.graph.node:
