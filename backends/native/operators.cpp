@@ -182,8 +182,8 @@ int64_t packed_rows_of(Product product, int64_t rows) {
   return (rows + planes - 1) / planes;
 }
 
-Division divide(const Kernels& kernels, Product product, const Matrix& matrix, int64_t tokens, int64_t max_tasks,
-                int64_t task_work) {
+Division divide([[maybe_unused]] const Kernels& kernels, [[maybe_unused]] Product product, const Matrix& matrix,
+                int64_t tokens, int64_t max_tasks, int64_t task_work) {
   const int64_t work = tokens * matrix.columns * matrix.rows;
   const int64_t blocks = (matrix.packed_rows + kRowsPerBlock - 1) / kRowsPerBlock;
 #if defined(__x86_64__)
@@ -202,11 +202,10 @@ void multiply_rows(const Kernels& kernels, Product product, const Tokens& tokens
   scale_rows(kernels, product, tokens.count, activation_scales, weights, begin, end, y);
 }
 
-int64_t scratch_bytes_of(const Kernels& kernels, Product product, int64_t tokens, int64_t columns) {
+int64_t scratch_bytes_of(const Kernels& kernels, Product product, [[maybe_unused]] int64_t tokens, int64_t columns) {
 #if defined(__x86_64__)
   if (tokens < kernels.scratch_tokens) return 0;
 #endif
-  (void)tokens;
   return round_up(kernels.scratch_bytes(columns, planes_of(product) > 1), kActivationAlignment);
 }
 

@@ -84,7 +84,7 @@ Status read_operand(const OrtApi* api, const Operand& operand, const void* value
   return copy->align(tensor) ? nullptr : fail(api, kRuntimeException, "not enough memory for an operand");
 }
 
-Status get_input(const OrtApi* api, void* context, size_t index, const void** value) {
+inline Status get_input(const OrtApi* api, void* context, size_t index, const void** value) {
   return call<kGetInput>(api, static_cast<const void*>(context), index, value);
 }
 
