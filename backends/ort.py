@@ -6,6 +6,7 @@ operators of `ai.microvlm` run in the native library where this package has one,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,7 +53,7 @@ class OrtBackend(Backend):
         native: bool | None = None,
         **options: Any,
     ) -> LoadedRuntime:
-        """`allow_spinning`: idle threads poll for work instead of sleeping. `verify`: see `BundleFiles`.
+        """`allow_spinning`: threads poll for work between two runs too. `verify`: see `BundleFiles`.
 
         `native`: True for the native library, False for the graphs' own functions, None for the library if there is
         one. Raises UserError for True without one.
@@ -106,7 +107,9 @@ class OrtRuntime(InstrumentedGraphRuntime):
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4
-        options.add_session_config_entry("session.intra_op.allow_spinning", str(int(self.allow_spinning)))
+        # Within a run a thread polls for the next operator's work: waking it costs as much as a small product.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+        options.add_session_config_entry("session.force_spinning_stop", str(int(not self.allow_spinning)))
         if self._library is not None:
             options.register_custom_ops_library(str(self._library))
         return options
@@ -196,17 +199,25 @@ def run_values(
     `run_with_ort_values` iterates over a C++ vector, whose end is an exception: half a million instructions a call on
     a Cortex-A53, half of the cost of a small graph there.
     """
-    import onnxruntime
-    from onnxruntime.capi import _pybind_state as bound
-
+    bound, wrap, options, cpu = _bindings()
     feeds, results = bound.OrtValueVector(), bound.OrtValueVector()
     for value in values:
         feeds.push_back(value._get_c_value())
+    session.run_with_ortvaluevector(options, list(names), feeds, list(outputs), results, [cpu] * len(outputs))
+    return [wrap(results[i]) for i in range(len(outputs))]
+
+
+@functools.cache
+def _bindings() -> tuple[Any, Any, Any, Any]:
+    """ONNX Runtime's C++ classes, `OrtValue`, run options that nobody changes, and the processor as a device.
+
+    Made once: for every value of every token they are half of the cost in Python.
+    """
+    import onnxruntime
+    from onnxruntime.capi import _pybind_state as bound
+
     cpu = onnxruntime.OrtDevice.make("cpu", 0)._get_c_device()
-    session.run_with_ortvaluevector(
-        onnxruntime.RunOptions(), list(names), feeds, list(outputs), results, [cpu] * len(outputs)
-    )
-    return [onnxruntime.OrtValue(results[i]) for i in range(len(outputs))]
+    return bound, onnxruntime.OrtValue, onnxruntime.RunOptions(), cpu
 
 
 def _kernels(library: Path | None, missed: bool = True) -> str:
@@ -223,9 +234,10 @@ def _kernels(library: Path | None, missed: bool = True) -> str:
 def _value(array: Any) -> Any:
     if not isinstance(array, np.ndarray):
         return array
-    import onnxruntime
-
-    return onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+    bound, wrap, _, cpu = _bindings()
+    contiguous = np.ascontiguousarray(array)
+    # As `OrtValue.ortvalue_from_numpy`: the array stays, because the value lies in its memory.
+    return wrap(bound.OrtValue.ortvalue_from_numpy(contiguous, cpu), contiguous)
 
 
 def _first_line(error: Exception) -> str:

@@ -28,8 +28,8 @@ from microvlm.exporters.tracing import trace
 from microvlm.exporters.vocabulary.shrink import SmallerVocabulary
 from microvlm.exporters.vocabulary.table_builder import write_tables
 from microvlm.formats import documents
+from microvlm.formats.layer_table import products_of
 from microvlm.formats.manifest import MEMORY_PRIOR
-from microvlm.formats.op_table import OPS
 from microvlm.formats.weight_format import WeightFormat
 from microvlm.inputs.processor_files import check_documents, read_documents
 from microvlm.inputs.tokenizer_tables import TOKENIZER
@@ -173,7 +173,7 @@ def _write_graphs(
         if spec.name in GRAPHS:
             kept[spec.name] = proto
         ops = Counter(node.op_type for node in proto.graph.node)
-        report.ternary_nodes += sum(ops[op.name] for op in OPS.values() if op.is_ternary)
+        report.ternary_nodes += sum(count * products_of(name) for name, count in ops.items())
         seconds = time.perf_counter() - began
         checks, remark = check_graph(lowered, spec, folder / spec.file, threads)
         report.checks += checks

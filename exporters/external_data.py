@@ -68,6 +68,6 @@ def save_graph(model: onnx_ir.Model, graph: str, store: WeightStore) -> onnx.Mod
         if tensor.nbytes >= INLINE_BELOW_BYTES:
             value.const_value = store.place(tensor, name, graph)
     proto = onnx_ir.serde.serialize_model(model)
-    proto.functions.extend(functions_for({node.op_type for node in proto.graph.node}))
+    proto.functions.extend(functions_for(proto.graph.node))
     (store.directory / f"{graph}.onnx").write_bytes(proto.SerializeToString())
     return proto

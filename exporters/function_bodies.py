@@ -15,10 +15,14 @@ or trit_codes, `peak` is absmax, `step` is activation_scale.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import onnx
 import onnx.parser
 
 from microvlm.exporters.contract import OPSET
+from microvlm.exporters.layer_bodies import layer_function, mask_function
+from microvlm.formats.layer_table import LAYERS, MASK
 from microvlm.formats.op_spec import OpSpec
 from microvlm.formats.op_table import DOMAIN, OPS
 from microvlm.formats.packing import GROUP, TernaryLayout
@@ -287,6 +291,27 @@ def function(op: OpSpec) -> onnx.FunctionProto:
     return proto
 
 
-def functions_for(op_types: set[str]) -> list[onnx.FunctionProto]:
-    """The bodies of the table's operators among `op_types`, in the table's order."""
-    return [function(op) for name, op in OPS.items() if name in op_types]
+def functions_for(nodes: Collection[onnx.NodeProto]) -> list[onnx.FunctionProto]:
+    """The bodies of a graph's operators and fused layers, in the tables' order; products in layers have theirs too."""
+    empty = {node.output[0] for node in nodes if node.op_type == "Constant" and _is_empty(node)}
+    present: dict[str, set[str]] = {}
+    for node in nodes:
+        if node.domain == DOMAIN:
+            names = (
+                [operand.name for operand in LAYERS[node.op_type].inputs] if node.op_type in LAYERS else []
+            )
+            present[node.op_type] = {
+                name for name, value in zip(names, node.input, strict=False) if value not in empty
+            }
+    layers = [layer for name, layer in LAYERS.items() if name in present]
+    masks = [mask_function()] if MASK in present else []
+    op_types = present.keys() | {layer.product.name for layer in layers}
+    return [
+        *(function(op) for name, op in OPS.items() if name in op_types),
+        *(layer_function(layer, present[layer.name]) for layer in layers),
+        *masks,
+    ]
+
+
+def _is_empty(node: onnx.NodeProto) -> bool:
+    return any(0 in attribute.t.dims for attribute in node.attribute if attribute.name == "value")

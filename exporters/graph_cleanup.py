@@ -12,6 +12,7 @@ from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 
 from microvlm.exporters.attention_fusion import fuse_attention
+from microvlm.exporters.layer_fusion import fuse_layers
 
 FOLD_BELOW_ELEMENTS = 4096
 """Constants of shapes, masks and frequencies are far below this."""
@@ -37,6 +38,7 @@ def tidy(model: onnx_ir.Model, weights: set[str], prefix: str) -> None:
     common.CommonSubexpressionEliminationPass()(model)
     common.IdentityEliminationPass()(model)
     fuse_attention(graph)
+    fuse_layers(graph)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
     common.ClearMetadataAndDocStringPass()(model)

@@ -28,6 +28,7 @@ from microvlm.exporters import contract
 from microvlm.exporters.contract import OPSET, Dim, GraphSpec, TensorSpec
 from microvlm.exporters.convolution_nodes import CONVOLUTION_NODES
 from microvlm.exporters.graph_cleanup import tidy
+from microvlm.formats.layer_table import MASK
 from microvlm.formats.op_spec import OpSpec
 from microvlm.formats.op_table import DOMAIN, DOMAIN_VERSION, OPS
 from microvlm.model.memory_algebra import address, reference_memory
@@ -210,12 +211,26 @@ def _keep_last(hidden: Any, count: Any) -> Any:
     return op.Slice(hidden, begin, op.Constant(value_ints=[2**63 - 1]), axis)
 
 
+def _decoder_mask(attention_mask: Any, position_ids: Any) -> Any:
+    parameter = onnx.defs.OpSchema.FormalParameter
+    schema = onnx.defs.OpSchema(
+        MASK,
+        DOMAIN,
+        DOMAIN_VERSION,
+        inputs=[parameter(name, "tensor(int64)") for name in ("attention_mask", "position_ids")],
+        outputs=[parameter("visible", "tensor(bool)")],
+    )
+    node = onnxscript.values.Op(onnxscript.values.Opset(DOMAIN, DOMAIN_VERSION), MASK, schema)
+    return node(attention_mask, position_ids)
+
+
 def _translations() -> dict[Callable, Callable]:
     namespace = torch.ops.microvlm
     table = {getattr(namespace, op.torch_op).default: _translation(op) for op in OPS.values()}
     return {
         **table,
         namespace.keep_last.default: _keep_last,
+        namespace.decoder_mask.default: _decoder_mask,
         **{getattr(namespace, name).default: function for name, function in CONVOLUTION_NODES.items()},
     }
 

@@ -8,6 +8,7 @@ K memory slots, C memory width.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -208,6 +209,13 @@ class LayerListener(Protocol):
 
     def observe(self, layer: str, call: LayerCall) -> None:
         """Called after a layer, with its activations and results."""
+        ...
+
+    def observe_fused(self, node: str, outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> None:
+        """Called after a node that joins several layers: its own outputs, and those that its layers, opened, gave.
+
+        The two are equal bit for bit, unless activations were replaced.
+        """
         ...
 
 

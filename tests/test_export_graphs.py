@@ -9,7 +9,9 @@ import torch
 from microvlm.config import MicroVLMConfig
 from microvlm.exporters import contract
 from microvlm.exporters.external_data import INLINE_BELOW_BYTES, PAGE_ALIGN_ABOVE_BYTES
+from microvlm.exporters.replay.graph_probe import expand_layers
 from microvlm.exporters.tracing import call, example_inputs
+from microvlm.formats.layer_table import LAYERS, MASK
 from microvlm.formats.op_table import DOMAIN, OPS
 from microvlm.formats.weight_format import WeightFormat
 from microvlm.model.lowering import lower
@@ -63,15 +65,18 @@ def test_a_file_has_the_inputs_and_outputs_of_the_contract(name, protos, ternary
 def test_a_file_is_valid_and_carries_the_meaning_of_our_operators(name, protos, tiny_bundle):
     onnx.checker.check_model(str(tiny_bundle / f"onnx/{name}.onnx"))
     used_operators = {node.op_type for node in protos[name].graph.node if node.domain == DOMAIN}
-    assert used_operators == {function.name for function in protos[name].functions}
-    assert used_operators <= set(OPS)
+    functions = protos[name].functions
+    in_layers = {node.op_type for function in functions for node in function.node if node.domain == DOMAIN}
+    assert used_operators | in_layers == {function.name for function in functions}
+    assert used_operators <= {*OPS, *LAYERS, MASK}
     assert {node.domain for node in protos[name].graph.node} <= {"", DOMAIN}
 
 
-def test_every_linear_of_decoder_and_memory_encoder_is_one_ternary_node(protos, ternary_model):
+def test_every_linear_of_decoder_and_memory_encoder_is_one_ternary_product(protos, ternary_model):
     text, memory = ternary_model.config.text, ternary_model.config.memory
+    expanded = {name: expand_layers(protos[name])[0] for name in ("decoder_model_merged", "memory_encode")}
     counts = {
-        name: sum(node.op_type == "TernaryMatMul2x4" for node in protos[name].graph.node)
+        name: sum(node.op_type == "TernaryMatMul2x4" for node in expanded[name].graph.node)
         for name in ("decoder_model_merged", "memory_encode")
     }
     assert counts == {
@@ -81,11 +86,11 @@ def test_every_linear_of_decoder_and_memory_encoder_is_one_ternary_node(protos, 
 
 
 @pytest.mark.parametrize(
-    ("name", "rotations", "operands", "results"),
-    [("decoder_model_merged", 2, 6, 3), ("memory_encode", 2, 4, 1), ("vision_encoder", 0, 3, 1)],
+    ("name", "is_fused", "operands", "results"),
+    [("decoder_model_merged", 1, 6, 3), ("memory_encode", 1, 4, 1), ("vision_encoder", 0, 3, 1)],
 )
 def test_an_attention_takes_heads_side_by_side_and_its_cache(
-    name, rotations, operands, results, protos, ternary_model
+    name, is_fused, operands, results, protos, ternary_model
 ):
     config = ternary_model.config
     layers = {
@@ -98,7 +103,9 @@ def test_an_attention_takes_heads_side_by_side_and_its_cache(
     # The vision encoder's graph ends with the adapter's, which has a mask.
     assert len(attentions) == layers + (name == "vision_encoder")
     assert {(len(node.input), len(node.output)) for node in attentions[:layers]} == {(operands, results)}
-    assert sum(node.op_type == "RotaryEmbedding" for node in nodes) == rotations * layers
+    for half in ("AttentionInputs2x4", "FeedForward2x4"):
+        assert sum(node.op_type == half for node in nodes) == is_fused * layers
+    assert not any(node.op_type in ("RotaryEmbedding", "Sigmoid") for node in nodes)
     # Splitting and merging heads is a dozen nodes a layer; what is left are patches and masks.
     assert sum(node.op_type in ("Transpose", "Reshape", "Concat") for node in nodes) < 10
 

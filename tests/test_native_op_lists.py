@@ -6,10 +6,12 @@ import hashlib
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from microvlm.backends import native
 from microvlm.formats import packing
+from microvlm.formats.layer_table import EXPONENTIAL, LAYERS, LN2_HIGH, LN2_LOW, LOG2_E, MASK, NORM_LANES
 from microvlm.formats.op_spec import ABSMAX_FLOOR, MAX_COLUMNS, Operand, OpSpec
 from microvlm.formats.op_table import DOMAIN, MATMUL_BY_KIND, OPS
 
@@ -110,3 +112,31 @@ def test_the_kernels_have_the_table_s_limits() -> None:
     (floor,) = (value for name, value in constants.items() if name.endswith("Floor"))
     assert float(floor) == pytest.approx(float(ABSMAX_FLOOR))
     assert {op.max_columns for op in MATMUL_BY_KIND.values()} == {MAX_COLUMNS, packing.INT4_MAX_COLUMNS}
+
+
+def test_the_fused_layers_are_declared_as_their_table_has_them() -> None:
+    text = (NATIVE / "layer_declarations.h").read_text()
+    macros = dict(re.findall(r"#define (MICROVLM_\w+) \\\n((?:.*\\\n)*.*)\n", text))
+    rows = re.findall(
+        r'\{"(\w+)", Product::(\w+), (true|false), (\d), (\d), \{"(\w+)", "(\w+)"\}, (\w+)\}', text
+    )
+    assert [row[0] for row in rows] == list(LAYERS)
+    for name, product, is_feed_forward, activations, outputs, first, second, macro in rows:
+        layer = LAYERS[name]
+        assert product == enumerator(layer.product.kind)
+        assert (is_feed_forward == "true") == (layer.outputs == ("y",))
+        assert (int(activations), int(outputs)) == (len(layer.activations), len(layer.outputs))
+        assert (first, second) == layer.attributes
+        operands = re.sub(
+            r'MICROVLM_MATRIX\("(\w+)"\)',
+            r'{"\1_packed", kUint8, {}}, {"\1_scale", kFloat, {}}',
+            macros[macro],
+        )
+        declared = [(name, TYPES[kind]) for name, kind in re.findall(r'\{"(\w+)", (k\w+), \{', operands)]
+        assert declared == [(operand.name, operand.dtype) for operand in layer.inputs]
+    (lanes,) = re.findall(r"kNormLanes = (\d+);", (NATIVE / "kernels.h").read_text())
+    assert int(lanes) == NORM_LANES
+    steps = (NATIVE / "float_steps.h").read_text()
+    numbers = {np.float32(number) for number in re.findall(r"-?\d+\.\d+(?:e-?\d+)?", steps)}
+    assert {np.float32(constant) for constant in (*EXPONENTIAL, LOG2_E, LN2_HIGH, LN2_LOW)} <= numbers
+    assert f'"{MASK}"' in (NATIVE / "glue" / "ort_mask.cpp").read_text()

@@ -14,6 +14,7 @@ from microvlm.backends import native
 from microvlm.exporters import contract
 from microvlm.exporters.external_data import WeightStore, save_graph
 from microvlm.exporters.graph_check import check_graph
+from microvlm.exporters.replay.graph_probe import expand_layers
 from microvlm.exporters.tracing import trace
 from microvlm.formats.op_table import MATMUL_BY_KIND, MATMUL_BY_PACKING
 from microvlm.formats.packed_bytes import is_packed
@@ -72,7 +73,7 @@ def assert_nodes_hold_the_trits(model: onnx.ModelProto, op_name: str, model_in_t
     """Every ternary layer of the encoder is a node whose bytes unpack to the trits that were trained."""
     op = next(op for op in MATMUL_BY_KIND.values() if op.name == op_name)
     arrays = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
-    nodes = [node for node in model.graph.node if node.op_type == op_name]
+    nodes = [node for node in expand_layers(model)[0].graph.node if node.op_type == op_name]
     modules = model_in_torch.memory_encoder.named_modules(prefix="memory_encoder")
     layers = {name: layer for name, layer in modules if isinstance(layer, TernaryLinear)}
     assert {node.input[1].removesuffix(".packed") for node in nodes} == set(layers)

@@ -9,17 +9,6 @@ namespace {
 // Sizes up to here can be rounded up without overflow.
 constexpr int64_t kLargestSize = INT64_MAX / 16;
 
-__attribute__((format(printf, 2, 3), cold)) bool refuse(Problem* problem, const char* format, ...) {
-  va_list arguments;
-  va_start(arguments, format);
-  std::vsnprintf(problem->text, sizeof problem->text, format, arguments);
-  va_end(arguments);
-  return false;
-}
-
-// `number` for a printf format.
-long long wide(int64_t number) { return number; }
-
 const char* name_of(int type) {
   switch (type) {
     case kFloat:
@@ -96,6 +85,14 @@ __attribute__((cold, noinline)) bool refuse_first(const Declaration& op, const T
 }
 
 }  // namespace
+
+bool refuse(Problem* problem, const char* format, ...) {
+  va_list arguments;
+  va_start(arguments, format);
+  std::vsnprintf(problem->text, sizeof problem->text, format, arguments);
+  va_end(arguments);
+  return false;
+}
 
 bool fits_declaration(const Operand& operand, Tensor* tensor, Problem* problem) {
   if (tensor->type != operand.type) {

@@ -103,6 +103,12 @@ struct Problem {
   char text[192];
 };
 
+// Writes the problem; returns false.
+__attribute__((format(printf, 2, 3), cold)) bool refuse(Problem* problem, const char* format, ...);
+
+// `number` for a printf format.
+constexpr long long wide(int64_t number) { return number; }
+
 constexpr size_t bytes_of(int type) { return type == kUint8 ? 1 : type == kFloat ? 4 : 8; }
 
 // The checks below return true, or false with the problem. After all three no kernel reads or writes outside of the

@@ -21,6 +21,8 @@ constexpr int64_t kMaxColumns = 65536;
 constexpr int64_t kInt4MaxColumns = 9399;
 constexpr int64_t kGroup = 32;
 constexpr float kAbsmaxFloor = 1e-5f;
+// Partial sums of squares of a norm; widths of a fused layer are multiples of it.
+constexpr int64_t kNormLanes = 32;
 // The value of Kernels::task_work where none was measured.
 constexpr int64_t kTaskWork = 1 << 20;
 
@@ -54,6 +56,18 @@ struct Matrix {
 using MatrixSums = void (*)(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums,
                             uint8_t* scratch);
 
+// Float steps of the fused layers, in the order of operations of layer_table.py. Every variant has those of
+// float_steps.h, compiled for its instructions.
+struct FloatSteps {
+  // y float32 [columns] = x * sqrt(1 / (mean of x^2 + epsilon)) * weight.
+  void (*normalize)(const float* x, const float* weight, int64_t columns, float epsilon, float* y);
+  // gate[i] = gate[i] / (1 + exp(-gate[i])) * up[i], in place.
+  void (*gate)(float* gate, const float* up, int64_t count);
+  // Rotates the two halves of each head of one token against each other, in place: x float32 [heads, 2, half], cosine
+  // and sine [half].
+  void (*rotate)(float* x, const float* cosine, const float* sine, int64_t heads, int64_t half);
+};
+
 struct Kernels {
   const char* name;
   // 0: cannot run on this processor. The runnable variant with the highest score is the one used.
@@ -73,6 +87,7 @@ struct Kernels {
   // One row of a table -> y float32 [columns] = float(q) * scale, or float(q * multiplier) * scale.
   void (*dequantize_int8)(const uint8_t* packed, int64_t columns, float scale, float* y);
   void (*dequantize_int4)(const uint8_t* packed, const uint8_t* multiplier, int64_t columns, float scale, float* y);
+  FloatSteps steps;
   // Multiply-adds of one task: enough to pay for waking another thread.
   int64_t task_work;
 #if defined(__x86_64__)

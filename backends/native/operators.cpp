@@ -12,8 +12,6 @@ namespace {
 
 constexpr int64_t kRowsPerBlock = 16;
 
-int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
-
 int planes_of(Product product) { return product == Product::kTernary2x4 ? 4 : product == Product::kTernary3x5 ? 5 : 1; }
 
 MatrixSums sums_of(const Kernels& kernels, Product product) {
@@ -49,6 +47,17 @@ void split_groups(int8_t* activations_q8, int64_t groups, int32_t* group_totals)
 constexpr int64_t kSmallBufferBytes = 16384;
 alignas(kActivationAlignment) thread_local uint8_t small_buffer[kSmallBufferBytes];
 
+// Sums of the rows in packed rows [begin, end) -> floats, in place.
+void scale_rows(const Kernels& kernels, Product product, int64_t tokens, const float* activation_scales,
+                const Weights& weights, int64_t begin, int64_t end, float* y) {
+  for (int64_t m = 0; m < tokens; ++m, y += weights.matrix.rows) {
+    each_range(product, weights.matrix, begin, end, [&](int64_t first, int64_t count) {
+      kernels.scale_sums(y + first, count, activation_scales[m],
+                         weights.one_scale ? weights.scale : weights.scale + first, weights.one_scale);
+    });
+  }
+}
+
 // What the tasks of one product share, and the memory it lies in.
 class Job {
  public:
@@ -57,11 +66,10 @@ class Job {
     tokens_.count = tokens;
     tokens_.columns = matrix.columns;
     tokens_.stride = round_up(matrix.columns, kActivationAlignment);
-    divide(max_tasks);
-    scratch_bytes_ = round_up(kernels.scratch_bytes(matrix.columns, planes_of(product) > 1), kActivationAlignment);
-#if defined(__x86_64__)
-    if (tokens < kernels.scratch_tokens) scratch_bytes_ = 0;
-#endif
+    const Division division = divide(kernels, product, matrix, tokens, max_tasks, kernels.task_work);
+    tasks_ = division.tasks;
+    rows_per_task_ = division.rows_per_task;
+    scratch_bytes_ = scratch_bytes_of(kernels, product, tokens, matrix.columns);
     const int64_t group_count = product == Product::kInt4 ? groups_ : 0;
     const int64_t activation_bytes = tokens * tokens_.stride, words = tokens * (2 + group_count);
     const int64_t operand_bytes = activation_bytes + round_up(words * 4, kActivationAlignment);
@@ -120,19 +128,6 @@ class Job {
     if (product_ == Product::kInt4) split_groups(row(m), groups_, group_totals_ + m * groups_);
   }
 
-  void divide(int64_t max_tasks) {
-    const int64_t work = tokens_.count * matrix_.columns * matrix_.rows;
-    const int64_t blocks = (matrix_.packed_rows + kRowsPerBlock - 1) / kRowsPerBlock;
-#if defined(__x86_64__)
-    if (planes_of(product_) > 1 && kernels_.max_tasks != nullptr) {
-      max_tasks = std::min(max_tasks, kernels_.max_tasks(tokens_.count, matrix_.packed_rows));
-    }
-#endif
-    tasks_ = std::max<int64_t>(1, std::min({max_tasks, blocks, work / kernels_.task_work}));
-    rows_per_task_ = (blocks + tasks_ - 1) / tasks_ * kRowsPerBlock;
-    tasks_ = (matrix_.packed_rows + rows_per_task_ - 1) / rows_per_task_;
-  }
-
   // A task takes the lowest free scratch, so that a thread keeps reusing one that is in its cache.
   int64_t take_scratch() {
     uint64_t taken = scratch_in_use_.load();
@@ -151,19 +146,9 @@ class Job {
     sums_of(job.kernels_, job.product_)(job.tokens_, job.matrix_, begin, end, job.y_,
                                         job.scratch_ + scratch * job.scratch_bytes_);
     job.scratch_in_use_.fetch_and(~(uint64_t{1} << scratch));
-    if (job.scale_ != nullptr) job.scale_range(begin, end);
-  }
-
-  void scale_range(int64_t begin, int64_t end) {
-    for (int64_t m = 0; m < tokens_.count; ++m) {
-      for (int p = 0; p < planes_of(product_); ++p) {
-        const int64_t first = p * matrix_.packed_rows + begin;
-        const int64_t count = std::min(p * matrix_.packed_rows + end, matrix_.rows) - first;
-        if (count <= 0) break;
-        kernels_.scale_sums(y_ + m * matrix_.rows + first, count, activation_scales_[m],
-                            one_scale_ ? scale_ : scale_ + first, one_scale_);
-      }
-    }
+    if (job.scale_ == nullptr) return;
+    scale_rows(job.kernels_, job.product_, job.tokens_.count, job.activation_scales_,
+               {job.matrix_, job.scale_, job.one_scale_}, begin, end, reinterpret_cast<float*>(job.y_));
   }
 
   const Kernels& kernels_;
@@ -195,6 +180,33 @@ const Pool kCallerOnly = {run_on_caller, nullptr, 1};
 int64_t packed_rows_of(Product product, int64_t rows) {
   const int64_t planes = planes_of(product);
   return (rows + planes - 1) / planes;
+}
+
+Division divide([[maybe_unused]] const Kernels& kernels, [[maybe_unused]] Product product, const Matrix& matrix,
+                int64_t tokens, int64_t max_tasks, int64_t task_work) {
+  const int64_t work = tokens * matrix.columns * matrix.rows;
+  const int64_t blocks = (matrix.packed_rows + kRowsPerBlock - 1) / kRowsPerBlock;
+#if defined(__x86_64__)
+  if (planes_of(product) > 1 && kernels.max_tasks != nullptr) {
+    max_tasks = std::min(max_tasks, kernels.max_tasks(tokens, matrix.packed_rows));
+  }
+#endif
+  const int64_t tasks = std::max<int64_t>(1, std::min({max_tasks, blocks, work / task_work}));
+  const int64_t rows_per_task = (blocks + tasks - 1) / tasks * kRowsPerBlock;
+  return {(matrix.packed_rows + rows_per_task - 1) / rows_per_task, rows_per_task};
+}
+
+void multiply_rows(const Kernels& kernels, Product product, const Tokens& tokens, const float* activation_scales,
+                   const Weights& weights, int64_t begin, int64_t end, float* y, uint8_t* scratch) {
+  sums_of(kernels, product)(tokens, weights.matrix, begin, end, reinterpret_cast<int32_t*>(y), scratch);
+  scale_rows(kernels, product, tokens.count, activation_scales, weights, begin, end, y);
+}
+
+int64_t scratch_bytes_of(const Kernels& kernels, Product product, [[maybe_unused]] int64_t tokens, int64_t columns) {
+#if defined(__x86_64__)
+  if (tokens < kernels.scratch_tokens) return 0;
+#endif
+  return round_up(kernels.scratch_bytes(columns, planes_of(product) > 1), kActivationAlignment);
 }
 
 bool multiply(const Kernels& kernels, Product product, const Matrix& matrix, const float* scale, bool one_scale,

@@ -13,6 +13,13 @@ enum class Product { kTernary2x4, kTernary3x5, kInt8, kInt4 };
 
 // run(handle, task, tasks, state) calls task(state, i) once for each i < tasks, from any threads, and returns when all
 // are done.
+// A matrix and its scales: [rows], or [1] where there is one.
+struct Weights {
+  Matrix matrix;
+  const float* scale;
+  bool one_scale;
+};
+
 struct Pool {
   void (*run)(void* handle, void (*task)(void* state, size_t i), size_t tasks, void* state);
   void* handle;
@@ -38,5 +45,34 @@ bool multiply_q8(const Kernels& kernels, Product product, const Matrix& matrix, 
 
 // Number of packed rows that hold N rows of a product.
 int64_t packed_rows_of(Product product, int64_t rows);
+
+// Below, the parts of a product that the fused layers of layers.h use.
+
+// Tasks of equal size over packed rows.
+struct Division {
+  int64_t tasks, rows_per_task;
+};
+// `task_work`: the fewest multiply-adds of a task.
+Division divide(const Kernels& kernels, Product product, const Matrix& matrix, int64_t tokens, int64_t max_tasks,
+                int64_t task_work);
+
+// Calls body(first, count) for every range of the rows that lie in packed rows [begin, end): one a plane.
+template <class Body>
+void each_range(Product product, const Matrix& matrix, int64_t begin, int64_t end, const Body& body) {
+  const int64_t planes = product == Product::kTernary2x4 ? 4 : product == Product::kTernary3x5 ? 5 : 1;
+  for (int64_t p = 0; p < planes; ++p) {
+    const int64_t first = p * matrix.packed_rows + begin, last = p * matrix.packed_rows + end;
+    if (first >= matrix.rows) break;
+    body(first, (last < matrix.rows ? last : matrix.rows) - first);
+  }
+}
+
+// The rows of y float32 [tokens, N] that lie in packed rows [begin, end); y's memory holds their exact sums before.
+void multiply_rows(const Kernels& kernels, Product product, const Tokens& tokens, const float* activation_scales,
+                   const Weights& weights, int64_t begin, int64_t end, float* y, uint8_t* scratch);
+
+constexpr int64_t round_up(int64_t value, int64_t multiple) { return (value + multiple - 1) / multiple * multiple; }
+// Bytes of scratch of one task of a product; a whole number of cache lines.
+int64_t scratch_bytes_of(const Kernels& kernels, Product product, int64_t tokens, int64_t columns);
 
 }  // namespace microvlm

@@ -9,6 +9,7 @@
 #include <limits>
 
 #include "glue/test_cases.h"
+#include "glue/test_layers.h"
 
 extern char** environ;
 
@@ -23,6 +24,7 @@ namespace {
 
 using namespace host;
 
+constexpr size_t kAllOps = kDeclarationCount + kLayerCount + 1;  // and the mask
 const OrtApiBase kBase = {get_api, nullptr};
 
 std::vector<const OrtCustomOp*> registered_ops() {
@@ -30,7 +32,7 @@ std::vector<const OrtCustomOp*> registered_ops() {
   const std::string message = take(RegisterCustomOps(&options, &kBase));
   CHECK(message.empty(), "%s", message.c_str());
   CHECK(options.domains.size() == 1 && options.domains[0]->name == "ai.microvlm", "not one domain");
-  CHECK(options.domains[0]->ops.size() == kDeclarationCount, "not every operator");
+  CHECK(options.domains[0]->ops.size() == kAllOps, "not every operator");
   return options.domains[0]->ops;
 }
 
@@ -56,7 +58,7 @@ Result run(const std::vector<const OrtCustomOp*>& ops, Case* c) {
   Result result;
   result.message = take(op->create_kernel(op, as_api(), &node, &kernel));
   if (!result.message.empty()) return result;
-  Context context = {&node, c->threads, c->output_offset, {}};
+  Context context = {&node, c->threads, c->output_offset, {}, {}};
   result.message = take(op->compute(kernel, &context));
   op->destroy_kernel(kernel);
   const auto* output = static_cast<const uint8_t*>(context.output.data());
@@ -258,7 +260,7 @@ void check_threads(const std::vector<const OrtCustomOp*>& ops, Random& random) {
     for (int caller = 0; caller < 4; ++caller) {
       callers.emplace_back([&] {
         for (size_t threads = 0; threads < 4; ++threads) {
-          Context context = {&node, threads, 0, {}};
+          Context context = {&node, threads, 0, {}, {}};
           CHECK(take(op->compute(kernel, &context)).empty(), "an error on a thread");
           CHECK(std::memcmp(context.output.data(), expected.data(), expected.size()) == 0, "%s differs",
                 op->get_name(op));
@@ -283,7 +285,7 @@ void check_first_registration() {
     if (!failed) break;
     CHECK(message == "injected", "%s", message.c_str());
     // The domain stays once it is whole.
-    CHECK(live_objects <= (calls > static_cast<int64_t>(kDeclarationCount)), "a registration leaves something behind");
+    CHECK(live_objects <= (calls > static_cast<int64_t>(kAllOps)), "a registration leaves something behind");
   }
   CHECK(registered_ops() == registered_ops() && live_objects == 1, "a second registration makes another domain");
 }
@@ -309,13 +311,15 @@ int check_variant(int64_t cases, uint64_t seed) {
   const Counts hostile = check_hostile_cases(ops, cases, random);
   const int64_t failures = check_failing_calls(ops, random), shapes = check_shape_inference(ops, cases, random);
   check_threads(ops, random);
+  const int64_t layers = check_layers(ops.data() + kDeclarationCount, cases / 4, random);
+  check_mask(ops.back(), cases / 4, random);
   CHECK(live_objects == 1, "something is left behind");
   std::printf(
       "%s: %lld right nodes equal; %lld known and %lld random nodes refused, %lld right; %lld failing calls, %lld "
-      "shapes; seed %llu\n",
+      "shapes; %lld layers; seed %llu\n",
       kernels->name, static_cast<long long>(right), static_cast<long long>(known),
       static_cast<long long>(hostile.refused), static_cast<long long>(hostile.accepted),
-      static_cast<long long>(failures), static_cast<long long>(shapes), static_cast<unsigned long long>(seed));
+      static_cast<long long>(failures), static_cast<long long>(shapes), static_cast<long long>(layers), static_cast<unsigned long long>(seed));
   return 0;
 }
 

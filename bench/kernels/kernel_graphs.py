@@ -91,7 +91,7 @@ def write_graph(
     model = helper.make_model(
         graph, opset_imports=[helper.make_opsetid(*pair) for pair in domains], ir_version=_IR_VERSION
     )
-    model.functions.extend(functions_for({node.op_type for node in nodes}))
+    model.functions.extend(functions_for(nodes))
     path.write_bytes(model.SerializeToString())
     return ShapeGraph(path, copies, copies * bytes_of(operands), tuple(outputs))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -63,7 +63,8 @@ class Differences:
     """Rows whose absmax is not finite or at most 1e-5. Their sums are not compared."""
     operator_outputs: int = 0
     operator_mismatches: int = 0
-    """Outputs of the operator on equal activations that are not its sums times its scales, bit for bit."""
+    """Outputs of the operator on equal activations that are not its sums times its scales, bit for bit, and outputs of
+    fused nodes that are not those of their opened layers."""
     scales_differing: int = 0
     """Scaled sums that differ from the recorded ones although the sums are equal."""
     differing_by_layer: dict[str, int] = field(default_factory=dict)
@@ -148,6 +149,14 @@ class Differences:
             "operator": self.operator_mismatches,
             "scale": self.scales_differing,
         }
+
+    def compare_fused(self, node: str, outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> None:
+        """Compare a fused node's outputs with those of its opened layers, which computed the same."""
+        with self.of_call(node):
+            for output, opened in zip(outputs, expected, strict=True):
+                wrong = ~((output == opened) | (np.isnan(output) & np.isnan(opened)))
+                self.operator_outputs += output.size
+                self.operator_mismatches += int(wrong.sum())
 
     def _measure(self, layer: str, unrounded: np.ndarray, own: np.ndarray, recorded: np.ndarray) -> None:
         step = np.abs(own.astype(np.int16) - recorded)

@@ -9,6 +9,9 @@ y = Op(x, W, scale) becomes, with the operator called on integers so that its re
     y      = absmax > 1e-5 ? sums * ((absmax / 127) * scale) : direct
     direct = Op(x, W, scale)                                  the operator of the graph as it was exported
 
+A fused layer is expanded first, as the file's own function says, so that its products are such nodes; a copy of it
+stays as it was exported, for its outputs to be compared with.
+
 `x`, `sums`, `y` and `direct` become outputs. A row whose absmax is at the floor has no activation of 127, so its sums
 cannot be had this way and it keeps `direct`. Trits that are stored dense, at 16 or 32 bits, have no operator but
 standard nodes, and their MatMul is the sum. Knows one graph; needs onnx.
@@ -24,8 +27,10 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
+from onnx.inliner import inline_selected_functions
 
 from microvlm.exporters.replay.model_session import open_session
+from microvlm.formats.layer_table import LAYERS
 from microvlm.formats.op_spec import ABSMAX_FLOOR, Q8_MAX, Q8_MIN, quantize_activations
 from microvlm.formats.op_table import DOMAIN, OPS
 from microvlm.runtime import LayerCall, LayerListener
@@ -33,6 +38,8 @@ from microvlm.runtime import LayerCall, LayerListener
 PREFIX = "microvlm.probe"
 REPLAY = f"{PREFIX}.replay"
 """Input bool []: whether the replacements overrule the layers' own activations."""
+
+_DIRECT = f"{PREFIX}.direct."
 
 RunModel = Callable[[dict[str, Any], Sequence[str]], dict[str, Any]]
 """Runs a model: values by input name, names of outputs -> values by output name."""
@@ -58,11 +65,22 @@ class ProbedLayer:
 
 
 @dataclass(frozen=True)
+class FusedNode:
+    """Names of the outputs of a fused layer in a probed graph."""
+
+    direct: tuple[str, ...]
+    """Of the node as it was exported."""
+    opened: tuple[str, ...]
+    """Of its opened layers."""
+
+
+@dataclass(frozen=True)
 class ProbedGraph:
     """A graph with its layers opened."""
 
     model: onnx.ModelProto
     layers: tuple[ProbedLayer, ...]
+    fused: tuple[FusedNode, ...]
     outputs: tuple[str, ...]
     """The graph's own outputs first, then the layers'."""
     folder: Path
@@ -98,6 +116,12 @@ class ProbedGraph:
                     arrays.get(layer.scaled_sums),
                 ),
             )
+        for node in () if replay else self.fused:
+            listener.observe_fused(
+                node.opened[0],
+                [_array(outputs[name]) for name in node.direct],
+                [_array(outputs[name]) for name in node.opened],
+            )
         return outputs
 
 
@@ -107,7 +131,7 @@ def is_quantized_matmul(node: onnx.NodeProto) -> bool:
 
 def probe(path: Path) -> ProbedGraph:
     """Read the graph in the file `path` and open every quantised layer."""
-    model = onnx.load(str(path), load_external_data=False)
+    model, copies = expand_layers(onnx.load(str(path), load_external_data=False))
     graph = model.graph
     dense = _dense_layers(graph)
     layers, nodes = [], list(_constants())
@@ -125,13 +149,34 @@ def probe(path: Path) -> ProbedGraph:
     own_outputs = [value.name for value in graph.output]
     existing_names = {*own_outputs, *(value.name for value in graph.input)}
     graph.input.append(helper.make_tensor_value_info(REPLAY, TensorProto.BOOL, []))
-    extra: list[str] = []
+    fused = [
+        FusedNode(tuple(copy.output), tuple(name.removeprefix(_DIRECT) for name in copy.output))
+        for copy in copies
+    ]
+    extra = [name for node in fused for name in (*node.direct, *node.opened)]
     for layer in layers:
         graph.input.append(helper.make_tensor_value_info(layer.replacement, TensorProto.INT8, None))
         extra += layer.outputs
     extra = [name for name in dict.fromkeys(extra) if name not in existing_names]
     graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in extra)
-    return ProbedGraph(model, tuple(layers), (*own_outputs, *extra), path.parent)
+    return ProbedGraph(model, tuple(layers), tuple(fused), (*own_outputs, *extra), path.parent)
+
+
+def expand_layers(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.NodeProto]]:
+    """The model with its fused layers expanded, and copies of these, whose outputs have names of their own."""
+    copies = []
+    for node in model.graph.node:
+        if node.domain == DOMAIN and node.op_type in LAYERS:
+            copies.append(onnx.NodeProto())
+            copies[-1].CopyFrom(node)
+            copies[-1].output[:] = [f"{_DIRECT}{name}" for name in node.output]
+    if not copies:
+        return model, []
+    functions = [function for function in model.functions if function.name in LAYERS]
+    expanded = inline_selected_functions(model, [(DOMAIN, function.name) for function in functions])
+    expanded.functions.extend(functions)
+    expanded.graph.node.extend(copies)
+    return expanded, copies
 
 
 def _layer(node: onnx.NodeProto) -> ProbedLayer:

@@ -7,6 +7,7 @@ shape, did not follow the recording (`Diverged`).
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -81,6 +82,10 @@ class Recorder:
         if self._differences is not None:
             self._differences.compare_operator(call, rows_above_floor(call.x))
 
+    def observe_fused(self, node: str, outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> None:
+        if self._differences is not None:
+            self._differences.compare_fused(node, outputs, expected)
+
 
 class Replayer:
     """A `LayerListener` that hands out recorded activations and counts how the replaying model differs."""
@@ -109,3 +114,6 @@ class Replayer:
             differences.compare_operator(call, equal & above_floor)
             if recorded.scaled is not None and np.array_equal(call.sums, recorded.sums):
                 differences.compare_scales(call, *recorded.scaled)
+
+    def observe_fused(self, node: str, outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> None:
+        """A fused node computed with its own activations, its opened layers with the recorded ones."""

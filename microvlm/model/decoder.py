@@ -118,6 +118,18 @@ def decoder_mask(attention_mask: Tensor, queries: int) -> Tensor:
     return visible | (keys == own)
 
 
+@torch.library.custom_op("microvlm::decoder_mask", mutates_args=())
+def traced_mask(attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+    """`decoder_mask` of as many queries as `position_ids` [B, S] has; one node in a trace."""
+    return decoder_mask(attention_mask, position_ids.shape[1])
+
+
+@traced_mask.register_fake
+def _fake_traced_mask(attention_mask: Tensor, position_ids: Tensor) -> Tensor:
+    batch, total = attention_mask.shape
+    return attention_mask.new_empty((batch, 1, position_ids.shape[1], total), dtype=torch.bool)
+
+
 class Decoder(nn.Module):
     """Decoder layers and final norm: embeddings [B, S, H] and a cache of P positions -> (hidden [B, S, H], cache)."""
 
@@ -140,7 +152,10 @@ class Decoder(nn.Module):
         With `num_logits_to_keep` (int64 scalar n >= 1) only the last n hidden states are returned.
         """
         cos, sin = rotary_tables(position_ids, self.config.head_dim, self.config.rope_theta)
-        mask = decoder_mask(attention_mask, inputs_embeds.shape[1])
+        if num_logits_to_keep is None:
+            mask = decoder_mask(attention_mask, inputs_embeds.shape[1])
+        else:
+            mask = traced_mask(attention_mask, position_ids)
         x, presents = inputs_embeds, []
         for layer, layer_past in zip(self.layers, past, strict=True):
             x, present = layer(x, cos, sin, mask, layer_past)

@@ -8,6 +8,7 @@
 
 #include "avx2.h"
 #include "cpu_x86.h"
+#include "float_steps.h"
 
 namespace microvlm {
 namespace {
@@ -155,7 +156,7 @@ int64_t max_tasks(int64_t tokens, int64_t packed_rows) {
 
 const Kernels kAvx2 = {
     "avx2",     score,      quantize,        scale_sums,      scratch_bytes, avx2::ternary_2x4, avx2::ternary_3x5,
-    avx2::int8, avx2::int4, dequantize_int8, dequantize_int4, kSmallTask,    max_tasks,         2,
+    avx2::int8, avx2::int4, dequantize_int8, dequantize_int4, kFloatSteps,   kSmallTask,        max_tasks,         2,
 };
 
 }  // namespace microvlm

@@ -5,6 +5,7 @@
 
 #include "avx512vnni.h"
 #include "cpu_x86.h"
+#include "float_steps.h"
 
 namespace microvlm {
 namespace {
@@ -100,7 +101,10 @@ const Kernels kAvx512Vnni = {
     avx512vnni::int4,
     dequantize_int8,
     dequantize_int4,
+    kFloatSteps,
     kTaskWork,
+    nullptr,
+    2,
 };
 
 }  // namespace microvlm

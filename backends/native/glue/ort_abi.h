@@ -59,6 +59,7 @@ enum Slot {
   kGetDimensions = 62,
   kGetSymbolicDimensions = 63,
   kGetShapeInfo = 65,
+  kGetAttributeFloat = 85,
   kGetAttributeInt64 = 86,
   kGetInput = 90,
   kGetOutput = 91,

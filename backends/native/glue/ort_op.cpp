@@ -8,7 +8,10 @@
 
 #include "declarations.h"
 #include "operators.h"
+#include "ort_layer.h"
 #include "ort_values.h"
+
+std::atomic<const OrtApi*> first_api{nullptr};
 
 namespace {
 
@@ -17,9 +20,6 @@ using namespace microvlm;
 struct Op : OrtCustomOp {
   const Declaration* declaration;
 };
-
-// The table that registered first: ONNX Runtime infers shapes without handing it over.
-std::atomic<const OrtApi*> first_api{nullptr};
 
 struct Kernel {
   const OrtApi* api;
@@ -35,23 +35,6 @@ struct Kernel {
     AlignedCopy copies[kMaxInputs - 1];
   } weights;
 };
-
-// The interface does not tell how many threads a session has: enough tasks for eight to share evenly.
-constexpr int64_t kSessionTasks = 16;
-
-struct Threads {
-  const OrtApi* api;
-  const void* context;
-};
-
-// Runs tasks in batches on the session's own threads; 0 lets the session choose the number of batches.
-void run_in_session(void* handle, void (*task)(void*, size_t), size_t tasks, void* state) {
-  const auto& threads = *static_cast<const Threads*>(handle);
-  Status status = call<kParallelFor>(threads.api, threads.context, task, tasks, size_t{0}, state);
-  if (status == nullptr) return;
-  call<kReleaseStatus, void>(threads.api, status);
-  for (size_t i = 0; i < tasks; ++i) task(state, i);
-}
 
 // Looks up and checks every weight. `values`: of inputs 1, 2, and, where there is a multiplier, 3.
 Status read_weights(const Kernel& kernel, const void* const* values, Kernel::Weights* weights) {
@@ -99,7 +82,7 @@ Status run_node(const Kernel& kernel, void* context, const Kernel::Weights& weig
   if (op.gathers) ++first->rank;  // fits_declaration leaves room
   first->dimensions[first->rank - 1] = op.gathers ? columns : weights.sizes.rows;
   float* y = nullptr;
-  Status status = make_output(kernel.api, context, &first->dimensions[0], first->rank, &y);
+  Status status = make_output(kernel.api, context, 0, &first->dimensions[0], first->rank, &y);
   if (status != nullptr) return status;
   if (op.gathers) return gather(kernel, weights, first->as<int64_t>(), leading, y);
 
@@ -181,57 +164,24 @@ Status create_kernel(const OrtCustomOp* op, const OrtApi* api, const void* info,
 
 // Width of the output: the attribute, or a side of packed, or -1.
 Status infer_width(const OrtApi* api, const Declaration& op, void* context, int64_t* width) {
-  const void* node = context;
-  if (op.attribute != nullptr) {
-    const void* attribute = nullptr;
-    size_t read = 0;
-    Status status = call<kGetShapeAttribute>(api, node, op.attribute, &attribute);
-    if (status != nullptr) return status;
-    return call<kReadAttribute>(api, attribute, kAttributeInt, static_cast<void*>(width), sizeof *width, &read);
-  }
-  void* info = nullptr;
-  Shape packed;
-  Status status = call<kGetInputTypeShape>(api, node, size_t{1}, &info);
-  if (status != nullptr || info == nullptr) return status;
-  status = read_shape(api, info, &packed);
+  if (op.attribute != nullptr) return infer_attribute(api, context, op.attribute, width);
+  InferredShape packed;
+  Status status = infer_input(api, context, 1, &packed);
   if (status == nullptr) *width = packed.rank != 2 ? -1 : packed.dimensions[op.gathers ? 1 : 0];
   return status;
 }
 
-// y is x with N for K, or a row of the table for every id. Where a dimension has neither a value nor a name, y's shape
-// stays unknown. Rank 0 is what ONNX Runtime returns for a shape that it could not infer itself.
+// y is x with N for K, or a row of the table for every id.
 Status infer_shape(const OrtCustomOp* self, void* context) {
   const Declaration& op = *static_cast<const Op*>(self)->declaration;
   const OrtApi* api = first_api.load(std::memory_order_relaxed);
-  void *info = nullptr, *y_info = nullptr;
-  Shape shape;
-  const char* names[kMaxDimensions] = {};
-  Status status = call<kGetInputTypeShape>(api, static_cast<const void*>(context), size_t{0}, &info);
-  if (status != nullptr || info == nullptr) return status;
-  status = read_shape(api, info, &shape);
-  if (status == nullptr) {
-    status = call<kGetSymbolicDimensions>(api, static_cast<const void*>(info), &names[0], shape.rank);
-  }
+  InferredShape shape;
+  Status status = infer_input(api, context, 0, &shape);
   int64_t width = -1;
-  if (status == nullptr) status = infer_width(api, op, context, &width);
+  if (status == nullptr && shape.rank > 0) status = infer_width(api, op, context, &width);
   if (status != nullptr || shape.rank == 0 || shape.rank == kMaxDimensions || width < 0) return status;
   if (op.gathers) ++shape.rank;
-  shape.dimensions[shape.rank - 1] = width;
-  names[shape.rank - 1] = "";
-  for (size_t i = 0; i < shape.rank; ++i) {
-    if (names[i] == nullptr) names[i] = "";
-    if (shape.dimensions[i] < 0 && *names[i] == '\0') return nullptr;
-  }
-  status = call<kCreateShapeInfo>(api, &y_info);
-  if (status != nullptr) return status;
-  status = call<kSetElementType>(api, y_info, kFloat);
-  if (status == nullptr) {
-    status = call<kSetDimensions>(api, y_info, static_cast<const int64_t*>(shape.dimensions), shape.rank);
-  }
-  if (status == nullptr) status = call<kSetSymbolicDimensions>(api, y_info, &names[0], shape.rank);
-  if (status == nullptr) status = call<kSetOutputTypeShape>(api, context, size_t{0}, static_cast<const void*>(y_info));
-  call<kReleaseShapeInfo, void>(api, y_info);
-  return status;
+  return infer_output(api, context, 0, shape, width);
 }
 
 Op make_op(const Declaration& declaration) {
@@ -274,6 +224,10 @@ Status make_domain(const OrtApi* api, void** made) {
   for (const Op& op : ops.op) {
     if (status == nullptr) status = call<kCustomOpDomainAdd>(api, *made, static_cast<const OrtCustomOp*>(&op));
   }
+  for (size_t i = 0; i < kLayerCount; ++i) {
+    if (status == nullptr) status = call<kCustomOpDomainAdd>(api, *made, layer_op(i));
+  }
+  if (status == nullptr) status = call<kCustomOpDomainAdd>(api, *made, mask_op());
   return status;
 }
 

@@ -7,6 +7,7 @@
 #include <cstring>
 
 #include "declarations.h"
+#include "operators.h"
 #include "ort_abi.h"
 
 namespace {
@@ -83,21 +84,85 @@ Status read_operand(const OrtApi* api, const Operand& operand, const void* value
   return copy->align(tensor) ? nullptr : fail(api, kRuntimeException, "not enough memory for an operand");
 }
 
-Status get_input(const OrtApi* api, void* context, size_t index, const void** value) {
+inline Status get_input(const OrtApi* api, void* context, size_t index, const void** value) {
   return call<kGetInput>(api, static_cast<const void*>(context), index, value);
 }
 
-Status make_output(const OrtApi* api, void* context, const int64_t* dimensions, size_t rank, float** data) {
+template <class T>
+Status make_output(const OrtApi* api, void* context, size_t index, const int64_t* dimensions, size_t rank, T** data) {
   void *value = nullptr, *bytes = nullptr;
-  Status status = call<kGetOutput>(api, context, size_t{0}, dimensions, rank, &value);
+  Status status = call<kGetOutput>(api, context, index, dimensions, rank, &value);
   if (status != nullptr) return status;
   if (value == nullptr) return fail(api, kRuntimeException, "there is no output");
   status = call<kGetTensorMutableData>(api, value, &bytes);
-  if (status == nullptr && reinterpret_cast<uintptr_t>(bytes) % alignof(float) != 0) {
+  if (status == nullptr && reinterpret_cast<uintptr_t>(bytes) % alignof(T) != 0) {
     return fail(api, kInvalidArgument, "the memory for the output is at an address that is no multiple of 4");
   }
-  *data = static_cast<float*>(bytes);
+  *data = static_cast<T*>(bytes);
   return status;
 }
+
+// The shape of an input and the names of its dimensions, as ONNX Runtime infers it. Rank 0 is what it returns for a
+// shape that it could not infer.
+struct InferredShape : Shape {
+  const char* names[kMaxDimensions] = {};
+};
+
+inline Status infer_input(const OrtApi* api, void* context, size_t index, InferredShape* shape) {
+  void* info = nullptr;
+  Status status = call<kGetInputTypeShape>(api, static_cast<const void*>(context), index, &info);
+  if (status != nullptr || info == nullptr) return status;
+  status = read_shape(api, info, shape);
+  if (status != nullptr) return status;
+  return call<kGetSymbolicDimensions>(api, static_cast<const void*>(info), &shape->names[0], shape->rank);
+}
+
+// Sets the shape of an output with this width as its last dimension. Where a dimension has neither a value nor a name,
+// it stays unknown.
+inline Status infer_output(const OrtApi* api, void* context, size_t index, InferredShape shape, int64_t width) {
+  shape.dimensions[shape.rank - 1] = width;
+  shape.names[shape.rank - 1] = "";
+  for (size_t i = 0; i < shape.rank; ++i) {
+    if (shape.names[i] == nullptr) shape.names[i] = "";
+    if (shape.dimensions[i] < 0 && *shape.names[i] == '\0') return nullptr;
+  }
+  void* info = nullptr;
+  Status status = call<kCreateShapeInfo>(api, &info);
+  if (status != nullptr) return status;
+  status = call<kSetElementType>(api, info, microvlm::kFloat);
+  if (status == nullptr) {
+    status = call<kSetDimensions>(api, info, static_cast<const int64_t*>(shape.dimensions), shape.rank);
+  }
+  if (status == nullptr) status = call<kSetSymbolicDimensions>(api, info, &shape.names[0], shape.rank);
+  if (status == nullptr) status = call<kSetOutputTypeShape>(api, context, index, static_cast<const void*>(info));
+  call<kReleaseShapeInfo, void>(api, info);
+  return status;
+}
+
+inline Status infer_attribute(const OrtApi* api, const void* context, const char* name, int64_t* value) {
+  const void* attribute = nullptr;
+  size_t read = 0;
+  Status status = call<kGetShapeAttribute>(api, context, name, &attribute);
+  if (status != nullptr) return status;
+  return call<kReadAttribute>(api, attribute, kAttributeInt, static_cast<void*>(value), sizeof *value, &read);
+}
+
+// Runs tasks on the session's own threads.
+struct Threads {
+  const OrtApi* api;
+  const void* context;
+};
+
+inline void run_in_session(void* handle, void (*task)(void*, size_t), size_t tasks, void* state) {
+  const auto& threads = *static_cast<const Threads*>(handle);
+  // 0 lets the session choose the number of batches.
+  Status status = call<kParallelFor>(threads.api, threads.context, task, tasks, size_t{0}, state);
+  if (status == nullptr) return;
+  call<kReleaseStatus, void>(threads.api, status);
+  for (size_t i = 0; i < tasks; ++i) task(state, i);
+}
+
+// The interface does not tell how many threads a session has: enough tasks for eight to share evenly.
+constexpr int64_t kSessionTasks = 16;
 
 }  // namespace

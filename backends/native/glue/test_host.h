@@ -74,6 +74,7 @@ struct Node {
   std::vector<Value*> inputs;
   std::vector<bool> are_constant;
   std::map<std::string, int64_t> attributes;
+  std::map<std::string, float> numbers;  // attributes too
 
   bool has_constant_weights() const {
     for (size_t i = 1; i < are_constant.size(); ++i) {
@@ -89,6 +90,8 @@ struct Context {
   size_t threads;  // of ParallelFor; 0: it returns an error
   size_t output_offset = 0;
   Value output;
+  Value others[2] = {};         // outputs from 1 on
+  size_t element = sizeof(float);  // bytes of an output's element
 };
 
 struct ShapeContext {
@@ -222,6 +225,14 @@ inline Status get_attribute(const void* node, const char* name, int64_t* value) 
   *value = found->second;
   return nullptr;
 }
+inline Status get_number(const void* node, const char* name, float* value) {
+  MAY_FAIL;
+  const auto& numbers = static_cast<const Node*>(node)->numbers;
+  const auto found = numbers.find(name);
+  if (found == numbers.end()) return create_status(1, "no attribute of that name");
+  *value = found->second;
+  return nullptr;
+}
 inline Status get_constant(const void* node, size_t index, int* is_constant, const void** value) {
   MAY_FAIL;
   const auto& self = *static_cast<const Node*>(node);
@@ -236,17 +247,18 @@ inline Status get_input(const void* context, size_t index, const void** value) {
   *value = node.inputs[index];
   return nullptr;
 }
-inline Status get_output(void* context, size_t, const int64_t* dimensions, size_t count, void** value) {
+inline Status get_output(void* context, size_t index, const int64_t* dimensions, size_t count, void** value) {
   MAY_FAIL;
   auto& self = *static_cast<Context*>(context);
-  self.output.info = {microvlm::kFloat, Dimensions(dimensions, dimensions + count), {}};
-  size_t bytes = sizeof(float);
-  for (int64_t size : self.output.info.dimensions) bytes *= size;
+  Value& output = index == 0 ? self.output : self.others[index - 1];
+  output.info = {microvlm::kFloat, Dimensions(dimensions, dimensions + count), {}};
+  size_t bytes = self.element;
+  for (int64_t size : output.info.dimensions) bytes *= size;
   if (bytes > size_t{1} << 28) return create_status(1, "not enough memory for the output");
-  self.output.content.assign(bytes, 0xee);
-  self.output.offset = self.output_offset;
-  self.output.allocate();
-  *value = &self.output;
+  output.content.assign(bytes, 0xee);
+  output.offset = self.output_offset;
+  output.allocate();
+  *value = &output;
   return nullptr;
 }
 inline Status parallel_for(const void* context, void (*task)(void*, size_t), size_t tasks, size_t, void* state) {
@@ -311,6 +323,7 @@ struct Table {
         {kGetDimensions, reinterpret_cast<void*>(get_dimensions)},
         {kGetSymbolicDimensions, reinterpret_cast<void*>(get_names)},
         {kGetShapeInfo, reinterpret_cast<void*>(get_info)},
+        {kGetAttributeFloat, reinterpret_cast<void*>(get_number)},
         {kGetAttributeInt64, reinterpret_cast<void*>(get_attribute)},
         {kGetInput, reinterpret_cast<void*>(get_input)},
         {kGetOutput, reinterpret_cast<void*>(get_output)},

@@ -3,6 +3,7 @@
 
 #include <sys/auxv.h>
 
+#include "float_steps.h"
 #include "neon_bytes.h"
 #include "neon_elementwise.h"
 #include "neon_ternary.h"
@@ -73,6 +74,7 @@ const Kernels kNeon = {
     by_tiles<Int4<MultiplyLong>>,
     dequantize_int8,
     dequantize_int4,
+    kFloatSteps,
     kTaskWork,
 };
 

@@ -2,6 +2,7 @@
 
 #include <sys/auxv.h>
 
+#include "float_steps.h"
 #include "neon_bytes.h"
 #include "neon_elementwise.h"
 #include "neon_ternary.h"
@@ -66,6 +67,7 @@ const Kernels kNeonDot = {
     by_tiles<Int4<DotProduct>>,
     dequantize_int8,
     dequantize_int4,
+    kFloatSteps,
     kTaskWork,
 };
 

@@ -4,7 +4,7 @@
 #include <cstring>
 #include <limits>
 
-#include "kernels.h"
+#include "float_steps.h"
 
 namespace microvlm {
 namespace {
@@ -110,7 +110,7 @@ void dequantize_int4(const uint8_t* packed, const uint8_t* multiplier, int64_t c
 
 const Kernels kReference = {
     "reference",   score, quantize, scale_sums,      scratch_bytes,   ternary<4, 4>,
-    ternary<3, 5>, int8,  int4,     dequantize_int8, dequantize_int4, kTaskWork,
+    ternary<3, 5>, int8,  int4,     dequantize_int8, dequantize_int4, kFloatSteps,   kTaskWork,
 };
 
 }  // namespace microvlm

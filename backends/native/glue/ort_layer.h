@@ -1,0 +1,14 @@
+// The custom operators of the fused layers and of the decoder's mask, which ort_op.cpp registers with the others.
+#pragma once
+
+#include <atomic>
+
+#include "layer_declarations.h"
+#include "ort_abi.h"
+
+// The table that registered first: ONNX Runtime infers shapes without handing it over.
+extern std::atomic<const OrtApi*> first_api;
+
+// That of kLayers[i].
+const OrtCustomOp* layer_op(size_t i);
+const OrtCustomOp* mask_op();
