@@ -21,7 +21,7 @@ import onnx
 import onnx.parser
 
 from microvlm.exporters.contract import OPSET
-from microvlm.exporters.layer_bodies import layer_function, mask_function
+from microvlm.exporters.fusion.layer_bodies import layer_function, mask_function
 from microvlm.formats.layer_table import LAYERS, MASK
 from microvlm.formats.op_spec import OpSpec
 from microvlm.formats.op_table import DOMAIN, OPS

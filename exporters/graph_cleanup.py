@@ -11,8 +11,8 @@ import onnx_ir
 from onnx_ir.passes import common
 from onnxscript.optimizer import fold_constants
 
-from microvlm.exporters.attention_fusion import fuse_attention
-from microvlm.exporters.layer_fusion import fuse_layers
+from microvlm.exporters.fusion.attention_fusion import fuse_attention
+from microvlm.exporters.fusion.layer_fusion import fuse_layers
 
 FOLD_BELOW_ELEMENTS = 4096
 """Constants of shapes, masks and frequencies are far below this."""

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from test_hf_checkpoint import save_tokenizer
 
 from microvlm.errors import UserError
-from microvlm.formats.gguf_header import read_gguf_header
+from microvlm.formats.headers.gguf_header import read_gguf_header
 from microvlm.inputs.processor import Processor
 from microvlm.model.linear import PackedLinear
 from microvlm.model.microvlm import MicroVLM

@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from onnx_ir.passes import common
 
-from microvlm.exporters.attention_fusion import fuse_attention
+from microvlm.exporters.fusion.attention_fusion import fuse_attention
 
 HEADS, KV_HEADS, WIDTH = 4, 2, 8
 SHAPES = {"q": (2, 3, HEADS * WIDTH), "k": (2, 3, KV_HEADS * WIDTH), "v": (2, 3, KV_HEADS * WIDTH)}

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from microvlm.model.embedding import TiedEmbedding
+from microvlm.training.heap import trim_heap
 from microvlm.training.losses.chunked_loss import chunked_loss
 from microvlm.training.losses.distillation_loss import logits_divergence
 
@@ -54,3 +58,17 @@ def test_a_frozen_head_gets_no_gradient():
     assert states.grad is not None
     assert not terms.requires_grad
     assert float(states.grad.abs().sum()) > 0
+
+
+@pytest.mark.linux
+def test_free_pages_of_the_heap_go_back_to_the_system():
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    # Small enough to lie in the heap, every second one kept: freed memory is between what is used.
+    blocks = [torch.ones(25_000) for _ in range(4000)]
+    del blocks[::2]
+    before = resident()
+    trim_heap()
+    assert resident() < before - 100_000_000
+    assert len(blocks) == 2000

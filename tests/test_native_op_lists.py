@@ -115,7 +115,7 @@ def test_the_kernels_have_the_table_s_limits() -> None:
 
 
 def test_the_fused_layers_are_declared_as_their_table_has_them() -> None:
-    text = (NATIVE / "layer_declarations.h").read_text()
+    text = (NATIVE / "layers" / "layer_declarations.h").read_text()
     macros = dict(re.findall(r"#define (MICROVLM_\w+) \\\n((?:.*\\\n)*.*)\n", text))
     rows = re.findall(
         r'\{"(\w+)", Product::(\w+), (true|false), (\d), (\d), \{"(\w+)", "(\w+)"\}, (\w+)\}', text
@@ -136,7 +136,7 @@ def test_the_fused_layers_are_declared_as_their_table_has_them() -> None:
         assert declared == [(operand.name, operand.dtype) for operand in layer.inputs]
     (lanes,) = re.findall(r"kNormLanes = (\d+);", (NATIVE / "kernels.h").read_text())
     assert int(lanes) == NORM_LANES
-    steps = (NATIVE / "float_steps.h").read_text()
+    steps = (NATIVE / "layers" / "float_steps.h").read_text()
     numbers = {np.float32(number) for number in re.findall(r"-?\d+\.\d+(?:e-?\d+)?", steps)}
     assert {np.float32(constant) for constant in (*EXPONENTIAL, LOG2_E, LN2_HIGH, LN2_LOW)} <= numbers
     assert f'"{MASK}"' in (NATIVE / "glue" / "ort_mask.cpp").read_text()

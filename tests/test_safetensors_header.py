@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from microvlm.errors import UserError
-from microvlm.formats.safetensors_header import TensorHeader, read_header
+from microvlm.formats.headers.safetensors_header import TensorHeader, read_header
 
 ENTRY = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from microvlm.errors import UserError
 from microvlm.escaping import printable
+from microvlm.formats.headers.safetensors_header import read_header
 from microvlm.formats.op_spec import OpSpec
 from microvlm.formats.op_table import MATMUL_BY_KIND, MATMUL_BY_PACKING
-from microvlm.formats.safetensors_header import read_header
 from microvlm.formats.weight_format import WeightFormat
 from microvlm.sources.foreign_models import assembly
 from microvlm.sources.model_source import INDEX, PICKLED, PICKLED_INDEX, WEIGHTS

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from microvlm.config import MicroVLMConfig
 from microvlm.errors import UserError
+from microvlm.formats.headers.safetensors_header import read_header
 from microvlm.formats.lowered_layer import LAYERS, LoweredLayer, parse_layers
 from microvlm.formats.manifest import Manifest
 from microvlm.formats.onnx_weights import read_initializers
-from microvlm.formats.safetensors_header import read_header
 from microvlm.formats.weight_shapes import compare_types, stored_types
 
 _COMPUTED = ("memory_encoder.pseudo_inverse",)

@@ -23,10 +23,10 @@ from microvlm.atomic_folder import INCOMPLETE, new_files
 from microvlm.config import CONFIG, MicroVLMConfig
 from microvlm.errors import UserError
 from microvlm.formats.documents import quote
+from microvlm.formats.headers.safetensors_header import SafetensorsHeader, read_header
 from microvlm.formats.lowered_layer import LAYERS, LoweredLayer
 from microvlm.formats.op_table import MATMUL_BY_KIND
 from microvlm.formats.packed_bytes import is_packed
-from microvlm.formats.safetensors_header import SafetensorsHeader, read_header
 from microvlm.formats.stored_tensors import read_checkpoint
 from microvlm.formats.weight_shapes import FLOAT, TensorType, compare_types
 from microvlm.inputs.processor import GENERATION, PREPROCESSOR, TOKENIZER, TOKENIZER_CONFIG

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from microvlm.errors import UserError
 from microvlm.model.linear import weights_rounded_once
+from microvlm.training.heap import TRIM_EVERY, trim_heap
 from microvlm.training.loop.optimizers import build_optimizers, cosine
 from microvlm.training.loop.processes import Processes
 from microvlm.training.loop.sharding import LossModule, whole_tensor
@@ -55,6 +56,7 @@ class StageTrainer:
         processes: Processes | None = None,
     ):
         self.task, self.stage, self.precision = task, stage, precision
+        self._steps = 0
         self.accelerator, self.device = accelerator, accelerator.device
         self.processes = processes or Processes()
         optimizers = build_optimizers(task, stage, self.device)
@@ -78,6 +80,9 @@ class StageTrainer:
         loss, metrics = self.forward(batch)
         self.accelerator.backward(loss)
         norm = self.update()
+        self._steps += 1
+        if self._steps % TRIM_EVERY == 0:
+            trim_heap()
         return {**self.processes.mean({"loss": loss, **metrics}), "gradient_norm": norm}
 
     def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:

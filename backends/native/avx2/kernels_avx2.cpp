@@ -8,7 +8,7 @@
 
 #include "avx2.h"
 #include "cpu_x86.h"
-#include "float_steps.h"
+#include "layers/float_steps.h"
 
 namespace microvlm {
 namespace {

@@ -5,7 +5,7 @@
 
 #include "avx512vnni.h"
 #include "cpu_x86.h"
-#include "float_steps.h"
+#include "layers/float_steps.h"
 
 namespace microvlm {
 namespace {

@@ -3,7 +3,7 @@
 
 #include <atomic>
 
-#include "layer_declarations.h"
+#include "layers/layer_declarations.h"
 #include "ort_abi.h"
 
 // The table that registered first: ONNX Runtime infers shapes without handing it over.

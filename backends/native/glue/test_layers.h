@@ -2,7 +2,7 @@
 // of which the sanitizers see what they touch.
 #pragma once
 
-#include "layer_declarations.h"
+#include "layers/layer_declarations.h"
 #include "ort_values.h"
 #include "test_cases.h"
 

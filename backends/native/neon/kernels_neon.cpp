@@ -3,7 +3,7 @@
 
 #include <sys/auxv.h>
 
-#include "float_steps.h"
+#include "layers/float_steps.h"
 #include "neon_bytes.h"
 #include "neon_elementwise.h"
 #include "neon_ternary.h"

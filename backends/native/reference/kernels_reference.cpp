@@ -4,7 +4,7 @@
 #include <cstring>
 #include <limits>
 
-#include "float_steps.h"
+#include "layers/float_steps.h"
 
 namespace microvlm {
 namespace {

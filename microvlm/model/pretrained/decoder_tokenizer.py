@@ -15,7 +15,7 @@ import msgspec
 from microvlm.config import CONFIG, PromptConfig
 from microvlm.errors import UserError
 from microvlm.formats import documents
-from microvlm.formats.gguf_header import GgufHeader
+from microvlm.formats.headers.gguf_header import GgufHeader
 from microvlm.inputs.processor_files import GENERATION, TOKENIZER_CONFIG
 from microvlm.inputs.tokenizer import TOKENIZER, read_tokenizer
 from microvlm.inputs.tokenizer_document import TokenId, TokenizerDocument, parse_tokenizer

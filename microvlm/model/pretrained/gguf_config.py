@@ -11,7 +11,7 @@ from microvlm.config import TextConfig
 from microvlm.errors import UserError
 from microvlm.formats import documents
 from microvlm.formats.documents import Size, quote
-from microvlm.formats.gguf_header import REMEDY, GgufHeader
+from microvlm.formats.headers.gguf_header import REMEDY, GgufHeader
 
 ARCHITECTURES = ("llama", "qwen2")
 EMBEDDING, HEAD = "token_embd.weight", "output.weight"

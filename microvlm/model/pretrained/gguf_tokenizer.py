@@ -13,7 +13,7 @@ from msgspec import Meta
 
 from microvlm.errors import UserError
 from microvlm.formats.documents import quote
-from microvlm.formats.gguf_header import REMEDY, GgufHeader
+from microvlm.formats.headers.gguf_header import REMEDY, GgufHeader
 from microvlm.inputs.tokenizer_patterns import LLAMA3_PATTERN, QWEN2_PATTERN
 
 _NORMAL, _CONTROL, _USER_DEFINED, _UNUSED = 1, 3, 4, 5

@@ -15,7 +15,7 @@ from torch import Tensor
 from microvlm.config import TextConfig
 from microvlm.errors import UserError
 from microvlm.formats.documents import quote
-from microvlm.formats.gguf_header import GgufHeader, GgufTensor
+from microvlm.formats.headers.gguf_header import GgufHeader, GgufTensor
 from microvlm.model.pretrained.gguf_config import EMBEDDING, architecture
 from microvlm.model.pretrained.stored_weights import PartWeights, read_range
 from microvlm.model.tensor_writer import LazyTensor

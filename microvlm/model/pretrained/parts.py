@@ -12,7 +12,7 @@ from microvlm.config import CONFIG, MicroVLMConfig, TextConfig, VisionConfig
 from microvlm.errors import UserError
 from microvlm.escaping import printable
 from microvlm.formats.documents import quote
-from microvlm.formats.gguf_header import SUFFIX, GgufHeader, is_gguf, read_gguf_header
+from microvlm.formats.headers.gguf_header import SUFFIX, GgufHeader, is_gguf, read_gguf_header
 from microvlm.formats.manifest import MANIFEST
 from microvlm.model.pretrained.gguf_config import gguf_text_config
 from microvlm.model.pretrained.hf_config import DECODERS, ENCODERS, model_type, text_config, vision_config

@@ -20,8 +20,8 @@ from torch import Tensor
 from microvlm.errors import UserError
 from microvlm.formats import documents
 from microvlm.formats.documents import quote
+from microvlm.formats.headers.safetensors_header import TensorHeader, read_header
 from microvlm.formats.manifest import is_safe_name
-from microvlm.formats.safetensors_header import TensorHeader, read_header
 from microvlm.model.pretrained.hf_config import read_json
 from microvlm.model.tensor_writer import LazyTensor
 from microvlm.sources.model_source import INDEX, PICKLED, PICKLED_INDEX, WEIGHTS

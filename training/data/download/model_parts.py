@@ -19,7 +19,7 @@ from microvlm.config import CONFIG
 from microvlm.errors import UserError
 from microvlm.formats import documents
 from microvlm.formats.documents import Count, Sha256
-from microvlm.formats.safetensors_header import TensorHeader, read_header
+from microvlm.formats.headers.safetensors_header import TensorHeader, read_header
 from microvlm.inputs.processor import TOKENIZER
 from microvlm.inputs.processor_files import PREPROCESSOR
 from microvlm.sources.model_source import INDEX, WEIGHTS

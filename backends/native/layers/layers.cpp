@@ -1,6 +1,6 @@
 // Runs the fused layers step by step: the tasks of a step wait for the step before, threads take tasks as they come.
 
-#include "layers.h"
+#include "layers/layers.h"
 
 #include <sched.h>
 

@@ -1,4 +1,4 @@
-#include "layer_declarations.h"
+#include "layers/layer_declarations.h"
 
 namespace microvlm {
 namespace {

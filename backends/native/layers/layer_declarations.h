@@ -2,7 +2,7 @@
 #pragma once
 
 #include "declarations.h"
-#include "layers.h"
+#include "layers/layers.h"
 
 namespace microvlm {
 

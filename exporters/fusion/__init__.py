@@ -1,0 +1,1 @@
+"""Fused nodes of a traced decoder: what is joined, and what each means in standard ONNX."""

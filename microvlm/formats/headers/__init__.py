@@ -1,0 +1,1 @@
+"""Headers of weight files: GGUF and safetensors, read without their tensors."""
