@@ -139,7 +139,7 @@ def test_the_commit_of_a_checkout_is_found_and_says_whether_files_differ(
 
 
 def test_bench_imports_without_torch_transformers_or_onnx() -> None:
-    """All modules but the one that trains."""
+    """All modules but those that train or compute in torch, and the one that another program loads."""
     program = (
         "import sys, importlib, pkgutil\n"
         "import microvlm.bench as bench\n"
@@ -147,7 +147,7 @@ def test_bench_imports_without_torch_transformers_or_onnx() -> None:
         "modules = [found.name for found in pkgutil.walk_packages(bench.__path__, 'microvlm.bench.')]\n"
         "assert len(modules) > 50, modules\n"
         "for name in modules:\n"
-        "    if name != 'microvlm.bench.memory.tuning':\n"
+        "    if not name.endswith(('memory.tuning', 'lmms_eval.model', 'precision_bench')):\n"
         "        importlib.import_module(name)\n"
     )
     subprocess.run([sys.executable, "-P", "-c", program], check=True)

@@ -21,7 +21,6 @@ from microvlm.bench.equivalence import matrix
 from microvlm.bench.equivalence.metrics import Agreement
 from microvlm.bench.equivalence.verdict import FAIL
 from microvlm.exporters.replay.differences import Differences
-from microvlm.exporters.replay.graph_probe import is_quantized_matmul
 from microvlm.exporters.replay.recording import Recorder, Recording, Replayer
 from microvlm.formats.manifest import read_manifest
 from microvlm.runtime import LayerCall
@@ -30,9 +29,10 @@ NATIVE = Path(__file__).parent.parent / "backends" / "native"
 
 
 def layers_of(bundle: Path, graph: str) -> list[str]:
-    """Names of the layers of a graph, in its order."""
+    """Names of the layers of a graph, in its order; a fused node has several."""
     model = onnx.load(str(bundle / "onnx" / f"{graph}.onnx"), load_external_data=False)
-    return [node.input[1].removesuffix(".packed") for node in model.graph.node if is_quantized_matmul(node)]
+    operands = [name for node in model.graph.node for name in node.input]
+    return [name.removesuffix(".packed") for name in operands if name.endswith(".packed")]
 
 
 def scaled(layer: str, factor: float):
@@ -41,11 +41,12 @@ def scaled(layer: str, factor: float):
     def change(model: onnx.ModelProto) -> None:
         node = matmul_of(model, layer)
         at = list(model.graph.node).index(node)
+        place = list(node.input).index(f"{layer}.scale")
         # No initializer: PyTorch, which reads those, would refuse the bundle.
         value = numpy_helper.from_array(np.float32([factor]))
-        model.graph.node.insert(at, helper.make_node("Mul", [node.input[-1], "factor"], ["wrong_scale"]))
+        model.graph.node.insert(at, helper.make_node("Mul", [f"{layer}.scale", "factor"], ["wrong_scale"]))
         model.graph.node.insert(at, helper.make_node("Constant", [], ["factor"], value=value))
-        node.input[-1] = "wrong_scale"
+        node.input[place] = "wrong_scale"
 
     return change
 

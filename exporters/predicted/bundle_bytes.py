@@ -13,11 +13,13 @@ import msgspec
 from microvlm.config import CONFIG, MicroVLMConfig
 from microvlm.errors import UserError
 from microvlm.exporters import contract
+from microvlm.exporters.elsewhere.transformers_files import write_transformers_files
 from microvlm.exporters.model_card import MODEL_CARD
 from microvlm.exporters.predicted.graph_bytes import onnx_bytes
 from microvlm.exporters.vocabulary.shrink import SmallerVocabulary, shrink
 from microvlm.exporters.vocabulary.table_builder import write_tables
 from microvlm.formats import documents
+from microvlm.formats.bundle import TRANSFORMERS_MODULE
 from microvlm.formats.lowered_layer import LoweredLayer
 from microvlm.formats.manifest import (
     EXAMPLE,
@@ -114,12 +116,16 @@ def _other_files(
         elif (checkpoint / name).is_file():
             files[name] = (checkpoint / name).stat().st_size
     if TOKENIZER in files:
-        files[EXAMPLE] = Path(contract.__file__).with_name("bundle_example.py").stat().st_size
+        files[EXAMPLE] = Path(contract.__file__).with_name("elsewhere").joinpath("example.py").stat().st_size
         with tempfile.TemporaryDirectory() as folder:
+            for name in (TOKENIZER, TOKENIZER_CONFIG, PREPROCESSOR, GENERATION):
+                if name in files:
+                    text = changed[name].encode() if name in changed else (checkpoint / name).read_bytes()
+                    (Path(folder) / name).write_bytes(text)
+            write_transformers_files(Path(folder), config)
+            for name in (CONFIG, PREPROCESSOR, TRANSFORMERS_MODULE):
+                files[name] = (Path(folder) / name).stat().st_size
             source = Path(folder) / TOKENIZER
-            source.write_bytes(
-                changed[TOKENIZER].encode() if TOKENIZER in changed else (checkpoint / TOKENIZER).read_bytes()
-            )
             if write_tables(source, Path(folder)) is None:
                 files[TABLES] = (Path(folder) / TABLES).stat().st_size
     return files
