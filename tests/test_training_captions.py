@@ -145,7 +145,13 @@ def test_a_run_leaves_metrics_evaluations_pictures_samples_and_a_model_that_spea
     assert all((finished / "samples" / row["picture"]).is_file() for row in samples)
     assert json.loads((finished / "status.json").read_text())["state"] == "finished"
     report = report_of_file(finished / "summary.json")
-    assert [table.name for table in report.tables] == ["stages", "evaluations", "devices"]
+    assert [table.name for table in report.tables] == [
+        "stages",
+        "evaluations",
+        "curve-stage1",
+        "curve-stage2",
+        "devices",
+    ]
     assert "stage2" in report.text()
     model = MicroVLM.from_pretrained(finished / "checkpoint")
     assert isinstance(model.generate(np.zeros((40, 40, 3), np.uint8)), str)

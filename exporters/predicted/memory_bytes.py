@@ -1,8 +1,8 @@
 """Memory that a bundle's graphs will take on ONNX Runtime, above that of the interpreter and its libraries.
 
 Mapped bytes are exact: the data files, read from the disk where they lie. Anonymous bytes are those after the graphs of
-a caption were opened, before they run: an estimate from what was measured of bundles of 5 to 140 MB, right within a
-quarter, and within 3 % where no weight is a float.
+a caption were opened, before they run: an estimate from what was measured of bundles of 5 to 7 MB, right within a
+quarter, and within an eighth where no weight is a float.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from microvlm.inputs.tokenizer import TOKENIZER
 from microvlm.inputs.tokenizer_tables import TABLES
 
 CAPTION_GRAPHS = ("vision_encoder", "embed_tokens", "decoder_model_merged")
-GRAPH_FACTOR = 13.5
+GRAPH_FACTOR = 17
 """Bytes that ONNX Runtime keeps for a byte of a graph without weights: nodes, names, kernels."""
 TABLES_BYTES, LIBRARY_BYTES_PER_TOKEN = 340_000, 866
 """Anonymous bytes of a tokenizer that runs by tables, and of one that runs by its library."""
