@@ -244,8 +244,12 @@ def test_two_saved_runs_are_compared_with_a_warning(tmp_path: Path):
 
 def test_saved_runs_without_samples_or_of_another_kind_are_refused(tmp_path: Path):
     first = saved_run(tmp_path / "a.json", 1, 1.0)
+    older = json.loads(first.read_text())
+    for times in older["results"][0]["phases"].values():
+        del times["samples_ms"]
+    (tmp_path / "older.json").write_text(json.dumps(older))
     with pytest.raises(UserError, match="holds no samples, as those of older versions"):
-        compare_saved(first, RESULTS / "run-nano.json")
+        compare_saved(first, tmp_path / "older.json")
     with pytest.raises(UserError, match="is a 'kernels' report"):
         compare_saved(first, RESULTS / "kernels-layer.json")
     other = json.loads(first.read_text())
