@@ -13,6 +13,7 @@ from microvlm.errors import UserError
 from microvlm.formats import documents
 from microvlm.temporary_folder import remove_leftovers
 from microvlm.training.loop.run_files import CHECKPOINT, RECIPE, RUN
+from microvlm.training.model_base import ModelBase
 from microvlm.training.recipe import Recipe
 from microvlm.training.stages.task import Task, WholeModelTask
 
@@ -27,6 +28,17 @@ def check_teachers(recipe: Recipe) -> None:
                 "before it one too, or make it the first stage of a recipe of its own, and give --start the checkpoint "
                 "of the run before."
             )
+
+
+def check_decoder(decoder: str, start: str | None, base: ModelBase) -> None:
+    """Raises UserError for a decoder of another checkpoint where there is no float start whose decoder it replaces."""
+    if start is None:
+        raise UserError("--decoder-from takes the place of a start's decoder: give --start as well.")
+    if not base.keeps_start or base.config.quantization.is_ternary:
+        raise UserError(
+            f"--decoder-from {decoder} takes the place of a float decoder, and {start} has none: leave it out, or "
+            "give --start the float model that the ternary one was made from."
+        )
 
 
 def stages_before(

@@ -45,6 +45,12 @@ RUNS = Path("runs")
     help=f"The checkpoint to train (folder, hub id or {' or '.join(BUNDLED)}): what `microvlm assemble` or another run "
     "wrote.",
 )
+@click.option(
+    "--decoder-from",
+    default=None,
+    metavar="CHECKPOINT",
+    help="Begin with this checkpoint's decoder, as distill-texts made it; a teacher is still --start.",
+)
 @click.option("--budget", default=None, metavar="STEPS|TIME", help="Length of the run: 300, 90s, 8m, 1.5h.")
 @click.option("--batch-size", type=click.IntRange(1, 65_536), default=None, help="Samples of a batch.")
 @click.option(
@@ -142,6 +148,7 @@ def train_recipe(
     sources: tuple[str, ...],
     output: Path | None,
     start: str | None,
+    decoder_from: str | None,
     budget: str | None,
     batch_size: int | None,
     until: str | None,
@@ -219,6 +226,7 @@ def train_recipe(
         text=text,
         base_bits=bits,
         until=None if goal is None else goal.target,
+        decoder_from=decoder_from,
     )
     processes.leave()
     if not processes.is_main:

@@ -61,6 +61,7 @@ from microvlm.training.model_base import ModelBase
 from microvlm.training.parameter_selection import relative_rates
 from microvlm.training.recipe import Recipe, StageConfig
 from microvlm.training.run_checks import (
+    check_decoder,
     check_folder,
     check_teachers,
     claim_folder,
@@ -73,7 +74,13 @@ from microvlm.training.stage_weights import load_heads, restore_dtypes, restore_
 from microvlm.training.stages.registry import task_class
 from microvlm.training.stages.task import DataFolder, StageInputs, Task, WholeModelTask
 from microvlm.training.time_to_score.score_target import ScoreTarget
-from microvlm.training.warm_start import begin_sub_norms, start_from, stored_dtypes, weights_sha256
+from microvlm.training.warm_start import (
+    begin_sub_norms,
+    start_from,
+    stored_dtypes,
+    take_decoder,
+    weights_sha256,
+)
 from microvlm.training.watching.plots import curves
 from microvlm.training.watching.run_name import next_run_name
 from microvlm.training.watching.tracking import Tracking, accelerator_options
@@ -109,6 +116,7 @@ def train(
     text: Path | None = None,
     base_bits: int = 32,
     until: ScoreTarget | None = None,
+    decoder_from: str | None = None,
 ) -> bool:
     """Train into `out`: a folder per stage, then `checkpoint`. Returns whether the recipe is finished.
 
@@ -118,10 +126,13 @@ def train(
     from it. workers : processes that draw batches ahead of the steps. budget : length of the run in place of the
     recipe's. trackers : where metrics go beside metrics.jsonl. text : plain text on which the decoder is evaluated.
     base_bits : width of the frozen decoder in memory, 32 or 4. until : the score that ends the last stage.
+    decoder_from : the checkpoint whose decoder the run begins with in place of the start's; a teacher stays the start.
 
     Raises UserError for an unknown task, a start that does not fit, and an `out` that belongs to another run.
     """
-    run = TrainingRun(recipe, data, out, log, float_control, start, start_stage, fresh, text, base_bits)
+    run = TrainingRun(
+        recipe, data, out, log, float_control, start, start_stage, fresh, text, base_bits, decoder_from
+    )
     if until is not None and run.processes.count > 1:
         raise UserError("--until measures a run of one process: leave it out, or start one process.")
     run.claim(budget)
@@ -143,12 +154,13 @@ class TrainingRun:
         fresh: Sequence[str] = (),
         text: Path | None = None,
         base_bits: int = 32,
+        decoder_from: str | None = None,
     ):
         self.processes = Processes.join()
         self.recipe, self.data, self.out = recipe, data, out
         self.log: Log = log if self.processes.is_main else lambda _: None
         self.float_control, self.fresh, self.text = float_control, tuple(fresh), text
-        self.base_bits = base_bits
+        self.base_bits, self.decoder_from = base_bits, decoder_from
         self.classes = [task_class(stage.task, stage.name) for stage in recipe.stages]
         for cls, stage in zip(self.classes, recipe.stages, strict=True):
             cls.check(stage)
@@ -159,6 +171,8 @@ class TrainingRun:
         self.start, self.start_stage = start if start is not None else recipe.start, start_stage
         self.given_start = start is not None
         self.base = ModelBase.of(recipe, start, start_stage, lambda: self.classes[0].tokenizer_texts(data))
+        if decoder_from is not None:
+            check_decoder(decoder_from, start, self.base)
         self._check_fresh()
         self._check_trained()
         if start is not None and not self.base.keeps_start:
@@ -278,6 +292,7 @@ class TrainingRun:
             load_heads(task, resolve_checkpoint(self.start) / HEADS)
             self.log(
                 f"starting from {self.start}"
+                + (f", the decoder from {self.decoder_from}" if self.decoder_from else "")
                 + (f"; not from it: {summarize_names(absent)}" if absent else "")
             )
 
@@ -296,6 +311,9 @@ class TrainingRun:
             raise UserError(
                 f"'{self.start}' lacks {quote(unexpected[0])}: it is no whole model; assemble it again."
             )
+        if self.decoder_from is not None:
+            taken = take_decoder(model, self.decoder_from)
+            absent = [name for name in absent if name not in taken]
         return absent
 
     def finish(self) -> None:
@@ -403,6 +421,8 @@ class TrainingRun:
         run: dict[str, Any] = {"recipe": self.recipe.to_dict(), "float_control": self.float_control}
         if self.given_start and self.start is not None:
             begun = {"weights_sha256": weights_sha256(self.start), "stage": self.start_stage}
+            if self.decoder_from is not None:
+                begun["decoder_sha256"] = weights_sha256(self.decoder_from)
             run |= {"start": begun | ({"fresh": sorted(self.fresh)} if self.fresh else {})}
         described = self.classes[0].describe_data(self.data)
         if described is not None:

@@ -56,6 +56,23 @@ def start_from(model: MicroVLM, source: str, fresh: Sequence[str] = ()) -> list[
     if unknown:
         raise UserError(f"the model has no part '{unknown[0]}' that could begin anew.")
     tensors = {name: t for name, t in float_weights(source).items() if name.split(".")[0] not in fresh}
+    _load(model, tensors, source)
+    return sorted(set(expected) - set(tensors))
+
+
+def take_decoder(model: MicroVLM, source: str) -> set[str]:
+    """Load the decoder of another checkpoint in place of the start's, but not its embeddings; returns its names.
+
+    Raises UserError when it does not fit the model.
+    """
+    tensors = {name: t for name, t in float_weights(source).items() if name.startswith("decoder.")}
+    _load(model, tensors, source)
+    return set(tensors)
+
+
+def _load(model: MicroVLM, tensors: dict[str, Tensor], source: str) -> None:
+    """Load some of a model's parameters, ternary ones as latent weights."""
+    expected = model.state_dict()
     for name, tensor in tensors.items():
         if name not in expected or expected[name].shape != tensor.shape:
             raise UserError(f"'{source}' is another model's checkpoint: its '{name}' does not fit.")
@@ -65,7 +82,6 @@ def start_from(model: MicroVLM, source: str, fresh: Sequence[str] = ()) -> list[
         if isinstance(module, TernaryLinear) and f"{name}.weight" in tensors:
             with torch.no_grad():
                 module.weight.copy_(draw_latents(tensors[f"{name}.weight"], generator))
-    return sorted(set(expected) - set(tensors))
 
 
 def begin_sub_norms(model: MicroVLM, source: str) -> None:
