@@ -283,6 +283,55 @@ def test_distillation_gives_a_ternary_model_with_sub_norms(data, start, tmp_path
     assert config["quantization"] == {"decoder_bits": 1.58, "vision_bits": 8, "embedding_bits": 8}
 
 
+def test_a_run_begins_with_another_checkpoints_decoder_and_keeps_its_teacher(data, start, tmp_path):
+    teacher = TeacherOptions(relation_heads=4)
+    stage = msgspec.structs.replace(
+        SECOND,
+        decoder_bits=1.58,
+        learning_rate=1e-9,
+        caption=CaptionOptions(trained=NEW | {"decoder": 1.0}, teacher=teacher),
+    )
+    recipe = msgspec.structs.replace(STAGES, stages=(stage,))
+    faster = msgspec.structs.replace(recipe, stages=(msgspec.structs.replace(stage, learning_rate=1e-2),))
+    assert train(faster, opened(data), tmp_path / "texts", silent, start=str(start))
+    ternary = tmp_path / "texts" / "checkpoint"
+    began: list[str] = []
+    assert train(
+        recipe, opened(data), tmp_path / "run", began.append, start=str(start), decoder_from=str(ternary)
+    )
+    assert any(f"the decoder from {ternary}" in line for line in began)
+    theirs, ours = weights(ternary), weights(tmp_path / "run" / "checkpoint")
+    packed = [name for name in theirs if name.startswith("decoder.") and name.endswith(".packed")]
+    norms = [name for name in theirs if name.startswith("decoder.") and "sub_norm" in name]
+    assert packed
+    assert norms
+    assert all(torch.equal(theirs[name], ours[name]) for name in packed)
+    assert all(torch.allclose(theirs[name], ours[name], atol=1e-6) for name in norms)
+    adapter = next(name for name in theirs if name.startswith("adapter.") and name.endswith(".weight"))
+    assert not torch.equal(theirs[adapter], ours[adapter])
+    recorded = json.loads((tmp_path / "run" / "recipe.json").read_text())["start"]
+    assert recorded["decoder_sha256"] != recorded["weights_sha256"]
+    # Without --decoder-from the same folder is another run.
+    with pytest.raises(UserError, match="with another start"):
+        train(recipe, opened(data), tmp_path / "run", silent, start=str(start))
+
+
+def test_another_decoder_needs_a_float_start_that_it_fits(data, start, speaking_checkpoint, tmp_path):
+    alone = msgspec.structs.replace(STAGES, stages=(SECOND,))
+    with pytest.raises(UserError, match="give --start the float model"):
+        train(
+            alone,
+            opened(data),
+            tmp_path / "a",
+            silent,
+            start=str(speaking_checkpoint),
+            decoder_from=str(start),
+        )
+    with pytest.raises(UserError, match="another model's checkpoint"):
+        train(alone, opened(data), tmp_path / "b", silent, start=str(start), decoder_from="nano")
+    assert not list(tmp_path.iterdir())
+
+
 def make_task(data, start, stage: StageConfig = FIRST) -> CaptionTask:
     recipe = msgspec.structs.replace(STAGES, stages=(stage,))
     run = TrainingRun(recipe, opened(data), Path("unused"), silent, start=str(start))

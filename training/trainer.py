@@ -175,7 +175,7 @@ class TrainingRun:
             check_decoder(decoder_from, start, self.base)
         self._check_fresh()
         self._check_trained()
-        if start is not None and not self.base.keeps_start:
+        if start is not None and (decoder_from is not None or not self.base.keeps_start):
             # Checked before anything is written: a start that does not fit must not claim the folder.
             self._load_start(MicroVLM(self.config(self.skipped)), self.skipped)
 
@@ -287,7 +287,7 @@ class TrainingRun:
         elif self.start is not None:
             assert isinstance(task, WholeModelTask)  # `_stages_before` refuses the others
             absent = self._load_start(task.model, index)
-            if any(_NEW_WITH_TERNARY in name for name in absent):
+            if any(name.startswith("decoder.") and _NEW_WITH_TERNARY in name for name in absent):
                 begin_sub_norms(task.model, self.start)
             load_heads(task, resolve_checkpoint(self.start) / HEADS)
             self.log(
