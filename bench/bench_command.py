@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -190,6 +191,28 @@ def kernels(
         note("a contender broke, or none could run: see the reasons above")
         return GATE_FAILED
     return 0
+
+
+@command.command()
+@click.option(
+    "--compiler",
+    default=None,
+    metavar="COMMAND",
+    help="Compiles C++ for aarch64, as in 'python .ci/zig_cxx.py -target aarch64-linux-gnu.2.17', which builds the "
+    "wheels. aarch64-linux-gnu-g++ by default.",
+)
+@report_flags
+def loops(compiler: str | None, output: ReportOutput) -> None:
+    """Predict the kernels' inner loops on a Cortex-A53, by llvm-mca and by timings that were published of one.
+
+    Needs a checkout, llvm-mca and the binutils for aarch64. Nothing is measured.
+
+    Example: microvlm-bench loops -o loops.json
+    """
+    from microvlm.bench.loops.loop_bench import GCC
+    from microvlm.bench.loops.loop_bench import run as predict
+
+    output.deliver(predict(GCC if compiler is None else tuple(shlex.split(compiler))))
 
 
 @command.command()

@@ -29,6 +29,8 @@ from microvlm.bench.gates import gate_tables
 from microvlm.bench.gates.gate_records import GateReport
 from microvlm.bench.kernels import kernel_tables
 from microvlm.bench.kernels.kernel_records import KernelReport
+from microvlm.bench.loops import loop_tables
+from microvlm.bench.loops.loop_records import LoopReport
 from microvlm.bench.memory import memory_tables
 from microvlm.bench.memory.memory_records import Part, SeveralParts
 from microvlm.bench.pi import count_tables, pi_tables
@@ -73,6 +75,7 @@ READERS: dict[str, Reader] = {
     "trials": Reader(TrialsReport, comparison_tables.trials_report),
     "gate": Reader(GateReport, gate_tables.report),
     "kernels": Reader(KernelReport, kernel_tables.report),
+    "loops": Reader(LoopReport, loop_tables.report),
     "full": Reader(FullReport, full_tables.report),
     "sizes": Reader(SizesReport, full_tables.sizes_report),
     "precisions": Reader(PrecisionReport, precision_tables.report),
