@@ -26,8 +26,8 @@ from microvlm.training.scoring.caption_scores import load_model
 from microvlm.training.scoring.registry import Log, ScoreRequest
 from microvlm.training.scoring.text_measures import Measure, ratio
 
-COUNT, BATCH = 256, 8
-"""Texts that are scored by default, and rows of a batch."""
+COUNT, BATCH = 256, 4
+"""Texts that are scored by default, and rows of a batch: logits of a thousand tokens are 200 MB a model."""
 COUNTED = 20_000
 """Most training texts whose tokens are counted for the unigram."""
 Logits = Callable[[Rows], Tensor]

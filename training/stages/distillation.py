@@ -14,7 +14,7 @@ from microvlm.model.microvlm import MicroVLM
 from microvlm.model.vision import normalise
 from microvlm.training.batches.caption_batches import CaptionBatch
 from microvlm.training.batches.conversation_rows import Rows
-from microvlm.training.batches.token_rows import row_logits, row_states
+from microvlm.training.batches.token_rows import row_states
 from microvlm.training.caption_options import TeacherOptions
 from microvlm.training.losses.distillation_loss import logits_divergence, recorded_heads, relation_divergence
 from microvlm.training.stages.picture_encoding import vision_features
@@ -121,11 +121,11 @@ class Teacher:
         with torch.no_grad():
             return teacher.embedding.head(states.to(self._device(states.device))).to(states.device)
 
-    def logits(self, rows: Rows) -> Tensor:
-        """The teacher's logits [n, V] at the labelled positions of rows of plain text."""
+    def states(self, rows: Rows) -> Tensor:
+        """The teacher's hidden states [n, H] at the labelled positions of rows of plain text."""
         device = rows.ids.device
         with torch.no_grad():
-            return row_logits(self._on(device), rows.to(self._device(device))).to(device)
+            return row_states(self._on(device), rows.to(self._device(device))).to(device)
 
     def _device(self, device: torch.device) -> torch.device:
         """Where the teacher computes for a student on `device`."""

@@ -20,8 +20,8 @@ from microvlm.inputs.text_data import TextData, open_texts
 from microvlm.model.microvlm import MicroVLM
 from microvlm.training.batches.conversation_rows import Rows
 from microvlm.training.batches.sample_texts import IGNORED
-from microvlm.training.batches.token_rows import TokenRows, row_logits, row_states
-from microvlm.training.losses.chunked_loss import chunked_loss
+from microvlm.training.batches.token_rows import TokenRows, row_states
+from microvlm.training.losses.chunked_loss import CHUNK_ROWS, chunked_loss
 from microvlm.training.losses.distillation_loss import logits_divergence
 from microvlm.training.parameter_selection import relative_rates
 from microvlm.training.recipe import StageConfig
@@ -168,14 +168,19 @@ class TextTask(WholeModelTask):
         for start in range(0, len(self.held_out), BATCH):
             rows = self.token_rows.build(self.held_out[start : start + BATCH]).to(device)
             labels = rows.labels[rows.labels != IGNORED]
-            logits = row_logits(self.model, rows).float()
-            totals["nats"] += float(F.cross_entropy(logits, labels, reduction="sum"))
+            states = row_states(self.model, rows)
+            theirs = None if self.teacher is None else self.teacher.states(rows)
             totals["tokens"] += len(labels)
-            if self.teacher is not None:
-                target = self.teacher.logits(rows).float()
-                both = logits.log_softmax(-1), target.log_softmax(-1)
-                totals["kl"] += float(F.kl_div(*both, reduction="sum", log_target=True))
-                totals["same"] += float((logits.argmax(-1) == target.argmax(-1)).sum())
+            # Logits of all rows over the whole vocabulary would take gigabytes.
+            for first in range(0, len(labels), CHUNK_ROWS):
+                chunk = slice(first, first + CHUNK_ROWS)
+                logits = self.model.embedding.head(states[chunk]).float()
+                totals["nats"] += float(F.cross_entropy(logits, labels[chunk], reduction="sum"))
+                if self.teacher is not None and theirs is not None:
+                    target = self.teacher.head(theirs[chunk]).float()
+                    both = logits.log_softmax(-1), target.log_softmax(-1)
+                    totals["kl"] += float(F.kl_div(*both, reduction="sum", log_target=True))
+                    totals["same"] += float((logits.argmax(-1) == target.argmax(-1)).sum())
         tokens = max(1.0, totals["tokens"])
         values = {"evaluation/text_loss": totals["nats"] / tokens}
         if self.teacher is None:
