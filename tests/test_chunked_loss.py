@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import platform
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,3 +75,34 @@ def test_free_pages_of_the_heap_go_back_to_the_system():
     trim_heap()
     assert resident() < before - 100_000_000
     assert len(blocks) == 2000
+
+
+LARGE_BLOCKS = """
+import os, sys
+from pathlib import Path
+import torch
+from microvlm.training.heap import map_large_blocks
+if sys.argv[1] == "mapped":
+    map_large_blocks()
+def resident():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+torch.ones(7_000_000)  # freed at once: glibc then serves blocks of this size from its heap
+before = resident()
+blocks = []
+for _ in range(20):
+    blocks += [torch.ones(5_000_000), torch.ones(1000)]
+del blocks[::2]
+print(resident() - before)
+"""
+
+
+@pytest.mark.linux
+@pytest.mark.parametrize("place", ["mapped", "heap"])
+def test_large_blocks_are_mapped_and_go_back_when_they_are_freed(place: str):
+    ran = subprocess.run(
+        [sys.executable, "-c", LARGE_BLOCKS, place], check=True, capture_output=True, text=True
+    )
+    if place == "mapped":
+        assert int(ran.stdout) < 40_000_000
+    elif platform.libc_ver()[0] == "glibc":
+        assert int(ran.stdout) > 300_000_000

@@ -1,4 +1,4 @@
-"""The C heap of a long run: its free pages go back to the system now and then."""
+"""The C heap of a long run: large blocks go back to the system when they are freed, free pages now and then."""
 
 from __future__ import annotations
 
@@ -10,20 +10,36 @@ TRIM_EVERY = 10
 """Steps between two trims; one takes some milliseconds."""
 
 
+LARGE_BLOCK = 8 << 20
+"""Bytes from which a block is mapped by itself."""
+_M_MMAP_THRESHOLD = -3
+
+
+def map_large_blocks() -> None:
+    """Keep large blocks out of the heap, where the C library can (glibc).
+
+    By itself it maps blocks of up to 32 MB only until the first of them is freed. Logits and gradients then share the
+    heap with small tensors, and a freed one leaves a hole: training SmolLM2 on captions grew to 13 GB in 90 steps.
+    """
+    library = _library()
+    if library is not None and hasattr(library, "mallopt"):
+        library.mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK)
+
+
 def trim_heap() -> None:
     """Give free pages back, where the C library can (glibc).
 
     Rows of other lengths have tensors of other sizes, and a heap that serves them breaks into pieces: a distillation of
     SmolLM2 on captions grew from 7 to 15 GB in 200 steps, without one tensor more.
     """
-    trim = _trim()
-    if trim is not None:
-        trim(0)
+    library = _library()
+    if library is not None and hasattr(library, "malloc_trim"):
+        library.malloc_trim(0)
 
 
 @cache
-def _trim() -> Any:
+def _library() -> Any:
     try:
-        return ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError, TypeError):  # another C library; Windows takes no None
+        return ctypes.CDLL(None)
+    except (OSError, TypeError):  # Windows takes no None
         return None

@@ -38,6 +38,7 @@ from microvlm.presets import preset
 from microvlm.training.batches.sample_texts import TextRows
 from microvlm.training.budget import Budget, resolve_steps
 from microvlm.training.frozen_base import FLOAT_BITS, FOUR_BITS, quantize_frozen
+from microvlm.training.heap import map_large_blocks
 from microvlm.training.loop.processes import Processes, check_processes
 from microvlm.training.loop.run_context import RunContext, write_status
 from microvlm.training.loop.run_files import (
@@ -234,6 +235,7 @@ class TrainingRun:
     ) -> bool:
         """Train the stages that are not done. Returns whether the recipe is finished."""
         recipe, log = self.recipe, self.log
+        map_large_blocks()
         torch.manual_seed(recipe.seed)
         log(f"recipe '{recipe.name}' into {self.out}, {len(recipe.stages)} stages")
         context = self._context(workers, trackers)

@@ -24,6 +24,7 @@ from microvlm.model.checkpoint import load_checkpoint, resolve_checkpoint
 from microvlm.model.microvlm import MicroVLM
 from microvlm.training.batches.sample_texts import TextRows
 from microvlm.training.batches.token_rows import row_logits
+from microvlm.training.heap import map_large_blocks
 from microvlm.training.loop.optimizers import usable_precision
 from microvlm.training.loop.stage_trainer import StageTrainer, step_generator
 from microvlm.training.recipe import Recipe, StageConfig, load_recipe
@@ -54,6 +55,7 @@ class ComparisonPlan:
 
 def compare(plan: ComparisonPlan, log: Callable[[str], None]) -> dict[str, Any]:
     """The document of kind `ternary_designs`. Raises UserError for a start that cannot be a teacher."""
+    map_large_blocks()
     recipe = load_recipe("distill-texts")
     stage = msgspec.structs.replace(
         recipe.stages[0],
