@@ -18,6 +18,7 @@ from microvlm.bench.training.step_command import train
 from microvlm.commands.options import ThreadCount, WholeNumber
 from microvlm.console import GATE_FAILED, echo, note, run_click
 from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL
+from microvlm.terminal.suggestions import BACKEND, DEVICE, MODEL
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
@@ -28,9 +29,13 @@ def command() -> None:
 
 
 @command.command(epilog=BUNDLED_HELP)
-@click.argument("models", nargs=-1)
+@click.argument("models", type=MODEL, nargs=-1)
 @click.option(
-    "--backend", "backends", multiple=True, help="A backend by name; may be repeated. All by default."
+    "--backend",
+    "backends",
+    type=BACKEND,
+    multiple=True,
+    help="A backend by name; may be repeated. All by default.",
 )
 @click.option("--threads", type=ThreadCount(), default=1, show_default=True, help="Threads of one operator.")
 @click.option("--repeats", type=WholeNumber(1), default=10, show_default=True, help="Timed rounds.")
@@ -38,7 +43,9 @@ def command() -> None:
     "--warmup", type=WholeNumber(0), default=2, show_default=True, help="Rounds before the clock counts."
 )
 @click.option("--new-tokens", type=WholeNumber(1), default=16, show_default=True, help="Tokens of a decode.")
-@click.option("--device", default="cpu", show_default=True, help="Of backend torch: cpu, cuda or cuda:N.")
+@click.option(
+    "--device", type=DEVICE, default="cpu", show_default=True, help="Of backend torch: cpu, cuda or cuda:N."
+)
 @report_flags
 def run(
     models: tuple[str, ...],
@@ -70,10 +77,10 @@ def run(
 
 
 @command.command(epilog=BUNDLED_HELP)
-@click.argument("model", default=DEFAULT_MODEL)
-@click.option("--reference", default="torch", show_default=True, help="Backend taken as right.")
-@click.option("--candidate", default="ort", show_default=True, help="Backend that is checked.")
-@click.option("--against", help="Run the candidate on this other model: between precisions.")
+@click.argument("model", type=MODEL, default=DEFAULT_MODEL)
+@click.option("--reference", type=BACKEND, default="torch", show_default=True, help="Backend taken as right.")
+@click.option("--candidate", type=BACKEND, default="ort", show_default=True, help="Backend that is checked.")
+@click.option("--against", type=MODEL, help="Run the candidate on this other model: between precisions.")
 @click.option(
     "--images",
     type=WholeNumber(1),
@@ -193,7 +200,7 @@ def kernels(
 
 
 @command.command()
-@click.argument("bundle", required=False)
+@click.argument("bundle", type=MODEL, required=False)
 @click.option("--threads", type=ThreadCount(), default=1, show_default=True, help="Threads of one operator.")
 @click.option(
     "--rounds",
@@ -238,7 +245,7 @@ def sizes(output: ReportOutput) -> None:
 
 
 @command.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=MODEL)
 @click.option(
     "--data", "data", type=_FILE, multiple=True, required=True, help="Texts to measure on; may be repeated."
 )
@@ -332,5 +339,10 @@ def _render_pages(paths: Sequence[Path], check: bool) -> int:
 command.add_command(pi)
 
 
+def whole_command() -> click.Command:
+    """The command of the console script."""
+    return command
+
+
 def main() -> None:
-    run_click(command)
+    run_click(whole_command())

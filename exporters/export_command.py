@@ -17,13 +17,14 @@ from microvlm.formats.weight_format import PACKING_HELP
 from microvlm.sizes.smaller import Smaller
 from microvlm.sizes.smaller_flags import read_weight_format, smaller_options
 from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL, find_model
+from microvlm.terminal.suggestions import MODEL
 
 if TYPE_CHECKING:
     from microvlm.exporters.bundle_writer import ExportReport
 
 
 @click.command(epilog=BUNDLED_HELP)
-@click.argument("checkpoint", default=DEFAULT_MODEL)
+@click.argument("checkpoint", type=MODEL, default=DEFAULT_MODEL)
 @click.option(
     "-o",
     "--output",
@@ -133,5 +134,10 @@ def _show(report: ExportReport, as_json: bool) -> None:
         echo(f"bits per weight on disk: {bits}")
 
 
+def whole_command() -> click.Command:
+    """The command of the console script."""
+    return command
+
+
 def main() -> None:
-    run_click(command)
+    run_click(whole_command())

@@ -10,16 +10,21 @@ from microvlm.bench.report_flags import ReportOutput, report_flags
 from microvlm.commands.options import ThreadCount, WholeNumber
 from microvlm.console import after_saving, echo, note
 from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL
+from microvlm.terminal.suggestions import BACKEND, MODEL
 
 MOST_PICTURES = 10_000
 
 
 @click.command(epilog=BUNDLED_HELP)
-@click.argument("model", default=DEFAULT_MODEL)
+@click.argument("model", type=MODEL, default=DEFAULT_MODEL)
 @click.option(
-    "--against", help="Test the drift to this other model: a later checkpoint, or another precision."
+    "--against",
+    type=MODEL,
+    help="Test the drift to this other model: a later checkpoint, or another precision.",
 )
-@click.option("--backend", default="torch", show_default=True, help="Only torch gives attention weights.")
+@click.option(
+    "--backend", type=BACKEND, default="torch", show_default=True, help="Only torch gives attention weights."
+)
 @click.option(
     "--pictures",
     type=click.Path(path_type=Path),

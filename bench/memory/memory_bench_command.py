@@ -12,13 +12,15 @@ from microvlm.commands.options import ThreadCount, WholeNumber
 from microvlm.console import GATE_FAILED, after_saving, echo, note, print_json
 from microvlm.errors import UserError
 from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL
+from microvlm.terminal.suggestions import BACKEND, MODEL
 
 
 @click.command(epilog=BUNDLED_HELP)
-@click.argument("models", nargs=-1)
+@click.argument("models", type=MODEL, nargs=-1)
 @click.option(
     "--backend",
     "backends",
+    type=BACKEND,
     multiple=True,
     default=("ort",),
     show_default=True,
@@ -164,8 +166,8 @@ def _fit_pointing(
 
 
 @click.command(epilog=BUNDLED_HELP)
-@click.argument("model", default=DEFAULT_MODEL)
-@click.option("--backend", default="ort", show_default=True, help="Backend that remembers.")
+@click.argument("model", type=MODEL, default=DEFAULT_MODEL)
+@click.option("--backend", type=BACKEND, default="ort", show_default=True, help="Backend that remembers.")
 @click.option(
     "--turns", type=WholeNumber(1), default=10_000, show_default=True, help="Turns of the conversation."
 )

@@ -14,14 +14,17 @@ from microvlm.commands.options import WholeNumber
 from microvlm.console import GATE_FAILED, note
 from microvlm.errors import UserError
 from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL
+from microvlm.terminal.suggestions import MODEL, TARGET
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command(epilog=BUNDLED_HELP)
-@click.argument("model", default=DEFAULT_MODEL)
+@click.argument("model", type=MODEL, default=DEFAULT_MODEL)
 @click.option(
-    "--target", help="emulated[:CPU], local or ssh:USER@HOST[:PORT]; the default is what this machine has."
+    "--target",
+    type=TARGET,
+    help="emulated[:CPU], local or ssh:USER@HOST[:PORT]; the default is what this machine has.",
 )
 @click.option(
     "--part", "parts", multiple=True, help="equivalence, fit, cost or peers; may be repeated. All by default."

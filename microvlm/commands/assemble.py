@@ -17,6 +17,7 @@ from microvlm.config import CONFIG
 from microvlm.console import after_saving, echo, print_json
 from microvlm.errors import UserError
 from microvlm.escaping import printable
+from microvlm.terminal.suggestions import FILE, FOLDER
 
 if TYPE_CHECKING:
     from microvlm.config import MicroVLMConfig
@@ -27,9 +28,12 @@ _MOST_SLOTS = 512
 
 
 @click.command()
-@click.option("--vision", required=True, help="A ViT or DeiT encoder: its folder or hub id.")
+@click.option("--vision", type=FOLDER, required=True, help="A ViT or DeiT encoder: its folder or hub id.")
 @click.option(
-    "--decoder", required=True, help="A Qwen2, Llama or BitNet decoder: its folder, hub id or GGUF file."
+    "--decoder",
+    type=FILE,
+    required=True,
+    help="A Qwen2, Llama or BitNet decoder: its folder, hub id or GGUF file.",
 )
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder of the checkpoint."

@@ -24,6 +24,7 @@ from microvlm.commands.options import (
 from microvlm.console import BAD_INPUT, describe_os_error, echo, note, note_error, print_json
 from microvlm.errors import UserError
 from microvlm.escaping import printable
+from microvlm.terminal.suggestions import FILE
 
 if TYPE_CHECKING:
     from microvlm.answers.answering import Answer
@@ -54,18 +55,23 @@ _MODELS_OWN, _NO_DRAWINGS = Sureness(), Drawings()
 
 
 @click.command()
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.argument("images", type=FILE, nargs=-1, required=True, metavar="IMAGE...")
 @click.option("--prompt", help="What to ask; the model's captioning prompt when left out.")
 @click.option(
     "--memory",
     "memory_file",
+    type=FILE,
     help="A memory file, as chat and memory write it: a fact in it answers first, but for drawings. It is not changed.",
 )
 @click.option(
-    "--attention", metavar="FILE.png", help="Draw where each word looked (one image, backend torch)."
+    "--attention",
+    type=FILE,
+    metavar="FILE.png",
+    help="Draw where each word looked (one image, backend torch).",
 )
 @click.option(
     "--evidence",
+    type=FILE,
     metavar="FILE.png",
     help="Draw which parts of the picture each word rests on (one image, any backend, the time of 82 prompts).",
 )

@@ -27,6 +27,7 @@ from microvlm.errors import UserError
 from microvlm.escaping import printable
 from microvlm.formats.documents import quote
 from microvlm.memory.ordinal_questions import check_place, is_ordinal_question
+from microvlm.terminal.suggestions import FILE
 
 if TYPE_CHECKING:
     from microvlm.memory.conversation import Chat
@@ -53,7 +54,10 @@ _BYTE_ORDER_MARK = "\ufeff"
 
 @click.command()
 @click.option(
-    "--memory", "memory_file", help="Continue the memory in this file, which is created if missing."
+    "--memory",
+    "memory_file",
+    type=FILE,
+    help="Continue the memory in this file, which is created if missing.",
 )
 @click.option(
     "--min-confidence",

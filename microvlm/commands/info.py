@@ -20,6 +20,7 @@ from microvlm.formats.weight_format import PACKING_HELP
 from microvlm.sizes.smaller import Smaller
 from microvlm.sizes.smaller_flags import read_weight_format, smaller_options
 from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL, find_model
+from microvlm.terminal.suggestions import MODEL
 
 if TYPE_CHECKING:
     from microvlm.config import MicroVLMConfig
@@ -39,7 +40,7 @@ _EMBEDDING_WIDTHS = {"fp16": 16.0, "int8 per row": 8.0, "int4, groups of 32": 4.
 
 
 @click.command(epilog=BUNDLED_HELP)
-@click.argument("model", default=DEFAULT_MODEL)
+@click.argument("model", type=MODEL, default=DEFAULT_MODEL)
 @target_option
 @backend_option
 @click.option("--bits", help="Predict an export at this width of linear weights: 32, 16, 8, 4 or 1.58.")

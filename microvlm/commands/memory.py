@@ -24,6 +24,7 @@ from microvlm.commands.options import (
 from microvlm.console import after_saving, echo, note, print_json
 from microvlm.errors import UserError
 from microvlm.escaping import printable
+from microvlm.terminal.suggestions import FILE
 
 if TYPE_CHECKING:
     from microvlm.memory.episodic import Entry
@@ -44,12 +45,12 @@ memory.add_command(plot)
 
 def _options(command: Callable) -> Callable:
     json_flag = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-    return click.argument("file", metavar="FILE")(json_flag(model_options(command)))
+    return click.argument("file", type=FILE, metavar="FILE")(json_flag(model_options(command)))
 
 
 def _query_options(command: Callable) -> Callable:
     for option in (
-        click.option("--image", metavar="PICTURE", help="The picture that the fact is about."),
+        click.option("--image", type=FILE, metavar="PICTURE", help="The picture that the fact is about."),
         click.option("--question", default="", help="The question that asks for the fact."),
     ):
         command = option(command)
@@ -181,7 +182,7 @@ def rebuild(file: str, as_json: bool, **model: Any) -> None:
 
 
 @memory.command("list")
-@click.argument("file", metavar="FILE")
+@click.argument("file", type=FILE, metavar="FILE")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def list_entries(file: str, as_json: bool) -> None:
     """List the facts in FILE, oldest first. Needs no model."""

@@ -8,11 +8,12 @@ import click
 
 from microvlm.console import after_saving, echo, print_json
 from microvlm.errors import UserError
+from microvlm.terminal.suggestions import FILE
 
 
 @click.command()
-@click.argument("file", metavar="FILE")
-@click.option("-o", "--output", required=True, metavar="PICTURE.png", help="The picture's file.")
+@click.argument("file", type=FILE, metavar="FILE")
+@click.option("-o", "--output", type=FILE, required=True, metavar="PICTURE.png", help="The picture's file.")
 @click.option(
     "--memory", "number", type=int, help="Which memory of a file with several; the last if left out."
 )

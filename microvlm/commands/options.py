@@ -13,6 +13,7 @@ import click
 from microvlm.errors import UserError
 from microvlm.escaping import printable
 from microvlm.sources.model_source import BUNDLED, DEFAULT_MODEL
+from microvlm.terminal.suggestions import BACKEND, MODEL, TARGET
 
 if TYPE_CHECKING:
     from microvlm.answers.answering import Guess
@@ -65,11 +66,12 @@ class ThreadCount(click.types.IntParamType):
 
 backend_option = click.option(
     "--backend",
+    type=BACKEND,
     help="torch, ort, ort-arm64 or another installed one; by default the one that suits the model.",
 )
 target_option = click.option(
     "--target",
-    metavar="WHERE",
+    type=TARGET,
     help="Device of ort-arm64: local, ssh:USER@HOST[:PORT] or emulated[:CPU]; by default the one that is available.",
 )
 
@@ -86,6 +88,7 @@ def model_options(command: Callable) -> Callable:
         backend_option,
         click.option(
             "--model",
+            type=MODEL,
             default=DEFAULT_MODEL,
             show_default=True,
             help="A checkpoint or a bundle: its folder, a hub id (owner/name) or the name of a bundled model "

@@ -168,5 +168,10 @@ def _print_build(summary: dict[str, Any], as_json: bool, *lines: str) -> None:
             echo(line)
 
 
+def whole_command() -> click.Command:
+    """The command of the console script."""
+    return command
+
+
 def main() -> None:
-    run_click(command)
+    run_click(whole_command())

@@ -8,17 +8,20 @@ import click
 
 from microvlm.console import after_saving, echo, note, print_json
 from microvlm.errors import UserError
+from microvlm.terminal.suggestions import BACKEND, MODEL
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", type=MODEL)
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="A .jsonl file to write."
 )
 @click.option("--tokens", type=click.IntRange(1, 1_000_000_000), default=100_000, show_default=True)
 @click.option("--length", type=int, default=96, show_default=True, help="Tokens of a text.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--backend", default="torch", show_default=True, help="Backend that runs the model.")
+@click.option(
+    "--backend", type=BACKEND, default="torch", show_default=True, help="Backend that runs the model."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def sampled(
     model: str, output: Path, tokens: int, length: int, seed: int, backend: str, as_json: bool

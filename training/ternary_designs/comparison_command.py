@@ -10,10 +10,13 @@ from microvlm.bench.report_flags import ReportOutput, report_flags
 from microvlm.bench.training.ternary_design import DESIGNS
 from microvlm.commands.options import ThreadCount, WholeNumber
 from microvlm.console import note
+from microvlm.terminal.suggestions import MODEL
 
 
 @click.command("designs")
-@click.option("--start", required=True, help="The float model: a checkpoint's folder or a hub id.")
+@click.option(
+    "--start", type=MODEL, required=True, help="The float model: a checkpoint's folder or a hub id."
+)
 @click.option(
     "--data",
     "sources",

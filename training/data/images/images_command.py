@@ -11,13 +11,14 @@ from typing import Any
 import click
 
 from microvlm.console import after_saving, echo, note, print_json
+from microvlm.terminal.suggestions import FILE
 from microvlm.training.data.caption_data import MAX_TEXT, SPLITS
 
 _LINE_EVERY_S = 10.0
 
 
 @click.command()
-@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.argument("sources", type=FILE, nargs=-1, required=True, metavar="SOURCE...")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Data folder to write.")
 @click.option("--validation", type=click.FloatRange(0, 1, max_open=True), default=0.05, show_default=True)
 @click.option("--test", type=click.FloatRange(0, 1, max_open=True), default=0.05, show_default=True)
