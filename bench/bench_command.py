@@ -25,7 +25,11 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
 
 @click.group()
 def command() -> None:
-    """Measure, compare, report."""
+    """Measure, compare, report: prints tables; -o, --markdown, --html and --store write files.
+
+    \b
+    Example: microvlm-bench run photo --backend ort -o run.json
+    """
 
 
 @command.command(epilog=BUNDLED_HELP)
@@ -62,6 +66,9 @@ def run(
     Several models are timed in turns, so that two precisions can be compared. On a machine without an ARM processor,
     ort-arm64 is timed on the device that MICROVLM_TARGET=ssh:USER@HOST names; without one nothing of it is timed, but
     its instructions are counted and times on a Raspberry Pi are predicted.
+
+    \b
+    Example: microvlm-bench run photo --backend ort --backend torch --repeats 20 -o run.json
     """
     from microvlm.bench.speed.speed_bench import run as measure
 
@@ -120,6 +127,7 @@ def equivalence(
     A difference that disappears when both get the same int8 activations is a rounding tie: AMBIGUOUS, status 0. One
     that does not is a fault, and the layer where it starts is named.
 
+    \b
     Example: microvlm-bench equivalence nano --matrix
     """
     if matrix:
@@ -176,6 +184,9 @@ def kernels(
 
     `layer` is one graph with the seven linears of a Qwen2.5-0.5B layer, each after the one it depends on. Lists may
     also be separated by commas. Status 1 when a contender broke or none could run.
+
+    \b
+    Example: microvlm-bench kernels --shape layer --batch 1 --quick
     """
     from microvlm.bench.kernels import workload
     from microvlm.bench.kernels.kernels_bench import run as measure
@@ -221,6 +232,9 @@ def full(
     """Time the decoder of BUNDLE at full size on ONNX Runtime: prefill of 64 tokens, decode, memory, roofline.
 
     Without BUNDLE: 24 layers of Qwen2.5-0.5B's shapes with random weights, made once (minutes, 6 GB) and kept.
+
+    \b
+    Example: microvlm-bench full --threads 2 -o full.json
     """
     from microvlm.backends import resolve_bundle
     from microvlm.bench.full.full_bench import run as measure
@@ -238,7 +252,11 @@ def full(
 @command.command()
 @report_flags
 def sizes(output: ReportOutput) -> None:
-    """Bytes on disk at full size, and what fewer tokens, layers and memory slots save (minutes, 6 GB, npm once)."""
+    """Bytes on disk at full size, and what fewer tokens, layers and memory slots save (minutes, 6 GB, npm once).
+
+    \b
+    Example: microvlm-bench sizes --markdown sizes.md
+    """
     from microvlm.bench.full.bundle_sizes import run as measure
 
     output.deliver(measure(note))
@@ -257,7 +275,11 @@ def sizes(output: ReportOutput) -> None:
 def precisions(
     checkpoint: str, data: tuple[Path, ...], calibrate: tuple[Path, ...], count: int, output: ReportOutput
 ) -> None:
-    """What 16, 8, 4 and 1.58 bits cost the float decoder of CHECKPOINT on texts: KL, first choices, perplexity."""
+    """What 16, 8, 4 and 1.58 bits cost the float decoder of CHECKPOINT on texts: KL, first choices, perplexity.
+
+    \b
+    Example: microvlm-bench precisions start --data texts.jsonl --count 128
+    """
     from microvlm.bench.precisions.precision_bench import run as measure
 
     output.deliver(measure(checkpoint, data, calibrate, count, note))
@@ -294,6 +316,7 @@ def report(
     A block of a page: <!-- report results/run.json section=phases --> ... <!-- end -->, the file relative to the page's
     folder.
 
+    \b
     Example: microvlm-bench report docs/results --html report.html
     """
     from microvlm.bench.report import report_of_file

@@ -84,6 +84,9 @@ def command(
     """Export CHECKPOINT (a folder, a hub id or a bundled name) to a folder of ONNX graphs with everything they need.
 
     Each graph is compared with PyTorch after it was saved. Status 1 and no folder when one differs.
+
+    \b
+    Example: microvlm-export photo --bits 1.58 -o photo-1.58bit
     """
     # Bad flags are refused before PyTorch is imported, which takes seconds.
     weights = read_weight_format(bits, packing, embedding_bits)

@@ -137,6 +137,7 @@ def command(recipe: str, **options: Any) -> int:
     assembled model; distill makes it ternary. `microvlm-train watch RUN` shows a run,
     `microvlm-train test --help` lists all options.
 
+    \b
     Example: microvlm-train test --data data/mine -o runs/mine
     """
     try:
@@ -301,6 +302,7 @@ def _data_folder(source: str) -> Any:
 def costs(model: str, samples: int, machine: str, output: ReportOutput) -> None:
     """Predict what stage1, stage2 and distill cost on a GPU. Nothing is measured.
 
+    \b
     Example: microvlm-train costs --model full --samples 10000
     """
     from microvlm.config import MicroVLMConfig

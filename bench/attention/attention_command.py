@@ -64,6 +64,9 @@ def attention(
 
     Tests whether alignment features and memory codes are spread evenly (the statistic of LeJEPA). --against tests
     whether another model, or the same at another precision, looks elsewhere in the same pictures.
+
+    \b
+    Example: microvlm-bench attention photo --images 20 --plots heatmaps
     """
     from microvlm.bench.attention.attention_bench import Options, run
 

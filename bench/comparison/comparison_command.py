@@ -60,6 +60,7 @@ def compare(
     Models run in turns, each pair in fresh processes; every phase and every native product is judged by a bootstrap
     interval. Of saved documents less can be said, because they were not made in turns.
 
+    \b
     Example: microvlm-bench compare nano nano --library-b new/libmicrovlm_ops.so
     """
     if margin is not None and not 0 <= margin <= 1000:

@@ -103,6 +103,9 @@ def memory(
 
     Several models or backends are put side by side. '--costs full' times a full-size model with random weights, which
     is made once (minutes, 6 GB) and kept.
+
+    \b
+    Example: microvlm-bench memory nano --facts 64 --plots curves
     """
     from microvlm.bench.memory.memory_bench import Options, run_each
     from microvlm.bench.memory.memory_plots import write_plots
@@ -177,6 +180,9 @@ def conversation(model: str, backend: str, turns: int, threads: int, output: Rep
     """Talk with MODEL (a bundle or a checkpoint) for many turns, its memory in a file: memory, bytes and time.
 
     Status 1 when the process grows by more than its facts, a turn's bytes grow, or the first picture is forgotten.
+
+    \b
+    Example: microvlm-bench conversation nano --turns 500
     """
     from microvlm.bench.conversation.conversation_bench import run
 

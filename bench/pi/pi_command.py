@@ -61,6 +61,9 @@ def pi(
 
     Emulated: equivalence with torch and ort, instructions counted by phase, times predicted for a board, peers by the
     same count. On a board: the same phases timed. Status 1 when the gate or the equivalence fails.
+
+    \b
+    Example: microvlm-bench pi photo --part cost --profile zero2w
     """
     from microvlm.bench.pi import profiles
     from microvlm.bench.pi.pi_bench import Options, run

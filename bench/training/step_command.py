@@ -60,6 +60,7 @@ def train(
     MODEL is a preset (small: SmolLM2-135M's shapes), or a checkpoint; its weights are drawn. Status 1 when a variant
     broke, or ternary training is slower than demanded.
 
+    \b
     Example: microvlm-bench train nano --repeats 20
     """
     from microvlm.bench.training.step_bench import StepPlan, run

@@ -70,6 +70,9 @@ def assemble(
     """Put a pretrained encoder and decoder together, with a new adapter and memory, as a checkpoint to train.
 
     Weights keep their precision, and the decoder its tokenizer and chat template.
+
+    \b
+    Example: microvlm assemble --vision parts/deit-tiny --decoder parts/qwen2.5-0.5b -o start
     """
     from microvlm.model.pretrained.parts import find_part
     from microvlm.model.pretrained.prompts import check_template

@@ -101,6 +101,9 @@ def caption(
 
     Of several images those that cannot be read are named on stderr, and the others are described; the exit status is
     then 2.
+
+    \b
+    Example: microvlm caption cat.jpg --prompt "what is this?" --evidence evidence.png
     """
     from microvlm.answers.answering import GUESSES, check_min_confidence, check_share
     from microvlm.memory.memory_file import open_memory

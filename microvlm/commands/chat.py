@@ -82,6 +82,9 @@ def chat(
     """Talk about pictures, which the model remembers; /help lists the commands.
 
     Lines may come from a pipe. Exit status 2 then means that a line was refused; the others were answered.
+
+    \b
+    Example: microvlm chat --memory facts.mem --backend ort
     """
     from microvlm.answers.answering import check_share
     from microvlm.memory.conversation import Chat

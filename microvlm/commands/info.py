@@ -63,6 +63,9 @@ def info(
     With --backend or --target the model is also loaded, and the machine and the code that run it are shown. Of an
     encoder or a decoder to assemble (a folder, a hub id or a GGUF file): dimensions, parameters, sizes at each width.
     With flags of an export, what microvlm-export would make of a checkpoint: predicted bytes on disk and in memory.
+
+    \b
+    Example: microvlm info photo --bits 1.58 --embedding-bits 4
     """
     from microvlm.model.pretrained.parts import part_of
 

@@ -18,7 +18,11 @@ from microvlm.terminal.completion_command import completion
 @click.group()
 @click.version_option(__version__)
 def cli() -> None:
-    """A tiny vision-language model with an episodic memory and 1.58-bit weights."""
+    """A tiny vision-language model with an episodic memory and 1.58-bit weights.
+
+    \b
+    Example: microvlm caption cat.jpg
+    """
 
 
 for command in (assemble, caption, chat, completion, info, memory, serve):

@@ -19,7 +19,11 @@ from microvlm.terminal.suggestions import FILE
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def plot(file: str, output: str, number: int | None, as_json: bool) -> None:
-    """Draw the facts in FILE over the memory's slots: addressing, use, variance, and which facts look alike."""
+    """Draw the facts in FILE over the memory's slots: addressing, use, variance, and which facts look alike.
+
+    \b
+    Example: microvlm memory plot facts.mem -o facts.png
+    """
     from microvlm.atomic import new_file
     from microvlm.commands.memory_picture import document_of, draw_state, numbers_of, sentence_of
     from microvlm.memory.memory_file import read_memory

@@ -22,6 +22,9 @@ def names(folder: Path, wordnet: Path, as_json: bool) -> None:
     """Write names.json into the data FOLDER: synonyms and parents of the classes that its samples name by wnid.
 
     microvlm-score then takes a synonym as right, and counts parents apart, without WordNet.
+
+    \b
+    Example: microvlm-data names data/mine --wordnet /usr/share/wordnet
     """
     from microvlm.training.data.class_names import add_names
 

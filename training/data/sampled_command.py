@@ -16,9 +16,15 @@ from microvlm.terminal.suggestions import BACKEND, MODEL
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), required=True, help="A .jsonl file to write."
 )
-@click.option("--tokens", type=click.IntRange(1, 1_000_000_000), default=100_000, show_default=True)
+@click.option(
+    "--tokens",
+    type=click.IntRange(1, 1_000_000_000),
+    default=100_000,
+    show_default=True,
+    help="Tokens in all.",
+)
 @click.option("--length", type=int, default=96, show_default=True, help="Tokens of a text.")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the sampling.")
 @click.option(
     "--backend", type=BACKEND, default="torch", show_default=True, help="Backend that runs the model."
 )
@@ -28,6 +34,7 @@ def sampled(
 ) -> None:
     """Let MODEL write texts, which `microvlm-train distill-texts` takes as its data.
 
+    \b
     Example: microvlm-data sampled start --tokens 200000 -o sampled.jsonl
     """
     if not output.name.endswith(".jsonl"):

@@ -94,6 +94,9 @@ def command(scores: str | None, plots: Path | None, output: ReportOutput, **opti
     Captions against people's and against annotated objects, names of labelled pictures, questions by kind, episodes
     with and without the memory, and the caption loss. An emoji folder has scores of its own: test emoji, scene
     questions on held-out pairs, episodes.
+
+    \b
+    Example: microvlm-score photo --data data/mine --count 200 --pictures captions.png
     """
     from microvlm.training.scoring.registry import score
 

@@ -38,7 +38,13 @@ from microvlm.terminal.suggestions import MODEL
 @click.option(
     "--batch-size", type=WholeNumber(1, 65_536), default=64, show_default=True, help="Texts a step."
 )
-@click.option("--learning-rate", type=click.FloatRange(0, 10, min_open=True), default=1e-3, show_default=True)
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(0, 10, min_open=True),
+    default=1e-3,
+    show_default=True,
+    help="Peak rate.",
+)
 @click.option("--count", type=WholeNumber(1), default=128, show_default=True, help="Held-out texts.")
 @click.option("--seed", type=WholeNumber(0, 500_000_000), default=0, show_default=True, help="Of batches.")
 @click.option("--threads", type=ThreadCount(), help="CPU threads.")
@@ -60,6 +66,7 @@ def command(
     Scales by matrix, row or group, a rotation, without SubLN, without a teacher: KL divergence from the start after
     rounding and after training, on held-out texts.
 
+    \b
     Example: microvlm-train designs --start start --data captions.jsonl --steps 40
     """
     import torch

@@ -19,6 +19,9 @@ def examples(output: Path, packages: Path | None, as_json: bool) -> None:
     """Write some 230 captioned photographs under free licences, out of scikit-image and Debian's GCompris.
 
     pip and apt-get download the packages; nothing is installed. LICENCES names every picture's author and terms.
+
+    \b
+    Example: microvlm-data examples -o photographs
     """
     from microvlm.training.data.examples.photographs import write_examples
 

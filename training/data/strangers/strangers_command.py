@@ -18,8 +18,8 @@ RECORDS = "captions.jsonl"
 @click.option(
     "--count", type=click.IntRange(1, 1_000_000), default=500, show_default=True, help="Pictures in all."
 )
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--side", type=click.IntRange(16, 1024), default=224, show_default=True, help="Pixels.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the drawings.")
+@click.option("--side", type=click.IntRange(16, 1024), default=224, show_default=True, help="Pixels a side.")
 @click.option(
     "--kind", "kinds", type=click.Choice(KIND_NAMES), multiple=True, help="Draw only these; all by default."
 )
@@ -28,6 +28,9 @@ def strangers(output: Path, count: int, seed: int, side: int, kinds: tuple[str, 
     """Draw noise, stripes, blocks, gradients and textures, which a model should decline.
 
     The folder is a SOURCE of `microvlm-data images`. The same seed draws the same pictures.
+
+    \b
+    Example: microvlm-data strangers -o strangers --count 200
     """
     written = write_strangers(output, count, seed, side, kinds or KIND_NAMES)
     with after_saving():

@@ -32,6 +32,9 @@ def captioned(output: Path, pictures: tuple[Path, ...], emoji: Path | None, coun
 
     A shard is a tar file with KEY.jpg and KEY.json, which has a label (null for clutter) and a key. What the splits
     of `microvlm-data photo` hold out is not shown.
+
+    \b
+    Example: microvlm-data captioned -o composed --pictures shards --emoji data/emoji
     """
     from microvlm.training.photo.data.captioned_pictures import write_captioned
     from microvlm.training.photo.data.sources import Sources
