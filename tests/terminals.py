@@ -34,8 +34,11 @@ class Terminal:
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         self.written = b""
         """All that the program wrote, and the echo of what was typed."""
+        # These would be believed before the terminal's own size.
+        variables = os.environ if environment is None else environment
+        variables = {name: value for name, value in variables.items() if name not in ("COLUMNS", "LINES")}
         self.process = subprocess.Popen(
-            command, stdin=slave, stdout=slave, stderr=slave, env=environment, cwd=cwd, start_new_session=True
+            command, stdin=slave, stdout=slave, stderr=slave, env=variables, cwd=cwd, start_new_session=True
         )
         os.close(slave)
 

@@ -76,6 +76,14 @@ target_option = click.option(
 )
 
 
+show_option = click.option(
+    "--show/--no-show",
+    default=None,
+    help="Show pictures in the terminal (kitty's or iTerm2's protocol, sixel, or blocks of 24-bit colour), or their "
+    "names and sizes; by default on a terminal. They go to stderr.",
+)
+
+
 def model_options(command: Callable) -> Callable:
     """Add --model, --backend, --target and --threads to a command."""
     for option in (
