@@ -84,6 +84,7 @@ def test_a_caption_is_the_same_on_a_terminal_and_on_a_pipe(speaking_checkpoint, 
     for name in ("a.png", "b.png"):
         Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(tmp_path / name)
     arguments = [
+        "--no-show",
         "a.png",
         "b.png",
         "--model",
@@ -102,3 +103,31 @@ def test_a_caption_is_the_same_on_a_terminal_and_on_a_pipe(speaking_checkpoint, 
     assert piped.stdout.count("\n") >= 2, piped.stderr
     assert "\x1b" not in piped.stdout
     assert visible(shown.replace("\r\n", "\n")) == piped.stdout.rstrip("\n")
+
+
+def test_chat_shows_a_calibrated_models_tokens_before_the_answer(tmp_path):
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "a.png")
+    command = [
+        sys.executable,
+        "-c",
+        MAIN,
+        "chat",
+        "--model",
+        "photo",
+        "--backend",
+        "torch",
+        "--no-show",
+        "--threads",
+        "1",
+    ]
+    with Terminal(command, ENVIRONMENT, cwd=tmp_path) as terminal:
+        terminal.read_until("\n> ")
+        at = len(terminal.written)
+        terminal.type("/image a.png\n")
+        shown = terminal.read_until("\n> ", at).replace("\r\n", "\n")
+        terminal.type("/quit\n")
+        terminal.read_all()
+    faint, erased, answer = shown.partition("\r\x1b[K")
+    assert erased
+    assert faint.count("\x1b[2m") >= 1
+    assert re.fullmatch(r"[^\x1b\n]+\n> ", answer)

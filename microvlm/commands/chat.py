@@ -28,6 +28,7 @@ from microvlm.errors import UserError
 from microvlm.escaping import printable
 from microvlm.formats.documents import quote
 from microvlm.memory.ordinal_questions import check_place, is_ordinal_question
+from microvlm.terminal.answer_line import AnswerLine
 from microvlm.terminal.pictures import Pictures, open_pictures
 from microvlm.terminal.suggestions import FILE
 
@@ -204,10 +205,17 @@ class ChatLoop:
         if image is None:
             check_place(question, self.chat.memory.image_count)
         label = Path(image).name if image else ""
-        turn = self.chat.ask(
-            question, image, new_image=is_new, on_text=lambda text: echo(text, end=""), label=label
-        )
-        echo()
+        line = None
+        if self.chat.runtime.config.answers is not None:  # other answers are final, piece by piece
+            line = AnswerLine.on_terminal(self.chat.processor.stream(), "", is_final=False)
+        if line is None:
+            turn = self.chat.ask(question, image, is_new, lambda text: echo(text, end=""), label)
+            echo()
+        else:
+            try:
+                turn = self.chat.ask(question, image, is_new, line.finish, label, line.feed)
+            finally:
+                line.close()  # where there was no answer
         self._last = question, image
         if turn.from_memory:
             note(f"(from the memory, confidence {turn.confidence:.2f})")
