@@ -18,6 +18,7 @@ from microvlm.bench.training.step_command import train
 from microvlm.commands.options import ThreadCount, WholeNumber
 from microvlm.console import GATE_FAILED, echo, note, run_click
 from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL
+from microvlm.terminal.step_progress import counted, step, waiting
 from microvlm.terminal.suggestions import BACKEND, DEVICE, MODEL
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -73,7 +74,7 @@ def run(
     from microvlm.bench.speed.speed_bench import run as measure
 
     document = measure(
-        models or (DEFAULT_MODEL,), backends, threads, repeats, warmup, new_tokens, device, progress=note
+        models or (DEFAULT_MODEL,), backends, threads, repeats, warmup, new_tokens, device, progress=step
     )
     output.deliver(document)
     states = {entry["status"] for entry in document["results"]}
@@ -135,7 +136,7 @@ def equivalence(
             raise click.UsageError("--matrix chooses backends and precisions itself; leave the others out.")
         from microvlm.bench.equivalence import matrix as equivalence_matrix
 
-        whole = equivalence_matrix.run(model, images or 20, threads, progress=note)
+        whole = equivalence_matrix.run(model, images or 20, threads, progress=step)
         output.deliver(whole)
         return GATE_FAILED if whole["verdict"] == "FAIL" else 0
     from microvlm.bench.equivalence.equivalence_bench import Options
@@ -151,7 +152,7 @@ def equivalence(
         new_tokens=new_tokens,
         episode_steps=episode_steps,
     )
-    document, verdict = compare_backends(options, progress=note)
+    document, verdict = compare_backends(options, progress=step)
     output.deliver(document)
     note(f"{verdict.verdict}: {'; '.join(verdict.reasons)}")
     return verdict.exit_status
@@ -202,7 +203,7 @@ def kernels(
         stream_bytes=ARRAY_BYTES // 4 if quick else ARRAY_BYTES,
         simulate=not quick,
     )
-    document = measure(plan, workload.parse_names(contenders), progress=note)
+    document = measure(plan, workload.parse_names(contenders), progress=step)
     output.deliver(document)
     if not document["rows"] or any(entry["status"] == "failed" for entry in document["contenders"]):
         note("a contender broke, or none could run: see the reasons above")
@@ -240,8 +241,8 @@ def full(
     from microvlm.bench.full.full_bench import run as measure
     from microvlm.bench.full.random_bundle import random_full_bundle
 
-    folder = random_full_bundle(note) if bundle is None else resolve_bundle(bundle)
-    document = measure(folder, threads, rounds, new_tokens, progress=note)
+    folder = random_full_bundle(step) if bundle is None else resolve_bundle(bundle)
+    document = measure(folder, threads, rounds, new_tokens, progress=step)
     output.deliver(document)
     if not document["full"]["finite"]:
         note("the decoder's logits are not numbers")
@@ -259,7 +260,7 @@ def sizes(output: ReportOutput) -> None:
     """
     from microvlm.bench.full.bundle_sizes import run as measure
 
-    output.deliver(measure(note))
+    output.deliver(measure(step))
 
 
 @command.command()
@@ -282,7 +283,7 @@ def precisions(
     """
     from microvlm.bench.precisions.precision_bench import run as measure
 
-    output.deliver(measure(checkpoint, data, calibrate, count, note))
+    output.deliver(measure(checkpoint, data, calibrate, count, step))
 
 
 command.add_command(compare)
@@ -326,7 +327,8 @@ def report(
             raise click.UsageError("--html writes one page; leave --pages and -o out.")
         from microvlm.bench.page.html_page import html_page
 
-        write_file(html, html_page(paths, store))
+        with waiting("drawing the page"):
+            write_file(html, html_page(paths, store))
         echo(str(html.absolute()))
         return 0
     if store is not None:
@@ -348,7 +350,7 @@ def report(
 def _render_pages(paths: Sequence[Path], check: bool) -> int:
     from microvlm.bench import report_pages
 
-    differences = report_pages.rewrite(report_pages.pages_in(paths), check)
+    differences = report_pages.rewrite(report_pages.pages_in(paths), check, counted("pages rendered"))
     for difference in differences:
         note(
             str(difference) if check else f"{difference.page}:{difference.line}: rendered {difference.block}"

@@ -17,6 +17,7 @@ from microvlm.formats.weight_format import PACKING_HELP
 from microvlm.sizes.smaller import Smaller
 from microvlm.sizes.smaller_flags import read_weight_format, smaller_options
 from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL, find_model
+from microvlm.terminal.step_progress import step
 from microvlm.terminal.suggestions import MODEL
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def command(
             force=force,
             genai=genai,
             threads=threads,
-            log=note,
+            log=step,
         )
     except CheckFailed as failure:
         _show(failure.report, as_json)

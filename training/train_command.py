@@ -19,10 +19,19 @@ from microvlm.console import BAD_INPUT, GATE_FAILED, after_saving, echo, note, p
 from microvlm.errors import UserError
 from microvlm.formats.documents import quote
 from microvlm.sources.model_source import BUNDLED
-from microvlm.terminal.suggestions import FOLDER, MODEL, PRESET, RECIPE
+from microvlm.terminal.suggestions import FOLDER, MODEL, PRESET, Suggested
 
 DEFAULT_RECIPE = "nano"
 RUNS = Path("runs")
+
+
+def _recipe_names() -> list[str]:
+    from microvlm.training.recipe import packaged_recipes
+
+    return packaged_recipes()
+
+
+RECIPE = Suggested("recipe", _recipe_names, "file")
 
 
 @click.command(name="train")

@@ -8,8 +8,9 @@ import click
 
 from microvlm.bench.report_flags import ReportOutput, report_flags
 from microvlm.commands.options import ThreadCount, WholeNumber
-from microvlm.console import after_saving, echo, note
+from microvlm.console import after_saving, echo
 from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL
+from microvlm.terminal.step_progress import step
 from microvlm.terminal.suggestions import BACKEND, MODEL
 
 MOST_PICTURES = 10_000
@@ -71,7 +72,7 @@ def attention(
     from microvlm.bench.attention.attention_bench import Options, run
 
     options = Options(model, against, backend, pictures, images, prompt, threads, seed)
-    measured = run(options, progress=note)
+    measured = run(options, progress=step)
     output.deliver(measured.document)
     if plots is not None:
         from microvlm.bench.attention.attention_plots import write_plots

@@ -11,6 +11,7 @@ from microvlm.commands.options import ThreadCount, WholeNumber
 from microvlm.console import note
 from microvlm.errors import UserError
 from microvlm.sources.model_source import BUNDLED_HELP
+from microvlm.terminal.step_progress import step
 from microvlm.terminal.suggestions import BACKEND, FILE, MODEL
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -82,7 +83,7 @@ def compare(
             comparison_bench.Options(
                 threads, pairs, rounds, new_tokens, judgement.MARGIN if margin is None else margin / 100
             ),
-            progress=note,
+            progress=step,
         )
     output.deliver(document)
     note(document["sentence"])

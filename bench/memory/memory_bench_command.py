@@ -12,6 +12,7 @@ from microvlm.commands.options import ThreadCount, WholeNumber
 from microvlm.console import GATE_FAILED, after_saving, echo, note, print_json
 from microvlm.errors import UserError
 from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL
+from microvlm.terminal.step_progress import step
 from microvlm.terminal.suggestions import BACKEND, MODEL
 
 
@@ -130,7 +131,7 @@ def memory(
         stream=stream,
     )
     names = [name.strip() for part in backends for name in part.split(",") if name.strip()]
-    document = run_each(models or (DEFAULT_MODEL,), list(dict.fromkeys(names)), options, progress=note)
+    document = run_each(models or (DEFAULT_MODEL,), list(dict.fromkeys(names)), options, progress=step)
     output.deliver(document)
     if plots is not None:
         for path in write_plots(document, plots):
@@ -150,7 +151,7 @@ def _fit_pointing(
         raise UserError(f"{pictures} is no folder; give one of pictures.")
     runtime = load(backend, checkpoint, threads)
     model = ModelUnderTest(runtime, Processor.from_pretrained(runtime.directory))
-    fit = fit_pointing(model, seed, pictures, note)
+    fit = fit_pointing(model, seed, pictures, step)
     write_pointing(checkpoint, fit["pointing"])
     with after_saving():
         if as_json:
@@ -186,6 +187,6 @@ def conversation(model: str, backend: str, turns: int, threads: int, output: Rep
     """
     from microvlm.bench.conversation.conversation_bench import run
 
-    document = run(model, backend, turns, threads, progress=note)
+    document = run(model, backend, turns, threads, progress=step)
     output.deliver(document)
     return 0 if all(bar["met"] for bar in document["bars"]) else GATE_FAILED

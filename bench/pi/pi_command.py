@@ -14,6 +14,7 @@ from microvlm.commands.options import WholeNumber
 from microvlm.console import GATE_FAILED, note
 from microvlm.errors import UserError
 from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL
+from microvlm.terminal.step_progress import step
 from microvlm.terminal.suggestions import MODEL, TARGET
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
@@ -76,7 +77,7 @@ def pi(
     scenario = Scenario(options.pop("prompt_tokens"), options.pop("answer_tokens"))
     if options["baselines"] is None:
         del options["baselines"]
-    document, failures = run(Options(model=model, scenario=scenario, **options), note)
+    document, failures = run(Options(model=model, scenario=scenario, **options), step)
     output.deliver(document)
     for failure in failures:
         note(f"FAIL: {failure}")
@@ -92,6 +93,6 @@ def _calibrate(path: Path, like: Any, model: str) -> int:
         os.environ.setdefault("MICROVLM_KERNELS", "neon")
     from microvlm.bench.pi import calibrate
 
-    calibrate.write(calibrate.calibrate(like, note, model=model), path)
+    calibrate.write(calibrate.calibrate(like, step, model=model), path)
     note(f"wrote {path}: give it as --profile")
     return 0

@@ -12,6 +12,7 @@ from microvlm.bench.training.step_variants import VARIANTS
 from microvlm.commands.options import ThreadCount, WholeNumber
 from microvlm.console import GATE_FAILED, note
 from microvlm.errors import UserError
+from microvlm.terminal.step_progress import step
 from microvlm.terminal.suggestions import DEVICE, PRESET
 
 DEFAULT = "small"
@@ -81,7 +82,7 @@ def train(
         repeats=repeats,
         seed=seed,
     )
-    document = run(plan, progress=note)
+    document = run(plan, progress=step)
     output.deliver(document)
     broken = [entry for entry in document["variants"] if entry["status"] == "failed"]
     for entry in broken:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +15,7 @@ from microvlm.config import CONFIG
 from microvlm.console import after_saving, echo, print_json
 from microvlm.errors import UserError
 from microvlm.escaping import printable
+from microvlm.terminal.step_progress import counted
 from microvlm.terminal.suggestions import FILE, FOLDER
 
 if TYPE_CHECKING:
@@ -85,10 +84,9 @@ def assemble(
     base = base_config(encoder, text, memory_slots, prefix_tokens)
     from microvlm.model.pretrained.assembly import assemble_checkpoint
 
-    with _progress() as written:
-        weights = assemble_checkpoint(
-            encoder, text, base, output, template=prompt_template, seed=seed, written=written
-        )
+    weights = assemble_checkpoint(
+        encoder, text, base, output, template=prompt_template, seed=seed, written=_count_tensors()
+    )
     with after_saving():
         document = describe(encoder, text, weights, output)
         if as_json:
@@ -173,19 +171,16 @@ def format_document(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int], None] | None]:
-    """A bar on a terminal, told of each tensor that is written; nothing elsewhere, where it takes seconds."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield None
-        return
-    with click.progressbar(length=1, label="writing", file=sys.stderr) as bar:
+def _count_tensors() -> Callable[[str, int], None]:
+    """Called with the name of each tensor that was written and the number of all."""
+    done, show = 0, counted("tensors written")
 
-        def written(_: str, count: int) -> None:
-            bar.length = count
-            bar.update(1)
+    def written(_: str, count: int) -> None:
+        nonlocal done
+        done += 1
+        show(done, count)
 
-        yield written
+    return written
 
 
 def _require_own_folder(output: Path) -> None:

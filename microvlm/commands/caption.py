@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,6 +25,7 @@ from microvlm.errors import UserError
 from microvlm.escaping import printable
 from microvlm.terminal.answer_line import AnswerLine
 from microvlm.terminal.pictures import open_pictures
+from microvlm.terminal.step_progress import counted
 from microvlm.terminal.suggestions import FILE
 
 if TYPE_CHECKING:
@@ -291,8 +290,7 @@ def _draw(
     if evidence is not None:
         from microvlm.commands.evidence import FLOOR, LEGEND, read_evidence
 
-        with _counted("pictures scored") as progress:
-            maps = read_evidence(runtime, processor, inputs, tokens, None, progress)
+        maps = read_evidence(runtime, processor, inputs, tokens, None, counted("pictures scored"))
         _save(evidence, image, maps, text, FLOOR, LEGEND, stretch=stretch)
 
 
@@ -311,20 +309,6 @@ def _save(
     sheet = draw(image, maps, text, floor, legend, table, stretch)
     with new_file(path) as temporary:
         sheet.save(temporary, format="PNG", pnginfo=words_of(maps, text))
-
-
-@contextmanager
-def _counted(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function of (done, total) that writes them on one line of a terminal, and nothing elsewhere."""
-    shows = sys.stderr is not None and sys.stderr.isatty()
-
-    def show(done: int, total: int) -> None:
-        if shows:
-            click.echo(f"\r{done}/{total} {what}", nl=False, err=True)
-
-    yield show
-    if shows:
-        click.echo("\r\033[K", nl=False, err=True)
 
 
 _NO_ATTENTION = (

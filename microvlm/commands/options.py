@@ -13,6 +13,7 @@ import click
 from microvlm.errors import UserError
 from microvlm.escaping import printable
 from microvlm.sources.model_source import BUNDLED, DEFAULT_MODEL
+from microvlm.terminal.step_progress import waiting
 from microvlm.terminal.suggestions import BACKEND, MODEL, TARGET
 
 if TYPE_CHECKING:
@@ -167,7 +168,8 @@ def open_model(
     from microvlm.loaded_model import load
 
     start = time.perf_counter()
-    loaded_model = load(model, backend, threads, target)
+    with waiting(f"loading {os.fspath(model)}"):
+        loaded_model = load(model, backend, threads, target)
     return loaded_model.runtime, loaded_model.processor, (time.perf_counter() - start) * 1e3
 
 

@@ -75,12 +75,6 @@ def _presets() -> list[str]:
     return preset_names()
 
 
-def _recipes() -> list[str]:
-    from microvlm.training.recipe import packaged_recipes
-
-    return packaged_recipes()
-
-
 FILE = Suggested("file", paths="file")
 FOLDER = Suggested("folder", paths="dir")
 MODEL = Suggested("model", lambda: BUNDLED, "dir")
@@ -88,7 +82,6 @@ MODEL = Suggested("model", lambda: BUNDLED, "dir")
 PRESET = Suggested("model", _presets, "dir")
 """A preset, or the folder of a checkpoint."""
 BACKEND = Suggested("name", _backends)
-RECIPE = Suggested("recipe", _recipes, "file")
 TARGET = Suggested("where", lambda: ("local", "emulated", "ssh:"))
 """The device of backend ort-arm64."""
 DEVICE = Suggested("device", lambda: ("cpu", "cuda"))

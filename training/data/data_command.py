@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from microvlm.console import after_saving, echo, note, print_json, run_click
+from microvlm.terminal.step_progress import step
 from microvlm.training.data.download.cc12m_command import cc12m
 from microvlm.training.data.download.models_command import models
 from microvlm.training.data.examples.examples_command import examples
@@ -131,6 +132,7 @@ def evalset(folder: Path, output: Path, as_json: bool) -> None:
     from microvlm.training.emoji.data.evalset import build_evalset
 
     version = next(s.version for s in SOURCES if s.vendor == TEST_VENDOR)
+    step("composing the evaluation set")
     summary = build_evalset(load_emoji(folder), output, version)
     _print_build(
         summary,
@@ -154,6 +156,7 @@ def memoryset(folder: Path, output: Path, as_json: bool) -> None:
     from microvlm.training.emoji.data.memoryset import OTHER_VENDOR, build_memoryset
 
     versions = {source.vendor: source.version for source in SOURCES}
+    step("choosing the objects")
     summary = build_memoryset(load_emoji(folder), output, versions[TEST_VENDOR], versions[OTHER_VENDOR])
     _print_build(
         summary, as_json, f"{summary['objects']} objects, {summary['bytes']:,} bytes in {summary['output']}"
@@ -173,6 +176,7 @@ def baselines(folder: Path, pixels_only: bool, as_json: bool) -> None:
     from microvlm.training.emoji.data.baselines import run_baselines
     from microvlm.training.emoji.data.emoji import load_emoji
 
+    step("fitting class means")
     result = run_baselines(load_emoji(folder), teacher=not pixels_only)
     if as_json:
         print_json(result)

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from microvlm.console import after_saving, echo, print_json
+from microvlm.terminal.step_progress import waiting
 
 
 @click.command()
@@ -28,7 +29,8 @@ def names(folder: Path, wordnet: Path, as_json: bool) -> None:
     """
     from microvlm.training.data.class_names import add_names
 
-    summary = add_names(folder, wordnet)
+    with waiting("reading the samples"):
+        summary = add_names(folder, wordnet)
     with after_saving():
         if as_json:
             print_json(summary)

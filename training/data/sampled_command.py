@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from microvlm.console import after_saving, echo, note, print_json
+from microvlm.console import after_saving, echo, print_json
 from microvlm.errors import UserError
+from microvlm.terminal.step_progress import step
 from microvlm.terminal.suggestions import BACKEND, MODEL
 
 
@@ -45,7 +46,7 @@ def sampled(
     from microvlm.training.data.sampled_texts import write_sampled
 
     def progress(done: int, total: int) -> None:
-        note(f"{done:,} of {total:,} texts")
+        step(f"{done:,} of {total:,} texts")
 
     count = write_sampled(load(model, backend), output, tokens, length, seed, progress)
     with after_saving():

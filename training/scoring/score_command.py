@@ -10,6 +10,7 @@ import click
 from microvlm.bench.report_flags import ReportOutput, report_flags
 from microvlm.console import note, run_click
 from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL
+from microvlm.terminal.step_progress import step
 from microvlm.terminal.suggestions import BACKEND, DEVICE, MODEL
 from microvlm.training.data.caption_data import SPLITS
 from microvlm.training.scoring.registry import PARTS, ScoreRequest
@@ -100,7 +101,7 @@ def command(scores: str | None, plots: Path | None, output: ReportOutput, **opti
     """
     from microvlm.training.scoring.registry import score
 
-    document = score(ScoreRequest(**options), scores, note)
+    document = score(ScoreRequest(**options), scores, step)
     output.deliver(document)
     if plots is not None:
         from microvlm.bench.scores.answer_plots import write_plots

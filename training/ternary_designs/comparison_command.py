@@ -9,7 +9,7 @@ import click
 from microvlm.bench.report_flags import ReportOutput, report_flags
 from microvlm.bench.training.ternary_design import DESIGNS
 from microvlm.commands.options import ThreadCount, WholeNumber
-from microvlm.console import note
+from microvlm.terminal.step_progress import step
 from microvlm.terminal.suggestions import MODEL
 
 
@@ -86,4 +86,4 @@ def command(
         seed,
         count,
     )
-    output.deliver(compare(plan, note))
+    output.deliver(compare(plan, step))

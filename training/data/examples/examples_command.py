@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from microvlm.console import after_saving, echo, note, print_json
+from microvlm.terminal.step_progress import step
 
 
 @click.command()
@@ -25,6 +26,7 @@ def examples(output: Path, packages: Path | None, as_json: bool) -> None:
     """
     from microvlm.training.data.examples.photographs import write_examples
 
+    step("downloading packages and copying their photographs")
     result = write_examples(output, packages)
     with after_saving():
         for package, reason in result.missing.items():

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import click
 
 from microvlm.console import after_saving, echo, print_json
+from microvlm.terminal.step_progress import counted
 
 KIND_NAMES = ("noise", "stripes", "blocks", "gradients", "textures")
 RECORDS = "captions.jsonl"
@@ -32,7 +34,7 @@ def strangers(output: Path, count: int, seed: int, side: int, kinds: tuple[str, 
     \b
     Example: microvlm-data strangers -o strangers --count 200
     """
-    written = write_strangers(output, count, seed, side, kinds or KIND_NAMES)
+    written = write_strangers(output, count, seed, side, kinds or KIND_NAMES, counted("pictures drawn"))
     with after_saving():
         if as_json:
             print_json({"output": str(output), "written": written})
@@ -43,11 +45,17 @@ def strangers(output: Path, count: int, seed: int, side: int, kinds: tuple[str, 
 
 
 def write_strangers(
-    output: Path, count: int, seed: int, side: int, kinds: tuple[str, ...] = KIND_NAMES
+    output: Path,
+    count: int,
+    seed: int,
+    side: int,
+    kinds: tuple[str, ...] = KIND_NAMES,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, int]:
     """Write `count` pictures, by turns of the kinds, and their records -> pictures by kind.
 
-    Picture number n of a seed is the same whatever the count. Raises UserError for a folder that has other content.
+    Picture number n of a seed is the same whatever the count. `progress` is called with the number of
+    drawn pictures and `count`. Raises UserError for a folder that has other content.
     """
     import numpy as np
 
@@ -68,5 +76,6 @@ def write_strangers(
             as_image(pixels).save(output / name, format="PNG")
             lines.append(json.dumps({"image": name, "declines": kind}) + "\n")
             written[kind] += 1
+            progress(number + 1, count)
     write_file(output / RECORDS, "".join(lines))  # last: a folder that was cut off is no source
     return written

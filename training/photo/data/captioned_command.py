@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from microvlm.console import echo
+from microvlm.terminal.step_progress import counted
 from microvlm.training.photo.data.photo_command import (
     emoji_option,
     find_shards,
@@ -39,6 +40,7 @@ def captioned(output: Path, pictures: tuple[Path, ...], emoji: Path | None, coun
     from microvlm.training.photo.data.captioned_pictures import write_captioned
     from microvlm.training.photo.data.sources import Sources
 
-    written = write_captioned(Sources.open(find_shards(pictures), emoji), output, count, seed)
+    sources = Sources.open(find_shards(pictures), emoji)
+    written = write_captioned(sources, output, count, seed, counted("pictures composed"))
     echo(f"{output / 'captions.jsonl'}: {written:,} pictures")
     echo(f"next: microvlm-data images {output / 'captions.jsonl'} -o DATA")

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from microvlm.console import echo, note
+from microvlm.console import echo
 from microvlm.errors import UserError
+from microvlm.terminal.step_progress import step
 
 pictures_option = click.option(
     "--pictures",
@@ -95,7 +96,7 @@ def photo(
         None if texts is None else str(texts),
         colours,
     )
-    build(output, plan, workers, note)
+    build(output, plan, workers, step)
     echo(f"{output}: {sum(chunks.values()) * CHUNK:,} pictures, of which {train * CHUNK:,} to train on")
     if held_out is not None:
         sources = Sources.open(shards, emoji)
