@@ -17,8 +17,8 @@ from microvlm.formats.weight_format import PACKING_HELP
 from microvlm.sizes.smaller import Smaller
 from microvlm.sizes.smaller_flags import read_weight_format, smaller_options
 from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL, find_model
-from microvlm.terminal.step_progress import step
-from microvlm.terminal.suggestions import MODEL
+from microvlm.terminal.step_progress import doing
+from microvlm.terminal.suggestions import BITS, EMBEDDING_BITS, MODEL
 
 if TYPE_CHECKING:
     from microvlm.exporters.bundle_writer import ExportReport
@@ -33,11 +33,16 @@ if TYPE_CHECKING:
     help="Folder to create; by default NAME-BITSbit, and -lN, -sN, -vN for fewer layers, slots, tokens.",
 )
 @click.option(
-    "--bits", default="1.58", show_default=True, help="Width of linear weights: 32, 16, 8, 4 or 1.58."
+    "--bits",
+    type=BITS,
+    default="1.58",
+    show_default=True,
+    help="Width of linear weights: 32, 16, 8, 4 or 1.58.",
 )
 @click.option("--packing", default="2bit", show_default=True, help=PACKING_HELP)
 @click.option(
     "--embedding-bits",
+    type=EMBEDDING_BITS,
     default="8",
     show_default=True,
     help="Width of the token table and tied head: 16, 8 or 4.",
@@ -108,7 +113,8 @@ def command(
             force=force,
             genai=genai,
             threads=threads,
-            log=step,
+            log=note,
+            doing=doing,
         )
     except CheckFailed as failure:
         _show(failure.report, as_json)

@@ -62,9 +62,9 @@ class Terminal:
             assert self._read(), self.written[after:]
         return self.written[after:].decode(errors="replace")
 
-    def read_all(self) -> str:
+    def read_all(self, deadline_s: float = DEADLINE_S) -> str:
         """Wait for the end of the program -> all that it wrote."""
-        deadline = time.monotonic() + DEADLINE_S
+        deadline = time.monotonic() + deadline_s
         while self._read():
             assert time.monotonic() < deadline, self.written
         self.process.wait(DEADLINE_S)

@@ -16,6 +16,7 @@ from microvlm.terminal.step_progress import render
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm-256color"}
+EXPORT_S = 900
 WORK = """
 import os, time
 from microvlm.console import echo, note
@@ -46,7 +47,7 @@ def bench(*arguments: str) -> list[str]:
 
 def on_terminal(command: list[str], columns: int = 80) -> str:
     with Terminal(command, ENVIRONMENT, columns) as terminal:
-        shown = terminal.read_all().replace("\r\n", "\n")
+        shown = terminal.read_all(EXPORT_S).replace("\r\n", "\n")
         assert terminal.process.returncode == 0, shown
     return shown
 
@@ -116,16 +117,18 @@ def test_report_counts_pages_on_a_terminal_and_is_silent_on_a_pipe(tmp_path):
 
 
 @pytest.mark.posix
+@pytest.mark.export
 def test_an_export_moves_on_a_terminal_and_ends_with_its_table(speaking_checkpoint, tmp_path):
     command = [
         *[sys.executable, "-c", "from microvlm.exporters.export_command import main; main()"],
         *[str(speaking_checkpoint), "-o", str(tmp_path / "bundle"), "--threads", "1"],
     ]
     shown = on_terminal(command, columns=200)
-    moving = re.findall(r"\r\x1b\[K([^\r\n]*?)  (\d+) s", shown)
-    assert len(moving) > 5
-    assert len({seconds for _, seconds in moving}) > 1
+    moving = re.findall(r"\r\x1b\[Kgraph (\d+) of (\d+): (\w+)  \[#* *\]  (\d+) s", shown)
+    assert [int(number) for number, _, _, _ in moving] == sorted(int(number) for number, _, _, _ in moving)
+    assert {number for number, _, _, _ in moving} == {str(n + 1) for n in range(int(moving[0][1]))}
     lines = visible(shown)
-    first = next(number for number, line in enumerate(lines) if line.startswith("✓"))
-    assert any("checked against PyTorch" in line for line in lines[:first])
-    assert not any("checked against PyTorch" in line for line in lines[first:])
+    table = next(number for number, line in enumerate(lines) if line.startswith("✓"))
+    checked = [line for line in lines if "checked against PyTorch" in line]
+    assert lines[: len(checked)] == checked
+    assert len(checked) == int(moving[0][1]) == table

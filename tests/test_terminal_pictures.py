@@ -191,6 +191,10 @@ def test_caption_shows_the_picture_before_its_answer(speaking_checkpoint, pictur
     with Image.open(tmp_path / "maps.png") as sheet:
         assert f"maps.png: {sheet.width} x {sheet.height} pixels\n" in drawn
     assert "a.png:" not in drawn
+    scored = on_terminal(["caption", "a.png", *model, "--evidence", "parts.png"], tmp_path)
+    lines = [line.rpartition("\r\x1b[K")[2] for line in scored.split("\n")]
+    assert any(re.fullmatch(r"(\d+) of \1 pictures scored(  \d+ s)?", line) for line in lines)
+    assert lines[-2].startswith("parts.png: ")
 
 
 @pytest.mark.posix

@@ -20,7 +20,7 @@ from microvlm.formats.weight_format import PACKING_HELP
 from microvlm.sizes.smaller import Smaller
 from microvlm.sizes.smaller_flags import read_weight_format, smaller_options
 from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL, find_model
-from microvlm.terminal.suggestions import MODEL
+from microvlm.terminal.suggestions import BITS, EMBEDDING_BITS, MODEL
 
 if TYPE_CHECKING:
     from microvlm.config import MicroVLMConfig
@@ -43,9 +43,11 @@ _EMBEDDING_WIDTHS = {"fp16": 16.0, "int8 per row": 8.0, "int4, groups of 32": 4.
 @click.argument("model", type=MODEL, default=DEFAULT_MODEL)
 @target_option
 @backend_option
-@click.option("--bits", help="Predict an export at this width of linear weights: 32, 16, 8, 4 or 1.58.")
+@click.option(
+    "--bits", type=BITS, help="Predict an export at this width of linear weights: 32, 16, 8, 4 or 1.58."
+)
 @click.option("--packing", help=f"The same for its packing. {PACKING_HELP}")
-@click.option("--embedding-bits", help="The same for its token table: 16, 8 or 4.")
+@click.option("--embedding-bits", type=EMBEDDING_BITS, help="The same for its token table: 16, 8 or 4.")
 @smaller_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def info(

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 
 import click
 
-from microvlm.console import note
+from microvlm.console import end_live_line, note
 from microvlm.errors import UserError
 from microvlm.escaping import printable
 from microvlm.terminal.answer_line import is_terminal
@@ -79,6 +79,7 @@ class Pictures:
         """Show a picture file; `is_sheet`: one that we drew, with text in it. Raises UserError for a bad picture."""
         from microvlm.inputs.images import load_scaled, size_of_file
 
+        end_live_line()
         width, height = size_of_file(path)
         if self.kind == "line":
             note(f"{printable(str(path))}: {width} x {height} pixels")

@@ -43,17 +43,22 @@ def counted(what: str) -> Callable[[int, int], None]:
         if is_terminal(sys.stderr) or time.monotonic() - said > _LOG_EVERY_S:
             said = time.monotonic()
             step(f"{done:,} of {total:,} {what}")
+        if done >= total:
+            _line.end()
 
     return show
+
+
+def doing(text: str) -> None:
+    """Show what takes seconds from now on, where notes say what was done: on a terminal, where nothing of it stays."""
+    if is_terminal(sys.stderr):
+        _line.begin(text, stays=False)
 
 
 @contextmanager
 def waiting(text: str) -> Iterator[None]:
     """Within, a terminal shows `text` and the seconds; nothing of it stays, and a log gets nothing."""
-    if not is_terminal(sys.stderr):
-        yield
-        return
-    _line.begin(text, stays=False)
+    doing(text)
     try:
         yield
     finally:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import click
 from click.shell_completion import CompletionItem
 
+from microvlm.formats import weight_format
 from microvlm.sources.model_source import BUNDLED
 
 Paths = Literal["file", "dir"]
@@ -81,6 +82,8 @@ MODEL = Suggested("model", lambda: BUNDLED, "dir")
 """A checkpoint or a bundle."""
 PRESET = Suggested("model", _presets, "dir")
 """A preset, or the folder of a checkpoint."""
+BITS = Suggested("bits", lambda: [f"{width:g}" for width in weight_format.BITS])
+EMBEDDING_BITS = Suggested("bits", lambda: [f"{width:g}" for width in weight_format.EMBEDDING_BITS])
 BACKEND = Suggested("name", _backends)
 TARGET = Suggested("where", lambda: ("local", "emulated", "ssh:"))
 """The device of backend ort-arm64."""

@@ -9,7 +9,8 @@ import click
 from microvlm.bench.report_flags import ReportOutput, report_flags
 from microvlm.bench.training.ternary_design import DESIGNS
 from microvlm.commands.options import ThreadCount, WholeNumber
-from microvlm.terminal.step_progress import step
+from microvlm.console import note
+from microvlm.terminal.step_progress import waiting
 from microvlm.terminal.suggestions import MODEL
 
 
@@ -86,4 +87,6 @@ def command(
         seed,
         count,
     )
-    output.deliver(compare(plan, step))
+    with waiting("training and scoring"):
+        document = compare(plan, note)
+    output.deliver(document)
