@@ -184,6 +184,7 @@ def test_caption_shows_the_picture_before_its_answer(speaking_checkpoint, pictur
     picture.save(tmp_path / "a.png")
     model = ["--model", str(speaking_checkpoint), "--max-new-tokens", "3", "--threads", "1"]
     shown = on_terminal(["caption", "a.png", *model], tmp_path, MICROVLM_PICTURES="iterm2")
+    shown = shown.rpartition("\r\x1b[K")[2]  # behind the line that the model is loaded
     assert shown.startswith("\x1b]1337;File=size=")
     assert shown.count("\x1b]1337") == 1
     assert "\a\n" in shown
