@@ -38,6 +38,9 @@ TEST_TOOLS = (
     "/usr/sbin/sshd=openssh-server",
     "ssh=openssh-client",
     "mke2fs=e2fsprogs",
+    "zsh=zsh",
+    "fish=fish",
+    "sixel2png=libsixel-bin",
 )
 PAGE_TOOLS = ("chromium=chromium", "npm=npm")
 AXE = "axe-core@4.14.1"

@@ -19,19 +19,29 @@ from microvlm.bench.training.step_command import train
 from microvlm.commands.options import ThreadCount, WholeNumber
 from microvlm.console import GATE_FAILED, echo, note, run_click
 from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL
+from microvlm.terminal.step_progress import counted, step, waiting
+from microvlm.terminal.suggestions import BACKEND, DEVICE, MODEL
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.group()
 def command() -> None:
-    """Measure, compare, report."""
+    """Measure, compare, report: prints tables; -o, --markdown, --html and --store write files.
+
+    \b
+    Example: microvlm-bench run photo --backend ort -o run.json
+    """
 
 
 @command.command(epilog=BUNDLED_HELP)
-@click.argument("models", nargs=-1)
+@click.argument("models", type=MODEL, nargs=-1)
 @click.option(
-    "--backend", "backends", multiple=True, help="A backend by name; may be repeated. All by default."
+    "--backend",
+    "backends",
+    type=BACKEND,
+    multiple=True,
+    help="A backend by name; may be repeated. All by default.",
 )
 @click.option("--threads", type=ThreadCount(), default=1, show_default=True, help="Threads of one operator.")
 @click.option("--repeats", type=WholeNumber(1), default=10, show_default=True, help="Timed rounds.")
@@ -39,7 +49,9 @@ def command() -> None:
     "--warmup", type=WholeNumber(0), default=2, show_default=True, help="Rounds before the clock counts."
 )
 @click.option("--new-tokens", type=WholeNumber(1), default=16, show_default=True, help="Tokens of a decode.")
-@click.option("--device", default="cpu", show_default=True, help="Of backend torch: cpu, cuda or cuda:N.")
+@click.option(
+    "--device", type=DEVICE, default="cpu", show_default=True, help="Of backend torch: cpu, cuda or cuda:N."
+)
 @report_flags
 def run(
     models: tuple[str, ...],
@@ -56,11 +68,14 @@ def run(
     Several models are timed in turns, so that two precisions can be compared. On a machine without an ARM processor,
     ort-arm64 is timed on the device that MICROVLM_TARGET=ssh:USER@HOST names; without one nothing of it is timed, but
     its instructions are counted and times on a Raspberry Pi are predicted.
+
+    \b
+    Example: microvlm-bench run photo --backend ort --backend torch --repeats 20 -o run.json
     """
     from microvlm.bench.speed.speed_bench import run as measure
 
     document = measure(
-        models or (DEFAULT_MODEL,), backends, threads, repeats, warmup, new_tokens, device, progress=note
+        models or (DEFAULT_MODEL,), backends, threads, repeats, warmup, new_tokens, device, progress=step
     )
     output.deliver(document)
     states = {entry["status"] for entry in document["results"]}
@@ -71,10 +86,10 @@ def run(
 
 
 @command.command(epilog=BUNDLED_HELP)
-@click.argument("model", default=DEFAULT_MODEL)
-@click.option("--reference", default="torch", show_default=True, help="Backend taken as right.")
-@click.option("--candidate", default="ort", show_default=True, help="Backend that is checked.")
-@click.option("--against", help="Run the candidate on this other model: between precisions.")
+@click.argument("model", type=MODEL, default=DEFAULT_MODEL)
+@click.option("--reference", type=BACKEND, default="torch", show_default=True, help="Backend taken as right.")
+@click.option("--candidate", type=BACKEND, default="ort", show_default=True, help="Backend that is checked.")
+@click.option("--against", type=MODEL, help="Run the candidate on this other model: between precisions.")
 @click.option(
     "--images",
     type=WholeNumber(1),
@@ -114,6 +129,7 @@ def equivalence(
     A difference that disappears when both get the same int8 activations is a rounding tie: AMBIGUOUS, status 0. One
     that does not is a fault, and the layer where it starts is named.
 
+    \b
     Example: microvlm-bench equivalence nano --matrix
     """
     if matrix:
@@ -121,7 +137,7 @@ def equivalence(
             raise click.UsageError("--matrix chooses backends and precisions itself; leave the others out.")
         from microvlm.bench.equivalence import matrix as equivalence_matrix
 
-        whole = equivalence_matrix.run(model, images or 20, threads, progress=note)
+        whole = equivalence_matrix.run(model, images or 20, threads, progress=step)
         output.deliver(whole)
         return GATE_FAILED if whole["verdict"] == "FAIL" else 0
     from microvlm.bench.equivalence.equivalence_bench import Options
@@ -137,7 +153,7 @@ def equivalence(
         new_tokens=new_tokens,
         episode_steps=episode_steps,
     )
-    document, verdict = compare_backends(options, progress=note)
+    document, verdict = compare_backends(options, progress=step)
     output.deliver(document)
     note(f"{verdict.verdict}: {'; '.join(verdict.reasons)}")
     return verdict.exit_status
@@ -170,6 +186,9 @@ def kernels(
 
     `layer` is one graph with the seven linears of a Qwen2.5-0.5B layer, each after the one it depends on. Lists may
     also be separated by commas. Status 1 when a contender broke or none could run.
+
+    \b
+    Example: microvlm-bench kernels --shape layer --batch 1 --quick
     """
     from microvlm.bench.kernels import workload
     from microvlm.bench.kernels.kernels_bench import run as measure
@@ -185,7 +204,7 @@ def kernels(
         stream_bytes=ARRAY_BYTES // 4 if quick else ARRAY_BYTES,
         simulate=not quick,
     )
-    document = measure(plan, workload.parse_names(contenders), progress=note)
+    document = measure(plan, workload.parse_names(contenders), progress=step)
     output.deliver(document)
     if not document["rows"] or any(entry["status"] == "failed" for entry in document["contenders"]):
         note("a contender broke, or none could run: see the reasons above")
@@ -216,7 +235,7 @@ def loops(compiler: str | None, output: ReportOutput) -> None:
 
 
 @command.command()
-@click.argument("bundle", required=False)
+@click.argument("bundle", type=MODEL, required=False)
 @click.option("--threads", type=ThreadCount(), default=1, show_default=True, help="Threads of one operator.")
 @click.option(
     "--rounds",
@@ -237,13 +256,16 @@ def full(
     """Time the decoder of BUNDLE at full size on ONNX Runtime: prefill of 64 tokens, decode, memory, roofline.
 
     Without BUNDLE: 24 layers of Qwen2.5-0.5B's shapes with random weights, made once (minutes, 6 GB) and kept.
+
+    \b
+    Example: microvlm-bench full --threads 2 -o full.json
     """
     from microvlm.backends import resolve_bundle
     from microvlm.bench.full.full_bench import run as measure
     from microvlm.bench.full.random_bundle import random_full_bundle
 
-    folder = random_full_bundle(note) if bundle is None else resolve_bundle(bundle)
-    document = measure(folder, threads, rounds, new_tokens, progress=note)
+    folder = random_full_bundle(step) if bundle is None else resolve_bundle(bundle)
+    document = measure(folder, threads, rounds, new_tokens, progress=step)
     output.deliver(document)
     if not document["full"]["finite"]:
         note("the decoder's logits are not numbers")
@@ -254,14 +276,18 @@ def full(
 @command.command()
 @report_flags
 def sizes(output: ReportOutput) -> None:
-    """Bytes on disk at full size, and what fewer tokens, layers and memory slots save (minutes, 6 GB, npm once)."""
+    """Bytes on disk at full size, and what fewer tokens, layers and memory slots save (minutes, 6 GB, npm once).
+
+    \b
+    Example: microvlm-bench sizes --markdown sizes.md
+    """
     from microvlm.bench.full.bundle_sizes import run as measure
 
-    output.deliver(measure(note))
+    output.deliver(measure(step))
 
 
 @command.command()
-@click.argument("checkpoint")
+@click.argument("checkpoint", type=MODEL)
 @click.option(
     "--data", "data", type=_FILE, multiple=True, required=True, help="Texts to measure on; may be repeated."
 )
@@ -273,10 +299,14 @@ def sizes(output: ReportOutput) -> None:
 def precisions(
     checkpoint: str, data: tuple[Path, ...], calibrate: tuple[Path, ...], count: int, output: ReportOutput
 ) -> None:
-    """What 16, 8, 4 and 1.58 bits cost the float decoder of CHECKPOINT on texts: KL, first choices, perplexity."""
+    """What 16, 8, 4 and 1.58 bits cost the float decoder of CHECKPOINT on texts: KL, first choices, perplexity.
+
+    \b
+    Example: microvlm-bench precisions start --data texts.jsonl --count 128
+    """
     from microvlm.bench.precisions.precision_bench import run as measure
 
-    output.deliver(measure(checkpoint, data, calibrate, count, note))
+    output.deliver(measure(checkpoint, data, calibrate, count, step))
 
 
 command.add_command(compare)
@@ -310,6 +340,7 @@ def report(
     A block of a page: <!-- report results/run.json section=phases --> ... <!-- end -->, the file relative to the page's
     folder.
 
+    \b
     Example: microvlm-bench report docs/results --html report.html
     """
     from microvlm.bench.report import report_of_file
@@ -319,7 +350,8 @@ def report(
             raise click.UsageError("--html writes one page; leave --pages and -o out.")
         from microvlm.bench.page.html_page import html_page
 
-        write_file(html, html_page(paths, store))
+        with waiting("drawing the page"):
+            write_file(html, html_page(paths, store))
         echo(str(html.absolute()))
         return 0
     if store is not None:
@@ -341,7 +373,7 @@ def report(
 def _render_pages(paths: Sequence[Path], check: bool) -> int:
     from microvlm.bench import report_pages
 
-    differences = report_pages.rewrite(report_pages.pages_in(paths), check)
+    differences = report_pages.rewrite(report_pages.pages_in(paths), check, counted("pages rendered"))
     for difference in differences:
         note(
             str(difference) if check else f"{difference.page}:{difference.line}: rendered {difference.block}"
@@ -355,5 +387,10 @@ def _render_pages(paths: Sequence[Path], check: bool) -> int:
 command.add_command(pi)
 
 
+def whole_command() -> click.Command:
+    """The command of the console script."""
+    return command
+
+
 def main() -> None:
-    run_click(command)
+    run_click(whole_command())

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,18 +57,25 @@ def pages_in(paths: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(pages))
 
 
-def rewrite(pages: Sequence[Path], check: bool = False) -> list[Difference]:
+def rewrite(
+    pages: Sequence[Path],
+    check: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Difference]:
     """Renders every block of the pages anew and returns those that were different; `check` writes nothing.
+
+    `progress` is called with the number of finished pages and of all.
 
     Raises UserError, with page and line, for a block that cannot be rendered.
     """
     differences = []
-    for page in pages:
+    for number, page in enumerate(pages, 1):
         text = page.read_bytes().decode()  # keeps the page's line ends
         rendered, changed = render_page(text, page)
         differences += changed
         if changed and not check:
             write_file(page, rendered)
+        progress(number, len(pages))
     return differences
 
 

@@ -90,13 +90,14 @@ def export(
     genai: bool = False,
     threads: int = 0,
     log: Log = lambda line: None,
+    doing: Log = lambda line: None,
 ) -> ExportReport:
     """Export the checkpoint `source` (a directory, hub id or bundled name) to the folder `output`.
 
     `output` appears, or with `force` replaces an older bundle, when all graphs were checked. `smaller` says what is
     left out of the model, None for nothing; with `genai` the bundle also has what onnxruntime-genai and optimum's
     ORTModelForCausalLM load (`elsewhere.genai_files`); `threads` are ONNX Runtime's in the checks, 0 for the usable
-    cores; `log` is called with each line of progress.
+    cores; `log` is called with a line for what is done, `doing` with one for what takes seconds from now on.
 
     Raises UserError for bad input, an output that may not be replaced or a full disk, and CheckFailed when ONNX
     Runtime's outputs differ from the model's.
@@ -109,6 +110,7 @@ def export(
     provenance = _provenance(directory / "training.json")
     report = ExportReport(bundle=str(output), bits=weights.bits, packing=weights.packing)
     with staged(output, force) as stage:
+        doing(f"loading {directory.name}")
         model = load_checkpoint(directory)
         check_documents(read_documents(directory), model.config, directory)
         report.notes += _remarks(model, weights)
@@ -120,7 +122,8 @@ def export(
         stage.require_space(sum(t.numel() * t.element_size() for t in lowered.state_dict().values()))
         for remark in report.notes:
             log(remark)
-        graphs = _write_graphs(lowered, stage.path, report, threads, log)
+        graphs = _write_graphs(lowered, stage.path, report, threads, log, doing)
+        doing("writing the bundle")
         if not all(check.passed for check in report.checks):
             raise CheckFailed(report)
         lowered.config.save(stage.path)
@@ -157,7 +160,7 @@ def _remarks(model: MicroVLM, weights: WeightFormat) -> list[str]:
 
 
 def _write_graphs(
-    lowered: MicroVLM, folder: Path, report: ExportReport, threads: int, log: Log
+    lowered: MicroVLM, folder: Path, report: ExportReport, threads: int, log: Log, doing: Log
 ) -> dict[str, onnx.ModelProto]:
     """Write and check every graph -> those that `write_genai_files` takes, by name."""
     onnx_folder = folder / "onnx"
@@ -165,7 +168,9 @@ def _write_graphs(
     store = WeightStore(onnx_folder)
     weights_in_graphs = {"memory_prior"}
     kept = {}
-    for spec in contract.graphs(lowered.config):
+    specs = list(contract.graphs(lowered.config))
+    for number, spec in enumerate(specs, 1):
+        doing(f"graph {number} of {len(specs)}: {spec.name}")
         began = time.perf_counter()
         set_traced(lowered, True)
         proto = save_graph(trace(lowered, spec), spec.name, store)

@@ -17,13 +17,15 @@ from microvlm.formats.weight_format import PACKING_HELP
 from microvlm.sizes.smaller import Smaller
 from microvlm.sizes.smaller_flags import read_weight_format, smaller_options
 from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL, find_model
+from microvlm.terminal.step_progress import doing
+from microvlm.terminal.suggestions import BITS, EMBEDDING_BITS, MODEL
 
 if TYPE_CHECKING:
     from microvlm.exporters.bundle_writer import ExportReport
 
 
 @click.command(epilog=BUNDLED_HELP)
-@click.argument("checkpoint", default=DEFAULT_MODEL)
+@click.argument("checkpoint", type=MODEL, default=DEFAULT_MODEL)
 @click.option(
     "-o",
     "--output",
@@ -31,11 +33,16 @@ if TYPE_CHECKING:
     help="Folder to create; by default NAME-BITSbit, and -lN, -sN, -vN for fewer layers, slots, tokens.",
 )
 @click.option(
-    "--bits", default="1.58", show_default=True, help="Width of linear weights: 32, 16, 8, 4 or 1.58."
+    "--bits",
+    type=BITS,
+    default="1.58",
+    show_default=True,
+    help="Width of linear weights: 32, 16, 8, 4 or 1.58.",
 )
 @click.option("--packing", default="2bit", show_default=True, help=PACKING_HELP)
 @click.option(
     "--embedding-bits",
+    type=EMBEDDING_BITS,
     default="8",
     show_default=True,
     help="Width of the token table and tied head: 16, 8 or 4.",
@@ -83,6 +90,9 @@ def command(
     """Export CHECKPOINT (a folder, a hub id or a bundled name) to a folder of ONNX graphs with everything they need.
 
     Each graph is compared with PyTorch after it was saved. Status 1 and no folder when one differs.
+
+    \b
+    Example: microvlm-export photo --bits 1.58 -o photo-1.58bit
     """
     # Bad flags are refused before PyTorch is imported, which takes seconds.
     weights = read_weight_format(bits, packing, embedding_bits)
@@ -104,6 +114,7 @@ def command(
             genai=genai,
             threads=threads,
             log=note,
+            doing=doing,
         )
     except CheckFailed as failure:
         _show(failure.report, as_json)
@@ -133,5 +144,10 @@ def _show(report: ExportReport, as_json: bool) -> None:
         echo(f"bits per weight on disk: {bits}")
 
 
+def whole_command() -> click.Command:
+    """The command of the console script."""
+    return command
+
+
 def main() -> None:
-    run_click(command)
+    run_click(whole_command())

@@ -18,35 +18,45 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, NoReturn
 
+PROGRAMS = {
+    "microvlm": "microvlm.commands.main",
+    "microvlm-export": "microvlm.exporters.export_command",
+    "microvlm-bench": "microvlm.bench.bench_command",
+    "microvlm-train": "microvlm.training.train_command",
+    "microvlm-score": "microvlm.training.scoring.score_command",
+    "microvlm-data": "microvlm.training.data.data_command",
+}
+"""Console script -> the module whose `whole_command()` is its click command, and whose `main()` runs that."""
+
 
 def main() -> None:
     """`microvlm`."""
-    _run("microvlm.commands.main")
+    _run("microvlm")
 
 
 def export() -> None:
     """`microvlm-export`."""
-    _run("microvlm.exporters.export_command")
+    _run("microvlm-export")
 
 
 def bench() -> None:
     """`microvlm-bench`."""
-    _run("microvlm.bench.bench_command")
+    _run("microvlm-bench")
 
 
 def train() -> None:
     """`microvlm-train`."""
-    _run("microvlm.training.train_command")
+    _run("microvlm-train")
 
 
 def score() -> None:
     """`microvlm-score`."""
-    _run("microvlm.training.scoring.score_command")
+    _run("microvlm-score")
 
 
 def data() -> None:
     """`microvlm-data`."""
-    _run("microvlm.training.data.data_command")
+    _run("microvlm-data")
 
 
 def __getattr__(name: str) -> Any:
@@ -55,8 +65,9 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module 'microvlm.cli' has no attribute '{name}'")
 
 
-def _run(module: str) -> None:
-    """Import `module` and call its `main`. An interrupt gives status 130, whenever it comes."""
+def _run(program: str) -> None:
+    """Import a program's module and call its `main`. An interrupt gives status 130, whenever it comes."""
+    module = PROGRAMS[program]
     _occupy_standard_streams()
     # A shell starts programs in the background with SIGINT ignored: that stays so.
     if _signal.getsignal(_signal.SIGINT) is not _signal.default_int_handler:

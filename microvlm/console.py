@@ -12,7 +12,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn, Protocol, TextIO
 
 import click
 
@@ -26,6 +26,20 @@ _LONGEST_NAME = 300
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 _EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnx_ir", "huggingface_hub")
 _SERVE_PACKAGES = ("starlette", "uvicorn")
+
+
+class LiveLine(Protocol):
+    """A line of progress that is rewritten on the terminal (`microvlm.terminal.step_progress`)."""
+
+    def give_way(self) -> None:
+        """Erase the line, because a note comes; it may come back below."""
+
+    def end(self) -> None:
+        """Leave the terminal to other output."""
+
+
+live_line: LiveLine | None = None
+"""The one of this process, once progress was shown."""
 
 
 class OutputError(Exception):
@@ -45,7 +59,11 @@ def run_click(command: click.Command, arguments: Sequence[str] | None = None) ->
         # printed as an escape instead of raising an error.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    sys.exit(_status(command, arguments))
+    try:
+        status = _status(command, arguments)
+    finally:
+        end_live_line()
+    sys.exit(status)
 
 
 def echo(text: str = "", end: str = "\n") -> None:
@@ -53,6 +71,7 @@ def echo(text: str = "", end: str = "\n") -> None:
 
     Raises OutputError, and BrokenPipeError when the reader of a pipe has left.
     """
+    end_live_line()
     try:
         click.echo(printable_lines(text) + end, nl=False)
     except BrokenPipeError:
@@ -87,8 +106,16 @@ def after_saving() -> Iterator[None]:
         _discard(sys.__stdout__)
 
 
+def end_live_line() -> None:
+    """End the moving line of progress, if there is one, before something else draws on the terminal."""
+    if live_line is not None:
+        live_line.end()
+
+
 def note(message: str) -> None:
     """Print progress or a remark on stderr. A stderr that is full or closed is no error."""
+    if live_line is not None:
+        live_line.give_way()
     try:
         click.echo(printable_lines(message), err=True)
     except (OSError, ValueError):

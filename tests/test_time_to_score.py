@@ -17,7 +17,7 @@ from microvlm.memory.file_lock import locked
 from microvlm.training.time_to_score.leaderboard import add_to_leaderboard, read_leaderboard
 from microvlm.training.time_to_score.run_outcome import run_outcome
 from microvlm.training.time_to_score.score_target import ScoreTarget, parse_target
-from microvlm.training.train_command import whole_group
+from microvlm.training.train_command import whole_command
 
 RECIPE = {
     "name": "tiny",
@@ -61,7 +61,7 @@ def recipe(tmp_path_factory) -> Path:
 
 
 def invoke(*arguments: object):
-    return CliRunner().invoke(whole_group(), list(map(str, arguments)), standalone_mode=False)
+    return CliRunner().invoke(whole_command(), list(map(str, arguments)), standalone_mode=False)
 
 
 @pytest.fixture(scope="module")

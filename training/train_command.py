@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 import msgspec
+from click.shell_completion import CompletionItem
 
 from microvlm.bench.report_flags import ReportOutput, report_flags
 from microvlm.commands.options import ThreadCount
@@ -18,16 +19,27 @@ from microvlm.console import BAD_INPUT, GATE_FAILED, after_saving, echo, note, p
 from microvlm.errors import UserError
 from microvlm.formats.documents import quote
 from microvlm.sources.model_source import BUNDLED
+from microvlm.terminal.suggestions import FOLDER, MODEL, PRESET, Suggested
 
 DEFAULT_RECIPE = "nano"
 RUNS = Path("runs")
 
 
+def _recipe_names() -> list[str]:
+    from microvlm.training.recipe import packaged_recipes
+
+    return packaged_recipes()
+
+
+RECIPE = Suggested("recipe", _recipe_names, "file")
+
+
 @click.command(name="train")
-@click.argument("recipe", default=DEFAULT_RECIPE)
+@click.argument("recipe", type=RECIPE, default=DEFAULT_RECIPE)
 @click.option(
     "--data",
     "sources",
+    type=FOLDER,
     multiple=True,
     metavar="FOLDER[=WEIGHT]",
     help="Data folder that `microvlm-data images` (or `emoji`) wrote; several are mixed by weight.",
@@ -41,12 +53,14 @@ RUNS = Path("runs")
 )
 @click.option(
     "--start",
+    type=MODEL,
     default=None,
     help=f"The checkpoint to train (folder, hub id or {' or '.join(BUNDLED)}): what `microvlm assemble` or another run "
     "wrote.",
 )
 @click.option(
     "--decoder-from",
+    type=MODEL,
     default=None,
     metavar="CHECKPOINT",
     help="Begin with this checkpoint's decoder, as distill-texts made it; a teacher is still --start.",
@@ -132,6 +146,7 @@ def command(recipe: str, **options: Any) -> int:
     assembled model; distill makes it ternary. `microvlm-train watch RUN` shows a run,
     `microvlm-train test --help` lists all options.
 
+    \b
     Example: microvlm-train test --data data/mine -o runs/mine
     """
     try:
@@ -285,7 +300,9 @@ def _data_folder(source: str) -> Any:
 
 
 @click.command(name="costs")
-@click.option("--model", default="full", show_default=True, help="A preset, or a checkpoint's folder.")
+@click.option(
+    "--model", type=PRESET, default="full", show_default=True, help="A preset, or a checkpoint's folder."
+)
 @click.option(
     "--samples", type=click.IntRange(1), default=10_000, show_default=True, help="Training pictures."
 )
@@ -294,6 +311,7 @@ def _data_folder(source: str) -> Any:
 def costs(model: str, samples: int, machine: str, output: ReportOutput) -> None:
     """Predict what stage1, stage2 and distill cost on a GPU. Nothing is measured.
 
+    \b
     Example: microvlm-train costs --model full --samples 10000
     """
     from microvlm.config import MicroVLMConfig
@@ -316,9 +334,20 @@ class RecipeGroup(click.Group):
     """Commands by name; any other first argument is a recipe for `train`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if not args or (args[0] not in self.commands and args[0] not in ("--help", "-h")):
+        is_completion = ctx.resilient_parsing and not args  # of the first word, which may be a command's name
+        if not is_completion and (
+            not args or (args[0] not in self.commands and args[0] not in ("--help", "-h"))
+        ):
             args = ["train", *args]
         return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The first word: a command, a recipe, or an option of `train`."""
+        train = self.commands["train"]
+        if incomplete.startswith("-"):
+            return train.shell_complete(click.Context(train, parent=ctx, resilient_parsing=True), incomplete)
+        recipes = RECIPE.shell_complete(ctx, train.params[0], incomplete)
+        return [*super().shell_complete(ctx, incomplete), *recipes]
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -337,7 +366,7 @@ cli.add_command(command)
 cli.add_command(costs)
 
 
-def whole_group() -> click.Group:
+def whole_command() -> click.Group:
     """The group with all its commands."""
     from microvlm.training.ternary_designs.comparison_command import command as designs
     from microvlm.training.time_to_score.leaderboard_command import command as leaderboard
@@ -350,4 +379,4 @@ def whole_group() -> click.Group:
 
 
 def main() -> None:
-    run_click(whole_group())
+    run_click(whole_command())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from microvlm.console import note
+from microvlm.console import end_live_line, note
 
 Progress = Callable[[str, float], None]
 """Called with the step's name and the completed share of it, 0 to 1."""
@@ -21,6 +21,7 @@ class StderrProgress:
 
     def __call__(self, step: str, share: float) -> None:
         if sys.stderr.isatty():
+            end_live_line()
             cells = round(BAR_CELLS * share)
             end = "\n" if share >= 1 else ""
             sys.stderr.write(f"\r{step:<44} [{'#' * cells:<{BAR_CELLS}}] {100 * share:3.0f} %{end}")

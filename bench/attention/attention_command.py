@@ -8,18 +8,24 @@ import click
 
 from microvlm.bench.report_flags import ReportOutput, report_flags
 from microvlm.commands.options import ThreadCount, WholeNumber
-from microvlm.console import after_saving, echo, note
+from microvlm.console import after_saving, echo
 from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL
+from microvlm.terminal.step_progress import step
+from microvlm.terminal.suggestions import BACKEND, MODEL
 
 MOST_PICTURES = 10_000
 
 
 @click.command(epilog=BUNDLED_HELP)
-@click.argument("model", default=DEFAULT_MODEL)
+@click.argument("model", type=MODEL, default=DEFAULT_MODEL)
 @click.option(
-    "--against", help="Test the drift to this other model: a later checkpoint, or another precision."
+    "--against",
+    type=MODEL,
+    help="Test the drift to this other model: a later checkpoint, or another precision.",
 )
-@click.option("--backend", default="torch", show_default=True, help="Only torch gives attention weights.")
+@click.option(
+    "--backend", type=BACKEND, default="torch", show_default=True, help="Only torch gives attention weights."
+)
 @click.option(
     "--pictures",
     type=click.Path(path_type=Path),
@@ -59,11 +65,14 @@ def attention(
 
     Tests whether alignment features and memory codes are spread evenly (the statistic of LeJEPA). --against tests
     whether another model, or the same at another precision, looks elsewhere in the same pictures.
+
+    \b
+    Example: microvlm-bench attention photo --images 20 --plots heatmaps
     """
     from microvlm.bench.attention.attention_bench import Options, run
 
     options = Options(model, against, backend, pictures, images, prompt, threads, seed)
-    measured = run(options, progress=note)
+    measured = run(options, progress=step)
     output.deliver(measured.document)
     if plots is not None:
         from microvlm.bench.attention.attention_plots import write_plots

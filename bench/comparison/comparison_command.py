@@ -11,19 +11,21 @@ from microvlm.commands.options import ThreadCount, WholeNumber
 from microvlm.console import note
 from microvlm.errors import UserError
 from microvlm.sources.model_source import BUNDLED_HELP
+from microvlm.terminal.step_progress import step
+from microvlm.terminal.suggestions import BACKEND, FILE, MODEL
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command(epilog=BUNDLED_HELP)
-@click.argument("a")
-@click.argument("b")
-@click.option("--backend", default="ort", show_default=True, help="Backend of both sides.")
-@click.option("--backend-b", help="Another backend of B.")
+@click.argument("a", type=MODEL)
+@click.argument("b", type=MODEL)
+@click.option("--backend", type=BACKEND, default="ort", show_default=True, help="Backend of both sides.")
+@click.option("--backend-b", type=BACKEND, help="Another backend of B.")
 @click.option("--library-a", type=_FILE, help="Native library of A instead of the package's.")
 @click.option("--library-b", type=_FILE, help="Native library of B instead of the package's.")
-@click.option("--python-a", help="Interpreter of the environment that runs A, with another commit's package.")
-@click.option("--python-b", help="Interpreter of the environment that runs B.")
+@click.option("--python-a", type=FILE, help="Interpreter that runs A, with another commit's package.")
+@click.option("--python-b", type=FILE, help="Interpreter that runs B.")
 @click.option(
     "--pairs",
     type=WholeNumber(4),
@@ -59,6 +61,7 @@ def compare(
     Models run in turns, each pair in fresh processes; every phase and every native product is judged by a bootstrap
     interval. Of saved documents less can be said, because they were not made in turns.
 
+    \b
     Example: microvlm-bench compare nano nano --library-b new/libmicrovlm_ops.so
     """
     if margin is not None and not 0 <= margin <= 1000:
@@ -80,7 +83,7 @@ def compare(
             comparison_bench.Options(
                 threads, pairs, rounds, new_tokens, judgement.MARGIN if margin is None else margin / 100
             ),
-            progress=note,
+            progress=step,
         )
     output.deliver(document)
     note(document["sentence"])

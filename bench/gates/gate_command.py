@@ -29,6 +29,7 @@ def gate(file: Path, document: Path | None, output: ReportOutput) -> int:
       metric = "results[label=ort].phases.decode.median_ms"
       max_ratio = 1.05
 
+    \b
     Example: microvlm-bench gate limits.toml run.json
     """
     from microvlm.bench.gates.gate_check import check_gate
@@ -49,7 +50,8 @@ def gate(file: Path, document: Path | None, output: ReportOutput) -> int:
 def history(store: Path, kind: str | None, metrics: tuple[str, ...], as_json: bool) -> None:
     """List the results in STORE, oldest first: when, of which commit (+ with changes), what, where.
 
-    Example: microvlm-bench history results.jsonl --kind run --metric "results[label=ort].phases.decode.median_ms"
+    \b
+    Example: microvlm-bench history results.jsonl --metric "results[label=ort].phases.decode.median_ms"
     """
     from microvlm.bench.gates import gate_tables
     from microvlm.bench.gates.metric_path import parse_path

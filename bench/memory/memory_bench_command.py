@@ -12,13 +12,16 @@ from microvlm.commands.options import ThreadCount, WholeNumber
 from microvlm.console import GATE_FAILED, after_saving, echo, note, print_json
 from microvlm.errors import UserError
 from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL
+from microvlm.terminal.step_progress import step
+from microvlm.terminal.suggestions import BACKEND, MODEL
 
 
 @click.command(epilog=BUNDLED_HELP)
-@click.argument("models", nargs=-1)
+@click.argument("models", type=MODEL, nargs=-1)
 @click.option(
     "--backend",
     "backends",
+    type=BACKEND,
     multiple=True,
     default=("ort",),
     show_default=True,
@@ -101,6 +104,9 @@ def memory(
 
     Several models or backends are put side by side. '--costs full' times a full-size model with random weights, which
     is made once (minutes, 6 GB) and kept.
+
+    \b
+    Example: microvlm-bench memory nano --facts 64 --plots curves
     """
     from microvlm.bench.memory.memory_bench import Options, run_each
     from microvlm.bench.memory.memory_plots import write_plots
@@ -125,7 +131,7 @@ def memory(
         stream=stream,
     )
     names = [name.strip() for part in backends for name in part.split(",") if name.strip()]
-    document = run_each(models or (DEFAULT_MODEL,), list(dict.fromkeys(names)), options, progress=note)
+    document = run_each(models or (DEFAULT_MODEL,), list(dict.fromkeys(names)), options, progress=step)
     output.deliver(document)
     if plots is not None:
         for path in write_plots(document, plots):
@@ -145,7 +151,7 @@ def _fit_pointing(
         raise UserError(f"{pictures} is no folder; give one of pictures.")
     runtime = load(backend, checkpoint, threads)
     model = ModelUnderTest(runtime, Processor.from_pretrained(runtime.directory))
-    fit = fit_pointing(model, seed, pictures, note)
+    fit = fit_pointing(model, seed, pictures, step)
     write_pointing(checkpoint, fit["pointing"])
     with after_saving():
         if as_json:
@@ -164,8 +170,8 @@ def _fit_pointing(
 
 
 @click.command(epilog=BUNDLED_HELP)
-@click.argument("model", default=DEFAULT_MODEL)
-@click.option("--backend", default="ort", show_default=True, help="Backend that remembers.")
+@click.argument("model", type=MODEL, default=DEFAULT_MODEL)
+@click.option("--backend", type=BACKEND, default="ort", show_default=True, help="Backend that remembers.")
 @click.option(
     "--turns", type=WholeNumber(1), default=10_000, show_default=True, help="Turns of the conversation."
 )
@@ -175,9 +181,12 @@ def conversation(model: str, backend: str, turns: int, threads: int, output: Rep
     """Talk with MODEL (a bundle or a checkpoint) for many turns, its memory in a file: memory, bytes and time.
 
     Status 1 when the process grows by more than its facts, a turn's bytes grow, or the first picture is forgotten.
+
+    \b
+    Example: microvlm-bench conversation nano --turns 500
     """
     from microvlm.bench.conversation.conversation_bench import run
 
-    document = run(model, backend, turns, threads, progress=note)
+    document = run(model, backend, turns, threads, progress=step)
     output.deliver(document)
     return 0 if all(bar["met"] for bar in document["bars"]) else GATE_FAILED

@@ -14,14 +14,18 @@ from microvlm.commands.options import WholeNumber
 from microvlm.console import GATE_FAILED, note
 from microvlm.errors import UserError
 from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL
+from microvlm.terminal.step_progress import step
+from microvlm.terminal.suggestions import MODEL, TARGET
 
 _FILE = click.Path(dir_okay=False, path_type=Path)
 
 
 @click.command(epilog=BUNDLED_HELP)
-@click.argument("model", default=DEFAULT_MODEL)
+@click.argument("model", type=MODEL, default=DEFAULT_MODEL)
 @click.option(
-    "--target", help="emulated[:CPU], local or ssh:USER@HOST[:PORT]; the default is what this machine has."
+    "--target",
+    type=TARGET,
+    help="emulated[:CPU], local or ssh:USER@HOST[:PORT]; the default is what this machine has.",
 )
 @click.option(
     "--part", "parts", multiple=True, help="equivalence, fit, cost or peers; may be repeated. All by default."
@@ -58,6 +62,9 @@ def pi(
 
     Emulated: equivalence with torch and ort, instructions counted by phase, times predicted for a board, peers by the
     same count. On a board: the same phases timed. Status 1 when the gate or the equivalence fails.
+
+    \b
+    Example: microvlm-bench pi photo --part cost --profile zero2w
     """
     from microvlm.bench.pi import profiles
     from microvlm.bench.pi.pi_bench import Options, run
@@ -70,7 +77,7 @@ def pi(
     scenario = Scenario(options.pop("prompt_tokens"), options.pop("answer_tokens"))
     if options["baselines"] is None:
         del options["baselines"]
-    document, failures = run(Options(model=model, scenario=scenario, **options), note)
+    document, failures = run(Options(model=model, scenario=scenario, **options), step)
     output.deliver(document)
     for failure in failures:
         note(f"FAIL: {failure}")
@@ -86,6 +93,6 @@ def _calibrate(path: Path, like: Any, model: str) -> int:
         os.environ.setdefault("MICROVLM_KERNELS", "neon")
     from microvlm.bench.pi import calibrate
 
-    calibrate.write(calibrate.calibrate(like, note, model=model), path)
+    calibrate.write(calibrate.calibrate(like, step, model=model), path)
     note(f"wrote {path}: give it as --profile")
     return 0

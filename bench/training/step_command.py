@@ -12,13 +12,15 @@ from microvlm.bench.training.step_variants import VARIANTS
 from microvlm.commands.options import ThreadCount, WholeNumber
 from microvlm.console import GATE_FAILED, note
 from microvlm.errors import UserError
+from microvlm.terminal.step_progress import step
+from microvlm.terminal.suggestions import DEVICE, PRESET
 
 DEFAULT = "small"
 _DEVICE = re.compile(r"cpu|cuda(:\d{1,2})?")
 
 
 @click.command("train")
-@click.argument("model", default=DEFAULT)
+@click.argument("model", type=PRESET, default=DEFAULT)
 @click.option("--data", type=click.Path(path_type=Path), help="A data folder. By default pictures are drawn.")
 @click.option(
     "--variant",
@@ -31,7 +33,7 @@ _DEVICE = re.compile(r"cpu|cuda(:\d{1,2})?")
     "--tokens", type=WholeNumber(1), default=512, show_default=True, help="Tokens of a step, at least."
 )
 @click.option("--batch-size", type=WholeNumber(2, 65_536), help="Samples of a step, in place of --tokens.")
-@click.option("--device", default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
+@click.option("--device", type=DEVICE, default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
 @click.option("--threads", type=ThreadCount(), help="CPU threads of each variant's process.")
 @click.option("--repeats", type=WholeNumber(1), default=10, show_default=True, help="Timed steps.")
 @click.option(
@@ -59,6 +61,7 @@ def train(
     MODEL is a preset (small: SmolLM2-135M's shapes), or a checkpoint; its weights are drawn. Status 1 when a variant
     broke, or ternary training is slower than demanded.
 
+    \b
     Example: microvlm-bench train nano --repeats 20
     """
     from microvlm.bench.training.step_bench import StepPlan, run
@@ -79,7 +82,7 @@ def train(
         repeats=repeats,
         seed=seed,
     )
-    document = run(plan, progress=note)
+    document = run(plan, progress=step)
     output.deliver(document)
     broken = [entry for entry in document["variants"] if entry["status"] == "failed"]
     for entry in broken:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from microvlm.answers.likeliest import Completion, find_likeliest
 from microvlm.errors import UserError
-from microvlm.generation import GenerationResult, Prompt, Timings, generate
+from microvlm.generation import GenerationResult, OnToken, Prompt, Timings, generate
 from microvlm.runtime import Memories, MemoryArrays, Runtime
 
 if TYPE_CHECKING:
@@ -79,17 +79,19 @@ def answer_prompt(
     guesses: int = 0,
     min_confidence: float | None = None,
     timings: Timings | None = None,
+    on_token: OnToken | None = None,
 ) -> list[Answer]:
     """Answer a batch of embedded prompts, and find each one's `guesses` likeliest answers.
 
     `min_confidence` takes the place of the model's own threshold; 0 declines what the model's own words decline, and
-    nothing else. Raises UserError as `generate` and `check_min_confidence` do.
+    nothing else. `on_token` gets the tokens of the model's own words, before it is known whether they are declined.
+    Raises UserError as `generate` and `check_min_confidence` do.
     """
     timings = timings or Timings()
     check_min_confidence(runtime.config.answers, min_confidence)
     if not 0 <= guesses <= MOST_GUESSES:
         raise UserError(f"guesses= is {guesses}; give 0 to {MOST_GUESSES}.")
-    result = generate(runtime, prompt, options, memory, timings=timings)
+    result = generate(runtime, prompt, options, memory, on_token, timings)
     answers = judge(runtime.config.answers, processor, result, min_confidence)
     if not guesses:
         return answers

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +15,8 @@ from microvlm.config import CONFIG
 from microvlm.console import after_saving, echo, print_json
 from microvlm.errors import UserError
 from microvlm.escaping import printable
+from microvlm.terminal.step_progress import counted
+from microvlm.terminal.suggestions import FILE, FOLDER
 
 if TYPE_CHECKING:
     from microvlm.config import MicroVLMConfig
@@ -27,9 +27,12 @@ _MOST_SLOTS = 512
 
 
 @click.command()
-@click.option("--vision", required=True, help="A ViT or DeiT encoder: its folder or hub id.")
+@click.option("--vision", type=FOLDER, required=True, help="A ViT or DeiT encoder: its folder or hub id.")
 @click.option(
-    "--decoder", required=True, help="A Qwen2, Llama or BitNet decoder: its folder, hub id or GGUF file."
+    "--decoder",
+    type=FILE,
+    required=True,
+    help="A Qwen2, Llama or BitNet decoder: its folder, hub id or GGUF file.",
 )
 @click.option(
     "-o", "--output", required=True, type=click.Path(path_type=Path), help="Folder of the checkpoint."
@@ -66,6 +69,9 @@ def assemble(
     """Put a pretrained encoder and decoder together, with a new adapter and memory, as a checkpoint to train.
 
     Weights keep their precision, and the decoder its tokenizer and chat template.
+
+    \b
+    Example: microvlm assemble --vision parts/deit-tiny --decoder parts/qwen2.5-0.5b -o start
     """
     from microvlm.model.pretrained.parts import find_part
     from microvlm.model.pretrained.prompts import check_template
@@ -78,10 +84,9 @@ def assemble(
     base = base_config(encoder, text, memory_slots, prefix_tokens)
     from microvlm.model.pretrained.assembly import assemble_checkpoint
 
-    with _progress() as written:
-        weights = assemble_checkpoint(
-            encoder, text, base, output, template=prompt_template, seed=seed, written=written
-        )
+    weights = assemble_checkpoint(
+        encoder, text, base, output, template=prompt_template, seed=seed, written=_count_tensors()
+    )
     with after_saving():
         document = describe(encoder, text, weights, output)
         if as_json:
@@ -166,19 +171,16 @@ def format_document(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int], None] | None]:
-    """A bar on a terminal, told of each tensor that is written; nothing elsewhere, where it takes seconds."""
-    if sys.stderr is None or not sys.stderr.isatty():
-        yield None
-        return
-    with click.progressbar(length=1, label="writing", file=sys.stderr) as bar:
+def _count_tensors() -> Callable[[str, int], None]:
+    """Called with the name of each tensor that was written and the number of all."""
+    done, show = 0, counted("tensors written")
 
-        def written(_: str, count: int) -> None:
-            bar.length = count
-            bar.update(1)
+    def written(_: str, count: int) -> None:
+        nonlocal done
+        done += 1
+        show(done, count)
 
-        yield written
+    return written
 
 
 def _require_own_folder(output: Path) -> None:

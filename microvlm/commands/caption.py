@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -20,10 +18,15 @@ from microvlm.commands.options import (
     model_options,
     open_model,
     sampling_options,
+    show_option,
 )
 from microvlm.console import BAD_INPUT, describe_os_error, echo, note, note_error, print_json
 from microvlm.errors import UserError
 from microvlm.escaping import printable
+from microvlm.terminal.answer_line import AnswerLine
+from microvlm.terminal.pictures import open_pictures
+from microvlm.terminal.step_progress import counted
+from microvlm.terminal.suggestions import FILE
 
 if TYPE_CHECKING:
     from microvlm.answers.answering import Answer
@@ -54,22 +57,28 @@ _MODELS_OWN, _NO_DRAWINGS = Sureness(), Drawings()
 
 
 @click.command()
-@click.argument("images", nargs=-1, required=True, metavar="IMAGE...")
+@click.argument("images", type=FILE, nargs=-1, required=True, metavar="IMAGE...")
 @click.option("--prompt", help="What to ask; the model's captioning prompt when left out.")
 @click.option(
     "--memory",
     "memory_file",
+    type=FILE,
     help="A memory file, as chat and memory write it: a fact in it answers first, but for drawings. It is not changed.",
 )
 @click.option(
-    "--attention", metavar="FILE.png", help="Draw where each word looked (one image, backend torch)."
+    "--attention",
+    type=FILE,
+    metavar="FILE.png",
+    help="Draw where each word looked (one image, backend torch).",
 )
 @click.option(
     "--evidence",
+    type=FILE,
     metavar="FILE.png",
     help="Draw which parts of the picture each word rests on (one image, any backend, the time of 82 prompts).",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
+@show_option
 @confidence_options
 @sampling_options
 @model_options
@@ -80,6 +89,7 @@ def caption(
     attention: str | None,
     evidence: str | None,
     as_json: bool,
+    show: bool | None,
     min_confidence: float | None,
     guesses: bool,
     max_new_tokens: int | None,
@@ -95,12 +105,16 @@ def caption(
 
     Of several images those that cannot be read are named on stderr, and the others are described; the exit status is
     then 2.
+
+    \b
+    Example: microvlm caption cat.jpg --prompt "what is this?" --evidence evidence.png
     """
     from microvlm.answers.answering import GUESSES, check_min_confidence, check_share
     from microvlm.memory.memory_file import open_memory
 
     check_sampling(max_new_tokens, temperature, top_p, seed)
     check_share(min_confidence)
+    pictures = open_pictures(False if show is None and as_json else show)
     if prompt is not None and not prompt.strip():
         raise UserError("--prompt is empty: write a question, or leave it out for a caption.")
     errors = _unreadable(images)
@@ -118,12 +132,22 @@ def caption(
     memory = None if memory_file is None else open_memory(memory_file, runtime)
     results: list[dict[str, Any]] = []
     for image in images:
+        prefix = "" if len(images) == 1 else f"{printable(image)}: "
+        answer_line = None
+        if not as_json:
+            answer_line = AnswerLine.on_terminal(processor.stream(), prefix, runtime.config.answers is None)
         try:
             if image in errors:
                 raise UserError(errors[image])
             drawings = Drawings(attention, evidence)
-            result = caption_one(runtime, processor, image, prompt, options, memory, sureness, drawings)
+            if pictures is not None and drawings == _NO_DRAWINGS:
+                pictures.show(image)
+            result = caption_one(
+                runtime, processor, image, prompt, options, memory, sureness, drawings, answer_line
+            )
         except (UserError, OSError) as error:
+            if answer_line is not None:
+                answer_line.close()
             sentence = describe_os_error(error) if isinstance(error, OSError) else str(error)
             if len(images) == 1:
                 raise UserError(sentence) from None
@@ -131,16 +155,13 @@ def caption(
             note_error(sentence)
             results.append({"image": image, "error": sentence})
             continue
+        if pictures is not None:
+            for drawing in filter(None, drawings):
+                pictures.show(drawing, is_sheet=True)
         result["timings_ms"] = {"load": load_ms, **result["timings_ms"]}
         results.append({"image": image, **result})
         if not as_json:
-            echo(result["caption"] if len(images) == 1 else f"{printable(image)}: {result['caption']}")
-            if result["memory"] is not None:
-                note(
-                    "(from the memory, entry {entry}, confidence {confidence:.2f})".format(**result["memory"])
-                )
-            for line in guess_lines(result["guesses"]):
-                echo(line)
+            _print_answer(result, None if answer_line is not None else prefix)
     if as_json:
         for result in results:
             if result.get("guesses") is not None:
@@ -148,6 +169,16 @@ def caption(
         single = {key: value for key, value in results[0].items() if key != "image"}
         print_json(single if len(images) == 1 else {"results": results})
     return BAD_INPUT if errors else 0
+
+
+def _print_answer(result: dict[str, Any], prefix: str | None) -> None:
+    """Print an answer after `prefix`, or None where it was shown already, where it is from, and the guesses."""
+    if prefix is not None:
+        echo(f"{prefix}{result['caption']}")
+    if result["memory"] is not None:
+        note("(from the memory, entry {entry}, confidence {confidence:.2f})".format(**result["memory"]))
+    for guess in guess_lines(result["guesses"]):
+        echo(guess)
 
 
 def _unreadable(images: Sequence[str]) -> dict[str, str]:
@@ -176,11 +207,12 @@ def caption_one(
     memory: EpisodicMemory | None,
     sureness: Sureness = _MODELS_OWN,
     drawings: Drawings = _NO_DRAWINGS,
+    line: AnswerLine | None = None,
 ) -> dict[str, Any]:
     """Caption one image -> `caption`, `tokens` (ids), `confidence`, `declined`, `guesses`, `memory` and `timings_ms`.
 
     `memory` is the number of the entry whose text is the caption, and the confidence that it answers; None where the
-    model looked at the image.
+    model looked at the image. The answer is also shown on `line`, as it comes.
     """
     from microvlm.answers.answering import answer_prompt
     from microvlm.generation import Timings, embed_prompt
@@ -202,6 +234,8 @@ def caption_one(
         # What the model said of an image before adds nothing to the image.
         if entry is not None and entry.told and drawings == _NO_DRAWINGS:
             timings.milliseconds["total"] = (time.perf_counter() - start) * 1e3
+            if line is not None:
+                line.finish(entry.value)
             return {
                 "caption": entry.value,
                 "tokens": processor.text_ids(entry.value),
@@ -212,9 +246,12 @@ def caption_one(
                 "timings_ms": timings.milliseconds,
             }
     (answer,) = answer_prompt(
-        runtime, processor, embedded, options, None, sureness.guesses, sureness.min_confidence, timings
+        *(runtime, processor, embedded, options, None, sureness.guesses, sureness.min_confidence, timings),
+        on_token=None if line is None else line.feed,
     )
     timings.milliseconds["total"] = (time.perf_counter() - start) * 1e3
+    if line is not None:
+        line.finish(answer.text)
     if drawings != _NO_DRAWINGS:
         _draw(runtime, processor, image, inputs, embedded, answer, drawings)
     return {
@@ -253,8 +290,7 @@ def _draw(
     if evidence is not None:
         from microvlm.commands.evidence import FLOOR, LEGEND, read_evidence
 
-        with _counted("pictures scored") as progress:
-            maps = read_evidence(runtime, processor, inputs, tokens, None, progress)
+        maps = read_evidence(runtime, processor, inputs, tokens, None, counted("pictures scored"))
         _save(evidence, image, maps, text, FLOOR, LEGEND, stretch=stretch)
 
 
@@ -273,20 +309,6 @@ def _save(
     sheet = draw(image, maps, text, floor, legend, table, stretch)
     with new_file(path) as temporary:
         sheet.save(temporary, format="PNG", pnginfo=words_of(maps, text))
-
-
-@contextmanager
-def _counted(what: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function of (done, total) that writes them on one line of a terminal, and nothing elsewhere."""
-    shows = sys.stderr is not None and sys.stderr.isatty()
-
-    def show(done: int, total: int) -> None:
-        if shows:
-            click.echo(f"\r{done}/{total} {what}", nl=False, err=True)
-
-    yield show
-    if shows:
-        click.echo("\r\033[K", nl=False, err=True)
 
 
 _NO_ATTENTION = (

@@ -21,12 +21,16 @@ from microvlm.commands.options import (
     model_options,
     open_model,
     sampling_options,
+    show_option,
 )
 from microvlm.console import BAD_INPUT, describe_os_error, echo, note, note_error
 from microvlm.errors import UserError
 from microvlm.escaping import printable
 from microvlm.formats.documents import quote
 from microvlm.memory.ordinal_questions import check_place, is_ordinal_question
+from microvlm.terminal.answer_line import AnswerLine
+from microvlm.terminal.pictures import Pictures, open_pictures
+from microvlm.terminal.suggestions import FILE
 
 if TYPE_CHECKING:
     from microvlm.memory.conversation import Chat
@@ -53,7 +57,10 @@ _BYTE_ORDER_MARK = "\ufeff"
 
 @click.command()
 @click.option(
-    "--memory", "memory_file", help="Continue the memory in this file, which is created if missing."
+    "--memory",
+    "memory_file",
+    type=FILE,
+    help="Continue the memory in this file, which is created if missing.",
 )
 @click.option(
     "--min-confidence",
@@ -61,11 +68,13 @@ _BYTE_ORDER_MARK = "\ufeff"
     metavar="P",
     help="Decline answers of less confidence, 0 to 1; the model's own threshold when left out, 0 for none.",
 )
+@show_option
 @sampling_options
 @model_options
 def chat(
     memory_file: str | None,
     min_confidence: float | None,
+    show: bool | None,
     max_new_tokens: int | None,
     temperature: float,
     top_p: float,
@@ -78,15 +87,20 @@ def chat(
     """Talk about pictures, which the model remembers; /help lists the commands.
 
     Lines may come from a pipe. Exit status 2 then means that a line was refused; the others were answered.
+
+    \b
+    Example: microvlm chat --memory facts.mem --backend ort
     """
     from microvlm.answers.answering import check_share
     from microvlm.memory.conversation import Chat
 
     check_sampling(max_new_tokens, temperature, top_p, seed)
     check_share(min_confidence)
+    pictures = open_pictures(show)
     runtime, processor, _ = open_model(model, backend, threads, target)
     options = generation_options(processor, max_new_tokens, temperature, top_p, seed)
-    return ChatLoop(Chat(runtime, processor, options, min_confidence=min_confidence), memory_file).run()
+    conversation = Chat(runtime, processor, options, min_confidence=min_confidence)
+    return ChatLoop(conversation, memory_file, pictures).run()
 
 
 class ChatLoop:
@@ -95,11 +109,14 @@ class ChatLoop:
     Only the end of the input, /quit and a stdout that takes no more answers end it.
     """
 
-    def __init__(self, chat: Chat, memory_file: str | None):
-        """Continues `memory_file` if it exists, and locks it until `run` ends. Raises UserError."""
+    def __init__(self, chat: Chat, memory_file: str | None, pictures: Pictures | None = None):
+        """Continues `memory_file` if it exists, and locks it until `run` ends. Raises UserError.
+
+        `pictures`: where a picture is shown that comes into view; None for nowhere.
+        """
         from microvlm.memory.file_lock import locked
 
-        self.chat, self.memory_file = chat, memory_file
+        self.chat, self.memory_file, self.pictures = chat, memory_file, pictures
         self.image: str | None = None
         self._last: tuple[str, str | None] | None = None
         """The last question and its picture."""
@@ -177,6 +194,8 @@ class ChatLoop:
 
         path, question = _split_path(rest)
         check_file(path)
+        if self.pictures is not None:
+            self.pictures.show(path)
         self._ask(question or self.chat.processor.config.prompt.caption_prompt, path, is_new=True)
         self.image = path
 
@@ -186,10 +205,17 @@ class ChatLoop:
         if image is None:
             check_place(question, self.chat.memory.image_count)
         label = Path(image).name if image else ""
-        turn = self.chat.ask(
-            question, image, new_image=is_new, on_text=lambda text: echo(text, end=""), label=label
-        )
-        echo()
+        line = None
+        if self.chat.runtime.config.answers is not None:  # other answers are final, piece by piece
+            line = AnswerLine.on_terminal(self.chat.processor.stream(), "", is_final=False)
+        if line is None:
+            turn = self.chat.ask(question, image, is_new, lambda text: echo(text, end=""), label)
+            echo()
+        else:
+            try:
+                turn = self.chat.ask(question, image, is_new, line.finish, label, line.feed)
+            finally:
+                line.close()  # where there was no answer
         self._last = question, image
         if turn.from_memory:
             note(f"(from the memory, confidence {turn.confidence:.2f})")

@@ -20,6 +20,7 @@ from microvlm.formats.weight_format import PACKING_HELP
 from microvlm.sizes.smaller import Smaller
 from microvlm.sizes.smaller_flags import read_weight_format, smaller_options
 from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL, find_model
+from microvlm.terminal.suggestions import BITS, EMBEDDING_BITS, MODEL
 
 if TYPE_CHECKING:
     from microvlm.config import MicroVLMConfig
@@ -39,12 +40,14 @@ _EMBEDDING_WIDTHS = {"fp16": 16.0, "int8 per row": 8.0, "int4, groups of 32": 4.
 
 
 @click.command(epilog=BUNDLED_HELP)
-@click.argument("model", default=DEFAULT_MODEL)
+@click.argument("model", type=MODEL, default=DEFAULT_MODEL)
 @target_option
 @backend_option
-@click.option("--bits", help="Predict an export at this width of linear weights: 32, 16, 8, 4 or 1.58.")
+@click.option(
+    "--bits", type=BITS, help="Predict an export at this width of linear weights: 32, 16, 8, 4 or 1.58."
+)
 @click.option("--packing", help=f"The same for its packing. {PACKING_HELP}")
-@click.option("--embedding-bits", help="The same for its token table: 16, 8 or 4.")
+@click.option("--embedding-bits", type=EMBEDDING_BITS, help="The same for its token table: 16, 8 or 4.")
 @smaller_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def info(
@@ -62,6 +65,9 @@ def info(
     With --backend or --target the model is also loaded, and the machine and the code that run it are shown. Of an
     encoder or a decoder to assemble (a folder, a hub id or a GGUF file): dimensions, parameters, sizes at each width.
     With flags of an export, what microvlm-export would make of a checkpoint: predicted bytes on disk and in memory.
+
+    \b
+    Example: microvlm info photo --bits 1.58 --embedding-bits 4
     """
     from microvlm.model.pretrained.parts import part_of
 

@@ -12,18 +12,28 @@ from microvlm.commands.info import info
 from microvlm.commands.memory import memory
 from microvlm.commands.serve import serve
 from microvlm.console import run_click
+from microvlm.terminal.completion_command import completion
 
 
 @click.group()
 @click.version_option(__version__)
 def cli() -> None:
-    """A tiny vision-language model with an episodic memory and 1.58-bit weights."""
+    """A tiny vision-language model with an episodic memory and 1.58-bit weights.
+
+    \b
+    Example: microvlm caption cat.jpg
+    """
 
 
-for command in (assemble, caption, chat, info, memory, serve):
+for command in (assemble, caption, chat, completion, info, memory, serve):
     cli.add_command(command)
+
+
+def whole_command() -> click.Command:
+    """The command of the console script."""
+    return cli
 
 
 def main() -> None:
     """Entry point of the console script."""
-    run_click(cli)
+    run_click(whole_command())

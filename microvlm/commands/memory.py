@@ -24,6 +24,7 @@ from microvlm.commands.options import (
 from microvlm.console import after_saving, echo, note, print_json
 from microvlm.errors import UserError
 from microvlm.escaping import printable
+from microvlm.terminal.suggestions import FILE
 
 if TYPE_CHECKING:
     from microvlm.memory.episodic import Entry
@@ -36,7 +37,11 @@ _JSON_KEYS = {"from_memory": "recalled"}
 
 @click.group()
 def memory() -> None:
-    """Write, read and forget facts in a memory FILE, which chat --memory can continue."""
+    """Write, read and forget facts in a memory FILE, which chat --memory can continue.
+
+    \b
+    Example: microvlm memory list facts.mem
+    """
 
 
 memory.add_command(plot)
@@ -44,12 +49,12 @@ memory.add_command(plot)
 
 def _options(command: Callable) -> Callable:
     json_flag = click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
-    return click.argument("file", metavar="FILE")(json_flag(model_options(command)))
+    return click.argument("file", type=FILE, metavar="FILE")(json_flag(model_options(command)))
 
 
 def _query_options(command: Callable) -> Callable:
     for option in (
-        click.option("--image", metavar="PICTURE", help="The picture that the fact is about."),
+        click.option("--image", type=FILE, metavar="PICTURE", help="The picture that the fact is about."),
         click.option("--question", default="", help="The question that asks for the fact."),
     ):
         command = option(command)
@@ -65,6 +70,9 @@ def write(file: str, text: str, question: str, image: str | None, as_json: bool,
 
     An older entry that was written under the same question and picture stays, and is named on stderr; overwrite
     replaces it.
+
+    \b
+    Example: microvlm memory write facts.mem --image cat.jpg --question "whose is this?" --text anna
     """
     with _change(file, image, model, may_be_new=True) as facts:
         entry = facts.write(text, question, image, _label(image))
@@ -105,6 +113,9 @@ def read(
     """Answer --question about --image with the memory; FILE is not changed.
 
     The answer is the text of one entry, or "not in this memory".
+
+    \b
+    Example: microvlm memory read facts.mem --image cat.jpg --question "who owns this?"
     """
     check_sampling(max_new_tokens)
     facts = _open(file, image, model)
@@ -133,7 +144,11 @@ def _describe(reading: FactReading) -> str:
 def forget(
     file: str, entry: int | None, question: str, image: str | None, as_json: bool, **model: Any
 ) -> None:
-    """Forget one fact: --entry, or the newest that was written under these words of --question and --image."""
+    """Forget one fact: --entry, or the newest that was written under these words of --question and --image.
+
+    \b
+    Example: microvlm memory forget facts.mem --entry 2
+    """
     if (entry is None) == (not question and image is None):
         raise UserError("say what to forget: --entry, or --question and, if the fact has one, --image.")
     with _change(file, image, model) as facts:
@@ -148,7 +163,11 @@ def forget(
 @_query_options
 @_options
 def overwrite(file: str, text: str, question: str, image: str | None, as_json: bool, **model: Any) -> None:
-    """Replace the newest fact that was written under these words of --question and --image by --text."""
+    """Replace the newest fact that was written under these words of --question and --image by --text.
+
+    \b
+    Example: microvlm memory overwrite facts.mem --question "whose is this?" --text eva
+    """
     with _change(file, image, model) as facts:
         number = facts.find(question, image) + 1
         old, new = facts.overwrite(text, question, image, _label(image))
@@ -159,7 +178,11 @@ def overwrite(file: str, text: str, question: str, image: str | None, as_json: b
 @memory.command()
 @_options
 def reset(file: str, as_json: bool, **model: Any) -> None:
-    """Forget all facts."""
+    """Forget all facts.
+
+    \b
+    Example: microvlm memory reset facts.mem
+    """
     with _change(file, None, model) as facts:
         count = len(facts.entries)
         facts.reset()
@@ -169,7 +192,11 @@ def reset(file: str, as_json: bool, **model: Any) -> None:
 @memory.command()
 @_options
 def rebuild(file: str, as_json: bool, **model: Any) -> None:
-    """Rebuild the memory from its log, without the rounding errors of forgotten facts."""
+    """Rebuild the memory from its log, without the rounding errors of forgotten facts.
+
+    \b
+    Example: microvlm memory rebuild facts.mem
+    """
     with _change(file, None, model) as facts:
         drift = facts.rebuild()
     _print_change(
@@ -181,10 +208,14 @@ def rebuild(file: str, as_json: bool, **model: Any) -> None:
 
 
 @memory.command("list")
-@click.argument("file", metavar="FILE")
+@click.argument("file", type=FILE, metavar="FILE")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")
 def list_entries(file: str, as_json: bool) -> None:
-    """List the facts in FILE, oldest first. Needs no model."""
+    """List the facts in FILE, oldest first. Needs no model.
+
+    \b
+    Example: microvlm memory list facts.mem --json
+    """
     from microvlm.memory.memory_file import read_memory
 
     content, fingerprint = read_memory(file)

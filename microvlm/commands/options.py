@@ -13,6 +13,8 @@ import click
 from microvlm.errors import UserError
 from microvlm.escaping import printable
 from microvlm.sources.model_source import BUNDLED, DEFAULT_MODEL
+from microvlm.terminal.step_progress import waiting
+from microvlm.terminal.suggestions import BACKEND, MODEL, TARGET
 
 if TYPE_CHECKING:
     from microvlm.answers.answering import Guess
@@ -65,12 +67,21 @@ class ThreadCount(click.types.IntParamType):
 
 backend_option = click.option(
     "--backend",
+    type=BACKEND,
     help="torch, ort, ort-arm64 or another installed one; by default the one that suits the model.",
 )
 target_option = click.option(
     "--target",
-    metavar="WHERE",
+    type=TARGET,
     help="Device of ort-arm64: local, ssh:USER@HOST[:PORT] or emulated[:CPU]; by default the one that is available.",
+)
+
+
+show_option = click.option(
+    "--show/--no-show",
+    default=None,
+    help="Show pictures in the terminal (kitty's or iTerm2's protocol, sixel, or blocks of 24-bit colour), or their "
+    "names and sizes; by default on a terminal. They go to stderr.",
 )
 
 
@@ -86,6 +97,7 @@ def model_options(command: Callable) -> Callable:
         backend_option,
         click.option(
             "--model",
+            type=MODEL,
             default=DEFAULT_MODEL,
             show_default=True,
             help="A checkpoint or a bundle: its folder, a hub id (owner/name) or the name of a bundled model "
@@ -156,7 +168,8 @@ def open_model(
     from microvlm.loaded_model import load
 
     start = time.perf_counter()
-    loaded_model = load(model, backend, threads, target)
+    with waiting(f"loading {os.fspath(model)}"):
+        loaded_model = load(model, backend, threads, target)
     return loaded_model.runtime, loaded_model.processor, (time.perf_counter() - start) * 1e3
 
 

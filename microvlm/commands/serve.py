@@ -13,6 +13,7 @@ from microvlm.commands.options import ThreadCount, WholeNumber
 from microvlm.console import echo, note
 from microvlm.errors import UserError
 from microvlm.sources.model_source import BUNDLED, DEFAULT_MODEL
+from microvlm.terminal.suggestions import BACKEND, MODEL
 
 if TYPE_CHECKING:
     from microvlm.serve.service import ServedModel
@@ -29,10 +30,11 @@ to any client of OpenAI's chat completions. Ctrl-C stops it."""
 
 
 @click.command(epilog=_EXAMPLE)
-@click.argument("models", nargs=-1, metavar="[MODEL]...")
+@click.argument("models", type=MODEL, nargs=-1, metavar="[MODEL]...")
 @click.option(
     "--backend",
     "backends",
+    type=BACKEND,
     multiple=True,
     help="torch, ort or another installed one; may be given more than once. By default the one that suits the model.",
 )

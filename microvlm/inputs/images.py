@@ -145,9 +145,18 @@ def load_within(content: bytes, side: int, name: str = "the picture") -> Upright
 
 def size_of(content: bytes, name: str = "the picture") -> tuple[int, int]:
     """Width and height in pixels that the bytes of a picture file state. Raises UserError as `load_within` does."""
+    return _stated_size(name, lambda: io.BytesIO(content))
 
+
+def size_of_file(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Width and height in pixels that a picture file states. Raises UserError as `load_within` does."""
+    check_file(path)
+    return _stated_size(printable(str(path)), lambda: _open_path(path))
+
+
+def _stated_size(name: str, open_file: Callable[[], BinaryIO]) -> tuple[int, int]:
     def read() -> tuple[int, int]:
-        with warnings.catch_warnings(), _open_image(io.BytesIO(content)) as image:
+        with warnings.catch_warnings(), open_file() as file, _open_image(file) as image:
             warnings.simplefilter("ignore")
             return image.size
 

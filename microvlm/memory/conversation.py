@@ -18,6 +18,7 @@ from microvlm.answers.answering import Answer, check_min_confidence, judge
 from microvlm.errors import UserError
 from microvlm.generation import (
     GenerationOptions,
+    OnToken,
     Prompt,
     Timings,
     check_length,
@@ -109,13 +110,15 @@ class Chat:
         new_image: bool | None = None,
         on_text: Callable[[str], None] | None = None,
         label: str = "",
+        on_token: OnToken | None = None,
     ) -> Turn:
         """Answer `question` about `image`, or from the memory alone, then write the turn into the memory.
 
         A fact that was told answers first, by its own text; then the decoder looks at the image. Without an image the
         answer is an entry's text or `NOT_FOUND`. What the memory said is not written again, and what the model declined
         is not written. `new_image` says whether the image takes the next place of the conversation, under which its
-        caption is written; None: if it was not shown before. `on_text` gets the answer piece by piece. `label` names
+        caption is written; None: if it was not shown before. `on_text` gets the answer piece by piece, and whole
+        where it may be declined at its end; `on_token` gets the model's own tokens before that is known. `label` names
         the image in the log. Raises UserError, and then nothing was written.
         """
         if not question.strip():
@@ -134,7 +137,7 @@ class Chat:
             entry = None  # what the model said of an image before adds nothing to the image
         judged = None
         if entry is None and image is not None:
-            judged, tokens = self._generate(prompt, timings, on_text)
+            judged, tokens = self._generate(prompt, timings, on_text, on_token)
             answer = judged.text
         else:
             answer = NOT_FOUND if entry is None else entry.value
@@ -175,14 +178,20 @@ class Chat:
         self._shown_pictures = _pictures(self.memory)
 
     def _generate(
-        self, prompt: Prompt, timings: Timings, on_text: Callable[[str], None] | None = None
+        self,
+        prompt: Prompt,
+        timings: Timings,
+        on_text: Callable[[str], None] | None = None,
+        on_token: OnToken | None = None,
     ) -> tuple[Answer, list[int]]:
         """The decoder's answer, without a memory, and the tokens of what is said, which may decline."""
         stream = self.processor.stream()
         # Whether an answer is declined is known at its end: a calibrated model's is told whole.
         is_whole = self.runtime.config.answers is not None
 
-        def show(_: int, token: int) -> None:
+        def show(row: int, token: int) -> None:
+            if on_token is not None:
+                on_token(row, token)
             if on_text is not None and not is_whole:
                 on_text(stream.feed(token))
 

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from microvlm.console import after_saving, echo, note, print_json, run_click
+from microvlm.terminal.step_progress import step
 from microvlm.training.data.download.cc12m_command import cc12m
 from microvlm.training.data.download.models_command import models
 from microvlm.training.data.examples.examples_command import examples
@@ -23,7 +24,11 @@ from microvlm.training.photo.data.photo_command import photo
 
 @click.group()
 def command() -> None:
-    """Captioned images, scenes and episodes from public emoji drawings."""
+    """Build folders of training data: your captioned pictures, photographs, drawn scenes, texts, and parts of models.
+
+    \b
+    Example: microvlm-data images captions.jsonl -o data/mine
+    """
 
 
 command.add_command(cc12m)
@@ -75,7 +80,11 @@ class _Progress:
 def emoji(
     output: Path, packages: Path | None, sizes: tuple[int, ...], vendors: tuple[str, ...], as_json: bool
 ) -> None:
-    """Render the emoji of every vendor (96 px), and of the training vendors at other sizes."""
+    """Render the emoji of every vendor (96 px), and of the training vendors at other sizes.
+
+    \b
+    Example: microvlm-data emoji -o data/emoji --size 96
+    """
     from microvlm.training.emoji.data.render import build
 
     summary = build(find_packages(packages), output, sorted(set(sizes)), list(vendors) or None, _Progress())
@@ -93,7 +102,11 @@ def emoji(
 @click.option("--packages", type=click.Path(path_type=Path), help="An existing node_modules folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def drawings(output: Path, packages: Path | None, as_json: bool) -> None:
-    """Render thousands of icons without captions (96 px), which the memory learns to tell apart."""
+    """Render thousands of icons without captions (96 px), which the memory learns to tell apart.
+
+    \b
+    Example: microvlm-data drawings -o data/emoji
+    """
     from microvlm.training.emoji.data.drawings import build_drawings
 
     summary = build_drawings(packages, output, _Progress())
@@ -110,11 +123,16 @@ def drawings(output: Path, packages: Path | None, as_json: bool) -> None:
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def evalset(folder: Path, output: Path, as_json: bool) -> None:
-    """Write the evaluation set from the rendered emoji in FOLDER."""
+    """Write the evaluation set from the rendered emoji in FOLDER.
+
+    \b
+    Example: microvlm-data evalset data/emoji -o evalset
+    """
     from microvlm.training.emoji.data.emoji import load_emoji
     from microvlm.training.emoji.data.evalset import build_evalset
 
     version = next(s.version for s in SOURCES if s.vendor == TEST_VENDOR)
+    step("composing the evaluation set")
     summary = build_evalset(load_emoji(folder), output, version)
     _print_build(
         summary,
@@ -129,11 +147,16 @@ def evalset(folder: Path, output: Path, as_json: bool) -> None:
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def memoryset(folder: Path, output: Path, as_json: bool) -> None:
-    """Write the objects of `microvlm-bench memory` from the rendered emoji in FOLDER."""
+    """Write the objects of `microvlm-bench memory` from the rendered emoji in FOLDER.
+
+    \b
+    Example: microvlm-data memoryset data/emoji -o memoryset
+    """
     from microvlm.training.emoji.data.emoji import load_emoji
     from microvlm.training.emoji.data.memoryset import OTHER_VENDOR, build_memoryset
 
     versions = {source.vendor: source.version for source in SOURCES}
+    step("choosing the objects")
     summary = build_memoryset(load_emoji(folder), output, versions[TEST_VENDOR], versions[OTHER_VENDOR])
     _print_build(
         summary, as_json, f"{summary['objects']} objects, {summary['bytes']:,} bytes in {summary['output']}"
@@ -145,10 +168,15 @@ def memoryset(folder: Path, output: Path, as_json: bool) -> None:
 @click.option("--pixels-only", is_flag=True, help="Leave out the network, which takes minutes.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def baselines(folder: Path, pixels_only: bool, as_json: bool) -> None:
-    """Score the nearest class mean of pixels and of EfficientNet-Lite0 on the test emoji of FOLDER."""
+    """Score the nearest class mean of pixels and of EfficientNet-Lite0 on the test emoji of FOLDER.
+
+    \b
+    Example: microvlm-data baselines data/emoji --pixels-only
+    """
     from microvlm.training.emoji.data.baselines import run_baselines
     from microvlm.training.emoji.data.emoji import load_emoji
 
+    step("fitting class means")
     result = run_baselines(load_emoji(folder), teacher=not pixels_only)
     if as_json:
         print_json(result)
@@ -168,5 +196,10 @@ def _print_build(summary: dict[str, Any], as_json: bool, *lines: str) -> None:
             echo(line)
 
 
+def whole_command() -> click.Command:
+    """The command of the console script."""
+    return command
+
+
 def main() -> None:
-    run_click(command)
+    run_click(whole_command())

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from microvlm.console import after_saving, echo, print_json
+from microvlm.terminal.step_progress import waiting
 
 
 @click.command()
@@ -22,10 +23,14 @@ def names(folder: Path, wordnet: Path, as_json: bool) -> None:
     """Write names.json into the data FOLDER: synonyms and parents of the classes that its samples name by wnid.
 
     microvlm-score then takes a synonym as right, and counts parents apart, without WordNet.
+
+    \b
+    Example: microvlm-data names data/mine --wordnet /usr/share/wordnet
     """
     from microvlm.training.data.class_names import add_names
 
-    summary = add_names(folder, wordnet)
+    with waiting("reading the samples"):
+        summary = add_names(folder, wordnet)
     with after_saving():
         if as_json:
             print_json(summary)

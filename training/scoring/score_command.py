@@ -10,6 +10,8 @@ import click
 from microvlm.bench.report_flags import ReportOutput, report_flags
 from microvlm.console import note, run_click
 from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL
+from microvlm.terminal.step_progress import step
+from microvlm.terminal.suggestions import BACKEND, DEVICE, MODEL
 from microvlm.training.data.caption_data import SPLITS
 from microvlm.training.scoring.registry import PARTS, ScoreRequest
 
@@ -17,7 +19,7 @@ _PATH = click.Path(path_type=Path)
 
 
 @click.command(epilog=BUNDLED_HELP)
-@click.argument("model", default=DEFAULT_MODEL)
+@click.argument("model", type=MODEL, default=DEFAULT_MODEL)
 @click.option(
     "--data",
     type=_PATH,
@@ -33,16 +35,20 @@ _PATH = click.Path(path_type=Path)
 @click.option("--count", type=click.IntRange(1), help="Samples of the split.  [default: at most 1000]")
 @click.option(
     "--against",
+    type=MODEL,
     help="A second checkpoint or bundle; also give the paired differences, MODEL minus this one.",
 )
 @click.option(
     "--beside",
+    type=MODEL,
     multiple=True,
     metavar="MODEL",
     help="With texts: a further checkpoint or bundle for the same table; may be repeated.",
 )
-@click.option("--backend", default="torch", show_default=True, help="Backend that runs the model.")
-@click.option("--device", help="Device of the backend torch, such as cuda.")
+@click.option(
+    "--backend", type=BACKEND, default="torch", show_default=True, help="Backend that runs the model."
+)
+@click.option("--device", type=DEVICE, help="Device of the backend torch, such as cuda.")
 @click.option(
     "--baselines/--no-baselines",
     default=True,
@@ -89,10 +95,13 @@ def command(scores: str | None, plots: Path | None, output: ReportOutput, **opti
     Captions against people's and against annotated objects, names of labelled pictures, questions by kind, episodes
     with and without the memory, and the caption loss. An emoji folder has scores of its own: test emoji, scene
     questions on held-out pairs, episodes.
+
+    \b
+    Example: microvlm-score photo --data data/mine --count 200 --pictures captions.png
     """
     from microvlm.training.scoring.registry import score
 
-    document = score(ScoreRequest(**options), scores, note)
+    document = score(ScoreRequest(**options), scores, step)
     output.deliver(document)
     if plots is not None:
         from microvlm.bench.scores.answer_plots import write_plots
@@ -101,5 +110,10 @@ def command(scores: str | None, plots: Path | None, output: ReportOutput, **opti
             note(f"{path} drawn")
 
 
+def whole_command() -> click.Command:
+    """The command of the console script."""
+    return command
+
+
 def main() -> None:
-    run_click(command)
+    run_click(whole_command())

@@ -10,10 +10,14 @@ from microvlm.bench.report_flags import ReportOutput, report_flags
 from microvlm.bench.training.ternary_design import DESIGNS
 from microvlm.commands.options import ThreadCount, WholeNumber
 from microvlm.console import note
+from microvlm.terminal.step_progress import waiting
+from microvlm.terminal.suggestions import MODEL
 
 
 @click.command("designs")
-@click.option("--start", required=True, help="The float model: a checkpoint's folder or a hub id.")
+@click.option(
+    "--start", type=MODEL, required=True, help="The float model: a checkpoint's folder or a hub id."
+)
 @click.option(
     "--data",
     "sources",
@@ -35,7 +39,13 @@ from microvlm.console import note
 @click.option(
     "--batch-size", type=WholeNumber(1, 65_536), default=64, show_default=True, help="Texts a step."
 )
-@click.option("--learning-rate", type=click.FloatRange(0, 10, min_open=True), default=1e-3, show_default=True)
+@click.option(
+    "--learning-rate",
+    type=click.FloatRange(0, 10, min_open=True),
+    default=1e-3,
+    show_default=True,
+    help="Peak rate.",
+)
 @click.option("--count", type=WholeNumber(1), default=128, show_default=True, help="Held-out texts.")
 @click.option("--seed", type=WholeNumber(0, 500_000_000), default=0, show_default=True, help="Of batches.")
 @click.option("--threads", type=ThreadCount(), help="CPU threads.")
@@ -57,6 +67,7 @@ def command(
     Scales by matrix, row or group, a rotation, without SubLN, without a teacher: KL divergence from the start after
     rounding and after training, on held-out texts.
 
+    \b
     Example: microvlm-train designs --start start --data captions.jsonl --steps 40
     """
     import torch
@@ -76,4 +87,6 @@ def command(
         seed,
         count,
     )
-    output.deliver(compare(plan, note))
+    with waiting("training and scoring"):
+        document = compare(plan, note)
+    output.deliver(document)

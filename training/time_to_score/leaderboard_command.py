@@ -17,6 +17,7 @@ from microvlm.errors import UserError
 def command(file: Path, output: ReportOutput) -> None:
     """Show FILE, to which `microvlm-train RECIPE --until NAME=VALUE --leaderboard FILE` adds runs; the fastest first.
 
+    \b
     Example: microvlm-train leaderboard runs/leaderboard.jsonl
     """
     from microvlm.training.time_to_score.leaderboard import read_leaderboard

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 
-from microvlm.console import note
+from microvlm.console import end_live_line, note
 
 _WINDOW = 32
 """Updates over which speeds are measured."""
@@ -46,6 +46,7 @@ class Progress:
         if sys.stderr.isatty() if terminal is None else terminal:
             from tqdm import tqdm
 
+            end_live_line()
             # Some pseudo-terminals say that they have no columns and lines: tqdm would draw nothing.
             fixed = not _columns()
             self._bar = tqdm(

@@ -33,6 +33,9 @@ def command(run: Path, follow: bool, every: int, output: Path | None, as_json: b
     """Show RUN, a folder of microvlm-train: writes one HTML page with its curves, heatmaps and captions.
 
     The page needs no network and no other file. With --follow the exit status is 1 if the run failed or was stopped.
+
+    \b
+    Example: microvlm-train watch runs/mine --follow
     """
     from microvlm.atomic import write_file
     from microvlm.training.watching.run_reader import read_run, summary

@@ -87,9 +87,19 @@ class Choices:
     "--max-bytes", type=click.IntRange(1), default=20_000_000, show_default=True, help="Of one answer."
 )
 @click.option(
-    "--shard-size", type=click.Choice(["10", "100", "1000", "10000"]), default="1000", show_default=True
+    "--shard-size",
+    type=click.Choice(["10", "100", "1000", "10000"]),
+    default="1000",
+    show_default=True,
+    help="Pictures of a shard.",
 )
-@click.option("--distributor", type=click.Choice(["multiprocessing", "pyspark"]), default="multiprocessing")
+@click.option(
+    "--distributor",
+    type=click.Choice(["multiprocessing", "pyspark"]),
+    default="multiprocessing",
+    show_default=True,
+    help="What shares the work: processes of this machine, or a Spark cluster.",
+)
 @click.option("--spark-master", help="Address of the cluster: spark://HOST:7077, yarn, local[2].")
 @click.option(
     "--python", default=sys.executable, help="The Python that has img2dataset, if it is another one."
@@ -123,6 +133,9 @@ def cc12m(
 
     With --shards from a crawl of 2021 that is kept on the Hugging Face hub; without, from the pictures' own URLs, of
     which about two thirds still answer.
+
+    \b
+    Example: microvlm-data cc12m --mode test -o cc12m
     """
     if (spark_master is not None) != (distributor == "pyspark"):
         raise UserError("--distributor pyspark and --spark-master belong together: give both, or neither.")

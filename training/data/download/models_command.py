@@ -33,6 +33,9 @@ def models(choices: tuple[str, ...], output: Path, revision: str | None, as_json
 
     Revisions are pinned, hashes are recorded in SOURCES.json and compared by every later run. Files that you put into
     the folders by hand are checked and accepted.
+
+    \b
+    Example: microvlm-data models -o parts
     """
     names = dict.fromkeys(name for choice in choices for name in _ROLES.get(choice, (choice,)))
     parts = [_BY_NAME[name] for name in names]

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from microvlm.console import after_saving, echo, note, print_json
+from microvlm.terminal.step_progress import step
 
 
 @click.command()
@@ -19,9 +20,13 @@ def examples(output: Path, packages: Path | None, as_json: bool) -> None:
     """Write some 230 captioned photographs under free licences, out of scikit-image and Debian's GCompris.
 
     pip and apt-get download the packages; nothing is installed. LICENCES names every picture's author and terms.
+
+    \b
+    Example: microvlm-data examples -o photographs
     """
     from microvlm.training.data.examples.photographs import write_examples
 
+    step("downloading packages and copying their photographs")
     result = write_examples(output, packages)
     with after_saving():
         for package, reason in result.missing.items():

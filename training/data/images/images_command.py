@@ -11,20 +11,49 @@ from typing import Any
 import click
 
 from microvlm.console import after_saving, echo, note, print_json
+from microvlm.terminal.suggestions import FILE
 from microvlm.training.data.caption_data import MAX_TEXT, SPLITS
 
 _LINE_EVERY_S = 10.0
 
 
 @click.command()
-@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.argument("sources", type=FILE, nargs=-1, required=True, metavar="SOURCE...")
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Data folder to write.")
-@click.option("--validation", type=click.FloatRange(0, 1, max_open=True), default=0.05, show_default=True)
-@click.option("--test", type=click.FloatRange(0, 1, max_open=True), default=0.05, show_default=True)
-@click.option("--max-side", type=click.IntRange(16, 4096), default=512, show_default=True, help="Pixels.")
-@click.option("--min-side", type=click.IntRange(1, 4096), default=8, show_default=True, help="Pixels.")
 @click.option(
-    "--max-text", type=click.IntRange(1, MAX_TEXT), default=1000, show_default=True, help="Characters."
+    "--validation",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.05,
+    show_default=True,
+    help="Share of the samples that is held out to watch a training.",
+)
+@click.option(
+    "--test",
+    type=click.FloatRange(0, 1, max_open=True),
+    default=0.05,
+    show_default=True,
+    help="Share of the samples that is held out for scores.",
+)
+@click.option(
+    "--max-side",
+    type=click.IntRange(16, 4096),
+    default=512,
+    show_default=True,
+    help="Pixels; a larger picture is scaled down to this.",
+)
+@click.option(
+    "--min-side",
+    type=click.IntRange(1, 4096),
+    default=8,
+    show_default=True,
+    help="Pixels; a smaller picture is left out.",
+)
+@click.option(
+    "--max-text",
+    type=click.IntRange(1, MAX_TEXT),
+    default=1000,
+    show_default=True,
+    help="Characters; a longer caption is left out.",
 )
 @click.option("--max-images", type=click.IntRange(1), help="Stop after so many samples.")
 @click.option("--image-column", help="Key or column of the picture, where it is not guessed.")
@@ -43,6 +72,9 @@ def images(
     (captions.csv, .tsv, .jsonl, .json or .parquet), WebDataset shards (*.tar, or their folder), or the id of a data set
     of a hub. Paths in a table are relative to its folder. Bad pictures and captions are left out, counted, and listed
     in skipped.jsonl. The same command goes on with a run that was cut off.
+
+    \b
+    Example: microvlm-data images captions.jsonl -o data/mine --max-side 384
     """
     from microvlm.training.data.images.build import BuildOptions, build
     from microvlm.training.data.images.conversation import Columns

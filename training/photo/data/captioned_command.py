@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from microvlm.console import echo
+from microvlm.terminal.step_progress import counted
 from microvlm.training.photo.data.photo_command import (
     emoji_option,
     find_shards,
@@ -32,10 +33,14 @@ def captioned(output: Path, pictures: tuple[Path, ...], emoji: Path | None, coun
 
     A shard is a tar file with KEY.jpg and KEY.json, which has a label (null for clutter) and a key. What the splits
     of `microvlm-data photo` hold out is not shown.
+
+    \b
+    Example: microvlm-data captioned -o composed --pictures shards --emoji data/emoji
     """
     from microvlm.training.photo.data.captioned_pictures import write_captioned
     from microvlm.training.photo.data.sources import Sources
 
-    written = write_captioned(Sources.open(find_shards(pictures), emoji), output, count, seed)
+    sources = Sources.open(find_shards(pictures), emoji)
+    written = write_captioned(sources, output, count, seed, counted("pictures composed"))
     echo(f"{output / 'captions.jsonl'}: {written:,} pictures")
     echo(f"next: microvlm-data images {output / 'captions.jsonl'} -o DATA")

@@ -7,6 +7,7 @@ reads them.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,17 @@ _MEDIUM = {"photo": "photo", "single": "drawing"}
 _QUALITY = 92
 
 
-def write_captioned(sources: Sources, folder: Path, count: int, seed: int) -> int:
+def write_captioned(
+    sources: Sources,
+    folder: Path,
+    count: int,
+    seed: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> int:
     """Write FOLDER/captions.jsonl and `count` pictures of 256 px in FOLDER/pictures/ -> their number.
 
-    Picture `n` and what is said about it are a function of (seed, n). Raises UserError where there is nothing to
+    Picture `n` and what is said about it are a function of (seed, n). `progress` is called with the number of written
+    pictures and `count`. Raises UserError where there is nothing to
     compose.
     """
     composer = Composer(sources, "train")
@@ -48,6 +56,7 @@ def write_captioned(sources: Sources, folder: Path, count: int, seed: int) -> in
         with new_file(folder / path) as temporary:
             Image.fromarray(sample.pixels).save(temporary, format="JPEG", quality=_QUALITY)
         lines.append(json.dumps({"image": path, **record(sample.description, questioner, rng)}) + "\n")
+        progress(number + 1, count)
     with new_file(folder / "captions.jsonl") as temporary:
         temporary.write_text("".join(lines), encoding="utf-8")
     return count

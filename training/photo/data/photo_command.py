@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from microvlm.console import echo, note
+from microvlm.console import echo
 from microvlm.errors import UserError
+from microvlm.terminal.step_progress import step
 
 pictures_option = click.option(
     "--pictures",
@@ -18,7 +19,9 @@ pictures_option = click.option(
 emoji_option = click.option(
     "--emoji", type=click.Path(path_type=Path), help="A folder of microvlm-data emoji (and drawings)."
 )
-seed_option = click.option("--seed", type=click.IntRange(0, 2**31), default=2026, show_default=True)
+seed_option = click.option(
+    "--seed", type=click.IntRange(0, 2**31), default=2026, show_default=True, help="Of the composed pictures."
+)
 """What commands that compose pictures have in common."""
 
 
@@ -66,6 +69,9 @@ def photo(
     """Compose scenes of photographs and drawings, and encode them once with a calibrated EfficientNet-Lite0.
 
     A shard is a tar file with KEY.jpg and KEY.json, which has a label (null for clutter) and a key.
+
+    \b
+    Example: microvlm-data photo -o data/photo --pictures shards --emoji data/emoji
     """
     from microvlm.training.photo.data.builder import CHUNK, Plan, build
     from microvlm.training.photo.data.held_out_pictures import write_pictures
@@ -90,7 +96,7 @@ def photo(
         None if texts is None else str(texts),
         colours,
     )
-    build(output, plan, workers, note)
+    build(output, plan, workers, step)
     echo(f"{output}: {sum(chunks.values()) * CHUNK:,} pictures, of which {train * CHUNK:,} to train on")
     if held_out is not None:
         sources = Sources.open(shards, emoji)
