@@ -146,9 +146,10 @@ def _history(results: Sequence[StoredResult], name: str) -> str:
 
 def _figure(chart: Chart) -> str:
     caption, svg = chart
-    # Scrolls where a screen is narrower than the chart's words are readable. Named by its title, the first element.
+    # Scrolls where a screen is narrower than the chart's words are readable. Named by its title, the first element; a
+    # group, because names of landmarks must differ, and titles of charts need not.
     name = svg.partition("<title>")[2].partition("</title>")[0]
-    card = f'<div class="scroll chart" tabindex="0" role="region" aria-label="{name}">{svg}</div>'
+    card = f'<div class="scroll chart" tabindex="0" role="group" aria-label="{name}">{svg}</div>'
     return f"<figure>{card}<figcaption>{escape(caption)}</figcaption></figure>"
 
 

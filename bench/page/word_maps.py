@@ -83,6 +83,6 @@ def _numbers(word: WordMap) -> str:
     caption = f"{escape(_sentence(word))}. Percent of its attention at each place:"
     label = escape(f"attention of {printable(word.word)}")
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table><caption>{caption}</caption>'
+        f'<div class="scroll" tabindex="0" role="group" aria-label="{label}"><table><caption>{caption}</caption>'
         f"<tbody>{rows}</tbody></table></div>"
     )
