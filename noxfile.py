@@ -282,7 +282,7 @@ def pi_files(session: nox.Session) -> None:
 
 @nox.session(name="pi-fit")
 def pi_fit(session: nox.Session) -> None:
-    """Measure memory of caption and chat on emulated boards with 512 and 448 MB"""
+    """Measure memory of caption, chat and serve on emulated boards with 512 and 448 MB"""
     need(session, *EMULATOR, *BOARD)
     session.install(".[bench]", *WHEEL_TOOLS, *CONSTRAINTS, env=NO_NATIVE)
     session.run("python", ".ci/pi_fit.py", *session.posargs)

@@ -27,9 +27,11 @@ FULL = "full"
 
 
 def main(*arguments: str) -> int:
-    """`arguments`: which of photo, nano and full, all when left out; then -o FILE.json to save the report."""
-    models, _, output = " ".join(arguments).partition("-o ")
-    chosen = models.split() or [*BUNDLED, FULL]
+    """`arguments`: which of photo, nano and full, and which of caption, chat and serve, all when left out; then
+    -o FILE.json to save the report."""
+    words, _, output = " ".join(arguments).partition("-o ")
+    programs = [word for word in words.split() if word in memory_fit.PROGRAMS] or memory_fit.PROGRAMS
+    chosen = [word for word in words.split() if word not in memory_fit.PROGRAMS] or [*BUNDLED, FULL]
     bundled = [name for name in BUNDLED if name in chosen]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "board"
@@ -47,7 +49,8 @@ def main(*arguments: str) -> int:
         runs: list[dict[str, Any]] = []
         for size in memory_fit.RAM_MB:
             with wheels.step(f"emulated board with {size} MB"):
-                runs += memory_fit.measure_fit(subjects, pi_files.PICTURE, package, (size,))["runs"]
+                picture = pi_files.PICTURE
+                runs += memory_fit.run_programs(subjects, picture, package, size, programs=programs)
     document = {"report": "fit", "fit": memory_fit.summarise(runs), "provenance": provenance(measured, None)}
     print(report.text(document), json.dumps(document), sep="\n")
     if output:

@@ -17,9 +17,13 @@ from microvlm.backends import load
 from microvlm.bench import report
 from microvlm.bench.attention.attention_bench import Options
 from microvlm.bench.attention.attention_maps import read_model
+from microvlm.bench.attention.attention_records import WordMap
 from microvlm.bench.attention.epps_pulley import swap_test
 from microvlm.bench.bench_command import command
+from microvlm.bench.equivalence.samples import choose
 from microvlm.bench.evalset_reader import load_evalset
+from microvlm.commands.heatmap import WORDS
+from microvlm.commands.main import cli
 from microvlm.config import MicroVLMConfig
 from microvlm.console import run_click
 from microvlm.inputs.processor import Processor
@@ -85,6 +89,55 @@ def test_the_codes_of_a_real_model_are_judged_beside_their_null(measured):
         assert 1 < row["effective_rank"] < IMAGES
 
 
+def test_examples_are_those_of_equivalence_with_the_maps_that_caption_draws(measured, tmp_path):
+    document, _ = measured
+    kept = choose(load_evalset(), load("torch", "nano", 1).config, IMAGES, 0)
+    examples = document["examples"]
+    assert [(each["picture"], each["right"]) for each in examples] == [
+        (sample.name, sample.answer) for sample in kept
+    ]
+    drawn = tmp_path / "drawn.png"
+    arguments = [
+        "caption",
+        str(kept[0].images[0]),
+        "--model",
+        "nano",
+        "--prompt",
+        document["prompt"],
+        "--attention",
+        str(drawn),
+    ]
+    assert not cli.main(arguments, standalone_mode=False)
+    words = [f"{word['word']}: {word['note']}" for word in examples[0]["maps"]]
+    assert Image.open(drawn).text[WORDS].splitlines() == [examples[0]["answer"], *words]
+    for word in (word for each in examples for word in each["maps"]):
+        assert np.array(word["weights"]).shape == (8, 8)
+        here = int(word["note"].partition("%")[0])
+        # Five decimals a place, and the note in whole percent.
+        assert np.sum(word["weights"]) == pytest.approx(here / 100, abs=0.006)
+
+
+def test_pictures_of_a_folder_are_no_examples_and_none_may_be_asked_for(tmp_path):
+    folder = Path(__file__).parent.parent / "bench" / "photographs"
+    for number, flags in enumerate((["--pictures", folder], ["--examples", 0])):
+        file = tmp_path / f"{number}.json"
+        assert status_of("nano", "--images", 2, *flags, "-o", file) == 0
+        document = json.loads(file.read_text())
+        assert document["examples"] == []
+        assert "examples" not in [table.name for table in report.read_report(document).tables]
+
+
+def test_the_place_of_a_map_is_said_in_words():
+    def place(*rows: list[float]) -> str:
+        return WordMap("a", "", list(rows)).place
+
+    assert place([0, 0, 0], [0, 0.5, 0], [0, 0, 0]) == "the middle"
+    assert place([0.1, 0, 0], [0, 0.05, 0], [0, 0, 0]) == "the top left"
+    assert place([0, 0, 0], [0, 0, 0], [0, 0.2, 0.1]) == "the bottom"
+    assert place([0, 0, 0, 0], [0, 0, 0, 0.3], [0, 0, 0, 0], [0, 0, 0, 0]) == "the right"
+    assert place([0, 0], [0, 0]) == "nowhere"
+
+
 def test_changed_queries_are_found_in_their_layer_and_not_before_it(measured):
     comparison = measured[0]["comparison"]
     p_values = [layer["p_holm"] for layer in comparison["layers"]]
@@ -99,7 +152,14 @@ def test_changed_queries_are_found_in_their_layer_and_not_before_it(measured):
 def test_the_tables_are_rendered_from_the_document(measured, capsys, tmp_path):
     document, _ = measured
     shown = report.read_report(document)
-    assert [table.name for table in shown.tables] == ["layers", "heads", "isotropy", "null", "drift"]
+    assert [table.name for table in shown.tables] == [
+        "layers",
+        "heads",
+        "isotropy",
+        "null",
+        "examples",
+        "drift",
+    ]
     assert len(shown.tables[0].rows) == 5
     assert [row[1] for row in shown.tables[2].rows[1:]] == ["nano", "nano", "nano-sharp", "nano-sharp"]
     assert "attention drifted (p 0.0" in shown.text()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import io
 import json
 import re
 import xml.etree.ElementTree as ElementTree
@@ -10,11 +12,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from microvlm.bench.bench_command import command
+from microvlm.bench.evalset_reader import load_evalset
 from microvlm.bench.gates.result_store import add_result
+from microvlm.bench.page import gallery, word_maps
 from microvlm.bench.page.html_page import html_page
 from microvlm.bench.photograph_reader import read_photographs
 from microvlm.bench.report import report_of_file
@@ -122,6 +128,101 @@ def test_pictures_have_the_answers_of_both_backends_beside_them(tmp_path: Path):
     assert "<b>" not in page
     assert "1 positions whose likeliest token differs" in elements.text
     assert "KL divergence of 454 positions" in elements.text
+
+
+def attention_with_examples(folder: Path, examples: list[dict[str, Any]]) -> Path:
+    """nano's document with these examples."""
+    document = json.loads((RESULTS / "attention-nano.json").read_text())
+    document |= {"examples": examples, "stretch": True}
+    (folder / "attention.json").write_text(json.dumps(document))
+    return folder / "attention.json"
+
+
+def looked(picture: str, *words: dict[str, Any]) -> dict[str, Any]:
+    return {"picture": picture, "right": "a cat", "answer": "cat", "maps": list(words)}
+
+
+def pixels_of(image: dict[str, str | None]) -> np.ndarray:
+    data = base64.b64decode((image["src"] or "").removeprefix("data:image/jpeg;base64,"))
+    return np.asarray(Image.open(io.BytesIO(data)).convert("L"), np.float32)
+
+
+def test_a_word_has_a_map_that_needs_no_colour_beside_the_answers_of_the_backends(tmp_path: Path):
+    (tmp_path / "more").mkdir()
+    weights = [[0.0] * 4 for _ in range(4)]
+    weights[3][0] = 0.2
+    flat = [[0.01] * 4] * 4
+    words = [
+        {"word": "<b>cat</b>", "note": "20% here, 70% whole", "weights": weights},
+        {"word": "flat", "note": "16% here, 70% whole", "weights": flat},
+    ]
+    example = looked(read_photographs()[0].file, *words)
+    files = [equivalence_with_examples(tmp_path / "more"), attention_with_examples(tmp_path, [example])]
+    page = html_page(files)
+    elements = Elements(page)
+    images = [attributes for tag, attributes in elements.tags if tag == "img"]
+    # The prompt differs from the other document's, so the picture stands twice: with answers, and with maps.
+    assert [image["alt"] for image in images] == [
+        "a cat",
+        "a cat",
+        "\u201c<b>cat</b>\u201d looked most at the bottom left",
+        "\u201cflat\u201d looked most at the top left",
+    ]
+    assert "20% here, 70% whole" in elements.text
+    assert "Where nano on torch looked" in elements.text
+    assert "20.0" in elements.text
+    assert "<b>" not in page
+    # In grey: only its place of the first map is bright, and nothing of the second.
+    first, second = pixels_of(images[2]), pixels_of(images[3])
+    height, width = first.shape
+    place = (slice(height * 3 // 4 + 5, height - 5), slice(5, width // 4 - 5))
+    assert first[place].mean() > second[place].mean() + 60
+    assert first[: height // 2, width // 2 :].mean() == pytest.approx(
+        second[: height // 2, width // 2 :].mean(), abs=12
+    )
+    framed = first[-4:, : width // 4].min(0)
+    assert framed.mean() < 60 < second[-4:, : width // 4].min(0).mean() + 60
+
+
+def test_pictures_and_maps_of_documents_of_any_length_are_bounded(tmp_path: Path):
+    word = {"word": "cat", "note": "", "weights": [[0.1] * 8] * 8}
+    names = [image.file for image in load_evalset().images]
+    examples = [looked(name, *[word] * 3) for name in names]
+    assert len(names) > gallery.MOST_PICTURES or 3 * len(names) > word_maps.MOST_MAPS
+    page = html_page([attention_with_examples(tmp_path, examples)])
+    shown = page.count("looked most at") // 2
+    assert shown == word_maps.MOST_MAPS // 3 * 3
+    assert "their maps are left out" in page
+    assert len(page) < 6_000_000
+
+
+@pytest.mark.parametrize(
+    ("weights", "complaint"),
+    [
+        ([[0.1, 0.1], [0.1]], "different lengths"),
+        ([[-0.1]], "weights"),
+        ([[float(2**60)]], "weights"),
+        ([], "weights"),
+        ([[0.0] * 65], "weights"),
+    ],
+)
+def test_a_map_that_is_none_is_refused_with_the_name_of_the_field(
+    tmp_path: Path, weights: list[list[float]], complaint: str
+):
+    word = {"word": "cat", "note": "", "weights": weights}
+    file = attention_with_examples(tmp_path, [looked(read_photographs()[0].file, word)])
+    with pytest.raises(UserError, match=complaint):
+        html_page([file])
+
+
+def test_maps_over_a_file_of_a_strangers_choice_are_not_drawn(tmp_path: Path):
+    word = {"word": "cat", "note": "", "weights": [[0.1]]}
+    examples = [
+        looked(name, word) for name in ("../../../etc/passwd", "/etc/passwd", str(tmp_path / "a.png"))
+    ]
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    elements = Elements(html_page([attention_with_examples(tmp_path, examples)]))
+    assert "img" not in {tag for tag, _ in elements.tags}
 
 
 def test_a_strangers_words_are_text_and_nothing_else(tmp_path: Path):

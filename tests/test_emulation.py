@@ -170,7 +170,15 @@ def test_ubuntus_arm64_packages_come_from_another_mirror_and_debians_do_not() ->
 def test_the_device_gets_the_runtime_requirements_at_this_machines_versions() -> None:
     pinned = emulation.runtime_requirements()
     assert f"onnxruntime=={version('onnxruntime')}" in pinned
-    assert not any(requirement.startswith(("torch", "onnxscript", "pytest")) for requirement in pinned)
+    assert not any(
+        requirement.startswith(("torch", "onnxscript", "pytest", "uvicorn")) for requirement in pinned
+    )
+
+
+def test_an_extras_requirements_come_beside_those_without_and_no_others() -> None:
+    pinned, served = emulation.runtime_requirements(), emulation.runtime_requirements("serve")
+    assert served[: len(pinned)] == pinned
+    assert served[len(pinned) :] == [f"{name}=={version(name)}" for name in ("starlette", "uvicorn")]
 
 
 @pytest.mark.emulated

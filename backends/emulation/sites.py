@@ -70,11 +70,12 @@ def package_requirements() -> list[str]:
         ) from None
 
 
-def runtime_requirements() -> list[str]:
-    """Requirements of microvlm without extras, pinned to the versions that are installed here."""
+def runtime_requirements(*extras: str) -> list[str]:
+    """Requirements of microvlm and of `extras`, pinned to the versions that are installed here."""
     pinned = []
     for requirement in package_requirements():
-        if "extra ==" in requirement:
+        extra = re.search(r"extra == [\"'](.+?)[\"']", requirement)
+        if extra is not None and extra[1] not in extras:
             continue
         name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0]
         try:

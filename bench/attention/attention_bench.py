@@ -10,6 +10,7 @@ import numpy as np
 
 from microvlm.backends import load
 from microvlm.backends.base import LoadedRuntime
+from microvlm.bench.attention.attention_examples import read_examples
 from microvlm.bench.attention.attention_maps import ModelAttention, read_model
 from microvlm.bench.attention.attention_measures import (
     divergence,
@@ -27,7 +28,7 @@ from microvlm.bench.attention.epps_pulley import (
     one_slice_null,
     swap_test,
 )
-from microvlm.bench.equivalence.samples import choose, spread
+from microvlm.bench.equivalence.samples import Sample, choose, spread
 from microvlm.bench.evalset_reader import load_evalset
 from microvlm.bench.memory.memory_bench import precision
 from microvlm.bench.memory.personalisation.concept_sets import SUFFIXES
@@ -58,6 +59,8 @@ class Options:
     """None takes the model's own for captions."""
     threads: int = 1
     seed: int = 0
+    examples: int = 12
+    """Pictures of the evaluation set whose answers and maps are kept: the first of those that `equivalence` keeps."""
 
     def __post_init__(self) -> None:
         if self.backend != "torch":
@@ -71,10 +74,14 @@ class Options:
     def _why(self) -> str:
         return "" if self.against is None else ": --against cannot find a drift with fewer pictures"
 
+    def samples(self, config: MicroVLMConfig) -> list[Sample]:
+        """The evaluation set's pictures, evenly spread; none where a folder was given."""
+        return choose(load_evalset(), config, self.images, 0) if self.pictures is None else []
+
     def files(self, config: MicroVLMConfig) -> list[Path]:
         """The pictures, evenly spread over their source. Raises UserError for too few."""
         if self.pictures is None:
-            return [sample.images[0] for sample in choose(load_evalset(), config, self.images, 0)]
+            return [sample.images[0] for sample in self.samples(config)]
         if not self.pictures.is_dir():
             raise UserError(f"{self.pictures} is no folder; give one with pictures.")
         found = sorted(path for path in self.pictures.rglob("*") if path.suffix.lower() in SUFFIXES)
@@ -103,6 +110,8 @@ def run(options: Options, progress: Progress = lambda _: None) -> Measured:
     files = options.files(runtime.config)
     progress(f"{runtime.directory.name}: {len(files)} pictures")
     model = read_model(runtime, processor, files, prompt)
+    # A page may show the package's own pictures, and no user's.
+    examples = read_examples(runtime, processor, options.samples(runtime.config)[: options.examples], prompt)
     progress(f"{runtime.directory.name}: {NULL_DRAWS} draws of the null")
     document: dict[str, Any] = {
         "report": "attention",
@@ -116,6 +125,8 @@ def run(options: Options, progress: Progress = lambda _: None) -> Measured:
         "draws": NULL_DRAWS,
         "model": _side(runtime, model, options.seed),
         "null": one_slice_null()._asdict(),
+        "stretch": runtime.config.vision.resize == "stretch",
+        "examples": examples,
         "provenance": provenance(describe_model(runtime.directory), options.threads),
     }
     if other is None:

@@ -13,7 +13,7 @@ from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL
 from microvlm.terminal.step_progress import step
 from microvlm.terminal.suggestions import BACKEND, MODEL
 
-MOST_PICTURES = 10_000
+MOST_PICTURES, MOST_EXAMPLES = 10_000, 100
 
 
 @click.command(epilog=BUNDLED_HELP)
@@ -38,6 +38,13 @@ MOST_PICTURES = 10_000
     show_default=True,
     help="Pictures, evenly spread over the folder or the set.",
 )
+@click.option(
+    "--examples",
+    type=WholeNumber(0, MOST_EXAMPLES),
+    default=12,
+    show_default=True,
+    help="Pictures of the set whose answers are kept, with where each word looked; `report --html` shows them.",
+)
 @click.option("--prompt", help="A question; the model's own for captions by default.")
 @click.option("--threads", type=ThreadCount(), default=1, show_default=True, help="Threads of one operator.")
 @click.option(
@@ -55,6 +62,7 @@ def attention(
     backend: str,
     pictures: Path | None,
     images: int,
+    examples: int,
     prompt: str | None,
     threads: int,
     seed: int,
@@ -71,7 +79,7 @@ def attention(
     """
     from microvlm.bench.attention.attention_bench import Options, run
 
-    options = Options(model, against, backend, pictures, images, prompt, threads, seed)
+    options = Options(model, against, backend, pictures, images, prompt, threads, seed, examples)
     measured = run(options, progress=step)
     output.deliver(measured.document)
     if plots is not None:

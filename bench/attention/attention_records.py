@@ -10,6 +10,9 @@ from msgspec import Meta
 from microvlm.bench.records import MOST_COLUMNS, Figure, Interval, ModelProvenance
 from microvlm.formats.documents import Count
 
+MOST_CELLS, MOST_WORDS = 64, 256
+"""Of a side of a map, and of an answer."""
+
 
 class HeadAttention(msgspec.Struct, frozen=True):
     """One head, mean over pictures and text tokens; the memory's slot is masked but for `slot`."""
@@ -101,6 +104,52 @@ class Comparison(msgspec.Struct, frozen=True):
     layers: list[LayerDrift]
 
 
+class WordMap(msgspec.Struct, frozen=True):
+    """Where one word of an answer looked: shares of its attention, [rows, columns] of the picture."""
+
+    word: str
+    note: str
+    """Attention to places and to what stands for the whole picture, in words."""
+    weights: Annotated[
+        list[Annotated[list[Annotated[float, Meta(ge=0, le=1)]], Meta(min_length=1, max_length=MOST_CELLS)]],
+        Meta(min_length=1, max_length=MOST_CELLS),
+    ]
+
+    def __post_init__(self) -> None:
+        if len({len(row) for row in self.weights}) > 1:
+            raise ValueError("the rows of `weights` are of different lengths")
+
+    @property
+    def strongest(self) -> tuple[int, int]:
+        """Row and column of the largest weight, the first of equal ones."""
+        cells = [(row, column) for row, line in enumerate(self.weights) for column in range(len(line))]
+        return max(cells, key=lambda cell: self.weights[cell[0]][cell[1]])
+
+    @property
+    def place(self) -> str:
+        """Where in the picture the largest weight is, in words: "the top left"; "nowhere" for a map of zeros."""
+        row, column = self.strongest
+        if self.weights[row][column] == 0:
+            return "nowhere"
+        high = _third(row, len(self.weights), ("top", "", "bottom"))
+        wide = _third(column, len(self.weights[0]), ("left", "", "right"))
+        return f"the {' '.join(part for part in (high, wide) if part) or 'middle'}"
+
+
+def _third(index: int, count: int, words: tuple[str, str, str]) -> str:
+    """The word of the third in which the middle of cell `index` of `count` lies."""
+    return words[min(2, int(3 * (index + 0.5) / count))]
+
+
+class LookedAt(msgspec.Struct, frozen=True):
+    """The answer to one picture of the package's own sets, and where each of its words looked."""
+
+    picture: str
+    right: str
+    answer: str
+    maps: Annotated[list[WordMap], Meta(max_length=MOST_WORDS)]
+
+
 class AttentionReport(msgspec.Struct, frozen=True):
     """The whole document."""
 
@@ -116,6 +165,10 @@ class AttentionReport(msgspec.Struct, frozen=True):
     null: SliceNull
     provenance: ModelProvenance
     comparison: Comparison | None = None
+    stretch: bool = False
+    """Do maps cover the picture in its own shape, or a square with white beside it?"""
+    examples: list[LookedAt] = []
+    """Empty, too, in documents of older versions."""
 
     def __post_init__(self) -> None:
         sides = [self.model, *([self.comparison.against] if self.comparison else [])]

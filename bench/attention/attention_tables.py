@@ -10,6 +10,7 @@ from microvlm.bench.attention.attention_records import (
     HeadAttention,
     Isotropy,
     LayerAttention,
+    LookedAt,
     Side,
 )
 from microvlm.bench.records import Interval
@@ -35,6 +36,8 @@ def report(document: AttentionReport) -> Report:
         f"isotropy: Epps-Pulley statistic, mean of {document.slices} slices, directions of length sqrt(width); null: "
         f"{document.draws} draws of evenly spread directions, as many of the same width",
     ]
+    if document.examples:
+        tables.append(Table("examples", "where each word of an answer looked", _examples(document.examples)))
     if comparison:
         tables.append(
             Table("drift", "how far the two models' attention is apart", _drift(document, comparison))
@@ -45,6 +48,13 @@ def report(document: AttentionReport) -> Report:
             + _verdict(comparison)
         )
     return Report(head, tables, remarks)
+
+
+def _examples(examples: list[LookedAt]) -> Rows:
+    rows = [["picture", "right", "answer", "word", "looked most at", "attention to the picture"]]
+    for each in examples:
+        rows += [[each.picture, each.right, each.answer, one.word, one.place, one.note] for one in each.maps]
+    return rows
 
 
 def _verdict(comparison: Comparison) -> str:

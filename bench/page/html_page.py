@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from microvlm.bench.attention.attention_records import AttentionReport
 from microvlm.bench.equivalence.equivalence_records import EquivalenceReport
 from microvlm.bench.gates.gate_tables import history
 from microvlm.bench.gates.metric_path import MissingMetric, look_up
@@ -28,7 +29,7 @@ from microvlm.errors import UserError
 from microvlm.escaping import printable
 from microvlm.formats import documents
 
-_LONG = ("files",)
+_LONG = ("files", "examples")
 """Tables that are folded away until a reader asks for them."""
 _HISTORY_PHASES = ("vision", "decode", "end_to_end")
 _ORDER = {kind: number for number, kind in enumerate(READERS)}
@@ -52,10 +53,11 @@ def html_page(paths: Sequence[Path], store: Path | None = None) -> str:
     pairs = [(each.kind, each.document) for each in saved]
     sections: list[tuple[str, str, str]] = []
     pictures = gallery(
-        msgspec.convert(document, EquivalenceReport) for kind, document in pairs if kind == "equivalence"
+        (msgspec.convert(document, EquivalenceReport) for kind, document in pairs if kind == "equivalence"),
+        (msgspec.convert(document, AttentionReport) for kind, document in pairs if kind == "attention"),
     )
     if pictures:
-        sections.append(("pictures", "Pictures and answers", pictures))
+        sections.append(("pictures", "Pictures, answers and attention", pictures))
     overall = size_and_quality(pairs)
     if overall is not None:
         sections.append(("size", "Size and quality", _figure(overall)))
@@ -144,7 +146,11 @@ def _history(results: Sequence[StoredResult], name: str) -> str:
 
 def _figure(chart: Chart) -> str:
     caption, svg = chart
-    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
+    # Scrolls where a screen is narrower than the chart's words are readable. Named by its title, the first element; a
+    # group, because names of landmarks must differ, and titles of charts need not.
+    name = svg.partition("<title>")[2].partition("</title>")[0]
+    card = f'<div class="scroll chart" tabindex="0" role="group" aria-label="{name}">{svg}</div>'
+    return f"<figure>{card}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def _table(rows: Rows, label: str) -> str:

@@ -122,8 +122,9 @@ def _equivalence(document: dict[str, Any]) -> Iterable[Chart]:
         line = Line("positions", values, [percent / 100 for percent, _ in report.kl_quantiles])
         x = Axis("KL, nats (log scale)", low, high, _ticks(low, high), log=True)
         y = Axis("share of positions below", 0, 1, (0, 0.25, 0.5, 0.75, 1))
+        equal = f" Less than {floor:g} is drawn as {floor:g}." if report.kl_quantiles[0][1] < floor else ""
         yield (
-            f"KL divergence of {report.positions} positions, smallest to largest.",
+            f"KL divergence of {report.positions} positions, smallest to largest.{equal}",
             chart(f"KL distribution, {name}", [line], x, y),
         )
     if report.margin_quantiles:
@@ -149,17 +150,18 @@ def _pi(document: dict[str, Any]) -> Iterable[Chart]:
         math.sqrt(speed.published_tokens_per_s[0] * speed.published_tokens_per_s[1]) for speed in speeds
     ]
     predicted = [speed.predicted_tokens_per_s for speed in speeds]
+    names = [speed.name for speed in speeds]
     low, high = _decades([*published, *predicted])
     fitted = len(report.model.anchors)
     groups = [
-        Points("the model was fitted to these", published[:fitted], predicted[:fitted]),
-        Points("held out", published[fitted:], predicted[fitted:]),
+        Points("the model was fitted to these", published[:fitted], predicted[:fitted], names[:fitted]),
+        Points("held out", published[fitted:], predicted[fitted:], names[fitted:]),
     ]
     ticks = _ticks(low, high)
     x = Axis("published tokens/s (log scale)", low, high, ticks, log=True)
     y = Axis("predicted tokens/s (log scale)", low, high, ticks, log=True)
     yield (
-        f"Published speeds of boards, and what the predictions for {report.profile.name} are made with gives for them.",
+        f"Speeds that others published, and what the model of our predictions for {report.profile.name} gives.",
         scatter(
             "Predicted against published",
             groups,

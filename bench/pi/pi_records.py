@@ -55,6 +55,34 @@ class Peer(msgspec.Struct, frozen=True):
     weight_bytes_per_token: Count
 
 
+class ResidentMemory(msgspec.Struct, frozen=True):
+    """Resident memory of one process or of several, each field at its largest."""
+
+    rss_bytes: Count
+    anonymous_bytes: Count
+    file_backed_bytes: Count
+    peak_rss_bytes: Count | None = None
+    """Of one process, as the kernel keeps it."""
+    pss_bytes: Count | None = None
+    """Of several: pages that they share count once."""
+
+
+class ServeMemory(msgspec.Struct, frozen=True):
+    """The two processes of `microvlm serve`; `together` at one moment, by samples."""
+
+    server: ResidentMemory
+    worker: ResidentMemory
+    together: ResidentMemory
+
+
+class ServedAnswer(msgspec.Struct, frozen=True):
+    """What a request to the server got."""
+
+    request: str
+    answer: str
+    source: str
+
+
 class FitRun(msgspec.Struct, frozen=True):
     """One program on an emulated board."""
 
@@ -64,6 +92,9 @@ class FitRun(msgspec.Struct, frozen=True):
     peak_rss_bytes: Count
     available_bytes: Count
     oom: bool
+    memory: ServeMemory | None = None
+    """Of `serve`."""
+    answers: list[ServedAnswer] = []
 
 
 class Fit(msgspec.Struct, frozen=True):

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from microvlm.bench.pi.counting import peer_counts
-from microvlm.bench.pi.pi_records import OURS, Fit, FitReport, PiReport, PredictionModel
+from microvlm.bench.pi.pi_records import (
+    OURS,
+    Fit,
+    FitReport,
+    PiReport,
+    PredictionModel,
+    ResidentMemory,
+)
 from microvlm.bench.pi.profile_records import NUMBERS, Profile
 from microvlm.bench.records import Bar
 from microvlm.bench.tables import Report, Table
@@ -16,6 +23,7 @@ def report(document: PiReport) -> Report:
     head = f"{model} on {document.target}; predictions for {profile.name}, {state}"
     parts = (_equivalence, _cost, _predicted, _measured, _peers, _bars, _fit)
     tables = [table for table in (part(document) for part in parts) if table is not None]
+    tables += [] if document.fit is None else serve_tables(document.fit)
     tables += [_profile(profile), _model(document.model)]
     remarks = [
         "counted: on an emulated CPU, one thread; predicted: from counts, bytes and the profile, a factor of 2 either "
@@ -103,10 +111,37 @@ def fit_table(fit: Fit) -> Table:
     return Table("fit", "whole programs on an emulated board", rows)
 
 
+def serve_tables(fit: Fit) -> list[Table]:
+    """Memory of the server's processes, and what it answered; empty where nothing was served."""
+    runs = [run for run in fit.runs if run.memory is not None]
+    if not runs:
+        return []
+    memory = [["model", "process", "peak RSS, MB", "anonymous, MB", "file-backed, MB", "PSS, MB"]]
+    answers = [["model", "request", "answer", "from"]]
+    for run in runs:
+        assert run.memory is not None
+        for name in ("server", "worker", "together"):
+            part: ResidentMemory = getattr(run.memory, name)
+            figures = (part.peak_rss_bytes or part.rss_bytes, part.anonymous_bytes, part.file_backed_bytes)
+            pss = "-" if part.pss_bytes is None else f"{part.pss_bytes / 1e6:.1f}"
+            memory.append([run.model, name, *(f"{figure / 1e6:.1f}" for figure in figures), pss])
+        answers += [[run.model, each.request, each.answer, each.source] for each in run.answers]
+    return [
+        Table("serve", "microvlm serve on the emulated board", memory),
+        Table("answers", "what it answered over HTTP", answers),
+    ]
+
+
 def fit_report(document: FitReport) -> Report:
     """The document of `nox -s pi-fit`."""
     remarks = ["peaks and the OOM killer are those of the emulated board's kernel; its times mean nothing"]
-    return Report("does a model fit a board?", [fit_table(document.fit)], remarks)
+    served = serve_tables(document.fit)
+    if served:
+        remarks.append(
+            "`serve` is two processes, and its peak RSS the sum of theirs; together: at one moment, sampled twice a "
+            "second; PSS counts pages that several processes map once; what is left is less by the visitor's own Python"
+        )
+    return Report("does a model fit a board?", [fit_table(document.fit), *served], remarks)
 
 
 def _equivalence(document: PiReport) -> Table | None:

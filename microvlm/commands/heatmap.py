@@ -6,7 +6,7 @@ Takes numbers from `attention_reading` and `evidence`; knows no model. Needs Pil
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -88,9 +88,7 @@ def draw(
     """
     picture = load_scaled(image, PANEL_PX) if stretch else load_square(image, PANEL_PX)
     scale = max([floor, *(float(m.weights.max()) for m in maps)])
-    panels = [(picture, caption)] + [
-        (_overlay(picture, m.weights / scale), f"{m.word}{m.note}") for m in maps
-    ]
+    panels = [(picture, caption)] + [(overlay(picture, m.weights / scale), f"{m.word}{m.note}") for m in maps]
     columns = min(_COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     width, height = PANEL_PX + _MARGIN_PX, PANEL_PX + _TEXT_PX + _MARGIN_PX
@@ -149,7 +147,14 @@ def draw_table(table: Table, cell_width: int = _CELL_PX) -> Image.Image:
     return sheet
 
 
-def _overlay(picture: Image.Image, heat: np.ndarray) -> Image.Image:
+def plain_map(word_map: WordMap) -> dict[str, Any]:
+    """A map as JSON holds it: `word`, `note`, and `weights` with five decimals."""
+    rows = [[round(float(value), 5) for value in row] for row in word_map.weights]
+    return {"word": word_map.word, "note": word_map.note.removeprefix(": "), "weights": rows}
+
+
+def overlay(picture: Image.Image, heat: np.ndarray) -> Image.Image:
+    """The picture under a map, float32 [rows, columns] in 0..1, that is stretched over all of it."""
     grey = Image.fromarray(heat.astype(np.float32)).resize(picture.size, Image.Resampling.BICUBIC)
     return Image.blend(picture.convert("RGB"), Image.fromarray(_colours(np.asarray(grey), _COLOURS)), 0.6)
 

@@ -5,18 +5,21 @@ AXE names axe-core's axe.min.js, CHROMIUM the browser. With SHOTS, screenshots a
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from microvlm.bench.page.html_page import html_page
 
 RESULTS = Path(__file__).parent.parent.parent / "docs" / "results"
 RULES = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
+SCREENS = (("phone", 390), ("desktop", 1280))
 WAIT_MS = 120_000
 
 
@@ -36,7 +39,14 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(params=[("phone", 390, "dark"), ("phone", 390, "light"), ("desktop", 1280, "light")])
+@pytest.fixture(
+    params=[
+        ("phone", 390, "dark"),
+        ("phone", 390, "light"),
+        ("desktop", 1280, "light"),
+        ("desktop", 1280, "dark"),
+    ]
+)
 def page(request: pytest.FixtureRequest, browser: Browser, file: Path) -> Iterator[Page]:
     name, width, scheme = request.param
     context = browser.new_context(viewport={"width": width, "height": 844}, color_scheme=scheme)
@@ -60,6 +70,29 @@ def test_the_report_is_accessible_and_no_wider_than_its_screen(page: Page) -> No
     assert [(each["id"], each["nodes"][0]["html"]) for each in found["violations"]] == []
     assert found["passes"]
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_maps_are_large_enough_to_look_at_and_charts_to_read(page: Page) -> None:
+    maps = page.locator(".maps img")
+    assert maps.count() >= 12
+    boxes = [maps.nth(number).bounding_box() for number in range(maps.count())]
+    assert min(box["width"] for box in boxes) >= 96
+    assert all(image.evaluate("image => image.naturalWidth > 0") for image in maps.all())
+    # Words of a chart are 11 pixels and more at its full width of 640.
+    assert all(chart.bounding_box()["width"] >= 540 for chart in page.locator("figure svg").all())
+    numbers = page.locator("details:has(caption)").first
+    numbers.locator("summary").focus()
+    page.keyboard.press("Enter")
+    assert numbers.locator("table").first.is_visible()
+
+
+def test_a_chart_is_dark_on_a_dark_page_and_light_on_a_light_one(page: Page) -> None:
+    dark = page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+    chart = page.locator("figure svg").first
+    chart.scroll_into_view_if_needed()
+    picture = Image.open(io.BytesIO(chart.screenshot())).convert("L")
+    # Its corner is paper.
+    assert (picture.getpixel((3, 3)) < 60) == dark
 
 
 def test_a_wide_table_scrolls_by_keyboard(page: Page) -> None:

@@ -1,5 +1,5 @@
 """Measures whether a model fits a board: runs `microvlm caption` and a chat with memory on an emulated board with its
-memory and no swap, and reads the memory that they take from Debian's kernel.
+memory and no swap, and a visit to `microvlm serve`, and reads the memory that they take from Debian's kernel.
 
 Peaks and the OOM killer are evidence about a real board; times are not, and are not reported. Nothing else runs on the
 emulated board: memory for a board's own services has to come out of `available_bytes`.
@@ -7,12 +7,14 @@ emulated board: memory for a board's own services has to come out of `available_
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from microvlm.backends.emulation import runtime_requirements
+from microvlm.bench.pi.board import serve_visit
 from microvlm.bench.pi.board.emulated_board import EmulatedBoard, open_emulated_board
 from microvlm.bench.pi.board.guest_program import CommandOutcome, GuestCommand
 from microvlm.bench.pi.counting.emulated_package import Package
@@ -22,6 +24,8 @@ RAM_MB = (512, 448)
 """MiB of a Pi Zero 2 W: all, and without the 64 MB of the graphics processor."""
 TURNS = 10
 QUESTIONS = ("what is on the left?", "what was in the first image?")
+PROGRAMS = ("caption", "chat", SERVE := "serve")
+VISIT = "serve_visit.py"
 PICTURE_NAME = "picture"
 """A PNG or a JPEG: the content tells."""
 FULL_TURNS = 4
@@ -47,13 +51,17 @@ class FittedModel:
     """Turns of the chat; 0 for no chat."""
     chats_up_to_mb: int = max(RAM_MB)
     """The largest machine in which it chats; in larger ones it only captions."""
+    serves_up_to_mb: int = min(RAM_MB)
+    """The largest machine in which it is served, and a visitor asks it; 0 for none."""
     bounded: bool = False
     """Do PEAK_BYTES and LEFT_BYTES apply?"""
 
 
 def full_size_model(name: str, bundle: Path) -> FittedModel:
     """A full-size bundle: short answers, few turns, only where memory is tightest, with the bounds."""
-    return FittedModel(name, bundle, FULL_TOKENS, FULL_TURNS, chats_up_to_mb=min(RAM_MB), bounded=True)
+    return FittedModel(
+        name, bundle, FULL_TOKENS, FULL_TURNS, chats_up_to_mb=min(RAM_MB), serves_up_to_mb=0, bounded=True
+    )
 
 
 def measure_fit(
@@ -63,35 +71,76 @@ def measure_fit(
     ram_mb: Sequence[int] = RAM_MB,
     backend: str = "ort",
     timeout_s: float = TIMEOUT_S,
+    programs: Sequence[str] = PROGRAMS,
 ) -> dict[str, Any]:
-    """Start one machine for each size of memory and run every model's caption and chat in it, one after another.
+    """Start one machine for each size of memory and run every model's programs in it, one after another.
 
     Returns `ram_bytes`, `peak_rss_bytes`, `available_bytes` (the least MemAvailable) and `oom` of the tightest run, and
     all `runs`. Raises UserError for a program that fails for another reason than memory.
     """
+    return summarise(
+        [
+            run
+            for size in ram_mb
+            for run in run_programs(models, picture, package, size, backend, timeout_s, programs)
+        ]
+    )
+
+
+def run_programs(
+    models: Sequence[FittedModel],
+    picture: Path,
+    package: Package,
+    ram_mb: int,
+    backend: str = "ort",
+    timeout_s: float = TIMEOUT_S,
+    programs: Sequence[str] = PROGRAMS,
+) -> list[dict[str, Any]]:
+    """The runs of one machine with `ram_mb` MiB; none, and no machine, where no program is for that size."""
+    tasks = [task for model in models for task in _tasks(model, backend, ram_mb) if task[1] in programs]
+    if not tasks:
+        return []
+    board = open_model_board(ram_mb, {model.name: model.bundle for model in models}, picture, package)
+    outcomes = board.run([command for _, _, command in tasks], timeout_s)
     runs = []
-    for size in ram_mb:
-        tasks = [task for model in models for task in _tasks(model, backend, size)]
-        board = open_model_board(size, {model.name: model.bundle for model in models}, picture, package)
-        outcomes = board.run([command for _, _, command in tasks], timeout_s)
-        for (name, program, _), outcome in zip(tasks, outcomes, strict=True):
-            runs.append({"model": name, "program": program, **_row(board, outcome, f"{program} of {name}")})
-    return summarise(runs)
+    for (name, program, _), outcome in zip(tasks, outcomes, strict=True):
+        row = _row(board, outcome, f"{program} of {name}")
+        if program == SERVE and not outcome.oom:
+            row |= served(outcome.stdout)
+        runs.append({"model": name, "program": program, **row})
+    return runs
 
 
 def open_model_board(
     ram_mb: int, bundles: Mapping[str, Path], picture: Path, package: Package, cores: int = 4
 ) -> EmulatedBoard:
-    """A board with `bundles` in /srv/models, the picture, and this package in its Python. Raises UserError."""
+    """A board with `bundles` in /srv/models, the picture, the visitor of a server, and this package with its extra
+    `serve` in its Python. Raises UserError."""
     files: dict[str, Path | str] = {f"models/{name}": bundle for name, bundle in bundles.items()}
     files[PICTURE_NAME] = picture
+    files[VISIT] = Path(serve_visit.__file__).read_text()
     return open_emulated_board(
         ram_mb,
         cores,
-        requirements=runtime_requirements(),
+        requirements=runtime_requirements("serve"),
         packages=package.contents,
         files=files,
     )
+
+
+def served(stdout: str) -> dict[str, Any]:
+    """Of the visitor's document: `peak_rss_bytes` of both processes together, their `memory`, and the `answers`.
+
+    The peaks of the two are added, whenever each was, so the sum is an upper bound; pages that both map count twice.
+    Raises UserError where the fact was not recalled.
+    """
+    document = json.loads(stdout.strip().splitlines()[-1])
+    memory, answers = document["memory"], document["answers"]
+    recall = answers[-1]
+    if (recall["answer"], recall["source"]) != (serve_visit.FACT, "memory"):
+        raise UserError(f"the server on the emulated board did not recall the fact: it answered {recall}.")
+    peak = sum(memory[name]["peak_rss_bytes"] for name in ("server", "worker"))
+    return {"peak_rss_bytes": peak, "memory": memory, "answers": answers}
 
 
 def summarise(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -142,6 +191,9 @@ def _tasks(model: FittedModel, backend: str, ram_mb: int) -> list[tuple[str, str
             conversation(model.turns),
         )
         tasks.append((model.name, "chat", chat))
+    if ram_mb <= model.serves_up_to_mb:
+        visitor = ("python3", f"/srv/{VISIT}", where, f"/srv/{PICTURE_NAME}")
+        tasks.append((model.name, SERVE, GuestCommand(visitor)))
     return tasks
 
 

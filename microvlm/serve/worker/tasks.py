@@ -23,7 +23,6 @@ from microvlm.sampling import GenerationOptions
 from microvlm.serve.messages import Event, Job, ModelSpec
 
 if TYPE_CHECKING:
-    from microvlm.commands.heatmap import WordMap
     from microvlm.loaded_model import LoadedModel
 
 Emit = Callable[[Event], None]
@@ -87,6 +86,7 @@ def look(loaded: LoadedModel, memory: EpisodicMemory, job: Job, emit: Emit) -> d
     """Answer once more without the memory, and map each word: the evidence for it, or the decoder's attention."""
     from microvlm.answers.answering import answer_prompt
     from microvlm.commands import attention_reading, evidence
+    from microvlm.commands.heatmap import plain_map
     from microvlm.generation import embed_prompt
     from microvlm.memory.query import Query
 
@@ -115,7 +115,7 @@ def look(loaded: LoadedModel, memory: EpisodicMemory, job: Job, emit: Emit) -> d
         "declined": answer.declined,
         "legend": legend,
         "scale": max([floor, *(float(word.weights.max()) for word in maps)]),
-        "maps": [_map(word) for word in maps],
+        "maps": [plain_map(word) for word in maps],
     }
 
 
@@ -157,8 +157,3 @@ def _require_attention(runtime: LoadedRuntime, job: Job) -> None:
         raise UserError(
             f"the backend '{job.model.backend}' gives no attention weights: ask for the evidence, or choose torch."
         )
-
-
-def _map(word: WordMap) -> dict[str, Any]:
-    rows = [[round(float(value), 5) for value in row] for row in word.weights]
-    return {"word": word.word, "note": word.note.removeprefix(": "), "weights": rows}
