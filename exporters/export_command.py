@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--threads",
-    type=ThreadCount(zero=True),
+    type=ThreadCount(zero=True, never_auto="it times a bundle, and this one is still to be made"),
     default=0,
     show_default=True,
     help="ONNX Runtime threads of the checks; 0 is one per core.",

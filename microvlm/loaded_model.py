@@ -18,6 +18,7 @@ from microvlm.sources.model_source import DEFAULT_MODEL, find_model
 
 if TYPE_CHECKING:
     from microvlm.backends.base import LoadedRuntime
+    from microvlm.backends.threads import Threads
     from microvlm.config import MicroVLMConfig
     from microvlm.memory.episodic import EpisodicMemory
 
@@ -166,14 +167,15 @@ class LoadedModel:
 def load(
     source: str | os.PathLike[str] = DEFAULT_MODEL,
     backend: str | None = None,
-    threads: int | None = None,
+    threads: Threads = None,
     target: str | None = None,
 ) -> LoadedModel:
     """Load a checkpoint or a bundle: a folder, a hub id (owner/name) or a bundled name; a Path is always a folder.
 
     `backend`: torch, ort, ort-arm64 or another installed one; None takes `default_backend`. `threads`: of one operator;
-    None leaves the number to the backend. `target`: the device of ort-arm64 (local, ssh:USER@HOST[:PORT] or
-    emulated[:CPU]); it implies that backend. Raises UserError for a bad model and for a backend that cannot run here.
+    None leaves the number to the backend, "auto" measures once which one answers fastest. `target`: the device of
+    ort-arm64 (local, ssh:USER@HOST[:PORT] or emulated[:CPU]); it implies that backend. Raises UserError for a bad model
+    and for a backend that cannot run here.
     """
     from microvlm.backends import load as load_runtime
 

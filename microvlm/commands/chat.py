@@ -29,6 +29,7 @@ from microvlm.formats.documents import quote
 from microvlm.memory.ordinal_questions import check_place, is_ordinal_question
 
 if TYPE_CHECKING:
+    from microvlm.backends.threads import Threads
     from microvlm.memory.conversation import Chat
 
 HELP = """\
@@ -72,7 +73,7 @@ def chat(
     seed: int,
     model: str,
     backend: str | None,
-    threads: int | None,
+    threads: Threads,
     target: str | None,
 ) -> int:
     """Talk about pictures, which the model remembers; /help lists the commands.
