@@ -260,6 +260,24 @@ def precisions(
     output.deliver(measure(checkpoint, data, calibrate, count, note))
 
 
+@command.command()
+@click.argument("models", nargs=-1, required=True, metavar="BUNDLE...")
+@click.option(
+    "--native/--functions",
+    default=None,
+    help="Run our operators by the native library, or by their functions; by the library where there is one.",
+)
+@report_flags
+def paths(models: tuple[str, ...], native: bool | None, output: ReportOutput) -> None:
+    """The operators that ONNX Runtime runs for each product of BUNDLE: type, provider, bits, block, accuracy level.
+
+    A session is made of every graph and run once; what it made of the graph is compared with what the file has.
+    """
+    from microvlm.bench.paths.path_bench import run as look
+
+    output.deliver(look(models, native, note))
+
+
 command.add_command(compare)
 command.add_command(gate)
 command.add_command(history)

@@ -31,6 +31,8 @@ from microvlm.bench.kernels import kernel_tables
 from microvlm.bench.kernels.kernel_records import KernelReport
 from microvlm.bench.memory import memory_tables
 from microvlm.bench.memory.memory_records import Part, SeveralParts
+from microvlm.bench.paths import path_tables
+from microvlm.bench.paths.path_records import PathReport
 from microvlm.bench.pi import count_tables, pi_tables
 from microvlm.bench.pi.pi_records import CountReport, FitReport, PiReport
 from microvlm.bench.precisions import precision_tables
@@ -75,6 +77,7 @@ READERS: dict[str, Reader] = {
     "kernels": Reader(KernelReport, kernel_tables.report),
     "full": Reader(FullReport, full_tables.report),
     "sizes": Reader(SizesReport, full_tables.sizes_report),
+    "paths": Reader(PathReport, path_tables.report),
     "precisions": Reader(PrecisionReport, precision_tables.report),
     "memory": Reader(Part, memory_tables.report),
     "conversation": Reader(ConversationReport, conversation_tables.report),

@@ -204,12 +204,14 @@ def export(
     genai: bool = False,
     layers: int | None = None,
     slots: int | None = None,
+    lowering: str = "custom",
 ) -> Path:
     """Export a checkpoint to the folder `output`, checked against PyTorch -> the path of the bundle.
 
     `bits` and `embedding_bits` are those of a weight, `packing` is 2bit or base3, `vocabulary` the most tokens,
     `layers` the decoder layers and `slots` the memory slots to keep, and `force` replaces a bundle that exists. With
-    `genai` the bundle also has a decoder for other programs. Needs the packages of microvlm[export]. Raises UserError
+    `genai` the bundle also has a decoder for other programs; `lowering` names the operators of products (custom,
+    matmulnbits or qdq). Needs the packages of microvlm[export]. Raises UserError
     for bad input, for missing packages and for a graph whose outputs are not the model's.
     """
     from microvlm.formats.weight_format import WeightFormat
@@ -217,7 +219,7 @@ def export(
 
     if not isinstance(output, str | os.PathLike):
         raise UserError(f"output= is {output!r}; give a folder, as text or as a path.")
-    weights = WeightFormat(bits, packing, embedding_bits)
+    weights = WeightFormat(bits, packing, embedding_bits, lowering)
     try:
         from microvlm.exporters.bundle_writer import CheckFailed
         from microvlm.exporters.bundle_writer import export as write_bundle

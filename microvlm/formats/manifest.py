@@ -70,6 +70,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     bits: Bits | None = None
     packing: Word | None = None
     embedding_bits: Bits | None = None
+    lowering: Word = "custom"
+    """The operators of the graphs' products, see `weight_format.LOWERINGS`. Weights of others than ours have names and
+    layouts that no backend reads back."""
     bits_per_weight: dict[str, float | None] = {}
     """Bits on disk by group of weights; None for a group without weights."""
     versions: dict[str, Any] = {}
