@@ -12,10 +12,9 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-import onnx
 
 from microvlm.backends import resolve_bundle
 from microvlm.backends.ort import OrtRuntime
@@ -23,6 +22,9 @@ from microvlm.bench.provenance import describe_model, provenance
 from microvlm.errors import UserError
 from microvlm.formats.manifest import GraphEntry, Manifest
 from microvlm.formats.op_table import DOMAIN, MATMUL_BY_KIND, OPS
+
+if TYPE_CHECKING:
+    import onnx
 
 Progress = Callable[[str], None]
 _SIZES = {"batch": 1, "sequence": 2, "past": 1, "past + sequence": 3}
@@ -55,6 +57,8 @@ def run(
 
 
 def _bundle(folder: Path, native: bool | None, progress: Progress) -> dict[str, Any]:
+    import onnx
+
     runtime = OrtRuntime(folder, threads=1, native=native)
     manifest, models, paths = runtime.files.manifest, [], Counter[_Path]()
     for graph in runtime.graphs:
@@ -85,6 +89,7 @@ def _optimized(
     runtime: OrtRuntime, graph: str, entry: GraphEntry
 ) -> tuple[onnx.ModelProto, dict[str, set[str]]]:
     """(The graph that a session makes of a bundle's, the providers that ran it by names of nodes and of types.)"""
+    import onnx
     import onnxruntime
 
     with tempfile.TemporaryDirectory() as folder:
@@ -205,4 +210,4 @@ def _group(kind: str, is_own: bool) -> int | None:
 
 
 def _integers(node: onnx.NodeProto) -> dict[str, int]:
-    return {each.name: each.i for each in node.attribute if each.type == onnx.AttributeProto.INT}
+    return {each.name: each.i for each in node.attribute if each.type == each.INT}

@@ -130,7 +130,15 @@ def list_files(folder: Path) -> dict[str, FileEntry]:
 
 def save_manifest(folder: Path, manifest: Manifest) -> None:
     """Write FOLDER/manifest.json. Raises OSError."""
-    (folder / MANIFEST).write_text(json.dumps(msgspec.to_builtins(manifest), indent=1) + "\n")
+    (folder / MANIFEST).write_text(manifest_text(manifest))
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """The document of a manifest. Our own operators are not named: those of bundles have been ours before."""
+    document = msgspec.to_builtins(manifest)
+    if manifest.lowering == "custom":
+        del document["lowering"]
+    return json.dumps(document, indent=1) + "\n"
 
 
 def read_manifest(folder: Path) -> Manifest:
