@@ -12,7 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Protocol
 
-from microvlm.backends.threads import check_threads
+from microvlm.backends.threads import AUTO, Threads, check_threads
 from microvlm.errors import UserError
 from microvlm.runtime import Runtime
 from microvlm.sources.model_source import find_model
@@ -90,17 +90,28 @@ def get_backend(name: str) -> Backend:
     return backend
 
 
-def load(
-    name: str, source: str | os.PathLike[str], threads: int | None = None, **options: Any
-) -> LoadedRuntime:
-    """Load a model on the backend `name`. Raises UserError where it cannot run or the model cannot be loaded."""
+def load(name: str, source: str | os.PathLike[str], threads: Threads = None, **options: Any) -> LoadedRuntime:
+    """Load a model on the backend `name`. Raises UserError where it cannot run or the model cannot be loaded.
+
+    `threads`: of one operator; None leaves the number to the backend, and "auto" measures which one answers fastest.
+    """
+    backend = usable_backend(name)
+    if threads == AUTO:
+        from microvlm.backends.thread_choice import load_fastest
+
+        return load_fastest(backend, find_model(source).folder, **options)
+    if threads is not None:
+        check_threads(threads)
+    return backend.load(find_model(source).folder, threads, **options)
+
+
+def usable_backend(name: str) -> Backend:
+    """The backend of this name. Raises UserError where it cannot run here, too."""
     backend = get_backend(name)
     reason = backend.unavailable()
     if reason is not None:
         raise UserError(f"backend '{name}' cannot run here: {reason}")
-    if threads is not None:
-        check_threads(threads)
-    return backend.load(find_model(source).folder, threads, **options)
+    return backend
 
 
 def _registered() -> dict[str, EntryPoint]:

@@ -77,6 +77,7 @@ class OrtRuntime(InstrumentedGraphRuntime):
         super().__init__(bundle, verify)
         self.threads = pool_threads(threads, len(self.graphs))
         self.allow_spinning = allow_spinning
+        self._native = native
         self._library = None if native is False else native_library.library_path()
         if native and self._library is None:
             raise UserError(
@@ -86,6 +87,10 @@ class OrtRuntime(InstrumentedGraphRuntime):
         """Name of the code that runs the quantised layers: `native` and its variant, or `FUNCTION_BODIES`."""
         self._sessions: dict[str, Any] = {}
         self._models: dict[str, Any] = {}
+
+    def with_threads(self, threads: int) -> OrtRuntime:
+        """See `microvlm.runtime.ChangesThreads`: another runtime over the same checked files."""
+        return OrtRuntime(self.files, threads, self.allow_spinning, native=self._native)
 
     def session(self, graph: str) -> Any:
         """The InferenceSession of a graph, made on first use. Raises UserError."""

@@ -10,8 +10,13 @@ import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 from microvlm.errors import UserError
+
+AUTO: Literal["auto"] = "auto"
+"""In place of a number: the number that answers fastest, measured (`thread_choice`)."""
+Threads = int | Literal["auto"] | None
 
 _LEAST_LIMIT = 64
 _START_S = 2.0
@@ -37,6 +42,8 @@ def most_threads() -> int:
 
 def check_threads(threads: int) -> int:
     """`threads`, as a person asked for them. Raises UserError for none and for more than `most_threads`."""
+    if not isinstance(threads, int):
+        raise UserError(f"--threads is {threads!r}; give a number, or {AUTO}.")
     if threads < 1:
         raise UserError(f"--threads is {threads}; give 1 or more.")
     if threads > most_threads():

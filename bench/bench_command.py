@@ -9,14 +9,16 @@ from pathlib import Path
 import click
 
 from microvlm.atomic import write_file
+from microvlm.backends.threads import Threads
 from microvlm.bench.attention.attention_command import attention
 from microvlm.bench.comparison.comparison_command import compare
 from microvlm.bench.gates.gate_command import gate, history
 from microvlm.bench.memory.memory_bench_command import conversation, memory
 from microvlm.bench.pi.pi_command import pi
 from microvlm.bench.report_flags import ReportOutput, report_flags
+from microvlm.bench.threads_flag import number_of_threads, threads_option
 from microvlm.bench.training.step_command import train
-from microvlm.commands.options import ThreadCount, WholeNumber
+from microvlm.commands.options import WholeNumber
 from microvlm.console import GATE_FAILED, echo, note, run_click
 from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL
 from microvlm.terminal.step_progress import counted, step, waiting
@@ -43,7 +45,7 @@ def command() -> None:
     multiple=True,
     help="A backend by name; may be repeated. All by default.",
 )
-@click.option("--threads", type=ThreadCount(), default=1, show_default=True, help="Threads of one operator.")
+@threads_option
 @click.option("--repeats", type=WholeNumber(1), default=10, show_default=True, help="Timed rounds.")
 @click.option(
     "--warmup", type=WholeNumber(0), default=2, show_default=True, help="Rounds before the clock counts."
@@ -56,7 +58,7 @@ def command() -> None:
 def run(
     models: tuple[str, ...],
     backends: tuple[str, ...],
-    threads: int,
+    threads: Threads,
     repeats: int,
     warmup: int,
     new_tokens: int,
@@ -74,9 +76,9 @@ def run(
     """
     from microvlm.bench.speed.speed_bench import run as measure
 
-    document = measure(
-        models or (DEFAULT_MODEL,), backends, threads, repeats, warmup, new_tokens, device, progress=step
-    )
+    models = models or (DEFAULT_MODEL,)
+    count = number_of_threads(threads, models[0], (*backends, "ort")[0])
+    document = measure(models, backends, count, repeats, warmup, new_tokens, device, progress=step)
     output.deliver(document)
     states = {entry["status"] for entry in document["results"]}
     if "failed" in states or not states & {"ok", "counted"}:
@@ -102,7 +104,7 @@ def run(
     show_default=True,
     help="Images of the memory's episode.",
 )
-@click.option("--threads", type=ThreadCount(), default=1, show_default=True, help="Threads of one operator.")
+@threads_option
 @click.option(
     "--new-tokens", type=WholeNumber(1), default=16, show_default=True, help="Most tokens of an answer."
 )
@@ -119,7 +121,7 @@ def equivalence(
     against: str | None,
     images: int | None,
     episode_steps: int,
-    threads: int,
+    threads: Threads,
     new_tokens: int,
     matrix: bool,
     output: ReportOutput,
@@ -132,12 +134,13 @@ def equivalence(
     \b
     Example: microvlm-bench equivalence nano --matrix
     """
+    count = number_of_threads(threads, model, candidate)
     if matrix:
         if against is not None or reference != "torch" or candidate != "ort":
             raise click.UsageError("--matrix chooses backends and precisions itself; leave the others out.")
         from microvlm.bench.equivalence import matrix as equivalence_matrix
 
-        whole = equivalence_matrix.run(model, images or 20, threads, progress=step)
+        whole = equivalence_matrix.run(model, images or 20, count, progress=step)
         output.deliver(whole)
         return GATE_FAILED if whole["verdict"] == "FAIL" else 0
     from microvlm.bench.equivalence.equivalence_bench import Options
@@ -149,7 +152,7 @@ def equivalence(
         reference=reference,
         candidate=candidate,
         images=60 if images is None else images,
-        threads=threads,
+        threads=count,
         new_tokens=new_tokens,
         episode_steps=episode_steps,
     )
@@ -236,7 +239,7 @@ def loops(compiler: str | None, output: ReportOutput) -> None:
 
 @command.command()
 @click.argument("bundle", type=MODEL, required=False)
-@click.option("--threads", type=ThreadCount(), default=1, show_default=True, help="Threads of one operator.")
+@threads_option
 @click.option(
     "--rounds",
     type=WholeNumber(1),
@@ -248,7 +251,7 @@ def loops(compiler: str | None, output: ReportOutput) -> None:
 @report_flags
 def full(
     bundle: str | None,
-    threads: int,
+    threads: Threads,
     rounds: int,
     new_tokens: int,
     output: ReportOutput,
@@ -265,7 +268,8 @@ def full(
     from microvlm.bench.full.random_bundle import random_full_bundle
 
     folder = random_full_bundle(step) if bundle is None else resolve_bundle(bundle)
-    document = measure(folder, threads, rounds, new_tokens, progress=step)
+    count = number_of_threads(threads, folder, "ort")
+    document = measure(folder, count, rounds, new_tokens, progress=step)
     output.deliver(document)
     if not document["full"]["finite"]:
         note("the decoder's logits are not numbers")
@@ -307,6 +311,24 @@ def precisions(
     from microvlm.bench.precisions.precision_bench import run as measure
 
     output.deliver(measure(checkpoint, data, calibrate, count, step))
+
+
+@command.command()
+@click.argument("models", nargs=-1, required=True, metavar="BUNDLE...")
+@click.option(
+    "--native/--functions",
+    default=None,
+    help="Run our operators by the native library, or by their functions; by the library where there is one.",
+)
+@report_flags
+def paths(models: tuple[str, ...], native: bool | None, output: ReportOutput) -> None:
+    """The operators that ONNX Runtime runs for each product of BUNDLE: type, provider, bits, block, accuracy level.
+
+    A session is made of every graph and run once; what it made of the graph is compared with what the file has.
+    """
+    from microvlm.bench.paths.path_bench import run as look
+
+    output.deliver(look(models, native, note))
 
 
 command.add_command(compare)

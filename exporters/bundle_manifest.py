@@ -76,10 +76,12 @@ def write_manifest(
     measured_bits: dict[str, float | None],
     vocabulary: dict[str, Any] | None,
     training: Any,
+    versions: dict[str, Any] | None = None,
 ) -> None:
     """Write FOLDER/manifest.json, which lists all files that are in FOLDER by then. Raises OSError.
 
-    `vocabulary` says how the vocabulary was cut, None if it was not; `training` is the checkpoint's training.json.
+    `vocabulary` says how the vocabulary was cut, None if it was not; `training` is the checkpoint's training.json;
+    `versions` replaces what is usual of opsets and libraries.
     """
     graphs = {
         spec.name: GraphEntry(
@@ -94,8 +96,9 @@ def write_manifest(
         bits=weights.bits,
         packing=weights.packing,
         embedding_bits=weights.embedding_bits,
+        lowering=weights.lowering,
         bits_per_weight=measured_bits,
-        versions=_versions(),
+        versions={**_versions(), **(versions or {})},
         graphs=graphs,
         lowered=describe_lowered(lowered),
         files=list_files(folder),

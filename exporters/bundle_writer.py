@@ -21,6 +21,8 @@ from microvlm.exporters.elsewhere.genai_files import GRAPHS, write_genai_files
 from microvlm.exporters.elsewhere.transformers_files import write_transformers_files
 from microvlm.exporters.external_data import WeightStore, save_graph
 from microvlm.exporters.graph_check import Check, check_graph
+from microvlm.exporters.lowerings.lowered_check import check_lowered, versions_of
+from microvlm.exporters.lowerings.product_nodes import replace_products
 from microvlm.exporters.model_card import copy_card
 from microvlm.exporters.smaller.cutting import Cut, cut_model
 from microvlm.exporters.staging import staged
@@ -33,7 +35,7 @@ from microvlm.formats.manifest import MEMORY_PRIOR
 from microvlm.formats.weight_format import WeightFormat
 from microvlm.inputs.processor_files import check_documents, read_documents
 from microvlm.inputs.tokenizer_tables import TOKENIZER
-from microvlm.model.checkpoint import PROCESSOR_FILES, load_checkpoint, resolve_checkpoint
+from microvlm.model.checkpoint import PROCESSOR_FILES, describe_lowered, load_checkpoint, resolve_checkpoint
 from microvlm.model.lowering import lower, set_traced, ternary_trained
 from microvlm.model.microvlm import MicroVLM
 from microvlm.sizes.smaller import Smaller
@@ -53,7 +55,10 @@ class CheckFailed(Exception):
 
 @dataclass
 class ExportReport:
-    """Sizes of an exported bundle, and its graphs compared with PyTorch. `bits_per_weight` counts bytes on disk."""
+    """Sizes of an exported bundle, and its graphs compared with PyTorch.
+
+    `bits_per_weight` counts bytes on disk, of our own operators' weights.
+    """
 
     bundle: str
     bits: float
@@ -65,6 +70,8 @@ class ExportReport:
     cuts: list[Cut] = field(default_factory=list)
     """What was left out, what it saves and what it costs."""
     notes: list[str] = field(default_factory=list)
+    products: dict[str, int] = field(default_factory=dict)
+    """How many products became which operators of another lowering than ours."""
 
     def to_json(self) -> dict[str, Any]:
         """The document of `microvlm-export --json`. A difference that is not finite is null."""
@@ -122,7 +129,7 @@ def export(
         stage.require_space(sum(t.numel() * t.element_size() for t in lowered.state_dict().values()))
         for remark in report.notes:
             log(remark)
-        graphs = _write_graphs(lowered, stage.path, report, threads, log, doing)
+        graphs = _write_graphs(lowered, stage.path, report, weights.lowering, threads, log, doing)
         doing("writing the bundle")
         if not all(check.passed for check in report.checks):
             raise CheckFailed(report)
@@ -136,10 +143,14 @@ def export(
             if not all(check.passed for check in report.checks):
                 raise CheckFailed(report)
         copy_card(directory, stage.path)
-        report.bits_per_weight = bits_per_weight(lowered)
+        if weights.lowering == "custom":
+            report.bits_per_weight = bits_per_weight(lowered)
         vocabulary_cut = vocabulary.describe() if vocabulary else None
         write_readme(stage.path, lowered.config, weights)
-        write_manifest(stage.path, lowered, weights, report.bits_per_weight, vocabulary_cut, provenance)
+        versions = versions_of(stage.path, weights.lowering)
+        write_manifest(
+            stage.path, lowered, weights, report.bits_per_weight, vocabulary_cut, provenance, versions
+        )
         report.total_bytes = sum(path.stat().st_size for path in stage.path.rglob("*") if path.is_file())
     return report
 
@@ -160,7 +171,7 @@ def _remarks(model: MicroVLM, weights: WeightFormat) -> list[str]:
 
 
 def _write_graphs(
-    lowered: MicroVLM, folder: Path, report: ExportReport, threads: int, log: Log, doing: Log
+    lowered: MicroVLM, folder: Path, report: ExportReport, lowering: str, threads: int, log: Log, doing: Log
 ) -> dict[str, onnx.ModelProto]:
     """Write and check every graph -> those that `write_genai_files` takes, by name."""
     onnx_folder = folder / "onnx"
@@ -168,26 +179,32 @@ def _write_graphs(
     store = WeightStore(onnx_folder)
     weights_in_graphs = {"memory_prior"}
     kept = {}
+    columns = {name: layer.columns for name, layer in describe_lowered(lowered).items()}
     specs = list(contract.graphs(lowered.config))
     for number, spec in enumerate(specs, 1):
         doing(f"graph {number} of {len(specs)}: {spec.name}")
         began = time.perf_counter()
         set_traced(lowered, True)
-        proto = save_graph(trace(lowered, spec), spec.name, store)
+        graph = trace(lowered, spec, fuses=lowering == "custom")
+        if lowering != "custom":
+            for product, count in replace_products(graph, lowering, columns).items():
+                report.products[product] = report.products.get(product, 0) + count
+        proto = save_graph(graph, spec.name, store)
         weights_in_graphs |= {tensor.name for tensor in proto.graph.initializer}
         if spec.name in GRAPHS:
             kept[spec.name] = proto
         ops = Counter(node.op_type for node in proto.graph.node)
         report.ternary_nodes += sum(count * products_of(name) for name, count in ops.items())
         seconds = time.perf_counter() - began
-        checks, remark = check_graph(lowered, spec, folder / spec.file, threads)
+        check = check_graph if lowering == "custom" else check_lowered
+        checks, remark = check(lowered, spec, folder / spec.file, threads)
         report.checks += checks
         log(f"{spec.name}: {len(proto.graph.node)} nodes in {seconds:.1f} s, checked against PyTorch")
         if remark:
             report.notes.append(remark)
             log(remark)
     # A backend rebuilds the model from the graphs' weights, so each weight must be in a graph under its own name.
-    if weights_in_graphs != set(lowered.state_dict()):
+    if lowering == "custom" and weights_in_graphs != set(lowered.state_dict()):
         raise RuntimeError(
             f"weights and graphs differ in {sorted(weights_in_graphs ^ set(lowered.state_dict()))[:5]}"
         )

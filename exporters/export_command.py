@@ -13,7 +13,8 @@ import click
 
 from microvlm.commands.options import ThreadCount
 from microvlm.console import GATE_FAILED, after_saving, echo, note, print_json, run_click
-from microvlm.formats.weight_format import PACKING_HELP
+from microvlm.errors import UserError
+from microvlm.formats.weight_format import LOWERINGS, PACKING_HELP
 from microvlm.sizes.smaller import Smaller
 from microvlm.sizes.smaller_flags import read_weight_format, smaller_options
 from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL, find_model
@@ -47,6 +48,14 @@ if TYPE_CHECKING:
     show_default=True,
     help="Width of the token table and tied head: 16, 8 or 4.",
 )
+@click.option(
+    "--lowering",
+    type=click.Choice(LOWERINGS),
+    default="custom",
+    show_default=True,
+    help="Operators of products: custom (ours, with functions in the graphs), ONNX Runtime's MatMulNBits, or qdq "
+    "(DequantizeLinear of INT2, INT4 or INT8, and MatMul).",
+)
 @smaller_options
 @click.option(
     "--calibrate",
@@ -61,7 +70,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--threads",
-    type=ThreadCount(zero=True),
+    type=ThreadCount(zero=True, never_auto="it times a bundle, and this one is still to be made"),
     default=0,
     show_default=True,
     help="ONNX Runtime threads of the checks; 0 is one per core.",
@@ -79,6 +88,7 @@ def command(
     bits: str,
     packing: str,
     embedding_bits: str,
+    lowering: str,
     smaller: Smaller,
     calibrate: Path | None,
     costs: bool,
@@ -95,13 +105,16 @@ def command(
     Example: microvlm-export photo --bits 1.58 -o photo-1.58bit
     """
     # Bad flags are refused before PyTorch is imported, which takes seconds.
-    weights = read_weight_format(bits, packing, embedding_bits)
+    weights = dataclasses.replace(read_weight_format(bits, packing, embedding_bits), lowering=lowering)
+    if genai and lowering != "custom":
+        raise UserError("--genai is for --lowering custom; leave one of the two out.")
     smaller = dataclasses.replace(smaller, calibrate=calibrate, costs=costs)
     source = find_model(checkpoint, "checkpoint")
     from microvlm.exporters.bundle_writer import CheckFailed, export
 
     name = Path(os.path.abspath(source.given)).name
-    target = output or Path(f"{name}-{weights.bits:g}bit{smaller.suffix}")
+    kind = "" if lowering == "custom" else f"-{lowering}"
+    target = output or Path(f"{name}-{weights.bits:g}bit{kind}{smaller.suffix}")
     # A terminated export cleans up like an interrupted one.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
@@ -138,9 +151,13 @@ def _show(report: ExportReport, as_json: bool) -> None:
         echo(cut.sentence())
     if report.total_bytes:
         bits = ", ".join(f"{group} {value:.2f}" for group, value in report.bits_per_weight.items() if value)
-        echo(
-            f"\n{report.bundle}: {report.total_bytes / 1e6:.1f} MB, {report.ternary_nodes} ternary operators"
-        )
+        size = f"\n{report.bundle}: {report.total_bytes / 1e6:.1f} MB"
+        if report.products:
+            echo(f"{size}, products by other operators than ours")
+            for product, count in report.products.items():
+                echo(f"{count} x {product}")
+            return
+        echo(f"{size}, {report.ternary_nodes} ternary operators")
         echo(f"bits per weight on disk: {bits}")
 
 

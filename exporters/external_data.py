@@ -12,6 +12,7 @@ from pathlib import Path
 import onnx
 import onnx_ir
 
+from microvlm.exporters.contract import OPSET
 from microvlm.exporters.function_bodies import functions_for
 
 INLINE_BELOW_BYTES = 1024
@@ -68,6 +69,10 @@ def save_graph(model: onnx_ir.Model, graph: str, store: WeightStore) -> onnx.Mod
         if tensor.nbytes >= INLINE_BELOW_BYTES:
             value.const_value = store.place(tensor, name, graph)
     proto = onnx_ir.serde.serialize_model(model)
-    proto.functions.extend(functions_for(proto.graph.node))
+    functions = functions_for(proto.graph.node)
+    opset = model.graph.opset_imports.get("", OPSET)
+    for imported in (each for function in functions for each in function.opset_import if not each.domain):
+        imported.version = opset  # where it is inlined, a function's nodes are the graph's
+    proto.functions.extend(functions)
     (store.directory / f"{graph}.onnx").write_bytes(proto.SerializeToString())
     return proto

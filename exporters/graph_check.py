@@ -53,10 +53,7 @@ def check_graph(
     `threads` is ONNX Runtime's intra-op count, 0 for the usable cores. Where rounding ties explain every difference,
     the Checks are those of the replay, and the remark says how many activations differed and how far from a tie.
     """
-    set_traced(model, False)
-    inputs = example_inputs(spec, _SIZES, seed=1, vocab_size=model.config.text.vocab_size)
-    feeds = {tensor.name: value.numpy() for tensor, value in zip(spec.inputs, inputs, strict=True)}
-    expected = _run_eager(model, spec, inputs)
+    inputs, feeds, expected = _example(model, spec)
     names = [tensor.name for tensor in spec.outputs]
     session = onnxruntime.InferenceSession(
         str(path), session_options(threads), providers=["CPUExecutionProvider"]
@@ -86,6 +83,20 @@ def check_graph(
         f"{differences.max_step}, at most {differences.max_tie_distance:.1e} from a tie; with equal activations "
         f"{differences.sums_differing} of {differences.sums} sums differ)."
     )
+
+
+def example_outputs(model: MicroVLM, spec: GraphSpec) -> tuple[dict[str, np.ndarray], list[np.ndarray]]:
+    """Seeded inputs of a graph by name, and the outputs of the eager lowered `model` in contract order."""
+    return _example(model, spec)[1:]
+
+
+def _example(
+    model: MicroVLM, spec: GraphSpec
+) -> tuple[tuple[Tensor, ...], dict[str, np.ndarray], list[np.ndarray]]:
+    set_traced(model, False)
+    inputs = example_inputs(spec, _SIZES, seed=1, vocab_size=model.config.text.vocab_size)
+    feeds = {tensor.name: value.numpy() for tensor, value in zip(spec.inputs, inputs, strict=True)}
+    return inputs, feeds, _run_eager(model, spec, inputs)
 
 
 def record(

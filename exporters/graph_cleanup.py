@@ -20,8 +20,9 @@ WHOLE = 2**63 - 1
 """The end of a Slice that goes to the end."""
 
 
-def tidy(model: onnx_ir.Model, weights: set[str], prefix: str) -> None:
-    """Cleans up in place. Initializers lose the wrapper's `prefix`; those not in `weights` become Constant nodes."""
+def tidy(model: onnx_ir.Model, weights: set[str], prefix: str, fuses: bool = True) -> None:
+    """Cleans up in place; without `fuses` products stay
+    nodes of their own. Initializers lose the wrapper's `prefix`; those not in `weights` become Constant nodes."""
     graph = model.graph
     for value in list(graph.initializers.values()):
         assert value.name is not None
@@ -38,7 +39,8 @@ def tidy(model: onnx_ir.Model, weights: set[str], prefix: str) -> None:
     common.CommonSubexpressionEliminationPass()(model)
     common.IdentityEliminationPass()(model)
     fuse_attention(graph)
-    fuse_layers(graph)
+    if fuses:
+        fuse_layers(graph)
     common.RemoveUnusedNodesPass()(model)
     common.RemoveUnusedOpsetsPass()(model)
     common.ClearMetadataAndDocStringPass()(model)

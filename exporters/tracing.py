@@ -121,10 +121,11 @@ def _example(
     return gaussian
 
 
-def trace(model: MicroVLM, spec: GraphSpec) -> onnx_ir.Model:
+def trace(model: MicroVLM, spec: GraphSpec, fuses: bool = True) -> onnx_ir.Model:
     """The graph of `spec`, inputs and outputs named, typed and shaped exactly as the contract says.
 
-    `model` is lowered and set to traced. Raises RuntimeError when torch gives a graph that breaks the contract.
+    `model` is lowered and set to traced; without `fuses` products stay
+    nodes of their own. Raises RuntimeError when torch gives a graph that breaks the contract.
     """
     inputs = example_inputs(spec, _EXAMPLE, vocab_size=model.config.text.vocab_size)
     graph = _export(
@@ -135,7 +136,7 @@ def trace(model: MicroVLM, spec: GraphSpec) -> onnx_ir.Model:
         {"inputs": tuple(_dynamic(tensor) for tensor in spec.inputs)},
     )
     graph.graph.name = spec.name
-    tidy(graph, set(model.state_dict()), prefix="model.")
+    tidy(graph, set(model.state_dict()), "model.", fuses)
     _apply_contract(graph, spec)
     return graph
 

@@ -18,6 +18,7 @@ from microvlm.sources.model_source import DEFAULT_MODEL, find_model
 
 if TYPE_CHECKING:
     from microvlm.backends.base import LoadedRuntime
+    from microvlm.backends.threads import Threads
     from microvlm.config import MicroVLMConfig
     from microvlm.memory.episodic import EpisodicMemory
 
@@ -166,14 +167,15 @@ class LoadedModel:
 def load(
     source: str | os.PathLike[str] = DEFAULT_MODEL,
     backend: str | None = None,
-    threads: int | None = None,
+    threads: Threads = None,
     target: str | None = None,
 ) -> LoadedModel:
     """Load a checkpoint or a bundle: a folder, a hub id (owner/name) or a bundled name; a Path is always a folder.
 
     `backend`: torch, ort, ort-arm64 or another installed one; None takes `default_backend`. `threads`: of one operator;
-    None leaves the number to the backend. `target`: the device of ort-arm64 (local, ssh:USER@HOST[:PORT] or
-    emulated[:CPU]); it implies that backend. Raises UserError for a bad model and for a backend that cannot run here.
+    None leaves the number to the backend, "auto" measures once which one answers fastest. `target`: the device of
+    ort-arm64 (local, ssh:USER@HOST[:PORT] or emulated[:CPU]); it implies that backend. Raises UserError for a bad model
+    and for a backend that cannot run here.
     """
     from microvlm.backends import load as load_runtime
 
@@ -202,12 +204,14 @@ def export(
     genai: bool = False,
     layers: int | None = None,
     slots: int | None = None,
+    lowering: str = "custom",
 ) -> Path:
     """Export a checkpoint to the folder `output`, checked against PyTorch -> the path of the bundle.
 
     `bits` and `embedding_bits` are those of a weight, `packing` is 2bit or base3, `vocabulary` the most tokens,
     `layers` the decoder layers and `slots` the memory slots to keep, and `force` replaces a bundle that exists. With
-    `genai` the bundle also has a decoder for other programs. Needs the packages of microvlm[export]. Raises UserError
+    `genai` the bundle also has a decoder for other programs; `lowering` names the operators of products (custom,
+    matmulnbits or qdq). Needs the packages of microvlm[export]. Raises UserError
     for bad input, for missing packages and for a graph whose outputs are not the model's.
     """
     from microvlm.formats.weight_format import WeightFormat
@@ -215,7 +219,7 @@ def export(
 
     if not isinstance(output, str | os.PathLike):
         raise UserError(f"output= is {output!r}; give a folder, as text or as a path.")
-    weights = WeightFormat(bits, packing, embedding_bits)
+    weights = WeightFormat(bits, packing, embedding_bits, lowering)
     try:
         from microvlm.exporters.bundle_writer import CheckFailed
         from microvlm.exporters.bundle_writer import export as write_bundle

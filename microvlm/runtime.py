@@ -122,6 +122,18 @@ class ReportsThreads(Protocol):
 
 
 @runtime_checkable
+class ChangesThreads(Protocol):
+    """A runtime whose model can be run with another number of threads, without another check of its files."""
+
+    def with_threads(self, threads: int) -> Any:
+        """The same model with so many threads of one operator: a `LoadedRuntime`, this one or another.
+
+        Raises UserError where they cannot be started.
+        """
+        ...
+
+
+@runtime_checkable
 class RunsElsewhere(Protocol):
     """A runtime whose graphs run on another machine, or on an emulated one."""
 

@@ -106,6 +106,7 @@ def test_json_is_one_document_with_the_promised_keys(tmp_path, capsys):
     report = json.loads(stdout)
     assert set(report) == {
         "bundle", "bits", "packing", "total_bytes", "ternary_nodes", "bits_per_weight", "checks", "cuts", "notes",
+        "products",
     }  # fmt: skip
     assert (report["bundle"], report["bits"], report["packing"]) == (str(bundle), 1.58, "base3")
     assert report["total_bytes"] == sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())

@@ -14,7 +14,7 @@ import msgspec
 from click.shell_completion import CompletionItem
 
 from microvlm.bench.report_flags import ReportOutput, report_flags
-from microvlm.commands.options import ThreadCount
+from microvlm.commands.options import ITS_FLOATS, ThreadCount
 from microvlm.console import BAD_INPUT, GATE_FAILED, after_saving, echo, note, print_json, run_click
 from microvlm.errors import UserError
 from microvlm.formats.documents import quote
@@ -111,10 +111,10 @@ RECIPE = Suggested("recipe", _recipe_names, "file")
     show_default=True,
     help="Width of the frozen decoder in memory; 4 needs bitsandbytes.",
 )
-@click.option("--threads", type=ThreadCount(), default=None, help="CPU threads.")
+@click.option("--threads", type=ThreadCount(never_auto=ITS_FLOATS), default=None, help="CPU threads.")
 @click.option(
     "--workers",
-    type=ThreadCount(zero=True),
+    type=ThreadCount(zero=True, never_auto="nothing is measured that workers speed up"),
     default=0,
     show_default=True,
     help="Processes that draw batches ahead, for a GPU that would wait for one (Linux).",

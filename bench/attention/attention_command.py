@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
+from microvlm.backends.threads import Threads
 from microvlm.bench.report_flags import ReportOutput, report_flags
-from microvlm.commands.options import ThreadCount, WholeNumber
+from microvlm.bench.threads_flag import number_of_threads, threads_option
+from microvlm.commands.options import WholeNumber
 from microvlm.console import after_saving, echo
 from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL
 from microvlm.terminal.step_progress import step
@@ -46,7 +48,7 @@ MOST_PICTURES, MOST_EXAMPLES = 10_000, 100
     help="Pictures of the set whose answers are kept, with where each word looked; `report --html` shows them.",
 )
 @click.option("--prompt", help="A question; the model's own for captions by default.")
-@click.option("--threads", type=ThreadCount(), default=1, show_default=True, help="Threads of one operator.")
+@threads_option
 @click.option(
     "--seed", type=WholeNumber(0, 2**32), default=0, show_default=True, help="Of slices, draws and swaps."
 )
@@ -64,7 +66,7 @@ def attention(
     images: int,
     examples: int,
     prompt: str | None,
-    threads: int,
+    threads: Threads,
     seed: int,
     plots: Path | None,
     output: ReportOutput,
@@ -79,7 +81,8 @@ def attention(
     """
     from microvlm.bench.attention.attention_bench import Options, run
 
-    options = Options(model, against, backend, pictures, images, prompt, threads, seed, examples)
+    count = number_of_threads(threads, model, backend)
+    options = Options(model, against, backend, pictures, images, prompt, count, seed, examples)
     measured = run(options, progress=step)
     output.deliver(measured.document)
     if plots is not None:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import click
 
+from microvlm.backends.threads import Threads
 from microvlm.bench.report_flags import ReportOutput, report_flags
-from microvlm.commands.options import ThreadCount, WholeNumber
+from microvlm.bench.threads_flag import number_of_threads, threads_option
+from microvlm.commands.options import WholeNumber
 from microvlm.console import note
 from microvlm.errors import UserError
 from microvlm.sources.model_source import BUNDLED_HELP
@@ -34,7 +36,7 @@ _FILE = click.Path(dir_okay=False, path_type=Path)
     help="Pairs of fresh processes; 9 find a difference real.",
 )
 @click.option("--rounds", type=WholeNumber(2), default=16, show_default=True, help="Timed rounds in a pair.")
-@click.option("--threads", type=ThreadCount(), default=1, show_default=True, help="Threads of one operator.")
+@threads_option
 @click.option("--new-tokens", type=WholeNumber(1), default=16, show_default=True, help="Tokens of a decode.")
 @click.option(
     "--margin", type=float, help="Smallest difference that counts, in percent: 2, and 5 for saved documents."
@@ -51,7 +53,7 @@ def compare(
     python_b: str | None,
     pairs: int,
     rounds: int,
-    threads: int,
+    threads: Threads,
     new_tokens: int,
     margin: float | None,
     output: ReportOutput,
@@ -81,7 +83,11 @@ def compare(
             comparison_bench.SideOptions(a, backend, library_a, python_a),
             comparison_bench.SideOptions(b, backend_b or backend, library_b, python_b),
             comparison_bench.Options(
-                threads, pairs, rounds, new_tokens, judgement.MARGIN if margin is None else margin / 100
+                number_of_threads(threads, a, backend),
+                pairs,
+                rounds,
+                new_tokens,
+                judgement.MARGIN if margin is None else margin / 100,
             ),
             progress=step,
         )

@@ -11,6 +11,7 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 
 from microvlm import load
+from microvlm.backends.threads import AUTO, Threads
 from microvlm.errors import UserError
 from microvlm.generation import GenerationOptions, Prompt, embed_prompt, generate, read_slot, teacher_force
 from microvlm.memory.memory_file import open_memory
@@ -31,7 +32,7 @@ class MicroVLMModel(lmms):
         self,
         pretrained: str = "photo",
         backend: str | None = None,
-        threads: int | None = None,
+        threads: Threads = None,
         memory: str | None = None,
         **others: Any,
     ):
@@ -41,7 +42,7 @@ class MicroVLMModel(lmms):
             raise UserError(
                 f"--model_args {unknown[0]} is not known; choose from pretrained, backend, threads, memory."
             )
-        self.loaded = load(pretrained, backend, None if threads is None else int(threads))
+        self.loaded = load(pretrained, backend, threads if threads in (None, AUTO) else int(threads))
         self.states = None if memory is None else open_memory(Path(memory), self.loaded.runtime).states
 
     def generate_until(self, requests: list[Instance]) -> list[str]:

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import click
 
+from microvlm.backends.threads import Threads
 from microvlm.bench.report_flags import ReportOutput, report_flags
-from microvlm.commands.options import ThreadCount, WholeNumber
+from microvlm.bench.threads_flag import number_of_threads, threads_option
+from microvlm.commands.options import WholeNumber
 from microvlm.console import GATE_FAILED, after_saving, echo, note, print_json
 from microvlm.errors import UserError
 from microvlm.sources.model_source import BUNDLED_HELP, DEFAULT_MODEL
@@ -27,7 +29,7 @@ from microvlm.terminal.suggestions import BACKEND, MODEL
     show_default=True,
     help="Backend that remembers; may be repeated, or a list with commas.",
 )
-@click.option("--threads", type=ThreadCount(), default=1, show_default=True, help="Threads of one operator.")
+@threads_option
 @click.option(
     "--facts",
     type=WholeNumber(0),
@@ -85,7 +87,7 @@ from microvlm.terminal.suggestions import BACKEND, MODEL
 def memory(
     models: tuple[str, ...],
     backends: tuple[str, ...],
-    threads: int,
+    threads: Threads,
     facts: int,
     edits: int,
     repeats: int,
@@ -118,8 +120,10 @@ def memory(
         return
     if pictures is not None:
         raise UserError("--pictures is for --fit-pointing; give both.")
+    names = [name.strip() for part in backends for name in part.split(",") if name.strip()]
+    models = models or (DEFAULT_MODEL,)
     options = Options(
-        threads=threads,
+        threads=number_of_threads(threads, models[0], (*names, "ort")[0]),
         facts=facts,
         edits=edits,
         repeats=repeats,
@@ -130,8 +134,7 @@ def memory(
         concept_pictures=concept_pictures,
         stream=stream,
     )
-    names = [name.strip() for part in backends for name in part.split(",") if name.strip()]
-    document = run_each(models or (DEFAULT_MODEL,), list(dict.fromkeys(names)), options, progress=step)
+    document = run_each(models, list(dict.fromkeys(names)), options, progress=step)
     output.deliver(document)
     if plots is not None:
         for path in write_plots(document, plots):
@@ -139,7 +142,7 @@ def memory(
 
 
 def _fit_pointing(
-    checkpoint: Path, backend: str, threads: int, seed: int, pictures: Path | None, as_json: bool
+    checkpoint: Path, backend: str, threads: Threads, seed: int, pictures: Path | None, as_json: bool
 ) -> None:
     from microvlm.backends import load
     from microvlm.bench.memory.model_under_test import ModelUnderTest
@@ -175,9 +178,9 @@ def _fit_pointing(
 @click.option(
     "--turns", type=WholeNumber(1), default=10_000, show_default=True, help="Turns of the conversation."
 )
-@click.option("--threads", type=ThreadCount(), default=1, show_default=True, help="Threads of one operator.")
+@threads_option
 @report_flags
-def conversation(model: str, backend: str, turns: int, threads: int, output: ReportOutput) -> int:
+def conversation(model: str, backend: str, turns: int, threads: Threads, output: ReportOutput) -> int:
     """Talk with MODEL (a bundle or a checkpoint) for many turns, its memory in a file: memory, bytes and time.
 
     Status 1 when the process grows by more than its facts, a turn's bytes grow, or the first picture is forgotten.
@@ -187,6 +190,7 @@ def conversation(model: str, backend: str, turns: int, threads: int, output: Rep
     """
     from microvlm.bench.conversation.conversation_bench import run
 
-    document = run(model, backend, turns, threads, progress=step)
+    count = number_of_threads(threads, model, backend)
+    document = run(model, backend, turns, count, progress=step)
     output.deliver(document)
     return 0 if all(bar["met"] for bar in document["bars"]) else GATE_FAILED

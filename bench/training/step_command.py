@@ -9,7 +9,7 @@ import click
 
 from microvlm.bench.report_flags import ReportOutput, report_flags
 from microvlm.bench.training.step_variants import VARIANTS
-from microvlm.commands.options import ThreadCount, WholeNumber
+from microvlm.commands.options import ITS_FLOATS, ThreadCount, WholeNumber
 from microvlm.console import GATE_FAILED, note
 from microvlm.errors import UserError
 from microvlm.terminal.step_progress import step
@@ -34,7 +34,9 @@ _DEVICE = re.compile(r"cpu|cuda(:\d{1,2})?")
 )
 @click.option("--batch-size", type=WholeNumber(2, 65_536), help="Samples of a step, in place of --tokens.")
 @click.option("--device", type=DEVICE, default="cpu", show_default=True, help="cpu, cuda or cuda:N.")
-@click.option("--threads", type=ThreadCount(), help="CPU threads of each variant's process.")
+@click.option(
+    "--threads", type=ThreadCount(never_auto=ITS_FLOATS), help="CPU threads of each variant's process."
+)
 @click.option("--repeats", type=WholeNumber(1), default=10, show_default=True, help="Timed steps.")
 @click.option(
     "--warmup", type=WholeNumber(0), default=1, show_default=True, help="Steps before the clock counts."

@@ -8,8 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import msgspec
-
 from microvlm.config import CONFIG, MicroVLMConfig
 from microvlm.errors import UserError
 from microvlm.exporters import contract
@@ -30,6 +28,7 @@ from microvlm.formats.manifest import (
     GraphEntry,
     Manifest,
     TensorEntry,
+    manifest_text,
 )
 from microvlm.formats.op_table import MATMUL_BY_KIND
 from microvlm.formats.stored_tensors import read_checkpoint
@@ -165,7 +164,7 @@ def _manifest_bytes(
         vocabulary=vocabulary.describe() if vocabulary is not None else None,
         training=_training(checkpoint),
     )
-    return len(json.dumps(msgspec.to_builtins(manifest), indent=1)) + 1
+    return len(manifest_text(manifest))
 
 
 def _training(checkpoint: Path) -> dict[str, Any] | None:

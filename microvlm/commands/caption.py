@@ -31,6 +31,7 @@ from microvlm.terminal.suggestions import FILE
 if TYPE_CHECKING:
     from microvlm.answers.answering import Answer
     from microvlm.backends import LoadedRuntime
+    from microvlm.backends.threads import Threads
     from microvlm.commands.heatmap import Table, WordMap
     from microvlm.generation import Prompt
     from microvlm.inputs.processor import Inputs, Processor
@@ -98,7 +99,7 @@ def caption(
     seed: int,
     model: str,
     backend: str | None,
-    threads: int | None,
+    threads: Threads,
     target: str | None,
 ) -> int:
     """Describe each IMAGE, or answer a question about it; a model that is not sure enough says so.

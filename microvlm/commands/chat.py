@@ -33,6 +33,7 @@ from microvlm.terminal.pictures import Pictures, open_pictures
 from microvlm.terminal.suggestions import FILE
 
 if TYPE_CHECKING:
+    from microvlm.backends.threads import Threads
     from microvlm.memory.conversation import Chat
 
 HELP = """\
@@ -81,7 +82,7 @@ def chat(
     seed: int,
     model: str,
     backend: str | None,
-    threads: int | None,
+    threads: Threads,
     target: str | None,
 ) -> int:
     """Talk about pictures, which the model remembers; /help lists the commands.

@@ -19,12 +19,17 @@ from microvlm.terminal.suggestions import BACKEND, MODEL, TARGET
 if TYPE_CHECKING:
     from microvlm.answers.answering import Guess
     from microvlm.backends import LoadedRuntime
+    from microvlm.backends.threads import Threads
     from microvlm.inputs.processor import Processor
     from microvlm.sampling import GenerationOptions
 
 
 MANY = 1_000_000
 """The largest number of tokens, rounds and the like that makes sense."""
+
+
+ITS_FLOATS = "the floats of a training step depend on the number of threads"
+"""Why a training command takes no --threads auto: a run that goes on elsewhere would be another one."""
 
 
 class WholeNumber(click.types.IntParamType):
@@ -44,17 +49,26 @@ class WholeNumber(click.types.IntParamType):
 
 
 class ThreadCount(click.types.IntParamType):
-    """A number of threads that makes sense on this machine. Raises UserError.
+    """A number of threads that makes sense on this machine, or "auto". Raises UserError.
 
-    `zero` is allowed where it stands for a choice of the program's own.
+    `zero` is allowed where it stands for a choice of the program's own. `never_auto` says, in a clause, why "auto" is
+    refused, where it is.
     """
 
-    def __init__(self, zero: bool = False):
-        self.zero = zero
+    def __init__(self, zero: bool = False, never_auto: str = ""):
+        self.zero, self.never_auto = zero, never_auto
+        self.name = "integer" if never_auto else "integer|auto"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        from microvlm.backends.threads import check_threads
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        from microvlm.backends.threads import AUTO, check_threads
 
+        if value == AUTO:
+            if self.never_auto:
+                option = param.opts[0] if param is not None else "--threads"
+                raise UserError(
+                    f"{option} {AUTO} is not possible here, because {self.never_auto}; give a number."
+                )
+            return AUTO
         number = super().convert(value, param, ctx)
         if self.zero and number == 0:
             return number
@@ -91,7 +105,7 @@ def model_options(command: Callable) -> Callable:
         click.option(
             "--threads",
             type=ThreadCount(),
-            help="Threads of one operator; the backend's choice by default.",
+            help="Threads of one operator; auto measures once which number is fastest; one a core by default.",
         ),
         target_option,
         backend_option,
@@ -162,7 +176,7 @@ def guess_lines(guesses: Sequence[Guess] | None) -> list[str]:
 
 
 def open_model(
-    model: str | os.PathLike[str], backend: str | None, threads: int | None, target: str | None = None
+    model: str | os.PathLike[str], backend: str | None, threads: Threads, target: str | None = None
 ) -> tuple[LoadedRuntime, Processor, float]:
     """Load a model -> (runtime, processor, milliseconds). See `microvlm.load`. Raises UserError."""
     from microvlm.loaded_model import load

@@ -16,6 +16,7 @@ from microvlm.sources.model_source import BUNDLED, DEFAULT_MODEL
 from microvlm.terminal.suggestions import BACKEND, MODEL
 
 if TYPE_CHECKING:
+    from microvlm.backends.threads import Threads
     from microvlm.serve.service import ServedModel
 
 DEFAULT_HOST, DEFAULT_PORT = "127.0.0.1", 8000
@@ -39,7 +40,9 @@ to any client of OpenAI's chat completions. Ctrl-C stops it."""
     help="torch, ort or another installed one; may be given more than once. By default the one that suits the model.",
 )
 @click.option(
-    "--threads", type=ThreadCount(), help="Threads of one operator; the backend's choice by default."
+    "--threads",
+    type=ThreadCount(),
+    help="Threads of one operator; auto measures once which number is fastest; one a core by default.",
 )
 @click.option(
     "--host",
@@ -100,7 +103,7 @@ to any client of OpenAI's chat completions. Ctrl-C stops it."""
 def serve(
     models: tuple[str, ...],
     backends: tuple[str, ...],
-    threads: int | None,
+    threads: Threads,
     host: str,
     port: int,
     token: str | None,
@@ -152,9 +155,7 @@ def serve(
         note("stopped")
 
 
-def served_models(
-    sources: tuple[str, ...], backends: tuple[str, ...], threads: int | None
-) -> list[ServedModel]:
+def served_models(sources: tuple[str, ...], backends: tuple[str, ...], threads: Threads) -> list[ServedModel]:
     """Every model on every backend, the first one first. Raises UserError for what cannot run here."""
     from microvlm.backends import get_backend
     from microvlm.loaded_model import default_backend

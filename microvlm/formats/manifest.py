@@ -70,6 +70,9 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     bits: Bits | None = None
     packing: Word | None = None
     embedding_bits: Bits | None = None
+    lowering: Word = "custom"
+    """The operators of the graphs' products, see `weight_format.LOWERINGS`. Weights of others than ours have names and
+    layouts that no backend reads back."""
     bits_per_weight: dict[str, float | None] = {}
     """Bits on disk by group of weights; None for a group without weights."""
     versions: dict[str, Any] = {}
@@ -127,7 +130,15 @@ def list_files(folder: Path) -> dict[str, FileEntry]:
 
 def save_manifest(folder: Path, manifest: Manifest) -> None:
     """Write FOLDER/manifest.json. Raises OSError."""
-    (folder / MANIFEST).write_text(json.dumps(msgspec.to_builtins(manifest), indent=1) + "\n")
+    (folder / MANIFEST).write_text(manifest_text(manifest))
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """The document of a manifest. Our own operators are not named: those of bundles have been ours before."""
+    document = msgspec.to_builtins(manifest)
+    if manifest.lowering == "custom":
+        del document["lowering"]
+    return json.dumps(document, indent=1) + "\n"
 
 
 def read_manifest(folder: Path) -> Manifest:

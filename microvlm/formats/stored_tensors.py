@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from microvlm.config import MicroVLMConfig
 from microvlm.errors import UserError
+from microvlm.formats.documents import quote
 from microvlm.formats.headers.safetensors_header import read_header
 from microvlm.formats.lowered_layer import LAYERS, LoweredLayer, parse_layers
 from microvlm.formats.manifest import Manifest
@@ -45,6 +46,11 @@ def read_bundle(folder: Path, manifest: Manifest, config: MicroVLMConfig) -> dic
 
     Raises UserError for a file that cannot be read, and for tensors that are not those of `config`.
     """
+    if manifest.lowering != "custom":
+        raise UserError(
+            f"{folder} has the weights of --lowering {quote(manifest.lowering)}, which only its graphs can read: "
+            "run it with --backend ort, or give the checkpoint."
+        )
     tensors: dict[str, StoredTensor] = {}
     for graph in manifest.graphs.values():
         for tensor in read_initializers(folder / graph.file):

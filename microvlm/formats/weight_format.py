@@ -14,6 +14,8 @@ BITS = (32, 16, 8, 4, 1.58)
 PACKING_HELP = "Bytes of ternary weights: 2bit or base3."
 """Help of --packing. A test compares it with the table."""
 EMBEDDING_BITS = (32, 16, 8, 4)
+LOWERINGS = ("custom", "matmulnbits", "qdq")
+"""Operators of products: ours, ONNX Runtime's MatMulNBits, or ONNX's DequantizeLinear and MatMul."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class WeightFormat:
     bits: float = 1.58
     packing: str = "2bit"
     embedding_bits: int = 8
+    lowering: str = "custom"
 
     def __post_init__(self) -> None:
         if not _is_one_of(self.bits, BITS):
@@ -33,6 +36,14 @@ class WeightFormat:
             raise UserError(f"--bits {bits} is not offered; choose one of 32, 16, 8, 4, 1.58.")
         if not _is_one_of(self.embedding_bits, EMBEDDING_BITS):
             raise UserError(f"--embedding-bits {self.embedding_bits!r} is not offered; choose 16, 8 or 4.")
+        if self.lowering not in LOWERINGS:
+            raise UserError(
+                f"--lowering {self.lowering} is not offered; choose one of {', '.join(LOWERINGS)}."
+            )
+        if self.lowering != "custom" and self.bits > 8:
+            raise UserError(
+                f"--lowering {self.lowering} is of integer weights, and --bits is {self.bits:g}; give 8, 4 or 1.58."
+            )
         from microvlm.formats.op_table import MATMUL_BY_PACKING
 
         if not isinstance(self.packing, str) or self.packing not in MATMUL_BY_PACKING:

@@ -46,6 +46,16 @@ class TorchRuntime:
         self.fingerprint = fingerprint_of(model)
         self._device = model.memory_prior.device
 
+    @property
+    def threads(self) -> int:
+        """Threads of one operator: torch's, of the whole process."""
+        return torch.get_num_threads()
+
+    def with_threads(self, threads: int) -> TorchRuntime:
+        """See `microvlm.runtime.ChangesThreads`: this runtime, because torch's threads are the process's."""
+        torch.set_num_threads(threads)
+        return self
+
     def encode_image(self, pixel_values: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
             return _array(self.model.encode_image(self._tensor(pixel_values)))

@@ -23,7 +23,7 @@ class ModelSpec(Struct, frozen=True):
     """How requests name it."""
     source: str
     backend: str
-    threads: int | None = None
+    threads: int | Literal["auto"] | None = None
 
 
 class Sampling(Struct, frozen=True):

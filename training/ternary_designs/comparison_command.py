@@ -8,7 +8,7 @@ import click
 
 from microvlm.bench.report_flags import ReportOutput, report_flags
 from microvlm.bench.training.ternary_design import DESIGNS
-from microvlm.commands.options import ThreadCount, WholeNumber
+from microvlm.commands.options import ITS_FLOATS, ThreadCount, WholeNumber
 from microvlm.console import note
 from microvlm.terminal.step_progress import waiting
 from microvlm.terminal.suggestions import MODEL
@@ -48,7 +48,7 @@ from microvlm.terminal.suggestions import MODEL
 )
 @click.option("--count", type=WholeNumber(1), default=128, show_default=True, help="Held-out texts.")
 @click.option("--seed", type=WholeNumber(0, 500_000_000), default=0, show_default=True, help="Of batches.")
-@click.option("--threads", type=ThreadCount(), help="CPU threads.")
+@click.option("--threads", type=ThreadCount(never_auto=ITS_FLOATS), help="CPU threads.")
 @report_flags
 def command(
     start: str,

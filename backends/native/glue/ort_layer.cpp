@@ -2,10 +2,7 @@
 
 #include "ort_layer.h"
 
-#include <cstdlib>
-#include <new>
-
-#include "ort_values.h"
+#include "ort_node.h"
 
 namespace {
 
@@ -62,11 +59,6 @@ Status compute(void* handle, void* context) {
   return run_layer(kernel, context, activations);
 }
 
-void destroy_kernel(void* handle) {
-  static_cast<LayerKernel*>(handle)->~LayerKernel();
-  std::free(handle);
-}
-
 size_t input_count(const LayerDeclaration& op) {
   size_t count = kMaxLayerInputs;
   while (op.inputs[count - 1].name == nullptr) --count;
@@ -99,25 +91,6 @@ Status find_weights(const void* info, LayerKernel* kernel) {
   return fail(kernel->api, kInvalidArgument, problem.text);
 }
 
-Status create_kernel(const OrtCustomOp* op, const OrtApi* api, const void* info, void** kernel) {
-  const char* problem = nullptr;
-  const Kernels* kernels = active_variant(&problem);
-  if (kernels == nullptr) return fail(api, kInvalidArgument, problem);
-  void* memory = std::malloc(sizeof(LayerKernel));
-  if (memory == nullptr) return fail(api, kRuntimeException, "not enough memory");
-  auto* created = new (memory) LayerKernel;
-  created->api = api;
-  created->op = static_cast<const LayerOp*>(op)->declaration;
-  created->kernels = kernels;
-  Status status = find_weights(info, created);
-  if (status == nullptr) {
-    *kernel = created;
-  } else {
-    destroy_kernel(created);
-  }
-  return status;
-}
-
 // Outputs are the first input with their own widths; that of a feed-forward layer is the second input.
 Status infer_shape(const OrtCustomOp* self, void* context) {
   const LayerDeclaration& op = *static_cast<const LayerOp*>(self)->declaration;
@@ -136,18 +109,14 @@ const LayerDeclaration& declaration_of(const OrtCustomOp* op) { return *static_c
 
 LayerOp make_op(const LayerDeclaration& declaration) {
   LayerOp op = {};
-  op.version = kApiVersion;
+  answer_as_every_op(&op);
   op.get_name = [](const OrtCustomOp* self) { return declaration_of(self).name; };
-  op.get_execution_provider = [](const OrtCustomOp*) { return "CPUExecutionProvider"; };
   op.get_input_type = [](const OrtCustomOp* self, size_t i) { return declaration_of(self).inputs[i].type; };
   op.get_input_count = [](const OrtCustomOp* self) { return input_count(declaration_of(self)); };
   op.get_output_type = [](const OrtCustomOp*, size_t) { return kFloat; };
   op.get_output_count = [](const OrtCustomOp* self) { return declaration_of(self).outputs; };
-  op.get_input_characteristic = op.get_output_characteristic = op.get_input_memory_type =
-      [](const OrtCustomOp*, size_t) { return 0; };  // required; required; the provider's own memory
-  op.get_start_version = op.get_end_version = [](const OrtCustomOp*) { return 1; };
-  op.destroy_kernel = destroy_kernel;
-  op.create_kernel = create_kernel;
+  op.destroy_kernel = destroy_kernel<LayerKernel>;
+  op.create_kernel = create_kernel<LayerOp, LayerKernel, find_weights>;
   op.compute = compute;
   op.infer_shape = infer_shape;
   op.declaration = &declaration;

@@ -3,7 +3,7 @@
 #include <cstring>
 
 #include "ort_layer.h"
-#include "ort_values.h"
+#include "ort_node.h"
 
 namespace {
 
@@ -49,16 +49,12 @@ Status compute(void* handle, void* context) {
 
 OrtCustomOp make_op() {
   OrtCustomOp op = {};
-  op.version = kApiVersion;
+  answer_as_every_op(&op);
   op.get_name = [](const OrtCustomOp*) { return "DecoderMask"; };
-  op.get_execution_provider = [](const OrtCustomOp*) { return "CPUExecutionProvider"; };
   op.get_input_type = [](const OrtCustomOp*, size_t i) { return kMaskOperands[i].type; };
   op.get_input_count = [](const OrtCustomOp*) -> size_t { return 2; };
   op.get_output_type = [](const OrtCustomOp*, size_t) { return kBool; };
   op.get_output_count = [](const OrtCustomOp*) -> size_t { return 1; };
-  op.get_input_characteristic = op.get_output_characteristic = op.get_input_memory_type =
-      [](const OrtCustomOp*, size_t) { return 0; };  // required; required; the provider's own memory
-  op.get_start_version = op.get_end_version = [](const OrtCustomOp*) { return 1; };
   op.destroy_kernel = [](void*) {};
   // The interface is all that a node needs.
   op.create_kernel = [](const OrtCustomOp*, const OrtApi* api, const void*, void** kernel) -> Status {

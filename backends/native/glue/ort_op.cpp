@@ -3,13 +3,11 @@
 
 #include <atomic>
 #include <cstddef>
-#include <cstdlib>
-#include <new>
 
 #include "declarations.h"
 #include "operators.h"
 #include "ort_layer.h"
-#include "ort_values.h"
+#include "ort_node.h"
 
 std::atomic<const OrtApi*> first_api{nullptr};
 
@@ -121,17 +119,12 @@ Status compute(void* handle, void* context) {
   return run_node(kernel, context, kernel.weights, &first);
 }
 
-void destroy_kernel(void* handle) {
-  static_cast<Kernel*>(handle)->~Kernel();
-  std::free(handle);
-}
-
-Status find_attribute(const OrtApi* api, const Declaration& op, const void* info, int64_t* attribute) {
-  return op.attribute == nullptr ? nullptr : call<kGetAttributeInt64>(api, info, op.attribute, attribute);
-}
-
-// Looks up the weights where all are initializers.
-Status find_initializers(const void* info, Kernel* kernel) {
+// Looks up the attribute, and the weights where all are initializers.
+Status find_operands(const void* info, Kernel* kernel) {
+  if (kernel->op->attribute != nullptr) {
+    Status status = call<kGetAttributeInt64>(kernel->api, info, kernel->op->attribute, &kernel->attribute);
+    if (status != nullptr) return status;
+  }
   const void* values[kMaxInputs - 1] = {};
   for (size_t i = 1; i < kernel->op->input_count(); ++i) {
     int is_constant = 0;
@@ -140,26 +133,6 @@ Status find_initializers(const void* info, Kernel* kernel) {
   }
   kernel->has_weights = true;
   return read_weights(*kernel, values, &kernel->weights);
-}
-
-Status create_kernel(const OrtCustomOp* op, const OrtApi* api, const void* info, void** kernel) {
-  const char* problem = nullptr;
-  const Kernels* kernels = active_variant(&problem);
-  if (kernels == nullptr) return fail(api, kInvalidArgument, problem);
-  void* memory = std::malloc(sizeof(Kernel));
-  if (memory == nullptr) return fail(api, kRuntimeException, "not enough memory");
-  auto* created = new (memory) Kernel;
-  created->api = api;
-  created->op = static_cast<const Op*>(op)->declaration;
-  created->kernels = kernels;
-  Status status = find_attribute(api, *created->op, info, &created->attribute);
-  if (status == nullptr) status = find_initializers(info, created);
-  if (status == nullptr) {
-    *kernel = created;
-  } else {
-    destroy_kernel(created);
-  }
-  return status;
 }
 
 // Width of the output: the attribute, or a side of packed, or -1.
@@ -186,20 +159,16 @@ Status infer_shape(const OrtCustomOp* self, void* context) {
 
 Op make_op(const Declaration& declaration) {
   Op op = {};
-  op.version = kApiVersion;
+  answer_as_every_op(&op);
   op.get_name = [](const OrtCustomOp* self) { return static_cast<const Op*>(self)->declaration->name; };
-  op.get_execution_provider = [](const OrtCustomOp*) { return "CPUExecutionProvider"; };
   op.get_input_type = [](const OrtCustomOp* self, size_t i) {
     return static_cast<const Op*>(self)->declaration->inputs[i].type;
   };
   op.get_input_count = [](const OrtCustomOp* self) { return static_cast<const Op*>(self)->declaration->input_count(); };
   op.get_output_type = [](const OrtCustomOp*, size_t) { return kFloat; };
   op.get_output_count = [](const OrtCustomOp*) -> size_t { return 1; };
-  op.get_input_characteristic = op.get_output_characteristic = op.get_input_memory_type =
-      [](const OrtCustomOp*, size_t) { return 0; };  // required; required; the provider's own memory
-  op.get_start_version = op.get_end_version = [](const OrtCustomOp*) { return 1; };
-  op.destroy_kernel = destroy_kernel;
-  op.create_kernel = create_kernel;
+  op.destroy_kernel = destroy_kernel<Kernel>;
+  op.create_kernel = create_kernel<Op, Kernel, find_operands>;
   op.compute = compute;
   op.infer_shape = infer_shape;
   op.declaration = &declaration;
