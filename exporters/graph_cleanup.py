@@ -13,6 +13,8 @@ from onnxscript.optimizer import fold_constants
 
 from microvlm.exporters.fusion.attention_fusion import fuse_attention
 from microvlm.exporters.fusion.layer_fusion import fuse_layers
+from microvlm.formats.layer_table import LAYERS
+from microvlm.formats.op_table import DOMAIN
 
 FOLD_BELOW_ELEMENTS = 4096
 """Constants of shapes, masks and frequencies are far below this."""
@@ -86,9 +88,28 @@ def _drop_whole_slices(graph: onnx_ir.Graph) -> None:
 
 
 def _forget_shapes(graph: onnx_ir.Graph) -> None:
-    """Drop the tracer's shapes of inner values: they name symbols that the contract does not have."""
+    """Drop the tracer's shapes of inner values: they name symbols that the contract does not have.
+
+    The width of attention's values stays where it comes out of a function without a bias: ONNX cannot tell it there,
+    infers outputs of width 0, and refuses the norm that follows.
+    """
+    untold = {
+        node.inputs[2]
+        for node in graph
+        if node.op_type == "Attention" and node.domain == "" and _is_untold(node.inputs[2])
+    }
     for node in graph:
         for value in node.outputs:
-            if not value.is_graph_output():
+            if value in untold and value.shape is not None:
+                value.shape = onnx_ir.Shape([None, None, value.shape[-1]])
+            elif not value.is_graph_output():
                 value.shape = None
                 value.type = None
+
+
+def _is_untold(value: onnx_ir.Value | None) -> bool:
+    node = None if value is None else value.producer()
+    if node is None or node.domain != DOMAIN:
+        return False
+    bias = node.inputs[-1] if node.op_type in LAYERS else None
+    return bias is None or not bias.is_initializer()

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx.parser
 import onnx_ir
 import onnxruntime
 import pytest
+from conftest import seeded_model, tiny_config
 from onnx_ir.passes import common
 
+from microvlm.exporters.bundle_writer import export
 from microvlm.exporters.fusion.attention_fusion import fuse_attention
+from microvlm.formats.weight_format import WeightFormat
 
 HEADS, KV_HEADS, WIDTH = 4, 2, 8
 SHAPES = {"q": (2, 3, HEADS * WIDTH), "k": (2, 3, KV_HEADS * WIDTH), "v": (2, 3, KV_HEADS * WIDTH)}
@@ -121,3 +127,19 @@ def test_another_arithmetic_stays_as_it_is(old, new):
     assert op_types(fused) == op_types(before)
     for array, fused_array in zip(run(before), run(fused), strict=True):
         assert np.array_equal(array, fused_array)
+
+
+def test_a_decoder_with_inner_norms_and_no_biases_is_exported(tmp_path: Path):
+    """As a Llama or SmolLM2 that was distilled: ONNX infers a width of 0 of what attention mixes, unless it is told."""
+    config = tiny_config()
+    config = dataclasses.replace(config, text=dataclasses.replace(config.text, attention_bias=False))
+    seeded_model(config).save_pretrained(tmp_path / "checkpoint")
+    report = export(tmp_path / "checkpoint", tmp_path / "bundle", WeightFormat(1.58), threads=1)
+    assert all(check.passed for check in report.checks)
+    for name in ("memory_encode", "decoder_model_merged"):
+        path = tmp_path / "bundle" / "onnx" / f"{name}.onnx"
+        graph = onnx.load(path, load_external_data=False).graph
+        assert any(node.op_type == "FeedForward2x4" for node in graph.node)
+        assert all("bias" not in tensor.name for tensor in graph.initializer)
+        # Without the native library, by the functions in the file.
+        onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
