@@ -17,7 +17,7 @@ from microvlm.training.recipe import load_recipe
 from microvlm.training.scoring import score_command
 
 DOCS = Path(__file__).parent.parent / "docs"
-PAGE = "".join((DOCS / name).read_text() for name in ("training-nano.md", "training.md"))
+PAGE = "".join((DOCS / name).read_text() for name in ("training-nano.md", "training.md", "distilling.md"))
 PHOTO_PAGE = (DOCS / "training-photo.md").read_text()
 SMALL_PAGE = (DOCS / "training-small.md").read_text()
 PROGRAMS = {

@@ -139,8 +139,8 @@ RECIPE = Suggested("recipe", _recipe_names, "file")
 @click.option("--print-recipe", is_flag=True, help="Print the recipe as JSON, to change it, and stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 def command(recipe: str, **options: Any) -> int:
-    """Train RECIPE: a JSON file or a packaged name (test, stage1, stage2, distill, distill-texts, small, photo,
-    photo-further, photo-facts, photo-colours, photo-words, nano).
+    """Train RECIPE: a JSON file or a packaged name (test, stage1, stage2, distill, distill-texts, small, small-distill,
+    photo, photo-further, photo-facts, photo-colours, photo-words, nano).
 
     test learns a small model of your pictures from nothing, or tries --start briefly; stage1 and stage2 train an
     assembled model; distill makes it ternary. `microvlm-train watch RUN` shows a run,
