@@ -229,6 +229,7 @@ def loops(compiler: str | None, output: ReportOutput) -> None:
 
     Needs a checkout, llvm-mca and the binutils for aarch64. Nothing is measured.
 
+    \b
     Example: microvlm-bench loops -o loops.json
     """
     from microvlm.bench.loops.loop_bench import GCC
@@ -325,6 +326,9 @@ def paths(models: tuple[str, ...], native: bool | None, output: ReportOutput) ->
     """The operators that ONNX Runtime runs for each product of BUNDLE: type, provider, bits, block, accuracy level.
 
     A session is made of every graph and run once; what it made of the graph is compared with what the file has.
+
+    \b
+    Example: microvlm-bench paths nano-1.58bit
     """
     from microvlm.bench.paths.path_bench import run as look
 

@@ -21,7 +21,7 @@ from microvlm.training.ternary_designs.designed_linear import (
     rotate,
     round_to_trits,
 )
-from microvlm.training.train_command import whole_group
+from microvlm.training.train_command import whole_command
 from microvlm.training.warm_start import begin_sub_norms, start_from
 
 
@@ -134,7 +134,7 @@ def test_the_command_compares_designs(start, tmp_path, capsys):
     for name in chosen:
         arguments += ["--design", name]
     with pytest.raises(SystemExit) as exit_info:
-        run_click(whole_group(), [str(argument) for argument in arguments])
+        run_click(whole_command(), [str(argument) for argument in arguments])
     assert not exit_info.value.code, capsys.readouterr().err
     document = json.loads(out.read_text())
     assert [row["name"] for row in document["rows"]] == chosen
@@ -147,6 +147,6 @@ def test_the_command_compares_designs(start, tmp_path, capsys):
 
 def test_no_texts_is_said_in_a_sentence(start, tmp_path, capsys):
     with pytest.raises(SystemExit) as exit_info:
-        run_click(whole_group(), ["designs", "--start", str(start), "--data", str(tmp_path / "none.jsonl")])
+        run_click(whole_command(), ["designs", "--start", str(start), "--data", str(tmp_path / "none.jsonl")])
     assert exit_info.value.code == 2
     assert "does not exist" in capsys.readouterr().err

@@ -23,7 +23,7 @@ SMALL_PAGE = (DOCS / "training-small.md").read_text()
 PROGRAMS = {
     "microvlm": cli,
     "microvlm-data": data_command.command,
-    "microvlm-train": train_command.whole_group(),
+    "microvlm-train": train_command.whole_command(),
     "microvlm-score": score_command.command,
     "microvlm-export": export_command.command,
     "microvlm-bench": bench_command.command,
