@@ -97,11 +97,14 @@ print(resident() - before)
 
 
 @pytest.mark.linux
-@pytest.mark.parametrize("place", ["mapped", "heap"])
+@pytest.mark.parametrize("place", ["mapped", "heap", "chosen"])
 def test_large_blocks_are_mapped_and_go_back_when_they_are_freed(place: str):
+    """`chosen`: a user's own size, above these blocks, stays."""
+    chosen = {"MALLOC_MMAP_THRESHOLD_": "33554432"} if place == "chosen" else {}
     ran = subprocess.run(
-        [sys.executable, "-c", LARGE_BLOCKS, place], check=True, capture_output=True, text=True
-    )
+        [sys.executable, "-c", LARGE_BLOCKS, "heap" if place == "heap" else "mapped"],
+        env={**os.environ, **chosen}, check=True, capture_output=True, text=True,
+    )  # fmt: skip
     if place == "mapped":
         assert int(ran.stdout) < 40_000_000
     elif platform.libc_ver()[0] == "glibc":

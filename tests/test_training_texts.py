@@ -22,10 +22,13 @@ from microvlm.training.batches.sample_texts import IGNORED
 from microvlm.training.batches.token_rows import MOST_TOKENS, TokenRows
 from microvlm.training.caption_options import CaptionOptions, TeacherOptions
 from microvlm.training.data.data_command import command as data_group
+from microvlm.training.loop.run_summary import _curve
 from microvlm.training.recipe import Recipe, StageConfig
 from microvlm.training.scoring.score_command import command as score_commandline
+from microvlm.training.stages import texts as texts_stage
 from microvlm.training.stages.task import DataFolder
-from microvlm.training.trainer import open_data, train
+from microvlm.training.trainer import TrainingRun, open_data, train
+from microvlm.training.watching import names
 
 DISTILL = StageConfig(
     "distill",
@@ -209,3 +212,28 @@ def test_two_models_with_other_tokens_are_not_compared(start, texts, score):
     assert (status, "have other tokens" in error) == (2, True)
     status, _, error = score(start, "--data", texts)
     assert (status, "--against is missing" in error) == (2, True)
+
+
+def test_an_evaluation_is_the_same_in_chunks_of_any_size(texts, start, tmp_path, monkeypatch):
+    run = TrainingRun(
+        RECIPE, open_data(RECIPE, [DataFolder(texts)]), tmp_path, lambda _: None, start=str(start)
+    )
+    task = run.task(0)
+    found = []
+    for rows in (3, 10_000):
+        monkeypatch.setattr(texts_stage, "CHUNK_ROWS", rows)
+        with torch.no_grad():
+            found.append(task.evaluate(tmp_path, 0))
+    in_chunks, whole = found
+    assert whole["evaluation/kl"] > 0
+    assert in_chunks == pytest.approx(whole, rel=1e-5)
+
+
+def test_a_curve_counts_the_steps_before_an_evaluation_between_two_logged_lines():
+    def line(step: int) -> dict:
+        return {names.STAGE_STEP: step, names.STEP_SECONDS: 2.0, names.TOKENS_PER_SECOND: 50.0}
+
+    evaluations = [{"stage_step": step, "evaluation/kl": 1.0} for step in (0, 10, 16, 30)]
+    points = _curve([line(1), line(10), line(20), line(30)], evaluations)
+    assert [point["tokens"] for point in points] == [0, 1000, 1600, 3000]
+    assert [point["seconds"] for point in points] == [0.0, 20.0, 32.0, 60.0]

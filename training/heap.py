@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from functools import cache
 from typing import Any
 
@@ -19,10 +20,14 @@ def map_large_blocks() -> None:
     """Keep large blocks out of the heap, where the C library can (glibc).
 
     By itself it maps blocks of up to 32 MB only until the first of them is freed. Logits and gradients then share the
-    heap with small tensors, and a freed one leaves a hole: training SmolLM2 on captions grew to 13 GB in 90 steps.
+    heap with small tensors, and a freed one leaves a hole: training SmolLM2 on captions grew to 13 GB in 90 steps. A
+    size that the user chose in the environment stays.
     """
+    chosen = "MALLOC_MMAP_THRESHOLD_" in os.environ or "mmap_threshold" in os.environ.get(
+        "GLIBC_TUNABLES", ""
+    )
     library = _library()
-    if library is not None and hasattr(library, "mallopt"):
+    if not chosen and library is not None and hasattr(library, "mallopt"):
         library.mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK)
 
 

@@ -99,16 +99,18 @@ def _stage(stage: StageConfig, rows: list[Row], sizes: Row, evaluations: list[Ro
 
 
 def _curve(rows: list[Row], evaluations: list[Row]) -> list[dict[str, Any]]:
-    """Each evaluation with the tokens and seconds of the steps before it, as the logged lines count them."""
+    """Each evaluation with the tokens and seconds of the steps before it, by the speed of the logged lines."""
     points = []
     for evaluation in evaluations:
         step = int(evaluation.get("stage_step", 0))
         previous, tokens, seconds = 0, 0.0, 0.0
         for row in rows:
-            if row[names.STAGE_STEP] > step:
+            # Of a line that is logged after the evaluation, the steps before it.
+            reached = min(row[names.STAGE_STEP], step)
+            if reached <= previous:
                 break
-            spent = (row[names.STAGE_STEP] - previous) * row[names.STEP_SECONDS]
-            previous, seconds = row[names.STAGE_STEP], seconds + spent
+            spent = (reached - previous) * row[names.STEP_SECONDS]
+            previous, seconds = reached, seconds + spent
             tokens += spent * row[names.TOKENS_PER_SECOND]
         figures = {
             name: value for name, value in _figures(evaluation).items() if name.startswith("evaluation/")
