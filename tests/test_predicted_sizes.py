@@ -82,7 +82,8 @@ def test_a_bundle_of_nano_weighs_what_was_predicted(weights, smaller, tmp_path):
     export("nano", tmp_path / "b", weights, smaller=smaller, threads=1)
     anonymous = assert_predicted(predicted, tmp_path / "b")
     if sys.platform == "linux":
-        assert anonymous == pytest.approx(anonymous_bytes(tmp_path / "b"), rel=0.25)
+        # The heap of a process comes to lie differently by megabytes.
+        assert anonymous == pytest.approx(anonymous_bytes(tmp_path / "b"), rel=0.25, abs=2.5e6)
 
 
 @pytest.mark.export

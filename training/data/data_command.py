@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from microvlm.console import after_saving, echo, note, print_json, run_click
-from microvlm.terminal.step_progress import step
+from microvlm.terminal.step_progress import step, waiting
 from microvlm.training.data.download.cc12m_command import cc12m
 from microvlm.training.data.download.models_command import models
 from microvlm.training.data.examples.examples_command import examples
@@ -132,8 +132,8 @@ def evalset(folder: Path, output: Path, as_json: bool) -> None:
     from microvlm.training.emoji.data.evalset import build_evalset
 
     version = next(s.version for s in SOURCES if s.vendor == TEST_VENDOR)
-    step("composing the evaluation set")
-    summary = build_evalset(load_emoji(folder), output, version)
+    with waiting("composing the evaluation set"):
+        summary = build_evalset(load_emoji(folder), output, version)
     _print_build(
         summary,
         as_json,
@@ -176,8 +176,8 @@ def baselines(folder: Path, pixels_only: bool, as_json: bool) -> None:
     from microvlm.training.emoji.data.baselines import run_baselines
     from microvlm.training.emoji.data.emoji import load_emoji
 
-    step("fitting class means")
-    result = run_baselines(load_emoji(folder), teacher=not pixels_only)
+    with waiting("fitting class means"):
+        result = run_baselines(load_emoji(folder), teacher=not pixels_only)
     if as_json:
         print_json(result)
         return
