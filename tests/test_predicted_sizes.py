@@ -82,8 +82,9 @@ def test_a_bundle_of_nano_weighs_what_was_predicted(weights, smaller, tmp_path):
     export("nano", tmp_path / "b", weights, smaller=smaller, threads=1)
     anonymous = assert_predicted(predicted, tmp_path / "b")
     if sys.platform == "linux":
-        # The heap of a process comes to lie differently by megabytes.
-        assert anonymous == pytest.approx(anonymous_bytes(tmp_path / "b"), rel=0.25, abs=2.5e6)
+        # What else a process happens to keep only adds to it.
+        least = min(anonymous_bytes(tmp_path / "b") for _ in range(3))
+        assert anonymous == pytest.approx(least, rel=0.25)
 
 
 @pytest.mark.export

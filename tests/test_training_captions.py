@@ -316,20 +316,39 @@ def test_a_run_begins_with_another_checkpoints_decoder_and_keeps_its_teacher(dat
         train(recipe, opened(data), tmp_path / "run", silent, start=str(start))
 
 
-def test_another_decoder_needs_a_float_start_that_it_fits(data, start, speaking_checkpoint, tmp_path):
+@pytest.mark.parametrize(
+    ("decoder", "from_ternary", "fresh", "sentence"),
+    [
+        ("start", True, (), "give --start the float model"),
+        ("nano", False, (), "another model's checkpoint: its decoder or its tokens"),
+        ("start", False, ("decoder",), "exclude each other"),
+        ("ternary", False, (), "is ternary, and that of the recipe's first stage is not"),
+        ("turned", False, (), "another model's checkpoint: its decoder or its tokens"),
+    ],
+)
+def test_a_decoder_that_cannot_take_the_starts_place_is_one_sentence(
+    data, start, speaking_checkpoint, tmp_path, decoder, from_ternary, fresh, sentence
+):
+    """`turned` has the same shapes and other angles; `ternary` fits, and the recipe trains floats."""
     alone = msgspec.structs.replace(STAGES, stages=(SECOND,))
-    with pytest.raises(UserError, match="give --start the float model"):
+    changed = tmp_path / decoder
+    if decoder in ("turned", "ternary"):
+        shutil.copytree(start, changed)
+        config = json.loads((changed / "config.json").read_text())
+        config["text"] |= {"rope_theta": 777.0} if decoder == "turned" else {"sub_norm": True}
+        (changed / "config.json").write_text(json.dumps(config))
+    given = {"start": str(start), "nano": "nano"}.get(decoder, str(changed))
+    with pytest.raises(UserError, match=sentence):
         train(
             alone,
             opened(data),
-            tmp_path / "a",
+            tmp_path / "run",
             silent,
-            start=str(speaking_checkpoint),
-            decoder_from=str(start),
+            start=str(speaking_checkpoint if from_ternary else start),
+            fresh=fresh,
+            decoder_from=given,
         )
-    with pytest.raises(UserError, match="another model's checkpoint"):
-        train(alone, opened(data), tmp_path / "b", silent, start=str(start), decoder_from="nano")
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "run").exists()
 
 
 def make_task(data, start, stage: StageConfig = FIRST) -> CaptionTask:

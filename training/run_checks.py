@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from itertools import pairwise
@@ -9,9 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from microvlm.atomic import write_file
+from microvlm.config import MicroVLMConfig
 from microvlm.errors import UserError
 from microvlm.formats import documents
+from microvlm.inputs.tokenizer import load_tokenizer
+from microvlm.model.checkpoint import resolve_checkpoint
 from microvlm.temporary_folder import remove_leftovers
+from microvlm.training.batches.token_rows import cut_alike
 from microvlm.training.loop.run_files import CHECKPOINT, RECIPE, RUN
 from microvlm.training.model_base import ModelBase
 from microvlm.training.recipe import Recipe
@@ -30,14 +35,34 @@ def check_teachers(recipe: Recipe) -> None:
             )
 
 
-def check_decoder(decoder: str, start: str | None, base: ModelBase) -> None:
-    """Raises UserError for a decoder of another checkpoint where there is no float start whose decoder it replaces."""
+def check_decoder(
+    decoder: str, start: str | None, base: ModelBase, first: MicroVLMConfig, fresh: Sequence[str]
+) -> None:
+    """Raises UserError for a decoder of another checkpoint that cannot take the place of the start's.
+
+    first : the model's configuration in the first stage.
+    """
     if start is None:
         raise UserError("--decoder-from takes the place of a start's decoder: give --start as well.")
+    if "decoder" in fresh:
+        raise UserError("--decoder-from and --fresh decoder exclude each other: leave one of them out.")
     if not base.keeps_start or base.config.quantization.is_ternary:
         raise UserError(
             f"--decoder-from {decoder} takes the place of a float decoder, and {start} has none: leave it out, or "
             "give --start the float model that the ternary one was made from."
+        )
+    folder = resolve_checkpoint(decoder)
+    text = MicroVLMConfig.load(folder).text
+    if dataclasses.replace(text, sub_norm=base.config.text.sub_norm) != base.config.text or not cut_alike(
+        load_tokenizer(folder), base.tokenizer
+    ):
+        raise UserError(
+            f"'{decoder}' is another model's checkpoint: its decoder or its tokens are not those of {start}."
+        )
+    if text.sub_norm != first.text.sub_norm:
+        raise UserError(
+            f"the decoder of {decoder} is {'ternary' if text.sub_norm else 'float'}, and that of the recipe's first "
+            f"stage is not: set its `decoder_bits` to {1.58 if text.sub_norm else 32}."
         )
 
 

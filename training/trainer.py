@@ -157,6 +157,7 @@ class TrainingRun:
         base_bits: int = 32,
         decoder_from: str | None = None,
     ):
+        map_large_blocks()
         self.processes = Processes.join()
         self.recipe, self.data, self.out = recipe, data, out
         self.log: Log = log if self.processes.is_main else lambda _: None
@@ -173,7 +174,7 @@ class TrainingRun:
         self.given_start = start is not None
         self.base = ModelBase.of(recipe, start, start_stage, lambda: self.classes[0].tokenizer_texts(data))
         if decoder_from is not None:
-            check_decoder(decoder_from, start, self.base)
+            check_decoder(decoder_from, start, self.base, self.config(self.skipped), self.fresh)
         self._check_fresh()
         self._check_trained()
         if start is not None and (decoder_from is not None or not self.base.keeps_start):
@@ -235,7 +236,6 @@ class TrainingRun:
     ) -> bool:
         """Train the stages that are not done. Returns whether the recipe is finished."""
         recipe, log = self.recipe, self.log
-        map_large_blocks()
         torch.manual_seed(recipe.seed)
         log(f"recipe '{recipe.name}' into {self.out}, {len(recipe.stages)} stages")
         context = self._context(workers, trackers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,15 @@ from microvlm.training.batches.sample_texts import IGNORED
 
 MOST_TOKENS = 256
 """Longer texts are cut."""
+
+
+_PROBE = "a photo of two dogs, 1.58 bits and a cup of coffee"
+
+
+def cut_alike(first: Any, second: Any) -> bool:
+    """Whether two tokenizers cut a text into the same tokens."""
+    same: bool = first.encode(_PROBE) == second.encode(_PROBE)
+    return same
 
 
 class TokenRows:

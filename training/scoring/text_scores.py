@@ -21,7 +21,7 @@ from microvlm.model.lowering import lower
 from microvlm.model.microvlm import MicroVLM
 from microvlm.training.batches.conversation_rows import Rows
 from microvlm.training.batches.sample_texts import IGNORED
-from microvlm.training.batches.token_rows import TokenRows, row_logits
+from microvlm.training.batches.token_rows import TokenRows, cut_alike, row_logits
 from microvlm.training.scoring.caption_scores import load_model
 from microvlm.training.scoring.registry import Log, ScoreRequest
 from microvlm.training.scoring.text_measures import Measure, ratio
@@ -137,8 +137,7 @@ def _model(loaded: LoadedModel) -> MicroVLM:
 
 def _check_tokens(name: str, student: LoadedModel, teacher: LoadedModel, against: str) -> None:
     """Raise UserError for two models that cut texts into other tokens."""
-    probe = "a photo of two dogs, 1.58 bits and a cup of coffee"
-    same = student.processor.tokenizer.encode(probe) == teacher.processor.tokenizer.encode(probe)
+    same = cut_alike(student.processor.tokenizer, teacher.processor.tokenizer)
     if not same or student.config.text.vocab_size != teacher.config.text.vocab_size:
         raise UserError(f"{name} and {against} have other tokens: name the model it was made from.")
 
