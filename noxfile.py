@@ -267,7 +267,8 @@ def wheels(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def pi(session: nox.Session) -> None:
     """Count instructions on an emulated Raspberry Pi; `-- --update-baseline` accepts a change"""
-    need(session, *COMPILER, *EMULATOR, "qemu-aarch64=qemu-user", "make=make")
+    tools = ("qemu-aarch64=qemu-user", "make=make", "llvm-mca=llvm", ARM_TOOLS[1])
+    need(session, *COMPILER, *EMULATOR, *tools)
     # This environment exports and compares; zig builds the wheel whose instructions are counted.
     install(session, "bench", *WHEEL_TOOLS)
     run(session, "python", ".ci/pi.py", session.create_tmp(), *session.posargs)

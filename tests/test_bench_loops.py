@@ -10,7 +10,8 @@ from click.testing import CliRunner
 
 from microvlm.bench.bench_command import command
 from microvlm.bench.kernels.cortex_a53 import missing
-from microvlm.bench.loops.in_order_core import cycles_of
+from microvlm.bench.loops import mca_core
+from microvlm.bench.loops.in_order_core import cycles_of, cycles_once
 from microvlm.bench.report import report_of_file
 from microvlm.errors import UserError
 
@@ -49,6 +50,33 @@ FOUR = "smlal v0.8h, v8.8b, v9.8b\nsmlal v1.8h, v8.8b, v9.8b\nand v2.16b, v8.16b
 )  # fmt: skip
 def test_a_loop_takes_what_was_measured_of_a_cortex_a53(body: str, cycles: int):
     assert cycles_of(body.splitlines()) == cycles
+
+
+@pytest.mark.parametrize(
+    ("code", "cycles"),
+    [
+        ("add x0, x5, #1\nadd x1, x5, #2\nadd x2, x5, #3", 2),
+        ("ldr x0, [x4], #8\nadd x4, x4, #1\nadd x0, x0, #1", 4),
+        ("fdiv s0, s1, s2\nfdiv s3, s4, s5\nfadd s6, s7, s8", 11),
+        ("fadd s0, s1, s2\nfmul s3, s0, s4", 5),
+        ("bsl v0.16b, v1.16b, v2.16b\nand v3.16b, v0.16b, v4.16b", 3),
+        # A call comes back, or another function goes on, some cycles later.
+        ("bl 0x40\nadd x0, x0, #1", 4),
+    ],
+)
+def test_code_that_runs_once_starts_with_everything_ready(code: str, cycles: int):
+    assert cycles_once(code.splitlines()) == cycles
+
+
+@pytest.mark.skipif(mca_core.version() is None, reason="needs llvm-mca")
+def test_llvm_mca_takes_many_sequences_at_once():
+    chain = ["add x0, x0, #1"] * 5
+    sequences = [chain, [*chain, *chain], ["cbnz\tx0, 0x40"], ["bl\t0x40"]]
+    short, long, branch, call = mca_core.total_cycles(sequences)
+    assert long - short == 5, "a chain of additions takes a cycle each"
+    assert 0 < branch <= short
+    assert 0 < call < 100, "what is called is not a part of the sequence"
+    assert mca_core.total_cycles([["no such instruction"]]) is None
 
 
 def test_an_instruction_without_timings_is_named():

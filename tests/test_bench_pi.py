@@ -6,6 +6,7 @@ import io
 import json
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from microvlm.bench.pi.counting.count_marks import mapped_range
 from microvlm.bench.pi.counting.counting_emulator import Region, parse_counts
 from microvlm.bench.pi.counting.emulated_package import compiler_of
 from microvlm.bench.pi.counting.instruction_cost import Cost, Counted, weight_bytes
+from microvlm.bench.pi.counting.kernel_cycles import Block, Step
 from microvlm.bench.pi.pi_bench import _byte_bars, bundle_name
 from microvlm.bench.pi.workload_phases import PHASES, Scenario, jpeg
 from microvlm.errors import UserError
@@ -73,6 +75,17 @@ def test_predicted_times_are_those_calculated_by_hand():
     assert predictions["answer_cold"].at_low_ms == pytest.approx(1000 + 10_000 + 6700)
     assert predictions["decode"].row() == {"phase": "decode", "low": 70.0, "high": 120.0}
     assert "answer_from_file" not in predictions, "no decoding of a picture was counted"
+
+
+def test_times_by_a_table_of_timings_take_its_cycles_on_all_cores():
+    costs = [replace(cost, predicted_timings_kernel_cycles=2 * cost.kernel_instructions) for cost in COSTS]
+    (by_timings,) = predict.predict_by_tables(costs, BOARD, Scenario(15, 50), 1).values()
+    times = {prediction.phase: prediction for prediction in by_timings}
+    # 2e8 cycles on 4 cores of 1e9 Hz = 50 ms, 80 MB as above, and 1e7 / .5e9 = 20 ms.
+    assert times["decode"].at_low_ms == pytest.approx(100 + 20)
+    assert times["decode"].at_high_ms == pytest.approx(50 + 20)
+    assert times["vision"].at_low_ms == pytest.approx(100 + 200)
+    assert predict.predict_by_tables(COSTS, BOARD, Scenario(15, 50), 1) == {}, "no cycles are known"
 
 
 def test_an_answer_from_a_file_decodes_the_picture_first():
@@ -297,6 +310,8 @@ def test_the_bytes_of_a_token_are_held_to_their_bars_with_the_cut_table_and_with
 def test_what_the_counter_prints_is_read():
     text = "noise\ninstruction-count region=2 total=9 simd=4 multiply=2 crypto=0 library=3\n"
     assert parse_counts(text) == {2: Region(9, 4, 2, 0, 3)}
+    listed = f"{text}executed-block id=1 address=8 words=c0035fd6\nexecuted-step region=2 before=0 block=1 times=3\n"
+    assert parse_counts(listed)[2].steps == (Step(None, Block(8, bytes.fromhex("c0035fd6")), 3),)
     maps = "7f00-7f10 r-xp 0 0:0 1 /x/lib.so\n7f20-7f30 rw-p 0 0:0 1 /x/lib.so\n7f40-7f50 r-xp 0 0:0 1 /x/other.so\n"
     assert mapped_range(Path("/x/lib.so"), maps) == (0x7F00, 0x7F30)
     assert mapped_range(Path("/x/none.so"), maps) == (0, 0)

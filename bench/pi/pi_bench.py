@@ -121,6 +121,10 @@ def _emulated_parts(
         bundle_bytes = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file())
         predicted = predict.predict(counted.costs, profile, options.scenario, bundle_bytes)
         document["predicted_ms"] = [time.row() for time in predicted]
+        by_tables = predict.predict_by_tables(counted.costs, profile, options.scenario, bundle_bytes)
+        document |= {f"predicted_{table}_ms": [t.row() for t in times] for table, times in by_tables.items()}
+        if counted.remark:
+            progress(counted.remark)
         if options.model in (FULL, FULL_BASE3):
             document["bars"] = [*predict.bars(predicted), *_byte_bars(counted, options.model, bundle)]
         key = count_baseline.key_of(counted, bundle)

@@ -23,12 +23,15 @@ class CostRow(msgspec.Struct, frozen=True):
     simd: Count
     kernel_instructions: Count
     weight_bytes: Count
+    predicted_timings_kernel_cycles: Count | None = None
+    predicted_mca_kernel_cycles: Count | None = None
 
 
 class CountedOn(msgspec.Struct, frozen=True):
     """The emulated machine."""
 
     cpu: str
+    llvm_mca: str | None = None
 
 
 class PredictedTime(msgspec.Struct, frozen=True):
@@ -151,6 +154,8 @@ class PiReport(msgspec.Struct, frozen=True):
     cost: list[CostRow] | None = None
     counted_on: CountedOn | None = None
     predicted_ms: list[PredictedTime] | None = None
+    predicted_timings_ms: list[PredictedTime] | None = None
+    predicted_mca_ms: list[PredictedTime] | None = None
     measured_ms: list[MeasuredTime] | None = None
     peers: list[Peer] | None = None
     bars: list[Bar] = []

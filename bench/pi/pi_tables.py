@@ -21,7 +21,7 @@ def report(document: PiReport) -> Report:
     state = "calibrated" if profile.calibrated else "uncalibrated"
     model = document.provenance.model.name
     head = f"{model} on {document.target}; predictions for {profile.name}, {state}"
-    parts = (_equivalence, _cost, _predicted, _measured, _peers, _bars, _fit)
+    parts = (_equivalence, _cost, _cycles, _predicted, _by_tables, _measured, _peers, _bars, _fit)
     tables = [table for table in (part(document) for part in parts) if table is not None]
     tables += [] if document.fit is None else serve_tables(document.fit)
     tables += [_profile(profile), _model(document.model)]
@@ -29,6 +29,11 @@ def report(document: PiReport) -> Report:
         "counted: on an emulated CPU, one thread; predicted: from counts, bytes and the profile, a factor of 2 either "
         "way until somebody calibrates; nothing here was measured on a board unless it says so"
     ]
+    if document.predicted_timings_ms is not None:
+        remarks.append(
+            "cycles: of the code that was executed, by two tables of the core's timings, every load from the first "
+            "cache; times by them take an equal part for each core"
+        )
     counted = profile.cpu if document.counted_on is None else document.counted_on.cpu
     if counted != profile.cpu:
         remarks.append(
@@ -47,6 +52,36 @@ def _cost(document: PiReport) -> Table | None:
         rows.append([row.phase, *(f"{figure / 1e6:.2f}" for figure in figures)])
     title = f"instructions counted on an emulated {document.counted_on.cpu}"
     return Table("counts", title, rows)
+
+
+def _cycles(document: PiReport) -> Table | None:
+    rows = [["phase", "instructions, M", "cycles by published timings, M", "by llvm-mca, M"]]
+    for row in document.cost or ():
+        if row.predicted_timings_kernel_cycles is None:
+            continue
+        mca = row.predicted_mca_kernel_cycles
+        figures = (row.kernel_instructions, row.predicted_timings_kernel_cycles)
+        by_mca = "-" if mca is None else f"{mca / 1e6:.2f}"
+        rows.append([row.phase, *(f"{figure / 1e6:.2f}" for figure in figures), by_mca])
+    title = "our kernels on one core: instructions counted, cycles predicted"
+    return Table("cycles", title, rows) if len(rows) > 1 else None
+
+
+def _by_tables(document: PiReport) -> Table | None:
+    tables = {
+        "published timings": document.predicted_timings_ms,
+        "llvm-mca": document.predicted_mca_ms,
+    }
+    shown = {name: times for name, times in tables.items() if times is not None}
+    if not shown:
+        return None
+    numbers = document.profile.numbers
+    ends = (numbers.bandwidth_low_bytes_per_s, numbers.bandwidth_high_bytes_per_s)
+    head = [f"by {name}, at {end.value / 1e9:.2g} GB/s" for name in shown for end in ends]
+    rows = [["phase", *head]]
+    for together in zip(*shown.values(), strict=True):
+        rows.append([together[0].phase, *(f"{ms:.1f}" for time in together for ms in (time.high, time.low))])
+    return Table("predicted_by_tables", "predicted from cycles, ms", rows)
 
 
 def _predicted(document: PiReport) -> Table | None:

@@ -14,9 +14,9 @@ namespace microvlm {
 namespace {
 
 // packed[n, k] = q + 128. Flipping the top bit makes the byte q itself.
-template <class Mac>
+template <class Mac, int kMany>
 struct Int8 {
-  static constexpr int kSingleTokenRows = 4, kMaxTokens = 4;
+  static constexpr int kSingleTokenRows = 4, kManyTokenRows = kMany, kMaxTokens = 4;
 
   template <int kRows, int kTokens>
   __attribute__((noinline)) static void tile(const Tokens& tokens, const Matrix& matrix, int64_t n, int64_t m,
@@ -62,9 +62,9 @@ struct Int8 {
 // packed[n, j] = (q[2j] + 8) | (q[2j + 1] + 8) << 4, 16 bytes a group; activations are split the same way. Products use
 // q + 8, and multiplier * 8 times the sum of the group's activations is subtracted. With q + 8 up to 15 a sum may pass
 // 2^31 on its way to an exact result, and then wraps back.
-template <class Mac>
+template <class Mac, int kSingle, int kMany, int kMax>
 struct Int4 {
-  static constexpr int kSingleTokenRows = 2, kMaxTokens = 4;
+  static constexpr int kSingleTokenRows = kSingle, kManyTokenRows = kMany, kMaxTokens = kMax;
 
   template <int kRows, int kTokens>
   __attribute__((noinline)) static void tile(const Tokens& tokens, const Matrix& matrix, int64_t n, int64_t m,

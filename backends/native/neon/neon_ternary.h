@@ -140,7 +140,7 @@ struct Tile {
 // kMax tokens.
 template <class Mac, class Base, int kSingle, int kMax>
 struct Ternary {
-  static constexpr int kSingleTokenRows = kSingle, kMaxTokens = kMax;
+  static constexpr int kSingleTokenRows = kSingle, kManyTokenRows = 1, kMaxTokens = kMax;
 
   // Not inlined, so that its loop can be found and counted in a disassembly.
   template <int kRows, int kTokens>

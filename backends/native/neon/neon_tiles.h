@@ -21,24 +21,31 @@ namespace {
 constexpr int64_t kRowsInCache = 16;
 
 // A `Product` has tile<kRows, kTokens>(tokens, matrix, r, m, sums), which writes the sums of packed rows r, r + 1, ...
-// with tokens m, m + 1, ...; kSingleTokenRows, the rows of a tile for one token; and kMaxTokens, 2 or 4.
+// with tokens m, m + 1, ...; kSingleTokenRows and kManyTokenRows, the rows of a tile for one token and for more; and
+// kMaxTokens, 2 or 4.
+template <class Product, int kRows, int kTokens>
+MICROVLM_INLINE void rows_by_tiles(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int64_t m,
+                                   int32_t* sums) {
+  int64_t r = begin;
+  for (; r + kRows <= end; r += kRows) Product::template tile<kRows, kTokens>(tokens, matrix, r, m, sums);
+  if (kRows == 1) return;
+  for (; r < end; ++r) Product::template tile<1, kTokens>(tokens, matrix, r, m, sums);
+}
+
 template <class Product>
 void by_tiles(const Tokens& tokens, const Matrix& matrix, int64_t begin, int64_t end, int32_t* sums, uint8_t*) {
-  constexpr int kSingle = Product::kSingleTokenRows, kMax = Product::kMaxTokens;
+  constexpr int kSingle = Product::kSingleTokenRows, kMany = Product::kManyTokenRows, kMax = Product::kMaxTokens;
   for (int64_t block = begin; block < end; block += kRowsInCache) {
     const int64_t last = std::min(block + kRowsInCache, end);
     int64_t m = 0;
     for (; m + kMax <= tokens.count; m += kMax) {
-      for (int64_t r = block; r < last; ++r) Product::template tile<1, kMax>(tokens, matrix, r, m, sums);
+      rows_by_tiles<Product, kMany, kMax>(tokens, matrix, block, last, m, sums);
     }
     if (kMax > 2 && m + 2 <= tokens.count) {
-      for (int64_t r = block; r < last; ++r) Product::template tile<1, 2>(tokens, matrix, r, m, sums);
+      rows_by_tiles<Product, kMany, 2>(tokens, matrix, block, last, m, sums);
       m += 2;
     }
-    if (m == tokens.count) continue;
-    int64_t r = block;
-    for (; r + kSingle <= last; r += kSingle) Product::template tile<kSingle, 1>(tokens, matrix, r, m, sums);
-    for (; r < last; ++r) Product::template tile<1, 1>(tokens, matrix, r, m, sums);
+    if (m < tokens.count) rows_by_tiles<Product, kSingle, 1>(tokens, matrix, block, last, m, sums);
   }
 }
 

@@ -8,14 +8,18 @@ from pathlib import Path
 
 _REGION = 0x7E570000
 _LIBRARY = 0x7E580000
+_LISTED_REGION = 0x7E590000
 _SCHED_GET_PRIORITY_MAX = 125
 """aarch64's number of the system call; it takes one argument and ignores the others."""
 _libc = ctypes.CDLL(None)
 
 
-def mark(region: int) -> None:
-    """Count the instructions that follow in `region`, 1 to 65535; 0 stops counting."""
-    _libc.sched_get_priority_max(_REGION | region)
+def mark(region: int, listed: bool = False) -> None:
+    """Count the instructions that follow in `region`, 1 to 65535; 0 stops counting.
+
+    listed : also list which code of the library follows which, once for a region.
+    """
+    _libc.sched_get_priority_max((_LISTED_REGION if listed else _REGION) | region)
 
 
 def mark_library(path: Path) -> None:

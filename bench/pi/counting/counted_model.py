@@ -54,7 +54,8 @@ def run(bundle: str, options: dict[str, Any]) -> dict[str, Any]:
         numbers = [next(unused) for _ in range(runs_of(phase, runtime.config.text.hidden_size))]
         work.run(phase)
         for number in numbers:
-            mark(number)
+            # The library executes the same code in each.
+            mark(number, listed=number == numbers[-1])
             work.run(phase)
             mark(0)
         regions[phase] = {"regions": numbers, "repeats": work.repeats_in(phase)}

@@ -22,6 +22,7 @@ from microvlm.backends.emulation import DEFAULT_CPU, EmulatedMachine, open_machi
 from microvlm.backends.emulation.cache import cached_folder
 from microvlm.bench.kernels import cortex_a53
 from microvlm.bench.pi.counting.emulated_package import Package
+from microvlm.bench.pi.counting.kernel_cycles import LISTING, Step, parse_steps
 from microvlm.errors import UserError
 from microvlm.formats import documents
 
@@ -61,6 +62,8 @@ class Region:
     crypto: int
     library: int
     """Instructions executed in the native library."""
+    steps: tuple[Step, ...] = ()
+    """What it executed there, where the mark asked for a list."""
 
 
 def open_board(package: Package, cpu: str = DEFAULT_CPU) -> EmulatedMachine:
@@ -111,7 +114,9 @@ def count(
         raise IllegalInstruction(f"an instruction that {machine.cpu} lacks was executed (SIGILL)")
     if process.returncode:
         lines = [
-            line for line in process.stderr.splitlines() if line.strip() and "instruction-count" not in line
+            line
+            for line in process.stderr.splitlines()
+            if line.strip() and not line.startswith(("instruction-count", *LISTING))
         ]
         raise UserError(
             f"the emulated program ended with status {process.returncode}: {lines[-1] if lines else ''}"
@@ -136,11 +141,11 @@ def fixed_addresses() -> list[str]:
 
 def parse_counts(text: str) -> dict[int, Region]:
     """{region: counts} of the plugin's lines."""
-    counts = {}
+    counts, steps = {}, parse_steps(text)
     for line in re.findall(r"^instruction-count (.*)$", text, re.M):
         figures = {name: int(value) for name, value in (pair.split("=") for pair in line.split())}
         region = figures.pop("region")
-        counts[region] = Region(**figures)
+        counts[region] = Region(**figures, steps=steps.get(region, ()))
     return counts
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,8 +12,11 @@ import msgspec
 from msgspec import Meta
 
 from microvlm.backends.emulation import EmulatedMachine
+from microvlm.bench.loops import mca_core
+from microvlm.bench.pi.counting import kernel_cycles
 from microvlm.bench.pi.counting.counting_emulator import Region, count
 from microvlm.bench.pi.counting.emulated_package import Package
+from microvlm.bench.pi.counting.kernel_cycles import Cycles
 from microvlm.bench.pi.workload_phases import GRAPHS, Scenario
 from microvlm.bench.stats import median
 from microvlm.errors import UserError
@@ -21,6 +25,7 @@ from microvlm.formats.documents import Count, Size
 EMBEDDING = "embedding.data"
 """The table that `embed_tokens` takes rows of and the tied head reads whole."""
 
+BINUTILS = "binutils-aarch64-linux-gnu"
 FIGURES = ("total", "simd", "library", "crypto")
 
 
@@ -54,6 +59,10 @@ class Cost:
     kernel_instructions: int
     """Instructions executed in the native library, which reads the weights; 0 where the function bodies ran."""
     crypto: int
+    predicted_timings_kernel_cycles: int | None = None
+    """Cycles of one core in the native library by published timings; None where nothing said which code ran."""
+    predicted_mca_kernel_cycles: int | None = None
+    """The same by llvm-mca."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,9 @@ class Counted:
 
     costs: tuple[Cost, ...]
     ran: dict[str, Any]
-    """kernels, python, onnxruntime, numpy, cpu, compiler."""
+    """kernels, python, onnxruntime, numpy, cpu, compiler, llvm_mca."""
+    remark: str = ""
+    """Why no cycles were predicted."""
 
     def rows(self) -> list[dict[str, Any]]:
         return [asdict(cost) for cost in self.costs]
@@ -80,17 +91,21 @@ def count_bundle(machine: EmulatedMachine, package: Package, bundle: Path, scena
         raise UserError(
             f"the emulated {machine.cpu} printed no counts of {len(missing)} regions: run it again."
         )
+    # The plugin lists what the library executed in the last region of a phase: the same code as in the others.
+    cycles, remark = _cycles([regions[marked.regions[-1]] for marked in ran.regions.values()], machine.cpu)
     costs = [
         _cost(
             phase,
             [regions[number] for number in marked.regions],
             marked.repeats,
             weight_bytes(bundle, phase),
+            of_phase,
         )
-        for phase, marked in ran.regions.items()
+        for (phase, marked), of_phase in zip(ran.regions.items(), cycles, strict=True)
     ]
     versions = {name: value for name, value in msgspec.structs.asdict(ran).items() if name != "regions"}
-    return Counted(tuple(costs), {**versions, "cpu": machine.cpu, "compiler": package.compiler})
+    tools = {"cpu": machine.cpu, "compiler": package.compiler, "llvm_mca": mca_core.version()}
+    return Counted(tuple(costs), {**versions, **tools}, remark)
 
 
 def weight_bytes(bundle: Path, phase: str) -> int:
@@ -107,9 +122,27 @@ def weight_bytes(bundle: Path, phase: str) -> int:
     return sum((folder / name).stat().st_size for name in names if (folder / name).is_file())
 
 
-def _cost(phase: str, regions: list[Region], repeats: int, weights: int) -> Cost:
+def _cycles(regions: list[Region], cpu: str) -> tuple[list[Cycles | None], str]:
+    """Predicted cycles of each region, or None for each and why."""
+    nothing: list[Cycles | None] = [None] * len(regions)
+    if cpu != mca_core.CPU:
+        return nothing, f"no cycles are predicted of a {cpu}: the timings are of a {mca_core.CPU}."
+    if shutil.which(kernel_cycles.DISASSEMBLER) is None:
+        return (
+            nothing,
+            f"no cycles are predicted without {kernel_cycles.DISASSEMBLER}: apt-get install {BINUTILS}.",
+        )
+    try:
+        return list(kernel_cycles.predict_cycles([region.steps for region in regions])), ""
+    except UserError as error:
+        return nothing, f"no cycles are predicted: {error}"
+
+
+def _cost(phase: str, regions: list[Region], repeats: int, weights: int, cycles: Cycles | None) -> Cost:
     """The median of each figure over the regions, divided by how often each did the phase."""
     total, simd, library, crypto = (
         round(median([getattr(region, figure) for region in regions]) / repeats) for figure in FIGURES
     )
-    return Cost(phase, total, simd, weights, library, crypto)
+    timings, mca = (None, None) if cycles is None else (cycles.timings, cycles.mca)
+    by_table = (None if each is None else round(each / repeats) for each in (timings, mca))
+    return Cost(phase, total, simd, weights, library, crypto, *by_table)
