@@ -129,6 +129,11 @@ def test_a_program_that_takes_too_long_is_ended_and_the_others_go_on(tiny_bundle
     assert (run.status, run.reason) == ("failed", "it took longer than 0.05 s and was ended")
 
 
+def test_rows_of_one_name_are_told_apart_by_their_files():
+    made = [Contender(name, "bundle", "", file, {}) for name, file in (("a", "x"), ("a", "y"), ("b", "x"))]
+    assert [each.name for each in contender_list._distinct(made)] == ["a, x", "a, y", "b"]
+
+
 def test_ratios_are_of_one_number_of_threads_and_say_who_is_faster():
     def made(name: str, threads: int, ms: float, ours: bool = False) -> PeerRun:
         times = {phase: [ms, ms, ms] for phase in ("prefill", "decode")}
@@ -166,6 +171,7 @@ def _text(**changes):
         (["{bundle}", "--threads", "one"], "--threads one is not a list of numbers"),
         (["{bundle}", "--rounds", "1"], "--rounds is 1; give 2 or more"),
         (["{bundle}", "--new-tokens", "500"], "--new-tokens is 500; give 190 or less"),
+        (["{bundle}", "{bundle}"], "tiny is given twice: give every bundle and every file once."),
         (["{bundle}", "--gguf", "none.gguf"], "none.gguf does not exist"),
         (["no-bundle"], "no-bundle"),
         (["--gguf", "Q4_0"], "stand beside a bundle"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def given_contenders(
         folder = find_model(checkpoint, "checkpoint").folder
         require_shape(folder, MicroVLMConfig.load(folder).text, config.text)
         contenders += _of_torch(str(folder), file_name(folder), None, compiled)
-    return contenders, config, folders[0]
+    return _distinct(contenders), config, folders[0]
 
 
 def random_contenders(compiled: bool, progress: Progress) -> tuple[list[Contender], MicroVLMConfig, Path]:
@@ -56,6 +57,21 @@ def random_contenders(compiled: bool, progress: Progress) -> tuple[list[Contende
     contenders = _of_bundle(bundle)
     contenders += [_llama_cpp(kind, config.text, progress) for kind in KINDS]
     return [*contenders, *_of_torch(None, "random weights", PRESET, compiled)], config, bundle
+
+
+def _distinct(contenders: Sequence[Contender]) -> list[Contender]:
+    """The same, where several have one name with the file's behind it. Raises UserError for what is given twice."""
+    names = Counter(contender.name for contender in contenders)
+    renamed = [
+        replace(contender, name=f"{contender.name}, {contender.file}")
+        if names[contender.name] > 1
+        else contender
+        for contender in contenders
+    ]
+    twice = next((name for name, count in Counter(each.name for each in renamed).items() if count > 1), None)
+    if twice is not None:
+        raise UserError(f"{twice} is given twice: give every bundle and every file once.")
+    return renamed
 
 
 def require_shape(path: Path, found: TextConfig, expected: TextConfig) -> None:
@@ -114,7 +130,7 @@ def _of_gguf(path: Path, text: TextConfig) -> Contender:
     kinds = _types(header)
     options = {"file": str(path), "vocabulary": table.shape[0]}
     return Contender(
-        f"llama.cpp, {kinds[0]}",
+        f"llama.cpp, {' and '.join(kinds)}",
         "llama.cpp",
         f"{' and '.join(kinds)}, token table {table.type.name}",
         file_name(path),
@@ -124,7 +140,7 @@ def _of_gguf(path: Path, text: TextConfig) -> Contender:
 
 
 def _types(header: GgufHeader) -> list[str]:
-    """Types of the layers' matrices, the rarest in bytes last; what a hundredth has is left out."""
+    """Types of the layers' matrices, the rarest in bytes last; one with less than a hundredth is left out."""
     sizes: Counter[str] = Counter()
     for name, tensor in header.tensors.items():
         if len(tensor.shape) == 2 and name.startswith("blk."):
