@@ -95,7 +95,7 @@ def _of_bundle(folder: Path) -> list[Contender]:
     contenders = [Contender(f"{program}, {short}{suffix}", "bundle", bits, name, options, read, ours)]
     if _GENAI_CONFIG in manifest.files:
         vocabulary = MicroVLMConfig.load(folder).text.vocab_size
-        options = {"file": str(folder), "native": ours, "vocabulary": vocabulary}
+        options = {"file": str(folder.resolve()), "native": ours, "vocabulary": vocabulary}
         operators = ", our operators" if ours else suffix
         contenders.append(
             Contender(f"onnxruntime-genai, {short}{operators}", "genai", bits, name, options, read)

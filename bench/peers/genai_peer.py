@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,7 +34,9 @@ class GenaiPeer:
                 self.kernels = f"native {active_variant()}"
         config = genai.Config(file)
         config.overlay(json.dumps({"model": {"decoder": {"session_options": options}}}))
-        self._genai, self._model = genai, genai.Model(config)
+        # It loads libraries from the folders of the model and of the process alone.
+        with contextlib.chdir(Path(options.get("custom_ops_library", file)).parent):
+            self._genai, self._model = genai, genai.Model(config)
         self._prompt = np.random.default_rng(0).integers(0, vocabulary, prompt_tokens).astype(np.int32)
 
     def run(self, new_tokens: int) -> tuple[float, float | None]:
