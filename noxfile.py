@@ -190,7 +190,10 @@ def bench(session: nox.Session) -> None:
 def peers(session: nox.Session) -> None:
     """Time llama.cpp, onnxruntime-genai and PyTorch beside ours: `-- BUNDLE... --gguf FILE`, else at full size"""
     need(session, *COMPILER)
-    session.install(".[export]", *PEERS, *CONSTRAINTS)
+    session.install(".[export]", "pytest", *PEERS, *CONSTRAINTS)
+    bundle = str(Path(session.create_tmp(), SMALL_MODEL))
+    session.run("microvlm-export", SMALL_MODEL, "--genai", "--force", "-o", bundle, silent=True)
+    session.run("pytest", "tests/elsewhere/peers.py", env={"BUNDLE": bundle, "PYTHONSAFEPATH": "1"})
     session.run("microvlm-bench", "peers", *session.posargs)
 
 
