@@ -48,6 +48,8 @@ AXE = "axe-core@4.14.1"
 PROCESSES = ("--numprocesses", "auto", "--maxprocesses", "8", "--dist", "loadfile", "--no-loadscope-reorder")
 TEST_RUNNERS = ("pytest", "pytest-xdist", "hypothesis", "pyyaml", "nox", "httpx", "openai")
 WHEEL_TOOLS = ("build", "ziglang", "auditwheel")
+# llama-cpp-python has no wheels on the package index; xllamacpp has llama.cpp inside of its own.
+PEERS = ("xllamacpp>=2026.10", "onnxruntime-genai>=0.18", "gguf>=0.10")
 SHARED = Path(".nox", "shared").resolve()
 NO_NATIVE = {"MICROVLM_BUILD_NATIVE": "0"}
 # Windows would read files in the user's own encoding.
@@ -182,6 +184,17 @@ def bench(session: nox.Session) -> None:
     run(session, "microvlm-bench", "equivalence", bundle, *compared)
     page = str(folder / "report.html")
     run(session, "microvlm-bench", "report", str(folder), "docs/results", "--html", page, "--store", store)
+
+
+@nox.session
+def peers(session: nox.Session) -> None:
+    """Time llama.cpp, onnxruntime-genai and PyTorch beside ours: `-- BUNDLE... --gguf FILE`, else at full size"""
+    need(session, *COMPILER)
+    session.install(".[export]", "pytest", *PEERS, *CONSTRAINTS)
+    bundle = str(Path(session.create_tmp(), SMALL_MODEL))
+    session.run("microvlm-export", SMALL_MODEL, "--genai", "--force", "-o", bundle, silent=True)
+    session.run("pytest", "tests/elsewhere/peers.py", env={"BUNDLE": bundle, "PYTHONSAFEPATH": "1"})
+    session.run("microvlm-bench", "peers", *session.posargs)
 
 
 @nox.session(venv_backend="none")

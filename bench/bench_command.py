@@ -14,6 +14,7 @@ from microvlm.bench.attention.attention_command import attention
 from microvlm.bench.comparison.comparison_command import compare
 from microvlm.bench.gates.gate_command import gate, history
 from microvlm.bench.memory.memory_bench_command import conversation, memory
+from microvlm.bench.peers.peers_command import peers
 from microvlm.bench.pi.pi_command import pi
 from microvlm.bench.report_flags import ReportOutput, report_flags
 from microvlm.bench.threads_flag import number_of_threads, threads_option
@@ -342,6 +343,7 @@ command.add_command(memory)
 command.add_command(conversation)
 command.add_command(attention)
 command.add_command(train)
+command.add_command(peers)
 
 
 @command.command()

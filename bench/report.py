@@ -35,6 +35,8 @@ from microvlm.bench.memory import memory_tables
 from microvlm.bench.memory.memory_records import Part, SeveralParts
 from microvlm.bench.paths import path_tables
 from microvlm.bench.paths.path_records import PathReport
+from microvlm.bench.peers import peer_tables
+from microvlm.bench.peers.peer_records import PeerReport
 from microvlm.bench.pi import count_tables, pi_tables
 from microvlm.bench.pi.pi_records import CountReport, FitReport, PiReport
 from microvlm.bench.precisions import precision_tables
@@ -81,6 +83,7 @@ READERS: dict[str, Reader] = {
     "full": Reader(FullReport, full_tables.report),
     "sizes": Reader(SizesReport, full_tables.sizes_report),
     "paths": Reader(PathReport, path_tables.report),
+    "peers": Reader(PeerReport, peer_tables.report),
     "precisions": Reader(PrecisionReport, precision_tables.report),
     "memory": Reader(Part, memory_tables.report),
     "conversation": Reader(ConversationReport, conversation_tables.report),

@@ -14,6 +14,7 @@ import msgspec
 from microvlm.bench.equivalence.equivalence_records import EquivalenceReport
 from microvlm.bench.kernels.kernel_records import KernelReport
 from microvlm.bench.memory import memory_plots
+from microvlm.bench.peers.peer_records import PeerReport
 from microvlm.bench.pi.pi_records import PiReport, PublishedSpeed
 from microvlm.bench.scores import answer_plots
 from microvlm.bench.speed.phases import PHASES
@@ -112,6 +113,23 @@ def _kernels(document: dict[str, Any]) -> Iterable[Chart]:
         )
 
 
+def _peers(document: dict[str, Any]) -> Iterable[Chart]:
+    report = msgspec.convert(document, PeerReport)
+    for threads in dict.fromkeys(row.threads for row in report.rows):
+        for phase in ("decode", "prefill"):
+            speeds = {
+                row.name: {phase: speed.value}
+                for row in report.rows
+                if row.threads == threads and (speed := getattr(row, f"{phase}_tokens_per_s")) is not None
+            }
+            title = f"{phase.capitalize()}, {report.shape.name}, {threads} thread{'s' * (threads > 1)}"
+            if speeds:
+                yield (
+                    "Measured in turns; weights have other bits and bytes from bar to bar.",
+                    stacked(title, speeds, "tokens a second, measured"),
+                )
+
+
 def _equivalence(document: dict[str, Any]) -> Iterable[Chart]:
     report = msgspec.convert(document, EquivalenceReport)
     name = f"{report.candidate.model} on {report.candidate.backend}"
@@ -200,6 +218,7 @@ def _ticks(low: float, high: float) -> list[float]:
 _DRAWN: dict[str, Callable[[dict[str, Any]], Iterable[Chart]]] = {
     "run": _speed,
     "kernels": _kernels,
+    "peers": _peers,
     "equivalence": _equivalence,
     "pi": _pi,
     "memory": _memory,

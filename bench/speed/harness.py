@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -89,8 +90,31 @@ class WorkerProcess:
             text=True,
         )
 
-    def ask(self, kind: type[T], **request: Any) -> T:
-        """One request, one answer of type `kind`. Raises WorkerFailed."""
+    def ask(self, kind: type[T], limit_s: float | None = None, **request: Any) -> T:
+        """One request, one answer of type `kind`. A process that takes longer than `limit_s` is killed.
+
+        Raises WorkerFailed.
+        """
+        if limit_s is None:
+            return self._ask(kind, request)
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            self._process.kill()
+
+        timer = threading.Timer(limit_s, end)
+        timer.start()
+        try:
+            return self._ask(kind, request)
+        except WorkerFailed:
+            if late.is_set():
+                raise WorkerFailed(f"it took longer than {limit_s:g} s and was ended") from None
+            raise
+        finally:
+            timer.cancel()
+
+    def _ask(self, kind: type[T], request: dict[str, Any]) -> T:
         pipe_in, pipe_out = self._process.stdin, self._process.stdout
         assert pipe_in is not None
         assert pipe_out is not None
