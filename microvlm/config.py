@@ -156,9 +156,17 @@ class TextConfig:
     sub_norm: bool = False
     """Whether o_proj and down_proj have an RMSNorm before them (SubLN), added when a decoder becomes ternary."""
     max_position_embeddings: Positions = 32_768
+    rotation: Literal[0, 16, 64] = 0
+    """Width of the Hadamard matrices that rotate the residual stream of the layers (QuaRot, arXiv 2404.00456, section
+    4.2; SpinQuant's R1, arXiv 2405.16406); 0 for none. Where it is made the layers' weights are rotated to match, and
+    so cost nothing: only what goes into the first layer and comes out of the last one is rotated at run time."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+        require(
+            self.rotation == 0 or self.hidden_size % self.rotation == 0,
+            "'rotation' must divide 'hidden_size'",
+        )
         require(
             self.num_attention_heads % self.num_key_value_heads == 0,
             "'num_attention_heads' must be a multiple of 'num_key_value_heads'",

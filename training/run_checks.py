@@ -53,9 +53,9 @@ def check_decoder(
         )
     folder = resolve_checkpoint(decoder)
     text = MicroVLMConfig.load(folder).text
-    if dataclasses.replace(text, sub_norm=base.config.text.sub_norm) != base.config.text or not cut_alike(
-        load_tokenizer(folder), base.tokenizer
-    ):
+    own = base.config.text
+    alike = dataclasses.replace(text, sub_norm=own.sub_norm, rotation=own.rotation) == own
+    if not alike or not cut_alike(load_tokenizer(folder), base.tokenizer):
         raise UserError(
             f"'{decoder}' is another model's checkpoint: its decoder or its tokens are not those of {start}."
         )
@@ -63,6 +63,11 @@ def check_decoder(
         raise UserError(
             f"the decoder of {decoder} is {'ternary' if text.sub_norm else 'float'}, and that of the recipe's first "
             f"stage is not: set its `decoder_bits` to {1.58 if text.sub_norm else 32}."
+        )
+    if text.rotation != first.text.rotation:
+        raise UserError(
+            f"the decoder of {decoder} has a rotation of {text.rotation}, and that of the recipe's first stage one of "
+            f"{first.text.rotation}: set the `rotation` of its stages to {text.rotation}."
         )
 
 

@@ -465,7 +465,8 @@ def stage_config(
     widths = QuantizationConfig(1.58 if ternary else 32, 32, 8 if ternary else 32)
     text = base.text
     if any(stage.decoder_bits == 1.58 for stage in stages) and not float_control:
-        text = dataclasses.replace(text, sub_norm=True)
+        rotation = next((stage.rotation for stage in stages if stage.rotation), text.rotation)
+        text = dataclasses.replace(text, sub_norm=True, rotation=rotation)
     return dataclasses.replace(base, quantization=widths, text=text)
 
 
