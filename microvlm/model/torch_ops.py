@@ -187,8 +187,9 @@ def rotate_blocks(x: Tensor, width: int) -> Tensor:
     sums = torch.empty_like(y)
     stride = 1
     while stride < width:
-        first, second = y.view(-1, 2, stride, y.shape[1]).unbind(1)
-        upper, lower = sums.view(-1, 2, stride, y.shape[1]).unbind(1)
+        pairs = (width // (2 * stride), 2, stride, y.shape[1])
+        first, second = y.view(pairs).unbind(1)
+        upper, lower = sums.view(pairs).unbind(1)
         torch.add(first, second, out=upper)
         torch.sub(first, second, out=lower)
         y, sums = sums, y

@@ -112,6 +112,7 @@ class _Candidate:
         self, recipe: Recipe, design: TernaryDesign, start: Path, data: Sequence[Any], sub_norm: bool
     ):
         stage = recipe.stages[0]
+        stage = msgspec.structs.replace(stage, rotation=design.stream_rotation)
         if not design.distilled:
             stage = msgspec.structs.replace(
                 stage, caption=msgspec.structs.replace(stage.caption, teacher=None)
