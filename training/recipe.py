@@ -195,7 +195,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         names = [stage.name.casefold() for stage in self.stages]
         _require(len(set(names)) == len(names), "two stages have one name")
         _require(
-            len({stage.rotation for stage in self.stages}) == 1, "give all stages the same 'rotation', or none"
+            len({stage.rotation for stage in self.stages}) == 1,
+            "give all stages the same 'rotation', or none",
         )
         unknown = [vendor for vendor in self.vendor_weights if vendor not in TRAIN_VENDORS]
         _require(

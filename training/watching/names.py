@@ -20,6 +20,8 @@ SAMPLES_PER_SECOND = "train/samples_per_second"
 TOKENS_PER_SECOND = "train/tokens_per_second"
 
 EVALUATION_LOSS = "evaluation/loss"
+EVALUATION_KL = "evaluation/kl"
+EVALUATION_TEXT_LOSS = "evaluation/text_loss"
 EVALUATION_PERPLEXITY = "evaluation/perplexity"
 EVALUATION_ALIGNMENT_LOSS = "evaluation/alignment_loss"
 EVALUATION_TOKEN_ACCURACY = "evaluation/token_accuracy"
