@@ -35,6 +35,11 @@ def check_teachers(recipe: Recipe) -> None:
             )
 
 
+def decoder_rotation(decoder: str) -> int:
+    """The width of the rotation of a checkpoint's residual stream; 0 for none."""
+    return MicroVLMConfig.load(resolve_checkpoint(decoder)).text.rotation
+
+
 def check_decoder(
     decoder: str, start: str | None, base: ModelBase, first: MicroVLMConfig, fresh: Sequence[str]
 ) -> None:

@@ -66,6 +66,7 @@ from microvlm.training.run_checks import (
     check_folder,
     check_teachers,
     claim_folder,
+    decoder_rotation,
     describe_difference,
     read_description,
     stages_before,
@@ -173,6 +174,7 @@ class TrainingRun:
         self.start, self.start_stage = start if start is not None else recipe.start, start_stage
         self.given_start = start is not None
         self.base = ModelBase.of(recipe, start, start_stage, lambda: self.classes[0].tokenizer_texts(data))
+        self.rotation = 0 if decoder_from is None else decoder_rotation(decoder_from)
         if decoder_from is not None:
             check_decoder(decoder_from, start, self.base, self.config(self.skipped), self.fresh)
         self._check_fresh()
@@ -185,7 +187,10 @@ class TrainingRun:
         """The model's configuration in a stage."""
         stages = self.recipe.stages[: index + 1]
         keeps_ternary = self.base.keeps_start and self.base.config.quantization.is_ternary
-        return stage_config(self.base.config, stages, self.float_control, keeps_ternary)
+        base = self.base.config
+        if self.rotation:  # the start's decoder, which has none, is rotated like the one that takes its place
+            base = dataclasses.replace(base, text=dataclasses.replace(base.text, rotation=self.rotation))
+        return stage_config(base, stages, self.float_control, keeps_ternary)
 
     def task(self, index: int) -> Task:
         stage = self.recipe.stages[index]
@@ -466,6 +471,11 @@ def stage_config(
     text = base.text
     if any(stage.decoder_bits == 1.58 for stage in stages) and not float_control:
         rotation = next((stage.rotation for stage in stages if stage.rotation), text.rotation)
+        if rotation and text.hidden_size % rotation:
+            raise UserError(
+                f"a rotation of {rotation} does not divide the decoder's width of {text.hidden_size}: set the "
+                "`rotation` of the recipe's stages to 16, or to 0 for none."
+            )
         text = dataclasses.replace(text, sub_norm=True, rotation=rotation)
     return dataclasses.replace(base, quantization=widths, text=text)
 
