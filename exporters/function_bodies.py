@@ -311,12 +311,13 @@ def functions_for(nodes: Collection[onnx.NodeProto]) -> list[onnx.FunctionProto]
         for node in nodes
         if (node.domain, node.op_type) == (DOMAIN, ROTATION)
     }
+    assert len(widths) <= 1, "a function has one body, and so one width"
     op_types = present.keys() | {layer.product.name for layer in layers}
     return [
         *(function(op) for name, op in OPS.items() if name in op_types),
         *(layer_function(layer, present[layer.name]) for layer in layers),
         *masks,
-        *map(rotation_function, widths),
+        *map(rotation_function, sorted(widths)),
     ]
 
 

@@ -87,6 +87,17 @@ def test_hostile_rotations_are_refused():
         run(model, np.ones((2, 96), np.float32), library)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_trace_expects_is_what_comes(dtype):
+    for shape in ((3, 64), (2, 5, 128)):
+        x = torch.randn(shape, dtype=dtype, requires_grad=True)
+        torch.library.opcheck(torch_ops.rotate_blocks, (x, 64))
+        y = torch_ops.rotate_blocks(x, 64)
+        assert (y.dtype, y.is_contiguous()) == (torch.float32, True)
+        y.sum().backward()
+        assert x.grad.dtype == dtype
+
+
 def test_gradients_are_rotated_back():
     x = torch.randn(3, 64, requires_grad=True)
     direction = torch.randn(3, 64)
@@ -111,6 +122,16 @@ def test_a_float_decoder_computes_the_same_when_its_stream_is_rotated(start, wid
     torch.testing.assert_close(states[1], states[0], rtol=1e-4, atol=1e-4)
 
 
+def test_only_a_rotation_is_written(start):
+    plain = load_checkpoint(start).config
+    assert "rotation" not in plain.to_dict()["text"]
+    turned = rotated(plain)
+    assert MicroVLMConfig.from_dict(turned.to_dict()) == turned
+    older = turned.to_dict()
+    older["text"]["rotation"] = 0
+    assert MicroVLMConfig.from_dict(older) == plain
+
+
 def test_a_rotated_decoder_is_kept_and_another_rotation_refused(start, tmp_path, tiny_processor):
     model = seeded_model(rotated(tiny_config(), 16))
     model.save_pretrained(tmp_path / "ternary")
@@ -125,6 +146,23 @@ def test_a_rotated_decoder_is_kept_and_another_rotation_refused(start, tmp_path,
     torch.testing.assert_close(found[1], found[0], rtol=1e-3, atol=1e-3)
     with pytest.raises(UserError, match="rotation of 16, which a stage with one of 64 cannot change"):
         start_from(MicroVLM(rotated(tiny_config(), 64)), str(tmp_path / "ternary"))
+
+
+def run_decoder(path: Path, config: MicroVLMConfig, library: Path | None) -> list[np.ndarray]:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    if library is not None:
+        options.register_custom_ops_library(str(library))
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    sizes = {"batch": 1, "sequence": 5, "past": 3, "past + sequence": 8}
+    rng, feeds = np.random.default_rng(0), {}
+    for value in session.get_inputs():
+        shape = [size if isinstance(size, int) else sizes[size] for size in value.shape]
+        is_float = value.type == "tensor(float)"
+        feeds[value.name] = (
+            rng.standard_normal(shape).astype(np.float32) if is_float else np.ones(shape, np.int64)
+        )
+    return session.run(None, feeds)
 
 
 @pytest.mark.export
@@ -143,8 +181,10 @@ def test_a_bundle_of_a_rotated_decoder_computes_what_torch_does(bits, tmp_path):
     assert op_types.count(ROTATION) == 2
     # The layers between are those of any other ternary decoder.
     assert op_types.count("FeedForward2x4") == (config.text.num_hidden_layers if bits == 1.58 else 0)
-    # Without the native library, by the functions in the file.
-    onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    # Without the native library, by the functions in the file: the same bits where integers are summed.
+    outputs = [run_decoder(path, config, library) for library in (None, native.library_path())]
+    for plain, fast in zip(*outputs, strict=True):
+        np.testing.assert_array_equal(plain, fast)
     assert MicroVLMConfig.load(tmp_path / "bundle").text.rotation == 16
 
 

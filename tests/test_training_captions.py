@@ -316,8 +316,17 @@ def test_a_run_begins_with_another_checkpoints_decoder_and_keeps_its_teacher(dat
     assert not torch.equal(theirs[adapter], ours[adapter])
     recorded = json.loads((tmp_path / "run" / "recipe.json").read_text())["start"]
     assert recorded["decoder_sha256"] != recorded["weights_sha256"]
+    # What the run does not train is stored as it came.
+    frozen = msgspec.structs.replace(stage, caption=CaptionOptions(trained=NEW))
+    assert train(
+        msgspec.structs.replace(recipe, stages=(frozen,)), opened(data), tmp_path / "frozen", silent,
+        start=str(start), decoder_from=str(ternary),
+    )  # fmt: skip
+    kept = weights(tmp_path / "frozen" / "checkpoint")
+    assert all(torch.equal(theirs[name], kept[name]) for name in theirs if name.startswith("decoder."))
     other = msgspec.structs.replace(stage, rotation=64)
-    with pytest.raises(UserError, match=f"has a rotation of {rotation}" if rotation else "rotation"):
+    refusal = f"has a rotation of {rotation}, and that of the recipe's first stage one of 64"
+    with pytest.raises(UserError, match=refusal):
         train(
             msgspec.structs.replace(recipe, stages=(other,)), opened(data), tmp_path / "other", silent,
             start=str(start), decoder_from=str(ternary),

@@ -223,10 +223,12 @@ def test_a_second_stage_begins_with_other_texts_than_the_first(texts, start, tmp
         recipe, open_data(recipe, [DataFolder(texts)]), tmp_path, lambda _: None, start=str(start)
     )
     generator = torch.Generator()
-    firsts = [run.task(stage).draw_step(0, generator).ids for stage in (0, 1)]
-    assert not torch.equal(*firsts)
-    assert torch.equal(firsts[0], run.task(0).draw_step(0, generator).ids)
-    assert all(ids.shape[1] % ROW_MULTIPLE == 0 for ids in firsts)
+    tasks = [run.task(stage) for stage in (0, 1)]
+    steps = len(tasks[0].texts) // DISTILL.batch_size
+    ids = [[task.draw_step(step, generator).ids for step in range(4 * steps)] for task in tasks]
+    assert not any(torch.equal(first, second) for first in ids[0] for second in ids[1])
+    assert torch.equal(ids[1][0], run.task(1).draw_step(0, generator).ids)
+    assert all(rows.shape[1] % ROW_MULTIPLE == 0 for row in ids for rows in row)
 
 
 def test_the_console_names_the_two_losses_of_texts(texts, start, tmp_path):

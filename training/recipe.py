@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
 
+from microvlm.config import Rotation
 from microvlm.errors import UserError
 from microvlm.formats import documents
 from microvlm.formats.documents import Share, quote
@@ -92,7 +93,7 @@ class StageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Passes over the data, in place of `steps`; a run converts them when it begins."""
     decoder_bits: int | float = 32
     """Bit width that the decoder and the memory encoder are trained for: 32, or 1.58 (then the embedding for 8)."""
-    rotation: Literal[0, 16, 64] = 0
+    rotation: Rotation = 0
     """Width of the Hadamard matrices that rotate the residual stream of a decoder which becomes ternary
     (`TextConfig.rotation`). A decoder that has a rotation keeps it at 0 too."""
     vision_learning_rate: Rate = 0.0
@@ -135,7 +136,9 @@ class StageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         )
         _require(self.decoder_bits in (32, 1.58), f"{place}: decoder_bits must be 32 or 1.58")
         _require(
-            self.rotation == 0 or self.decoder_bits == 1.58, f"{place}: a rotation needs decoder_bits of 1.58"
+            self.rotation == 0 or self.decoder_bits == 1.58,
+            f"{place}: a rotation needs decoder_bits of 1.58 in every stage; make the float stages a recipe of their "
+            "own, and give this one their checkpoint with --start",
         )
         _require(
             set(self.scene_kinds) == set(SCENE_KINDS),
@@ -196,7 +199,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _require(len(set(names)) == len(names), "two stages have one name")
         _require(
             len({stage.rotation for stage in self.stages}) == 1,
-            "give all stages the same 'rotation', or none",
+            "give all stages the same 'rotation', or none; float stages are a recipe of their own",
         )
         unknown = [vendor for vendor in self.vendor_weights if vendor not in TRAIN_VENDORS]
         _require(

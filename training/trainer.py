@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from microvlm.atomic import write_file
-from microvlm.config import MicroVLMConfig, QuantizationConfig
+from microvlm.config import MicroVLMConfig, QuantizationConfig, Rotation
 from microvlm.errors import UserError
 from microvlm.formats import documents
 from microvlm.formats.documents import quote
@@ -64,6 +64,7 @@ from microvlm.training.recipe import Recipe, StageConfig
 from microvlm.training.run_checks import (
     check_decoder,
     check_folder,
+    check_rotation,
     check_teachers,
     claim_folder,
     decoder_rotation,
@@ -174,9 +175,10 @@ class TrainingRun:
         self.start, self.start_stage = start if start is not None else recipe.start, start_stage
         self.given_start = start is not None
         self.base = ModelBase.of(recipe, start, start_stage, lambda: self.classes[0].tokenizer_texts(data))
-        self.rotation = 0 if decoder_from is None else decoder_rotation(decoder_from)
+        self.rotation: Rotation = 0 if decoder_from is None else decoder_rotation(decoder_from)
         if decoder_from is not None:
-            check_decoder(decoder_from, start, self.base, self.config(self.skipped), self.fresh)
+            check_decoder(decoder_from, start, self.base, lambda: self.config(self.skipped), self.fresh)
+        check_rotation(self.base, self.config(self.skipped))
         self._check_fresh()
         self._check_trained()
         if start is not None and (decoder_from is not None or not self.base.keeps_start):
@@ -216,6 +218,9 @@ class TrainingRun:
         recorded = read_description(self.out)
         if recorded is not None:
             asked = {"preset": description["preset"]} | {k: v for k, v in recorded.items() if k != "resolved"}
+            if isinstance(asked["preset"], dict):  # as this version writes it
+                written = MicroVLMConfig.from_dict(asked["preset"], self.out / RECIPE).to_dict()
+                asked["preset"] = json.loads(json.dumps(written))
             if asked != description and (self.out / self.recipe.stages[self.skipped].name).exists():
                 raise UserError(describe_difference(self.out, asked, description))
             resolved = recorded.get("resolved")
@@ -350,7 +355,7 @@ class TrainingRun:
         elif self.base.keeps_start and self.start is not None:
             restore_dtypes(model, stored_dtypes(self.start), self._trained_names(index))
         if self.base.keeps_start and self.start is not None:
-            restore_packed(model, self.start, self._trained_names(index))
+            restore_packed(model, self.start, self._trained_names(index), self.decoder_from)
         model.directory = None
         runs = recorded_runs(self.out, (stage.name for stage in self.recipe.stages))
         recorded = read_description(self.out) or {}

@@ -109,8 +109,11 @@ def _rotate_stream(model: MicroVLM, tensors: dict[str, Tensor], source: str) -> 
             f"the decoder of '{source}' has a rotation of {stored.text.rotation}, which a stage with one of {rotation} "
             "cannot change: give the float model that it was made from, or change the recipe's `rotation`."
         )
-    for index in range(model.config.text.num_hidden_layers):
-        layer = f"{LAYERS}.{index}"
+    layers = [f"{LAYERS}.{index}" for index in range(model.config.text.num_hidden_layers)]
+    parts = [*NORMS, *(name for readers in NORMS.values() for name in readers), *WRITERS]
+    if any(f"{layer}.{part}.weight" not in tensors for layer in layers for part in parts):
+        return  # no whole decoder: the caller says so
+    for layer in layers:
         for norm, readers in NORMS.items():
             gains = tensors[f"{layer}.{norm}.weight"]
             for reader in readers:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from microvlm.config import Rotation
+
 SCALE_BITS = 16
 """Of a scale, where bits a weight are counted."""
 
@@ -19,7 +21,7 @@ class TernaryDesign:
     """Columns that share a scale; 0 for a row's, None for the whole matrix's."""
     rotation: int = 0
     """Width of the blocks that a Hadamard matrix rotates before each product; 0 for none."""
-    stream_rotation: int = 0
+    stream_rotation: Rotation = 0
     """The same of the residual stream, whose weights are rotated beforehand (`TextConfig.rotation`)."""
     sub_norm: bool = True
     """Whether SubLN is inserted (BitDistill, arXiv 2510.13998, section 3.1)."""

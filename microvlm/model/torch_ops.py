@@ -178,7 +178,7 @@ def _fake_keep_last(hidden: Tensor, count: Tensor) -> Tensor:
 
 @torch.library.custom_op("microvlm::rotate_blocks", mutates_args=())
 def rotate_blocks(x: Tensor, width: int) -> Tensor:
-    """Each block of `width` columns of float32 [..., K] times Sylvester's orthonormal Hadamard matrix [width, width].
+    """Blocks of `width` columns of [..., K] times Sylvester's orthonormal Hadamard matrix [width, width], in float32.
 
     The additions have the order of `layer_table`. `width` is a power of four that divides K.
     """
@@ -194,20 +194,20 @@ def rotate_blocks(x: Tensor, width: int) -> Tensor:
         torch.sub(first, second, out=lower)
         y, sums = sums, y
         stride *= 2
-    return (y.T * width**-0.5).reshape(x.shape)
+    return (y.T * width**-0.5).contiguous().view(x.shape)
 
 
 @rotate_blocks.register_fake
 def _fake_rotate_blocks(x: Tensor, width: int) -> Tensor:
-    return x.new_empty(x.shape)
+    return x.new_empty(x.shape, dtype=torch.float32)
 
 
 def _rotation_width(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
-    ctx.width = inputs[1]
+    ctx.width, ctx.dtype = inputs[1], inputs[0].dtype
 
 
 def _rotate_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-    return rotate_blocks(grad, ctx.width), None  # the matrix is symmetric
+    return rotate_blocks(grad, ctx.width).to(ctx.dtype), None  # the matrix is symmetric
 
 
 rotate_blocks.register_autograd(_rotate_gradient, setup_context=_rotation_width)

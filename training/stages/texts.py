@@ -123,9 +123,8 @@ class TextTask(WholeModelTask):
         positions = np.arange(step * size, (step + 1) * size)
         # A second stage has orders of its own: it would begin with the texts that the first one began with.
         place = [stage.name for stage in self.recipe.stages].index(self.stage.name)
-        seed = (self.recipe.seed, place) if place else (self.recipe.seed,)
         orders = {
-            int(epoch): np.random.default_rng((*seed, int(epoch))).permutation(count)
+            int(epoch): np.random.default_rng(self._order(place, int(epoch))).permutation(count)
             for epoch in np.unique(positions // count)
         }
         return self.token_rows.build(
@@ -134,6 +133,12 @@ class TextTask(WholeModelTask):
 
     def size(self, batch: Rows) -> tuple[int, int]:
         return len(batch.ids), int((batch.labels != IGNORED).sum())
+
+    def _order(self, place: int, epoch: int) -> np.random.SeedSequence:
+        """The seed of an epoch's order in the recipe's stage number `place`. The first one's is that of older runs."""
+        if place == 0:
+            return np.random.SeedSequence((self.recipe.seed, epoch))
+        return np.random.SeedSequence(self.recipe.seed, spawn_key=(place, epoch))
 
     def loss(self, module: MicroVLM, batch: Rows) -> tuple[Tensor, dict[str, Tensor]]:
         rows = batch.to(module.memory_prior.device)
