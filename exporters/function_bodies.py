@@ -19,10 +19,11 @@ from collections.abc import Collection
 
 import onnx
 import onnx.parser
+from onnx import helper
 
 from microvlm.exporters.contract import OPSET
-from microvlm.exporters.fusion.layer_bodies import layer_function, mask_function
-from microvlm.formats.layer_table import LAYERS, MASK
+from microvlm.exporters.fusion.layer_bodies import layer_function, mask_function, rotation_function
+from microvlm.formats.layer_table import LAYERS, MASK, ROTATION
 from microvlm.formats.op_spec import OpSpec
 from microvlm.formats.op_table import DOMAIN, OPS
 from microvlm.formats.packing import GROUP, TernaryLayout
@@ -305,11 +306,18 @@ def functions_for(nodes: Collection[onnx.NodeProto]) -> list[onnx.FunctionProto]
             }
     layers = [layer for name, layer in LAYERS.items() if name in present]
     masks = [mask_function()] if MASK in present else []
+    widths = {
+        helper.get_node_attr_value(node, "width")
+        for node in nodes
+        if (node.domain, node.op_type) == (DOMAIN, ROTATION)
+    }
+    assert len(widths) <= 1, "a function has one body, and so one width"
     op_types = present.keys() | {layer.product.name for layer in layers}
     return [
         *(function(op) for name, op in OPS.items() if name in op_types),
         *(layer_function(layer, present[layer.name]) for layer in layers),
         *masks,
+        *map(rotation_function, sorted(widths)),
     ]
 
 

@@ -28,7 +28,7 @@ from microvlm.exporters import contract
 from microvlm.exporters.contract import OPSET, Dim, GraphSpec, TensorSpec
 from microvlm.exporters.convolution_nodes import CONVOLUTION_NODES
 from microvlm.exporters.graph_cleanup import tidy
-from microvlm.formats.layer_table import MASK
+from microvlm.formats.layer_table import MASK, ROTATION
 from microvlm.formats.op_spec import OpSpec
 from microvlm.formats.op_table import DOMAIN, DOMAIN_VERSION, OPS
 from microvlm.model.memory_algebra import address, reference_memory
@@ -225,6 +225,20 @@ def _decoder_mask(attention_mask: Any, position_ids: Any) -> Any:
     return node(attention_mask, position_ids)
 
 
+def _rotate_blocks(x: Any, width: int) -> Any:
+    parameter, attribute = onnx.defs.OpSchema.FormalParameter, onnx.defs.OpSchema.Attribute
+    schema = onnx.defs.OpSchema(
+        ROTATION,
+        DOMAIN,
+        DOMAIN_VERSION,
+        inputs=[parameter("x", "tensor(float)")],
+        outputs=[parameter("y", "tensor(float)")],
+        attributes=[attribute("width", onnx.defs.OpSchema.AttrType.INT)],
+    )
+    node = onnxscript.values.Op(onnxscript.values.Opset(DOMAIN, DOMAIN_VERSION), ROTATION, schema)
+    return node(x, width=width)
+
+
 def _translations() -> dict[Callable, Callable]:
     namespace = torch.ops.microvlm
     table = {getattr(namespace, op.torch_op).default: _translation(op) for op in OPS.values()}
@@ -232,6 +246,7 @@ def _translations() -> dict[Callable, Callable]:
         **table,
         namespace.keep_last.default: _keep_last,
         namespace.decoder_mask.default: _decoder_mask,
+        namespace.rotate_blocks.default: _rotate_blocks,
         **{getattr(namespace, name).default: function for name, function in CONVOLUTION_NODES.items()},
     }
 

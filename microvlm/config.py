@@ -45,6 +45,8 @@ MAX_BYTES = 1_000_000
 MAX_PATCHES = 65_536
 NOT_OF_VIT = ("architecture", "width_multiplier", "depth_multiplier", "num_classes", "name_pieces", "resize")
 """Fields of the vision part that a ViT's config.json does not have."""
+Rotation = Literal[0, 16, 64]
+"""Width of the Hadamard matrices of a residual stream; 0 for none."""
 _REMEDY = "correct it, or copy the model again"
 
 
@@ -156,9 +158,17 @@ class TextConfig:
     sub_norm: bool = False
     """Whether o_proj and down_proj have an RMSNorm before them (SubLN), added when a decoder becomes ternary."""
     max_position_embeddings: Positions = 32_768
+    rotation: Rotation = 0
+    """Width of the Hadamard matrices that rotate the residual stream of the layers (QuaRot, arXiv 2404.00456, section
+    4.2; SpinQuant's R1, arXiv 2405.16406); 0 for none. Where it is made the layers' weights are rotated to match, and
+    so cost nothing: only what goes into the first layer and comes out of the last one is rotated at run time."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+        require(
+            self.rotation == 0 or self.hidden_size % self.rotation == 0,
+            "'rotation' must divide 'hidden_size'",
+        )
         require(
             self.num_attention_heads % self.num_key_value_heads == 0,
             "'num_attention_heads' must be a multiple of 'num_key_value_heads'",
@@ -280,6 +290,8 @@ class MicroVLMConfig:
         elif self.memory.pointing.same_picture is None:
             for name in ("same_picture", "same_question"):
                 del parts["memory"]["pointing"][name]
+        if not self.text.rotation:
+            del parts["text"]["rotation"]
         absent = () if self.vision.is_convolutional else NOT_OF_VIT
         for name in (*absent, *(() if self.vision.colours else ("colours",))):
             del parts["vision"][name]

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from microvlm import MicroVLM
 from microvlm.bench.report import report_of_file
-from microvlm.config import QuantizationConfig
+from microvlm.config import MicroVLMConfig, QuantizationConfig
 from microvlm.errors import UserError
 from microvlm.formats.weight_format import WeightFormat
 from microvlm.inputs.processor import Processor
@@ -283,7 +283,9 @@ def test_distillation_gives_a_ternary_model_with_sub_norms(data, start, tmp_path
     assert config["quantization"] == {"decoder_bits": 1.58, "vision_bits": 8, "embedding_bits": 8}
 
 
-def test_a_run_begins_with_another_checkpoints_decoder_and_keeps_its_teacher(data, start, tmp_path):
+@pytest.mark.parametrize("rotation", [0, 16])
+def test_a_run_begins_with_another_checkpoints_decoder_and_keeps_its_teacher(data, start, tmp_path, rotation):
+    """Its rotation too, which the recipe of the run need not name."""
     teacher = TeacherOptions(relation_heads=4)
     stage = msgspec.structs.replace(
         SECOND,
@@ -292,7 +294,8 @@ def test_a_run_begins_with_another_checkpoints_decoder_and_keeps_its_teacher(dat
         caption=CaptionOptions(trained=NEW | {"decoder": 1.0}, teacher=teacher),
     )
     recipe = msgspec.structs.replace(STAGES, stages=(stage,))
-    faster = msgspec.structs.replace(recipe, stages=(msgspec.structs.replace(stage, learning_rate=1e-2),))
+    fast = msgspec.structs.replace(stage, learning_rate=1e-2, rotation=rotation)
+    faster = msgspec.structs.replace(recipe, stages=(fast,))
     assert train(faster, opened(data), tmp_path / "texts", silent, start=str(start))
     ternary = tmp_path / "texts" / "checkpoint"
     began: list[str] = []
@@ -307,10 +310,27 @@ def test_a_run_begins_with_another_checkpoints_decoder_and_keeps_its_teacher(dat
     assert norms
     assert all(torch.equal(theirs[name], ours[name]) for name in packed)
     assert all(torch.allclose(theirs[name], ours[name], atol=1e-6) for name in norms)
+    text = MicroVLMConfig.load(tmp_path / "run" / "checkpoint").text
+    assert (text.rotation, text.sub_norm) == (rotation, True)
     adapter = next(name for name in theirs if name.startswith("adapter.") and name.endswith(".weight"))
     assert not torch.equal(theirs[adapter], ours[adapter])
     recorded = json.loads((tmp_path / "run" / "recipe.json").read_text())["start"]
     assert recorded["decoder_sha256"] != recorded["weights_sha256"]
+    # What the run does not train is stored as it came.
+    frozen = msgspec.structs.replace(stage, caption=CaptionOptions(trained=NEW))
+    assert train(
+        msgspec.structs.replace(recipe, stages=(frozen,)), opened(data), tmp_path / "frozen", silent,
+        start=str(start), decoder_from=str(ternary),
+    )  # fmt: skip
+    kept = weights(tmp_path / "frozen" / "checkpoint")
+    assert all(torch.equal(theirs[name], kept[name]) for name in theirs if name.startswith("decoder."))
+    other = msgspec.structs.replace(stage, rotation=64)
+    refusal = f"has a rotation of {rotation}, and that of the recipe's first stage one of 64"
+    with pytest.raises(UserError, match=refusal):
+        train(
+            msgspec.structs.replace(recipe, stages=(other,)), opened(data), tmp_path / "other", silent,
+            start=str(start), decoder_from=str(ternary),
+        )  # fmt: skip
     # Without --decoder-from the same folder is another run.
     with pytest.raises(UserError, match="with another start"):
         train(recipe, opened(data), tmp_path / "run", silent, start=str(start))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import re
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 import torch
@@ -19,7 +21,7 @@ from microvlm.errors import UserError
 from microvlm.inputs.processor import Processor
 from microvlm.inputs.text_data import open_texts
 from microvlm.training.batches.sample_texts import IGNORED
-from microvlm.training.batches.token_rows import MOST_TOKENS, TokenRows
+from microvlm.training.batches.token_rows import MOST_TOKENS, ROW_MULTIPLE, TokenRows
 from microvlm.training.caption_options import CaptionOptions, TeacherOptions
 from microvlm.training.data.data_command import command as data_group
 from microvlm.training.loop.run_summary import _curve
@@ -212,6 +214,29 @@ def test_two_models_with_other_tokens_are_not_compared(start, texts, score):
     assert (status, "have other tokens" in error) == (2, True)
     status, _, error = score(start, "--data", texts)
     assert (status, "--against is missing" in error) == (2, True)
+
+
+def test_a_second_stage_begins_with_other_texts_than_the_first(texts, start, tmp_path):
+    again = msgspec.structs.replace(DISTILL, name="again")
+    recipe = msgspec.structs.replace(RECIPE, stages=(DISTILL, again))
+    run = TrainingRun(
+        recipe, open_data(recipe, [DataFolder(texts)]), tmp_path, lambda _: None, start=str(start)
+    )
+    generator = torch.Generator()
+    tasks = [run.task(stage) for stage in (0, 1)]
+    steps = len(tasks[0].texts) // DISTILL.batch_size
+    ids = [[task.draw_step(step, generator).ids for step in range(4 * steps)] for task in tasks]
+    assert not any(torch.equal(first, second) for first in ids[0] for second in ids[1])
+    assert torch.equal(ids[1][0], run.task(1).draw_step(0, generator).ids)
+    assert all(rows.shape[1] % ROW_MULTIPLE == 0 for row in ids for rows in row)
+
+
+def test_the_console_names_the_two_losses_of_texts(texts, start, tmp_path):
+    lines: list[str] = []
+    recipe = msgspec.structs.replace(RECIPE, stages=(msgspec.structs.replace(DISTILL, steps=1),))
+    train(recipe, open_data(recipe, [DataFolder(texts)]), tmp_path / "run", lines.append, start=str(start))
+    (line,) = (line for line in lines if "1/1  held out" in line)
+    assert re.search(r"KL from the teacher [\d.]+  cross-entropy of the texts [\d.]+$", line)
 
 
 def test_an_evaluation_is_the_same_in_chunks_of_any_size(texts, start, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from microvlm.config import Rotation
 from microvlm.errors import UserError
 from microvlm.formats import documents
 from microvlm.formats.documents import Share, quote
@@ -92,6 +93,9 @@ class StageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Passes over the data, in place of `steps`; a run converts them when it begins."""
     decoder_bits: int | float = 32
     """Bit width that the decoder and the memory encoder are trained for: 32, or 1.58 (then the embedding for 8)."""
+    rotation: Rotation = 0
+    """Width of the Hadamard matrices that rotate the residual stream of a decoder which becomes ternary
+    (`TextConfig.rotation`). A decoder that has a rotation keeps it at 0 too."""
     vision_learning_rate: Rate = 0.0
     """Learning rate of the vision encoder in a `vlm` stage; 0 freezes it."""
     muon_factor: Weight = 0.0
@@ -131,6 +135,11 @@ class StageConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             f"{place}: give 'steps' or 'epochs', one of the two, above 0",
         )
         _require(self.decoder_bits in (32, 1.58), f"{place}: decoder_bits must be 32 or 1.58")
+        _require(
+            self.rotation == 0 or self.decoder_bits == 1.58,
+            f"{place}: a rotation needs decoder_bits of 1.58 in every stage; make the float stages a recipe of their "
+            "own, and give this one their checkpoint with --start",
+        )
         _require(
             set(self.scene_kinds) == set(SCENE_KINDS),
             f"{place}: scene_kinds must have a share for each of {', '.join(SCENE_KINDS)}",
@@ -188,6 +197,10 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         _check_precision("all stages", self.mixed_precision)
         names = [stage.name.casefold() for stage in self.stages]
         _require(len(set(names)) == len(names), "two stages have one name")
+        _require(
+            len({stage.rotation for stage in self.stages}) == 1,
+            "give all stages the same 'rotation', or none; float stages are a recipe of their own",
+        )
         unknown = [vendor for vendor in self.vendor_weights if vendor not in TRAIN_VENDORS]
         _require(
             not unknown,
@@ -203,6 +216,8 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         content: dict[str, Any] = msgspec.to_builtins(self)
         defaults = msgspec.to_builtins(TeacherOptions())
         for stage in content["stages"]:
+            if not stage["rotation"]:
+                del stage["rotation"]
             teacher = stage["caption"]["teacher"] or {}
             for name in ("device", "kept_gb"):
                 if name in teacher and teacher[name] == defaults[name]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from microvlm.atomic import write_file
-from microvlm.config import MicroVLMConfig
+from microvlm.config import MicroVLMConfig, Rotation
 from microvlm.errors import UserError
 from microvlm.formats import documents
 from microvlm.inputs.tokenizer import load_tokenizer
@@ -35,12 +35,32 @@ def check_teachers(recipe: Recipe) -> None:
             )
 
 
+def decoder_rotation(decoder: str) -> Rotation:
+    """The width of the rotation of a checkpoint's residual stream; 0 for none."""
+    return MicroVLMConfig.load(resolve_checkpoint(decoder)).text.rotation
+
+
+def check_rotation(base: ModelBase, first: MicroVLMConfig) -> None:
+    """Raises UserError where the first stage, of configuration `first`, would rotate a ternary decoder."""
+    stored = base.config
+    if base.keeps_start and stored.quantization.is_ternary and stored.text.rotation != first.text.rotation:
+        raise UserError(
+            f"the start's decoder is ternary with a rotation of {stored.text.rotation}, which a stage with one of "
+            f"{first.text.rotation} cannot change: give --start the float model that it was made from, or set the "
+            f"`rotation` of the recipe's stages to {stored.text.rotation}."
+        )
+
+
 def check_decoder(
-    decoder: str, start: str | None, base: ModelBase, first: MicroVLMConfig, fresh: Sequence[str]
+    decoder: str,
+    start: str | None,
+    base: ModelBase,
+    configuration: Callable[[], MicroVLMConfig],
+    fresh: Sequence[str],
 ) -> None:
     """Raises UserError for a decoder of another checkpoint that cannot take the place of the start's.
 
-    first : the model's configuration in the first stage.
+    configuration : the model's in the first stage, once the decoder is known to fit the start.
     """
     if start is None:
         raise UserError("--decoder-from takes the place of a start's decoder: give --start as well.")
@@ -53,16 +73,22 @@ def check_decoder(
         )
     folder = resolve_checkpoint(decoder)
     text = MicroVLMConfig.load(folder).text
-    if dataclasses.replace(text, sub_norm=base.config.text.sub_norm) != base.config.text or not cut_alike(
-        load_tokenizer(folder), base.tokenizer
-    ):
+    own = base.config.text
+    alike = dataclasses.replace(text, sub_norm=own.sub_norm, rotation=own.rotation) == own
+    if not alike or not cut_alike(load_tokenizer(folder), base.tokenizer):
         raise UserError(
             f"'{decoder}' is another model's checkpoint: its decoder or its tokens are not those of {start}."
         )
+    first = configuration()
     if text.sub_norm != first.text.sub_norm:
         raise UserError(
             f"the decoder of {decoder} is {'ternary' if text.sub_norm else 'float'}, and that of the recipe's first "
             f"stage is not: set its `decoder_bits` to {1.58 if text.sub_norm else 32}."
+        )
+    if text.rotation != first.text.rotation:
+        raise UserError(
+            f"the decoder of {decoder} has a rotation of {text.rotation}, and that of the recipe's first stage one of "
+            f"{first.text.rotation}: set the `rotation` of its stages to {text.rotation}."
         )
 
 

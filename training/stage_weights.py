@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from microvlm.atomic import new_file
+from microvlm.config import MicroVLMConfig
 from microvlm.model.checkpoint import HEADS, read_tensors, resolve_checkpoint, write_tensors
 from microvlm.model.checkpoint import WEIGHTS as WEIGHTS_FILE
 from microvlm.model.microvlm import MicroVLM
@@ -60,10 +61,21 @@ def restore_dtypes(model: MicroVLM, dtypes: dict[str, torch.dtype], trained: set
             parameter.data = parameter.data.to(dtypes[name])
 
 
-def restore_packed(model: MicroVLM, start: str, trained: set[str]) -> None:
-    """Give packed layers that nothing has trained the bytes of the start, which another rounding may change."""
+def restore_packed(model: MicroVLM, start: str, trained: set[str], decoder: str | None = None) -> None:
+    """Give packed layers that nothing has trained the bytes of the start, which another rounding may change.
+
+    decoder : the checkpoint that the decoder came from in place of the start's.
+    """
     stored, _ = read_tensors(resolve_checkpoint(start) / WEIGHTS_FILE)
+    if decoder is not None:
+        theirs, _ = read_tensors(resolve_checkpoint(decoder) / WEIGHTS_FILE)
+        stored = {name: t for name, t in stored.items() if not name.startswith("decoder.")}
+        stored |= {name: t for name, t in theirs.items() if name.startswith("decoder.")}
+    rotation = MicroVLMConfig.load(resolve_checkpoint(decoder or start)).text.rotation
+    is_rotated_alike = rotation == model.config.text.rotation
     for name, tensor in model.state_dict().items():
+        if name.startswith("decoder.") and not is_rotated_alike:
+            continue  # its norms have no gains any more, and its weights are others
         layer = "embedding" if name.startswith("embedding.") else name.rpartition(".")[0]
         untrained = f"{layer}.weight" not in trained and name not in trained
         if (

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from microvlm.atomic import write_file
-from microvlm.config import MicroVLMConfig, QuantizationConfig
+from microvlm.config import MicroVLMConfig, QuantizationConfig, Rotation
 from microvlm.errors import UserError
 from microvlm.formats import documents
 from microvlm.formats.documents import quote
@@ -64,8 +64,10 @@ from microvlm.training.recipe import Recipe, StageConfig
 from microvlm.training.run_checks import (
     check_decoder,
     check_folder,
+    check_rotation,
     check_teachers,
     claim_folder,
+    decoder_rotation,
     describe_difference,
     read_description,
     stages_before,
@@ -173,8 +175,10 @@ class TrainingRun:
         self.start, self.start_stage = start if start is not None else recipe.start, start_stage
         self.given_start = start is not None
         self.base = ModelBase.of(recipe, start, start_stage, lambda: self.classes[0].tokenizer_texts(data))
+        self.rotation: Rotation = 0 if decoder_from is None else decoder_rotation(decoder_from)
         if decoder_from is not None:
-            check_decoder(decoder_from, start, self.base, self.config(self.skipped), self.fresh)
+            check_decoder(decoder_from, start, self.base, lambda: self.config(self.skipped), self.fresh)
+        check_rotation(self.base, self.config(self.skipped))
         self._check_fresh()
         self._check_trained()
         if start is not None and (decoder_from is not None or not self.base.keeps_start):
@@ -185,7 +189,10 @@ class TrainingRun:
         """The model's configuration in a stage."""
         stages = self.recipe.stages[: index + 1]
         keeps_ternary = self.base.keeps_start and self.base.config.quantization.is_ternary
-        return stage_config(self.base.config, stages, self.float_control, keeps_ternary)
+        base = self.base.config
+        if self.rotation:  # the start's decoder, which has none, is rotated like the one that takes its place
+            base = dataclasses.replace(base, text=dataclasses.replace(base.text, rotation=self.rotation))
+        return stage_config(base, stages, self.float_control, keeps_ternary)
 
     def task(self, index: int) -> Task:
         stage = self.recipe.stages[index]
@@ -211,6 +218,9 @@ class TrainingRun:
         recorded = read_description(self.out)
         if recorded is not None:
             asked = {"preset": description["preset"]} | {k: v for k, v in recorded.items() if k != "resolved"}
+            if isinstance(asked["preset"], dict):  # as this version writes it
+                written = MicroVLMConfig.from_dict(asked["preset"], self.out / RECIPE).to_dict()
+                asked["preset"] = json.loads(json.dumps(written))
             if asked != description and (self.out / self.recipe.stages[self.skipped].name).exists():
                 raise UserError(describe_difference(self.out, asked, description))
             resolved = recorded.get("resolved")
@@ -345,7 +355,7 @@ class TrainingRun:
         elif self.base.keeps_start and self.start is not None:
             restore_dtypes(model, stored_dtypes(self.start), self._trained_names(index))
         if self.base.keeps_start and self.start is not None:
-            restore_packed(model, self.start, self._trained_names(index))
+            restore_packed(model, self.start, self._trained_names(index), self.decoder_from)
         model.directory = None
         runs = recorded_runs(self.out, (stage.name for stage in self.recipe.stages))
         recorded = read_description(self.out) or {}
@@ -465,7 +475,13 @@ def stage_config(
     widths = QuantizationConfig(1.58 if ternary else 32, 32, 8 if ternary else 32)
     text = base.text
     if any(stage.decoder_bits == 1.58 for stage in stages) and not float_control:
-        text = dataclasses.replace(text, sub_norm=True)
+        rotation = next((stage.rotation for stage in stages if stage.rotation), text.rotation)
+        if rotation and text.hidden_size % rotation:
+            raise UserError(
+                f"a rotation of {rotation} does not divide the decoder's width of {text.hidden_size}: set the "
+                "`rotation` of the recipe's stages to 16, or to 0 for none."
+            )
+        text = dataclasses.replace(text, sub_norm=True, rotation=rotation)
     return dataclasses.replace(base, quantization=widths, text=text)
 
 

@@ -14,13 +14,23 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from microvlm.config import MicroVLMConfig
 from microvlm.errors import UserError
+from microvlm.model import torch_ops
 from microvlm.model.checkpoint import WEIGHTS, load_checkpoint, resolve_checkpoint
 from microvlm.model.linear import TernaryLinear
 from microvlm.model.microvlm import MicroVLM
 from microvlm.model.pretrained.float_weights import float_weights
 
 LATENT_SEED = 0
+LAYERS = "decoder.layers"
+NORMS = {
+    "input_layernorm": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
+}
+"""Norms of the residual stream in a layer -> the linears that read them."""
+WRITERS = ("self_attn.o_proj", "mlp.down_proj")
+"""Linears whose outputs are added to the residual stream."""
 PROBE = (4, 64)
 """Rows and tokens that the sizes of activations are taken from."""
 MARGIN = 1e-3
@@ -76,12 +86,43 @@ def _load(model: MicroVLM, tensors: dict[str, Tensor], source: str) -> None:
     for name, tensor in tensors.items():
         if name not in expected or expected[name].shape != tensor.shape:
             raise UserError(f"'{source}' is another model's checkpoint: its '{name}' does not fit.")
+    _rotate_stream(model, tensors, source)
     model.load_state_dict(tensors, strict=False)
     generator = torch.Generator().manual_seed(LATENT_SEED)
     for name, module in model.named_modules():
         if isinstance(module, TernaryLinear) and f"{name}.weight" in tensors:
             with torch.no_grad():
                 module.weight.copy_(draw_latents(tensors[f"{name}.weight"], generator))
+
+
+def _rotate_stream(model: MicroVLM, tensors: dict[str, Tensor], source: str) -> None:
+    """Rotate a float decoder's weights for a model whose residual stream is rotated, so that it computes the same.
+
+    A norm and a rotation change places where the norm has no gains: these go into the weights that read it.
+    """
+    stored = MicroVLMConfig.load(resolve_checkpoint(source))
+    rotation = model.config.text.rotation
+    if rotation == stored.text.rotation or not any(name.startswith(f"{LAYERS}.") for name in tensors):
+        return
+    if stored.quantization.is_ternary or stored.text.rotation:
+        raise UserError(
+            f"the decoder of '{source}' has a rotation of {stored.text.rotation}, which a stage with one of {rotation} "
+            "cannot change: give the float model that it was made from, or change the recipe's `rotation`."
+        )
+    layers = [f"{LAYERS}.{index}" for index in range(model.config.text.num_hidden_layers)]
+    parts = [*NORMS, *(name for readers in NORMS.values() for name in readers), *WRITERS]
+    if any(f"{layer}.{part}.weight" not in tensors for layer in layers for part in parts):
+        return  # no whole decoder: the caller says so
+    for layer in layers:
+        for norm, readers in NORMS.items():
+            gains = tensors[f"{layer}.{norm}.weight"]
+            for reader in readers:
+                name = f"{layer}.{reader}.weight"
+                tensors[name] = torch_ops.rotate_blocks(tensors[name] * gains, rotation)
+            tensors[f"{layer}.{norm}.weight"] = torch.ones_like(gains)
+        for writer in WRITERS:
+            name = f"{layer}.{writer}.weight"
+            tensors[name] = torch_ops.rotate_blocks(tensors[name].T, rotation).T.contiguous()
 
 
 def begin_sub_norms(model: MicroVLM, source: str) -> None:

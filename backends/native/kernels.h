@@ -23,6 +23,7 @@ constexpr int64_t kGroup = 32;
 constexpr float kAbsmaxFloor = 1e-5f;
 // Partial sums of squares of a norm; widths of a fused layer are multiples of it.
 constexpr int64_t kNormLanes = 32;
+constexpr int64_t kMaxRotation = 64;  // columns of a rotated block
 // The value of Kernels::task_work where none was measured.
 constexpr int64_t kTaskWork = 1 << 20;
 
@@ -66,6 +67,9 @@ struct FloatSteps {
   // Rotates the two halves of each head of one token against each other, in place: x float32 [heads, 2, half], cosine
   // and sine [half].
   void (*rotate)(float* x, const float* cosine, const float* sine, int64_t heads, int64_t half);
+  // y float32 [blocks, width] = each block of x times Sylvester's Hadamard matrix / sqrt(width); a power of four of at
+  // most kMaxRotation.
+  void (*rotate_blocks)(const float* x, int64_t blocks, int64_t width, float* y);
 };
 
 struct Kernels {

@@ -24,7 +24,7 @@ namespace {
 
 using namespace host;
 
-constexpr size_t kAllOps = kDeclarationCount + kLayerCount + 1;  // and the mask
+constexpr size_t kAllOps = kDeclarationCount + kLayerCount + 2;  // and the mask and the rotation
 const OrtApiBase kBase = {get_api, nullptr};
 
 std::vector<const OrtCustomOp*> registered_ops() {
@@ -312,7 +312,8 @@ int check_variant(int64_t cases, uint64_t seed) {
   const int64_t failures = check_failing_calls(ops, random), shapes = check_shape_inference(ops, cases, random);
   check_threads(ops, random);
   const int64_t layers = check_layers(ops.data() + kDeclarationCount, cases / 4, random);
-  check_mask(ops.back(), cases / 4, random);
+  check_mask(ops[kAllOps - 2], cases / 4, random);
+  check_rotation(ops[kAllOps - 1], cases / 4, random);
   CHECK(live_objects == 1, "something is left behind");
   std::printf(
       "%s: %lld right nodes equal; %lld known and %lld random nodes refused, %lld right; %lld failing calls, %lld "

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from microvlm.config import Rotation
+
 SCALE_BITS = 16
 """Of a scale, where bits a weight are counted."""
 
@@ -18,7 +20,9 @@ class TernaryDesign:
     group: int | None = None
     """Columns that share a scale; 0 for a row's, None for the whole matrix's."""
     rotation: int = 0
-    """Width of the blocks that a Hadamard matrix rotates; 0 for none."""
+    """Width of the blocks that a Hadamard matrix rotates before each product; 0 for none."""
+    stream_rotation: Rotation = 0
+    """The same of the residual stream, whose weights are rotated beforehand (`TextConfig.rotation`)."""
     sub_norm: bool = True
     """Whether SubLN is inserted (BitDistill, arXiv 2510.13998, section 3.1)."""
     distilled: bool = True
@@ -32,6 +36,7 @@ DESIGNS = {
         TernaryDesign("row", "one scale a row", group=0),
         TernaryDesign("group", "one scale for 128 columns of a row", group=128),
         TernaryDesign("rotated", "one scale a matrix, inputs and weights rotated", rotation=64),
+        TernaryDesign("stream", "one scale a matrix, the residual stream rotated", stream_rotation=64),
         TernaryDesign("plain", "one scale a matrix, no SubLN", sub_norm=False),
         TernaryDesign("qat", "one scale a matrix, no teacher", distilled=False),
     )

@@ -34,12 +34,17 @@ def report(document: TrainingReport) -> Report:
         ["seconds of steps", *(f"{stage.seconds:,.0f}" for stage in stages)],
         ["samples a second", *(f"{stage.samples_per_second:.2f}" for stage in stages)],
         ["tokens a second", *(f"{stage.tokens_per_second:.1f}" for stage in stages)],
-        ["caption loss, first steps", *(f"{stage.loss_first:.3f}" for stage in stages)],
-        ["caption loss, last steps", *(f"{stage.loss_last:.3f}" for stage in stages)],
+        ["training loss, first steps", *(f"{stage.loss_first:.3f}" for stage in stages)],
+        ["training loss, last steps", *(f"{stage.loss_last:.3f}" for stage in stages)],
     ]
     rows = [["", *(f"{stage.name}: {when}" for stage in stages for when in ("before", "after"))]]
     for name, label in _EVALUATIONS.items():
-        values = [value.get(name) for stage in stages for value in (stage.before, stage.after)]
+        moments = [value for stage in stages for value in (stage.before, stage.after)]
+        # The loss of a stage on text alone is one of those that have rows of their own.
+        values = [
+            None if name == "evaluation/loss" and "evaluation/text_loss" in moment else moment.get(name)
+            for moment in moments
+        ]
         if any(value is not None for value in values):
             rows.append([label, *("" if value is None else f"{value:.4g}" for value in values)])
     tables = [Table("stages", "stages", length), Table("evaluations", "before and after each stage", rows)]

@@ -18,7 +18,11 @@ class MicroVLMConfig(PretrainedConfig):
 
     def get_text_config(self, *_, **__):
         """A Qwen2Config, or a LlamaConfig for a decoder without biases. One with SubLN has norms that neither has."""
-        sizes = {key: value for key, value in self.text.items() if key not in ("attention_bias", "sub_norm")}
+        sizes = {
+            key: value
+            for key, value in self.text.items()
+            if key not in ("attention_bias", "sub_norm", "rotation")
+        }
         return (Qwen2Config if self.text["attention_bias"] else LlamaConfig)(
             **sizes, tie_word_embeddings=True
         )

@@ -21,6 +21,7 @@ from microvlm.formats.layer_table import (
     MASK,
     MOST_EXPONENT,
     NORM_LANES,
+    ROTATION,
     LayerSpec,
 )
 from microvlm.formats.op_table import DOMAIN, DOMAIN_VERSION
@@ -223,3 +224,28 @@ def mask_function() -> onnx.FunctionProto:
         f'<domain: "{DOMAIN}", opset_import: ["" : {OPSET}]>\n'
         f"{MASK} (attention_mask, position_ids) => (visible) {{ {_MASK} }}"
     )
+
+
+def rotation_function(width: int) -> onnx.FunctionProto:
+    """The body of `RotateBlocks` for blocks of `width` columns, which its nodes name in an attribute."""
+    text = ["shape = Shape (x)\n", f"factor = Constant <value = float {{{width**-0.5!r}}}> ()\n"]
+    current, stride = "x", 1
+    while stride < width:
+        sums = f"sums_{stride}"
+        text.append(
+            f"""
+    pairs_shape_{stride} = Constant <value = int64[3] {{-1, 2, {stride}}}> ()
+    pairs_{stride} = Reshape ({current}, pairs_shape_{stride})
+    first_{stride}, second_{stride} = Split <axis: int = 1, num_outputs: int = 2> (pairs_{stride})
+    upper_{stride} = Add (first_{stride}, second_{stride})
+    lower_{stride} = Sub (first_{stride}, second_{stride})
+    {sums} = Concat <axis: int = 1> (upper_{stride}, lower_{stride})
+"""
+        )
+        current, stride = sums, 2 * stride
+    text.append(f"scaled = Mul ({current}, factor)\ny = Reshape <allowzero: int = 1> (scaled, shape)\n")
+    proto = onnx.parser.parse_function(
+        f'<domain: "{DOMAIN}", opset_import: ["" : {OPSET}]>\n{ROTATION} <width> (x) => (y) {{ {"".join(text)} }}'
+    )
+    proto.doc_string = "the arithmetic and its order: microvlm/formats/layer_table.py"
+    return proto

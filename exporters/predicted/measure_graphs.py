@@ -61,7 +61,8 @@ def _variants() -> Iterator[tuple[tuple[str, ...], MicroVLMConfig, WeightFormat]
     for width, packing in widths:
         yield body, ternary, WeightFormat(width, packing)
     for flag in ("attention_bias", "sub_norm"):
-        text = dataclasses.replace(plain.text, **{flag: True})
+        flags: dict[str, Any] = {flag: True}
+        text = dataclasses.replace(plain.text, **flags)
         yield body, dataclasses.replace(plain, text=text), WeightFormat(8)
     yield ("memory_write", "memory_forget"), plain, WeightFormat(8)
     for table_bits in (16, 8, 4):

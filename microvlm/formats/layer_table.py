@@ -17,6 +17,8 @@ IEEE float32, none fused, in this order:
     FeedForward        y = x + norm(mixed) Wo;  h = norm(y);  y + norm(silu(h Wg) * (h Wu)) Wd
 
     DecoderMask        visible[b, 0, s, t] = (mask[b, t] and t <= own) or t == own,  own = s + T - S
+    RotateBlocks       each block of `width` columns, for h = 1, 2, 4, ... below `width`: y[j], y[j + h] =
+                       y[j] + y[j + h], y[j] - y[j + h] for all j with no bit h;  then y * (1 / sqrt(width))
 
 A bias, and a norm before Wo or Wd, of no elements is none. Activations are [batch, tokens, width], widths multiples of
 32. The names of the nodes are part of the bundle format: a changed arithmetic or operand is a new name.
@@ -149,6 +151,21 @@ def decoder_mask(attention_mask: np.ndarray, position_ids: np.ndarray) -> np.nda
     keys = np.arange(total)
     own = np.arange(queries)[:, None] + (total - queries)
     return ((attention_mask != 0)[:, None, None] & (keys <= own)) | (keys == own)
+
+
+ROTATION = "RotateBlocks"
+"""float32 x [..., K] -> the same shape; attribute `width`, a power of four that divides K, of at most MAX_ROTATION."""
+MAX_ROTATION = 64
+
+
+def rotate_blocks(x: np.ndarray, width: int) -> np.ndarray:
+    """Blocks of `width` columns times Sylvester's orthonormal Hadamard matrix (Fino and Algazi 1976), in numpy."""
+    y, stride = x, 1
+    while stride < width:
+        pairs = y.reshape(-1, 2, stride)
+        y = np.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], axis=1)
+        stride *= 2
+    return (y * np.float32(width**-0.5)).reshape(x.shape)
 
 
 def products_of(op_type: str) -> int:

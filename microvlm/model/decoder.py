@@ -156,13 +156,17 @@ class Decoder(nn.Module):
             mask = decoder_mask(attention_mask, inputs_embeds.shape[1])
         else:
             mask = traced_mask(attention_mask, position_ids)
-        x, presents = inputs_embeds, []
+        x, presents = self._rotate(inputs_embeds), []
         for layer, layer_past in zip(self.layers, past, strict=True):
             x, present = layer(x, cos, sin, mask, layer_past)
             presents.append(present)
         if num_logits_to_keep is not None:
             x = torch_ops.keep_last(x, num_logits_to_keep)
-        return self.norm(x), presents
+        return self.norm(self._rotate(x)), presents
+
+    def _rotate(self, x: Tensor) -> Tensor:
+        """Into the layers' basis, and out of it: the matrix is its own inverse."""
+        return torch_ops.rotate_blocks(x, self.config.rotation) if self.config.rotation else x
 
     def key_biases(self) -> list[Tensor | None]:
         """The bias of each layer's k_proj, [kv_heads * D], or None where there is none."""
@@ -176,7 +180,7 @@ class Decoder(nn.Module):
         """Attention weights of every layer, [B, heads, S, P + S] each."""
         cos, sin = rotary_tables(position_ids, self.config.head_dim, self.config.rope_theta)
         mask = decoder_mask(attention_mask, inputs_embeds.shape[1])
-        x, maps = inputs_embeds, []
+        x, maps = self._rotate(inputs_embeds), []
         layers = cast(Iterable[DecoderLayer], self.layers)
         for layer, layer_past in zip(layers, past, strict=True):
             query, key, _ = layer.self_attn.heads(layer.input_layernorm(x), cos, sin)

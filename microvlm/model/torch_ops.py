@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -173,3 +174,40 @@ def keep_last(hidden: Tensor, count: Tensor) -> Tensor:
 def _fake_keep_last(hidden: Tensor, count: Tensor) -> Tensor:
     kept_tokens = torch.library.get_ctx().new_dynamic_size()
     return hidden.new_empty((hidden.shape[0], kept_tokens, hidden.shape[2]))
+
+
+@torch.library.custom_op("microvlm::rotate_blocks", mutates_args=())
+def rotate_blocks(x: Tensor, width: int) -> Tensor:
+    """Blocks of `width` columns of [..., K] times Sylvester's orthonormal Hadamard matrix [width, width], in float32.
+
+    The additions have the order of `layer_table`. `width` is a power of four that divides K.
+    """
+    # A block's columns are rows here, so that each addition reads and writes long rows.
+    y = x.reshape(-1, width).T.to(torch.float32, memory_format=torch.contiguous_format, copy=True)
+    sums = torch.empty_like(y)
+    stride = 1
+    while stride < width:
+        pairs = (width // (2 * stride), 2, stride, y.shape[1])
+        first, second = y.view(pairs).unbind(1)
+        upper, lower = sums.view(pairs).unbind(1)
+        torch.add(first, second, out=upper)
+        torch.sub(first, second, out=lower)
+        y, sums = sums, y
+        stride *= 2
+    return (y.T * width**-0.5).contiguous().view(x.shape)
+
+
+@rotate_blocks.register_fake
+def _fake_rotate_blocks(x: Tensor, width: int) -> Tensor:
+    return x.new_empty(x.shape, dtype=torch.float32)
+
+
+def _rotation_width(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+    ctx.width, ctx.dtype = inputs[1], inputs[0].dtype
+
+
+def _rotate_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    return rotate_blocks(grad, ctx.width).to(ctx.dtype), None  # the matrix is symmetric
+
+
+rotate_blocks.register_autograd(_rotate_gradient, setup_context=_rotation_width)

@@ -14,6 +14,9 @@ from microvlm.training.batches.sample_texts import IGNORED
 
 MOST_TOKENS = 256
 """Longer texts are cut."""
+ROW_MULTIPLE = 8
+"""Rows are padded to a multiple of it. Tensors of few sizes reuse each other's memory; of many, they break a heap into
+pieces: a distillation of SmolLM2 whose rows had any length grew from 7 to 12 GB in 90 steps."""
 
 
 _PROBE = "a photo of two dogs, 1.58 bits and a cup of coffee"
@@ -39,7 +42,7 @@ class TokenRows:
     def build(self, texts: Sequence[str]) -> Rows:
         """Rows [B, S] of texts; each token but a row's first is the label of the position before it."""
         parts = [self.tokens(text) for text in texts]
-        length = max(2, *map(len, parts))
+        length = -(-max(1, *map(len, parts)) // ROW_MULTIPLE) * ROW_MULTIPLE
         ids = torch.full((len(parts), length), self.processor.pad_id)
         mask, labels = torch.zeros_like(ids), torch.full_like(ids, IGNORED)
         for row, tokens in enumerate(parts):

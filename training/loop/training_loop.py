@@ -38,6 +38,8 @@ from microvlm.training.watching.progress import Progress
 
 SHOWN = {
     names.EVALUATION_LOSS: "caption loss",
+    names.EVALUATION_KL: "KL from the teacher",
+    names.EVALUATION_TEXT_LOSS: "cross-entropy of the texts",
     "evaluation/token_accuracy": "next token right",
     "evaluation/alignment_recall_at_1": "own caption nearest",
     "evaluation/text_perplexity": "perplexity of the text",
@@ -158,7 +160,11 @@ class StageRun:
         with (context.folder / EVALUATIONS).open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         context.tracking.log(context.first_step + step, values)
-        shown = "  ".join(f"{words} {values[key]:.4g}" for key, words in SHOWN.items() if key in values)
+        # The loss of a stage on text is one of the two that have names of their own.
+        left_out = {names.EVALUATION_LOSS} if names.EVALUATION_TEXT_LOSS in values else set()
+        shown = "  ".join(
+            f"{words} {values[key]:.4g}" for key, words in SHOWN.items() if key in values.keys() - left_out
+        )
         context.log(f"{self.stage.name} {step}/{self.stage.steps}  held out: {shown}")
         loss = values.get(names.EVALUATION_LOSS)
         if step and loss is not None and loss < self.best.get("loss", float("inf")):

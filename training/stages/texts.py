@@ -118,11 +118,13 @@ class TextTask(WholeModelTask):
         return self.draw_step(0, generator)
 
     def draw_step(self, step: int, generator: torch.Generator) -> Rows:
-        """Texts in an order of their own in every epoch."""
+        """Texts in an order of their own in every epoch and stage."""
         size, count = self.stage.batch_size, len(self.texts)
         positions = np.arange(step * size, (step + 1) * size)
+        # A second stage has orders of its own: it would begin with the texts that the first one began with.
+        place = [stage.name for stage in self.recipe.stages].index(self.stage.name)
         orders = {
-            int(epoch): np.random.default_rng((self.recipe.seed, int(epoch))).permutation(count)
+            int(epoch): np.random.default_rng(self._order(place, int(epoch))).permutation(count)
             for epoch in np.unique(positions // count)
         }
         return self.token_rows.build(
@@ -131,6 +133,12 @@ class TextTask(WholeModelTask):
 
     def size(self, batch: Rows) -> tuple[int, int]:
         return len(batch.ids), int((batch.labels != IGNORED).sum())
+
+    def _order(self, place: int, epoch: int) -> np.random.SeedSequence:
+        """The seed of an epoch's order in the recipe's stage number `place`. The first one's is that of older runs."""
+        if place == 0:
+            return np.random.SeedSequence((self.recipe.seed, epoch))
+        return np.random.SeedSequence(self.recipe.seed, spawn_key=(place, epoch))
 
     def loss(self, module: MicroVLM, batch: Rows) -> tuple[Tensor, dict[str, Tensor]]:
         rows = batch.to(module.memory_prior.device)
@@ -182,13 +190,13 @@ class TextTask(WholeModelTask):
                     totals["kl"] += float(F.kl_div(*both, reduction="sum", log_target=True))
                     totals["same"] += float((logits.argmax(-1) == target.argmax(-1)).sum())
         tokens = max(1.0, totals["tokens"])
-        values = {"evaluation/text_loss": totals["nats"] / tokens}
+        values = {names.EVALUATION_TEXT_LOSS: totals["nats"] / tokens}
         if self.teacher is None:
-            return {names.EVALUATION_LOSS: values["evaluation/text_loss"], **values}
+            return {names.EVALUATION_LOSS: values[names.EVALUATION_TEXT_LOSS], **values}
         kl = totals["kl"] / tokens
         return {
             names.EVALUATION_LOSS: kl,
-            "evaluation/kl": kl,
+            names.EVALUATION_KL: kl,
             "evaluation/top1": totals["same"] / tokens,
             **values,
         }

@@ -69,6 +69,8 @@ def compare(plan: ComparisonPlan, log: Callable[[str], None]) -> dict[str, Any]:
     data = TextTask.open_data([DataFolder(path) for path in plan.data])
     rows = []
     tokens = 0
+    for name in plan.designs:  # a design that does not fit is refused before any is trained
+        _config(MicroVLMConfig.load(folder), _stage_of(stage, DESIGNS[name]), DESIGNS[name].sub_norm)
     for name in plan.designs:
         design = DESIGNS[name]
         rounding = _Candidate(recipe, design, folder, data, sub_norm=False)
@@ -111,11 +113,7 @@ class _Candidate:
     def __init__(
         self, recipe: Recipe, design: TernaryDesign, start: Path, data: Sequence[Any], sub_norm: bool
     ):
-        stage = recipe.stages[0]
-        if not design.distilled:
-            stage = msgspec.structs.replace(
-                stage, caption=msgspec.structs.replace(stage.caption, teacher=None)
-            )
+        stage = _stage_of(recipe.stages[0], design)
         self.recipe, self.stage = recipe, stage
         self.config = _config(MicroVLMConfig.load(start), stage, sub_norm)
         self.processor = Processor(load_tokenizer(start), self.config, read_documents(start))
@@ -156,6 +154,13 @@ class _Candidate:
             rows = self.task.token_rows.build(texts[first : first + BATCH])
             sums += row_sums(rows, candidates)["design"]
         return estimates(sums)
+
+
+def _stage_of(stage: StageConfig, design: TernaryDesign) -> StageConfig:
+    stage = msgspec.structs.replace(stage, rotation=design.stream_rotation)
+    if design.distilled:
+        return stage
+    return msgspec.structs.replace(stage, caption=msgspec.structs.replace(stage.caption, teacher=None))
 
 
 def _config(base: MicroVLMConfig, stage: StageConfig, sub_norm: bool) -> MicroVLMConfig:

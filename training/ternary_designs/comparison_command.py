@@ -64,7 +64,7 @@ def command(
 ) -> None:
     """Distil the decoder of --start for some steps in each design of ternary layers, on the same batches.
 
-    Scales by matrix, row or group, a rotation, without SubLN, without a teacher: KL divergence from the start after
+    Scales by matrix, row or group, rotations, without SubLN, without a teacher: KL divergence from the start after
     rounding and after training, on held-out texts.
 
     \b

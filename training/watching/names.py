@@ -20,6 +20,8 @@ SAMPLES_PER_SECOND = "train/samples_per_second"
 TOKENS_PER_SECOND = "train/tokens_per_second"
 
 EVALUATION_LOSS = "evaluation/loss"
+EVALUATION_KL = "evaluation/kl"
+EVALUATION_TEXT_LOSS = "evaluation/text_loss"
 EVALUATION_PERPLEXITY = "evaluation/perplexity"
 EVALUATION_ALIGNMENT_LOSS = "evaluation/alignment_loss"
 EVALUATION_TOKEN_ACCURACY = "evaluation/token_accuracy"
@@ -65,6 +67,8 @@ MEANINGS = {
     ADDRESSING_KL: "KL of the addressing weights from their prior, mean over elements, in nats",
     DISTILLATION_KL: "KL of the student's next token from the teacher's, in nats",
     RELATION_LOSS: "KL of the student's attention relations from the teacher's, in nats",
+    EVALUATION_KL: "KL of the student's next token from the teacher's on held-out texts, in nats",
+    EVALUATION_TEXT_LOSS: "cross entropy of held-out texts, mean over tokens, in nats",
     GRADIENT_NORM: "Euclidean norm of all gradients before clipping, no unit",
     LEARNING_RATE: "rate of the first parameter group in this step, no unit",
     GLOBAL_STEP: "optimiser steps since the run began, over all stages",
@@ -73,7 +77,7 @@ MEANINGS = {
     STEP_SECONDS: "seconds of a step and of waiting for its batch, mean over steps",
     SAMPLES_PER_SECOND: "pictures or episodes trained on per second of wall clock, over all processes",
     TOKENS_PER_SECOND: "tokens that count in the loss per second of wall clock, over all processes",
-    EVALUATION_LOSS: "cross entropy on held-out samples, mean over tokens, in nats",
+    EVALUATION_LOSS: "cross entropy on held-out samples, or a text stage's KL from its teacher, in nats a token",
     EVALUATION_PERPLEXITY: "exp of the cross entropy on held-out samples, no unit",
     EVALUATION_ALIGNMENT_LOSS: "alignment loss on held-out pictures, in nats",
     EVALUATION_TOKEN_ACCURACY: "share of held-out tokens that are the model's first choice, 0 to 1",

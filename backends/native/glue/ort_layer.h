@@ -1,4 +1,4 @@
-// The custom operators of the fused layers and of the decoder's mask, which ort_op.cpp registers with the others.
+// The custom operators of the fused layers, the decoder's mask and its rotation, which ort_op.cpp registers with the others.
 #pragma once
 
 #include <atomic>
@@ -12,3 +12,4 @@ extern std::atomic<const OrtApi*> first_api;
 // That of kLayers[i].
 const OrtCustomOp* layer_op(size_t i);
 const OrtCustomOp* mask_op();
+const OrtCustomOp* rotation_op();

@@ -197,6 +197,7 @@ Status make_domain(const OrtApi* api, void** made) {
     if (status == nullptr) status = call<kCustomOpDomainAdd>(api, *made, layer_op(i));
   }
   if (status == nullptr) status = call<kCustomOpDomainAdd>(api, *made, mask_op());
+  if (status == nullptr) status = call<kCustomOpDomainAdd>(api, *made, rotation_op());
   return status;
 }
 

@@ -253,4 +253,48 @@ inline void check_mask(const OrtCustomOp* op, int64_t cases, Random& random) {
   }
 }
 
+// The sum over a block with the signs of the matrix, in double precision; and widths and columns that do not fit.
+inline void check_rotation(const OrtCustomOp* op, int64_t cases, Random& random) {
+  for (int64_t i = 0; i < cases; ++i) {
+    const int64_t width = i % 9 == 0 ? hostile_number(64, random) : int64_t{4} << 2 * below(random, 3);
+    const bool is_width = width == 4 || width == 16 || width == 64;
+    const int64_t rows = below(random, 4), columns = (is_width ? width : 16) * below(random, 4) + (i % 7 == 0);
+    Value x;
+    x.info = {kFloat, {rows, columns}, {}};
+    x.content.assign(static_cast<size_t>(rows * columns) * 4, 0);
+    for (size_t byte = 0; byte < x.content.size(); byte += 4) {
+      const float number = static_cast<float>(below(random, 2001) - 1000) / 500.0f;
+      std::memcpy(&x.content[byte], &number, sizeof number);
+    }
+    x.offset = below(random, 9);
+    x.allocate();
+    Node node;
+    node.inputs = {&x};
+    node.are_constant = {false};
+    node.attributes = {{"width", width}};
+    void* kernel = nullptr;
+    const bool is_made = take(op->create_kernel(op, as_api(), &node, &kernel)).empty();
+    CHECK(is_made == is_width, "a rotation of %lld columns", static_cast<long long>(width));
+    if (!is_made) continue;
+    Context context = {&node, 1, 0, {}, {}};
+    const std::string message = take(op->compute(kernel, &context));
+    op->destroy_kernel(kernel);
+    const bool fits = columns % width == 0;
+    CHECK(message.empty() == fits, "%s", message.c_str());
+    if (!fits) continue;
+    const float* values = reinterpret_cast<const float*>(x.content.data());
+    const float* y = static_cast<const float*>(context.output.data());
+    for (int64_t place = 0; place < rows * columns; ++place) {
+      const int64_t begin = place / width * width;
+      double expected = 0;
+      for (int64_t k = 0; k < width; ++k) {
+        const bool is_negative = __builtin_parityll(static_cast<uint64_t>((place - begin) & k));
+        expected += is_negative ? -values[begin + k] : values[begin + k];
+      }
+      expected /= __builtin_sqrt(static_cast<double>(width));
+      CHECK(__builtin_fabs(y[place] - expected) < 1e-5, "a rotation that is another one");
+    }
+  }
+}
+
 }  // namespace host

@@ -59,7 +59,30 @@ void rotate(float* x, const float* cosine, const float* sine, int64_t heads, int
   }
 }
 
-constexpr FloatSteps kFloatSteps = {normalize, gate, rotate};
+void rotate_blocks(const float* x, int64_t blocks, int64_t width, float* y) {
+  float scale = 1.0f;
+  for (int64_t size = width; size > 1; size /= 4) scale *= 0.5f;
+  float even[kMaxRotation], odd[kMaxRotation];  // values before a step, and after it
+  for (int64_t block = 0; block < blocks; ++block, x += width, y += width) {
+    float *before = even, *after = odd;
+    std::memcpy(before, x, static_cast<size_t>(width) * sizeof *x);
+    for (int64_t stride = 1; stride < width; stride *= 2) {
+      for (int64_t pair = 0; pair < width; pair += 2 * stride) {
+        for (int64_t i = pair; i < pair + stride; ++i) {
+          const float first = before[i], second = before[i + stride];
+          after[i] = first + second;
+          after[i + stride] = first - second;
+        }
+      }
+      float* const swapped = before;
+      before = after;
+      after = swapped;
+    }
+    for (int64_t i = 0; i < width; ++i) y[i] = before[i] * scale;
+  }
+}
+
+constexpr FloatSteps kFloatSteps = {normalize, gate, rotate, rotate_blocks};
 
 }  // namespace
 }  // namespace microvlm
