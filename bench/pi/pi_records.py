@@ -164,6 +164,10 @@ class PiReport(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         if self.cost is not None and self.counted_on is None:
             raise ValueError("counted_on is missing beside cost")
+        tables = [self.predicted_timings_ms, self.predicted_mca_ms]
+        by_table = [[time.phase for time in times] for times in tables if times is not None]
+        if any(phases != by_table[0] for phases in by_table):
+            raise ValueError("predicted_timings_ms and predicted_mca_ms must be of the same phases")
         if self.peers is not None and OURS not in [peer.contender for peer in self.peers]:
             raise ValueError(f"peers lack {OURS}, which the others are compared with")
 
