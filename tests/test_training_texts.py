@@ -169,8 +169,9 @@ def test_each_token_is_the_label_of_the_one_before(tiny_processor):
     ("name", "content", "sentence"),
     [
         ("a.jsonl", "no json\n", "line 1 of"),
-        ("a.jsonl", '{"caption": "one"}\n', "line 1 of"),
+        ("a.jsonl", '{"title": "one"}\n', "line 1 of"),
         ("a.jsonl", '{"text": "one"}\n', "too few texts"),
+        ("a.jsonl", '{"file_name": "a.jpg", "caption": "one"}\n', "too few texts"),
         ("a.jsonl.gz", "no gzip", "cannot be unpacked"),
         ("a.txt", "", "too few texts"),
         ("a.csv", "a,b", "is no text"),

@@ -23,7 +23,7 @@ def report(document: PeerReport) -> Report:
             Table(f"threads-{threads}", f"{threads} thread{plural}", _speeds(rows)),
             Table(
                 f"ratios-{threads}",
-                f"Times the speed of ours, {threads} thread{plural}",
+                f"Speed as a multiple of ours, {threads} thread{plural}",
                 _ratios(document, rows),
             ),
         ]

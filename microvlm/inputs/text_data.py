@@ -86,11 +86,12 @@ def _lines(text: str, path: Path) -> Iterator[list[str]]:
             continue
         try:
             row = json.loads(line)
-            found = row["captions"] if "captions" in row else [row["text"]]
+            found = row["captions"] if "captions" in row else [row["caption" if "caption" in row else "text"]]
             texts = [str(each).strip() for each in found if isinstance(each, str)]
         except (ValueError, KeyError, TypeError, RecursionError):
             raise UserError(
-                f'line {number} of {path} has no text: write {{"text": ...}} or {{"captions": [...]}}.'
+                f"line {number} of {path} has no text: write "
+                '{"text": ...}, {"caption": ...} or {"captions": [...]}.'
             ) from None
         texts = [each for each in texts if each]
         if texts:
