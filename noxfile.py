@@ -188,7 +188,7 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def peers(session: nox.Session) -> None:
-    """Time llama.cpp, onnxruntime-genai and PyTorch beside ours: `-- BUNDLE... --gguf FILE`, else at full size"""
+    """Time llama.cpp, genai and PyTorch beside ours: `-- BUNDLE... --gguf FILE`, else at full size"""
     need(session, *COMPILER)
     session.install(".[export]", "pytest", *PEERS, *CONSTRAINTS)
     bundle = str(Path(session.create_tmp(), SMALL_MODEL))

@@ -40,7 +40,7 @@ def test_every_changed_recipe_is_a_recipe_or_one_sentence(tmp_path):
     recipes = [document, *(json.loads(NANO.with_name(name).read_text()) for name in others)]
     stages = [stage for recipe in recipes for stage in recipe["stages"]]
     # Recipes may give two tasks one name.
-    by_task = {stage["task"]: {**stage, "name": stage["task"]} for stage in stages}
+    by_task = {stage["task"]: {**stage, "name": stage["task"], "rotation": 0} for stage in stages}
     assert set(by_task) | {"captions"} == set(TASKS)
     document["stages"] = list(by_task.values())
     assert check_mutations(document, read, least_refused=0.8) > 500

@@ -20,7 +20,7 @@ from microvlm.terminal.suggestions import FILE, MODEL
     multiple=True,
     help="A file for llama.cpp, or Q4_0, TQ2_0 or TQ1_0 for random weights; may be repeated.",
 )
-@click.option("--checkpoint", type=MODEL, help="A float checkpoint for PyTorch.")
+@click.option("--checkpoint", "float_checkpoint", type=MODEL, help="A float checkpoint for PyTorch.")
 @click.option(
     "--compiled/--no-compiled",
     default=True,
@@ -35,7 +35,7 @@ from microvlm.terminal.suggestions import FILE, MODEL
 def peers(
     bundles: tuple[str, ...],
     ggufs: tuple[str, ...],
-    checkpoint: str | None,
+    float_checkpoint: str | None,
     compiled: bool,
     threads: str,
     rounds: int,
@@ -56,7 +56,7 @@ def peers(
     from microvlm.bench.peers.peers_bench import run as measure
 
     plan = PeerPlan(parse_numbers("--threads", threads), rounds, new_tokens)
-    document = measure(bundles, ggufs, checkpoint, compiled, plan, step)
+    document = measure(bundles, ggufs, float_checkpoint, compiled, plan, step)
     output.deliver(document)
     if any(row["status"] == "failed" for row in document["rows"]):
         note("a program broke: see the reasons above")
