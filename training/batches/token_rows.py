@@ -15,8 +15,7 @@ from microvlm.training.batches.sample_texts import IGNORED
 MOST_TOKENS = 256
 """Longer texts are cut."""
 ROW_MULTIPLE = 8
-"""Rows are padded to a multiple of it. Tensors of few sizes reuse each other's memory; of many, they break a heap into
-pieces: a distillation of SmolLM2 whose rows had any length grew from 7 to 12 GB in 90 steps."""
+"""Rows are padded to a multiple of it: tensors of few sizes reuse each other's memory, those of many do not."""
 
 
 _PROBE = "a photo of two dogs, 1.58 bits and a cup of coffee"

@@ -1,4 +1,4 @@
-// The custom operators of the fused layers, the decoder's mask and its rotation, which ort_op.cpp registers with the others.
+// The custom operators of the fused layers, of the decoder's mask and of its rotation; ort_op.cpp registers all.
 #pragma once
 
 #include <atomic>

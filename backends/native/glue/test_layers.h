@@ -269,9 +269,9 @@ inline void check_rotation(const OrtCustomOp* op, int64_t cases, Random& random)
     x.offset = below(random, 9);
     x.allocate();
     Node node;
-    node.inputs = {&x};
-    node.are_constant = {false};
-    node.attributes = {{"width", width}};
+    node.inputs.push_back(&x);
+    node.are_constant.push_back(false);
+    node.attributes["width"] = width;
     void* kernel = nullptr;
     const bool is_made = take(op->create_kernel(op, as_api(), &node, &kernel)).empty();
     CHECK(is_made == is_width, "a rotation of %lld columns", static_cast<long long>(width));
